@@ -1,0 +1,1 @@
+# One file a DPDK header; declarations only.

@@ -1,0 +1,1 @@
+"""Declarations of DPDK's C functions, one ``.pxd`` file a header; nothing here runs."""

@@ -1,0 +1,41 @@
+# rte_eal.h, rte_lcore.h, rte_errno.h, rte_log.h, rte_dev.h, rte_version.h: the environment abstraction layer
+from libc.stdio cimport FILE
+
+
+cdef extern from "rte_eal.h" nogil:
+    int rte_eal_init(int argc, char **argv) noexcept
+    int rte_eal_has_hugepages() noexcept
+
+
+cdef extern from "rte_errno.h" nogil:
+    int rte_errno  # per lcore or thread
+    const char *rte_strerror(int errnum) noexcept
+
+
+cdef extern from "rte_log.h" nogil:
+    int rte_openlog_stream(FILE *f) noexcept
+    void rte_log_set_global_level(unsigned int level) noexcept
+    int rte_log_set_level_pattern(const char *pattern, unsigned int level) noexcept
+
+
+cdef extern from "rte_lcore.h" nogil:
+    unsigned int LCORE_ID_ANY
+    unsigned int rte_lcore_id() noexcept
+    int rte_thread_register() noexcept
+    void rte_thread_unregister() noexcept
+    unsigned int rte_socket_id() noexcept
+
+
+cdef extern from "rte_dev.h" nogil:
+    int rte_eal_hotplug_add(const char *busname, const char *devname, const char *drvargs) noexcept
+    int rte_eal_hotplug_remove(const char *busname, const char *devname) noexcept
+
+
+cdef extern from "rte_memory.h" nogil:
+    int SOCKET_ID_ANY
+
+
+cdef extern from "rte_version.h" nogil:
+    const char *rte_version() noexcept
+    int RTE_VER_YEAR
+    int RTE_VER_MONTH
