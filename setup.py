@@ -1,0 +1,157 @@
+"""Build of the compiled modules; everything that can be said declaratively stands in pyproject.toml.
+
+Environment
+-----------
+AIFLOW_DEBUG=1
+    ``-O0 -g`` and assertions on.
+AIFLOW_SANITIZE=address,undefined
+    GCC's sanitizers; run the tests of such a build through ``make sanitize``, which preloads the run-time library.
+AIFLOW_WERROR=1
+    Warnings of the C compiler are errors (CI).
+CC, CFLAGS, LDFLAGS, PKG_CONFIG, PKG_CONFIG_PATH
+    As everywhere.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from setuptools import Extension, find_namespace_packages, setup
+from setuptools.command.build import build
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT / "tools"))  # a PEP 517 build does not put the project on sys.path
+
+from dpdk_flags import dpdk_flags  # noqa: E402
+
+DEBUG = os.environ.get("AIFLOW_DEBUG", "0") not in ("", "0")
+SANITIZE = os.environ.get("AIFLOW_SANITIZE", "")
+WERROR = os.environ.get("AIFLOW_WERROR", "0") not in ("", "0")
+
+# The wire format and its state machines are plain C: modules over them must load where no DPDK is.
+WITHOUT_DPDK = ("_wire",)
+
+DIRECTIVES = {
+    "language_level": 3,
+    "boundscheck": False,
+    "wraparound": False,
+    "initializedcheck": False,
+    "cdivision": True,
+    "embedsignature": True,
+}
+
+# -Wextra complains about what Cython writes by design, not by mistake: unused parameters of slots, casts between the
+# C API's function types, structs filled from the front.
+COMPILE_ARGS = [
+    "-std=gnu11",
+    "-Wall",
+    "-Wextra",
+    "-Wno-unused-parameter",
+    "-Wno-missing-field-initializers",
+    "-Wno-cast-function-type",
+]
+
+
+def flavour() -> str:
+    """Name of this kind of build; each has object files of its own, so that flags never mix."""
+    return "-".join(["sanitize" if SANITIZE else "", "debug" if DEBUG else ""]).strip("-")
+
+
+def build_dir() -> str:
+    """Build directory, relative to the project's root."""
+    return f"build/{flavour()}" if flavour() else "build"
+
+
+def optimisation() -> tuple[list[str], list[str]]:
+    """Compiler and linker flags of this kind of build."""
+    compile_args = ["-O0", "-g3"] if DEBUG else ["-O3", "-g1"]
+    link_args: list[str] = []
+    if SANITIZE:
+        compile_args = ["-O0" if DEBUG else "-O1", "-g", "-fno-omit-frame-pointer", f"-fsanitize={SANITIZE}"]
+        if "undefined" in SANITIZE.split(","):
+            compile_args.append("-fno-sanitize-recover=undefined")
+        link_args.append(f"-fsanitize={SANITIZE}")
+    if WERROR:
+        compile_args.append("-Werror")
+    return compile_args, link_args
+
+
+def extension(source: Path, headers: list[str]) -> Extension:
+    """One compiled module for one .pyx file."""
+    relative = source.relative_to(ROOT)
+    return Extension(
+        ".".join(relative.with_suffix("").parts),
+        [str(relative)],
+        include_dirs=["include"],
+        depends=headers,
+        undef_macros=["NDEBUG"] if DEBUG or SANITIZE else [],
+    )
+
+
+class BuildWithCython(build_ext):
+    """Ask pkg-config and run Cython only when something is compiled: an sdist needs neither DPDK nor a compiler."""
+
+    def run(self) -> None:
+        """Set the flags, translate to C, compile."""
+        from Cython.Build import cythonize
+
+        dpdk = None
+        compile_args, link_args = optimisation()
+        for ext in self.extensions:
+            ext.extra_compile_args = [*COMPILE_ARGS, *compile_args]
+            ext.extra_link_args = list(link_args)
+            if ext.name.rpartition(".")[2].startswith(WITHOUT_DPDK):
+                continue
+            dpdk = dpdk or dpdk_flags()
+            ext.include_dirs += dpdk.include_dirs
+            ext.define_macros += dpdk.define_macros
+            ext.undef_macros += dpdk.undef_macros
+            ext.library_dirs += dpdk.library_dirs
+            ext.runtime_library_dirs += dpdk.library_dirs  # a DPDK outside the loader's path
+            ext.libraries += dpdk.libraries
+            ext.extra_compile_args[:0] = dpdk.compile_args
+            ext.extra_link_args += dpdk.link_args
+        self.link_args_first = dpdk.link_args if dpdk else []
+        translated = cythonize(
+            self.extensions,
+            build_dir=f"{build_dir()}/cython",
+            compiler_directives=DIRECTIVES,
+            include_path=["."],
+            nthreads=0,
+        )
+        # setuptools has already noted file names on its own objects: keep those, take the C sources.
+        for ext, done in zip(self.extensions, translated, strict=True):
+            ext.sources = done.sources
+            ext.depends = sorted({*ext.depends, *done.depends})
+        if not self.parallel:
+            self.parallel = os.cpu_count() or 1
+        super().run()
+
+    def build_extensions(self) -> None:
+        """Put --as-needed and its like in front of the libraries it governs (distutils puts extra arguments last)."""
+        self.compiler.linker_so = [*self.compiler.linker_so, *self.link_args_first]
+        super().build_extensions()
+
+
+class BuildByFlavour(build):
+    """A debug or sanitizer build keeps to its own directory."""
+
+    def initialize_options(self) -> None:
+        """Choose the directory before --build-base may override it."""
+        super().initialize_options()
+        self.build_base = build_dir()
+
+
+sources = sorted((ROOT / "aiflow").rglob("*.pyx"))
+c_headers = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "include").rglob("*.h"))
+
+setup(
+    packages=[*find_namespace_packages(include=["aiflow", "aiflow.*"]), "aiflow.include.aiflow"],
+    package_dir={"aiflow.include.aiflow": "include/aiflow"},
+    package_data={"": ["py.typed", "*.pyi", "*.pxd"], "aiflow.include.aiflow": ["*.h"]},
+    ext_modules=[extension(source, c_headers) for source in sources],
+    cmdclass={"build": BuildByFlavour, "build_ext": BuildWithCython},
+)

@@ -1,0 +1,118 @@
+"""Compiler and linker flags of DPDK, as ``pkg-config libdpdk`` gives them.
+
+Used by ``setup.py`` only. A flag that is not one of ``-I -D -U -L -l`` is passed on untouched and in order, so that a
+flag this file has never heard of (``-include rte_config.h``, ``-march=…``, ``-Wl,--as-needed``) cannot break the build.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+from dataclasses import dataclass, field
+
+NO_LIBDPDK = """\
+aiflow: the build needs DPDK's development files (pkg-config found no libdpdk).
+  Debian, Ubuntu:   apt install libdpdk-dev pkg-config
+  Fedora, RHEL:     dnf install dpdk-devel pkgconf-pkg-config
+A DPDK of your own: PKG_CONFIG_PATH=PREFIX/lib/pkgconfig pip install ."""
+
+TOO_OLD = "aiflow: libdpdk {version} is too old: 22.11 is the oldest that is supported."
+
+OLDEST = (22, 11)
+
+
+@dataclass
+class BuildFlags:
+    """Flags sorted to the fields of ``setuptools.Extension``.
+
+    Attributes
+    ----------
+    include_dirs, library_dirs, libraries : list of str
+        What stood behind ``-I``, ``-L`` and ``-l``.
+    define_macros : list of (str, str or None)
+        What stood behind ``-D``.
+    undef_macros : list of str
+        What stood behind ``-U``.
+    compile_args, link_args : list of str
+        Everything else, in its order. Linker flags such as ``--as-needed`` govern the libraries behind them, so
+        ``link_args`` belong in front of ``libraries`` on the command line.
+    """
+
+    include_dirs: list[str] = field(default_factory=list)
+    define_macros: list[tuple[str, str | None]] = field(default_factory=list)
+    undef_macros: list[str] = field(default_factory=list)
+    library_dirs: list[str] = field(default_factory=list)
+    libraries: list[str] = field(default_factory=list)
+    compile_args: list[str] = field(default_factory=list)
+    link_args: list[str] = field(default_factory=list)
+
+
+def sort_flags(cflags: str, libs: str) -> BuildFlags:
+    """Sort the two lines that pkg-config prints.
+
+    Parameters
+    ----------
+    cflags, libs : str
+        Output of ``pkg-config --cflags`` and ``--libs``, quoted as for a shell.
+
+    Returns
+    -------
+    BuildFlags
+    """
+    flags = BuildFlags()
+    for words, rest in ((shlex.split(cflags), flags.compile_args), (shlex.split(libs), flags.link_args)):
+        position = 0
+        while position < len(words):
+            word = words[position]
+            position += 1
+            letter, value = word[:2], word[2:]
+            if letter not in ("-I", "-D", "-U", "-L", "-l"):
+                rest.append(word)
+                continue
+            if not value and position < len(words):  # "-I dir" in two words
+                value = words[position]
+                position += 1
+            if letter == "-I":
+                flags.include_dirs.append(value)
+            elif letter == "-D":
+                name, equals, text = value.partition("=")
+                flags.define_macros.append((name, text if equals else None))
+            elif letter == "-U":
+                flags.undef_macros.append(value)
+            elif letter == "-L":
+                flags.library_dirs.append(value)
+            else:
+                flags.libraries.append(value)
+    return flags
+
+
+def pkg_config(*arguments: str) -> str | None:
+    """Run ``pkg-config`` (or what ``PKG_CONFIG`` names); None where it or the package is not there."""
+    command = shlex.split(os.environ.get("PKG_CONFIG", "pkg-config"))
+    try:
+        run = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return run.stdout.strip() if run.returncode == 0 else None
+
+
+def dpdk_flags() -> BuildFlags:
+    """Flags of the DPDK that is installed here, plus librte_net_ring, which ``libdpdk.pc`` leaves out.
+
+    Raises
+    ------
+    SystemExit
+        No libdpdk, or one older than 22.11; the message names the packages to install.
+    """
+    version = pkg_config("--modversion", "libdpdk")
+    cflags = pkg_config("--cflags", "libdpdk")
+    libs = pkg_config("--libs", "libdpdk")
+    if version is None or cflags is None or libs is None:
+        raise SystemExit(NO_LIBDPDK)
+    if tuple(int(part) for part in version.split(".")[:2] if part.isdigit()) < OLDEST:
+        raise SystemExit(TOO_OLD.format(version=version))
+    flags = sort_flags(cflags, libs)
+    if "rte_net_ring" not in flags.libraries:
+        flags.libraries.insert(0, "rte_net_ring")
+    return flags
