@@ -1,0 +1,134 @@
+#!/bin/bash
+# All set-up a target needs: Debian packages, a virtual environment in .venv, the compiled modules in place.
+# Does nothing, quickly, when nothing changed.
+#
+# Usage: tools/setup.sh demo|dev|bench        (extras of pyproject.toml; PYTHON=… names another interpreter)
+set -euo pipefail
+cd "$(dirname "$0")/.."
+umask 022 # an ordinary user must be able to run what root sets up
+profile=${1:?usage: tools/setup.sh demo|dev|bench}
+venv=.venv
+stamps=$venv/stamps
+
+say() { printf 'aiflow: %s\n' "$*"; }
+fail() { printf 'aiflow: %s\n' "$*" >&2; exit 1; }
+
+# --- Debian packages: only those that are missing, and only this step as root -------------------------------------
+
+wanted_packages() {
+    local groups
+    case $profile in
+        demo) groups=build ;;
+        dev) groups='build|test' ;;
+        bench) groups='build|test|bench' ;;
+        *) fail "unknown profile '$profile': demo, dev or bench" ;;
+    esac
+    awk -v groups="^($groups)\$" '/^[^#]/ && $2 ~ groups { print $1 }' tools/apt-packages.txt
+}
+
+install_packages() {
+    local missing=() package as_root=()
+    if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then
+        pkg-config --exists libdpdk 2>/dev/null && return
+        fail "this is no Debian: install the packages of tools/apt-packages.txt by hand (Fedora: dnf install gcc" \
+            "dpdk-devel pkgconf-pkg-config python3-devel iproute nftables ethtool)"
+    fi
+    for package in $(wanted_packages); do
+        dpkg-query -W -f '${Status}\n' "$package" 2>/dev/null | grep -q 'ok installed$' || missing+=("$package")
+    done
+    [ ${#missing[@]} -eq 0 ] && return
+    if [ "$(id -u)" -ne 0 ]; then
+        command -v sudo >/dev/null ||
+            fail "Debian packages are missing and there is no sudo. As root: apt-get install ${missing[*]}"
+        as_root=(sudo)
+    fi
+    say "installing Debian packages: ${missing[*]}"
+    "${as_root[@]}" apt-get -qq update ||
+        fail "apt-get update failed; as root: apt-get install ${missing[*]}"
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends "${missing[@]}" \
+        >/dev/null || fail "apt-get install failed: ${missing[*]}"
+}
+
+# --- virtual environment ------------------------------------------------------------------------------------------
+
+# Prints the interpreter behind $1 when it can serve: 3.11 or later, able to make environments, with its C headers, and,
+# under root, one that an ordinary user can run too (not one inside root's own home).
+interpreter() {
+    local real
+    real=$("$1" -c '
+import sys, sysconfig, pathlib, ensurepip, venv
+if sys.version_info < (3, 11) or not pathlib.Path(sysconfig.get_path("include"), "Python.h").exists():
+    sys.exit(1)
+print(getattr(sys, "_base_executable", sys.executable))' 2>/dev/null) || return 1
+    if [ "$(id -u)" -eq 0 ]; then
+        # through sh: setpriv itself still has root's capabilities when it looks its command up
+        (cd / && setpriv --reuid=nobody --regid=nogroup --clear-groups sh -c 'exec "$0" -c ""' "$real" 2>/dev/null) ||
+            return 1
+    fi
+    printf '%s\n' "$real"
+}
+
+choose_python() {
+    local candidate
+    if [ -n "${PYTHON:-}" ]; then
+        interpreter "$PYTHON" && return
+        fail "PYTHON=$PYTHON cannot serve: it must be 3.11 or later, with venv and its C headers, and not in root's home"
+    fi
+    for candidate in python3 /usr/bin/python3; do
+        interpreter "$candidate" && return
+    done
+    fail "no Python 3.11 or later with venv and C headers found; PYTHON=… names one"
+}
+
+make_venv() {
+    local python
+    if [ -x $venv/bin/python ] && $venv/bin/python -c '' 2>/dev/null && [ -f $stamps/venv ]; then return; fi
+    python=$(choose_python)
+    say "making a virtual environment in .venv with $python"
+    rm -rf $venv
+    "$python" -m venv $venv
+    mkdir -p $stamps
+    : >$stamps/venv
+}
+
+pip() { $venv/bin/python -m pip -qq --disable-pip-version-check "$@"; }
+
+# Installs the extras' requirements; $stamps/NAME holds the lines that were last installed.
+install_requirements() {
+    local extra=$1 wanted
+    wanted=$($venv/bin/python tools/requirements.py "$extra")
+    if [ -f "$stamps/$extra" ] && [ "$wanted" = "$(cat "$stamps/$extra")" ]; then return; fi
+    say "installing Python packages of the extra '$extra'"
+    printf '%s\n' "$wanted" >"$stamps/$extra.new"
+    pip install -r "$stamps/$extra.new"
+    mv "$stamps/$extra.new" "$stamps/$extra"
+}
+
+# --- compiled modules ---------------------------------------------------------------------------------------------
+
+sources_changed() {
+    local source
+    [ -f $stamps/build ] || return 0
+    for source in $(find aiflow -name '*.pyx'); do
+        compgen -G "${source%.pyx}.*.so" >/dev/null || return 0
+    done
+    [ -n "$(find aiflow include setup.py pyproject.toml tools/dpdk_flags.py \
+        \( -name '*.pyx' -o -name '*.pxd' -o -name '*.h' -o -name 'setup.py' -o -name 'pyproject.toml' \
+        -o -name 'dpdk_flags.py' \) -newer $stamps/build -print -quit)" ]
+}
+
+build_in_place() {
+    sources_changed || return 0
+    say "compiling"
+    touch $stamps/build.new # what changes during the build counts as newer
+    pip install --no-build-isolation --no-deps --editable .
+    mv $stamps/build.new $stamps/build
+}
+
+install_packages
+mkdir -p build
+exec 9>build/.lock
+flock 9 # two makes at once: the second finds it done
+make_venv
+if [ "$profile" = demo ] && [ ! -f $stamps/dev ]; then install_requirements demo; else install_requirements dev; fi
+build_in_place
