@@ -1,13 +1,19 @@
 # Control plane, C-level face: what _dp cimports.
-from libc.stdint cimport uint16_t
+
+cdef extern from *:
+    """
+    /* rte_interrupts.h: the instance calls are experimental before 23.11; rte_compat.h reads this, so it comes first */
+    #define ALLOW_EXPERIMENTAL_API
+    """
+
+from libc.stdint cimport uint16_t, uint64_t
 
 from aiflow.librte.rte_mempool cimport rte_mempool
-from aiflow.librte.rte_ring cimport rte_ring
 
 
 cdef extern from "aiflow/gate.h" nogil:
     struct af_gate:
-        pass
+        uint64_t turns  # turns the interrupt thread took
 
     # Around each iteration's bursts when a gated port is attached; without the GIL, and nothing that blocks between.
     void af_gate_enter(af_gate *gate) noexcept
@@ -23,10 +29,7 @@ cdef class Mempool:
     cdef readonly unsigned int nb_mbufs
     cdef readonly unsigned int data_room   # bytes a frame may have; the headroom is extra
     cdef readonly int socket_id
-    cdef readonly bint own_memory
-    cdef void *base                   # our mmap, or NULL
-    cdef size_t length
-    cdef int pid
+    cdef readonly bint own_memory     # not in the EAL's heap
     cdef object __weakref__
 
 
@@ -43,14 +46,14 @@ cdef class Port:
     cdef readonly bint kick           # frames handed over may linger until a later tx_burst
     cdef readonly bint point_to_point  # exactly one peer can be at the other end
     cdef readonly bint copies         # tx_burst copies the frame
+    cdef readonly bint multi_segs     # tx_burst takes chained mbufs
     cdef readonly bint is_open
     cdef readonly Mempool mempool     # receives into this; kept alive by the port
     cdef str bus
     cdef str device
-    cdef rte_ring *rings[2]           # net_ring only
-    cdef object keep                  # what must outlive the port
-    cdef int pid
-    cdef object __weakref__
+    cdef object rings                 # net_ring: the rings both ports of a pair own
+
+    cdef _configure(self, Mempool mempool, frame_size, int nb_rxd, int nb_txd, rx_ring, tx_window, mark)
 
 
 cpdef bint register_thread() except -1

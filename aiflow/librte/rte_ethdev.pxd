@@ -17,6 +17,7 @@ cdef extern from "rte_ether.h" nogil:
 cdef extern from "rte_ethdev.h" nogil:
     int RTE_MAX_ETHPORTS
     uint32_t RTE_ETH_LINK_UP
+    uint64_t RTE_ETH_TX_OFFLOAD_MULTI_SEGS
     uint32_t RTE_ETH_SPEED_NUM_NONE
     uint32_t RTE_ETH_SPEED_NUM_UNKNOWN
 

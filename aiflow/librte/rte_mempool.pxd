@@ -5,6 +5,7 @@ from libc.stdint cimport uint32_t
 
 cdef extern from "rte_mempool.h" nogil:
     int RTE_MEMPOOL_CACHE_MAX_SIZE
+    size_t RTE_BAD_IOVA
     unsigned int RTE_MEMPOOL_F_NO_IOVA_CONTIG  # elements need not be contiguous in bus addresses
 
     struct rte_mempool:
@@ -18,7 +19,10 @@ cdef extern from "rte_mempool.h" nogil:
         uint32_t trailer_size
         uint32_t populated_size  # elements in place
 
-    ctypedef void rte_mempool_memchunk_free_cb_t(void *memhdr_addr, void *opaque) noexcept
+    struct rte_mempool_memhdr:
+        void *addr
+
+    ctypedef void rte_mempool_memchunk_free_cb_t(rte_mempool_memhdr *memhdr, void *opaque) noexcept nogil
 
     unsigned int rte_mempool_in_use_count(const rte_mempool *mp) noexcept
     unsigned int rte_mempool_avail_count(const rte_mempool *mp) noexcept

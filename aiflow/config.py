@@ -1,0 +1,161 @@
+"""What the user typed, checked: sizes and endpoints."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from .errors import ConfigError
+
+__all__ = ["MAX_PORTS", "SCHEMES", "Endpoint", "parse_endpoint", "parse_endpoints", "parse_size"]
+
+MAX_PORTS = 32
+"""Ports of one process at most (DPDK's RTE_MAX_ETHPORTS as Debian builds it)."""
+
+SCHEMES = {
+    "local": "local:NAME[*N]          processes of one host, no root, no hugepages",
+    "memif": "memif:NAME[*N]          the same, over shared-memory ports (memif)",
+    "vhost": "vhost:NAME[*N]          the same, over vhost-user and virtio-user ports",
+    "ring": "ring:NAME[*N]           two ends in one process",
+    "af_packet": "af_packet:IFNAME        a kernel network interface (CAP_NET_RAW)",
+    "af_xdp": "af_xdp:IFNAME           a kernel network interface through XDP (root)",
+    "pci": "pci:DOMAIN:BUS:DEV.FUNC a network card bound to vfio-pci or uio",
+    "vdev": "vdev:DPDK-DEVARGS       any other virtual device of DPDK",
+}
+"""Endpoint schemes, each with its form and what it is for."""
+
+_WITH_COUNT = frozenset({"local", "memif", "vhost", "ring"})
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,48}")
+_IFNAME = re.compile(r"[^\s/:,=\x00-\x1f]{1,15}")
+_DBDF = re.compile(r"(?:([0-9A-Fa-f]{1,8}):)?([0-9A-Fa-f]{1,2}):([0-9A-Fa-f]{1,2})\.([0-7])")
+_VDEV = re.compile(r"[a-z][a-z0-9_]*[A-Za-z0-9_-]*(?:,.*)?")
+_UNITS = {"": 1, "B": 1}
+for _power, _letter in enumerate("KMGT", start=1):
+    _UNITS[f"{_letter}B"] = 1000**_power
+    _UNITS[f"{_letter}IB"] = 1024**_power
+_SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*")
+
+
+def parse_size(size: int | str) -> int:
+    """Bytes meant by ``"1GiB"``, ``"64 MB"``, ``"4096"`` or an int.
+
+    Parameters
+    ----------
+    size : int or str
+        A number of bytes, or a number and one of B, KB, MB, GB, TB (powers of 1000), KiB, MiB, GiB, TiB (of 1024).
+
+    Returns
+    -------
+    int
+        Bytes, positive.
+
+    Raises
+    ------
+    ConfigError
+        If it is no such size.
+    """
+    if isinstance(size, bool) or not isinstance(size, (int, str)):
+        raise ConfigError(f"a size is an int or a str such as '1GiB', not {type(size).__name__}")
+    if isinstance(size, str):
+        match = _SIZE.fullmatch(size)
+        unit = _UNITS.get(match[2].upper()) if match else None
+        if match is None or unit is None:
+            raise ConfigError(f"size {size!r} is not understood: write a number and B, KB, MB, GB, KiB, MiB or GiB")
+        size = int(match[1]) * unit if match[1].isdigit() else int(float(match[1]) * unit)
+    if size <= 0:
+        raise ConfigError(f"a size must be positive, not {size}")
+    return size
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where ports are: one entry of ``ports=``.
+
+    Attributes
+    ----------
+    scheme : str
+        One of `SCHEMES`.
+    target : str
+        What follows the colon: a name, an interface, a PCI address, devargs.
+    nb_ports : int
+        Ports asked for there.
+    text : str
+        The endpoint as typed.
+    """
+
+    scheme: str
+    target: str
+    nb_ports: int
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def parse_endpoint(text: str) -> Endpoint:
+    """Parse one endpoint, such as ``"local:demo*4"`` or ``"af_packet:eth1"``.
+
+    Raises
+    ------
+    ConfigError
+        If it is not of a known form.
+    """
+    if not isinstance(text, str):
+        raise ConfigError(f"an endpoint is a str such as 'local:demo', not {type(text).__name__}")
+    scheme, colon, target = text.strip().partition(":")
+    if scheme not in SCHEMES or not colon:
+        forms = "\n  ".join(SCHEMES.values())
+        raise ConfigError(f"endpoint {text!r} is not of a known form; use one of\n  {forms}")
+    nb_ports = 1
+    if scheme in _WITH_COUNT:
+        target, star, count = target.partition("*")
+        if star:
+            if not (count.isascii() and count.isdigit() and 1 <= int(count) <= MAX_PORTS):
+                raise ConfigError(f"endpoint {text!r}: the number of ports after * must be 1 to {MAX_PORTS}")
+            nb_ports = int(count)
+        if not _NAME.fullmatch(target):
+            raise ConfigError(f"endpoint {text!r}: a name has 1 to 48 letters, digits, dots, underscores and dashes")
+    elif scheme == "pci":
+        match = _DBDF.fullmatch(target)
+        if match is None:
+            raise ConfigError(f"endpoint {text!r}: a PCI address looks like 0000:3b:00.0; lspci -D lists them")
+        domain, bus, dev, function = match.groups()
+        target = f"{int(domain or '0', 16):04x}:{int(bus, 16):02x}:{int(dev, 16):02x}.{function}"
+    elif scheme == "vdev":
+        if not _VDEV.fullmatch(target):
+            raise ConfigError(f"endpoint {text!r}: write a DPDK driver and its arguments, such as vdev:net_tap0,iface=t0")
+    elif not _IFNAME.fullmatch(target):
+        raise ConfigError(
+            f"endpoint {text!r}: {target!r} cannot be a network interface; `ip link` lists them"
+            + (". One port an interface: list each of them" if "*" in target else "")
+        )
+    return Endpoint(scheme, target, nb_ports, text.strip())
+
+
+def parse_endpoints(ports: str | Iterable[str]) -> tuple[Endpoint, ...]:
+    """Parse the ``ports=`` of a Sender or Receiver: one endpoint, or several.
+
+    Raises
+    ------
+    ConfigError
+        If one is malformed, one is given twice, there is none, or they ask for more than `MAX_PORTS` ports.
+    """
+    if isinstance(ports, str):
+        ports = [ports]
+    try:
+        endpoints = tuple(parse_endpoint(text) for text in ports)
+    except TypeError:
+        raise ConfigError(f"ports is an endpoint or a list of endpoints, not {type(ports).__name__}") from None
+    if not endpoints:
+        raise ConfigError("no endpoint given; ports='local:demo' is a start")
+    seen = set()
+    for endpoint in endpoints:
+        if (endpoint.scheme, endpoint.target) in seen:
+            hint = f"; {endpoint.scheme}:{endpoint.target}*2 asks for two ports" if endpoint.scheme in _WITH_COUNT else ""
+            raise ConfigError(f"endpoint {endpoint.text!r} is given twice{hint}")
+        seen.add((endpoint.scheme, endpoint.target))
+    asked = sum(endpoint.nb_ports for endpoint in endpoints)
+    if asked > MAX_PORTS:
+        raise ConfigError(f"{asked} ports asked for, and a process can have {MAX_PORTS}: ask for fewer")
+    return endpoints

@@ -1,0 +1,128 @@
+"""What DPDK's environment is started with: memory mode, CPUs, runtime directory. No DPDK in here."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import resource
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from .config import parse_size
+from .errors import ConfigError, EalError
+
+__all__ = ["choose", "hugepages_usable", "memory_mib", "open_files_limit_kept", "remove_stale_directories"]
+
+_HUGEPAGES_MIB = 64  # taken at start; the EAL takes more when pools ask
+_RTE_MAX_LCORE = 128
+_MAP_HUGETLB = 0x40000
+
+
+def memory_mib() -> int:
+    """MiB of the EAL's own heap (AIFLOW_EAL_MEMORY, 256 by default). Without hugepages it is fixed; untouched pages cost nothing."""
+    text = os.environ.get("AIFLOW_EAL_MEMORY")
+    return max(32, parse_size(text) >> 20) if text else 256
+
+
+def hugepages_usable(nbytes: int) -> bool:
+    """True if the kernel grants `nbytes` of hugepages to this process now (they are given back at once)."""
+    try:
+        mmap.mmap(-1, nbytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_HUGETLB).close()
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _affinity() -> str:
+    cpus = sorted(os.sched_getaffinity(0))
+    known = [cpu for cpu in cpus if cpu < _RTE_MAX_LCORE] or cpus
+    return ",".join(map(str, known))
+
+
+def choose(prefix: str) -> tuple[str, list[str]]:
+    """Memory mode and argument list for rte_eal_init.
+
+    Parameters
+    ----------
+    prefix : str
+        File prefix, unique to the process.
+
+    Returns
+    -------
+    mode : {"hugepages", "no-huge"}
+    arguments : list of str
+
+    Raises
+    ------
+    ConfigError
+        If AIFLOW_MEMORY is set to something unknown.
+    EalError
+        If AIFLOW_MEMORY=hugepages and there are none to be had.
+    """
+    asked = os.environ.get("AIFLOW_MEMORY", "")
+    if asked not in ("", "hugepages", "no-huge"):
+        raise ConfigError(f"AIFLOW_MEMORY={asked!r}: set it to hugepages or no-huge, or leave it unset")
+    usable = asked != "no-huge" and hugepages_usable(_HUGEPAGES_MIB << 20)
+    if asked == "hugepages" and not usable:
+        raise EalError(
+            f"AIFLOW_MEMORY=hugepages, but {_HUGEPAGES_MIB} MiB of hugepages are not free: "
+            "as root, `sysctl vm.nr_hugepages=256` (or stop what holds them), or unset AIFLOW_MEMORY"
+        )
+    arguments = [
+        "aiflow",
+        "--lcores", f"0@({_affinity()})",  # a floating lcore: nothing is pinned
+        "--file-prefix", prefix,
+        "--no-telemetry",
+        "--single-file-segments",
+    ]
+    if usable:
+        # in-memory: no file in hugetlbfs, so that none is left behind by kill -9
+        arguments += ["--in-memory", "-m", str(_HUGEPAGES_MIB)]
+    else:
+        # 22.11 refuses --in-memory with --no-huge
+        arguments += ["--no-huge", "--no-shconf", "-m", str(memory_mib())]
+    if Path("/sys/bus/pci/devices").is_dir():
+        # scan, but probe nothing: an allow list that no device is on. pci: endpoints are plugged in later.
+        arguments += ["-a", "ffff:ff:1f.7"]
+    else:
+        arguments += ["--no-pci"]
+    return ("hugepages" if usable else "no-huge"), arguments
+
+
+def _runtime_root() -> Path:
+    """Where DPDK makes its runtime directories (eal_create_runtime_dir)."""
+    if os.getuid() == 0:
+        return Path("/var/run/dpdk")
+    return Path(os.environ.get("XDG_RUNTIME_DIR") or "/tmp") / "dpdk"
+
+
+def remove_directory(prefix: str) -> None:
+    """Remove the runtime directory of `prefix`, if it is empty."""
+    with contextlib.suppress(OSError):
+        (_runtime_root() / prefix).rmdir()
+
+
+def remove_stale_directories() -> list[str]:
+    """Remove runtime directories of our processes that are dead; returns their names."""
+    removed = []
+    with contextlib.suppress(OSError):
+        for path in _runtime_root().iterdir():
+            label, _, rest = path.name.partition("-")
+            pid, _, _ = rest.partition("-")
+            if label == "aiflow" and pid.isdecimal() and not Path(f"/proc/{pid}").exists():
+                shutil.rmtree(path, ignore_errors=True)
+                removed.append(path.name)
+    return removed
+
+
+@contextlib.contextmanager
+def open_files_limit_kept() -> Iterator[None]:
+    """rte_eal_init raises the soft limit of open files to the hard one: put it back."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)

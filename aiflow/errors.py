@@ -1,0 +1,78 @@
+"""Every exception aiflow raises. Each message says what went wrong and what to do next."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+__all__ = [
+    "AiflowError",
+    "ConfigError",
+    "EalError",
+    "IntegrityError",
+    "PeerLost",
+    "PoolExhausted",
+    "PortError",
+    "SliceTimeout",
+]
+
+
+class AiflowError(Exception):
+    """Base of all errors of this package.
+
+    Parameters
+    ----------
+    message : str
+        What happened, and what to do next.
+    delivered : bool or None, optional
+        For errors of `Sender.send`: True if the receiver holds the whole slice, False if it does not, None if that
+        cannot be known.
+    delivered_by : mapping of str to (bool or None), optional
+        The same for each receiver, by name.
+
+    Attributes
+    ----------
+    delivered : bool or None
+    delivered_by : dict of str to (bool or None)
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        delivered: bool | None = None,
+        delivered_by: Mapping[str, bool | None] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.delivered = delivered
+        self.delivered_by: dict[str, bool | None] = dict(delivered_by or {})
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), self.args, {"delivered": self.delivered, "delivered_by": self.delivered_by}
+
+
+class ConfigError(AiflowError, ValueError):
+    """An argument, an endpoint or an option cannot be used as given."""
+
+
+class EalError(AiflowError):
+    """DPDK's environment abstraction layer cannot be started or used in this process."""
+
+
+class PortError(AiflowError):
+    """A port cannot be opened, or stopped working."""
+
+
+class PeerLost(AiflowError, ConnectionError):
+    """No sign of life from the peer for `peer_timeout` seconds."""
+
+
+class SliceTimeout(AiflowError, TimeoutError):
+    """The time given to `send` or `recv` ran out."""
+
+
+class PoolExhausted(AiflowError, MemoryError):
+    """No memory left for frames or elements."""
+
+
+class IntegrityError(AiflowError):
+    """What arrived is not what was sent."""
