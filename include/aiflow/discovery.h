@@ -1,0 +1,230 @@
+/* How a sender finds its receiver: part of tx.h.
+ *
+ * Each port asks by broadcast, with small and with full-sized HELLOs in turn, so that a path's MTU is proved before
+ * data depends on it. Receivers answer with their name, epoch, port and load. Discovery lasts until every port has an
+ * answer, where each port has but one possible peer, else 200 ms from the first answer. Then paths are matched: port i
+ * takes the reachable receiver port that has the fewest paths.
+ */
+#ifndef AIFLOW_DISCOVERY_H
+#define AIFLOW_DISCOVERY_H
+
+#include "tx.h"
+
+#define AF_MTU_TRIALS 20u /* full-sized HELLOs without an answer, while small ones get theirs */
+
+static inline uint32_t
+af_hello_write(uint8_t *frame, const uint8_t *src, const uint8_t *dst, struct af_hello *h, const char *name,
+	       const char *to, uint32_t size, uint64_t timestamp_ns)
+{
+	struct af_frame f = {.kind = AF_HELLO, .end = 1, .timestamp_ns = timestamp_ns, .session = AF_BE32(h->session)};
+	uint8_t *at = frame + AF_HEADER;
+
+	h->name_len = (uint8_t)strnlen(name, AF_NAME_BYTES - 1);
+	h->to_len = (uint8_t)strnlen(to, AF_NAME_BYTES - 1);
+	memcpy(at, h, sizeof *h);
+	memcpy(at + sizeof *h, name, h->name_len);
+	memcpy(at + sizeof *h + h->name_len, to, h->to_len);
+	f.nbytes = (uint32_t)sizeof *h + h->name_len + h->to_len;
+	if (size > AF_HEADER + f.nbytes) {
+		memset(at + f.nbytes, 0, size - AF_HEADER - f.nbytes);
+		f.nbytes = size - AF_HEADER;
+	}
+	return af_wire_seal(frame, dst, src, &f);
+}
+
+static inline bool
+af_hello_read(const struct af_frame *f, struct af_hello *h, char *name, char *to)
+{
+	if (f->nbytes < sizeof *h)
+		return false;
+	memcpy(h, f->payload, sizeof *h);
+	if (h->answer > 1 || h->name_len >= AF_NAME_BYTES || h->to_len >= AF_NAME_BYTES ||
+	    f->nbytes < sizeof *h + h->name_len + h->to_len || AF_BE16(h->port) >= AF_MAX_PORTS)
+		return false;
+	memcpy(name, f->payload + sizeof *h, h->name_len);
+	name[h->name_len] = 0;
+	memcpy(to, f->payload + sizeof *h + h->name_len, h->to_len);
+	to[h->to_len] = 0;
+	return true;
+}
+
+static inline bool
+af_tx_hello_due(const struct af_tx *tx, const struct af_tx_port *port, uint64_t now)
+{
+	uint64_t interval = now - port->attached_ns < 1000000000ull ? AF_HELLO_NS : AF_HELLO_SLOW_NS;
+
+	if (port->open) {
+		/* A peer that has come back as another answers these; one that lives answers probes. */
+		interval = AF_DISCOVERY_NS;
+		if (!af_tx_busy(tx) || now - tx->heard_ns < interval)
+			return false;
+	}
+	return !tx->closing && (port->hello_ns == 0 || now - port->hello_ns >= interval);
+}
+
+static inline uint32_t
+af_tx_hello(struct af_tx *tx, uint32_t p, uint64_t now, uint8_t *frame)
+{
+	struct af_tx_port *port = &tx->ports[p];
+	struct af_hello h = {
+		.port = AF_BE16((uint16_t)p),
+		.nb_ports = AF_BE16((uint16_t)tx->nb_expected),
+		.frame_size = AF_BE16(port->p.frame_size),
+		.sender = AF_BE64(tx->instance),
+	};
+	bool full = port->hellos++ % 2;
+
+	port->hello_ns = now;
+	port->count.tx_frames++;
+	return af_hello_write(frame, port->p.mac, af_broadcast, &h, tx->name, tx->to, full ? port->path_size : 0,
+			      now + tx->clock_offset_ns);
+}
+
+/* Paths that `port` of the receiver would have if we took it. */
+static inline uint32_t
+af_tx_load(const struct af_tx *tx, const struct af_candidate *c)
+{
+	uint32_t load = c->nb_paths;
+
+	for (uint32_t p = 0; p < tx->nb_ports; p++)
+		load += tx->ports[p].open && tx->ports[p].remote_port == c->port;
+	return load;
+}
+
+static inline void
+af_tx_open_path(struct af_tx *tx, struct af_tx_port *port)
+{
+	struct af_candidate *best = NULL;
+	uint32_t window;
+
+	for (uint32_t i = 0; i < port->nb_candidates; i++) {
+		struct af_candidate *c = &port->candidates[i];
+
+		if (c->epoch == tx->epoch && (!best || af_tx_load(tx, c) < af_tx_load(tx, best)))
+			best = c;
+	}
+	if (!best || (tx->payload_bytes && port->path_size - AF_HEADER < tx->payload_bytes))
+		return;
+	window = best->window < port->p.tx_window ? best->window : port->p.tx_window;
+	memcpy(port->dst, best->mac, 6);
+	port->remote_port = best->port;
+	port->backoff = 0;
+	port->aside = false;
+	if (!tx->ports[tx->heartbeat_port].open)
+		tx->heartbeat_port = (uint32_t)(port - tx->ports);
+	af_tx_window_reset(&port->w, window);
+	port->open = true;
+}
+
+static inline void
+af_tx_discover(struct af_tx *tx, uint64_t now)
+{
+	struct af_candidate *first = NULL;
+	uint32_t answered = 0, attached = 0, size = AF_MAX_FRAME;
+	bool point_to_point = true;
+
+	for (uint32_t p = 0; p < tx->nb_ports; p++) {
+		struct af_tx_port *port = &tx->ports[p];
+
+		if (!port->p.attached)
+			continue;
+		attached++;
+		point_to_point &= port->p.point_to_point;
+		if (port->nb_candidates && port->path_size < size)
+			size = port->path_size;
+		answered += port->nb_candidates > 0;
+		for (uint32_t i = 0; i < port->nb_candidates; i++) {
+			if (!first)
+				first = &port->candidates[i];
+			else if (first->epoch != port->candidates[i].epoch)
+				tx->trouble = AF_TX_AMBIGUOUS;
+		}
+		if (!port->nb_candidates && port->small_answers > AF_MTU_TRIALS / 2 && port->hellos > 2 * AF_MTU_TRIALS)
+			tx->trouble = AF_TX_MTU;
+	}
+	if (!first || tx->trouble == AF_TX_AMBIGUOUS)
+		return;
+	if (!(point_to_point && answered == attached && attached >= tx->nb_expected) &&
+	    now - tx->first_answer_ns < AF_DISCOVERY_NS)
+		return;
+	tx->trouble = AF_TX_OK;
+	tx->epoch = first->epoch;
+	tx->session = first->session;
+	tx->keeps_mbufs = first->keeps_mbufs;
+	memcpy(tx->receiver, first->name, sizeof tx->receiver);
+	tx->payload_bytes = 0;
+	for (uint32_t p = 0; p < tx->nb_ports; p++)
+		if (tx->ports[p].p.attached)
+			af_tx_open_path(tx, &tx->ports[p]);
+	tx->payload_bytes = size - AF_HEADER;
+	af_crc_shift_of(&tx->full, tx->payload_bytes, af_crc_power(tx->payload_bytes));
+	tx->first_id = tx->next_id = 1;
+	tx->heard_ns = now;
+	tx->open = true;
+	tx->changed = true;
+}
+
+static inline enum af_drop
+af_tx_on_hello(struct af_tx *tx, struct af_tx_port *port, const struct af_frame *f, uint64_t now)
+{
+	struct af_candidate c = {0};
+	struct af_hello h;
+	char to[AF_NAME_BYTES];
+	uint32_t i;
+
+	if (!af_hello_read(f, &h, c.name, to))
+		return AF_DROP_HELLO;
+	if (!h.answer || AF_BE64(h.sender) != tx->instance)
+		return AF_OK; /* another sender's business */
+	if (tx->to[0] && strcmp(tx->to, c.name))
+		return AF_OK;
+	if (AF_BE16(h.frame_size) < AF_MIN_FRAME + 64)
+		return AF_DROP_HELLO;
+	if (AF_BE16(h.frame_size) < port->path_size) {
+		if (tx->fixed_frame_size) {
+			tx->trouble = AF_TX_MTU;
+			return AF_OK;
+		}
+		port->path_size = AF_BE16(h.frame_size);
+	}
+	if (AF_BE16(h.heard_bytes) < port->path_size) {
+		port->small_answers++;
+		return AF_OK;
+	}
+	memcpy(c.mac, f->src, 6);
+	c.port = AF_BE16(h.port);
+	c.nb_paths = AF_BE16(h.nb_paths);
+	c.window = AF_BE32(h.window);
+	c.session = AF_BE32(h.session);
+	c.epoch = AF_BE64(h.epoch);
+	c.keeps_mbufs = h.keeps_mbufs;
+	if (tx->open && c.epoch != tx->epoch) {
+		if (strcmp(c.name, tx->receiver))
+			return AF_OK;
+		af_tx_lose_session(tx, AF_TX_RESTARTED, now);
+	}
+	for (i = 0; i < port->nb_candidates; i++)
+		if (port->candidates[i].epoch == c.epoch && port->candidates[i].port == c.port)
+			break;
+	if (i == AF_MAX_PORTS)
+		return AF_DROP_BUSY;
+	if (i == port->nb_candidates) {
+		port->nb_candidates++;
+		port->answered_ns = port->answered_ns ? port->answered_ns : now;
+	}
+	port->candidates[i] = c;
+	if (!tx->first_answer_ns)
+		tx->first_answer_ns = now;
+	if (tx->open && c.session != tx->session) {
+		/* The receiver has dropped us for silence and counts us as new. */
+		af_tx_lose_session(tx, AF_TX_RESTARTED, now);
+	} else if (tx->open && !port->open &&
+		   (port->p.point_to_point || now - port->answered_ns >= AF_DISCOVERY_NS)) {
+		af_tx_open_path(tx, port);
+	}
+	if (tx->open)
+		tx->heard_ns = now;
+	return AF_OK;
+}
+
+#endif

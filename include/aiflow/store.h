@@ -1,0 +1,119 @@
+/* Element memory of a receiver: one reservation of address space, dealt out slice by slice and used again.
+ *
+ * Blocks are placed as low as they fit, so that the same pages serve slice after slice: a page is touched for the first
+ * time once, not once a slice (copies into fresh pages run ten times slower). The loop takes blocks; any thread that
+ * drops the last view of a slice gives one back.
+ */
+#ifndef AIFLOW_STORE_H
+#define AIFLOW_STORE_H
+
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+struct af_block {
+	struct af_block *next, *previous; /* by address */
+	uint64_t offset, size;            /* of the block, rounded up */
+	uint64_t charged;                 /* what counts towards the limit */
+};
+
+struct af_store {
+	pthread_mutex_t lock; /* per slice, never per frame */
+	uint8_t *base;
+	uint64_t address_space, limit, used;
+	struct af_block first; /* sentinel */
+	_Atomic uint32_t releases;
+};
+
+/* limit: bytes that may be out at once. with_memory: false when the elements stay in mbufs and only the count matters. */
+static inline int
+af_store_init(struct af_store *store, uint64_t limit, bool with_memory)
+{
+	memset(store, 0, sizeof *store);
+	pthread_mutex_init(&store->lock, NULL);
+	store->limit = limit;
+	store->first.next = store->first.previous = &store->first;
+	if (with_memory) {
+		/* Rounding must never be what refuses a slice: a quarter more addresses than bytes. */
+		store->address_space = limit + limit / 4 + (4u << 20);
+		store->base = mmap(NULL, store->address_space, PROT_READ | PROT_WRITE,
+				   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+		if (store->base == MAP_FAILED)
+			return -1;
+		madvise(store->base, store->address_space, MADV_HUGEPAGE);
+		madvise(store->base, store->address_space, MADV_DONTFORK);
+	}
+	return 0;
+}
+
+static inline void
+af_store_free(struct af_store *store)
+{
+	if (store->base && store->base != MAP_FAILED)
+		munmap(store->base, store->address_space);
+	pthread_mutex_destroy(&store->lock);
+}
+
+/* Slices of about one size share one rounded size, so that each fits where its forerunner lay. */
+static inline uint64_t
+af_store_round(uint64_t nbytes)
+{
+	uint64_t step = 4096;
+
+	while (step * 8 < nbytes)
+		step *= 2;
+	return nbytes ? (nbytes + step - 1) / step * step : step;
+}
+
+/* Take `nbytes` of memory and charge `charged` bytes. NULL when that does not fit now. */
+static inline struct af_block *
+af_store_take(struct af_store *store, uint64_t nbytes, uint64_t charged)
+{
+	struct af_block *block = malloc(sizeof *block), *at;
+	uint64_t size = store->base ? af_store_round(nbytes) : 0, offset = 0;
+
+	if (!block)
+		return NULL;
+	pthread_mutex_lock(&store->lock);
+	if (store->used + charged > store->limit)
+		goto full;
+	for (at = store->first.next; at != &store->first && size; at = at->next) {
+		if (at->offset - offset >= size)
+			break;
+		offset = at->offset + at->size;
+	}
+	if (size && at == &store->first && store->address_space - offset < size)
+		goto full;
+	*block = (struct af_block){.next = at, .previous = at->previous, .offset = offset, .size = size,
+				   .charged = charged};
+	at->previous->next = block;
+	at->previous = block;
+	store->used += charged;
+	pthread_mutex_unlock(&store->lock);
+	return block;
+full:
+	pthread_mutex_unlock(&store->lock);
+	free(block);
+	return NULL;
+}
+
+static inline void
+af_store_give(struct af_store *store, struct af_block *block)
+{
+	pthread_mutex_lock(&store->lock);
+	block->previous->next = block->next;
+	block->next->previous = block->previous;
+	store->used -= block->charged;
+	pthread_mutex_unlock(&store->lock);
+	free(block);
+	atomic_fetch_add_explicit(&store->releases, 1, memory_order_release);
+}
+
+#endif

@@ -1,0 +1,291 @@
+/* The wire format: what a frame looks like, how one is written, and how one from a stranger is checked.
+ *
+ *  offset bytes field            offset bytes field (transport header)
+ *       0     6 dst MAC              34     4 session
+ *       6     6 src MAC              38     4 slice
+ *      12     2 EtherType            42     2 path
+ *      14     1 frame_id             44     6 number   (per path, never used twice)
+ *      15     4 element              50     4 CRC32C   (bytes 12..49 and 54..33 + length)
+ *      19     4 seq                  54       payload, length - 20 bytes
+ *      23     8 timestamp_ns
+ *      31     2 length (of all that follows byte 33)
+ *      33     1 end
+ *
+ * Big-endian, zero-padded to 60 bytes; what follows byte 33 + length is ignored. frame_id is the version in the high
+ * and the kind in the low nibble. Table 1 of the paper plus an EtherType; the CRC stands in for Table 1's FCS, which
+ * software ports don't have, and leaves the MACs out.
+ */
+#ifndef AIFLOW_WIRE_H
+#define AIFLOW_WIRE_H
+
+#include <assert.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "crc32c.h"
+
+#define AF_ETHERTYPE 0x88B5u /* IEEE 802 local experimental 1 */
+#define AF_VERSION 1u
+#define AF_MIN_FRAME 60u /* Ethernet's minimum without its FCS */
+#define AF_MAX_FRAME 65000u
+#define AF_HEADER 54u /* both headers */
+
+enum af_kind {
+	AF_DATA = 1, /* element, seq: the chunk's place; end: the element's last chunk */
+	AF_PACKED,   /* element: the first of `seq` whole elements, end to end */
+	AF_MANIFEST, /* element: bytes of the manifest; seq: this piece of it; end: the last piece */
+	AF_GRANT,    /* a FEEDBACK that is sent because a slice was granted */
+	AF_FEEDBACK, /* the receiver's state: `struct af_report` and path records */
+	AF_HELLO,    /* `struct af_hello` and two names */
+	AF_PROBE,    /* asks for feedback now */
+	AF_BYE,      /* the sender has closed; the receiver answers with one */
+	AF_VOID,     /* the sender has given this slice up */
+	AF_CLOSE,    /* closing record of a slice: the CRC32C over all its bytes */
+	AF_NB_KINDS
+};
+
+struct __attribute__((packed)) af_header {
+	uint8_t dst[6], src[6];
+	uint16_t ethertype;
+	uint8_t frame_id;
+	uint32_t element, seq;
+	uint64_t timestamp_ns;
+	uint16_t length;
+	uint8_t end;
+	/* transport header */
+	uint32_t session, slice;
+	uint16_t path;
+	uint16_t number_high;
+	uint32_t number_low;
+	uint32_t crc;
+};
+
+_Static_assert(sizeof(struct af_header) == AF_HEADER, "headers are 34 + 20 bytes");
+_Static_assert(offsetof(struct af_header, ethertype) == 12, "wire offset");
+_Static_assert(offsetof(struct af_header, frame_id) == 14, "wire offset");
+_Static_assert(offsetof(struct af_header, element) == 15, "wire offset");
+_Static_assert(offsetof(struct af_header, seq) == 19, "wire offset");
+_Static_assert(offsetof(struct af_header, timestamp_ns) == 23, "wire offset");
+_Static_assert(offsetof(struct af_header, length) == 31, "wire offset");
+_Static_assert(offsetof(struct af_header, end) == 33, "wire offset");
+_Static_assert(offsetof(struct af_header, session) == 34, "wire offset");
+_Static_assert(offsetof(struct af_header, path) == 42, "wire offset");
+_Static_assert(offsetof(struct af_header, crc) == 50, "wire offset");
+
+/* Discovery. A sender asks by broadcast, a receiver answers to the asker alone. */
+struct __attribute__((packed)) af_hello {
+	uint8_t answer;       /* 0: a sender asks; 1: a receiver answers */
+	uint8_t keeps_mbufs;  /* answer: nothing may travel inside a manifest */
+	uint16_t port;        /* index of the port within its side */
+	uint16_t nb_ports;
+	uint16_t frame_size;  /* largest frame of this port */
+	uint16_t heard_bytes; /* answer: the size of the HELLO that arrived, so that a path's MTU is proved */
+	uint16_t nb_paths;    /* answer: paths of other senders on this port */
+	uint32_t window;      /* answer: frames that the port can hold */
+	uint32_t session;     /* answer: minted by the receiver */
+	uint64_t sender;      /* the sender's instance, drawn at random when it was made */
+	uint64_t epoch;       /* answer: the receiver's instance */
+	uint8_t name_len, to_len; /* followed by the two names */
+};
+
+/* The receiver's state for one session. State, not events: the newest report replaces every older one. */
+struct __attribute__((packed)) af_void {
+	uint32_t slice;
+	uint32_t reason;
+	uint64_t detail;
+};
+
+#define AF_NB_VOIDS 4
+
+struct __attribute__((packed)) af_report {
+	uint32_t granted;     /* every slice below may flow */
+	uint32_t done;        /* every slice below is held whole, or void */
+	uint32_t ask_slice;   /* oldest slice that lacks a chunk, or 0 */
+	uint32_t ask_chunk;   /* the first chunk that it lacks */
+	uint64_t free_bytes;
+	struct af_void voids[AF_NB_VOIDS];
+	uint8_t nb_paths;
+};
+
+/* One path within a report: numbers in [next - 64 * words, next) by the bitmap; older ones need no answer. */
+struct __attribute__((packed)) af_path_report {
+	uint16_t path;
+	uint8_t words;
+	uint8_t reserved;
+	uint32_t window;
+	uint64_t next;
+	uint64_t frames;
+	uint64_t echo_ns; /* timestamp of the newest frame, and how long ago that was */
+	uint32_t hold_ns;
+	uint32_t drops;
+	/* uint64_t bitmap[words], oldest numbers first, lowest bit first */
+};
+
+_Static_assert(sizeof(struct af_hello) == 38, "wire size");
+_Static_assert(sizeof(struct af_void) == 16, "wire size");
+_Static_assert(sizeof(struct af_report) == 25 + 16 * AF_NB_VOIDS, "wire size");
+_Static_assert(sizeof(struct af_path_report) == 40, "wire size");
+
+enum af_void_reason { AF_VOID_NONE, AF_VOID_TOO_LARGE, AF_VOID_INTEGRITY, AF_VOID_MANIFEST, AF_VOID_CANCELLED };
+
+/* Why a frame was not taken. Every drop is counted under one of these. */
+enum af_drop {
+	AF_OK,
+	AF_DROP_RUNT,
+	AF_DROP_LENGTH,
+	AF_DROP_MTU,
+	AF_DROP_HEADER,
+	AF_DROP_FOREIGN,
+	AF_DROP_VLAN,
+	AF_DROP_KIND,
+	AF_DROP_DST_MAC,
+	AF_DROP_BROADCAST,
+	AF_DROP_SEGMENTS,
+	AF_DROP_CRC,
+	AF_DROP_SESSION,
+	AF_DROP_SRC_MAC,
+	AF_DROP_PATH,
+	AF_DROP_NUMBER,
+	AF_DROP_REPLAY,
+	AF_DROP_DUPLICATE,
+	AF_DROP_NOT_GRANTED,
+	AF_DROP_ELEMENT,
+	AF_DROP_SEQ,
+	AF_DROP_END,
+	AF_DROP_SIZE,
+	AF_DROP_CONFLICT,
+	AF_DROP_MANIFEST,
+	AF_DROP_HELLO,
+	AF_DROP_REPORT,
+	AF_DROP_BUSY,
+	AF_NB_DROPS
+};
+
+/* A frame in host byte order. `payload` points into the frame. */
+struct af_frame {
+	uint8_t kind, end;
+	uint16_t path;
+	uint32_t element, seq, session, slice;
+	uint64_t number, timestamp_ns;
+	const uint8_t *src;
+	const uint8_t *payload;
+	uint32_t nbytes;
+	uint32_t frame_bytes;
+	uint32_t header_crc, crc; /* over the headers alone; over headers and payload */
+};
+
+#define AF_BE16(v) __builtin_bswap16(v)
+#define AF_BE32(v) __builtin_bswap32(v)
+#define AF_BE64(v) __builtin_bswap64(v)
+_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "aiflow is built for little-endian machines");
+
+static const uint8_t af_broadcast[6] = {0xff, 0xff, 0xff, 0xff, 0xff, 0xff};
+
+static inline uint32_t
+af_wire_crc(const uint8_t *frame, uint32_t payload_bytes, uint32_t *header_crc)
+{
+	*header_crc = af_crc32c(0, frame + 12, 50 - 12);
+	return af_crc32c(*header_crc, frame + AF_HEADER, payload_bytes);
+}
+
+/* Check a frame of `len` bytes that arrived on a port with address `mac` and frames of at most `max_frame` bytes.
+ * Returns AF_OK and fills `out`, or says why not. Reads nothing beyond `len`. */
+static inline enum af_drop
+af_wire_parse(const uint8_t *frame, uint32_t len, const uint8_t *mac, uint32_t max_frame, struct af_frame *out)
+{
+	struct af_header h;
+	uint32_t length, crc;
+
+	if (len < AF_MIN_FRAME)
+		return AF_DROP_RUNT;
+	memcpy(&h, frame, sizeof h);
+	if (h.ethertype != AF_BE16(AF_ETHERTYPE))
+		return h.ethertype == AF_BE16(0x8100) || h.ethertype == AF_BE16(0x88A8) ? AF_DROP_VLAN : AF_DROP_FOREIGN;
+	if (h.frame_id >> 4 != AF_VERSION || (h.frame_id & 15) == 0 || (h.frame_id & 15) >= AF_NB_KINDS)
+		return AF_DROP_KIND;
+	out->kind = h.frame_id & 15;
+	if (memcmp(h.dst, mac, 6)) {
+		if (!(h.dst[0] & 1))
+			return AF_DROP_DST_MAC;
+		if (out->kind != AF_HELLO || memcmp(h.dst, af_broadcast, 6))
+			return AF_DROP_BROADCAST;
+	}
+	length = AF_BE16(h.length);
+	if (length < AF_HEADER - 34)
+		return AF_DROP_HEADER;
+	if (34 + length > max_frame)
+		return AF_DROP_MTU;
+	if (34 + length > len)
+		return AF_DROP_LENGTH;
+	out->nbytes = length - (AF_HEADER - 34);
+	crc = af_wire_crc(frame, out->nbytes, &out->header_crc);
+	if (crc != AF_BE32(h.crc))
+		return AF_DROP_CRC;
+	out->crc = crc;
+	out->end = h.end;
+	out->element = AF_BE32(h.element);
+	out->seq = AF_BE32(h.seq);
+	out->timestamp_ns = AF_BE64(h.timestamp_ns);
+	out->session = AF_BE32(h.session);
+	out->slice = AF_BE32(h.slice);
+	out->path = AF_BE16(h.path);
+	out->number = (uint64_t)AF_BE16(h.number_high) << 32 | AF_BE32(h.number_low);
+	out->src = frame + 6;
+	out->payload = frame + AF_HEADER;
+	out->frame_bytes = len;
+	return AF_OK;
+}
+
+/* Write both headers in front of `f->nbytes` payload bytes that already stand at frame + AF_HEADER, pad, and seal with
+ * the CRC. Sets f->crc and f->header_crc. Returns the frame's size. `frame` has room for max(60, 54 + nbytes). */
+static inline uint32_t
+af_wire_seal(uint8_t *frame, const uint8_t *dst, const uint8_t *src, struct af_frame *f)
+{
+	struct af_header h;
+	uint32_t size = AF_HEADER + f->nbytes;
+
+	memcpy(h.dst, dst, 6);
+	memcpy(h.src, src, 6);
+	h.ethertype = AF_BE16(AF_ETHERTYPE);
+	h.frame_id = (uint8_t)(AF_VERSION << 4 | f->kind);
+	h.element = AF_BE32(f->element);
+	h.seq = AF_BE32(f->seq);
+	h.timestamp_ns = AF_BE64(f->timestamp_ns);
+	h.length = AF_BE16((uint16_t)(AF_HEADER - 34 + f->nbytes));
+	h.end = f->end;
+	h.session = AF_BE32(f->session);
+	h.slice = AF_BE32(f->slice);
+	h.path = AF_BE16(f->path);
+	h.number_high = AF_BE16((uint16_t)(f->number >> 32));
+	h.number_low = AF_BE32((uint32_t)f->number);
+	h.crc = 0;
+	memcpy(frame, &h, sizeof h);
+	f->crc = af_wire_crc(frame, f->nbytes, &f->header_crc);
+	h.crc = AF_BE32(f->crc);
+	memcpy(frame + 50, &h.crc, 4);
+	if (size < AF_MIN_FRAME) {
+		memset(frame + size, 0, AF_MIN_FRAME - size);
+		size = AF_MIN_FRAME;
+	}
+	return size;
+}
+
+/* The CRC of the payload alone, out of the frame's: no second pass over the bytes. */
+static inline uint32_t
+af_payload_crc(const struct af_frame *f, const struct af_crc_shift *full)
+{
+	if (f->nbytes == full->nbytes)
+		return f->crc ^ af_crc_apply(full, f->header_crc);
+	return f->crc ^ af_crc32c_shift(f->header_crc, f->nbytes);
+}
+
+/* a is before b, for numbers that wrap. */
+static inline bool
+af_before(uint32_t a, uint32_t b)
+{
+	return (int32_t)(a - b) < 0;
+}
+
+#endif
