@@ -34,14 +34,10 @@ WERROR = os.environ.get("AIFLOW_WERROR", "0") not in ("", "0")
 # The wire format and its state machines are plain C: modules over them must load where no DPDK is.
 WITHOUT_DPDK = ("_wire",)
 
-DIRECTIVES = {
-    "language_level": 3,
-    "boundscheck": False,
-    "wraparound": False,
-    "initializedcheck": False,
-    "cdivision": True,
-    "embedsignature": True,
-}
+DIRECTIVES = {"language_level": 3, "embedsignature": True}
+# Only where every index is computed by our own loops: elsewhere a wrong one must raise, not read foreign memory.
+UNCHECKED = {"boundscheck": False, "wraparound": False, "initializedcheck": False, "cdivision": True}
+DATA_PLANE = ("_dp", "_wire")
 
 # -Wextra complains about what Cython writes by design, not by mistake: unused parameters of slots, casts between the
 # C API's function types, structs filled from the front.
@@ -79,6 +75,11 @@ def optimisation() -> tuple[list[str], list[str]]:
     return compile_args, link_args
 
 
+def module_name(ext: Extension) -> str:
+    """Name without the packages: ``_eal``."""
+    return ext.name.rpartition(".")[2]
+
+
 def extension(source: Path, headers: list[str]) -> Extension:
     """One compiled module for one .pyx file."""
     relative = source.relative_to(ROOT)
@@ -103,7 +104,7 @@ class BuildWithCython(build_ext):
         for ext in self.extensions:
             ext.extra_compile_args = [*COMPILE_ARGS, *compile_args]
             ext.extra_link_args = list(link_args)
-            if ext.name.rpartition(".")[2].startswith(WITHOUT_DPDK):
+            if module_name(ext).startswith(WITHOUT_DPDK):
                 continue
             dpdk = dpdk or dpdk_flags()
             ext.include_dirs += dpdk.include_dirs
@@ -115,17 +116,18 @@ class BuildWithCython(build_ext):
             ext.extra_compile_args[:0] = dpdk.compile_args
             ext.extra_link_args += dpdk.link_args
         self.link_args_first = dpdk.link_args if dpdk else []
-        translated = cythonize(
-            self.extensions,
-            build_dir=f"{build_dir()}/cython",
-            compiler_directives=DIRECTIVES,
-            include_path=["."],
-            nthreads=0,
-        )
-        # setuptools has already noted file names on its own objects: keep those, take the C sources.
-        for ext, done in zip(self.extensions, translated, strict=True):
-            ext.sources = done.sources
-            ext.depends = sorted({*ext.depends, *done.depends})
+        for ext in self.extensions:
+            unchecked = UNCHECKED if module_name(ext).startswith(DATA_PLANE) else {}
+            (translated,) = cythonize(
+                [ext],
+                build_dir=f"{build_dir()}/cython",
+                compiler_directives={**DIRECTIVES, **unchecked},
+                include_path=["."],
+                quiet=True,
+            )
+            # setuptools has already noted file names on its own object: keep that, take the C source.
+            ext.sources = translated.sources
+            ext.depends = sorted({*ext.depends, *translated.depends})
         if not self.parallel:
             self.parallel = os.cpu_count() or 1
         super().run()
