@@ -5,7 +5,6 @@ what was read, and a file that changed while it was being read is noticed and re
 """
 
 # os.path on plain strings: a tree may hold a million files, and Path costs ten times as much.
-# ruff: noqa: PTH114, PTH116, PTH118
 
 from __future__ import annotations
 

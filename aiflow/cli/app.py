@@ -1,0 +1,148 @@
+"""The command line itself: commands, their options, and exit codes. What each command does is in its own module."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from aiflow.cli.outcome import Size, Terminal, version
+
+ENDPOINTS = (
+    "local:NAME (local:NAME*4 for four ports), af_packet:IFNAME, pci:ADDRESS …; `aiflow ports` lists what works here"
+)
+
+_ports = click.option(
+    "--ports", "-p", multiple=True, required=True, metavar="ENDPOINT", help=f"{ENDPOINTS}. May be given several times."
+)
+_json = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, nothing else.")
+_name = click.option("--name", help="Our own name; default the endpoint's, or the host's.")
+_timeout = click.option(
+    "--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="Give up after so long a wait."
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(version(), message="%(prog)s %(version)s")
+def app() -> None:
+    """Move files and images from one process or node to another over every NIC port there is, losing nothing.
+
+    Exit codes: 0 all delivered, 1 not delivered, 2 bad usage, 130 interrupted.
+    """
+
+
+@app.command()
+@click.argument("directory", type=click.Path(exists=True, file_okay=False, readable=True, path_type=Path))
+@_ports
+@click.option("--to", metavar="NAME", help="The receiver meant, when several answer.")
+@_name
+@_timeout
+@click.option("--slice-bytes", type=Size(), default="256MiB", show_default=True, help="Most bytes sent as one slice.")
+@_json
+def send(as_json: bool, **options: Any) -> None:
+    """Send every file below DIRECTORY. Names are kept; a link to a file is sent as the file.
+
+    Returns once the receiver holds everything. Twice --slice-bytes of memory are used at most: a larger file is cut
+    into parts, which `aiflow recv` puts together again. The receiver's --memory must hold a slice.
+    """
+    from aiflow.cli.send import send_directory
+
+    with Terminal(as_json).outcome("send") as outcome:
+        send_directory(outcome, **options)
+
+
+@app.command()
+@click.argument("outdir", type=click.Path(file_okay=False, path_type=Path))
+@_ports
+@click.option(
+    "--slices", type=click.IntRange(min=1), metavar="N", help="Stop after N slices; default: when all senders closed."
+)
+@_name
+@_timeout
+@click.option("--memory", type=Size(), default="1GiB", show_default=True, help="The most that is held at a time.")
+@_json
+def recv(as_json: bool, **options: Any) -> None:
+    """Write what arrives to files in OUTDIR, under the names it was sent by; OUTDIR is made if it is missing.
+
+    Nothing is written outside OUTDIR, whatever the names: links in it are not followed, and `..` and the like are
+    replaced. A file already there is replaced once the new one is whole; a second one of the same name in one run gets
+    a number.
+    """
+    from aiflow.cli.recv import receive_into
+
+    with Terminal(as_json).outcome("recv") as outcome:
+        receive_into(outcome, **options)
+
+
+@app.command()
+@_json
+def ports(as_json: bool) -> None:
+    """Show which endpoints can be used here, and why the others can't."""
+    from aiflow.cli.ports import show_ports
+
+    with Terminal(as_json).outcome("ports") as outcome:
+        show_ports(outcome)
+
+
+@app.command()
+@click.option(
+    "--images", type=click.IntRange(1, 512), default=512, show_default=True, metavar="N", help="Photographs to send."
+)
+@click.option(
+    "--ports", "nb_ports", type=click.IntRange(1, 16), default=4, show_default=True, metavar="N", help="Ports."
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(0, 60),
+    default=3.0,
+    show_default=True,
+    help="How long to go on with further slices after the first, for the curve of throughput.",
+)
+@click.option(
+    "--report",
+    type=click.Path(dir_okay=False, writable=True, path_type=Path),
+    default="demo-report.png",
+    show_default=True,
+    help="The picture to write.",
+)
+@_json
+def demo(as_json: bool, **options: Any) -> None:
+    """Send one time slice of photographs from one process to another, compare every one, and draw a report.
+
+    The photographs (512, 137 MB) are made once from pictures that Python packages ship, and cached.
+    """
+    from aiflow.cli.demo import run_demo
+
+    with Terminal(as_json).outcome("demo") as outcome:
+        run_demo(outcome, **options)
+
+
+def run(arguments: Sequence[str] | None = None, invoke: Callable[..., Any] = app.main) -> int:
+    """Run one command.
+
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        Without the program's name; default those of this process.
+
+    Returns
+    -------
+    int
+        The exit code.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return int(invoke(arguments, prog_name="aiflow", standalone_mode=False) or 0)
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("aiflow: interrupted", err=True)
+        return 130
+    except click.ClickException as error:
+        if "--json" in arguments:
+            Terminal(as_json=True).refuse(error.format_message(), error.exit_code)
+        error.show()
+        return error.exit_code

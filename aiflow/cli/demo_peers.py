@@ -1,0 +1,184 @@
+"""The demo's two processes: one sends the photographs, the other receives and compares them.
+
+Each speaks to the process that started it through a pipe, in tuples whose first item says what they are. The functions
+:func:`send_photos` and :func:`receive_photos` are the whole of each process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from aiflow import Receiver, TimeSlice
+
+SAMPLE_SECONDS = 0.02  # between two readings of the port table
+THUMBNAIL_PIXELS = 88  # side of a square
+REPORT_FIELDS = "slice_id", "elements", "nbytes", "seconds", "goodput_bps", "frames_sent", "frames_retransmitted"
+_PATIENCE_SECONDS = 60.0  # for the other side to appear, or a slice to come
+
+Photographs = list[tuple[str, npt.NDArray[np.uint8]]]
+
+
+def send_photos(pipe: Connection, endpoint: str, directory: Path, names: list[str], seconds: float) -> None:
+    """Send one slice of all photographs, then the same in another order again and again until `seconds` have passed.
+
+    Says ``("sent", row, ports)`` after each slice: its report's fields, and what each port carried.
+    """
+    from aiflow import Sender, empty
+    from aiflow.cli.figures import port_rows
+
+    with _speaking(pipe) as say:
+        elements = _read(directory, names, lambda nbytes: empty((nbytes,), "u1"))
+        with Sender(endpoint, name="demo-sender") as tx:
+            started: float | None = None
+            while started is None or time.monotonic() - started < seconds:
+                report = tx.send(elements, timeout=_PATIENCE_SECONDS)
+                started = time.monotonic() if started is None else started
+                row = {name: getattr(report, name) for name in REPORT_FIELDS}
+                say("sent", row, port_rows(report.ports))
+                turn = 1 + len(elements) // 7
+                elements = elements[turn:] + elements[:turn]
+
+
+def receive_photos(pipe: Connection, endpoint: str, directory: Path, names: list[str]) -> None:
+    """Receive until the sender closes; compare every slice with the files, and decode the images of the first.
+
+    Says ``("progress", bytes)`` while the first slice comes, ``("received", identical)`` for each slice with the number
+    of photographs equal to their files, ``("samples", rows)`` when the sender has closed, ``("decoded", number)`` while
+    decoding, and at the end ``("checked", identical names, thumbnails)``.
+    """
+    from aiflow import Receiver
+
+    with _speaking(pipe) as say:
+        originals = dict(_read(directory, names, lambda nbytes: np.empty(nbytes, np.uint8)))
+        with Receiver(endpoint, memory="1GiB", timeout=_PATIENCE_SECONDS, until="bye") as rx:
+            say("ready")
+            first_identical: set[str] | None = None
+            images: dict[str, npt.NDArray[np.uint8]] = {}
+            with _Sampler(rx, lambda nbytes: say("progress", nbytes)) as sampler:
+                for time_slice in rx:
+                    sampler.report_progress = False  # the first slice is here
+                    identical = _identical(time_slice, originals)
+                    say("received", len(identical))
+                    if first_identical is None:
+                        first_identical = identical
+                        images = {element.stream: element.array for element in time_slice}  # held on to: no copy
+            say("samples", sampler.samples)
+            decoded, thumbnails = _decode(images, names, lambda done: say("decoded", done))
+            say("checked", sorted(decoded & (first_identical or set())), thumbnails)
+
+
+@contextlib.contextmanager
+def _speaking(pipe: Connection) -> Iterator[Callable[..., None]]:
+    """Give a function that sends its arguments through the pipe, from any thread; send the exception that ends us, too.
+
+    Ctrl-C is the parent's to hear; its SIGTERM leaves every ``with`` of ours on the way out.
+    """
+    lock = threading.Lock()
+
+    def say(*message: object) -> None:
+        with lock:
+            pipe.send(message)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    try:
+        yield say
+    except Exception as error:
+        say("error", type(error).__name__, str(error))
+    finally:
+        pipe.close()
+
+
+def _read(directory: Path, names: list[str], empty: Callable[[int], npt.NDArray[np.uint8]]) -> Photographs:
+    """Read the files into one block of memory."""
+    sizes = [(directory / name).stat().st_size for name in names]
+    block = empty(sum(sizes))
+    photographs: Photographs = []
+    at = 0
+    for name, size in zip(names, sizes, strict=True):
+        place = block[at : at + size]
+        with open(directory / name, "rb", buffering=0) as file:
+            if file.readinto(memoryview(place)) != size:
+                raise OSError(f"{directory / name} could not be read whole; delete {directory} and start again")
+        photographs.append((name, place))
+        at += size
+    return photographs
+
+
+def _identical(time_slice: TimeSlice, originals: dict[str, npt.NDArray[np.uint8]]) -> set[str]:
+    """Compare each element with its file, byte for byte; the names of those that are equal."""
+    return {
+        element.stream
+        for element in time_slice
+        if element.stream in originals and np.array_equal(element.array, originals[element.stream])
+    }
+
+
+def _decode(
+    images: dict[str, npt.NDArray[np.uint8]], names: list[str], progress: Callable[[int], None]
+) -> tuple[set[str], npt.NDArray[np.uint8]]:
+    """Decode every image in full. Gives the names of those that decode, and a square thumbnail of each in order."""
+    thumbnails = np.full((len(names), THUMBNAIL_PIXELS, THUMBNAIL_PIXELS, 3), 255, np.uint8)
+    decoded: set[str] = set()
+
+    def decode(position: int) -> None:
+        from PIL import Image, ImageOps
+
+        name = names[position]
+        if name not in images:
+            return
+        with Image.open(io.BytesIO(images[name])) as image:
+            try:
+                image.load()
+            except OSError:  # truncated or corrupt
+                return
+            side = THUMBNAIL_PIXELS
+            image = image.reduce(max(1, min(image.size) // (2 * side))).convert("RGB")
+            thumbnails[position] = np.asarray(ImageOps.fit(image, (side, side)))
+        decoded.add(name)
+
+    with ThreadPoolExecutor(2) as pool:
+        for done, _ in enumerate(pool.map(decode, range(len(names))), start=1):
+            if done % 16 == 0 or done == len(names):
+                progress(done)
+    return decoded, thumbnails
+
+
+class _Sampler:
+    """A thread that reads the port table every 20 ms: for the curve, and for the progress of the first slice."""
+
+    def __init__(self, rx: Receiver, progress: Callable[[int], None]) -> None:
+        self.samples: list[tuple[float, dict[str, int]]] = []  # seconds, and bytes so far by port
+        self.report_progress = True
+        self._rx = rx
+        self._progress = progress
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="port-table-sampler", daemon=True)
+
+    def __enter__(self) -> _Sampler:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopping.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopping.wait(SAMPLE_SECONDS):
+            self.samples.append((time.monotonic(), {row.name: int(row.bytes) for row in self._rx.port_table}))
+            if self.report_progress:
+                self._progress(self._rx.progress[0])

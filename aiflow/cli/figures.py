@@ -1,0 +1,53 @@
+"""Numbers as people and scripts read them: sizes, rates, the rows of a port table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def bytes_text(nbytes: float) -> str:
+    """Write a number of bytes in powers of 1000: ``137.0 MB``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if nbytes < 1000 or unit == "GB":
+            break
+        nbytes /= 1000
+    return f"{nbytes:.0f} B" if unit == "B" else f"{nbytes:.1f} {unit}"
+
+
+def rate_text(bps: float) -> str:
+    """Write bits a second as ``9.60 Gbit/s``."""
+    if bps >= 1e9:
+        return f"{bps / 1e9:.2f} Gbit/s"
+    return f"{bps / 1e6:.1f} Mbit/s"
+
+
+def port_rows(table: Iterable[Any]) -> list[dict[str, Any]]:
+    """Turn a port table, or a report's ports, into plain dicts: name, driver, frames and bytes of each port."""
+    return [{name: getattr(row, name) for name in ("name", "driver", "frames", "bytes")} for row in table]
+
+
+def print_table(console: Console, rows: list[dict[str, Any]]) -> None:
+    """Print what each port carried. Prints nothing when there are no rows."""
+    if not rows:
+        return
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD)
+    for heading, justify in (
+        ("port", "left"),
+        ("driver", "left"),
+        ("frames", "right"),
+        ("bytes", "right"),
+        ("", "right"),
+    ):
+        table.add_column(heading, justify=justify)  # type: ignore[arg-type]
+    total = sum(row["bytes"] for row in rows) or 1
+    for row in rows:
+        share = f"{100 * row['bytes'] / total:.0f} %"
+        table.add_row(row["name"], row["driver"], f"{row['frames']:,}", f"{row['bytes']:,}", share)
+    console.print(table, soft_wrap=False)
