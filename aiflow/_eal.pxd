@@ -52,6 +52,7 @@ cdef class Port:
     cdef str bus
     cdef str device
     cdef object rings                 # net_ring: the rings both ports of a pair own
+    cdef int side                     # which of the two this one is
 
     cdef _configure(self, Mempool mempool, frame_size, int nb_rxd, int nb_txd, rx_ring, tx_window, mark)
 

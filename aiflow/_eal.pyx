@@ -493,24 +493,36 @@ _TRAITS = {
 }
 
 
+def nb_ports():
+    """Ports that are open in this process, whoever opened them."""
+    return rte_eth_dev_count_avail() if _ours() else 0
+
+
+def next_serial():
+    """A number no other device of this process has in its name."""
+    return next(_serial)
+
+
 cdef class _RingPair:
-    """Two rte_rings that the two ports of a pair hold jointly."""
+    """Two rte_rings that the two ports of a pair hold jointly: port i receives from ring i."""
     cdef rte_ring *ring[2]
 
-    def __dealloc__(self):
+    cdef drain(self, int side):
         cdef void *objects[32]
-        cdef unsigned int n, i, side
+        cdef unsigned int i, n = 1
+        while n:
+            n = rte_ring_dequeue_burst(self.ring[side], objects, 32, NULL)
+            for i in range(n):
+                rte_pktmbuf_free(<rte_mbuf *>objects[i])
+
+    def __dealloc__(self):
+        cdef int side
         if not _ours():
             return
         for side in range(2):
-            if self.ring[side] == NULL:
-                continue
-            n = 1
-            while n:
-                n = rte_ring_dequeue_burst(self.ring[side], objects, 32, NULL)
-                for i in range(n):
-                    rte_pktmbuf_free(<rte_mbuf *>objects[i])
-            rte_ring_free(self.ring[side])
+            if self.ring[side] != NULL:
+                self.drain(side)
+                rte_ring_free(self.ring[side])
         _free_returned_pools()
 
 
@@ -633,6 +645,7 @@ cdef class Port:
                     port.bus = "vdev"
                     port.device = f"net_ring_aiflow{serial}_{side}"
                     port.rings = pair
+                    port.side = side
                     rx = pair.ring[side]
                     tx = pair.ring[1 - side]
                     device = f"aiflow{serial}_{side}".encode()
@@ -747,6 +760,19 @@ cdef class Port:
     def __dealloc__(self):
         if self.is_open:
             self.close()
+
+    def adopt(self, Mempool mempool):
+        """Call `mempool` the port's own; for net_ring, which receives into no pool."""
+        self._check_open()
+        if self.driver != "net_ring":
+            raise PortError(f"{self.name}: {self.driver} receives into the pool it was opened with")
+        self.mempool = mempool
+        self.frame_size = min(self.frame_size, mempool.data_room)
+
+    def drain(self):
+        """Drop what waits in a net_ring port's receive ring. No data plane may poll it."""
+        if self.is_open and self.rings is not None and _ours():
+            (<_RingPair>self.rings).drain(self.side)
 
     def link(self):
         """Whether the link is up, and its speed in bit/s (None where the driver only has a nominal one)."""

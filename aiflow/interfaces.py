@@ -1,0 +1,200 @@
+"""Kernel network interfaces and PCI devices: what is there, may we use it, and how large its frames and queues are.
+
+DPDK's own messages for these faults ("ioctl failed") name neither the cause nor the cure.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+from .config import Endpoint
+from .errors import PortError
+
+__all__ = [
+    "XDP_FRAME",
+    "Interface",
+    "PacketRing",
+    "claim",
+    "inspect",
+    "inspect_pci",
+    "names",
+    "network_cards",
+    "packet_ring",
+    "unacknowledged_frames",
+]
+
+XDP_FRAME = 3498
+"""Largest frame XDP takes in one page, bytes."""
+
+_SIOCGIFFLAGS, _SIOCGIFMTU = 0x8913, 0x8921
+_IFF_UP = 0x1
+_PAGE = os.sysconf("SC_PAGESIZE")
+_DPDK_KERNEL_DRIVERS = ("vfio-pci", "uio_pci_generic", "igb_uio", "mlx5_core", "mlx4_core")
+_NO_PERMISSION = (
+    "no permission to open raw sockets: run as root, or give the interpreter the right: "
+    "setcap cap_net_raw,cap_net_admin+ep $(readlink -f $(command -v python3))"
+)
+
+
+@dataclass(frozen=True)
+class Interface:
+    """A kernel interface that is there, up, and ours to open."""
+
+    name: str
+    mtu: int
+    socket_id: int
+
+
+@dataclass(frozen=True)
+class PacketRing:
+    """Geometry of an af_packet ring (Linux, Documentation/networking/packet_mmap)."""
+
+    frame_bytes: int
+    block_bytes: int
+    nb_frames: int
+
+
+def names() -> list[str]:
+    """Interfaces of this network namespace, without the loopback."""
+    return sorted(name for _, name in socket.if_nameindex() if name != "lo")
+
+
+def network_cards() -> list[str]:
+    """PCI addresses of the network cards."""
+    found = []
+    for device in sorted(Path("/sys/bus/pci/devices").glob("*")):
+        try:
+            if int((device / "class").read_text(), 16) >> 16 == 0x02:
+                found.append(device.name)
+        except (OSError, ValueError):
+            continue
+    return found
+
+
+def _ioctl(name: str, request: int) -> bytes:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        return fcntl.ioctl(sock, request, struct.pack("16s24x", name.encode()))
+
+
+def inspect(endpoint: Endpoint) -> Interface:
+    """Check the interface of an af_packet or af_xdp endpoint.
+
+    Raises
+    ------
+    PortError
+        If it is missing or down, or we may not open it.
+    """
+    name = endpoint.target
+    try:
+        flags = struct.unpack_from("H", _ioctl(name, _SIOCGIFFLAGS), 16)[0]
+        mtu = struct.unpack_from("i", _ioctl(name, _SIOCGIFMTU), 16)[0]
+    except OSError as exc:
+        if exc.errno == errno.ENODEV:
+            there = ", ".join(names()) or "none"
+            raise PortError(f"{endpoint}: no interface {name} in this network namespace; there are: {there}") from None
+        raise PortError(f"{endpoint}: {exc.strerror}") from exc
+    try:
+        socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0).close()
+    except PermissionError:
+        raise PortError(f"{endpoint}: {_NO_PERMISSION}") from None
+    if not flags & _IFF_UP:
+        raise PortError(f"{endpoint}: interface {name} is down; ip link set {name} up")
+    return Interface(name, mtu, _numa_node(Path(f"/sys/class/net/{name}/device")))
+
+
+def _numa_node(device: Path) -> int:
+    try:
+        return int((device / "numa_node").read_text())
+    except (OSError, ValueError):
+        return -1
+
+
+def claim(endpoint: Endpoint, role: str) -> socket.socket:
+    """Take an interface for one sender and one receiver at most; close the socket to give it back.
+
+    Two senders on one interface would share a MAC address, and a receiver could not tell them apart. An abstract socket
+    holds the claim: such names belong to the network namespace, and go with the process.
+
+    Raises
+    ------
+    PortError
+        If it is taken.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    try:
+        sock.bind(f"\0aiflow/{role}/{endpoint.target}")
+    except OSError as exc:
+        sock.close()
+        if exc.errno == errno.EADDRINUSE:
+            raise PortError(
+                f"{endpoint}: busy, another aiflow {role} uses {endpoint.target}; close that one, or take another interface"
+            ) from None
+        raise PortError(f"{endpoint}: {exc.strerror}") from exc
+    return sock
+
+
+def packet_ring(mtu: int) -> PacketRing:
+    """Ring geometry for frames of `mtu` bytes and their Ethernet header.
+
+    A slot also holds the kernel's header (66 bytes before a received frame) and a VLAN tag.
+    """
+    needed = mtu + 14 + 4 + 66
+    frame_bytes = 2048
+    while frame_bytes < needed:
+        frame_bytes *= 2
+    block_bytes = max(65536, frame_bytes, _PAGE)
+    nb_frames = max(64, min(1024, (4 << 20) // frame_bytes))
+    per_block = block_bytes // frame_bytes
+    return PacketRing(frame_bytes, block_bytes, nb_frames // per_block * per_block or per_block)
+
+
+def unacknowledged_frames(frame_size: int, nb_frames: int) -> int:
+    """Frames an af_packet socket may have on their way before `tx_burst` blocks.
+
+    The kernel charges each frame and about 850 bytes of its own to the socket's send buffer, which is the system's
+    default since DPDK leaves it alone.
+    """
+    try:
+        send_buffer = int(Path("/proc/sys/net/core/wmem_default").read_text())
+    except (OSError, ValueError):
+        send_buffer = 212992
+    return max(2, min(send_buffer // (frame_size + 850), nb_frames - 1))
+
+
+def inspect_pci(endpoint: Endpoint) -> int:
+    """Check that DPDK could drive a PCI device; returns its NUMA node, or -1.
+
+    Raises
+    ------
+    PortError
+        If it is missing, no network card, or bound to a driver that keeps it; the message says how to rebind it.
+    """
+    device = Path("/sys/bus/pci/devices") / endpoint.target
+    if not device.is_dir():
+        raise PortError(f"{endpoint}: no such PCI device; lspci -D, or dpdk-devbind.py --status-dev net, lists them")
+    try:
+        pci_class = int((device / "class").read_text(), 16) >> 16
+    except (OSError, ValueError):
+        pci_class = 0x02
+    if pci_class != 0x02:
+        raise PortError(f"{endpoint}: not a network card (PCI class 0x{pci_class:02x}); dpdk-devbind.py --status-dev net lists them")
+    link = device / "driver"
+    driver = link.resolve().name if link.exists() else ""
+    if driver not in _DPDK_KERNEL_DRIVERS:
+        state = f"is bound to the kernel's {driver} driver" if driver else "is bound to no driver"
+        interfaces = ", ".join(path.name for path in (device / "net").iterdir()) if (device / "net").is_dir() else ""
+        instead = f", or use af_packet:{interfaces} as it is" if interfaces else ""
+        raise PortError(
+            f"{endpoint}: the card {state}, and DPDK needs it bound to vfio-pci. As root: modprobe vfio-pci && "
+            f"dpdk-devbind.py --bind=vfio-pci {endpoint.target} (the kernel loses the interface until it is bound back; "
+            f"without an IOMMU: echo 1 > /sys/module/vfio/parameters/enable_unsafe_noiommu_mode){instead}"
+        )
+    if driver == "vfio-pci" and not os.access("/dev/vfio/vfio", os.R_OK | os.W_OK):
+        raise PortError(f"{endpoint}: no permission for /dev/vfio; run as root, or chown the card's /dev/vfio/GROUP to you")
+    return _numa_node(device)

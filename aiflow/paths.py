@@ -1,0 +1,326 @@
+"""From endpoints to open ports.
+
+Static endpoints (``af_packet af_xdp pci vdev ring``) are opened at once; shared-memory ones (``local memif vhost``) as
+peers come and go, by the rendezvous thread.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from . import _eal, interfaces, rings
+from .config import Endpoint, parse_endpoints
+from .errors import AiflowError, ConfigError, PortError
+from .rendezvous import DRIVERS, Rendezvous, driver_of, live_names, runtime_directory
+
+__all__ = ["PortSet", "available"]
+
+_ETHERNET = 14
+_RING_FRAME = 9216  # bytes; nothing is copied, so that any size would do
+
+class PortSet:
+    """The ports of one Sender or Receiver.
+
+    Parameters
+    ----------
+    endpoints : str, list of str, or tuple of Endpoint
+    role : {"sender", "receiver"}
+    pool_for : callable
+        ``pool_for(frame_size, socket_id, nb_ports, needs_eal_memory)`` gives the Mempool for ports about to be opened;
+        its mbufs must have room for `frame_size` bytes.
+    attach : callable
+        ``attach(port, peer)``: the port is up and may be polled. `peer` numbers the connection, from 1; 0 for a port that
+        is not tied to one peer. Called from the constructor, or from the rendezvous thread.
+    detach : callable
+        ``detach(ports, peer)``: they are about to be closed. What they have received may still be read; when it
+        returns, the data plane touches them no more.
+    frame_size : int, optional
+        Largest frame wanted, in bytes with the Ethernet header.
+    link_name : str, optional
+        Whom these ports belong to, for messages.
+
+    Attributes
+    ----------
+    error : AiflowError or None
+        What keeps a port from ever coming up, found after the constructor returned (a receiver's refusal, for
+        instance); for the next `send` or `recv` to raise.
+    nb_ports : int
+        Ports asked for.
+
+    Raises
+    ------
+    ConfigError
+        If an endpoint is malformed, or a port cannot carry `frame_size`.
+    PortError
+        If a port cannot be opened; those opened before it are closed again.
+    EalError
+        If DPDK cannot start.
+    """
+
+    def __init__(
+        self,
+        endpoints: str | Iterable[str] | tuple[Endpoint, ...],
+        role: str,
+        *,
+        pool_for: Callable[..., Any],
+        attach: Callable[[Any, int], None],
+        detach: Callable[[list[Any], int], None],
+        frame_size: int | None = None,
+        link_name: str | None = None,
+    ) -> None:
+        if role not in ("sender", "receiver"):
+            raise ConfigError(f"role={role!r}: it is 'sender' or 'receiver'")
+        if isinstance(endpoints, tuple) and all(isinstance(entry, Endpoint) for entry in endpoints):
+            self.endpoints: tuple[Endpoint, ...] = endpoints
+        else:
+            self.endpoints = parse_endpoints(endpoints)  # type: ignore[arg-type]
+        if frame_size is not None and not 64 <= frame_size <= 65000:
+            raise ConfigError(f"frame_size={frame_size}: frames have 64 to 65000 bytes")
+        self.role = role
+        self.link_name = link_name
+        self.nb_ports = sum(endpoint.nb_ports for endpoint in self.endpoints)
+        self.error: AiflowError | None = None
+        self._pool_for = pool_for
+        self._attach_port = attach
+        self._detach_ports = detach
+        self._frame_size = frame_size
+        self._lock = threading.Lock()
+        self._ports: list[Any] = []
+        self._static: list[Any] = []
+        self._claims: list[Any] = []
+        self._rings: list[Endpoint] = []
+        self._rendezvous: Rendezvous | None = None
+        self._closed = False
+        self._pid = os.getpid()
+        try:
+            _eal.start()
+            for endpoint in self.endpoints:
+                if endpoint.scheme not in ("local", "memif", "vhost"):
+                    self._open(endpoint)
+            shared = [endpoint for endpoint in self.endpoints if endpoint.scheme in ("local", "memif", "vhost")]
+            if shared:
+                self._rendezvous = Rendezvous(
+                    shared,
+                    role,
+                    pool_for=pool_for,
+                    attach=self._attach,
+                    detach=self._detach,
+                    frame_size=frame_size,
+                    failed=self._fail,
+                )
+        except BaseException:
+            self.close()
+            raise
+
+    def ports(self) -> list[Any]:
+        """Ports that are up now, in the order they came."""
+        with self._lock:
+            return list(self._ports)
+
+    def close(self) -> None:
+        """Detach and close all ports, hang up, give names back. Idempotent; does nothing in a forked child."""
+        if self._closed or os.getpid() != self._pid:
+            return
+        self._closed = True
+        if self._rendezvous is not None:
+            self._rendezvous.close()
+        static = [port for port in self._static if port in self._ports]
+        if static:
+            self._detach(static, 0)
+        for port in self._static:
+            if port.driver != "net_ring":
+                port.close()
+        for claim in self._claims:
+            claim.close()
+        for endpoint in self._rings:
+            rings.give_back(endpoint, self.role)
+
+    def describe(self) -> list[dict[str, Any]]:
+        """What serves each endpoint.
+
+        Returns
+        -------
+        list of dict
+            A dict an endpoint: ``endpoint`` (as typed), ``driver`` (DPDK's name), ``nb_ports`` (asked for),
+            ``memory`` (the EAL's memory mode).
+        """
+        rows = []
+        for endpoint in self.endpoints:
+            if endpoint.scheme in ("local", "memif", "vhost"):
+                driver = driver_of(endpoint.scheme)
+                name = driver.receiver if self.role == "receiver" else driver.sender
+            else:
+                name = next((port.driver for port in self._static if _belongs(port, endpoint)), "")
+            rows.append(
+                {
+                    "endpoint": endpoint.text,
+                    "driver": name,
+                    "nb_ports": endpoint.nb_ports,
+                    "memory": _eal.memory_mode(),
+                }
+            )
+        return rows
+
+    # -------------------------------------------------------------------------------------------------- coming, going
+
+    def _fail(self, error: AiflowError) -> None:
+        self.error = error
+
+    def _attach(self, port: Any, peer: int) -> None:
+        with self._lock:
+            self._ports.append(port)
+        self._attach_port(port, peer)
+
+    def _detach(self, ports: list[Any], peer: int) -> None:
+        with self._lock:
+            self._ports = [port for port in self._ports if port not in ports]
+        self._detach_ports(ports, peer)
+
+    # ---------------------------------------------------------------------------------------------- static endpoints
+
+    def _open(self, endpoint: Endpoint) -> None:
+        opener = {
+            "af_packet": self._open_af_packet,
+            "af_xdp": self._open_af_xdp,
+            "pci": self._open_pci,
+            "vdev": self._open_vdev,
+            "ring": self._open_ring,
+        }[endpoint.scheme]
+        for port in opener(endpoint):
+            self._static.append(port)
+            self._attach(port, 0)
+
+    def _checked_frame(self, endpoint: Endpoint, largest: int, remedy: str) -> int:
+        """The frame size to use on a port that can carry `largest` bytes."""
+        if self._frame_size is not None and self._frame_size > largest:
+            raise ConfigError(
+                f"{endpoint}: frame_size={self._frame_size} is more than the {largest} bytes it can carry; "
+                f"ask for at most that, or {remedy}"
+            )
+        return self._frame_size or largest
+
+    def _open_af_packet(self, endpoint: Endpoint) -> list[Any]:
+        interface = interfaces.inspect(endpoint)
+        self._claims.append(interfaces.claim(endpoint, self.role))
+        frame_size = self._checked_frame(endpoint, interface.mtu + _ETHERNET, f"ip link set {interface.name} mtu …")
+        geometry = interfaces.packet_ring(interface.mtu)
+        pool = self._pool_for(geometry.frame_bytes, interface.socket_id, 1, False)
+        devargs = (
+            f"iface={interface.name},qpairs=1,qdisc_bypass=0,blocksz={geometry.block_bytes},"
+            f"framesz={geometry.frame_bytes},framecnt={geometry.nb_frames}"
+        )
+        return [
+            _eal.Port.open(
+                endpoint.text,
+                f"net_af_packet_{_eal.next_serial()}",
+                devargs,
+                pool,
+                frame_size=frame_size,
+                rx_ring=geometry.nb_frames,
+                tx_window=interfaces.unacknowledged_frames(frame_size, geometry.nb_frames),
+            )
+        ]
+
+    def _open_af_xdp(self, endpoint: Endpoint) -> list[Any]:
+        interface = interfaces.inspect(endpoint)
+        self._claims.append(interfaces.claim(endpoint, self.role))
+        largest = min(interface.mtu + _ETHERNET, interfaces.XDP_FRAME)
+        frame_size = self._checked_frame(endpoint, largest, "use af_packet, which carries jumbo frames")
+        if interface.mtu + _ETHERNET > interfaces.XDP_FRAME:
+            raise PortError(
+                f"{endpoint}: its MTU of {interface.mtu} is more than XDP takes "
+                f"({interfaces.XDP_FRAME - _ETHERNET}); ip link set {interface.name} mtu {interfaces.XDP_FRAME - _ETHERNET}"
+            )
+        pool = self._pool_for(2048 if largest <= 1536 else 4096, interface.socket_id, 1, False)
+        return [
+            _eal.Port.open(
+                endpoint.text,
+                f"net_af_xdp_{_eal.next_serial()}",
+                f"iface={interface.name},start_queue=0,queue_count=1",
+                pool,
+                frame_size=frame_size,
+                nb_rxd=2048,
+                nb_txd=2048,
+                rx_ring=1024,
+                tx_window=1024,
+            )
+        ]
+
+    def _open_pci(self, endpoint: Endpoint) -> list[Any]:
+        socket_id = interfaces.inspect_pci(endpoint)
+        frame_size = self._frame_size
+        pool = self._pool_for(max(frame_size or 0, 2048), socket_id, 1, True)
+        return [_eal.Port.open(endpoint.text, endpoint.target, "", pool, bus="pci", frame_size=frame_size)]
+
+    def _open_vdev(self, endpoint: Endpoint) -> list[Any]:
+        device, _, devargs = endpoint.target.partition(",")
+        pool = self._pool_for(max(self._frame_size or 0, 2048), -1, 1, True)
+        port = _eal.Port.open(endpoint.text, device, devargs, pool, frame_size=self._frame_size)
+        return [port]
+
+    def _open_ring(self, endpoint: Endpoint) -> list[Any]:
+        frame_size = self._frame_size or _RING_FRAME
+        pool = self._pool_for(frame_size, -1, endpoint.nb_ports, False)
+        ports = rings.take(endpoint, self.role, pool)
+        self._rings.append(endpoint)
+        return ports
+
+
+def _belongs(port: Any, endpoint: Endpoint) -> bool:
+    return port.name == endpoint.text or port.name.startswith(f"{endpoint.scheme}:{endpoint.target}#")
+
+
+def available() -> list[tuple[str, bool, str]]:
+    """What could be used here, and why not the rest; starts and opens nothing.
+
+    Returns
+    -------
+    list of (endpoint, usable, note)
+    """
+    rows: list[tuple[str, bool, str]] = []
+    served = driver_of("local")
+    try:
+        runtime_directory()
+        why_not = ""
+    except PortError as exc:
+        why_not = str(exc)
+    rows.append(("local:NAME", not why_not, why_not or f"served by {served.name} ({served.receiver})"))
+    for name, driver in DRIVERS.items():
+        rows.append((f"{name}:NAME", not why_not, why_not or f"{driver.receiver} receives, {driver.sender} sends"))
+    if not why_not:
+        rows.extend((name, True, f"a receiver waits there (process {pid})") for name, pid in live_names())
+    rows.append(("ring:NAME", True, "both ends in one process"))
+    for name in interfaces.names():
+        for scheme in ("af_packet", "af_xdp"):
+            (endpoint,) = parse_endpoints(f"{scheme}:{name}")
+            try:
+                found = interfaces.inspect(endpoint)
+                usable, note = True, f"frames up to {found.mtu + _ETHERNET} bytes"
+                if scheme == "af_xdp":
+                    usable, note = _xdp_usable(found)
+            except PortError as exc:
+                usable, note = False, str(exc).partition(": ")[2]
+            rows.append((endpoint.text, usable, note))
+    cards = interfaces.network_cards()
+    for address in cards:
+        (endpoint,) = parse_endpoints(f"pci:{address}")
+        try:
+            interfaces.inspect_pci(endpoint)
+            rows.append((endpoint.text, True, "bound for DPDK"))
+        except PortError as exc:
+            rows.append((endpoint.text, False, str(exc).partition(": ")[2]))
+    if not cards:
+        rows.append(("pci:DBDF", False, "no network card on the PCI bus"))
+    rows.append(("vdev:DPDK-DEVARGS", True, "any virtual device of DPDK"))
+    return rows
+
+
+def _xdp_usable(interface: interfaces.Interface) -> tuple[bool, str]:
+    if os.geteuid() != 0:
+        return False, "XDP needs root (CAP_NET_ADMIN, CAP_BPF)"
+    if interface.mtu + _ETHERNET > interfaces.XDP_FRAME:
+        return False, f"its MTU of {interface.mtu} is more than XDP takes ({interfaces.XDP_FRAME - _ETHERNET})"
+    return True, f"frames up to {interface.mtu + _ETHERNET} bytes"

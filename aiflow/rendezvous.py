@@ -1,0 +1,602 @@
+"""How the two sides of a shared-memory endpoint (``local:``, ``memif:``, ``vhost:``) find each other.
+
+memif and vhost-user take one peer a socket and do not survive every order of starting and dying, so a control socket
+comes first (SEQPACKET, one JSON message a packet, in a directory only its owner can enter)::
+
+    sender      → {"version": 1, "nb_ports": 4, "frame_size": null, "driver": "memif", …}
+    receiver    → {"driver": "memif", "peer": 3, "frame_size": 16384, "ring_size": 256, "paths": [[path, id], …]}
+                  its ports are open and started by then; or {"refused": "why"}
+    sender      → {"ready": true}        its ports are open and their links up
+    either      closes: the other lets go of the ports, removes them, and closes too
+
+The receiver owns NAME through a flock'ed file, so liveness never depends on files a killed process left behind.
+A sender keeps trying until it is closed. Each `PortSet` has one thread for all of this, asleep while nothing happens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import itertools
+import json
+import os
+import select
+import shutil
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from . import _eal
+from .config import MAX_PORTS, Endpoint
+from .errors import AiflowError, ConfigError, PortError
+
+__all__ = ["DRIVERS", "Driver", "Rendezvous", "driver_of", "runtime_directory"]
+
+_VERSION = 1
+_RETRY_FIRST, _RETRY_LAST = 0.02, 0.1  # seconds between attempts to reach a receiver
+_HANDSHAKE = 5.0  # seconds from offer to ready
+_FAREWELL = 0.1  # seconds a side that closes waits for the other to read what is left
+_TEARDOWN = 0.5  # seconds a name is waited for: a killed owner may still be on its way out
+_MAX_MESSAGE = 16384
+
+
+@dataclass(frozen=True)
+class Driver:
+    """A pair of DPDK drivers that joins two processes of one host.
+
+    Attributes
+    ----------
+    name : str
+        As in an endpoint.
+    receiver, sender : str
+        DPDK driver on each side.
+    frame_size : int
+        Default largest frame, bytes.
+    max_frame_size : int
+        What the driver can do.
+    ring_size : int
+        Frames a ring holds, a power of two.
+    sender_needs_eal_memory : bool
+        The receiver reads the sender's mbufs where they are.
+    """
+
+    name: str
+    receiver: str
+    sender: str
+    frame_size: int
+    max_frame_size: int
+    ring_size: int
+    sender_needs_eal_memory: bool
+
+
+DRIVERS = {
+    # one copy on each core; frames and rings small enough to stay in cache
+    "memif": Driver("memif", "net_memif", "net_memif", 16384, 65000, 256, False),
+    "vhost": Driver("vhost", "net_vhost", "net_virtio_user", 9216, 65000, 1024, True),
+}
+"""What can serve a shared-memory endpoint."""
+
+
+def driver_of(scheme: str) -> Driver:
+    """The driver that serves ``local:``, ``memif:`` or ``vhost:``; AIFLOW_LOCAL=vhost chooses another for ``local:``."""
+    name = scheme
+    if scheme == "local":
+        name = os.environ.get("AIFLOW_LOCAL") or "memif"
+        if name not in DRIVERS:
+            raise ConfigError(f"AIFLOW_LOCAL={name!r}: local endpoints are served by {' or '.join(DRIVERS)}")
+    return DRIVERS[name]
+
+
+class _Pools(Protocol):
+    def __call__(self, frame_size: int, socket_id: int, nb_ports: int, needs_eal_memory: bool) -> Any: ...
+
+
+# ------------------------------------------------------------------------------------------------------------- places
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        found = path.lstat()
+    except OSError:
+        return False
+    return path.is_dir() and not path.is_symlink() and found.st_uid == os.getuid()
+
+
+def runtime_directory() -> Path:
+    """Directory of this user's names and sockets, mode 0700, made on demand.
+
+    AIFLOW_RUNTIME_DIR, else ``aiflow`` in XDG_RUNTIME_DIR or /run/user/UID, else ``/tmp/aiflow-UID``.
+
+    Raises
+    ------
+    PortError
+        If it belongs to somebody else or others can enter it.
+    """
+    uid = os.getuid()
+    override = os.environ.get("AIFLOW_RUNTIME_DIR")
+    if override:
+        directory = Path(override)
+    else:
+        candidates = [Path(text) for text in (os.environ.get("XDG_RUNTIME_DIR"), f"/run/user/{uid}") if text]
+        base = next((path for path in candidates if _is_ours(path) and len(str(path)) <= 32), None)
+        directory = base / "aiflow" if base is not None else Path(f"/tmp/aiflow-{uid}")
+    try:
+        directory.mkdir(mode=0o700, exist_ok=True, parents=bool(override))
+    except OSError as exc:
+        raise PortError(f"{directory}: {exc.strerror}; set AIFLOW_RUNTIME_DIR to a directory of yours") from exc
+    if not _is_ours(directory) or directory.stat().st_mode & 0o077:
+        raise PortError(
+            f"{directory} must be a directory of yours that nobody else can enter: remove it, or chmod 700 it, "
+            "or set AIFLOW_RUNTIME_DIR to another"
+        )
+    if len(str(directory)) > 40:
+        raise PortError(f"{directory}: too long for a socket's path (40 characters); set AIFLOW_RUNTIME_DIR to another")
+    return directory
+
+
+def _place(endpoint: Endpoint) -> Path:
+    return runtime_directory() / f"{endpoint.scheme}-{endpoint.target}"
+
+
+class _Name:
+    """A receiver's claim to an endpoint's name: a locked file, and the directory of its sockets."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.directory = _place(endpoint)
+        path = self.directory / "lock"
+        deadline = time.monotonic() + _TEARDOWN
+        while True:
+            self.directory.mkdir(mode=0o700, exist_ok=True)
+            try:
+                self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            except FileNotFoundError:
+                continue  # its last owner was just removing the directory
+            try:
+                fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                owner = os.read(self.fd, 32).decode("ascii", "replace").strip()
+                os.close(self.fd)
+                if time.monotonic() < deadline:
+                    time.sleep(0.01)
+                    continue
+                raise PortError(
+                    f"{endpoint}: another receiver has this name (process {owner or 'unknown'}); "
+                    "close that one, or choose another name"
+                ) from None
+            try:
+                if os.path.samestat(os.fstat(self.fd), os.stat(path)):
+                    break
+            except FileNotFoundError:
+                pass
+            os.close(self.fd)  # it was unlinked between our open and our lock
+        # the name is ours: what else lies here was left by a process that was killed
+        for left in self.directory.iterdir():
+            if left != path:
+                left.unlink(missing_ok=True)
+        os.ftruncate(self.fd, 0)
+        os.pwrite(self.fd, f"{os.getpid()}\n".encode(), 0)
+
+    def close(self) -> None:
+        shutil.rmtree(self.directory, ignore_errors=True)  # while the lock is held
+        os.close(self.fd)
+
+
+# ----------------------------------------------------------------------------------------------------------- messages
+
+
+def _peer_allowed(sock: socket.socket) -> bool:
+    size = struct.calcsize("3i")
+    _pid, uid, _gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
+    return uid in (os.getuid(), 0)
+
+
+def _write(sock: socket.socket, message: dict[str, Any]) -> None:
+    """Send; a peer that is gone is noticed by the next read."""
+    with contextlib.suppress(OSError):
+        sock.send(json.dumps(message).encode(), socket.MSG_NOSIGNAL)
+
+
+def _read(sock: socket.socket) -> dict[str, Any] | None:
+    """The next message; {} if there is none yet; None at hang-up, or if it is not one of ours."""
+    try:
+        packet = sock.recv(_MAX_MESSAGE)
+        message = json.loads(packet) if packet else None
+    except BlockingIOError:
+        return {}
+    except (OSError, ValueError):
+        return None
+    return message if isinstance(message, dict) else None
+
+
+# -------------------------------------------------------------------------------------------------------------- ports
+
+
+def _open_receiving(driver: Driver, label: str, path: str, number: int, frame_size: int, pool: Any) -> Any:
+    serial = f"aiflow{_eal.next_serial()}"
+    ring = driver.ring_size
+    if driver.name == "memif":
+        devargs = (
+            f"role=server,id={number},socket={path},socket-abstract=no,"
+            f"bsize={frame_size},rsize={ring.bit_length() - 1}"
+        )
+        return _eal.Port.open(label, f"net_memif_{serial}", devargs, pool, frame_size=frame_size, nb_rxd=ring, nb_txd=ring)
+    return _eal.Port.open(
+        label, f"net_vhost_{serial}", f"iface={path},queues=1", pool, frame_size=frame_size, rx_ring=ring, tx_window=ring
+    )
+
+
+def _open_sending(driver: Driver, label: str, path: str, number: int, frame_size: int, ring: int, pool: Any) -> Any:
+    serial = f"aiflow{_eal.next_serial()}"
+    if driver.name == "memif":
+        devargs = (
+            f"role=client,id={number},socket={path},socket-abstract=no,"
+            f"bsize={frame_size},rsize={ring.bit_length() - 1}"
+        )
+        return _eal.Port.open(label, f"net_memif_{serial}", devargs, pool, frame_size=frame_size, nb_rxd=ring, nb_txd=ring)
+    devargs = f"path={path},queues=1,queue_size={ring},mrg_rxbuf=0"
+    return _eal.Port.open(
+        label, f"net_virtio_user_{serial}", devargs, pool, frame_size=frame_size, nb_rxd=ring, nb_txd=ring
+    )
+
+
+def _links_up(ports: list[Any]) -> bool:
+    return all(port.link()[0] for port in ports)
+
+
+# -------------------------------------------------------------------------------------------------------- connections
+
+
+@dataclass
+class _Connection:
+    """One sender at one receiver, seen from either side."""
+
+    endpoint: Endpoint
+    sock: socket.socket
+    peer: int = 0
+    state: str = "hello"  # → "offered" → "joining" → "up"
+    deadline: float = field(default_factory=lambda: time.monotonic() + _HANDSHAKE)
+    ports: list[Any] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
+    hurry: Any = None  # the interrupt thread runs often while this is set
+
+
+class Rendezvous:
+    """The shared-memory endpoints of one `PortSet`, and the thread that serves them.
+
+    Parameters
+    ----------
+    endpoints : list of Endpoint
+        Of schemes local, memif and vhost.
+    role : {"sender", "receiver"}
+    pool_for, attach, detach
+        As for `PortSet`; called from the thread.
+    frame_size : int or None
+        Largest frame the user wants.
+    failed : callable
+        Told each error that trying again cannot mend.
+
+    Raises
+    ------
+    PortError
+        If a receiver has one of the names already.
+    """
+
+    def __init__(
+        self,
+        endpoints: list[Endpoint],
+        role: str,
+        *,
+        pool_for: _Pools,
+        attach: Callable[[Any, int], None],
+        detach: Callable[[list[Any], int], None],
+        frame_size: int | None,
+        failed: Callable[[AiflowError], None],
+    ) -> None:
+        self._role = role
+        self._pool_for = pool_for
+        self._attach = attach
+        self._detach = detach
+        self._frame_size = frame_size
+        self._failed = failed
+        self._connections: list[_Connection] = []
+        self._listeners: dict[socket.socket, Endpoint] = {}
+        self._names: dict[Endpoint, _Name] = {}
+        self._awaited: dict[Endpoint, tuple[float, float]] = {}  # sender: endpoint → (time of next attempt, pause)
+        self._peers = itertools.count(1)
+        self._closing = False
+        self._pid = os.getpid()
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        try:
+            for endpoint in endpoints:
+                driver = driver_of(endpoint.scheme)
+                if frame_size is not None and frame_size > driver.max_frame_size:
+                    raise ConfigError(
+                        f"{endpoint}: frame_size={frame_size} is more than the {driver.max_frame_size} bytes that "
+                        f"{driver.name} can carry; ask for at most that"
+                    )
+                if role == "receiver":
+                    self._listen(endpoint)
+                else:
+                    self._awaited[endpoint] = (0.0, _RETRY_FIRST)
+        except BaseException:
+            self._forget_names()
+            os.close(self._wake)
+            raise
+        self._thread = threading.Thread(target=self._run, name="aiflow-rendezvous", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Hang up, remove all ports, give the names back. Idempotent; does nothing in a forked child."""
+        if self._closing or os.getpid() != self._pid:
+            return
+        self._closing = True
+        os.eventfd_write(self._wake, 1)
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+            os.close(self._wake)
+
+    # ------------------------------------------------------------------------------------------------- the thread
+
+    def _run(self) -> None:
+        try:
+            while not self._closing:
+                self._turn()
+        except AiflowError as exc:
+            self._failed(exc)
+        except Exception as exc:
+            self._failed(PortError(f"the rendezvous thread stopped: {type(exc).__name__}: {exc}"))
+        finally:
+            self._part_all()
+            self._forget_names()
+
+    def _turn(self) -> None:
+        """Wait for something, then do it: hang-ups first, so that their ports are free for who comes next."""
+        now = time.monotonic()
+        for endpoint, (due, pause) in list(self._awaited.items()):
+            if now >= due:
+                self._awaited[endpoint] = (now + pause, min(pause * 1.5, _RETRY_LAST))
+                self._call(endpoint)
+        poll = select.poll()
+        poll.register(self._wake, select.POLLIN)
+        for sock in [*self._listeners, *(connection.sock for connection in self._connections)]:
+            poll.register(sock, select.POLLIN)
+        ready = {fd for fd, _ in poll.poll(self._patience())}
+        for connection in list(self._connections):
+            if connection.sock.fileno() in ready:
+                self._hear(connection)
+        now = time.monotonic()
+        for connection in list(self._connections):
+            if connection.state == "joining":
+                self._join(connection)
+            if connection.state != "up" and now > connection.deadline:
+                self._part(connection)
+        for listener, endpoint in self._listeners.items():
+            if listener.fileno() in ready:
+                self._accept(listener, endpoint)
+
+    def _patience(self) -> float | None:
+        """Milliseconds until something is due; None when only a peer can bring news."""
+        if any(connection.state == "joining" for connection in self._connections):
+            return 1
+        due = [time_of_attempt for time_of_attempt, _ in self._awaited.values()]
+        due += [connection.deadline for connection in self._connections if connection.state != "up"]
+        return max(0.0, min(due) - time.monotonic()) * 1000 + 1 if due else None
+
+    def _hear(self, connection: _Connection) -> None:
+        message = _read(connection.sock)
+        if message is None:
+            self._part(connection)
+        elif message:
+            try:
+                if self._role == "receiver":
+                    self._hear_sender(connection, message)
+                else:
+                    self._hear_receiver(connection, message)
+            except (KeyError, TypeError, ValueError, IndexError) as exc:
+                if not isinstance(exc, AiflowError):  # not a peer of this version: nothing to learn from it
+                    exc = PortError(f"{connection.endpoint}: the peer's message is not understood ({exc!r})")
+                self._refuse(connection, exc)
+            except AiflowError as exc:
+                self._refuse(connection, exc)
+
+    def _refuse(self, connection: _Connection, exc: Exception) -> None:
+        """Both sides learn why; a receiver goes on for its other senders, a sender keeps the error for `send`."""
+        if self._role == "receiver":
+            _write(connection.sock, {"refused": str(exc)})
+        self._part(connection)
+        if self._role == "sender":
+            self._awaited.pop(connection.endpoint, None)
+            self._failed(exc if isinstance(exc, AiflowError) else PortError(str(exc)))
+
+    def _up(self, connection: _Connection) -> None:
+        connection.state = "up"
+        self._calm(connection)
+        for port in connection.ports:
+            self._attach(port, connection.peer)
+
+    def _join(self, connection: _Connection) -> None:
+        """The last step on either side: attach the ports once all their links are up."""
+        if not _links_up(connection.ports):
+            return
+        if self._role == "sender":
+            _write(connection.sock, {"ready": True})
+            self._awaited.pop(connection.endpoint, None)
+        self._up(connection)
+
+    def _calm(self, connection: _Connection) -> None:
+        if connection.hurry is not None:
+            connection.hurry.__exit__(None, None, None)
+            connection.hurry = None
+
+    def _part(self, connection: _Connection) -> None:
+        """Let go of a connection's ports, remove them, close its socket (in this order: the peer waits for it)."""
+        if connection not in self._connections:
+            return
+        self._connections.remove(connection)
+        self._calm(connection)
+        if connection.state == "up":
+            self._detach(list(connection.ports), connection.peer)
+        for port in connection.ports:
+            port.close()
+        for path in connection.paths:
+            Path(path).unlink(missing_ok=True)
+        connection.ports.clear()
+        connection.sock.close()
+        if self._role == "sender" and not self._closing:
+            self._awaited[connection.endpoint] = (time.monotonic() + _RETRY_FIRST, _RETRY_FIRST)
+
+    def _part_all(self) -> None:
+        """Our own closing: tell the peers, let them read what is left, then take the ports away."""
+        for connection in self._connections:
+            if connection.state == "up":
+                self._detach(list(connection.ports), connection.peer)
+                connection.state = "farewell"
+            with contextlib.suppress(OSError):
+                connection.sock.shutdown(socket.SHUT_WR)
+        deadline = time.monotonic() + _FAREWELL
+        waiting = [connection.sock for connection in self._connections if connection.state == "farewell"]
+        while waiting and (left := deadline - time.monotonic()) > 0:
+            for sock in select.select(waiting, [], [], left)[0]:
+                if _read(sock) is None:
+                    waiting.remove(sock)
+        for connection in list(self._connections):
+            self._part(connection)
+
+    def _forget_names(self) -> None:
+        for listener in self._listeners:
+            listener.close()
+        for name in self._names.values():
+            name.close()
+        self._listeners.clear()
+        self._names.clear()
+
+    # ---------------------------------------------------------------------------------------------- receiver's side
+
+    def _listen(self, endpoint: Endpoint) -> None:
+        name = self._names[endpoint] = _Name(endpoint)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+        self._listeners[listener] = endpoint
+        listener.bind(str(name.directory / "control"))
+        listener.listen(64)
+
+    def _accept(self, listener: socket.socket, endpoint: Endpoint) -> None:
+        try:
+            sock, _ = listener.accept()
+        except OSError:
+            return
+        if not _peer_allowed(sock):
+            sock.close()
+            return
+        sock.setblocking(False)
+        self._connections.append(_Connection(endpoint, sock))
+
+    def _hear_sender(self, connection: _Connection, message: dict[str, Any]) -> None:
+        if connection.state == "hello":
+            self._offer(connection, message)
+        elif connection.state == "offered" and message.get("ready"):
+            connection.state = "joining"
+            self._join(connection)
+
+    def _offer(self, connection: _Connection, message: dict[str, Any]) -> None:
+        endpoint = connection.endpoint
+        driver = driver_of(endpoint.scheme)
+        if message["version"] != _VERSION or message["driver"] != driver.name:
+            raise PortError(
+                f"{endpoint}: the receiver has version {_VERSION} over {driver.name}, the sender version "
+                f"{message['version']} over {message['driver']}; use the same aiflow and AIFLOW_LOCAL on both sides"
+            )
+        nb_ports = int(message["nb_ports"])
+        left = MAX_PORTS - _eal.nb_ports()
+        if not 1 <= nb_ports <= left:
+            raise PortError(
+                f"{endpoint}: the receiver has room for {max(left, 0)} of the {nb_ports} ports asked for "
+                f"({MAX_PORTS} in all); use fewer ports, or fewer senders at once"
+            )
+        sizes = [size for size in (self._frame_size, message.get("frame_size")) if size is not None]
+        frame_size = int(min(sizes)) if sizes else driver.frame_size
+        if not 64 <= frame_size <= driver.max_frame_size:
+            raise PortError(f"{endpoint}: a frame size of {frame_size} is not possible over {driver.name}")
+        connection.peer = next(self._peers)
+        pool = self._pool_for(frame_size, -1, nb_ports, False)
+        directory = self._names[endpoint].directory
+        places = []
+        for number in range(nb_ports):
+            # memif: one socket a connection, an id a port; vhost: a socket a port
+            suffix = "" if driver.name == "memif" else f".{number}"
+            path = str(directory / f"{connection.peer}{suffix}")
+            places.append([path, number])
+            connection.paths.append(path)
+            label = f"{endpoint.scheme}:{endpoint.target}#{number}" + (f"@{connection.peer}" if connection.peer > 1 else "")
+            connection.ports.append(_open_receiving(driver, label, path, number, frame_size, pool))
+        connection.hurry = _eal.connecting()
+        connection.hurry.__enter__()
+        connection.state = "offered"
+        connection.deadline = time.monotonic() + _HANDSHAKE
+        offer = {"driver": driver.name, "peer": connection.peer, "frame_size": frame_size, "ring_size": driver.ring_size}
+        _write(connection.sock, {**offer, "paths": places})
+
+    # ------------------------------------------------------------------------------------------------ sender's side
+
+    def _call(self, endpoint: Endpoint) -> None:
+        """One attempt to reach the receiver of this name."""
+        if any(connection.endpoint == endpoint for connection in self._connections):
+            return
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+        try:
+            sock.connect(str(_place(endpoint) / "control"))
+        except OSError:
+            sock.close()
+            return
+        if not _peer_allowed(sock):
+            sock.close()
+            return
+        _write(
+            sock,
+            {
+                "version": _VERSION,
+                "driver": driver_of(endpoint.scheme).name,
+                "nb_ports": endpoint.nb_ports,
+                "frame_size": self._frame_size,
+            },
+        )
+        self._connections.append(_Connection(endpoint, sock, state="asked"))
+
+    def _hear_receiver(self, connection: _Connection, message: dict[str, Any]) -> None:
+        endpoint = connection.endpoint
+        if "refused" in message:
+            raise PortError(str(message["refused"]))
+        if connection.state != "asked":
+            return
+        driver = DRIVERS[message["driver"]]
+        frame_size = int(message["frame_size"])
+        connection.peer = next(self._peers)
+        pool = self._pool_for(frame_size, -1, len(message["paths"]), driver.sender_needs_eal_memory)
+        connection.hurry = _eal.connecting()
+        connection.hurry.__enter__()
+        for number, (path, identity) in enumerate(message["paths"]):
+            label = f"{endpoint.scheme}:{endpoint.target}#{number}"
+            ring = int(message["ring_size"])
+            try:
+                port = _open_sending(driver, label, str(path), int(identity), frame_size, ring, pool)
+            except PortError:
+                if _read(connection.sock) is None:  # the receiver died in between: try the next one
+                    self._part(connection)
+                    return
+                raise
+            connection.ports.append(port)
+        connection.state = "joining"
+
+
+def live_names() -> Iterator[tuple[str, int]]:
+    """Names with a receiver on this host, of this user: (endpoint, process id)."""
+    for lock in sorted(runtime_directory().glob("*/lock")):
+        with contextlib.suppress(OSError, ValueError):
+            pid = int(lock.read_text())
+            if Path(f"/proc/{pid}").exists():
+                scheme, _, target = lock.parent.name.partition("-")
+                yield f"{scheme}:{target}", pid
