@@ -29,7 +29,7 @@ lint: ## ruff, mypy, cython-lint
 	@tools/setup.sh dev
 	$(PY) -m ruff check .
 	$(PY) -m mypy
-	.venv/bin/cython-lint aiflow
+	PATH="$(CURDIR)/.venv/bin:$$PATH" cython-lint aiflow
 
 setup: ## set-up only
 	@tools/setup.sh dev
