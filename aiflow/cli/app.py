@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from aiflow.cli.outcome import Size, Terminal, version
+from aiflow.cli.outcome import Terminal, size, version
 
 ENDPOINTS = (
     "local:NAME (local:NAME*4 for four ports), af_packet:IFNAME, pci:ADDRESS …; `aiflow ports` lists what works here"
@@ -40,7 +40,14 @@ def app() -> None:
 @click.option("--to", metavar="NAME", help="The receiver meant, when several answer.")
 @_name
 @_timeout
-@click.option("--slice-bytes", type=Size(), default="256MiB", show_default=True, help="Most bytes sent as one slice.")
+@click.option(
+    "--slice-bytes",
+    metavar="SIZE",
+    callback=size,
+    default="256MiB",
+    show_default=True,
+    help="Most bytes sent as one slice.",
+)
 @_json
 def send(as_json: bool, **options: Any) -> None:
     """Send every file below DIRECTORY. Names are kept; a link to a file is sent as the file.
@@ -62,7 +69,14 @@ def send(as_json: bool, **options: Any) -> None:
 )
 @_name
 @_timeout
-@click.option("--memory", type=Size(), default="1GiB", show_default=True, help="The most that is held at a time.")
+@click.option(
+    "--memory",
+    metavar="SIZE",
+    callback=size,
+    default="1GiB",
+    show_default=True,
+    help="The most that is held at a time.",
+)
 @_json
 def recv(as_json: bool, **options: Any) -> None:
     """Write what arrives to files in OUTDIR, under the names it was sent by; OUTDIR is made if it is missing.

@@ -112,7 +112,7 @@ def _read(directory: Path, names: list[str], empty: Callable[[int], npt.NDArray[
     for name, size in zip(names, sizes, strict=True):
         place = block[at : at + size]
         with open(directory / name, "rb", buffering=0) as file:
-            if file.readinto(memoryview(place)) != size:
+            if file.readinto(place.data) != size:
                 raise OSError(f"{directory / name} could not be read whole; delete {directory} and start again")
         photographs.append((name, place))
         at += size
@@ -141,14 +141,14 @@ def _decode(
         name = names[position]
         if name not in images:
             return
-        with Image.open(io.BytesIO(images[name])) as image:
+        with Image.open(io.BytesIO(images[name].data)) as image:
             try:
                 image.load()
             except OSError:  # truncated or corrupt
                 return
             side = THUMBNAIL_PIXELS
-            image = image.reduce(max(1, min(image.size) // (2 * side))).convert("RGB")
-            thumbnails[position] = np.asarray(ImageOps.fit(image, (side, side)))
+            smaller = image.reduce(max(1, min(image.size) // (2 * side))).convert("RGB")
+            thumbnails[position] = np.asarray(ImageOps.fit(smaller, (side, side)))
         decoded.add(name)
 
     with ThreadPoolExecutor(2) as pool:

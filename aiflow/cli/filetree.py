@@ -207,7 +207,7 @@ def _opened(path: Path) -> Iterator[tuple[int, os.stat_result]]:
 
 def _fill(fd: int, into: npt.NDArray[np.uint8], offset: int) -> int:
     """Read into the whole of `into` from `offset`; fewer bytes when the file ends before."""
-    view = memoryview(into)
+    view = into.data
     at = 0
     while at < len(view):
         nbytes = os.preadv(fd, [view[at : at + _READ_BYTES]], offset + at)

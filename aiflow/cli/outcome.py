@@ -37,17 +37,12 @@ def version() -> str:
         return "unknown (not installed)"
 
 
-class Size(click.ParamType):
-    """A number of bytes as an option: ``4096``, ``256MiB``, ``1GB``."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Parse; a size that is none is bad usage."""
-        try:
-            return parse_size(value)
-        except ConfigError as error:
-            self.fail(str(error), param, ctx)
+def size(_context: click.Context, _parameter: click.Parameter, value: str) -> int:
+    """Read a number of bytes typed as an option: ``4096``, ``256MiB``, ``1GB``. One that is none is bad usage."""
+    try:
+        return parse_size(value)
+    except ConfigError as error:
+        raise click.BadParameter(str(error)) from error
 
 
 class Outcome:

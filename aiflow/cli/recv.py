@@ -86,9 +86,10 @@ def _write(time_slice: TimeSlice, out: OutDirectory) -> None:
         out.write(element.stream, payload(element), str(time_slice.sender))
 
 
-def payload(element: Element) -> npt.NDArray[np.uint8]:
-    """Give an element's bytes as they lie in memory; a view, whatever its dtype and order."""
-    return element.array.ravel(order="K").view(np.uint8)
+def payload(element: Element) -> memoryview:
+    """Give an element's bytes as they lie in memory; no copy, whatever its dtype and order."""
+    octets: npt.NDArray[np.uint8] = element.array.ravel(order="K").view(np.uint8)
+    return octets.data
 
 
 def _show(outcome: Outcome) -> None:

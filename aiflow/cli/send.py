@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from aiflow.cli.figures import bytes_text, port_rows, print_table, rate_text
 from aiflow.cli.filetree import FileSlice, FileTree, SliceReader, walk
 from aiflow.cli.outcome import Bar, Outcome
+from aiflow.config import parse_endpoints
 
 if TYPE_CHECKING:
     from aiflow.sender import Ticket
@@ -35,8 +36,7 @@ def send_directory(
     directory, ports, to, name, timeout, slice_bytes
         As typed; see ``aiflow send --help``.
     """
-    from aiflow import Sender
-
+    parse_endpoints(ports)  # bad usage, if there is no file to send as well
     document = outcome.document
     document.update(directory=str(directory), files=0, nbytes=0, seconds=0.0, goodput_bps=None, slices=[], ports=[])
     tree = walk(directory)
@@ -47,6 +47,8 @@ def send_directory(
     if not tree.files and not tree.unreadable:
         outcome.terminal.say(f"aiflow: nothing to send: there is no file in {directory}", style="yellow")
         return
+
+    from aiflow import Sender
 
     names = {key: value for key, value in {"to": to, "name": name}.items() if value is not None}
     undelivered = {file.path: "not sent" for file in tree.files}
