@@ -1,26 +1,9 @@
 # Control plane, C-level face: what _dp cimports.
 
-cdef extern from *:
-    """
-    /* rte_interrupts.h: the instance calls are experimental before 23.11; rte_compat.h reads this, so it comes first */
-    #define ALLOW_EXPERIMENTAL_API
-    """
+from libc.stdint cimport uint16_t
 
-from libc.stdint cimport uint16_t, uint64_t
-
+from aiflow._env cimport af_gate, af_gate_enter, af_gate_leave, gate, register_thread, unregister_thread
 from aiflow.librte.rte_mempool cimport rte_mempool
-
-
-cdef extern from "aiflow/gate.h" nogil:
-    struct af_gate:
-        uint64_t turns  # turns the interrupt thread took
-
-    # Around each iteration's bursts when a gated port is attached; without the GIL, and nothing that blocks between.
-    void af_gate_enter(af_gate *gate) noexcept
-    void af_gate_leave(af_gate *gate) noexcept
-
-
-cdef af_gate *gate() noexcept nogil
 
 
 cdef class Mempool:
@@ -55,7 +38,3 @@ cdef class Port:
     cdef int side                     # which of the two this one is
 
     cdef _configure(self, Mempool mempool, frame_size, int nb_rxd, int nb_txd, rx_ring, tx_window, mark)
-
-
-cpdef bint register_thread() except -1
-cpdef void unregister_thread() noexcept

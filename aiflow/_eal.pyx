@@ -1,21 +1,15 @@
 # cython: language_level=3
-"""Control plane: DPDK's environment (EAL), mempools and Ethernet ports.
+"""Control plane: mempools and Ethernet ports. Nothing here is on a frame's way.
 
-The EAL starts once a process, with the first `Mempool` or `Port`, and stays. Nothing here is on a frame's way.
-Everything in this module belongs to the process that started it: a forked child gets `EalError`.
+The environment starts with the first `Mempool` or `Port`; its functions are re-exported here.
 """
-from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.errno cimport ENOMEM
 from libc.stdint cimport uint16_t, uint64_t, uintptr_t
-from libc.stdio cimport FILE
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy, memset, strdup
-from posix.unistd cimport getpid
+from libc.string cimport memcpy, memset
 
-from aiflow.librte.rte_eal cimport (
-    LCORE_ID_ANY, SOCKET_ID_ANY, rte_eal_hotplug_add, rte_eal_hotplug_remove, rte_eal_init, rte_errno, rte_lcore_id,
-    rte_log_set_global_level, rte_openlog_stream, rte_strerror, rte_thread_register, rte_thread_unregister, rte_version,
-)
+from aiflow._env cimport gate, log_mark, ours
+from aiflow.librte.rte_eal cimport SOCKET_ID_ANY, rte_eal_hotplug_add, rte_eal_hotplug_remove, rte_errno, rte_strerror
 from aiflow.librte.rte_eth_ring cimport rte_eth_from_rings
 from aiflow.librte.rte_ethdev cimport (
     RTE_ETH_LINK_UP, RTE_ETH_SPEED_NUM_NONE, RTE_ETH_SPEED_NUM_UNKNOWN, RTE_ETH_TX_OFFLOAD_MULTI_SEGS,
@@ -25,10 +19,6 @@ from aiflow.librte.rte_ethdev cimport (
     rte_eth_link_get_nowait, rte_eth_macaddr_get, rte_eth_rx_queue_setup, rte_eth_stats, rte_eth_stats_get,
     rte_eth_tx_queue_setup, rte_eth_xstat, rte_eth_xstat_name, rte_eth_xstats_get, rte_eth_xstats_get_names,
     rte_ether_addr,
-)
-from aiflow.librte.rte_interrupts cimport (
-    RTE_INTR_HANDLE_EXT, RTE_INTR_INSTANCE_F_PRIVATE, rte_intr_callback_register, rte_intr_fd_set, rte_intr_handle,
-    rte_intr_instance_alloc, rte_intr_type_set,
 )
 from aiflow.librte.rte_mbuf cimport (
     RTE_PKTMBUF_HEADROOM, rte_mbuf, rte_pktmbuf_free, rte_pktmbuf_init, rte_pktmbuf_pool_create, rte_pktmbuf_pool_init,
@@ -42,32 +32,27 @@ from aiflow.librte.rte_ring cimport (
     RING_F_SC_DEQ, RING_F_SP_ENQ, rte_ring, rte_ring_create, rte_ring_dequeue_burst, rte_ring_free,
 )
 
-import errno
 import itertools
 import os
 import threading
 import weakref
 
 from . import eal_arguments
+from ._env import (
+    connecting, dpdk_version, error, gate_turns, log_tail, logged, memory_mode, register_thread, start, started,
+    unregister_thread,
+)
 from .errors import ConfigError, EalError, PoolExhausted, PortError
+
+__all__ = [
+    "Mempool", "Port", "connecting", "dpdk_version", "gate_turns", "log_tail", "memory_mode", "mempools", "nb_ports",
+    "next_serial", "register_thread", "start", "started", "unregister_thread",
+]
 
 
 cdef extern from "aiflow/gate.h" nogil:
-    int af_gate_init(af_gate *gate, int wake_fd)
-    void af_gate_callback(void *gate) noexcept
     void af_gate_hold(af_gate *gate) noexcept
     void af_gate_release(af_gate *gate, int ports) noexcept
-    void af_gate_connecting(af_gate *gate, int step) noexcept
-
-
-cdef extern from "aiflow/log_tail.h" nogil:
-    size_t AF_LOG_BYTES
-
-    struct af_log:
-        uint64_t written
-
-    FILE *af_log_open(af_log *log, int echo)
-    size_t af_log_since(af_log *log, uint64_t mark, char *out)
 
 
 cdef extern from * nogil:
@@ -91,246 +76,19 @@ cdef extern from "<sys/mman.h>" nogil:
     int madvise(void *addr, size_t length, int advice)
 
 
-cdef af_gate the_gate
-cdef af_log dpdk_log
-cdef bint log_is_open = False
-cdef int owner_pid = 0  # the process that started the EAL; 0: not started
-
-_lock = threading.Lock()       # starting
 _plug_lock = threading.RLock()  # opening and closing ports
-_memory_mode = None
-_failed = None                 # why an earlier start failed: rte_eal_init runs once, well or not
 _mempools = weakref.WeakSet()
-_in_use_pools = []             # addresses of pools that lost their owner while mbufs were out
+_in_use_pools = []  # addresses of pools that lost their owner while mbufs were out
 _serial = itertools.count()
 
-# errno -> what to do about it; the exception class is the caller's
-_ADVICE = {
-    errno.EACCES: "no permission: run as root, or give the interpreter CAP_NET_RAW and CAP_NET_ADMIN",
-    errno.EPERM: "no permission: run as root, or give the interpreter CAP_NET_RAW and CAP_NET_ADMIN",
-    errno.EALREADY: "DPDK was already started in this process by other code: use aiflow in a process of its own",
-    errno.EBUSY: "another program uses it: close that first",
-    errno.EEXIST: "a port of that name is open already: close it first, or choose another name",
-    errno.EINVAL: "the driver refused its arguments; AIFLOW_LOG=debug shows all it logs",
-    errno.ENODEV: "no such device here; `aiflow ports` lists what can be used",
-    errno.ENOENT: "no such device, file or driver here; `aiflow ports` lists what can be used",
-    errno.ENOMEM: "out of memory: ask for fewer or smaller frames, or start with more (AIFLOW_EAL_MEMORY=512MiB)",
-    errno.ENOSPC: "no room for another port or pool: close some first",
-    errno.ENOTSUP: "the driver cannot do this; choose another endpoint",
-}
-
-
-cdef af_gate *gate() noexcept nogil:
-    """The gate of this process; valid always, open while no gated port is."""
-    return &the_gate
-
-
-# ---------------------------------------------------------------------------------------------------------------- log
-
-cdef uint64_t _log_mark() noexcept:
-    return dpdk_log.written
-
-
-def log_tail(since=0):
-    """What DPDK logged last, at most 16 KiB of text; `since` is a value of an earlier ``log_mark``."""
-    cdef char out[16384]
-    cdef size_t size
-    if not log_is_open:
-        return ""
-    size = af_log_since(&dpdk_log, since, out)
-    return PyBytes_FromStringAndSize(out, size).decode("utf-8", "replace")
-
-
-def _logged(mark):
-    """The lines since `mark` that a reader of an error message wants: the last few, without repeats."""
-    lines = list(dict.fromkeys(line.strip() for line in log_tail(mark).splitlines() if line.strip()))
-    return "; DPDK says: " + " | ".join(lines[-4:]) if lines else ""
-
-
-def error(kind, int rc, str what, mark=None):
-    """The exception for return code `rc` (negative errno, or -1 with rte_errno set): what failed, why, what to do."""
-    cdef int number = -rc if rc < -1 else rte_errno
-    reason = rte_strerror(number).decode("utf-8", "replace") if number > 0 else f"rc {rc}"
-    advice = _ADVICE.get(number, "AIFLOW_LOG=debug shows all that DPDK logs")
-    if number == ENOMEM and kind is PortError:
-        kind = PoolExhausted
-    return kind(f"{what}: {reason} ({advice}){_logged(mark) if mark is not None else ''}")
-
-
-# ---------------------------------------------------------------------------------------------------------------- EAL
 
 def _forked():
-    """Runs in every forked child."""
-    global _lock, _plug_lock
-    _lock = threading.Lock()
+    """Runs in every forked child: a lock that another thread of the parent held would stay locked."""
+    global _plug_lock
     _plug_lock = threading.RLock()
 
 
 os.register_at_fork(after_in_child=_forked)
-
-
-cdef bint _ours() noexcept nogil:
-    """This process may call DPDK: it started the EAL, and is not a forked child of the one that did."""
-    return owner_pid != 0 and owner_pid == getpid()
-
-
-def started():
-    """True once the EAL runs in this process."""
-    return _ours()
-
-
-def memory_mode():
-    """How DPDK holds memory: ``"hugepages"``, ``"no-huge"``, or None before the EAL has started."""
-    return _memory_mode
-
-
-def dpdk_version():
-    """DPDK's version, such as ``"DPDK 22.11.11"``; starts nothing."""
-    return rte_version().decode()
-
-
-def start():
-    """Start the EAL unless it runs already.
-
-    Called by `Mempool` and `Port`. It runs in a thread of its own, so that the caller's CPU affinity stays as it is.
-
-    Raises
-    ------
-    EalError
-        If DPDK cannot start, if other code started it in this process, or in a forked child of a process that did.
-    """
-    global _memory_mode, _failed
-    if _ours():
-        return
-    if owner_pid != 0:
-        raise EalError(
-            "a forked child cannot use the parent's DPDK ports; use multiprocessing's 'spawn' start method "
-            "(or open nothing before the fork)"
-        )
-    with _lock:
-        if owner_pid != 0:
-            return
-        if _failed is not None:
-            raise EalError(_failed)
-        outcome = []
-        thread = threading.Thread(target=_start, args=(outcome,), name="aiflow-eal-init")
-        thread.start()
-        thread.join()
-        (mode, failure) = outcome[0]
-        if failure is not None:
-            _failed = str(failure)
-            raise failure
-        _memory_mode = mode
-
-
-def _start(outcome):
-    try:
-        outcome.append((_initialise(), None))
-    except EalError as exc:
-        outcome.append((None, exc))
-    except Exception as exc:
-        outcome.append((None, EalError(f"DPDK could not be started: {type(exc).__name__}: {exc}")))
-
-
-def _initialise():
-    """Runs once, in the start thread; returns the memory mode."""
-    global log_is_open, owner_pid
-    cdef FILE *stream = NULL
-    cdef char **argv
-    cdef int rc, argc
-    cdef bint debug = os.environ.get("AIFLOW_LOG", "") == "debug"
-
-    prefix = f"aiflow-{os.getpid()}-{os.urandom(3).hex()}"
-    eal_arguments.remove_stale_directories()
-    mode, arguments = eal_arguments.choose(prefix)
-    if not log_is_open:
-        stream = af_log_open(&dpdk_log, debug)
-        if stream == NULL:
-            raise EalError("no memory for DPDK's log")
-        rte_openlog_stream(stream)
-        log_is_open = True
-        if debug:
-            rte_log_set_global_level(8)
-    # DPDK may keep and edit what it is given: private copies, never freed
-    argc = len(arguments)
-    argv = <char **>malloc((argc + 1) * sizeof(char *))
-    if argv == NULL:
-        raise MemoryError
-    for i, argument in enumerate(arguments):
-        argv[i] = strdup(<bytes>argument.encode())
-    argv[argc] = NULL
-    mark = _log_mark()
-    with eal_arguments.open_files_limit_kept():  # rte_eal_init raises it
-        with nogil:
-            rc = rte_eal_init(argc, argv)
-    if rc < 0:
-        raise error(EalError, -1, "DPDK's environment (EAL) did not start", mark)
-    eal_arguments.remove_directory(prefix)  # empty without shared configuration: kill -9 then leaves nothing
-    rte_openlog_stream(stream)  # newer versions put their own in place
-    _install_gate()
-    owner_pid = os.getpid()
-    return mode
-
-
-def _install_gate():
-    """Give the interrupt thread the gate's callback, on an eventfd that nothing has made readable yet."""
-    cdef rte_intr_handle *handle
-    cdef int rc
-    wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-    rc = af_gate_init(&the_gate, wake_fd)
-    if rc != 0:
-        raise EalError(f"the gate's lock: {os.strerror(rc)}")
-    handle = rte_intr_instance_alloc(RTE_INTR_INSTANCE_F_PRIVATE)
-    if handle == NULL:
-        raise EalError("no memory for an interrupt handle")
-    rte_intr_fd_set(handle, wake_fd)
-    rte_intr_type_set(handle, RTE_INTR_HANDLE_EXT)
-    rc = rte_intr_callback_register(handle, af_gate_callback, &the_gate)
-    if rc < 0:
-        raise error(EalError, rc, "the interrupt thread takes no callback")
-
-
-cpdef bint register_thread() except -1:
-    """Register the calling polling thread with DPDK, so that it gets mempool caches.
-
-    Returns
-    -------
-    bool
-        False if it had been registered before, or DPDK has no lcore left (all works then, slower).
-    """
-    cdef int rc
-    start()
-    if rte_lcore_id() != LCORE_ID_ANY:
-        return False
-    with nogil:
-        rc = rte_thread_register()
-    return rc == 0
-
-
-cpdef void unregister_thread() noexcept:
-    """Undo `register_thread` before the thread ends."""
-    if _ours() and rte_lcore_id() != LCORE_ID_ANY:
-        with nogil:
-            rte_thread_unregister()
-
-
-class connecting:
-    """Context manager: a memif handshake is under way, let the interrupt thread run often."""
-
-    def __enter__(self):
-        start()
-        with nogil:
-            af_gate_connecting(&the_gate, 1)
-        return self
-
-    def __exit__(self, *exc):
-        with nogil:
-            af_gate_connecting(&the_gate, -1)
-
-
-def gate_turns():
-    """Turns the interrupt thread has taken through the gate, for tests and reports."""
-    return the_gate.turns
 
 
 # ------------------------------------------------------------------------------------------------------------ mempools
@@ -404,7 +162,7 @@ cdef class Mempool:
         cdef uint16_t room = data_room + RTE_PKTMBUF_HEADROOM
         cdef const char *unique_c = unique
         cdef rte_mempool *pool = NULL
-        mark = _log_mark()
+        mark = log_mark()
         if own_memory:
             pool = _pool_on_own_memory(unique_c, nb_mbufs, cache_size, room, socket_id)
         else:
@@ -412,24 +170,24 @@ cdef class Mempool:
                 pool = rte_pktmbuf_pool_create(unique_c, nb_mbufs, cache_size, 0, room, socket_id)
         if pool == NULL:
             size = <uint64_t>nb_mbufs * (room + 192) >> 20
-            where = "this machine's memory" if own_memory else f"DPDK's {_memory_mode} memory"
+            where = "this machine's memory" if own_memory else f"DPDK's {memory_mode()} memory"
             raise PoolExhausted(
                 f"mempool {name}: {nb_mbufs} mbufs of {data_room} bytes ({size} MiB) do not fit in {where}: "
                 f"{rte_strerror(rte_errno).decode()}; use fewer or smaller frames, or set AIFLOW_EAL_MEMORY "
-                f"(now {eal_arguments.memory_mib()}MiB) higher{_logged(mark)}"
+                f"(now {eal_arguments.memory_mib()}MiB) higher{logged(mark)}"
             )
         self.ptr = pool
         _mempools.add(self)
 
     def __dealloc__(self):
-        if self.ptr != NULL and _ours():
+        if self.ptr != NULL and ours():
             _free_pool(self.ptr)
         self.ptr = NULL
 
     @property
     def in_use(self):
         """Mbufs that are out of the pool: in rings, in views, on their way."""
-        return rte_mempool_in_use_count(self.ptr) if self.ptr != NULL and _ours() else 0
+        return rte_mempool_in_use_count(self.ptr) if self.ptr != NULL and ours() else 0
 
     def __repr__(self):
         return f"<Mempool {self.name}: {self.nb_mbufs} mbufs of {self.data_room} bytes, {self.in_use} in use>"
@@ -495,7 +253,7 @@ _TRAITS = {
 
 def nb_ports():
     """Ports that are open in this process, whoever opened them."""
-    return rte_eth_dev_count_avail() if _ours() else 0
+    return rte_eth_dev_count_avail() if ours() else 0
 
 
 def next_serial():
@@ -517,7 +275,7 @@ cdef class _RingPair:
 
     def __dealloc__(self):
         cdef int side
-        if not _ours():
+        if not ours():
             return
         for side in range(2):
             if self.ring[side] != NULL:
@@ -578,10 +336,10 @@ cdef class Port:
         with _plug_lock:
             if rte_eth_dev_count_avail() >= RTE_MAX_ETHPORTS:
                 raise PortError(f"{name}: DPDK has {RTE_MAX_ETHPORTS} ports at most in a process; close some first")
-            mark = _log_mark()
+            mark = log_mark()
             with nogil:
                 if gated:
-                    af_gate_hold(&the_gate)
+                    af_gate_hold(gate())
                 rc = rte_eal_hotplug_add(bus_c, device_c, devargs_c)
             try:
                 if rc < 0:
@@ -601,7 +359,7 @@ cdef class Port:
             finally:
                 if gated:
                     with nogil:
-                        af_gate_release(&the_gate, port.is_open)
+                        af_gate_release(gate(), port.is_open)
         return port
 
     @staticmethod
@@ -628,7 +386,7 @@ cdef class Port:
         cdef int side, port_id
         start()
         serial = next(_serial)
-        mark = _log_mark()
+        mark = log_mark()
         ports = []
         with _plug_lock:
             if rte_eth_dev_count_avail() + 2 > RTE_MAX_ETHPORTS:
@@ -742,19 +500,19 @@ cdef class Port:
         if not self.is_open:
             return
         self.is_open = False
-        if not _ours():
+        if not ours():
             return
         with _plug_lock:
             bus_b = self.bus.encode()
             device_b = self.device.encode()
             with nogil:
-                af_gate_hold(&the_gate)  # no callback of this port is under way, and none starts
+                af_gate_hold(gate())  # no callback of this port is under way, and none starts
                 rte_eth_dev_stop(port_id)
             try:
                 _unplug(bus_b, device_b)
             finally:
                 with nogil:
-                    af_gate_release(&the_gate, -gated)
+                    af_gate_release(gate(), -gated)
         self.rings = None
 
     def __dealloc__(self):
@@ -767,11 +525,11 @@ cdef class Port:
         if self.driver != "net_ring":
             raise PortError(f"{self.name}: {self.driver} receives into the pool it was opened with")
         self.mempool = mempool
-        self.frame_size = min(self.frame_size, mempool.data_room)
+        self.frame_size = min(self.frame_size, <int>mempool.data_room)
 
     def drain(self):
         """Drop what waits in a net_ring port's receive ring. No data plane may poll it."""
-        if self.is_open and self.rings is not None and _ours():
+        if self.is_open and self.rings is not None and ours():
             (<_RingPair>self.rings).drain(self.side)
 
     def link(self):
@@ -819,7 +577,7 @@ cdef class Port:
     def _check_open(self):
         if not self.is_open:
             raise PortError(f"port {self.name} is closed; open a new one")
-        if not _ours():
+        if not ours():
             raise EalError("a forked child cannot use the parent's DPDK ports; use multiprocessing's 'spawn'")
 
     def __repr__(self):
