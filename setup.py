@@ -155,6 +155,7 @@ c_headers = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "include").rg
 setup(
     packages=[*find_namespace_packages(include=["aiflow", "aiflow.*"]), "aiflow.include.aiflow"],
     package_dir={"aiflow.include.aiflow": "include/aiflow"},
+    include_package_data=False,
     package_data={"": ["py.typed", "*.pyi", "*.pxd"], "aiflow.include.aiflow": ["*.h"]},
     ext_modules=[extension(source, c_headers) for source in sources],
     cmdclass={"build": BuildByFlavour, "build_ext": BuildWithCython},
