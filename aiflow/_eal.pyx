@@ -26,7 +26,8 @@ from aiflow.librte.rte_mbuf cimport (
 )
 from aiflow.librte.rte_mempool cimport (
     RTE_BAD_IOVA, RTE_MEMPOOL_F_NO_IOVA_CONTIG, rte_mempool, rte_mempool_create_empty, rte_mempool_free,
-    rte_mempool_in_use_count, rte_mempool_memhdr, rte_mempool_obj_iter, rte_mempool_populate_iova, rte_mempool_set_ops_byname,
+    rte_mempool_in_use_count, rte_mempool_memhdr, rte_mempool_obj_iter, rte_mempool_populate_iova,
+    rte_mempool_set_ops_byname,
 )
 from aiflow.librte.rte_ring cimport (
     RING_F_SC_DEQ, RING_F_SP_ENQ, rte_ring, rte_ring_create, rte_ring_dequeue_burst, rte_ring_free,
@@ -311,8 +312,8 @@ cdef class Port:
         nb_rxd, nb_txd : int
             Descriptors of the queues, adjusted to what the driver allows.
         rx_ring, tx_window : int, optional
-            Frames the receive side can hold, and that may be unacknowledged out of it, where the driver's descriptors do
-            not say.
+            Frames the receive side can hold, and that may be unacknowledged out of it, where the driver's descriptors
+            do not say.
 
         Returns
         -------

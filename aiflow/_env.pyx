@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""DPDK's environment (EAL): started once a process, lazily, and never stopped; its log, its errors, its interrupt thread.
+"""DPDK's environment (EAL), started once a process and never stopped; its log, its errors, its interrupt thread.
 
 Everything here belongs to the process that started it: a forked child gets `EalError`.
 """

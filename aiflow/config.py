@@ -124,7 +124,7 @@ def parse_endpoint(text: str) -> Endpoint:
         target = f"{int(domain or '0', 16):04x}:{int(bus, 16):02x}:{int(dev, 16):02x}.{function}"
     elif scheme == "vdev":
         if not _VDEV.fullmatch(target):
-            raise ConfigError(f"endpoint {text!r}: write a DPDK driver and its arguments, such as vdev:net_tap0,iface=t0")
+            raise ConfigError(f"endpoint {text!r}: write a DPDK driver and its arguments, as in vdev:net_tap0,iface=t0")
     elif not _IFNAME.fullmatch(target):
         raise ConfigError(
             f"endpoint {text!r}: {target!r} cannot be a network interface; `ip link` lists them"
@@ -152,8 +152,8 @@ def parse_endpoints(ports: str | Iterable[str]) -> tuple[Endpoint, ...]:
     seen = set()
     for endpoint in endpoints:
         if (endpoint.scheme, endpoint.target) in seen:
-            hint = f"; {endpoint.scheme}:{endpoint.target}*2 asks for two ports" if endpoint.scheme in _WITH_COUNT else ""
-            raise ConfigError(f"endpoint {endpoint.text!r} is given twice{hint}")
+            hint = f"; for two ports there: {endpoint.scheme}:{endpoint.target}*2"
+            raise ConfigError(f"endpoint {endpoint.text!r} is given twice{hint * (endpoint.scheme in _WITH_COUNT)}")
         seen.add((endpoint.scheme, endpoint.target))
     asked = sum(endpoint.nb_ports for endpoint in endpoints)
     if asked > MAX_PORTS:

@@ -21,7 +21,10 @@ _MAP_HUGETLB = 0x40000
 
 
 def memory_mib() -> int:
-    """MiB of the EAL's own heap (AIFLOW_EAL_MEMORY, 256 by default). Without hugepages it is fixed; untouched pages cost nothing."""
+    """MiB of the EAL's own heap: AIFLOW_EAL_MEMORY, 256 by default.
+
+    Without hugepages it is fixed for the process's life; pages that nothing touches cost nothing.
+    """
     text = os.environ.get("AIFLOW_EAL_MEMORY")
     return max(32, parse_size(text) >> 20) if text else 256
 
@@ -72,8 +75,10 @@ def choose(prefix: str) -> tuple[str, list[str]]:
         )
     arguments = [
         "aiflow",
-        "--lcores", f"0@({_affinity()})",  # a floating lcore: nothing is pinned
-        "--file-prefix", prefix,
+        "--lcores",
+        f"0@({_affinity()})",  # a floating lcore: nothing is pinned
+        "--file-prefix",
+        prefix,
         "--no-telemetry",
         "--single-file-segments",
     ]

@@ -133,7 +133,8 @@ def claim(endpoint: Endpoint, role: str) -> socket.socket:
         sock.close()
         if exc.errno == errno.EADDRINUSE:
             raise PortError(
-                f"{endpoint}: busy, another aiflow {role} uses {endpoint.target}; close that one, or take another interface"
+                f"{endpoint}: busy, another aiflow {role} uses {endpoint.target}; close that one, "
+                "or take another interface"
             ) from None
         raise PortError(f"{endpoint}: {exc.strerror}") from exc
     return sock
@@ -183,7 +184,9 @@ def inspect_pci(endpoint: Endpoint) -> int:
     except (OSError, ValueError):
         pci_class = 0x02
     if pci_class != 0x02:
-        raise PortError(f"{endpoint}: not a network card (PCI class 0x{pci_class:02x}); dpdk-devbind.py --status-dev net lists them")
+        raise PortError(
+            f"{endpoint}: not a network card (PCI class 0x{pci_class:02x}); dpdk-devbind.py --status-dev net lists them"
+        )
     link = device / "driver"
     driver = link.resolve().name if link.exists() else ""
     if driver not in _DPDK_KERNEL_DRIVERS:
@@ -192,9 +195,11 @@ def inspect_pci(endpoint: Endpoint) -> int:
         instead = f", or use af_packet:{interfaces} as it is" if interfaces else ""
         raise PortError(
             f"{endpoint}: the card {state}, and DPDK needs it bound to vfio-pci. As root: modprobe vfio-pci && "
-            f"dpdk-devbind.py --bind=vfio-pci {endpoint.target} (the kernel loses the interface until it is bound back; "
+            f"dpdk-devbind.py --bind=vfio-pci {endpoint.target} (the kernel loses the card until it is bound back; "
             f"without an IOMMU: echo 1 > /sys/module/vfio/parameters/enable_unsafe_noiommu_mode){instead}"
         )
     if driver == "vfio-pci" and not os.access("/dev/vfio/vfio", os.R_OK | os.W_OK):
-        raise PortError(f"{endpoint}: no permission for /dev/vfio; run as root, or chown the card's /dev/vfio/GROUP to you")
+        raise PortError(
+            f"{endpoint}: no permission for /dev/vfio; run as root, or chown the card's /dev/vfio/GROUP to you"
+        )
     return _numa_node(device)

@@ -21,6 +21,7 @@ __all__ = ["PortSet", "available"]
 _ETHERNET = 14
 _RING_FRAME = 9216  # bytes; nothing is copied, so that any size would do
 
+
 class PortSet:
     """The ports of one Sender or Receiver.
 
@@ -32,8 +33,8 @@ class PortSet:
         ``pool_for(frame_size, socket_id, nb_ports, needs_eal_memory)`` gives the Mempool for ports about to be opened;
         its mbufs must have room for `frame_size` bytes.
     attach : callable
-        ``attach(port, peer)``: the port is up and may be polled. `peer` numbers the connection, from 1; 0 for a port that
-        is not tied to one peer. Called from the constructor, or from the rendezvous thread.
+        ``attach(port, peer)``: the port is up and may be polled. `peer` numbers the connection, from 1; 0 for a port
+        that is not tied to one peer. Called from the constructor, or from the rendezvous thread.
     detach : callable
         ``detach(ports, peer)``: they are about to be closed. What they have received may still be read; when it
         returns, the data plane touches them no more.
@@ -229,10 +230,11 @@ class PortSet:
         self._claims.append(interfaces.claim(endpoint, self.role))
         largest = min(interface.mtu + _ETHERNET, interfaces.XDP_FRAME)
         frame_size = self._checked_frame(endpoint, largest, "use af_packet, which carries jumbo frames")
-        if interface.mtu + _ETHERNET > interfaces.XDP_FRAME:
+        limit = interfaces.XDP_FRAME - _ETHERNET
+        if interface.mtu > limit:
             raise PortError(
                 f"{endpoint}: its MTU of {interface.mtu} is more than XDP takes "
-                f"({interfaces.XDP_FRAME - _ETHERNET}); ip link set {interface.name} mtu {interfaces.XDP_FRAME - _ETHERNET}"
+                f"({limit}); ip link set {interface.name} mtu {limit}"
             )
         pool = self._pool_for(2048 if largest <= 1536 else 4096, interface.socket_id, 1, False)
         return [

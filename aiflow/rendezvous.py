@@ -83,7 +83,7 @@ DRIVERS = {
 
 
 def driver_of(scheme: str) -> Driver:
-    """The driver that serves ``local:``, ``memif:`` or ``vhost:``; AIFLOW_LOCAL=vhost chooses another for ``local:``."""
+    """What serves ``local:``, ``memif:`` or ``vhost:``; AIFLOW_LOCAL=vhost chooses another for ``local:``."""
     name = scheme
     if scheme == "local":
         name = os.environ.get("AIFLOW_LOCAL") or "memif"
@@ -221,12 +221,19 @@ def _open_receiving(driver: Driver, label: str, path: str, number: int, frame_si
     ring = driver.ring_size
     if driver.name == "memif":
         devargs = (
-            f"role=server,id={number},socket={path},socket-abstract=no,"
-            f"bsize={frame_size},rsize={ring.bit_length() - 1}"
+            f"role=server,id={number},socket={path},socket-abstract=no,bsize={frame_size},rsize={ring.bit_length() - 1}"
         )
-        return _eal.Port.open(label, f"net_memif_{serial}", devargs, pool, frame_size=frame_size, nb_rxd=ring, nb_txd=ring)
+        return _eal.Port.open(
+            label, f"net_memif_{serial}", devargs, pool, frame_size=frame_size, nb_rxd=ring, nb_txd=ring
+        )
     return _eal.Port.open(
-        label, f"net_vhost_{serial}", f"iface={path},queues=1", pool, frame_size=frame_size, rx_ring=ring, tx_window=ring
+        label,
+        f"net_vhost_{serial}",
+        f"iface={path},queues=1",
+        pool,
+        frame_size=frame_size,
+        rx_ring=ring,
+        tx_window=ring,
     )
 
 
@@ -234,10 +241,11 @@ def _open_sending(driver: Driver, label: str, path: str, number: int, frame_size
     serial = f"aiflow{_eal.next_serial()}"
     if driver.name == "memif":
         devargs = (
-            f"role=client,id={number},socket={path},socket-abstract=no,"
-            f"bsize={frame_size},rsize={ring.bit_length() - 1}"
+            f"role=client,id={number},socket={path},socket-abstract=no,bsize={frame_size},rsize={ring.bit_length() - 1}"
         )
-        return _eal.Port.open(label, f"net_memif_{serial}", devargs, pool, frame_size=frame_size, nb_rxd=ring, nb_txd=ring)
+        return _eal.Port.open(
+            label, f"net_memif_{serial}", devargs, pool, frame_size=frame_size, nb_rxd=ring, nb_txd=ring
+        )
     devargs = f"path={path},queues=1,queue_size={ring},mrg_rxbuf=0"
     return _eal.Port.open(
         label, f"net_virtio_user_{serial}", devargs, pool, frame_size=frame_size, nb_rxd=ring, nb_txd=ring
@@ -531,13 +539,20 @@ class Rendezvous:
             path = str(directory / f"{connection.peer}{suffix}")
             places.append([path, number])
             connection.paths.append(path)
-            label = f"{endpoint.scheme}:{endpoint.target}#{number}" + (f"@{connection.peer}" if connection.peer > 1 else "")
+            label = f"{endpoint.scheme}:{endpoint.target}#{number}" + (
+                f"@{connection.peer}" if connection.peer > 1 else ""
+            )
             connection.ports.append(_open_receiving(driver, label, path, number, frame_size, pool))
         connection.hurry = _eal.connecting()
         connection.hurry.__enter__()
         connection.state = "offered"
         connection.deadline = time.monotonic() + _HANDSHAKE
-        offer = {"driver": driver.name, "peer": connection.peer, "frame_size": frame_size, "ring_size": driver.ring_size}
+        offer = {
+            "driver": driver.name,
+            "peer": connection.peer,
+            "frame_size": frame_size,
+            "ring_size": driver.ring_size,
+        }
         _write(connection.sock, {**offer, "paths": places})
 
     # ------------------------------------------------------------------------------------------------ sender's side

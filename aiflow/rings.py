@@ -52,7 +52,9 @@ def take(endpoint: Endpoint, role: str, mempool: Any) -> list[Any]:
     with _lock:
         ring = _rings.setdefault(endpoint.target, _Ring())
         if ring.taken.get(role):
-            raise PortError(f"{endpoint}: another {role} of this process has it; close that one, or choose another name")
+            raise PortError(
+                f"{endpoint}: another {role} of this process has it; close that one, or choose another name"
+            )
         if ring.pairs and len(ring.pairs) != endpoint.nb_ports:
             raise ConfigError(f"{endpoint}: the other end has {len(ring.pairs)} ports; ask for as many")
         try:

@@ -1,5 +1,5 @@
-# rte_interrupts.h: callbacks of the EAL interrupt thread. The instance calls are experimental before 23.11: a module that
-# cimports this defines ALLOW_EXPERIMENTAL_API.
+# rte_interrupts.h: callbacks of the EAL interrupt thread. The instance calls are experimental before 23.11: a module
+# that cimports this defines ALLOW_EXPERIMENTAL_API.
 cdef extern from "rte_interrupts.h" nogil:
     ctypedef enum rte_intr_handle_type:
         RTE_INTR_HANDLE_EXT
