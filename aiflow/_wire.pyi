@@ -1,0 +1,44 @@
+from typing import Final, NamedTuple
+
+from _typeshed import ReadableBuffer
+
+HEADER: Final[int]
+MIN_FRAME: Final[int]
+MAX_FRAME: Final[int]
+VERSION: Final[int]
+ETHERTYPE: Final[int]
+KINDS: Final[dict[str, int]]
+DROPS: Final[tuple[str, ...]]
+
+class Frame(NamedTuple):
+    kind: int
+    element: int
+    seq: int
+    timestamp_ns: int
+    end: int
+    session: int
+    slice: int
+    path: int
+    number: int
+    payload: bytes
+    src: bytes
+    crc: int
+
+def parse(frame: ReadableBuffer, mac: bytes, max_frame: int = ...) -> Frame | str: ...
+def seal(
+    kind: int,
+    payload: ReadableBuffer = b"",
+    *,
+    dst: bytes,
+    src: bytes,
+    element: int = 0,
+    seq: int = 0,
+    timestamp_ns: int = 0,
+    end: int = 0,
+    session: int = 0,
+    slice: int = 0,
+    path: int = 0,
+    number: int = 0,
+) -> bytes: ...
+def crc32c(buffer: ReadableBuffer, crc: int = 0) -> int: ...
+def crc32c_shift(crc: int, nbytes: int) -> int: ...
