@@ -96,6 +96,8 @@ struct af_run_cursor {
 static inline bool
 af_manifest_read(const uint8_t *bytes, uint64_t len, struct af_manifest *out, struct af_run_cursor *runs)
 {
+	memset(out, 0, sizeof *out);
+	memset(runs, 0, sizeof *runs);
 	if (len < AF_MANIFEST_HEADER)
 		return false;
 	memcpy(out, bytes, sizeof *out);

@@ -1,0 +1,225 @@
+# The plain-C core (include/aiflow/*.h), as the data plane sees it. Declarations only; the headers say what they mean.
+
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+
+cdef extern from "aiflow/wire.h" nogil:
+    enum:
+        AF_HEADER
+        AF_MAX_FRAME
+        AF_NB_DROPS
+        AF_NB_KINDS
+        AF_DROP_SEGMENTS
+        AF_DROP_VLAN
+
+    struct af_frame:
+        uint8_t kind, end
+        uint16_t path
+        uint32_t element, seq, session, slice
+        uint64_t number, timestamp_ns
+        const uint8_t *src
+        const uint8_t *payload
+        uint32_t nbytes, frame_bytes, header_crc, crc
+
+    int af_wire_parse(const uint8_t *frame, uint32_t len, const uint8_t *mac, uint32_t max_frame,
+                      af_frame *out) noexcept
+    uint32_t af_wire_seal(uint8_t *frame, const uint8_t *dst, const uint8_t *src, af_frame *f) noexcept
+
+
+cdef extern from "aiflow/crc32c.h" nogil:
+    uint32_t af_crc32c(uint32_t crc, const void *buf, size_t nbytes) noexcept
+    uint32_t af_crc32c_shift(uint32_t crc, uint64_t nbytes) noexcept
+
+
+cdef extern from "aiflow/layout.h" nogil:
+    struct af_chunker:
+        uint32_t payload_bytes
+        uint64_t next
+
+    uint64_t af_chunk_of(af_chunker *c, uint64_t nbytes) noexcept
+
+
+cdef extern from "aiflow/agent.h" nogil:
+    enum:
+        AF_MAX_PORTS
+        AF_NAME_BYTES
+
+    struct af_agent:
+        void *state
+        bint (*on_frame)(void *state, uint32_t port, uint64_t now_ns, const uint8_t *frame, uint32_t len,
+                         void *handle) noexcept nogil
+        uint32_t (*next_frame)(void *state, uint32_t port, uint64_t now_ns, uint8_t *frame) noexcept nogil
+        bint (*tick)(void *state, uint64_t now_ns) noexcept nogil
+
+    struct af_agent_port:
+        bint attached, point_to_point, kick
+        uint8_t mac[6]
+        uint16_t frame_size
+        uint32_t rx_ring, tx_window, peer
+
+    struct af_port_counters:
+        uint64_t tx_frames, tx_bytes, rx_frames, rx_bytes, again, lost
+
+
+cdef extern from "aiflow/mail.h" nogil:
+    struct af_mail:
+        int attention, posted, asleep, armed, event_fd
+        uint64_t generation
+
+    int af_mail_init(af_mail *mail) noexcept
+    void af_mail_free(af_mail *mail) noexcept
+    void af_mail_wake(af_mail *mail) noexcept
+    void af_mail_notify(af_mail *mail) noexcept
+    void af_mail_wait(af_mail *mail, uint64_t seen, uint64_t ns) noexcept
+    void af_mail_drain(af_mail *mail) noexcept
+    void af_mail_idle(af_mail *mail, uint64_t idle_ns) noexcept
+    uint64_t af_now_ns() noexcept
+
+
+cdef extern from "aiflow/faults.h" nogil:
+    enum:
+        AF_PASS
+        AF_LOSE
+        AF_CORRUPT
+        AF_REPEAT
+
+    struct af_faults:
+        bint on
+        uint32_t kinds, drop_ppm, corrupt_ppm, drop_first, copies
+        uint64_t drop_for_ns, state, since_ns, seen, dropped, corrupted, repeated
+
+    int af_fault(af_faults *faults, uint8_t *frame, uint32_t len, uint64_t now) noexcept
+
+
+cdef extern from "aiflow/tx.h" nogil:
+    enum:
+        AF_TX_QUEUED
+        AF_TX_DONE
+        AF_TX_FAILED
+
+    struct af_span:
+        const uint8_t *ptr
+        uint64_t nbytes
+
+    struct af_plan:
+        uint32_t ports
+
+    struct af_tx_slice:
+        const af_span *elements
+        uint8_t *manifest
+        uint64_t nbytes, posted_ns
+        uint32_t nb_elements, manifest_bytes
+        af_plan plan
+        af_tx_slice *next
+        int state, cancel
+        uint64_t acked_bytes
+        int error
+        bint all_sent
+        uint64_t detail
+        uint32_t id
+        uint64_t done_ns, frames, again
+        uint64_t port_frames[32]
+        uint64_t port_bytes[32]
+
+    struct af_tx_window:
+        uint64_t rtt_ns
+        uint32_t flying, limit, spurious
+
+    struct af_tx_port:
+        af_agent_port p
+        af_port_counters count
+        bint open, aside
+        uint8_t dst[6]
+        uint32_t path_size
+        uint64_t attached_ns
+        af_tx_window w
+
+    struct af_tx:
+        char name[64]
+        char to[64]
+        uint64_t instance, peer_timeout_ns, clock_offset_ns
+        uint32_t nb_expected
+        bint fixed_frame_size
+        af_tx_port ports[32]
+        uint32_t nb_ports
+        bint open, closing, bye_heard
+        char receiver[64]
+        uint32_t session, payload_bytes
+        af_tx_slice *queue
+        void *again
+        uint64_t drops[32]
+        uint64_t reports, probes
+
+    int af_tx_init(af_tx *tx) noexcept
+    bint af_tx_busy(const af_tx *tx) noexcept
+    void af_tx_enqueue(af_tx *tx, af_tx_slice *s) noexcept
+    void af_tx_fail_all(af_tx *tx, int error, uint64_t now) noexcept
+    void af_tx_detach(af_tx *tx, uint32_t p, uint64_t now) noexcept
+    bint af_tx_on_frame(void *state, uint32_t p, uint64_t now, const uint8_t *frame, uint32_t len,
+                        void *handle) noexcept
+    uint32_t af_tx_next_frame(void *state, uint32_t p, uint64_t now, uint8_t *frame) noexcept
+    bint af_tx_tick(void *state, uint64_t now) noexcept
+
+
+cdef extern from "aiflow/store.h" nogil:
+    struct af_block:
+        uint64_t offset, size, charged
+
+    struct af_store:
+        uint8_t *base
+        uint64_t limit, used
+
+    int af_store_init(af_store *store, uint64_t limit, bint with_memory) noexcept
+    void af_store_free(af_store *store) noexcept
+
+
+cdef extern from "aiflow/rx.h" nogil:
+    struct af_rx_element:
+        uint64_t offset, nbytes, latency_ns
+        uint32_t first_chunk, packed
+
+    struct af_kept:
+        void *handle
+        const uint8_t *payload
+        uint32_t nbytes
+
+    struct af_rx_slice:
+        af_rx_slice *next
+        char sender[64]
+        uint32_t id, manifest_bytes, payload_bytes, nb_data, nb_elements
+        uint64_t nbytes, first_ns, whole_ns, frames
+        uint8_t *manifest
+        af_rx_element *elements
+        af_kept *kept
+        af_store *store
+        af_block *block
+
+    struct af_rx_port:
+        af_agent_port p
+        af_port_counters count
+        uint32_t nb_paths
+
+    struct af_rx:
+        char name[64]
+        uint64_t epoch, peer_timeout_ns, clock_offset_ns
+        bint keeps_mbufs
+        uint64_t mbuf_bytes
+        void (*release)(void *handle) noexcept nogil
+        af_store *store
+        af_rx_port ports[32]
+        uint32_t nb_ports, nb_sessions, nb_seen, nb_closed, flowing
+        af_rx_slice *waiting
+        af_rx_slice *ready
+        af_rx_slice **ready_tail
+        uint64_t starving_ns, starving_bytes, progress_bytes, progress_total
+        uint64_t drops[32]
+        uint64_t slices, elements, bytes
+
+    void af_rx_init(af_rx *rx) noexcept
+    void af_rx_free(af_rx *rx) noexcept
+    void af_rx_detach(af_rx *rx, uint32_t p) noexcept
+    void af_rx_slice_free(af_rx_slice *s, void (*release)(void *handle) noexcept nogil) noexcept
+    bint af_rx_on_frame(void *state, uint32_t p, uint64_t now, const uint8_t *frame, uint32_t len,
+                        void *handle) noexcept
+    uint32_t af_rx_next_frame(void *state, uint32_t p, uint64_t now, uint8_t *frame) noexcept
+    bint af_rx_tick(void *state, uint64_t now) noexcept

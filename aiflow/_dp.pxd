@@ -1,0 +1,58 @@
+# Data plane: the burst loop and what its two users (_dp_tx, _dp_rx) share.
+
+from libc.stdint cimport uint16_t, uint32_t, uint64_t
+
+from aiflow._core cimport af_agent, af_agent_port, af_faults, af_mail
+from aiflow._eal cimport Mempool, Port, af_gate
+from aiflow.librte.rte_mbuf cimport rte_mbuf
+from aiflow.librte.rte_mempool cimport rte_mempool
+
+
+cdef enum:
+    BURST = 32
+    PORTS = 32
+
+
+# dataplane: rw; the control plane touches it only while the loop is parked
+cdef struct loop_port:
+    bint attached
+    bint gated
+    uint16_t port_id
+    uint16_t head              # of the staged frames, the first that is not sent yet
+    uint16_t count             # staged frames from head on
+    rte_mempool *pool          # frames to send
+    rte_mbuf *spare            # allocated, and nothing to put in it yet
+    rte_mbuf *staged[BURST]
+    uint64_t tx_nombuf         # the pool had no mbuf for a frame that we wanted to send
+
+
+cdef class Loop:
+    cdef af_agent agent
+    cdef af_mail mail
+    cdef af_faults faults
+    cdef af_gate *gate
+    cdef loop_port ports[PORTS]
+    cdef uint32_t nb_ports
+    cdef uint32_t nb_gated
+    cdef uint64_t unseen[2]    # frames that never reach the agent: chained mbufs, VLAN tags
+    cdef uint64_t iterations
+    cdef readonly list attached_ports
+    cdef readonly bint stopped
+    cdef object tx_pool
+    cdef object thread
+    cdef object requests
+    cdef object guard
+    cdef int pid
+    cdef object __weakref__
+
+    cdef void run(self) noexcept nogil
+    cdef int poll(self, uint32_t index, uint64_t now) noexcept nogil
+    cdef void stage(self, loop_port *port, uint32_t index, uint64_t now) noexcept nogil
+    cdef void spoil(self, loop_port *port, uint64_t now) noexcept nogil
+    cdef void collect(self, uint64_t now) noexcept nogil
+    cdef void publish(self) noexcept nogil
+    cdef int place_port(self, Port port, uint32_t peer, af_agent_port *out) except -1
+    cdef set_faults(self, dict faults)
+
+
+cdef char *name_bytes(object name, char *out) except NULL

@@ -1,0 +1,442 @@
+"""Data plane: the only code that calls rte_eth_rx_burst and rte_eth_tx_burst.
+
+A `Loop` polls the ports of one Sender or Receiver in a thread of its own. It feeds what arrives to the state machine
+(`agent`), sends what the state machine has to say, and sleeps when neither happens. The thread leaves nogil only when
+the control plane wants something done between two iterations: a port attached or removed, or the end.
+"""
+
+import atexit
+import os
+import threading
+import weakref
+
+from libc.string cimport memcpy, memset
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+
+from aiflow._core cimport (
+    AF_DROP_SEGMENTS, AF_DROP_VLAN, AF_LOSE, AF_NAME_BYTES, AF_REPEAT,
+    af_agent_port, af_fault, af_mail_free, af_mail_idle, af_mail_init, af_mail_notify, af_mail_wait, af_mail_wake,
+    af_mail_drain, af_now_ns,
+)
+from aiflow._eal cimport Mempool, Port, af_gate_enter, af_gate_leave, gate, register_thread, unregister_thread
+from aiflow.librte.rte_ethdev cimport rte_eth_rx_burst, rte_eth_tx_burst
+from aiflow.librte.rte_mbuf cimport (
+    rte_mbuf, rte_pktmbuf_alloc, rte_pktmbuf_free, rte_pktmbuf_free_bulk, rte_pktmbuf_mtod,
+)
+from aiflow.errors import AiflowError, ConfigError, EalError, PortError
+
+cdef extern from "rte_mbuf.h" nogil:
+    uint64_t RTE_MBUF_F_RX_VLAN
+
+cdef extern from *:
+    """
+    #include "aiflow/mail.h"
+    #define aiflow_attention(mail) atomic_load_explicit(&(mail)->attention, memory_order_relaxed)
+    #define aiflow_posted(mail) atomic_load_explicit(&(mail)->posted, memory_order_relaxed)
+    #define aiflow_set(field, value) atomic_store(&(field), (value))
+    #define aiflow_lock(mail) pthread_mutex_lock(&(mail)->lock)
+    #define aiflow_unlock(mail) pthread_mutex_unlock(&(mail)->lock)
+    #define aiflow_prefetch(p) __builtin_prefetch(p)
+    static inline void aiflow_timer_slack(void) { prctl(PR_SET_TIMERSLACK, 1000, 0, 0, 0); }
+    """
+    int aiflow_attention(af_mail *mail) noexcept nogil
+    int aiflow_posted(af_mail *mail) noexcept nogil
+    void aiflow_set(int field, int value) noexcept nogil
+    void aiflow_lock(af_mail *mail) noexcept nogil
+    void aiflow_unlock(af_mail *mail) noexcept nogil
+    void aiflow_prefetch(const void *p) noexcept nogil
+    void aiflow_timer_slack() noexcept nogil
+
+KINDS = {"DATA": 1, "PACKED": 2, "MANIFEST": 3, "GRANT": 4, "FEEDBACK": 5, "HELLO": 6, "PROBE": 7, "BYE": 8, "VOID": 9,
+         "CLOSE": 10}
+
+DROPS = ("ok", "runt", "length", "mtu", "header", "foreign", "vlan", "kind", "dst_mac", "broadcast", "segments", "crc",
+         "session", "src_mac", "path", "number", "replay", "duplicate", "not_granted", "element", "seq", "end", "size",
+         "conflict", "manifest", "hello", "report", "busy")
+
+_loops = weakref.WeakSet()
+
+
+cdef char *name_bytes(object name, char *out) except NULL:
+    """Write a name as the wire carries it, NUL-terminated, into `out` (AF_NAME_BYTES bytes)."""
+    cdef bytes encoded = name.encode()
+    if len(encoded) >= AF_NAME_BYTES:
+        raise ConfigError(f"the name {name!r} is longer than {AF_NAME_BYTES - 1} bytes: choose a shorter one")
+    if b"\0" in encoded:
+        raise ConfigError(f"the name {name!r} contains a NUL character: choose another")
+    memset(out, 0, AF_NAME_BYTES)
+    memcpy(out, <const char *>encoded, len(encoded))
+    return out
+
+
+cdef class Loop:
+    """Polls ports for one agent. Subclasses set `agent` and say what a post and an event are."""
+
+    def __cinit__(self):
+        cdef int rc = af_mail_init(&self.mail)
+        if rc:
+            raise OSError(rc, "no event descriptor to be had: close some files (ulimit -n)")
+        self.requests = []
+        self.guard = threading.Lock()
+        self.attached_ports = [None] * PORTS
+        self.pid = os.getpid()
+        self.stopped = True
+
+    def __dealloc__(self):
+        af_mail_free(&self.mail)
+
+    # ---- control plane ----
+
+    def start(self, name):
+        """Begin to poll, in a daemon thread called `name`."""
+        self.gate = gate()
+        self.stopped = False
+        self.thread = threading.Thread(target=self._main, name=name, daemon=True)
+        self.thread.start()
+        _loops.add(self)
+
+    def _main(self):
+        try:
+            register_thread()
+            aiflow_timer_slack()
+            while not self.stopped:
+                with nogil:
+                    self.run()
+                self._serve()
+        finally:
+            self.stopped = True
+            self._serve()
+            unregister_thread()
+
+    def _serve(self):
+        """What the control plane asked for, between two iterations."""
+        with self.guard:
+            aiflow_set(self.mail.attention, 0)
+            requests, self.requests = self.requests, []
+        for call, result, done in requests:
+            try:
+                result.append((call(), None))
+            except BaseException as error:
+                result.append((None, error))
+            done.set()
+
+    def between(self, call):
+        """Run `call` while no burst is under way, and return what it returns."""
+        cdef list result = []
+        if self.stopped or self.thread is None or os.getpid() != self.pid or threading.current_thread() is self.thread:
+            return call()
+        done = threading.Event()
+        with self.guard:
+            self.requests.append((call, result, done))
+            aiflow_set(self.mail.attention, 1)
+        af_mail_wake(&self.mail)
+        while not done.wait(0.05):
+            if not self.thread.is_alive():
+                self._serve()
+        value, error = result[0]
+        if error is not None:
+            raise error
+        return value
+
+    def stop(self):
+        """End the thread; frames that were not sent yet are freed. Idempotent."""
+        if os.getpid() != self.pid:
+            return
+        if self.thread is not None and not self.stopped:
+            self.between(self._end)
+            self.thread.join()
+        _loops.discard(self)
+
+    def _end(self):
+        self.stopped = True
+        for index in range(PORTS):
+            self._free_staged(index)
+
+    def pid_is_ours(self):
+        """False in a forked child."""
+        return os.getpid() == self.pid
+
+    def tell(self):
+        """Wake everybody who waits, as after an event."""
+        aiflow_lock(&self.mail)
+        af_mail_notify(&self.mail)
+        aiflow_unlock(&self.mail)
+
+    def check_process(self):
+        """Raise when this is a forked child: the thread and the ports are the parent's."""
+        if os.getpid() != self.pid:
+            raise EalError("a forked child cannot use its parent's ports: start the child with multiprocessing's "
+                           "'spawn' method and open a Sender or Receiver there")
+
+    cdef int place_port(self, Port port, uint32_t peer, af_agent_port *out) except -1:
+        """Give a port a place in the loop. Between two iterations."""
+        cdef uint32_t index = 0
+        cdef loop_port *slot
+        cdef Mempool pool = self.tx_pool if self.tx_pool is not None else port.mempool
+        cdef bytes mac = port.mac
+        while index < PORTS and self.ports[index].attached:
+            index += 1
+        if index == PORTS:
+            raise PortError(f"{port.name} would be port {PORTS + 1} of one endpoint: {PORTS} is the most")
+        slot = &self.ports[index]
+        memset(slot, 0, sizeof(loop_port))
+        slot.port_id = port.port_id
+        slot.gated = port.gated
+        slot.pool = pool.ptr
+        slot.attached = True
+        self.attached_ports[index] = port
+        self.nb_gated += port.gated
+        if index >= self.nb_ports:
+            self.nb_ports = index + 1
+        memset(out, 0, sizeof(af_agent_port))
+        memcpy(out.mac, <const char *>mac, 6)
+        out.frame_size = <uint16_t>min(port.frame_size, 65000)
+        out.rx_ring = port.rx_ring
+        out.tx_window = port.tx_window
+        out.kick = port.kick
+        out.point_to_point = port.point_to_point
+        out.peer = peer
+        out.attached = True
+        return <int>index
+
+    def _remove_port(self, Port port):
+        """Forget a port; its index, or -1. Between two iterations."""
+        for index in range(PORTS):
+            if self.attached_ports[index] is port:
+                self._free_staged(index)
+                self.nb_gated -= self.ports[index].gated
+                self.ports[index].attached = False
+                self.attached_ports[index] = None
+                return index
+        return -1
+
+    def _free_staged(self, int index):
+        cdef loop_port *port = &self.ports[index]
+        if port.attached:
+            if port.count:
+                rte_pktmbuf_free_bulk(&port.staged[port.head], port.count)
+            port.head = port.count = 0
+            rte_pktmbuf_free(port.spare)
+            port.spare = NULL
+
+    cdef set_faults(self, dict faults):
+        """`faults=` of a Sender or Receiver: see `aiflow.config.FAULTS`."""
+        if not faults:
+            return
+        faults = dict(faults)
+        kinds = faults.pop("kinds", tuple(KINDS))
+        self.faults.kinds = sum(1 << KINDS[kind] for kind in kinds)
+        self.faults.drop_ppm = int(faults.pop("drop", 0) * 1e6)
+        self.faults.corrupt_ppm = int(faults.pop("corrupt", 0) * 1e6)
+        self.faults.drop_first = faults.pop("drop_first", 0)
+        self.faults.drop_for_ns = int(faults.pop("drop_for", 0) * 1e9)
+        self.faults.copies = faults.pop("copies", 1)
+        self.faults.state = faults.pop("seed", 1) or 1
+        if faults:
+            raise ConfigError(f"unknown faults: {', '.join(sorted(faults))}")
+        self.faults.on = True
+
+    def fault_counts(self):
+        """How many frames the fault shim dropped, corrupted and repeated."""
+        return {"dropped": self.faults.dropped, "corrupted": self.faults.corrupted, "repeated": self.faults.repeated}
+
+    def busy_iterations(self):
+        """Iterations of the loop so far: for tests of its idle cost."""
+        return self.iterations
+
+    # ---- waiting threads ----
+
+    @property
+    def generation(self):
+        """Goes up with every event that somebody may be waiting for."""
+        return self.mail.generation
+
+    @property
+    def event_fd(self):
+        """Readable after an event, once `arm` was called: for event loops."""
+        return self.mail.event_fd
+
+    def arm(self):
+        """Make events readable on `event_fd` from now on."""
+        aiflow_set(self.mail.armed, 1)
+
+    def drain(self):
+        """Empty `event_fd`."""
+        af_mail_drain(&self.mail)
+
+    def wait(self, uint64_t seen, double seconds):
+        """Sleep until the generation is not `seen` any more, or for `seconds`. Releases the GIL; no signal ends it."""
+        cdef uint64_t ns = <uint64_t>(max(seconds, 0.0) * 1e9)
+        with nogil:
+            af_mail_wait(&self.mail, seen, ns)
+
+    # ---- the loop ----
+
+    cdef void collect(self, uint64_t now) noexcept nogil:
+        """Take what was posted. Loop thread."""
+
+    cdef void publish(self) noexcept nogil:
+        """Hand over what the agent has finished. Loop thread, the mail's lock held."""
+
+    cdef void run(self) noexcept nogil:
+        """Poll until the control plane wants attention."""
+        cdef uint64_t now = af_now_ns(), worked = now
+        cdef uint32_t i
+        cdef int work
+        while not aiflow_attention(&self.mail):
+            work = 0
+            self.iterations += 1
+            if aiflow_posted(&self.mail):
+                aiflow_set(self.mail.posted, 0)
+                self.collect(now)
+                work = 1
+            if self.nb_gated:
+                af_gate_enter(self.gate)
+            for i in range(self.nb_ports):
+                if self.ports[i].attached:
+                    work += self.poll(i, now)
+            if self.nb_gated:
+                af_gate_leave(self.gate)
+            now = af_now_ns()
+            if self.agent.tick(self.agent.state, now):
+                aiflow_lock(&self.mail)
+                self.publish()
+                af_mail_notify(&self.mail)
+                aiflow_unlock(&self.mail)
+                work += 1
+            if work:
+                worked = now
+            else:
+                af_mail_idle(&self.mail, now - worked)
+                now = af_now_ns()
+
+    cdef int poll(self, uint32_t index, uint64_t now) noexcept nogil:
+        """One burst in and one burst out of a port. Returns how many frames moved."""
+        cdef loop_port *port = &self.ports[index]
+        cdef rte_mbuf *pkts[BURST]
+        cdef rte_mbuf *m
+        cdef uint16_t nb_rx = rte_eth_rx_burst(port.port_id, 0, pkts, BURST)
+        cdef uint16_t nb_tx = 0, i, nb_free = 0
+        for i in range(nb_rx):
+            m = pkts[i]
+            if i + 1 < nb_rx:
+                aiflow_prefetch(rte_pktmbuf_mtod(pkts[i + 1]))
+            if m.nb_segs != 1:
+                self.unseen[0] += 1
+            elif m.ol_flags & RTE_MBUF_F_RX_VLAN:
+                self.unseen[1] += 1
+            elif self.agent.on_frame(self.agent.state, index, now, rte_pktmbuf_mtod(m), m.data_len, m):
+                continue
+            pkts[nb_free] = m
+            nb_free += 1
+        if nb_free:
+            rte_pktmbuf_free_bulk(pkts, nb_free)
+        self.stage(port, index, now)
+        if port.count:
+            # A short burst is normal: the rest keeps its place in the line.
+            nb_tx = rte_eth_tx_burst(port.port_id, 0, &port.staged[port.head], port.count)
+            port.head += nb_tx
+            port.count -= nb_tx
+        return nb_rx + nb_tx
+
+    cdef void stage(self, loop_port *port, uint32_t index, uint64_t now) noexcept nogil:
+        """Fill the port's staging ring with what the agent has to send."""
+        cdef rte_mbuf *m
+        cdef uint32_t size
+        cdef uint16_t i
+        if port.head and port.count:
+            for i in range(port.count):
+                port.staged[i] = port.staged[port.head + i]
+        port.head = 0
+        while port.count < BURST:
+            if port.spare == NULL:
+                port.spare = rte_pktmbuf_alloc(port.pool)
+                if port.spare == NULL:
+                    port.tx_nombuf += 1
+                    return
+            m = port.spare
+            size = self.agent.next_frame(self.agent.state, index, now, rte_pktmbuf_mtod(m))
+            if size == 0:
+                return
+            m.data_len = <uint16_t>size
+            m.pkt_len = size
+            port.staged[port.count] = m
+            port.count += 1
+            port.spare = NULL
+            if self.faults.on:
+                self.spoil(port, now)
+
+    cdef void spoil(self, loop_port *port, uint64_t now) noexcept nogil:
+        """Let the fault shim have the frame that was staged last."""
+        cdef rte_mbuf *m = port.staged[port.count - 1]
+        cdef rte_mbuf *copy
+        cdef uint32_t i
+        cdef int verdict = af_fault(&self.faults, rte_pktmbuf_mtod(m), m.pkt_len, now)
+        if verdict == AF_LOSE:
+            rte_pktmbuf_free(m)
+            port.count -= 1
+        elif verdict == AF_REPEAT:
+            for i in range(1, self.faults.copies):
+                copy = rte_pktmbuf_alloc(port.pool) if port.count < BURST else NULL
+                if copy == NULL:
+                    return
+                memcpy(rte_pktmbuf_mtod(copy), rte_pktmbuf_mtod(m), m.pkt_len)
+                copy.data_len = m.data_len
+                copy.pkt_len = m.pkt_len
+                port.staged[port.count] = copy
+                port.count += 1
+
+
+def inject(Port port, frames):
+    """Send raw frames out of a port that no loop polls, and return how many the driver took.
+
+    For tests and diagnosis: the frames (bytes) go out as they are, whatever is in them. Each needs an mbuf of the port's
+    own pool.
+    """
+    cdef rte_mbuf *m
+    cdef bytes frame
+    cdef int sent = 0
+    cdef bint gated = port.gated
+    for frame in frames:
+        if len(frame) > port.mempool.data_room:
+            raise ConfigError(f"a frame of {len(frame)} bytes does not fit the port's mbufs of {port.mempool.data_room}")
+        m = rte_pktmbuf_alloc(port.mempool.ptr)
+        if m == NULL:
+            break
+        memcpy(rte_pktmbuf_mtod(m), <const char *>frame, len(frame))
+        m.data_len = <uint16_t>len(frame)
+        m.pkt_len = len(frame)
+        if gated:
+            af_gate_enter(gate())
+        if rte_eth_tx_burst(port.port_id, 0, &m, 1) == 1:
+            sent += 1
+        else:
+            rte_pktmbuf_free(m)
+        if gated:
+            af_gate_leave(gate())
+    return sent
+
+
+def drain(Port port):
+    """Receive what waits at a port that no loop polls: a list of frames (bytes). For tests and diagnosis."""
+    cdef rte_mbuf *pkts[BURST]
+    cdef uint16_t nb_rx, i
+    cdef bint gated = port.gated
+    cdef list frames = []
+    if gated:
+        af_gate_enter(gate())
+    nb_rx = rte_eth_rx_burst(port.port_id, 0, pkts, BURST)
+    if gated:
+        af_gate_leave(gate())
+    for i in range(nb_rx):
+        frames.append((<char *>rte_pktmbuf_mtod(pkts[i]))[:pkts[i].data_len])
+    if nb_rx:
+        rte_pktmbuf_free_bulk(pkts, nb_rx)
+    return frames
+
+
+@atexit.register
+def _stop_all():
+    """No loop may poll while the interpreter takes itself apart."""
+    for loop in list(_loops):
+        loop.stop()

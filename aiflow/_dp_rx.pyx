@@ -1,0 +1,390 @@
+"""Data plane of a Receiver: whole slices come out, and views of their memory.
+
+Ownership: View → Incoming (a slice) → Store (element memory, or the pools of the mbufs that it kept). Each holds the
+next, so no view outlives its memory, whoever drops what first and in whatever thread; the last view gives it back.
+"""
+
+import os
+import time
+import weakref
+
+from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_FillInfo, PyObject_GetBuffer
+from libc.stdint cimport uint8_t, uint32_t, uint64_t, uintptr_t
+from libc.stdlib cimport calloc, free
+
+from aiflow._core cimport (
+    AF_HEADER, AF_NB_DROPS, af_agent_port, af_now_ns, af_rx, af_rx_detach, af_rx_free, af_rx_init, af_rx_next_frame,
+    af_rx_on_frame, af_rx_port, af_rx_slice, af_rx_slice_free, af_rx_tick, af_store, af_store_free, af_store_init,
+)
+from aiflow._dp cimport Loop, name_bytes
+from aiflow._eal cimport Port
+from aiflow.librte.rte_mbuf cimport rte_mbuf, rte_pktmbuf_free, rte_pktmbuf_mtod
+from aiflow._dp import DROPS
+from aiflow.errors import PoolExhausted
+
+cdef extern from *:
+    """
+    #include "aiflow/mail.h"
+    #define aiflow_rx_lock(mail) pthread_mutex_lock(&(mail)->lock)
+    #define aiflow_rx_unlock(mail) pthread_mutex_unlock(&(mail)->lock)
+    """
+    void aiflow_rx_lock(void *mail) noexcept nogil
+    void aiflow_rx_unlock(void *mail) noexcept nogil
+
+
+cdef void release_mbuf(void *handle) noexcept nogil:
+    rte_pktmbuf_free(<rte_mbuf *>handle)
+
+
+cdef class Store:
+    """Element memory of one Receiver; lives until the last slice out of it is gone."""
+
+    cdef af_store store
+    cdef bint ready
+    cdef readonly list pools   # that kept mbufs belong to
+    cdef int pid
+
+    def __init__(self, uint64_t limit, bint with_memory):
+        if af_store_init(&self.store, limit, with_memory):
+            raise PoolExhausted(f"no address space for {limit} bytes of element memory: pass a smaller memory=")
+        self.ready = True
+        self.pools = []
+        self.pid = os.getpid()
+
+    def __dealloc__(self):
+        if self.ready:
+            af_store_free(&self.store)
+
+    @property
+    def used(self):
+        """Bytes that slices hold now, granted ones included."""
+        return self.store.used
+
+    @property
+    def limit(self):
+        """The most they may hold."""
+        return self.store.limit
+
+
+cdef class Incoming:
+    """A whole slice. Its memory goes back when this object and every View of it are gone."""
+
+    cdef af_rx_slice *s
+    cdef readonly Store store
+    cdef object __weakref__
+
+    def __dealloc__(self):
+        # A forked child has the parent's addresses, not its pools.
+        if self.s != NULL and os.getpid() == self.store.pid:
+            with nogil:
+                af_rx_slice_free(self.s, release_mbuf)
+
+    @property
+    def slice_id(self):
+        """Number within its sender's session."""
+        return self.s.id
+
+    @property
+    def sender(self):
+        """The sender's name."""
+        return bytes(self.s.sender).split(b"\0")[0].decode(errors="replace")
+
+    @property
+    def nbytes(self):
+        """Bytes of all elements."""
+        return self.s.nbytes
+
+    @property
+    def nb_elements(self):
+        """Number of elements."""
+        return self.s.nb_elements
+
+    @property
+    def charged(self):
+        """Bytes that it holds of the Receiver's memory."""
+        return self.s.block.charged
+
+    @property
+    def frames(self):
+        """Data frames that brought it."""
+        return self.s.frames
+
+    @property
+    def seconds(self):
+        """From its first frame to its last."""
+        return (self.s.whole_ns - self.s.first_ns) / 1e9
+
+    @property
+    def manifest(self):
+        """The manifest, as it was sent."""
+        return (<char *>self.s.manifest)[:self.s.manifest_bytes]
+
+    @property
+    def assembled(self):
+        """Are the elements contiguous in memory (True), or in the mbufs that brought them?"""
+        return self.s.kept == NULL
+
+    def element_bytes(self, uint32_t index):
+        """Size of an element."""
+        return self.s.elements[index].nbytes
+
+    def latency_ns(self, uint32_t index):
+        """From sending to arrival of an element's slowest frame; 0 where the clocks disagree."""
+        return self.s.elements[index].latency_ns
+
+    def view(self, uint32_t index, uint32_t count=1):
+        """The memory of `count` consecutive elements of one run: writable, no copy. Assembled slices only."""
+        cdef View view = View.__new__(View)
+        cdef uint64_t last = index + count - 1
+        view.owner = self
+        if count:
+            view.ptr = self.s.store.base + self.s.block.offset + self.s.elements[index].offset
+            view.nbytes = self.s.elements[last].offset + self.s.elements[last].nbytes - self.s.elements[index].offset
+        view.writable = True
+        return view
+
+    def segments(self, uint32_t index):
+        """The payloads that an element came in, in order: read-only Views of the mbufs. Kept slices only.
+
+        A small element shares its mbuf with its neighbours; its only segment is its own part.
+        """
+        cdef list views = []
+        cdef uint64_t nbytes = self.s.elements[index].nbytes, offset = 0
+        cdef uint32_t chunk = self.s.elements[index].first_chunk, first = index
+        if nbytes <= self.s.payload_bytes:
+            while first and self.s.elements[first - 1].first_chunk == chunk:
+                first -= 1
+                offset += self.s.elements[first].nbytes
+            views.append(self._segment(chunk, offset, nbytes))
+            return views if nbytes else []
+        while nbytes:
+            views.append(self._segment(chunk, 0, self.s.kept[chunk].nbytes))
+            nbytes -= self.s.kept[chunk].nbytes
+            chunk += 1
+        return views
+
+    cdef View _segment(self, uint32_t chunk, uint64_t offset, uint64_t nbytes):
+        cdef View view = View.__new__(View)
+        view.owner = self
+        view.ptr = <uint8_t *>self.s.kept[chunk].payload + offset
+        view.nbytes = nbytes
+        view.writable = False
+        return view
+
+    def mbuf_payloads(self, uint32_t index):
+        """For each segment of an element: the address where its mbuf says that the payload lies. For tests."""
+        cdef uint64_t nbytes = self.s.elements[index].nbytes
+        cdef uint32_t chunk = self.s.elements[index].first_chunk
+        addresses = []
+        while nbytes:
+            addresses.append(<uintptr_t>rte_pktmbuf_mtod(<rte_mbuf *>self.s.kept[chunk].handle) + AF_HEADER)
+            nbytes -= min(nbytes, self.s.kept[chunk].nbytes)
+            chunk += 1
+        return addresses
+
+
+cdef class View:
+    """A piece of a slice's memory with the buffer protocol; keeps the slice alive."""
+
+    cdef Incoming owner
+    cdef uint8_t *ptr
+    cdef readonly uint64_t nbytes
+    cdef bint writable
+
+    def __getbuffer__(self, Py_buffer *buffer, int flags):
+        if flags & PyBUF_WRITABLE and not self.writable:
+            raise BufferError("segments of received mbufs are read-only: copy what you want to change")
+        PyBuffer_FillInfo(buffer, self, self.ptr, self.nbytes, not self.writable, flags)
+
+    def __len__(self):
+        return self.nbytes
+
+
+cdef class Exporter:
+    """Gives a Python class with an `array` the buffer protocol (PEP 688 does that from Python 3.12 on)."""
+
+    def __getbuffer__(self, Py_buffer *buffer, int flags):
+        array = self.array
+        try:
+            PyObject_GetBuffer(array, buffer, flags)
+        except (ValueError, BufferError):
+            # dtypes without a buffer format (datetime64, float16 subtypes …) go out as their bytes
+            PyObject_GetBuffer(array.reshape(-1, order="A").view("u1"), buffer, flags)
+
+
+cdef class RxLoop(Loop):
+    """The loop of a Receiver.
+
+    Parameters
+    ----------
+    name : str
+        What senders call us.
+    store : Store
+        Element memory.
+    keeps_mbufs : bool
+        Leave payloads in their mbufs (`assemble=False`).
+    peer_timeout : float
+        Seconds of silence after which a sender's unfinished slices are freed.
+    tx_pool : Mempool or None
+        Mbufs for reports; None: the port's own pool.
+    faults : dict or None
+        For tests.
+    """
+
+    cdef af_rx *rx
+    cdef af_rx_slice *ready
+    cdef af_rx_slice **ready_tail
+    cdef readonly Store store
+    cdef readonly object slices   # every Incoming that is still held: a WeakSet
+
+    def __cinit__(self):
+        self.rx = <af_rx *>calloc(1, sizeof(af_rx))
+        if self.rx == NULL:
+            raise MemoryError("no memory for a receiver's state")
+        af_rx_init(self.rx)
+        self.ready_tail = &self.ready
+        self.slices = weakref.WeakSet()
+
+    def __init__(self, name, Store store, keeps_mbufs, peer_timeout, tx_pool=None, faults=None):
+        name_bytes(name, self.rx.name)
+        self.store = store
+        self.tx_pool = tx_pool
+        self.rx.store = &store.store
+        self.rx.keeps_mbufs = keeps_mbufs
+        self.rx.release = release_mbuf
+        self.rx.epoch = int.from_bytes(os.urandom(8), "big") | 1
+        self.rx.peer_timeout_ns = int(peer_timeout * 1e9)
+        self.rx.clock_offset_ns = time.time_ns() - time.monotonic_ns()
+        self.agent.state = self.rx
+        self.agent.on_frame = af_rx_on_frame
+        self.agent.next_frame = af_rx_next_frame
+        self.agent.tick = af_rx_tick
+        self.set_faults(faults)
+
+    def __dealloc__(self):
+        free(self.rx)
+
+    # ---- control plane ----
+
+    def attach(self, Port port, uint32_t peer):
+        """Poll this port from now on."""
+        self.between(lambda: self._attach(port, peer))
+
+    def _attach(self, Port port, peer):
+        cdef af_agent_port place
+        cdef int index = self.place_port(port, peer, &place)
+        cdef af_rx_port *slot = &self.rx.ports[index]
+        slot.p = place
+        slot.nb_paths = 0
+        if <uint32_t>index >= self.rx.nb_ports:
+            self.rx.nb_ports = index + 1
+        if port.mempool not in self.store.pools:
+            self.store.pools.append(port.mempool)
+
+    def detach(self, ports, peer=0):
+        """Poll these ports no more: when it returns, no burst touches them."""
+        self.between(lambda: self._detach(ports))
+
+    def _detach(self, ports):
+        for port in ports:
+            index = self._remove_port(port)
+            if index >= 0:
+                af_rx_detach(self.rx, index)
+
+    @property
+    def mbuf_bytes(self):
+        """What one kept mbuf occupies."""
+        return self.rx.mbuf_bytes
+
+    @mbuf_bytes.setter
+    def mbuf_bytes(self, uint64_t nbytes):
+        self.rx.mbuf_bytes = nbytes
+
+    def pop(self):
+        """The next whole slice, or None."""
+        cdef af_rx_slice *s
+        cdef Incoming incoming
+        self.check_process()
+        aiflow_rx_lock(&self.mail)
+        s = self.ready
+        if s != NULL:
+            self.ready = s.next
+            if self.ready == NULL:
+                self.ready_tail = &self.ready
+        aiflow_rx_unlock(&self.mail)
+        if s == NULL:
+            return None
+        incoming = Incoming.__new__(Incoming)
+        incoming.s = s
+        incoming.store = self.store
+        self.slices.add(incoming)
+        return incoming
+
+    def close(self):
+        """Stop, and free what nobody has taken."""
+        if os.getpid() != self.pid:
+            return
+        self.stop()
+        while self.pop() is not None:
+            pass
+        af_rx_free(self.rx)
+
+    # ---- what is to be seen ----
+
+    @property
+    def finished(self):
+        """Has every sender that was seen said goodbye, or gone?"""
+        return self.rx.nb_seen > 0 and self.rx.nb_closed >= self.rx.nb_seen and self.ready == NULL
+
+    @property
+    def starving(self):
+        """Bytes of the request that has been waiting for memory, and for how many seconds; (0, 0.0) when none is."""
+        cdef uint64_t since = self.rx.starving_ns
+        if not since:
+            return 0, 0.0
+        return self.rx.starving_bytes, (af_now_ns() - since) / 1e9
+
+    @property
+    def progress(self):
+        """Bytes so far, and in all, of the slice that is being received."""
+        return self.rx.progress_bytes, self.rx.progress_total
+
+    @property
+    def nb_sessions(self):
+        """Senders that we know."""
+        return self.rx.nb_sessions
+
+    def drops(self):
+        """Frames not taken, by reason."""
+        counts = {DROPS[i]: self.rx.drops[i] for i in range(1, AF_NB_DROPS)}
+        counts["segments"] += self.unseen[0]
+        counts["vlan"] += self.unseen[1]
+        return counts
+
+    def counters(self):
+        """Slices, elements and bytes handed over."""
+        return {"slices": self.rx.slices, "elements": self.rx.elements, "bytes": self.rx.bytes}
+
+    def port_rows(self):
+        """Counters of every attached port, for the port table."""
+        cdef af_rx_port *slot
+        rows = []
+        for index, port in enumerate(self.attached_ports):
+            if port is None:
+                continue
+            slot = &self.rx.ports[index]
+            rows.append({"index": index, "port": port, "dst": None,
+                         "frames": slot.count.rx_frames, "bytes": slot.count.rx_bytes,
+                         "rx_frames": slot.count.rx_frames, "rx_bytes": slot.count.rx_bytes,
+                         "tx_frames": slot.count.tx_frames, "again": 0, "lost": 0, "flying": 0,
+                         "window": slot.p.rx_ring, "rtt_ns": 0, "usable": True})
+        return rows
+
+    # ---- the loop ----
+
+    cdef void publish(self) noexcept nogil:
+        if self.rx.ready != NULL:
+            self.ready_tail[0] = self.rx.ready
+            self.ready_tail = self.rx.ready_tail
+            self.rx.ready = NULL
+            self.rx.ready_tail = &self.rx.ready

@@ -1,0 +1,280 @@
+"""Elements ↔ the manifest of a slice: what each is, run-length coded (include/aiflow/layout.h has the layout)."""
+
+from __future__ import annotations
+
+import ast
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from .errors import ConfigError
+
+__all__ = ["Form", "Run", "as_bytes", "encode", "form_of_bytes", "parse", "pieces", "streams_of"]
+
+_HEADER = struct.Struct(">HHIIQ")
+_RUN = struct.Struct(">IQIBBHH")
+MAX_STREAM_BYTES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How the bytes of an element are to be read.
+
+    Attributes
+    ----------
+    dtype : numpy.dtype
+    shape : tuple of int
+    order : str
+        "C", or "F" for Fortran order.
+    """
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    order: str = "C"
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of one element of this form."""
+        return self.dtype.itemsize * prod(self.shape)
+
+    def encode(self) -> bytes:
+        """As a manifest carries it."""
+        return _encode_form(self)
+
+    @staticmethod
+    def decode(encoded: bytes) -> Form:
+        """The inverse of `encode`; the bytes come from a peer and are checked."""
+        return _decode_form(encoded)
+
+
+@lru_cache(maxsize=4096)
+def _encode_form(form: Form) -> bytes:
+    descr = np.lib.format.dtype_to_descr(form.dtype)
+    return f"{form.order}{list(form.shape)}{descr!r}".encode()
+
+
+@lru_cache(maxsize=4096)
+def _decode_form(encoded: bytes) -> Form:
+    text = encoded.decode()
+    order, rest = text[:1], text[1:]
+    end = rest.index("]") + 1
+    shape = tuple(int(n) for n in ast.literal_eval(rest[:end]))
+    dtype = np.lib.format.descr_to_dtype(ast.literal_eval(rest[end:]))
+    if order not in ("C", "F") or dtype.hasobject or any(n < 0 for n in shape):
+        raise ValueError(f"element form {text!r} is not one that can be sent")
+    return Form(dtype, shape, order)
+
+
+@lru_cache(maxsize=1024)
+def form_of_bytes(nbytes: int) -> Form:
+    """The form of plain bytes: uint8, one axis."""
+    return Form(np.dtype(np.uint8), (nbytes,))
+
+
+def as_bytes(element: Any, what: str) -> tuple[Any, Form]:
+    """A C-contiguous byte buffer of an element, copied only where its memory is not in one piece, and its form.
+
+    Parameters
+    ----------
+    element : buffer
+        bytes, memoryview, numpy array, anything with the buffer protocol, or a DLPack tensor on the CPU.
+    what : str
+        What to call it in errors.
+
+    Raises
+    ------
+    TypeError
+        For what cannot be sent: str, object dtype, a tensor that is not in the CPU's memory.
+    """
+    if isinstance(element, (bytes, bytearray)):
+        return element, form_of_bytes(len(element))
+    if isinstance(element, np.ndarray):
+        array = element
+    elif isinstance(element, np.generic):
+        array = np.asarray(element)
+    elif isinstance(element, str):
+        raise TypeError(f"{what} is a str: encode it to bytes first")
+    else:
+        array = _array_of(element, what)
+    if array.dtype.hasobject:
+        raise TypeError(f"{what} has dtype {array.dtype}: Python objects cannot be sent, only plain numbers and bytes")
+    if array.flags.c_contiguous:
+        order = "C"
+    elif array.flags.f_contiguous:
+        order, array = "F", array.T
+    else:
+        order, array = "C", np.ascontiguousarray(array)
+    form = Form(array.dtype, array.shape[::-1] if order == "F" else array.shape, order)
+    if array.nbytes == 0:
+        return b"", form
+    return array.reshape(-1).view(np.uint8), form
+
+
+def _array_of(element: Any, what: str) -> np.ndarray[Any, Any]:
+    try:
+        return np.asarray(memoryview(element))
+    except (TypeError, ValueError, BufferError):
+        pass
+    if not hasattr(element, "__dlpack__"):
+        raise TypeError(
+            f"{what} is a {type(element).__name__}, which has neither the buffer protocol nor DLPack: "
+            "send bytes, a numpy array or a CPU tensor"
+        )
+    try:
+        return np.from_dlpack(element)
+    except (RuntimeError, TypeError, ValueError, BufferError) as error:
+        raise TypeError(
+            f"{what} ({type(element).__name__}) cannot be read through DLPack ({error}): move it to the CPU, detach "
+            "it, or view it as a dtype that numpy has"
+        ) from None
+
+
+def pieces(elements: Any) -> Iterator[tuple[str | int, Any]]:
+    """(stream, buffer) of each element of what `send` was given; the stream is its index where none was named."""
+    if isinstance(elements, Mapping):
+        for stream, element in elements.items():
+            yield _stream(stream), element
+        return
+    if isinstance(elements, (bytes, bytearray, memoryview, str, np.ndarray)) or hasattr(elements, "__dlpack__"):
+        raise TypeError("send takes a mapping or an iterable of elements: write send([buffer]) for a single one")
+    if not isinstance(elements, Iterable):
+        raise TypeError(f"send takes a mapping or an iterable of elements, not {type(elements).__name__}")
+    for index, item in enumerate(elements):
+        if isinstance(item, tuple) and len(item) == 2:
+            yield _stream(item[0]), item[1]
+        else:
+            yield index, item
+
+
+def _stream(stream: Any) -> str:
+    if not isinstance(stream, str):
+        raise TypeError(f"a stream's name is a str, not {type(stream).__name__}: {stream!r}")
+    return stream
+
+
+class _Runs:
+    """Joins like neighbours."""
+
+    def __init__(self) -> None:
+        self.encoded: list[bytes] = []
+        self.nb_elements = 0
+        self.nbytes = 0
+        self._last: tuple[str | None, Form] | None = None
+        self._first = 0
+        self._count = 0
+
+    def add(self, stream: str | int, form: Form, count: int = 1) -> None:
+        key = (None if isinstance(stream, int) else stream, form)
+        if key != self._last:
+            self._flush()
+            self._last = key
+            self._first = stream if isinstance(stream, int) else 0
+        self._count += count
+        self.nb_elements += count
+        self.nbytes += form.nbytes * count
+
+    def _flush(self) -> None:
+        if self._last is None:
+            return
+        stream, form = self._last
+        name = b"" if stream is None else stream.encode("utf-8", "surrogateescape")
+        if len(name) > MAX_STREAM_BYTES:
+            raise ConfigError(f"a stream's name of {len(name)} bytes is too long: {MAX_STREAM_BYTES} is the most")
+        encoded = form.encode()
+        if len(encoded) > 0xFFFF:
+            raise ConfigError(f"the dtype {form.dtype} takes {len(encoded)} bytes to describe: 65535 is the most")
+        self.encoded.append(
+            _RUN.pack(self._count, form.nbytes, self._first, stream is None, 0, len(name), len(encoded)) + name + encoded
+        )
+        self._count = 0
+
+    def manifest(self) -> bytes:
+        self._flush()
+        return b"".join([_HEADER.pack(0, 1, len(self.encoded), self.nb_elements, self.nbytes), *self.encoded])
+
+
+def encode(elements: Any) -> tuple[bytes, list[Any]]:
+    """The manifest of what `send` was given, and a contiguous buffer for each element."""
+    runs = _Runs()
+    buffers = []
+    for stream, element in pieces(elements):
+        buffer, form = as_bytes(element, f"element {stream!r}")
+        runs.add(stream, form)
+        buffers.append(buffer)
+    if runs.nb_elements > 0xFFFFFFFF:
+        raise ConfigError(f"{runs.nb_elements} elements are more than a slice can number: send several slices")
+    return runs.manifest(), buffers
+
+
+def encode_rows(stream: str, form: Form, count: int) -> bytes:
+    """The manifest of `count` like elements of one stream."""
+    runs = _Runs()
+    if count:
+        runs.add(_stream(stream), form, count)
+    return runs.manifest()
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Like elements that follow each other in a slice.
+
+    Attributes
+    ----------
+    start, count : int
+        Numbers of the elements: start … start + count - 1.
+    stream : str or None
+        Their stream; None where each has a numbered one, beginning with `first`.
+    first : int
+    nbytes : int
+        Of each element.
+    form : Form
+    """
+
+    start: int
+    count: int
+    stream: str | None
+    first: int
+    nbytes: int
+    form: Form
+
+    def stream_of(self, number: int) -> str:
+        """The stream of element `number`."""
+        return self.stream if self.stream is not None else str(self.first + number - self.start)
+
+
+def parse(manifest: bytes) -> list[Run]:
+    """The runs of a received manifest (its lengths were checked when it arrived)."""
+    _, _, nb_runs, _, _ = _HEADER.unpack_from(manifest)
+    at, start, runs = _HEADER.size, 0, []
+    for _ in range(nb_runs):
+        count, nbytes, first, numbered, _, stream_len, form_len = _RUN.unpack_from(manifest, at)
+        at += _RUN.size
+        stream = None if numbered else manifest[at : at + stream_len].decode("utf-8", "surrogateescape")
+        at += stream_len
+        try:
+            form = Form.decode(manifest[at : at + form_len])
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+            form = form_of_bytes(nbytes)
+        if form.nbytes != nbytes:
+            form = form_of_bytes(nbytes)
+        at += form_len
+        runs.append(Run(start, count, stream, first, nbytes, form))
+        start += count
+    return runs
+
+
+def streams_of(runs: list[Run]) -> dict[str, list[tuple[Run, int, int]]]:
+    """Which elements each stream has: (run, first element, how many), in order."""
+    streams: dict[str, list[tuple[Run, int, int]]] = {}
+    for run in runs:
+        if run.stream is not None:
+            streams.setdefault(run.stream, []).append((run, run.start, run.count))
+        else:
+            for number in range(run.start, run.start + run.count):
+                streams.setdefault(run.stream_of(number), []).append((run, number, 1))
+    return streams

@@ -1,0 +1,59 @@
+"""A Sender and a Receiver in one process."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from typing import Any, NamedTuple
+
+from .receiver import Receiver
+from .sender import Sender
+
+__all__ = ["Pair", "pair"]
+
+_serial = itertools.count()
+
+
+class Pair(NamedTuple):
+    """What `pair` returns: unpack it, or use it as a context manager that closes both."""
+
+    sender: Sender
+    receiver: Receiver
+
+    def close(self) -> None:
+        """Close both, the sender first."""
+        self.sender.close()
+        self.receiver.close()
+
+    def __enter__(self) -> Pair:
+        return self
+
+    def __exit__(self, kind: object, *exc: object) -> None:
+        try:
+            self.sender.__exit__(kind, *exc)
+        finally:
+            self.receiver.close()
+
+
+def pair(nb_ports: int = 1, **receiver_options: Any) -> Pair:
+    """A Sender and a Receiver in this process, joined by net_ring ports: for notebooks, tests and first steps.
+
+    Parameters
+    ----------
+    nb_ports : int
+        Ports between them.
+    **receiver_options
+        For the Receiver: ``assemble``, ``memory``, ``timeout`` …
+
+    Returns
+    -------
+    Pair
+        (Sender, Receiver). Rings pass the sender's own mbufs along: nothing here measures bandwidth.
+    """
+    endpoint = f"ring:pair-{os.getpid()}-{next(_serial)}*{nb_ports}"
+    receiver = Receiver(endpoint, **receiver_options)
+    try:
+        return Pair(Sender(endpoint), receiver)
+    except BaseException:
+        receiver.close()
+        raise

@@ -1,0 +1,321 @@
+"""The receiving side: `Receiver`."""
+
+from __future__ import annotations
+
+import socket
+import warnings
+from collections.abc import AsyncIterator, Iterable, Iterator
+from typing import Any
+
+from ._dp_rx import RxLoop, Store
+from ._eal import Mempool
+from .config import parse_endpoints, parse_size
+from .errors import ConfigError, PoolExhausted, SliceTimeout
+from .paths import PortSet
+from .report import PortTable, port_table
+from .sender import _seconds
+from .slices import TimeSlice
+from .waiting import Waiting
+
+__all__ = ["Receiver"]
+
+MBUF_OVERHEAD = 320
+"""Bytes an mbuf takes beside its frame: its header, headroom and alignment."""
+
+STARVED_S = 10.0
+"""How long a sender's request may wait for memory that the user holds before `recv` says so."""
+
+NAMED = ("local", "memif", "vhost", "ring")
+
+
+class Receiver:
+    """Receives time slices from one or several senders.
+
+    Parameters
+    ----------
+    ports : str or list of str
+        Endpoints, as for `Sender`.
+    name : str, optional
+        What senders may ask for with ``to=``; default: the endpoint's NAME, else the host's.
+    assemble : bool
+        True: every element is one contiguous array. False: elements stay in the mbufs that brought them
+        (`Element.segments`), one copy less.
+    memory : int or str
+        The most it will hold, in bytes or as "1GiB": slices being received, waiting, and held by you. Grown on demand.
+        A slice larger than that is refused at once.
+    timeout : float, optional
+        Default of `recv`, in seconds.
+    until : str, optional
+        "bye": iteration ends when every sender seen has closed.
+    peer_timeout : float
+        Seconds of a sender's silence after which its unfinished slice is freed. Where its death can be seen (local
+        ports), that happens at once.
+    frame_size : int, optional
+        Largest Ethernet frame in bytes; default: what the ports take.
+    faults : dict, optional
+        As for `Sender`, in the frames that we send.
+
+    Raises
+    ------
+    ConfigError, PortError, EalError
+        When a port cannot be had.
+
+    Notes
+    -----
+    Iterable, also asynchronously, and a context manager. It shows whole slices only, each exactly once within a
+    session, in order for each sender. Advancing the iteration releases the slice before; arrays taken out stay valid.
+    """
+
+    def __init__(
+        self,
+        ports: str | Iterable[str],
+        *,
+        name: str | None = None,
+        assemble: bool = True,
+        memory: int | str = "1GiB",
+        timeout: float | None = None,
+        until: str | None = None,
+        peer_timeout: float = 10.0,
+        frame_size: int | None = None,
+        faults: dict[str, Any] | None = None,
+    ) -> None:
+        self._closed = True
+        self.endpoints = parse_endpoints(ports)
+        if until not in (None, "bye"):
+            raise ConfigError(f"until={until!r} is unknown: use 'bye', or None to go on until close()")
+        names = [endpoint.target for endpoint in self.endpoints if endpoint.scheme in NAMED]
+        self.name = name if name is not None else names[0] if names else socket.gethostname()[:60]
+        self.assemble = bool(assemble)
+        self.memory = parse_size(memory)
+        self.timeout = None if timeout is None else _seconds(timeout, "timeout")
+        self.until = until
+        self._current: TimeSlice | None = None
+        self._pools: dict[int, Mempool] = {}
+        self._reports: Mempool | None = None
+        if not self.assemble:
+            self._reports = Mempool("reports", 2047, 2048, -1, True)
+        self._loop = RxLoop(
+            self.name,
+            Store(self.memory, self.assemble),
+            not self.assemble,
+            _seconds(peer_timeout, "peer_timeout"),
+            self._reports,
+            faults,
+        )
+        self._waiting = Waiting(self._loop)
+        self._loop.start("aiflow-receiver")
+        try:
+            self._ports = PortSet(
+                self.endpoints,
+                "receiver",
+                pool_for=self._pool_for,
+                attach=self._loop.attach,
+                detach=self._loop.detach,
+                frame_size=frame_size,
+                link_name=self.name,
+            )
+        except BaseException:
+            self._loop.close()
+            raise
+        self._closed = False
+
+    def _pool_for(self, frame_size: int, socket_id: int, nb_ports: int, needs_eal_memory: bool) -> Mempool:
+        nb_mbufs = nb_ports * (4095 if frame_size <= 4096 else 1023)
+        if self.assemble:
+            return Mempool(f"rx-{frame_size}", nb_mbufs, frame_size, socket_id, not needs_eal_memory)
+        # Kept mbufs are the elements' memory: one pool of that size for all ports with frames of this size.
+        if frame_size not in self._pools:
+            kept = self.memory // (frame_size + MBUF_OVERHEAD) + 1
+            pool = Mempool(f"kept-{frame_size}", kept + 8 * nb_mbufs, frame_size, socket_id, not needs_eal_memory)
+            self._pools[frame_size] = pool
+            self._loop.mbuf_bytes = max(self._loop.mbuf_bytes, frame_size + MBUF_OVERHEAD)
+        return self._pools[frame_size]
+
+    # ---- receiving ----
+
+    def recv(self, timeout: float | None = None) -> TimeSlice:
+        """Wait for the next whole slice.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            Seconds; default: the Receiver's.
+
+        Returns
+        -------
+        TimeSlice
+            Yours until you release it, or drop it and every array taken out of it.
+
+        Raises
+        ------
+        SliceTimeout
+            Nothing came in time.
+        PoolExhausted
+            A sender has been waiting for memory, and you hold it all: the message says which slices.
+        ConfigError
+            The Receiver is closed, or, with ``until="bye"``, every sender has closed.
+        """
+        wanted = self.timeout if timeout is None else timeout
+        self._loop.check_process()
+        self._check_open()
+        found: list[Any] = []
+        if not self._waiting.until(lambda: self._look(found, wanted), wanted):
+            raise self._too_late(wanted)
+        return self._take(found)
+
+    async def arecv(self, timeout: float | None = None) -> TimeSlice:
+        """`recv` for an event loop."""
+        wanted = self.timeout if timeout is None else timeout
+        self._loop.check_process()
+        self._check_open()
+        found: list[Any] = []
+        if not await self._waiting.until_async(lambda: self._look(found, wanted), wanted):
+            raise self._too_late(wanted)
+        return self._take(found)
+
+    def _look(self, found: list[Any], timeout: float | None) -> bool:
+        """Is there a slice, or a reason to stop waiting?"""
+        incoming = self._loop.pop()
+        if incoming is not None:
+            found.append(incoming)
+            return True
+        nbytes, seconds = self._loop.starving
+        if nbytes and seconds > STARVED_S * 0.9 or (nbytes and timeout is not None and seconds > timeout * 0.9):
+            raise self._exhausted(nbytes)
+        if self._ports.error is not None:
+            raise self._ports.error
+        return self._closed or self._over()
+
+    def _take(self, found: list[Any]) -> TimeSlice:
+        if not found:
+            raise ConfigError(
+                "this Receiver was closed while it waited"
+                if self._closed
+                else "every sender has said goodbye: iterate with `for time_slice in rx` to end without an error"
+            )
+        return TimeSlice(found[0])
+
+    def _over(self) -> bool:
+        return self.until == "bye" and bool(self._loop.finished)
+
+    def _too_late(self, timeout: float | None) -> Exception:
+        nbytes, _ = self._loop.starving
+        if nbytes:
+            return self._exhausted(nbytes)
+        return SliceTimeout(f"no whole slice arrived within {timeout} s: check the sender, or wait longer")
+
+    def _exhausted(self, nbytes: int) -> PoolExhausted:
+        held = sorted(self._loop.slices, key=lambda incoming: -incoming.charged)
+        total = sum(incoming.charged for incoming in held)
+        holders = ", ".join(f"slice {held.slice_id} from {held.sender!r} ({held.charged} bytes)" for held in held[:5])
+        return PoolExhausted(
+            f"a sender waits to send {nbytes} bytes, and of memory={self.memory} bytes you hold {total} in "
+            f"{len(held)} slices that are not released or have arrays still alive: {holders}. Release them, copy what "
+            "you keep, or give the Receiver more memory="
+        )
+
+    def __iter__(self) -> Iterator[TimeSlice]:
+        return self
+
+    def __next__(self) -> TimeSlice:
+        self._release_current()
+        found: list[Any] = []
+        self._loop.check_process()
+        if self._closed:
+            raise StopIteration
+        if not self._waiting.until(lambda: self._look(found, self.timeout), self.timeout):
+            raise self._too_late(self.timeout)
+        if not found:
+            raise StopIteration
+        self._current = TimeSlice(found[0])
+        return self._current
+
+    def __aiter__(self) -> AsyncIterator[TimeSlice]:
+        return self
+
+    async def __anext__(self) -> TimeSlice:
+        self._release_current()
+        found: list[Any] = []
+        self._loop.check_process()
+        if self._closed:
+            raise StopAsyncIteration
+        if not await self._waiting.until_async(lambda: self._look(found, self.timeout), self.timeout):
+            raise self._too_late(self.timeout)
+        if not found:
+            raise StopAsyncIteration
+        self._current = TimeSlice(found[0])
+        return self._current
+
+    def _release_current(self) -> None:
+        if self._current is not None:
+            self._current.release()
+            self._current = None
+
+    # ---- what is to be seen ----
+
+    @property
+    def port_table(self) -> PortTable:
+        """A snapshot of the port path table, a row a port that is up."""
+        return port_table(self._loop)
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """Frames that were not taken, by reason, and slices, elements and bytes handed over."""
+        return {**self._loop.drops(), **self._loop.counters()}
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """Bytes so far, and in all, of the slice that is being received."""
+        return self._loop.progress  # type: ignore[no-any-return]
+
+    @property
+    def memory_used(self) -> int:
+        """Bytes of `memory` that slices hold now, granted ones included."""
+        return self._loop.store.used  # type: ignore[no-any-return]
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Which driver serves each endpoint."""
+        return self._ports.describe()
+
+    # ---- life ----
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ConfigError("this Receiver is closed: open another one")
+
+    def close(self) -> None:
+        """Close the ports and free what nobody holds. Arrays taken out stay valid. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        self._release_current()
+        if not self._loop.pid_is_ours():
+            return
+        self._loop.tell()  # whoever waits in another thread
+        self._loop.stop()
+        self._ports.close()
+        self._loop.close()
+        self._pools.clear()
+
+    def __enter__(self) -> Receiver:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Receiver:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True) and self._loop.pid_is_ours():
+            warnings.warn(f"{self!r} was not closed", ResourceWarning, stacklevel=2)
+            self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else f"{self._loop.nb_sessions} senders"
+        return f"<Receiver {self.name!r} on {', '.join(map(str, self.endpoints))}: {state}>"
+
+

@@ -1,0 +1,230 @@
+"""What is told about a transfer: the report of a slice, and the port path table (Table 2)."""
+
+from __future__ import annotations
+
+import html
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from .errors import ConfigError
+
+__all__ = ["PortReport", "PortRow", "PortTable", "ReceiverReport", "SliceReport"]
+
+
+@dataclass(frozen=True, slots=True)
+class PortReport:
+    """One port's part in a slice: frames and bytes it sent, headers included."""
+
+    name: str
+    driver: str
+    frames: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReceiverReport:
+    """One receiver's part in a slice."""
+
+    name: str
+    elements: int
+    nbytes: int
+    delivered: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SliceReport:
+    """What `Sender.send` returns: the receiver holds all of the slice.
+
+    Attributes
+    ----------
+    slice_id : int
+        Number within the session.
+    elements : int
+        Elements sent.
+    nbytes : int
+        Their bytes.
+    seconds : float
+        From the call until the receiver's word that it holds everything.
+    goodput_bps : float
+        Element bits per second: 8 × nbytes / seconds.
+    frames_sent, frames_retransmitted : int
+        Frames that carried the slice, and how many of them were sent again.
+    ports : tuple of PortReport
+        A row a port.
+    receivers : tuple of ReceiverReport
+        A row a receiver.
+    """
+
+    slice_id: int
+    elements: int
+    nbytes: int
+    seconds: float
+    frames_sent: int
+    frames_retransmitted: int
+    ports: tuple[PortReport, ...] = field(default=())
+    receivers: tuple[ReceiverReport, ...] = field(default=())
+
+    @property
+    def goodput_bps(self) -> float:
+        """Element bits per second."""
+        return 8 * self.nbytes / self.seconds if self.seconds > 0 else 0.0
+
+    def __str__(self) -> str:
+        lines = [
+            f"slice {self.slice_id}: {self.elements} elements, {self.nbytes:,} bytes in {self.seconds * 1e3:.1f} ms "
+            f"= {self.goodput_bps / 1e9:.3f} Gbit/s, {self.frames_sent} frames, {self.frames_retransmitted} sent again"
+        ]
+        lines += [f"  {port.name} ({port.driver}): {port.frames} frames, {port.nbytes:,} bytes" for port in self.ports]
+        return "\n".join(lines)
+
+
+COLUMNS = np.dtype(
+    [
+        ("port_id", "u2"),
+        ("dest_mac", "S18"),
+        ("lcore_id", "u2"),
+        ("tx_rate", "f4"),
+        ("bandwidth_rate", "f4"),
+        ("drop_rate", "f4"),
+        ("buffer_occupancy", "f4"),
+        ("port_score", "f4"),
+        ("send_interval", "u4"),
+        ("updated_time", "u8"),
+    ]
+)
+"""Table 2's ten columns, in its order and widths."""
+
+COMPUTED = ("tx_rate", "bandwidth_rate", "drop_rate", "buffer_occupancy", "port_score")
+
+
+@dataclass(frozen=True, slots=True)
+class PortRow:
+    """A row of the port path table: Table 2's columns, and the counters behind them.
+
+    Attributes
+    ----------
+    port_id : int
+        DPDK's number of the port.
+    dest_mac : str
+        Where its path leads, "" before a receiver answered.
+    lcore_id : int
+        The CPU that its worker last ran on is the kernel's choice; 65535 says that it is not pinned.
+    send_interval : int
+        Nanoseconds between frames that the flow control asks for; 0: none.
+    updated_time : int
+        Wall clock of this snapshot, ns.
+    name, driver : str
+    frames, nbytes : int
+        Sent by a Sender's port, received by a Receiver's, headers included.
+    frames_again, frames_lost, in_flight, window : int
+        A Sender's: sent again, judged lost, unacknowledged now, and the most that may be.
+    rtt_ns : int
+        Smoothed round trip; 0 when not known.
+    link_speed_bps : int or None
+        What the driver says; virtual ports make it up or don't know.
+    """
+
+    port_id: int
+    dest_mac: str
+    lcore_id: int
+    send_interval: int
+    updated_time: int
+    name: str
+    driver: str
+    frames: int
+    nbytes: int
+    frames_again: int
+    frames_lost: int
+    in_flight: int
+    window: int
+    rtt_ns: int
+    link_speed_bps: int | None
+
+    @property
+    def bytes(self) -> int:
+        """The same as `nbytes`."""
+        return self.nbytes
+
+    def __getattr__(self, name: str) -> Any:
+        if name in COMPUTED:
+            raise ConfigError(f"the column {name} is not computed yet: use frames, nbytes, in_flight and rtt_ns")
+        raise AttributeError(f"a port row has no {name!r}")
+
+
+class PortTable:
+    """A snapshot of the port path table: a sequence of `PortRow`."""
+
+    def __init__(self, rows: list[PortRow]) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[PortRow]:
+        return iter(self.rows)
+
+    def __getitem__(self, index: int) -> PortRow:
+        return self.rows[index]
+
+    def as_array(self) -> np.ndarray[Any, Any]:
+        """A structured ndarray of Table 2's ten columns; those not computed yet are NaN."""
+        table = np.zeros(len(self.rows), COLUMNS)
+        for name in COMPUTED:
+            table[name] = np.nan
+        for at, row in enumerate(self.rows):
+            for name in ("port_id", "lcore_id", "send_interval", "updated_time"):
+                table[at][name] = getattr(row, name)
+            table[at]["dest_mac"] = row.dest_mac.encode()
+        return table
+
+    _SHOWN = ("port_id", "name", "driver", "dest_mac", "frames", "nbytes", "frames_again", "in_flight", "window")
+
+    def _cells(self) -> list[list[str]]:
+        cells = [list(self._SHOWN)]
+        for row in self.rows:
+            cells.append([f"{getattr(row, name)}" for name in self._SHOWN])
+        return cells
+
+    def __repr__(self) -> str:
+        cells = self._cells()
+        widths = [max(len(line[k]) for line in cells) for k in range(len(self._SHOWN))]
+        return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in cells)
+
+    def _repr_html_(self) -> str:
+        head, *rows = self._cells()
+        th = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
+        body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+        return f"<table><thead><tr>{th}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def port_table(loop: Any) -> PortTable:
+    """The table of a Sender's or Receiver's loop, as it is now."""
+    now = time.time_ns()
+    rows = []
+    for row in loop.port_rows():
+        port = row["port"]
+        dst = row["dst"]
+        rows.append(
+            PortRow(
+                port_id=port.port_id,
+                dest_mac=dst.hex(":") if dst else "",
+                lcore_id=65535,
+                send_interval=0,
+                updated_time=now,
+                name=port.name,
+                driver=port.driver,
+                frames=row["frames"],
+                nbytes=row["bytes"],
+                frames_again=row["again"],
+                frames_lost=row["lost"],
+                in_flight=row["flying"],
+                window=row["window"],
+                rtt_ns=row["rtt_ns"],
+                link_speed_bps=port.link()[1],
+            )
+        )
+    return PortTable(rows)

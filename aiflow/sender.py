@@ -1,0 +1,435 @@
+"""The sending side: `Sender`, and the `Ticket` of a slice under way."""
+
+from __future__ import annotations
+
+import os
+import socket
+import warnings
+from collections.abc import Callable, Generator, Iterable, Sequence
+from typing import Any
+
+from . import scheduler
+from ._dp_tx import TxLoop
+from ._eal import Mempool
+from .config import parse_endpoints
+from .errors import AiflowError, ConfigError, IntegrityError, PeerLost, PoolExhausted, PortError, SliceTimeout
+from .manifest import Form, as_bytes, encode, encode_rows
+from .paths import PortSet
+from .report import PortReport, PortTable, ReceiverReport, SliceReport, port_table
+from .waiting import Waiting
+
+__all__ = ["Sender", "Ticket"]
+
+GOODBYE_S = 0.5
+"""How long `close` waits for the receiver's answer to our BYE."""
+
+
+class Ticket:
+    """A slice under way: what `Sender.send` returns with ``wait=False``. Awaitable.
+
+    The elements' buffers belong to the transfer until `done`; changing them before makes the receiver refuse the slice.
+    """
+
+    def __init__(self, sender: Sender, outgoing: Any) -> None:
+        self._sender = sender
+        self._outgoing = outgoing
+        self._report: SliceReport | None = None
+
+    def done(self) -> bool:
+        """Has it ended, one way or the other? From then on nothing reads the buffers."""
+        return bool(self._outgoing.done)
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """Bytes acknowledged so far, and bytes in all."""
+        return self._outgoing.acked_bytes, self._outgoing.nbytes
+
+    def result(self, timeout: float | None = None) -> SliceReport:
+        """Wait for the end and return the report.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            Seconds. When they run out the slice goes on; ask again, or `cancel`.
+
+        Raises
+        ------
+        SliceTimeout, PeerLost, PoolExhausted, IntegrityError, PortError, ConfigError
+            As `Sender.send`.
+        """
+        if not self._sender._waiting.until(self._ended, timeout):
+            raise SliceTimeout(
+                f"the slice has not arrived within {timeout} s and is still under way: wait longer, or cancel() it",
+                delivered=None,
+            )
+        return self._finish()
+
+    def cancel(self) -> None:
+        """Give the slice up. Returns once it has ended: it may have arrived by then, `result` tells."""
+        self._outgoing.cancel()
+
+    def __await__(self) -> Generator[Any, None, SliceReport]:
+        yield from self._sender._waiting.until_async(self._ended, None).__await__()
+        return self._finish()
+
+    def _ended(self) -> bool:
+        return bool(self._outgoing.done) or self._sender._ports.error is not None
+
+    def _finish(self) -> SliceReport:
+        error = self._sender._ports.error
+        if not self._outgoing.done and error is not None:
+            self._outgoing.cancel()
+            raise error
+        self._outgoing.finish()
+        if self._report is None:
+            self._report = self._sender._report(self._outgoing)
+        return self._report
+
+
+class Sender:
+    """Sends time slices to a receiver over every port it is given.
+
+    Parameters
+    ----------
+    ports : str or list of str
+        Endpoints: ``"local:NAME"``, ``"local:NAME*4"``, ``"af_packet:IFNAME"``, … (`aiflow ports` lists them all).
+    to : str, optional
+        The receiver's name; default: the only one that answers.
+    name : str, optional
+        What receivers see as `TimeSlice.sender`; default: host and process id.
+    partition : str or callable
+        How a slice is spread over several receivers; there can be one so far.
+    policy : str
+        Port choice: ``"pull"``.
+    flow_control : str
+        ``"credit"``.
+    slice_ms : float, optional
+        For `put`, which is not there yet.
+    peer_timeout : float
+        Seconds without a sign of life from the receiver before `PeerLost`. A receiver that lives and grants nothing,
+        because its reader is slow, never counts.
+    frame_size : int, optional
+        Largest Ethernet frame in bytes, header included. Default: what the ports take. A port or path that takes less
+        than what is asked for is an error.
+    faults : dict, optional
+        Faults made on purpose in the frames that we send, for tests: ``drop`` and ``corrupt`` (probabilities),
+        ``drop_first`` (frames), ``drop_for`` (seconds), ``copies``, ``kinds`` (names of frame kinds), ``seed``.
+
+    Raises
+    ------
+    ConfigError, PortError, EalError
+        When a port cannot be had. That no receiver is there yet is no error: `send` awaits it.
+
+    Notes
+    -----
+    A context manager, also an async one: leaving it flushes, leaving it by an exception aborts. `send` may be called
+    from several threads.
+    """
+
+    def __init__(
+        self,
+        ports: str | Iterable[str],
+        *,
+        to: str | Sequence[str] | None = None,
+        name: str | None = None,
+        partition: str | Callable[..., Any] = "balanced",
+        policy: str = "pull",
+        flow_control: str = "credit",
+        slice_ms: float | None = None,
+        peer_timeout: float = 10.0,
+        frame_size: int | None = None,
+        faults: dict[str, Any] | None = None,
+    ) -> None:
+        self._closed = True
+        self.endpoints = parse_endpoints(ports)
+        scheduler.check(policy, flow_control)
+        self.policy = policy
+        self.name = name if name is not None else f"{socket.gethostname()}-{os.getpid()}"[-60:]
+        self.peer_timeout = _seconds(peer_timeout, "peer_timeout")
+        if slice_ms is not None:
+            raise ConfigError("slice_ms= belongs to put(), which is not there yet: collect the elements and send() them")
+        if not callable(partition) and partition not in ("balanced", "by_stream"):
+            raise ConfigError(f"partition={partition!r} is unknown: use 'balanced', 'by_stream' or a callable")
+        if to is not None and not isinstance(to, str):
+            to = list(to)
+            if len(to) != 1:
+                raise ConfigError("to= with several receivers is not there yet: open one Sender for each")
+            to = to[0]
+        self._loop = TxLoop(
+            self.name,
+            to or "",
+            sum(endpoint.nb_ports for endpoint in self.endpoints),
+            self.peer_timeout,
+            frame_size is not None,
+            faults,
+        )
+        self._waiting = Waiting(self._loop)
+        self._pools: dict[tuple[int, int], Mempool] = {}
+        self._loop.start("aiflow-sender")
+        try:
+            self._ports = PortSet(
+                self.endpoints,
+                "sender",
+                pool_for=self._pool_for,
+                attach=self._loop.attach,
+                detach=self._loop.detach,
+                frame_size=frame_size,
+            )
+        except BaseException:
+            self._loop.stop()
+            raise
+        self._closed = False
+
+    def _pool_for(self, frame_size: int, socket_id: int, nb_ports: int, needs_eal_memory: bool) -> Mempool:
+        nb_mbufs = nb_ports * (4095 if frame_size <= 4096 else 1023)
+        return Mempool(f"tx-{frame_size}", nb_mbufs, frame_size, socket_id, not needs_eal_memory)
+
+    # ---- sending ----
+
+    def send(self, elements: Any, *, wait: bool = True, timeout: float | None = None) -> Any:
+        """Send one time slice.
+
+        Parameters
+        ----------
+        elements : mapping or iterable
+            Stream → buffer, or (stream, buffer) pairs, or buffers (streams "0", "1", …). A buffer is bytes, a
+            memoryview, a numpy array of any dtype, shape and order, or whatever has the buffer protocol or DLPack on
+            the CPU. Arrays that are not in one piece are copied, all others are read where they lie.
+        wait : bool
+            Return once the receiver holds all of it; False: return a `Ticket` at once.
+        timeout : float, optional
+            Seconds for the whole call, the wait for a receiver included.
+
+        Returns
+        -------
+        SliceReport or Ticket
+
+        Raises
+        ------
+        SliceTimeout
+            `timeout` ran out; `delivered` says whether the receiver may hold it.
+        PeerLost
+            No receiver answered, or it fell silent, for `peer_timeout` seconds, or it went away in mid-slice.
+        PoolExhausted
+            The slice is larger than the receiver's ``memory``.
+        IntegrityError
+            What arrived is not what was sent: a buffer was changed meanwhile.
+        TypeError
+            For a bare buffer, a str, or objects.
+
+        Notes
+        -----
+        It delivers, or raises. Once it has returned, raised or been interrupted, nothing reads the buffers any more.
+        """
+        self._check_open()
+        manifest, buffers = encode(elements)
+        plan = self._plan(sum(len(buffer) for buffer in buffers))
+        return self._sent(self._loop.post(buffers, manifest, plan.port_mask), wait, timeout)
+
+    def send_batch(self, stream: str, array: Any, *, wait: bool = True, timeout: float | None = None) -> Any:
+        """Send every row of the first axis as an element of `stream`, with no Python object for each.
+
+        Parameters
+        ----------
+        stream : str
+            Name of the stream.
+        array : buffer
+            At least one axis; copied if it is not C-contiguous.
+        wait, timeout
+            As for `send`, and so are the errors.
+
+        Returns
+        -------
+        SliceReport or Ticket
+        """
+        self._check_open()
+        buffer, form = as_bytes(array, "the batch")
+        if not form.shape:
+            raise ConfigError("send_batch sends the rows of the first axis: give the array one, or use send")
+        if form.order == "F":
+            buffer, form = as_bytes(array.copy(order="C"), "the batch")
+        count, *row = form.shape
+        manifest = encode_rows(stream, Form(form.dtype, tuple(row)), count)
+        plan = self._plan(form.nbytes)
+        return self._sent(self._loop.post_rows(buffer, count, manifest, plan.port_mask), wait, timeout)
+
+    def put(self, stream: str, buffer: Any, *, copy: bool = True) -> Any:
+        """Streaming in slices of `slice_ms`. Not there yet: raises ConfigError."""
+        raise ConfigError("put() is not there yet: collect the elements of a time slice and send() them")
+
+    def flush(self, timeout: float | None = None) -> None:
+        """Wait until every slice sent with ``wait=False`` has ended.
+
+        Raises
+        ------
+        SliceTimeout
+            If that takes longer than `timeout` seconds.
+        """
+        if not self._waiting.until(lambda: not self._loop.busy or self._ports.error is not None, timeout):
+            raise SliceTimeout(f"slices are still under way after {timeout} s: wait longer, or close by an exception")
+
+    def _plan(self, nbytes: int) -> scheduler.Plan:
+        states = [scheduler.PortState(row["index"], row["usable"]) for row in self._loop.port_rows()]
+        self._last_plan = scheduler.plan(self.policy, nbytes, states)
+        return self._last_plan
+
+    def explain(self) -> str:
+        """Why each port got what it got in the newest slice."""
+        return self._last_plan.explain() if hasattr(self, "_last_plan") else "nothing was sent yet"
+
+    def _sent(self, outgoing: Any, wait: bool, timeout: float | None) -> Any:
+        ticket = Ticket(self, outgoing)
+        if not wait:
+            return ticket
+        try:
+            arrived = self._waiting.until(ticket._ended, timeout)
+            if not arrived:
+                outgoing.cancel()
+            return ticket._finish()
+        except BaseException:
+            outgoing.cancel()  # nothing reads the buffers after this
+            raise
+
+    def _report(self, outgoing: Any) -> SliceReport:
+        if outgoing.error != "ok":
+            raise self._failure(outgoing)
+        names = {row["index"]: row["port"] for row in self._loop.port_rows()}
+        ports = tuple(
+            PortReport(names[index].name, names[index].driver, frames, nbytes)
+            for index, frames, nbytes in outgoing.port_frames()
+            if index in names
+        )
+        receiver = self.receiver or ""
+        frames, again = outgoing.frames
+        return SliceReport(
+            slice_id=outgoing.slice_id,
+            elements=outgoing.nb_elements,
+            nbytes=outgoing.nbytes,
+            seconds=outgoing.seconds,
+            frames_sent=frames,
+            frames_retransmitted=again,
+            ports=ports,
+            receivers=(ReceiverReport(receiver, outgoing.nb_elements, outgoing.nbytes, True),),
+        )
+
+    def _failure(self, outgoing: Any) -> AiflowError:
+        where = ", ".join(map(str, self.endpoints))
+        what = f"the slice of {outgoing.nb_elements} elements and {outgoing.nbytes} bytes"
+        kind, text = {
+            "no_peer": (
+                PeerLost,
+                f"no receiver answered on {where} for {self.peer_timeout} s: start one with Receiver(…) on its side, "
+                "or check the names and the link",
+            ),
+            "silent": (
+                PeerLost,
+                f"the receiver on {where} gave no sign of life for {self.peer_timeout} s: check its process and the "
+                "link; the next send looks for it again",
+            ),
+            "restarted": (
+                PeerLost,
+                f"the receiver on {where} went away while {what} was under way: send it again to the one that returns",
+            ),
+            "too_large": (
+                PoolExhausted,
+                f"{what} needs more than the receiver's memory of {outgoing.detail} bytes: split it, or give the "
+                f"receiver memory= of at least {outgoing.nbytes + 32 * outgoing.nb_elements}",
+            ),
+            "integrity": (
+                IntegrityError,
+                f"{what} did not arrive as it was sent: its CRC32C differs. Don't change buffers while they are sent",
+            ),
+            "refused": (IntegrityError, f"the receiver refused {what}: its manifest is not sound (version mismatch?)"),
+            "cancelled": (SliceTimeout, f"{what} was given up before the receiver had it all: send it again"),
+            "ambiguous": (ConfigError, f"several receivers answer on {where}: say which one with to='NAME'"),
+            "mtu": (
+                PortError,
+                f"the paths on {where} carry small frames but not full ones: an MTU on the way, or the receiver's "
+                "frames, are smaller than ours; pass frame_size= of what they take",
+            ),
+            "no_memory": (PoolExhausted, f"no memory left to describe {what}: send smaller slices"),
+        }[outgoing.error]
+        delivered = outgoing.delivered
+        return kind(text, delivered=delivered, delivered_by={self.receiver or "": delivered})
+
+    # ---- what is to be seen ----
+
+    @property
+    def receiver(self) -> str | None:
+        """Name of the receiver that we are joined to; None before one answered."""
+        return self._loop.receiver  # type: ignore[no-any-return]
+
+    @property
+    def port_table(self) -> PortTable:
+        """A snapshot of the port path table, a row a port that is up."""
+        return port_table(self._loop)
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """Frames that were not taken, by reason, and what the delivery did."""
+        return {**self._loop.drops(), **self._loop.counters()}
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Which driver serves each endpoint."""
+        return self._ports.describe()
+
+    # ---- life ----
+
+    def _check_open(self) -> None:
+        self._loop.check_process()
+        if self._closed:
+            raise ConfigError("this Sender is closed: open another one")
+        if self._ports.error is not None:
+            raise self._ports.error
+
+    def close(self) -> None:
+        """Wait for what is under way, say goodbye, close the ports. Idempotent."""
+        self._close(abort=False)
+
+    def _close(self, abort: bool) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            if not abort:
+                self.flush()
+        finally:
+            for outgoing in self._loop.outstanding():
+                outgoing.cancel()
+            self._loop.close(GOODBYE_S)
+            self._ports.close()
+
+    def __enter__(self) -> Sender:
+        return self
+
+    def __exit__(self, kind: object, *exc: object) -> None:
+        self._close(abort=kind is not None)
+
+    async def __aenter__(self) -> Sender:
+        return self
+
+    async def __aexit__(self, kind: object, *exc: object) -> None:
+        if kind is None and not self._closed:
+            await self._waiting.until_async(lambda: not self._loop.busy, None)
+        self._close(abort=kind is not None)
+
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True) and self._loop.pid_is_ours():
+            warnings.warn(f"{self!r} was not closed", ResourceWarning, stacklevel=2)
+            self._close(abort=True)
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else f"to {self.receiver!r}" if self.receiver else "looking for a receiver"
+        return f"<Sender {', '.join(map(str, self.endpoints))}: {state}>"
+
+
+def _seconds(value: Any, what: str) -> float:
+    try:
+        seconds = float(value)
+    except (TypeError, ValueError):
+        seconds = -1.0
+    if not 0 < seconds < 1e6:
+        raise ConfigError(f"{what}={value!r}: give seconds, more than 0")
+    return seconds
+
+

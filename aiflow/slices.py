@@ -1,0 +1,308 @@
+"""What a Receiver hands over: time slices, and the elements in them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from ._dp_rx import Exporter
+from .errors import ConfigError
+from .manifest import Run, parse, streams_of
+
+__all__ = ["Element", "TimeSlice"]
+
+
+class Element(Exporter):
+    """One element of a time slice: an image, a video frame, a tensor.
+
+    Its memory belongs to the slice. Arrays and views taken out keep that memory alive, also after the slice was
+    released and the Receiver closed; while any is held, the whole slice counts against the Receiver's ``memory``.
+
+    Attributes
+    ----------
+    stream : str
+        The stream it belongs to, as the sender named it.
+    number : int
+        Its place in the slice, from 0.
+    nbytes : int
+        Size in bytes.
+    dtype : numpy.dtype
+    shape : tuple of int
+        As sent.
+    """
+
+    __slots__ = ("_run", "_slice", "number")
+
+    def __init__(self, time_slice: TimeSlice, run: Run, number: int) -> None:
+        self._slice = time_slice
+        self._run = run
+        self.number = number
+
+    @property
+    def stream(self) -> str:
+        """The stream it belongs to."""
+        return self._run.stream_of(self.number)
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return self._run.nbytes
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """As sent; uint8 for plain bytes."""
+        return self._run.form.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As sent; (nbytes,) for plain bytes."""
+        return self._run.form.shape
+
+    @property
+    def latency_ns(self) -> int:
+        """Nanoseconds from sending to arrival of its slowest frame.
+
+        Between hosts it is as good as their clocks agree; 0 where they disagree by more than an hour or the frame
+        seems to have arrived before it was sent.
+        """
+        return self._slice._held().latency_ns(self.number)
+
+    @property
+    def array(self) -> np.ndarray[Any, Any]:
+        """One contiguous ndarray of `dtype` and `shape`, yours to write.
+
+        No copy; with ``assemble=False`` the segments are gathered into a fresh array, at each call.
+
+        Raises
+        ------
+        ConfigError
+            If the slice was released.
+        """
+        incoming = self._slice._held()
+        if incoming.assembled:
+            return _shaped(incoming.view(self.number), self._run)
+        gathered = np.empty(self.nbytes, np.uint8)
+        at = 0
+        for segment in self.segments:
+            gathered[at : at + segment.nbytes] = segment
+            at += segment.nbytes
+        return _shaped(gathered, self._run)
+
+    @property
+    def segments(self) -> list[np.ndarray[Any, Any]]:
+        """With ``assemble=False``: read-only uint8 arrays, one a frame, that ARE the received mbufs' payloads.
+
+        In order, no copy. Each keeps the slice's mbufs out of their pool.
+
+        Raises
+        ------
+        ConfigError
+            If the Receiver assembles its elements (use `array`), or the slice was released.
+        """
+        incoming = self._slice._held()
+        if incoming.assembled:
+            raise ConfigError("segments are there with Receiver(assemble=False) only: use element.array")
+        return [np.frombuffer(view, np.uint8) for view in incoming.segments(self.number) if view.nbytes]
+
+    def tobytes(self) -> bytes:
+        """A copy of the element's bytes, in the memory's order."""
+        return self.array.tobytes(order="A")
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
+        array = self.array
+        if dtype is not None and np.dtype(dtype) != array.dtype:
+            if copy is False:
+                raise ValueError(f"an element of dtype {array.dtype} cannot be had as {dtype} without a copy")
+            return array.astype(dtype)
+        return array.copy() if copy else array
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self.array.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return (1, 0)
+
+    def __len__(self) -> int:
+        if not self.shape:
+            raise TypeError("an element of no axes has no length")
+        return self.shape[0]
+
+    def __repr__(self) -> str:
+        return f"<Element {self.number} stream={self.stream!r} {self.dtype}{list(self.shape)} {self.nbytes} bytes>"
+
+
+def _shaped(buffer: Any, run: Run) -> np.ndarray[Any, Any]:
+    form = run.form
+    if run.nbytes == 0:
+        return np.empty(form.shape, form.dtype, order="F" if form.order == "F" else "C")
+    flat = np.frombuffer(buffer, np.uint8).view(form.dtype)
+    return flat.reshape(form.shape, order="F" if form.order == "F" else "C")
+
+
+class TimeSlice:
+    """All elements that a sender put into one time slice; whole, and checked against the sender's CRC32C.
+
+    A sequence of `Element` in the sender's order, and a context manager that releases it at the end.
+
+    Parameters
+    ----------
+    incoming : aiflow._dp_rx.Incoming
+        The data plane's slice.
+
+    Attributes
+    ----------
+    slice_id : int
+        Its number within the sender's session, from 1.
+    sender : str
+        The sender's name.
+    nbytes : int
+        Bytes of all elements.
+    """
+
+    def __init__(self, incoming: Any) -> None:
+        self._incoming = incoming
+        self.slice_id: int = incoming.slice_id
+        self.sender: str = incoming.sender
+        self.nbytes: int = incoming.nbytes
+        self.seconds: float = incoming.seconds
+        self._length: int = incoming.nb_elements
+        self._runs = parse(incoming.manifest)
+        self._streams: dict[str, list[tuple[Run, int, int]]] | None = None
+
+    def _held(self) -> Any:
+        if self._incoming is None:
+            raise ConfigError(
+                "this time slice was released: take its arrays before the next one is received, or keep the slice "
+                "itself by not advancing the Receiver"
+            )
+        return self._incoming
+
+    # ---- elements ----
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[Element]:
+        for run in self._runs:
+            for number in range(run.start, run.start + run.count):
+                yield Element(self, run, number)
+
+    def _element(self, number: int) -> Element:
+        low, high = 0, len(self._runs)
+        while low < high:
+            middle = (low + high) // 2
+            if self._runs[middle].start + self._runs[middle].count <= number:
+                low = middle + 1
+            else:
+                high = middle
+        return Element(self, self._runs[low], number)
+
+    @property
+    def streams(self) -> list[str]:
+        """Names of its streams, in order of their first element."""
+        return list(self._by_stream())
+
+    def _by_stream(self) -> dict[str, list[tuple[Run, int, int]]]:
+        if self._streams is None:
+            self._streams = streams_of(self._runs)
+        return self._streams
+
+    def stream(self, name: str) -> list[Element]:
+        """All elements of a stream, in order; KeyError if there is none."""
+        spans = self._by_stream()[name]
+        return [Element(self, run, number) for run, start, count in spans for number in range(start, start + count)]
+
+    def __getitem__(self, key: str | int) -> Element:
+        """The stream's only element, or an element by its number.
+
+        Raises
+        ------
+        KeyError
+            If there is no such stream, or it has several elements (then `stream` lists them).
+        IndexError
+            If there is no such number.
+        """
+        if isinstance(key, str):
+            elements = self._by_stream()[key]
+            if len(elements) > 1 or elements[0][2] > 1:
+                raise KeyError(f"stream {key!r} has several elements: use time_slice.stream({key!r})")
+            return Element(self, elements[0][0], elements[0][1])
+        number = key + self._length if key < 0 else key
+        if not 0 <= number < self._length:
+            raise IndexError(f"element {key} of a slice of {self._length}")
+        return self._element(number)
+
+    def __contains__(self, stream: object) -> bool:
+        return stream in self._by_stream()
+
+    def as_arrays(self) -> dict[str, np.ndarray[Any, Any]]:
+        """One array a stream, with a first axis over the stream's elements; no Python object for each element.
+
+        Returns
+        -------
+        dict of str to ndarray
+            Where a stream's elements follow each other in memory (what `Sender.send_batch` sends) the array is a view
+            of them, yours to write; else a copy.
+
+        Raises
+        ------
+        ConfigError
+            If the elements of a stream differ in dtype or shape.
+        """
+        arrays = {}
+        for name, spans in self._by_stream().items():
+            forms = {run.form for run, _, _ in spans}
+            if len(forms) > 1:
+                raise ConfigError(f"stream {name!r} has elements of several dtypes or shapes: iterate over them")
+            parts = [self._rows(run, start, count) for run, start, count in spans]
+            arrays[name] = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return arrays
+
+    def _rows(self, run: Run, start: int, count: int) -> np.ndarray[Any, Any]:
+        incoming = self._held()
+        shape = (count, *run.form.shape)
+        if run.nbytes == 0:
+            return np.empty(shape, run.form.dtype)
+        if not incoming.assembled or run.form.order == "F":
+            return np.stack([Element(self, run, number).array for number in range(start, start + count)])
+        return np.frombuffer(incoming.view(start, count), np.uint8).view(run.form.dtype).reshape(shape)
+
+    def shards(self, n: int) -> list[list[Element]]:
+        """Split into `n` parts even by bytes, for `n` workers that run in step (SPMD).
+
+        Parameters
+        ----------
+        n : int
+            Parts, at least 1. Some are empty when there are fewer elements.
+
+        Returns
+        -------
+        list of list of Element
+            Every element once. Largest first onto the lightest part; within a part in the slice's order.
+        """
+        if n < 1:
+            raise ConfigError(f"shards(n={n}): n is at least 1")
+        loads = [0] * n
+        parts: list[list[Element]] = [[] for _ in range(n)]
+        for element in sorted(self, key=lambda element: -element.nbytes):
+            lightest = min(range(n), key=lambda k: (loads[k], len(parts[k])))
+            loads[lightest] += element.nbytes
+            parts[lightest].append(element)
+        return [sorted(part, key=lambda element: element.number) for part in parts]
+
+    # ---- life ----
+
+    def release(self) -> None:
+        """Give the slice up; its memory goes back when no array taken out of it is left. Idempotent."""
+        self._incoming = None
+
+    def __enter__(self) -> TimeSlice:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.release()
+
+    def __repr__(self) -> str:
+        return f"<TimeSlice {self.slice_id} from {self.sender!r}: {self._length} elements, {self.nbytes} bytes>"

@@ -1,0 +1,88 @@
+"""Waiting for a data-plane loop: from a thread, and from an event loop (an eventfd, no polling thread)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import asyncio
+
+__all__ = ["Waiting"]
+
+SIGNALS_S = 0.05
+"""A waiting thread comes up for signals this often, so that Ctrl-C works."""
+
+
+class Waiting:
+    """Sleeps until something is so.
+
+    Parameters
+    ----------
+    loop : aiflow._dp.Loop
+        Its generation goes up, and its eventfd becomes readable, with every event.
+    """
+
+    def __init__(self, loop: Any) -> None:
+        self._loop = loop
+        self._readers: dict[asyncio.AbstractEventLoop, set[asyncio.Future[None]]] = {}
+
+    def until(self, condition: Callable[[], bool], timeout: float | None) -> bool:
+        """Block until `condition()`, at most `timeout` seconds (None: for ever). Returns what it was last."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            generation = self._loop.generation
+            if condition():
+                return True
+            left = SIGNALS_S if deadline is None else min(SIGNALS_S, deadline - time.monotonic())
+            if left <= 0:
+                return False
+            self._loop.wait(generation, left)
+
+    async def until_async(self, condition: Callable[[], bool], timeout: float | None) -> bool:
+        """The same within an event loop; may be cancelled."""
+        import asyncio  # 30 ms of imports that threads never need
+
+        aio = asyncio.get_running_loop()
+        deadline = None if timeout is None else aio.time() + timeout
+        self._loop.arm()
+        while not condition():
+            left = None if deadline is None else deadline - aio.time()
+            if left is not None and left <= 0:
+                return False
+            future = aio.create_future()
+            self._listen(aio, future)
+            try:
+                if condition():
+                    return True
+                await asyncio.wait_for(future, left)
+            except TimeoutError:
+                return condition()
+            finally:
+                self._ignore(aio, future)
+        return True
+
+    def _listen(self, aio: asyncio.AbstractEventLoop, future: asyncio.Future[None]) -> None:
+        if aio not in self._readers:
+            aio.add_reader(self._loop.event_fd, self._on_event)
+            self._readers[aio] = set()
+        self._readers[aio].add(future)
+
+    def _ignore(self, aio: asyncio.AbstractEventLoop, future: asyncio.Future[None]) -> None:
+        futures = self._readers.get(aio, set())
+        futures.discard(future)
+        if not futures and aio in self._readers:
+            aio.remove_reader(self._loop.event_fd)
+            del self._readers[aio]
+
+    def _on_event(self) -> None:
+        self._loop.drain()
+        for aio, futures in list(self._readers.items()):  # one descriptor, possibly several event loops
+            for future in list(futures):
+                aio.call_soon_threadsafe(_resolve, future)
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
