@@ -6,9 +6,11 @@ import io
 import json
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -138,6 +140,67 @@ def test_a_small_demo_on_one_port_and_a_single_slice(tmp_path: Path) -> None:
     result, stderr = run_demo(tmp_path, "--images", "8", "--ports", "1", "--seconds", "0")
     assert (result["identical"], len(result["slices"]), len(result["ports"])) == (8, 1, 1)
     assert stderr == ""
+
+
+class RunningDemo:
+    """A demo that goes on for long."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "aiflow", "demo", "--images", "64", "--ports", "2", "--seconds", "60"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=tmp_path,
+        )
+
+    def peers(self) -> dict[str, int]:
+        """Wait until the first slice has arrived; find the receiver and the sender, which are started in this order."""
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            if line.startswith("sending 64 photographs"):
+                break
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        pids = sorted(int(pid) for pid in children if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text())
+        return dict(zip(("receiver", "sender"), pids, strict=True))
+
+    def ends(self, exit_code: int) -> str:
+        _, stderr = self.process.communicate(timeout=60)
+        assert self.process.returncode == exit_code, stderr
+        assert "Traceback" not in stderr
+        return stderr
+
+
+@pytest.fixture
+def running_demo(tmp_path: Path) -> Iterator[RunningDemo]:
+    demo = RunningDemo(tmp_path)
+    yield demo
+    if demo.process.poll() is None:
+        demo.process.kill()
+    demo.process.communicate()
+
+
+def gone(pid: int) -> bool:
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return not Path(f"/proc/{pid}").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_demo_takes_its_processes_with_it(running_demo: RunningDemo, number: signal.Signals) -> None:
+    peers = running_demo.peers()
+    running_demo.process.send_signal(number)
+    assert "aiflow: interrupted" in running_demo.ends(130)
+    assert all(gone(pid) for pid in peers.values())
+
+
+@pytest.mark.parametrize("victim", ["receiver", "sender"])
+def test_a_demo_that_loses_a_process_says_so_and_ends_with_1(running_demo: RunningDemo, victim: str) -> None:
+    peers = running_demo.peers()
+    os.kill(peers[victim], signal.SIGKILL)
+    assert "aiflow: " in running_demo.ends(1)
+    assert all(gone(pid) for pid in peers.values())
 
 
 def test_the_demo_needs_its_extra_and_says_so(tmp_path: Path) -> None:

@@ -179,6 +179,6 @@ class _Sampler:
 
     def _run(self) -> None:
         while not self._stopping.wait(SAMPLE_SECONDS):
-            self.samples.append((time.monotonic(), {row.name: int(row.bytes) for row in self._rx.port_table}))
+            self.samples.append((time.monotonic(), {row.name: int(row.nbytes) for row in self._rx.port_table}))
             if self.report_progress:
                 self._progress(self._rx.progress[0])

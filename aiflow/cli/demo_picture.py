@@ -175,10 +175,10 @@ def _shares(axes: Axes, rows: list[dict[str, Any]]) -> None:
     """Draw each port's part of the first slice as one bar, labelled in place: it is the curve's legend as well."""
     _title(axes, "What each port carried of the first slice", "bytes of frames, and frames")
     axes.set_axis_off()
-    total = sum(row["bytes"] for row in rows) or 1
+    total = sum(row["nbytes"] for row in rows) or 1
     at = 0.0
     for number, row in enumerate(sorted(rows, key=lambda row: (len(row["name"]), row["name"]))):
-        share = row["bytes"] / total
+        share = row["nbytes"] / total
         axes.barh(0, share, left=at, height=0.55, color=_COLOURS[number % len(_COLOURS)], edgecolor=_PAPER, linewidth=2)
         if share > 0.1:
             axes.text(
@@ -191,7 +191,7 @@ def _shares(axes: Axes, rows: list[dict[str, Any]]) -> None:
                 color="white",
                 weight="bold",
             )
-            label = f"{bytes_text(row['bytes'])}\n{row['frames']:,} frames"
+            label = f"{bytes_text(row['nbytes'])}\n{row['frames']:,} frames"
             axes.text(at + share / 2, -0.42, label, ha="center", va="top", size=10.5, color=_SOFT, linespacing=1.4)
         at += share
     axes.set_xlim(0, 1)

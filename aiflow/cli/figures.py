@@ -26,8 +26,8 @@ def rate_text(bps: float) -> str:
 
 
 def port_rows(table: Iterable[Any]) -> list[dict[str, Any]]:
-    """Turn a port table, or a report's ports, into plain dicts: name, driver, frames and bytes of each port."""
-    return [{name: getattr(row, name) for name in ("name", "driver", "frames", "bytes")} for row in table]
+    """Turn a port table, or a report's ports, into plain dicts: name, driver, frames and nbytes of each port."""
+    return [{name: getattr(row, name) for name in ("name", "driver", "frames", "nbytes")} for row in table]
 
 
 def print_table(console: Console, rows: list[dict[str, Any]]) -> None:
@@ -46,8 +46,8 @@ def print_table(console: Console, rows: list[dict[str, Any]]) -> None:
         ("", "right"),
     ):
         table.add_column(heading, justify=justify)  # type: ignore[arg-type]
-    total = sum(row["bytes"] for row in rows) or 1
+    total = sum(row["nbytes"] for row in rows) or 1
     for row in rows:
-        share = f"{100 * row['bytes'] / total:.0f} %"
-        table.add_row(row["name"], row["driver"], f"{row['frames']:,}", f"{row['bytes']:,}", share)
+        share = f"{100 * row['nbytes'] / total:.0f} %"
+        table.add_row(row["name"], row["driver"], f"{row['frames']:,}", f"{row['nbytes']:,}", share)
     console.print(table, soft_wrap=False)

@@ -58,7 +58,7 @@ ORIGINALS = (
 )
 
 # Width and height of the results, in pixels.
-FORMATS = ((1280, 960), (1200, 800), (1280, 720), (1024, 1024), (960, 1200))
+FORMATS = ((1152, 864), (1200, 800), (1280, 720), (960, 960), (864, 1080))
 
 
 @dataclass(frozen=True)
@@ -215,11 +215,12 @@ def make_shard(directory: Path, seed: int, first: int, last: int, nbytes: int) -
     """Make photographs `first` to `last` - 1, about `nbytes` in all, and write them to `directory`."""
     dice = random.Random(f"aiflow {RECIPE} {seed} {first}")
     photos = []
+    qualities = dict.fromkeys(ORIGINALS, 94)  # that the last photograph of each original needed: the first to be tried
     for number in range(first, last):
         mean = nbytes / (last - number)  # what is left to spend on each
         target = round(min(max(mean * dice.uniform(0.87, 1.13), SMALLEST * 1.04), LARGEST * 0.96))
         original = ORIGINALS[(number * 5 + dice.randrange(2)) % len(ORIGINALS)]
-        content = _photograph(original, dice, target)
+        content, qualities[original] = _photograph(original, dice, target, qualities[original])
         name = f"{number:04d}-{Path(original[1]).stem.replace('_', '-')}.jpg"
         (directory / name).write_bytes(content)
         nbytes -= len(content)
@@ -244,8 +245,8 @@ def _open_original(package: str, path: str) -> Image:
         return image.convert("RGB")
 
 
-def _photograph(original: tuple[str, str], dice: random.Random, target: int) -> bytes:
-    """One new photograph, encoded to about `target` bytes."""
+def _photograph(original: tuple[str, str], dice: random.Random, target: int, quality: int) -> tuple[bytes, int]:
+    """Make a photograph and encode it to about `target` bytes, trying `quality` first; gives its quality too."""
     from PIL import Image
 
     source = _open_original(*original)
@@ -261,10 +262,10 @@ def _photograph(original: tuple[str, str], dice: random.Random, target: int) -> 
         image = source.resize((width, height), Image.Resampling.BICUBIC, box=box).point(exposure)
         if mirrored:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        content = _encode(image, target)
+        content, quality = _encode(image, target, quality)
         miss = target / len(content)
         if 0.9 < miss < 1.12 and SMALLEST <= len(content) <= LARGEST:
-            return content
+            return content, quality
         width, height = round(width * miss**0.6), round(height * miss**0.6)  # no quality fits: other pixels
 
 
@@ -276,10 +277,9 @@ def _exposure_curve(dice: random.Random) -> list[int]:
     return [min(255, round(level * gain)) for gain in (1 + warmth, 1.0, 1 - warmth) for level in curve]
 
 
-def _encode(image: Image, target: int) -> bytes:
+def _encode(image: Image, target: int, quality: int) -> tuple[bytes, int]:
     """Find the JPEG encoding nearest `target` bytes among whole qualities. Size grows with it about exponentially."""
     encoded: dict[int, bytes] = {}
-    quality = 94
     while quality not in encoded and len(encoded) < 6:
         stream = io.BytesIO()
         image.save(stream, "JPEG", quality=quality)
@@ -289,4 +289,5 @@ def _encode(image: Image, target: int) -> bytes:
             break
         growth = 0.11 if quality >= 93 else 0.07  # per step, measured on these originals
         quality = min(99, max(60, quality + (round(miss / growth) or (1 if miss > 0 else -1))))
-    return min(encoded.values(), key=lambda content: abs(len(content) - target))
+    best = min(encoded, key=lambda quality: abs(len(encoded[quality]) - target))
+    return encoded[best], best

@@ -12,9 +12,8 @@ from aiflow.cli.outcome import Bar, Outcome
 from aiflow.config import parse_endpoints
 
 if TYPE_CHECKING:
-    from aiflow.sender import Ticket
-
     from aiflow import Sender
+    from aiflow.sender import Ticket
 
 
 def send_directory(
