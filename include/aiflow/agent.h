@@ -10,6 +10,7 @@
 
 #define AF_MAX_PORTS 32u /* RTE_MAX_ETHPORTS of the usual builds */
 #define AF_NAME_BYTES 64u
+#define AF_HEARTBEAT_NS 1000000000ull /* an idle sender shows that it lives */
 
 struct af_agent {
 	void *state;

@@ -1,8 +1,9 @@
-/* Cutting a slice into frames, and what else a sender's port has to say: part of tx.h. */
+/* Cutting a slice into frames, and what else a sender's port has to say. */
 #ifndef AIFLOW_CUT_H
 #define AIFLOW_CUT_H
 
-#include "tx.h"
+#include "discovery.h"
+#include "tx_state.h"
 
 /* The first element whose first chunk is not below `chunk`. */
 static inline uint32_t

@@ -1,8 +1,8 @@
-/* Manifests and grants: part of rx.h. Everything here happens once a slice. */
+/* Manifests and grants. Everything here happens once a slice. */
 #ifndef AIFLOW_GRANT_H
 #define AIFLOW_GRANT_H
 
-#include "rx.h"
+#include "rx_state.h"
 
 #define AF_PACKED_INSIDE 0xffffffffu /* of an element that is in a pack, but not its first */
 

@@ -1,8 +1,9 @@
-/* Putting payloads in their places: part of rx.h. This is what runs for every frame. */
+/* Putting payloads in their places. This is what runs for every frame. */
 #ifndef AIFLOW_PLACE_H
 #define AIFLOW_PLACE_H
 
-#include "rx.h"
+#include "grant.h"
+#include "rx_state.h"
 
 static inline bool
 af_rx_has_chunk(const struct af_rx_slice *s, uint32_t chunk)
@@ -152,15 +153,6 @@ af_rx_on_void(struct af_rx *rx, struct af_rx_session *session, const struct af_f
 	af_rx_refuse(rx, session, slot, AF_VOID_CANCELLED, 0);
 	af_rx_ask(rx, session, now);
 	return AF_OK;
-}
-
-static inline bool
-af_rx_knows(const struct af_rx_session *session, const uint8_t *mac)
-{
-	for (uint32_t i = 0; i < session->nb_macs; i++)
-		if (!memcmp(session->macs[i], mac, 6))
-			return true;
-	return false;
 }
 
 /* Where answers to this path go: learnt from its newest frame. */

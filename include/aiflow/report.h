@@ -1,9 +1,9 @@
-/* What a receiver says: answers to HELLOs and reports. Part of rx.h. */
+/* What a receiver says: answers to HELLOs and reports. */
 #ifndef AIFLOW_REPORT_H
 #define AIFLOW_REPORT_H
 
-#include "discovery.h"
-#include "rx.h"
+#include "hello.h"
+#include "rx_state.h"
 
 /* A session is told from its sender's instance; a restarted sender is another one. */
 static inline struct af_rx_session *

@@ -1,0 +1,355 @@
+/* What a sender knows: slices, paths, sessions, and how a slice begins and ends. tx.h drives it. */
+#ifndef AIFLOW_TX_STATE_H
+#define AIFLOW_TX_STATE_H
+
+#include <stdatomic.h>
+#include <stdlib.h>
+
+#include "agent.h"
+#include "layout.h"
+#include "window.h"
+
+#define AF_TX_SLICES 8u       /* slices that may be under way; large ones two at a time */
+#define AF_CHUNK_VOID 0xffffffffu
+#define AF_HELLO_NS 10000000ull       /* between two HELLOs while searching, */
+#define AF_HELLO_SLOW_NS 100000000ull /* after the first second of it */
+#define AF_DISCOVERY_NS 200000000ull  /* how long to listen after the first answer */
+#define AF_KICK_NS 1000000ull         /* af_packet strands frames until the next burst */
+#define AF_PROBE_MIN_NS 2000000ull    /* a tail probe waits at least this long: a report may be 0.5 ms late by rights */
+#define AF_ASIDE_NS 100000000ull      /* a path is set aside when it has been silent for this long and 4 round trips */
+#define AF_PROBE_MOST 6u              /* doublings of that while nothing answers */
+
+enum af_tx_state { AF_TX_QUEUED, AF_TX_ASKING, AF_TX_FLOWING, AF_TX_DONE, AF_TX_FAILED };
+
+enum af_tx_error {
+	AF_TX_OK,
+	AF_TX_NO_PEER,   /* nobody answered in time */
+	AF_TX_SILENT,    /* the peer fell silent */
+	AF_TX_RESTARTED, /* the peer went away, or came back as another */
+	AF_TX_TOO_LARGE,
+	AF_TX_INTEGRITY,
+	AF_TX_REFUSED,
+	AF_TX_CANCELLED,
+	AF_TX_AMBIGUOUS, /* two receivers answer and none was named */
+	AF_TX_MTU,       /* small frames pass, full ones don't */
+	AF_TX_NO_MEMORY
+};
+
+struct af_span {
+	const uint8_t *ptr;
+	uint64_t nbytes;
+};
+
+/* What the scheduler decided for one slice: the law that the loop applies. control: rw before posting, dataplane: ro */
+struct af_plan {
+	uint32_t ports; /* bit i: port i may carry this slice */
+};
+
+struct af_tx_slice {
+	/* control plane, before posting */
+	const struct af_span *elements;
+	uint8_t *manifest;
+	uint64_t nbytes, posted_ns;
+	uint32_t nb_elements, manifest_bytes;
+	struct af_plan plan;
+	/* dataplane: rw; control: ro once `state` says so */
+	struct af_tx_slice *next;
+	_Atomic int state;
+	_Atomic int cancel; /* control: w, dataplane: ro */
+	_Atomic uint64_t acked_bytes;
+	int error;
+	bool all_sent, inlined;
+	uint64_t detail;
+	uint32_t id, payload_bytes, nb_manifest, nb_data, nb_chunks, next_chunk, nb_acked;
+	uint32_t *first_chunk; /* of each element, relative to the first data chunk */
+	uint64_t *acked;
+	uint32_t element; /* the next chunk to be cut: this element, from this byte */
+	uint64_t offset;
+	uint32_t digest;
+	uint64_t done_ns, frames, again;
+	uint64_t port_frames[AF_MAX_PORTS], port_bytes[AF_MAX_PORTS];
+};
+
+struct af_candidate {
+	uint8_t mac[6];
+	uint16_t port, nb_paths;
+	uint32_t window, session;
+	uint64_t epoch;
+	bool keeps_mbufs;
+	char name[AF_NAME_BYTES];
+};
+
+struct af_tx_port {
+	struct af_agent_port p;
+	struct af_port_counters count;
+	/* discovery */
+	uint64_t hello_ns, attached_ns, answered_ns;
+	uint32_t hellos, small_answers, nb_candidates, path_size; /* path_size: frames that both ends take */
+	struct af_candidate candidates[AF_MAX_PORTS];
+	/* its path: one for each port of a sender */
+	bool open, aside; /* aside: silent, probed but not used until it answers */
+	uint8_t dst[6];
+	uint16_t remote_port;
+	uint32_t backoff;
+	struct af_tx_window w;
+};
+
+struct af_tx_slot {
+	uint32_t id;
+	bool used, void_flying;
+	struct af_tx_slice *slice; /* NULL: given up, the receiver has still to hear of it */
+};
+
+struct af_again {
+	uint32_t slice, chunk;
+};
+
+#define AF_AGAIN_RING (1u << 16) /* more than all windows together */
+
+struct af_tx {
+	/* control plane, before the loop runs */
+	char name[AF_NAME_BYTES], to[AF_NAME_BYTES];
+	uint64_t instance, peer_timeout_ns, clock_offset_ns;
+	uint32_t nb_expected;  /* ports that were asked for */
+	bool fixed_frame_size; /* the user named it: a smaller one on the way is an error */
+	/* dataplane: rw */
+	struct af_tx_port ports[AF_MAX_PORTS];
+	uint32_t nb_ports; /* highest attached index, plus one */
+	uint32_t heartbeat_port;
+	bool open, changed, closing, keeps_mbufs;
+	int trouble; /* AF_TX_AMBIGUOUS, AF_TX_MTU: found by discovery */
+	char receiver[AF_NAME_BYTES];
+	uint64_t epoch, heard_ns, first_answer_ns, report_number;
+	uint32_t session, payload_bytes, next_id;
+	struct af_crc_shift full;
+	struct af_tx_slice *queue, **queue_tail;
+	struct af_tx_slot slots[AF_TX_SLICES];
+	uint32_t first_id; /* the oldest slot in use; ids [first_id, next_id) */
+	struct af_again *again;
+	uint32_t again_head, again_tail;
+	bool bye_heard;
+	uint64_t drops[AF_NB_DROPS];
+	uint64_t reports, probes;
+};
+
+static inline int
+af_tx_init(struct af_tx *tx)
+{
+	memset(tx, 0, sizeof *tx);
+	tx->queue_tail = &tx->queue;
+	af_crc_shift_of(&tx->full, 0, af_crc_power(0));
+	tx->again = malloc(AF_AGAIN_RING * sizeof *tx->again);
+	return tx->again ? 0 : -1;
+}
+
+static inline struct af_tx_slot *
+af_tx_slot(struct af_tx *tx, uint32_t id)
+{
+	struct af_tx_slot *slot = &tx->slots[id % AF_TX_SLICES];
+
+	return slot->used && slot->id == id ? slot : NULL;
+}
+
+static inline bool
+af_tx_is_acked(const struct af_tx_slice *s, uint32_t chunk)
+{
+	return s->acked[chunk / 64] >> (chunk % 64) & 1;
+}
+
+static inline bool
+af_tx_busy(const struct af_tx *tx)
+{
+	return tx->queue || tx->first_id != tx->next_id;
+}
+
+/* ---- the life of a slice ---- */
+
+static inline void
+af_tx_end(struct af_tx *tx, struct af_tx_slice *s, int error, uint64_t detail, uint64_t now)
+{
+	free(s->first_chunk);
+	free(s->acked);
+	s->first_chunk = NULL;
+	s->acked = NULL;
+	s->error = error;
+	s->detail = detail;
+	s->done_ns = now;
+	tx->changed = true;
+	/* The last access: whoever waits may free the slice from here on. */
+	atomic_store_explicit(&s->state, error == AF_TX_OK ? AF_TX_DONE : AF_TX_FAILED, memory_order_release);
+}
+
+static inline void
+af_tx_enqueue(struct af_tx *tx, struct af_tx_slice *s)
+{
+	s->next = NULL;
+	*tx->queue_tail = s;
+	tx->queue_tail = &s->next;
+}
+
+static inline struct af_tx_slice *
+af_tx_dequeue(struct af_tx *tx)
+{
+	struct af_tx_slice *s = tx->queue;
+
+	tx->queue = s->next;
+	if (!tx->queue)
+		tx->queue_tail = &tx->queue;
+	return s;
+}
+
+/* Number the chunks; per slice, not per frame. */
+static inline bool
+af_tx_lay_out(struct af_tx *tx, struct af_tx_slice *s)
+{
+	struct af_chunker chunker = {.payload_bytes = tx->payload_bytes};
+	struct af_manifest m;
+
+	memcpy(&m, s->manifest, sizeof m);
+	s->inlined = !tx->keeps_mbufs && s->manifest_bytes + s->nbytes <= tx->payload_bytes;
+	m.flags = s->inlined ? AF_BE16(AF_FLAG_INLINE) : 0;
+	m.payload_bytes = AF_BE16((uint16_t)tx->payload_bytes);
+	memcpy(s->manifest, &m, sizeof m);
+	s->payload_bytes = tx->payload_bytes;
+	s->next_chunk = s->nb_acked = s->element = s->digest = 0;
+	s->offset = 0;
+	s->all_sent = false;
+	s->nb_manifest = af_manifest_chunks(s->manifest_bytes, s->payload_bytes);
+	s->nb_data = 0;
+	s->nb_chunks = 1;
+	if (!s->inlined) {
+		s->first_chunk = malloc((s->nb_elements ? s->nb_elements : 1) * sizeof *s->first_chunk);
+		if (!s->first_chunk)
+			return false;
+		for (uint32_t e = 0; e < s->nb_elements; e++)
+			s->first_chunk[e] = (uint32_t)af_chunk_of(&chunker, s->elements[e].nbytes);
+		if (chunker.next > 0xfffffff0u - s->nb_manifest)
+			return false;
+		s->nb_data = (uint32_t)chunker.next;
+		s->nb_chunks = s->nb_manifest + s->nb_data + 1;
+	}
+	s->acked = calloc(s->nb_chunks / 64 + 1, 8);
+	return s->acked != NULL;
+}
+
+static inline void
+af_tx_activate(struct af_tx *tx, uint64_t now)
+{
+	while (tx->queue && tx->open && tx->next_id - tx->first_id < AF_TX_SLICES) {
+		struct af_tx_slice *s = tx->queue;
+		uint32_t id = tx->next_id;
+		struct af_tx_slot *slot = &tx->slots[id % AF_TX_SLICES];
+
+		if (tx->next_id - tx->first_id >= 2 && s->nbytes > tx->payload_bytes)
+			return;
+		af_tx_dequeue(tx);
+		if (!af_tx_lay_out(tx, s)) {
+			af_tx_end(tx, s, AF_TX_NO_MEMORY, 0, now);
+			continue;
+		}
+		s->id = id;
+		*slot = (struct af_tx_slot){.id = id, .used = true, .slice = s};
+		tx->next_id++;
+		atomic_store_explicit(&s->state, AF_TX_ASKING, memory_order_relaxed);
+	}
+}
+
+/* The peer is gone. A slice that it cannot hold whole is told so; one that never flowed waits for the next session. */
+static inline void
+af_tx_lose_session(struct af_tx *tx, int error, uint64_t now)
+{
+	struct af_tx_slice *waiting = NULL, **tail = &waiting;
+
+	for (uint32_t id = tx->first_id; id != tx->next_id; id++) {
+		struct af_tx_slot *slot = af_tx_slot(tx, id);
+		struct af_tx_slice *s = slot ? slot->slice : NULL;
+
+		if (slot)
+			slot->used = false;
+		if (!s)
+			continue;
+		if (atomic_load_explicit(&s->state, memory_order_relaxed) == AF_TX_ASKING && !(s->inlined && s->all_sent)) {
+			free(s->first_chunk);
+			free(s->acked);
+			s->first_chunk = NULL;
+			s->acked = NULL;
+			atomic_store_explicit(&s->state, AF_TX_QUEUED, memory_order_relaxed);
+			*tail = s;
+			tail = &s->next;
+		} else {
+			af_tx_end(tx, s, error, 0, now);
+		}
+	}
+	*tail = tx->queue;
+	if (!tx->queue)
+		tx->queue_tail = tail;
+	tx->queue = waiting;
+	if (!tx->queue)
+		tx->queue_tail = &tx->queue;
+	tx->open = false;
+	tx->first_id = tx->next_id = 0;
+	tx->again_head = tx->again_tail = 0;
+	tx->report_number = 0;
+	tx->first_answer_ns = 0;
+	for (uint32_t p = 0; p < tx->nb_ports; p++) {
+		tx->ports[p].open = false;
+		tx->ports[p].nb_candidates = tx->ports[p].hellos = 0;
+		tx->ports[p].small_answers = 0;
+		tx->ports[p].path_size = tx->ports[p].p.frame_size;
+		tx->ports[p].hello_ns = tx->ports[p].answered_ns = 0;
+		tx->ports[p].attached_ns = now;
+	}
+}
+
+static inline void
+af_tx_fail_all(struct af_tx *tx, int error, uint64_t now)
+{
+	if (tx->open)
+		af_tx_lose_session(tx, error, now);
+	while (tx->queue)
+		af_tx_end(tx, af_tx_dequeue(tx), error, 0, now);
+}
+
+static inline void
+af_tx_send_again(struct af_tx *tx, uint32_t slice, uint32_t chunk)
+{
+	tx->again[tx->again_tail++ % AF_AGAIN_RING] = (struct af_again){slice, chunk};
+}
+
+static inline void
+af_tx_lost(struct af_tx *tx, struct af_tx_port *port, struct af_sent *sent)
+{
+	sent->state = AF_SENT_LOST;
+	if (sent->probe)
+		return;
+	port->w.flying--;
+	port->count.lost++;
+	if (sent->chunk == AF_CHUNK_VOID) {
+		struct af_tx_slot *slot = af_tx_slot(tx, sent->slice);
+
+		if (slot)
+			slot->void_flying = false;
+	} else {
+		af_tx_send_again(tx, sent->slice, sent->chunk);
+	}
+}
+
+static inline void
+af_tx_ack(struct af_tx *tx, struct af_tx_port *port, struct af_sent *sent)
+{
+	struct af_tx_slot *slot = af_tx_slot(tx, sent->slice);
+	struct af_tx_slice *s = slot ? slot->slice : NULL;
+
+	if (sent->state == AF_SENT_FLYING && !sent->probe)
+		port->w.flying--;
+	sent->state = AF_SENT_ACKED;
+	if (sent->probe || !s || sent->chunk == AF_CHUNK_VOID || af_tx_is_acked(s, sent->chunk))
+		return;
+	s->acked[sent->chunk / 64] |= 1ull << (sent->chunk % 64);
+	s->nb_acked++;
+	if (s->nb_chunks)
+		atomic_store_explicit(&s->acked_bytes, s->nbytes * (s->nb_acked / (double)s->nb_chunks),
+				      memory_order_relaxed);
+}
+
+#endif
