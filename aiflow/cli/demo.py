@@ -15,7 +15,7 @@ from typing import Any
 
 from aiflow.cli import demo_peers, photos
 from aiflow.cli.extras import require
-from aiflow.cli.figures import bytes_text, print_table, rate_text
+from aiflow.cli.figures import bytes_text, count, print_table, rate_text
 from aiflow.cli.outcome import Bar, Outcome, Terminal
 from aiflow.errors import AiflowError
 
@@ -219,7 +219,7 @@ def _show(outcome: Outcome, nb_photos: int) -> None:
         median = statistics.median(row["goodput_bps"] for row in slices[1:])
         total = bytes_text(sum(row["nbytes"] for row in slices))
         console.print(
-            f"with {len(slices) - 1} more slices, {total} in all: median {rate_text(median)}, "
+            f"with {count(len(slices) - 1, 'more slice')}, {total} in all: median {rate_text(median)}, "
             f"{document['slices_identical']} of {len(slices)} slices identical"
         )
     console.print(f"report: {document['report']}")

@@ -27,13 +27,14 @@ if TYPE_CHECKING:
 SAMPLE_SECONDS = 0.02  # between two readings of the port table
 THUMBNAIL_PIXELS = 88  # side of a square
 REPORT_FIELDS = "slice_id", "elements", "nbytes", "seconds", "goodput_bps", "frames_sent", "frames_retransmitted"
+GREETING = "greeting"  # the stream of a first slice of one byte
 _PATIENCE_SECONDS = 60.0  # for the other side to appear, or a slice to come
 
 Photographs = list[tuple[str, npt.NDArray[np.uint8]]]
 
 
 def send_photos(pipe: Connection, endpoint: str, directory: Path, names: list[str], seconds: float) -> None:
-    """Send one slice of all photographs, then the same in another order again and again until `seconds` have passed.
+    """Send one byte to join the receiver, then a slice of all photographs, and the same in other orders for `seconds`.
 
     Says ``("sent", row, ports)`` after each slice: its report's fields, and what each port carried.
     """
@@ -43,10 +44,11 @@ def send_photos(pipe: Connection, endpoint: str, directory: Path, names: list[st
     with _speaking(pipe) as say:
         elements = _read(directory, names, lambda nbytes: empty((nbytes,), "u1"))
         with Sender(endpoint, name="demo-sender") as tx:
-            started: float | None = None
-            while started is None or time.monotonic() - started < seconds:
+            tx.send({GREETING: b"."}, timeout=_PATIENCE_SECONDS)  # joins the two: no part of what is measured
+            end: float | None = None
+            while end is None or time.monotonic() < end:
                 report = tx.send(elements, timeout=_PATIENCE_SECONDS)
-                started = time.monotonic() if started is None else started
+                end = time.monotonic() + seconds if end is None else end
                 row = {name: getattr(report, name) for name in REPORT_FIELDS}
                 say("sent", row, port_rows(report.ports))
                 turn = 1 + len(elements) // 7
@@ -70,6 +72,8 @@ def receive_photos(pipe: Connection, endpoint: str, directory: Path, names: list
             images: dict[str, npt.NDArray[np.uint8]] = {}
             with _Sampler(rx, lambda nbytes: say("progress", nbytes)) as sampler:
                 for time_slice in rx:
+                    if GREETING in {element.stream for element in time_slice}:
+                        continue
                     sampler.report_progress = False  # the first slice is here
                     identical = _identical(time_slice, originals)
                     say("received", len(identical))

@@ -157,6 +157,7 @@ def rates_by_port(samples: Samples) -> tuple[list[str], npt.NDArray[np.float64],
     names = sorted({name for _, row in samples for name in row}, key=lambda name: (len(name), name))
     clock = np.array([seconds for seconds, _ in samples])
     counts = np.array([[row.get(name, 0) for _, row in samples] for name in names], np.float64)
+    counts = np.maximum.accumulate(counts, axis=-1)  # a port that hung up has left the table, not lost its bytes
     total = counts.sum(axis=0) if names else np.empty(0)
     moving = np.flatnonzero(np.diff(total) > 0)
     if moving.size == 0:

@@ -18,6 +18,11 @@ def bytes_text(nbytes: float) -> str:
     return f"{nbytes:.0f} B" if unit == "B" else f"{nbytes:.1f} {unit}"
 
 
+def count(number: int, noun: str) -> str:
+    """Write a number and what is counted: ``1 file``, ``2,000 files``."""
+    return f"{number:,} {noun}" + ("s" if number != 1 else "")
+
+
 def rate_text(bps: float) -> str:
     """Write bits a second as ``9.60 Gbit/s``."""
     if bps >= 1e9:

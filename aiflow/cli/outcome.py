@@ -10,8 +10,6 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as distribution_version
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -30,11 +28,10 @@ _SAMPLE_SECONDS = 0.1
 
 
 def version() -> str:
-    """Give the version of the installed package."""
-    try:
-        return distribution_version("aiflow")
-    except PackageNotFoundError:
-        return "unknown (not installed)"
+    """Give the version of the library."""
+    import aiflow
+
+    return aiflow.__version__
 
 
 def size(_context: click.Context, _parameter: click.Parameter, value: str) -> int:

@@ -10,7 +10,7 @@ import click
 import numpy as np
 import numpy.typing as npt
 
-from aiflow.cli.figures import bytes_text, port_rows, print_table, rate_text
+from aiflow.cli.figures import bytes_text, count, port_rows, print_table, rate_text
 from aiflow.cli.outcome import Bar, Outcome
 from aiflow.cli.outdir import OutDirectory
 
@@ -54,7 +54,6 @@ def receive_into(
                 outcome.terminal.say(f"receiving on {', '.join(ports)}; Ctrl-C ends")
                 with outcome.terminal.bar("receiving", None) as bar:
                     _receive(outcome, rx, out, slices, bar)
-                document["ports"] = port_rows(rx.port_table)
         finally:
             document.update(files=out.nb_files, nbytes=out.nbytes, renamed=out.renamed, unfinished=out.unfinished())
             for stream, path in out.renamed.items():
@@ -73,6 +72,9 @@ def _receive(outcome: Outcome, rx: Receiver, out: OutDirectory, slices: int | No
             started = time.perf_counter() if started is None else started
             _write(time_slice, out)
             outcome.document["slices"] += 1
+            outcome.document["ports"] = port_rows(
+                rx.port_table
+            )  # while they are up: a sender that closes takes its own
             if outcome.document["slices"] == slices:
                 break
     finally:
@@ -99,7 +101,7 @@ def _show(outcome: Outcome) -> None:
     console = outcome.terminal.console()
     rate = f", {rate_text(document['nbytes'] * 8 / document['seconds'])} to disk" if document["seconds"] else ""
     console.print(
-        f"received {document['slices']} slices and wrote {document['files']} files, {bytes_text(document['nbytes'])}, "
-        f"to {document['outdir']}{rate}"
+        f"received {count(document['slices'], 'slice')} and wrote {count(document['files'], 'file')}, "
+        f"{bytes_text(document['nbytes'])}, to {document['outdir']}{rate}"
     )
     print_table(console, document["ports"])

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aiflow.cli.figures import bytes_text, port_rows, print_table, rate_text
+from aiflow.cli.figures import bytes_text, count, port_rows, print_table, rate_text
 from aiflow.cli.filetree import FileSlice, FileTree, SliceReader, walk
 from aiflow.cli.outcome import Bar, Outcome
 from aiflow.config import parse_endpoints
+from aiflow.errors import PeerLost
 
 if TYPE_CHECKING:
-    from aiflow import Sender
+    from aiflow import Sender, SliceReport
     from aiflow.sender import Ticket
 
 
@@ -49,12 +51,11 @@ def send_directory(
 
     from aiflow import Sender
 
-    names = {key: value for key, value in {"to": to, "name": name}.items() if value is not None}
     undelivered = {file.path: "not sent" for file in tree.files}
     started = time.perf_counter()
     try:
         if tree.files:
-            with Sender(list(ports), **names) as tx, outcome.terminal.bar("sending", tree.nbytes) as bar:
+            with Sender(list(ports), to=to, name=name) as tx, outcome.terminal.bar("sending", tree.nbytes) as bar:
                 _send_all(outcome, tx, tree, undelivered, slice_bytes, timeout, bar)
                 document["ports"] = port_rows(tx.port_table)
     finally:
@@ -64,7 +65,7 @@ def send_directory(
     for path, reason in tree.unreadable.items():
         outcome.terminal.say(f"aiflow: {path} was not sent: {reason}", style="red")
     if document["not_delivered"]:
-        outcome.fail(f"{len(document['not_delivered'])} files were not delivered")
+        outcome.fail(f"not delivered: {count(len(document['not_delivered']), 'file')}")
     _show(outcome)
 
 
@@ -91,7 +92,7 @@ def _send_all(
         nonlocal ticket, nbytes_before
         if ticket is None or in_flight is None:
             return
-        report = ticket.result(timeout)
+        report = _first(tx, in_flight, ticket, timeout) if nbytes_before == 0 else ticket.result(timeout)
         ticket, nbytes_before = None, nbytes_before + in_flight.nbytes
         for file in in_flight.ending:
             undelivered.pop(file.path, None)
@@ -104,11 +105,23 @@ def _send_all(
         for file_slice in SliceReader(tree, slice_bytes, lambda nbytes: empty((nbytes,), "u1")):
             settle()
             in_flight = file_slice
-            ticket = tx.send(file_slice.elements, wait=False, timeout=timeout)
+            ticket = tx.send(file_slice.elements, wait=False)
         settle()
     finally:
         bar.stop()
     bar.show(nbytes_before, nbytes_before)
+
+
+def _first(tx: Sender, file_slice: FileSlice, ticket: Ticket, timeout: float | None) -> SliceReport:
+    """Await the first slice's delivery. Unlike `Sender.send`, which gives up, wait for a receiver as long as we may."""
+    deadline = math.inf if timeout is None else time.monotonic() + timeout
+    while True:
+        try:
+            return ticket.result(None if timeout is None else max(deadline - time.monotonic(), 0.001))
+        except PeerLost as lost:
+            if lost.delivered is not False or time.monotonic() >= deadline:
+                raise
+            ticket = tx.send(file_slice.elements, wait=False)
 
 
 def _slice_row(report: Any) -> dict[str, Any]:
@@ -123,8 +136,9 @@ def _show(outcome: Outcome) -> None:
     resent = sum(row["frames_retransmitted"] for row in document["slices"])
     console = outcome.terminal.console()
     console.print(
-        f"sent {document['files']} files, {bytes_text(document['nbytes'])}, in {len(document['slices'])} slices and "
+        f"sent {count(document['files'], 'file')}, {bytes_text(document['nbytes'])}, "
+        f"in {count(len(document['slices']), 'slice')} and "
         f"{document['seconds']:.2f} s ({rate_text(document['goodput_bps'])}, reading and connecting included), "
-        f"{resent} frames sent again"
+        f"{count(resent, 'frame')} sent again"
     )
     print_table(console, document["ports"])
