@@ -113,9 +113,6 @@ class BuildWithCython(build_ext):
             ext.define_macros += dpdk.define_macros
             ext.undef_macros += dpdk.undef_macros
             ext.library_dirs += dpdk.library_dirs
-            if dpdk.library_dirs:  # a DPDK outside the loader's path, where its libraries must find each other too
-                ext.runtime_library_dirs += dpdk.library_dirs
-                ext.extra_link_args.append("-Wl,--disable-new-dtags")
             ext.libraries += dpdk.libraries
             ext.extra_compile_args[:0] = dpdk.compile_args
             ext.extra_link_args += dpdk.link_args
