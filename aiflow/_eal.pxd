@@ -3,17 +3,7 @@
 from libc.stdint cimport uint16_t
 
 from aiflow._env cimport af_gate, af_gate_enter, af_gate_leave, gate, register_thread, unregister_thread
-from aiflow.librte.rte_mempool cimport rte_mempool
-
-
-cdef class Mempool:
-    cdef rte_mempool *ptr             # valid while the object lives
-    cdef readonly str name
-    cdef readonly unsigned int nb_mbufs
-    cdef readonly unsigned int data_room   # bytes a frame may have; the headroom is extra
-    cdef readonly int socket_id
-    cdef readonly bint own_memory     # not in the EAL's heap
-    cdef object __weakref__
+from aiflow._mempool cimport Mempool
 
 
 cdef class Port:
@@ -31,6 +21,7 @@ cdef class Port:
     cdef readonly bint copies         # tx_burst copies the frame
     cdef readonly bint multi_segs     # tx_burst takes chained mbufs
     cdef readonly bint is_open
+    cdef bint is_plugged              # stopped, and not removed yet
     cdef readonly Mempool mempool     # receives into this; kept alive by the port
     cdef str bus
     cdef str device

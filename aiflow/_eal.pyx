@@ -3,13 +3,13 @@
 
 The environment starts with the first `Mempool` or `Port`; its functions are re-exported here.
 """
-from libc.errno cimport ENOMEM
-from libc.stdint cimport uint16_t, uint64_t, uintptr_t
+from libc.stdint cimport uint16_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
 from aiflow._env cimport gate, log_mark, ours
-from aiflow.librte.rte_eal cimport SOCKET_ID_ANY, rte_eal_hotplug_add, rte_eal_hotplug_remove, rte_errno, rte_strerror
+from aiflow._mempool cimport Mempool, free_returned_pools
+from aiflow.librte.rte_eal cimport SOCKET_ID_ANY, rte_eal_hotplug_add, rte_eal_hotplug_remove
 from aiflow.librte.rte_eth_ring cimport rte_eth_from_rings
 from aiflow.librte.rte_ethdev cimport (
     RTE_ETH_LINK_UP, RTE_ETH_SPEED_NUM_NONE, RTE_ETH_SPEED_NUM_UNKNOWN, RTE_ETH_TX_OFFLOAD_MULTI_SEGS,
@@ -20,15 +20,8 @@ from aiflow.librte.rte_ethdev cimport (
     rte_eth_tx_queue_setup, rte_eth_xstat, rte_eth_xstat_name, rte_eth_xstats_get, rte_eth_xstats_get_names,
     rte_ether_addr,
 )
-from aiflow.librte.rte_mbuf cimport (
-    RTE_PKTMBUF_HEADROOM, rte_mbuf, rte_pktmbuf_free, rte_pktmbuf_init, rte_pktmbuf_pool_create, rte_pktmbuf_pool_init,
-    rte_pktmbuf_pool_private,
-)
-from aiflow.librte.rte_mempool cimport (
-    RTE_BAD_IOVA, RTE_MEMPOOL_F_NO_IOVA_CONTIG, rte_mempool, rte_mempool_create_empty, rte_mempool_free,
-    rte_mempool_in_use_count, rte_mempool_memhdr, rte_mempool_obj_iter, rte_mempool_populate_iova,
-    rte_mempool_set_ops_byname,
-)
+from aiflow.librte.rte_mbuf cimport rte_mbuf, rte_pktmbuf_free
+from aiflow.librte.rte_mempool cimport rte_mempool
 from aiflow.librte.rte_ring cimport (
     RING_F_SC_DEQ, RING_F_SP_ENQ, rte_ring, rte_ring_create, rte_ring_dequeue_burst, rte_ring_free,
 )
@@ -36,18 +29,18 @@ from aiflow.librte.rte_ring cimport (
 import itertools
 import os
 import threading
-import weakref
 
-from . import eal_arguments
+from . import _mempool
 from ._env import (
-    connecting, dpdk_version, error, gate_turns, log_tail, logged, memory_mode, register_thread, start, started,
+    connecting, dpdk_version, error, gate_turns, log_tail, memory_mode, register_thread, start, started,
     unregister_thread,
 )
-from .errors import ConfigError, EalError, PoolExhausted, PortError
+from ._mempool import mempools
+from .errors import ConfigError, EalError, PortError
 
 __all__ = [
     "Mempool", "Port", "connecting", "dpdk_version", "gate_turns", "log_tail", "memory_mode", "mempools", "nb_ports",
-    "next_serial", "register_thread", "start", "started", "unregister_thread",
+    "next_serial", "register_thread", "start", "started", "unpark", "unregister_thread",
 ]
 
 
@@ -56,31 +49,11 @@ cdef extern from "aiflow/gate.h" nogil:
     void af_gate_release(af_gate *gate, int ports) noexcept
 
 
-cdef extern from * nogil:
-    """
-    #include <rte_errno.h>
-    static void aiflow_set_rte_errno(int number) { rte_errno = number; }
-    """
-    void set_rte_errno "aiflow_set_rte_errno"(int number) noexcept
-
-
-cdef extern from "<sys/mman.h>" nogil:
-    enum:
-        PROT_READ
-        PROT_WRITE
-        MAP_PRIVATE
-        MAP_ANONYMOUS
-        MADV_HUGEPAGE
-    void *MAP_FAILED
-    void *mmap(void *addr, size_t length, int prot, int flags, int fd, long offset)
-    int munmap(void *addr, size_t length)
-    int madvise(void *addr, size_t length, int advice)
-
+globals()["Mempool"] = _mempool.Mempool  # a cimported class is no attribute of the module
 
 _plug_lock = threading.RLock()  # opening and closing ports
-_mempools = weakref.WeakSet()
-_in_use_pools = []  # addresses of pools that lost their owner while mbufs were out
 _serial = itertools.count()
+_parked = []  # at most one port that `Port.park` keeps plugged
 
 
 def _forked():
@@ -90,153 +63,6 @@ def _forked():
 
 
 os.register_at_fork(after_in_child=_forked)
-
-
-# ------------------------------------------------------------------------------------------------------------ mempools
-
-cdef void _unmap(rte_mempool_memhdr *chunk, void *length) noexcept nogil:
-    munmap(chunk.addr, <size_t><uintptr_t>length)
-
-
-cdef _free_pool(rte_mempool *pool):
-    """Free `pool`, or keep it for later if mbufs of it are still out (in a ring, in a view): never under a reader."""
-    if rte_mempool_in_use_count(pool) == 0:
-        rte_mempool_free(pool)
-    else:
-        _in_use_pools.append(<uintptr_t>pool)
-
-
-cdef _free_returned_pools():
-    addresses = _in_use_pools[:]
-    del _in_use_pools[:]
-    for address in addresses:
-        _free_pool(<rte_mempool *><uintptr_t>address)
-
-
-cdef class Mempool:
-    """A pool of packet buffers (mbufs).
-
-    Parameters
-    ----------
-    name : str
-        Shown in reports; need not be unique.
-    nb_mbufs : int
-        Mbufs in the pool.
-    data_room : int
-        Bytes a frame may have, at most 65407; DPDK's headroom comes on top.
-    socket_id : int, optional
-        NUMA node; -1 for any.
-    own_memory : bool, optional
-        Put the mbufs on a mapping of our own instead of the EAL's heap, which is small and fixed without hugepages.
-        For drivers that copy (memif, af_packet, net_ring); vhost and network cards need EAL memory.
-
-    Raises
-    ------
-    EalError
-        If DPDK cannot start.
-    PoolExhausted
-        If there is not enough memory; the message says how to get more.
-    """
-
-    def __cinit__(self):
-        self.ptr = NULL
-
-    def __init__(self, str name, unsigned int nb_mbufs, unsigned int data_room, int socket_id=-1,
-                 bint own_memory=False):
-        if self.ptr != NULL:
-            raise RuntimeError("a Mempool is initialised once")
-        if nb_mbufs == 0 or not 64 <= data_room <= 65535 - RTE_PKTMBUF_HEADROOM:
-            raise ConfigError(
-                f"mempool {name}: {nb_mbufs} mbufs of {data_room} bytes; there must be some, "
-                f"of 64 to {65535 - RTE_PKTMBUF_HEADROOM} bytes"
-            )
-        start()
-        _free_returned_pools()
-        self.name = name
-        self.nb_mbufs = nb_mbufs
-        self.data_room = data_room
-        self.socket_id = socket_id
-        self.own_memory = own_memory
-        # a cache may hold 1.5 times its size out of everyone else's reach
-        cdef unsigned int cache_size = 256 if nb_mbufs >= 4096 else nb_mbufs // 16
-        cdef bytes unique = f"aiflow{next(_serial)}".encode()
-        cdef uint16_t room = data_room + RTE_PKTMBUF_HEADROOM
-        cdef const char *unique_c = unique
-        cdef rte_mempool *pool = NULL
-        mark = log_mark()
-        if own_memory:
-            pool = _pool_on_own_memory(unique_c, nb_mbufs, cache_size, room, socket_id)
-        else:
-            with nogil:
-                pool = rte_pktmbuf_pool_create(unique_c, nb_mbufs, cache_size, 0, room, socket_id)
-        if pool == NULL:
-            size = <uint64_t>nb_mbufs * (room + 192) >> 20
-            where = "this machine's memory" if own_memory else f"DPDK's {memory_mode()} memory"
-            raise PoolExhausted(
-                f"mempool {name}: {nb_mbufs} mbufs of {data_room} bytes ({size} MiB) do not fit in {where}: "
-                f"{rte_strerror(rte_errno).decode()}; use fewer or smaller frames, or set AIFLOW_EAL_MEMORY "
-                f"(now {eal_arguments.memory_mib()}MiB) higher{logged(mark)}"
-            )
-        self.ptr = pool
-        _mempools.add(self)
-
-    def __dealloc__(self):
-        if self.ptr != NULL and ours():
-            _free_pool(self.ptr)
-        self.ptr = NULL
-
-    @property
-    def in_use(self):
-        """Mbufs that are out of the pool: in rings, in views, on their way."""
-        return rte_mempool_in_use_count(self.ptr) if self.ptr != NULL and ours() else 0
-
-    def __repr__(self):
-        return f"<Mempool {self.name}: {self.nb_mbufs} mbufs of {self.data_room} bytes, {self.in_use} in use>"
-
-
-cdef rte_mempool *_pool_on_own_memory(
-        const char *name, unsigned int nb_mbufs, unsigned int cache_size, uint16_t room, int socket_id) noexcept nogil:
-    """What rte_pktmbuf_pool_create does, on one mapping of ours; NULL with rte_errno set on failure."""
-    cdef rte_pktmbuf_pool_private private
-    cdef rte_mempool *pool
-    cdef void *base
-    cdef size_t length
-    cdef size_t huge = 2 << 20
-    cdef int rc
-
-    memset(&private, 0, sizeof(private))
-    private.mbuf_data_room_size = room
-    pool = rte_mempool_create_empty(
-        name, nb_mbufs, sizeof(rte_mbuf) + room, cache_size, sizeof(private), socket_id, RTE_MEMPOOL_F_NO_IOVA_CONTIG)
-    if pool == NULL:
-        return NULL
-    rc = rte_mempool_set_ops_byname(pool, "ring_mp_mc", NULL)
-    if rc == 0:
-        rte_pktmbuf_pool_init(pool, &private)
-        length = <size_t>nb_mbufs * (pool.header_size + pool.elt_size + pool.trailer_size) + 4096
-        length = (length + huge - 1) // huge * huge
-        base = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
-        if base == MAP_FAILED:
-            rc = -ENOMEM
-        else:
-            madvise(base, length, MADV_HUGEPAGE)
-            rc = rte_mempool_populate_iova(pool, <char *>base, RTE_BAD_IOVA, length, _unmap, <void *><uintptr_t>length)
-            if rc <= 0:
-                munmap(base, length)
-                rc = rc if rc < 0 else -ENOMEM
-            elif pool.populated_size < nb_mbufs:
-                rc = -ENOMEM
-    if rc < 0:
-        rte_mempool_free(pool)
-        set_rte_errno(-rc)
-        return NULL
-    rte_mempool_obj_iter(pool, rte_pktmbuf_init, NULL)
-    return pool
-
-
-def mempools():
-    """Live mempools of this process; a test ends with each one's `in_use` back at 0."""
-    return sorted(_mempools, key=lambda pool: pool.name)
 
 
 # --------------------------------------------------------------------------------------------------------------- ports
@@ -253,8 +79,21 @@ _TRAITS = {
 
 
 def nb_ports():
-    """Ports that are open in this process, whoever opened them."""
-    return rte_eth_dev_count_avail() if ours() else 0
+    """Ports that are open in this process, whoever opened them; a parked one does not count."""
+    return rte_eth_dev_count_avail() - len(_parked) if ours() else 0
+
+
+def unpark():
+    """Remove the parked port, if there is one."""
+    while _parked:
+        _parked.pop().unplug()
+
+
+cdef _make_room(str name, unsigned int wanted):
+    if rte_eth_dev_count_avail() + wanted > RTE_MAX_ETHPORTS:
+        unpark()
+    if rte_eth_dev_count_avail() + wanted > RTE_MAX_ETHPORTS:
+        raise PortError(f"{name}: DPDK has {RTE_MAX_ETHPORTS} ports at most in a process; close some first")
 
 
 def next_serial():
@@ -282,7 +121,7 @@ cdef class _RingPair:
             if self.ring[side] != NULL:
                 self.drain(side)
                 rte_ring_free(self.ring[side])
-        _free_returned_pools()
+        free_returned_pools()
 
 
 cdef class Port:
@@ -290,6 +129,7 @@ cdef class Port:
 
     def __cinit__(self):
         self.is_open = False
+        self.is_plugged = False
 
     @staticmethod
     def open(str name, str device, str devargs, Mempool mempool, *, str bus="vdev", frame_size=None,
@@ -335,8 +175,7 @@ cdef class Port:
         cdef int rc
         start()
         with _plug_lock:
-            if rte_eth_dev_count_avail() >= RTE_MAX_ETHPORTS:
-                raise PortError(f"{name}: DPDK has {RTE_MAX_ETHPORTS} ports at most in a process; close some first")
+            _make_room(name, 1)
             mark = log_mark()
             with nogil:
                 if gated:
@@ -390,8 +229,7 @@ cdef class Port:
         mark = log_mark()
         ports = []
         with _plug_lock:
-            if rte_eth_dev_count_avail() + 2 > RTE_MAX_ETHPORTS:
-                raise PortError(f"{name}: DPDK has {RTE_MAX_ETHPORTS} ports at most in a process; close some first")
+            _make_room(name, 2)
             for side in range(2):
                 pair.ring[side] = rte_ring_create(
                     f"aiflow{serial}_{side}".encode(), nb_rxd, SOCKET_ID_ANY, RING_F_SP_ENQ | RING_F_SC_DEQ)
@@ -496,28 +334,56 @@ cdef class Port:
 
     def close(self):
         """Stop and remove the port. The data plane must have let go of it. Does nothing when closed already."""
+        self.stop()
+        self.unplug()
+
+    def stop(self):
+        """The first half of `close`: no frame passes any more, and the device stays until `unplug`."""
         cdef uint16_t port_id = self.port_id
         cdef int gated = self.gated
         if not self.is_open:
             return
         self.is_open = False
-        if not ours():
-            return
-        with _plug_lock:
-            bus_b = self.bus.encode()
-            device_b = self.device.encode()
-            with nogil:
+        self.is_plugged = ours()
+        if self.gated:
+            self.mempool = None  # memif holds no mbufs while it is stopped
+        if self.is_plugged:
+            with _plug_lock, nogil:
                 af_gate_hold(gate())  # no callback of this port is under way, and none starts
                 rte_eth_dev_stop(port_id)
-            try:
-                _unplug(bus_b, device_b)
-            finally:
+                af_gate_release(gate(), -gated)
+
+    def park(self):
+        """Stop, and leave the device plugged until another takes its place.
+
+        memif never closes a listening socket (22.11 to 26.07: memif_socket_remove_device frees the interrupt handle, and
+        neither unregisters it nor closes the descriptor). So the last device on one is kept until the next has come.
+        """
+        with _plug_lock:
+            unpark()
+            self.stop()
+            if self.is_plugged:
+                _parked.append(self)
+
+    def unplug(self):
+        """The second half of `close`."""
+        if not self.is_plugged or self.is_open:
+            return
+        self.is_plugged = False
+        if ours():
+            with _plug_lock:
                 with nogil:
-                    af_gate_release(gate(), -gated)
+                    af_gate_hold(gate())
+                try:
+                    _unplug(self.bus.encode(), self.device.encode())
+                finally:
+                    with nogil:
+                        af_gate_release(gate(), 0)
+        self.mempool = None
         self.rings = None
 
     def __dealloc__(self):
-        if self.is_open:
+        if self.is_open or self.is_plugged:
             self.close()
 
     def adopt(self, Mempool mempool):

@@ -14,7 +14,9 @@ from typing import Any
 from . import _eal, interfaces, rings
 from .config import Endpoint, parse_endpoints
 from .errors import AiflowError, ConfigError, PortError
-from .rendezvous import DRIVERS, Rendezvous, driver_of, live_names, runtime_directory
+from .names import live_names, runtime_directory
+from .rendezvous import Rendezvous
+from .shared_memory import DRIVERS, driver_of
 
 __all__ = ["PortSet", "available"]
 
@@ -272,7 +274,8 @@ class PortSet:
 
 
 def _belongs(port: Any, endpoint: Endpoint) -> bool:
-    return port.name == endpoint.text or port.name.startswith(f"{endpoint.scheme}:{endpoint.target}#")
+    name: str = port.name
+    return name == endpoint.text or name.startswith(f"{endpoint.scheme}:{endpoint.target}#")
 
 
 def available() -> list[tuple[str, bool, str]]:

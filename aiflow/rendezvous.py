@@ -16,174 +16,35 @@ A sender keeps trying until it is closed. Each `PortSet` has one thread for all 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import itertools
 import json
 import os
 import select
-import shutil
 import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 from . import _eal
 from .config import MAX_PORTS, Endpoint
 from .errors import AiflowError, ConfigError, PortError
+from .names import Claim, place
+from .shared_memory import DRIVERS, close_receiving, driver_of, open_receiving, open_sending
 
-__all__ = ["DRIVERS", "Driver", "Rendezvous", "driver_of", "runtime_directory"]
+__all__ = ["Rendezvous"]
 
 _VERSION = 1
 _RETRY_FIRST, _RETRY_LAST = 0.02, 0.1  # seconds between attempts to reach a receiver
 _HANDSHAKE = 5.0  # seconds from offer to ready
 _FAREWELL = 0.1  # seconds a side that closes waits for the other to read what is left
-_TEARDOWN = 0.5  # seconds a name is waited for: a killed owner may still be on its way out
 _MAX_MESSAGE = 16384
-
-
-@dataclass(frozen=True)
-class Driver:
-    """A pair of DPDK drivers that joins two processes of one host.
-
-    Attributes
-    ----------
-    name : str
-        As in an endpoint.
-    receiver, sender : str
-        DPDK driver on each side.
-    frame_size : int
-        Default largest frame, bytes.
-    max_frame_size : int
-        What the driver can do.
-    ring_size : int
-        Frames a ring holds, a power of two.
-    sender_needs_eal_memory : bool
-        The receiver reads the sender's mbufs where they are.
-    """
-
-    name: str
-    receiver: str
-    sender: str
-    frame_size: int
-    max_frame_size: int
-    ring_size: int
-    sender_needs_eal_memory: bool
-
-
-DRIVERS = {
-    # one copy on each core; frames and rings small enough to stay in cache
-    "memif": Driver("memif", "net_memif", "net_memif", 16384, 65000, 256, False),
-    "vhost": Driver("vhost", "net_vhost", "net_virtio_user", 9216, 65000, 1024, True),
-}
-"""What can serve a shared-memory endpoint."""
-
-
-def driver_of(scheme: str) -> Driver:
-    """What serves ``local:``, ``memif:`` or ``vhost:``; AIFLOW_LOCAL=vhost chooses another for ``local:``."""
-    name = scheme
-    if scheme == "local":
-        name = os.environ.get("AIFLOW_LOCAL") or "memif"
-        if name not in DRIVERS:
-            raise ConfigError(f"AIFLOW_LOCAL={name!r}: local endpoints are served by {' or '.join(DRIVERS)}")
-    return DRIVERS[name]
 
 
 class _Pools(Protocol):
     def __call__(self, frame_size: int, socket_id: int, nb_ports: int, needs_eal_memory: bool) -> Any: ...
-
-
-# ------------------------------------------------------------------------------------------------------------- places
-
-
-def _is_ours(path: Path) -> bool:
-    try:
-        found = path.lstat()
-    except OSError:
-        return False
-    return path.is_dir() and not path.is_symlink() and found.st_uid == os.getuid()
-
-
-def runtime_directory() -> Path:
-    """Directory of this user's names and sockets, mode 0700, made on demand.
-
-    AIFLOW_RUNTIME_DIR, else ``aiflow`` in XDG_RUNTIME_DIR or /run/user/UID, else ``/tmp/aiflow-UID``.
-
-    Raises
-    ------
-    PortError
-        If it belongs to somebody else or others can enter it.
-    """
-    uid = os.getuid()
-    override = os.environ.get("AIFLOW_RUNTIME_DIR")
-    if override:
-        directory = Path(override)
-    else:
-        candidates = [Path(text) for text in (os.environ.get("XDG_RUNTIME_DIR"), f"/run/user/{uid}") if text]
-        base = next((path for path in candidates if _is_ours(path) and len(str(path)) <= 32), None)
-        directory = base / "aiflow" if base is not None else Path(f"/tmp/aiflow-{uid}")
-    try:
-        directory.mkdir(mode=0o700, exist_ok=True, parents=bool(override))
-    except OSError as exc:
-        raise PortError(f"{directory}: {exc.strerror}; set AIFLOW_RUNTIME_DIR to a directory of yours") from exc
-    if not _is_ours(directory) or directory.stat().st_mode & 0o077:
-        raise PortError(
-            f"{directory} must be a directory of yours that nobody else can enter: remove it, or chmod 700 it, "
-            "or set AIFLOW_RUNTIME_DIR to another"
-        )
-    if len(str(directory)) > 40:
-        raise PortError(f"{directory}: too long for a socket's path (40 characters); set AIFLOW_RUNTIME_DIR to another")
-    return directory
-
-
-def _place(endpoint: Endpoint) -> Path:
-    return runtime_directory() / f"{endpoint.scheme}-{endpoint.target}"
-
-
-class _Name:
-    """A receiver's claim to an endpoint's name: a locked file, and the directory of its sockets."""
-
-    def __init__(self, endpoint: Endpoint) -> None:
-        self.directory = _place(endpoint)
-        path = self.directory / "lock"
-        deadline = time.monotonic() + _TEARDOWN
-        while True:
-            self.directory.mkdir(mode=0o700, exist_ok=True)
-            try:
-                self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            except FileNotFoundError:
-                continue  # its last owner was just removing the directory
-            try:
-                fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                owner = os.read(self.fd, 32).decode("ascii", "replace").strip()
-                os.close(self.fd)
-                if time.monotonic() < deadline:
-                    time.sleep(0.01)
-                    continue
-                raise PortError(
-                    f"{endpoint}: another receiver has this name (process {owner or 'unknown'}); "
-                    "close that one, or choose another name"
-                ) from None
-            try:
-                if os.path.samestat(os.fstat(self.fd), os.stat(path)):
-                    break
-            except FileNotFoundError:
-                pass
-            os.close(self.fd)  # it was unlinked between our open and our lock
-        # the name is ours: what else lies here was left by a process that was killed
-        for left in self.directory.iterdir():
-            if left != path:
-                left.unlink(missing_ok=True)
-        os.ftruncate(self.fd, 0)
-        os.pwrite(self.fd, f"{os.getpid()}\n".encode(), 0)
-
-    def close(self) -> None:
-        shutil.rmtree(self.directory, ignore_errors=True)  # while the lock is held
-        os.close(self.fd)
 
 
 # ----------------------------------------------------------------------------------------------------------- messages
@@ -213,46 +74,7 @@ def _read(sock: socket.socket) -> dict[str, Any] | None:
     return message if isinstance(message, dict) else None
 
 
-# -------------------------------------------------------------------------------------------------------------- ports
-
-
-def _open_receiving(driver: Driver, label: str, path: str, number: int, frame_size: int, pool: Any) -> Any:
-    serial = f"aiflow{_eal.next_serial()}"
-    ring = driver.ring_size
-    if driver.name == "memif":
-        devargs = (
-            f"role=server,id={number},socket={path},socket-abstract=no,bsize={frame_size},rsize={ring.bit_length() - 1}"
-        )
-        return _eal.Port.open(
-            label, f"net_memif_{serial}", devargs, pool, frame_size=frame_size, nb_rxd=ring, nb_txd=ring
-        )
-    return _eal.Port.open(
-        label,
-        f"net_vhost_{serial}",
-        f"iface={path},queues=1",
-        pool,
-        frame_size=frame_size,
-        rx_ring=ring,
-        tx_window=ring,
-    )
-
-
-def _open_sending(driver: Driver, label: str, path: str, number: int, frame_size: int, ring: int, pool: Any) -> Any:
-    serial = f"aiflow{_eal.next_serial()}"
-    if driver.name == "memif":
-        devargs = (
-            f"role=client,id={number},socket={path},socket-abstract=no,bsize={frame_size},rsize={ring.bit_length() - 1}"
-        )
-        return _eal.Port.open(
-            label, f"net_memif_{serial}", devargs, pool, frame_size=frame_size, nb_rxd=ring, nb_txd=ring
-        )
-    devargs = f"path={path},queues=1,queue_size={ring},mrg_rxbuf=0"
-    return _eal.Port.open(
-        label, f"net_virtio_user_{serial}", devargs, pool, frame_size=frame_size, nb_rxd=ring, nb_txd=ring
-    )
-
-
-def _links_up(ports: list[Any]) -> bool:
+def _links_up(ports: list[_eal.Port]) -> bool:
     return all(port.link()[0] for port in ports)
 
 
@@ -268,8 +90,7 @@ class _Connection:
     peer: int = 0
     state: str = "hello"  # → "offered" → "joining" → "up"
     deadline: float = field(default_factory=lambda: time.monotonic() + _HANDSHAKE)
-    ports: list[Any] = field(default_factory=list)
-    paths: list[str] = field(default_factory=list)
+    ports: list[_eal.Port] = field(default_factory=list)
     hurry: Any = None  # the interrupt thread runs often while this is set
 
 
@@ -313,7 +134,7 @@ class Rendezvous:
         self._failed = failed
         self._connections: list[_Connection] = []
         self._listeners: dict[socket.socket, Endpoint] = {}
-        self._names: dict[Endpoint, _Name] = {}
+        self._names: dict[Endpoint, Claim] = {}
         self._awaited: dict[Endpoint, tuple[float, float]] = {}  # sender: endpoint → (time of next attempt, pause)
         self._peers = itertools.count(1)
         self._closing = False
@@ -405,21 +226,22 @@ class Rendezvous:
                     self._hear_sender(connection, message)
                 else:
                     self._hear_receiver(connection, message)
-            except (KeyError, TypeError, ValueError, IndexError) as exc:
-                if not isinstance(exc, AiflowError):  # not a peer of this version: nothing to learn from it
-                    exc = PortError(f"{connection.endpoint}: the peer's message is not understood ({exc!r})")
-                self._refuse(connection, exc)
             except AiflowError as exc:
                 self._refuse(connection, exc)
+            except (KeyError, TypeError, ValueError, IndexError) as exc:
+                what = (
+                    f"{connection.endpoint}: the peer's message is not understood ({exc!r}); use the same aiflow there"
+                )
+                self._refuse(connection, PortError(what))
 
-    def _refuse(self, connection: _Connection, exc: Exception) -> None:
+    def _refuse(self, connection: _Connection, exc: AiflowError) -> None:
         """Both sides learn why; a receiver goes on for its other senders, a sender keeps the error for `send`."""
         if self._role == "receiver":
             _write(connection.sock, {"refused": str(exc)})
         self._part(connection)
         if self._role == "sender":
             self._awaited.pop(connection.endpoint, None)
-            self._failed(exc if isinstance(exc, AiflowError) else PortError(str(exc)))
+            self._failed(exc)
 
     def _up(self, connection: _Connection) -> None:
         connection.state = "up"
@@ -450,9 +272,10 @@ class Rendezvous:
         if connection.state == "up":
             self._detach(list(connection.ports), connection.peer)
         for port in connection.ports:
-            port.close()
-        for path in connection.paths:
-            Path(path).unlink(missing_ok=True)
+            if self._role == "receiver":
+                close_receiving(port)
+            else:
+                port.close()
         connection.ports.clear()
         connection.sock.close()
         if self._role == "sender" and not self._closing:
@@ -486,7 +309,7 @@ class Rendezvous:
     # ---------------------------------------------------------------------------------------------- receiver's side
 
     def _listen(self, endpoint: Endpoint) -> None:
-        name = self._names[endpoint] = _Name(endpoint)
+        name = self._names[endpoint] = Claim(endpoint)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         self._listeners[listener] = endpoint
         listener.bind(str(name.directory / "control"))
@@ -533,16 +356,12 @@ class Rendezvous:
         pool = self._pool_for(frame_size, -1, nb_ports, False)
         directory = self._names[endpoint].directory
         places = []
+        which = f"@{connection.peer}" if connection.peer > 1 else ""
         for number in range(nb_ports):
-            # memif: one socket a connection, an id a port; vhost: a socket a port
-            suffix = "" if driver.name == "memif" else f".{number}"
-            path = str(directory / f"{connection.peer}{suffix}")
-            places.append([path, number])
-            connection.paths.append(path)
-            label = f"{endpoint.scheme}:{endpoint.target}#{number}" + (
-                f"@{connection.peer}" if connection.peer > 1 else ""
-            )
-            connection.ports.append(_open_receiving(driver, label, path, number, frame_size, pool))
+            label = f"{endpoint.scheme}:{endpoint.target}#{number}{which}"
+            port, path, identity = open_receiving(driver, label, directory, frame_size, pool)
+            connection.ports.append(port)
+            places.append([path, identity])
         connection.hurry = _eal.connecting()
         connection.hurry.__enter__()
         connection.state = "offered"
@@ -563,7 +382,7 @@ class Rendezvous:
             return
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         try:
-            sock.connect(str(_place(endpoint) / "control"))
+            sock.connect(str(place(endpoint) / "control"))
         except OSError:
             sock.close()
             return
@@ -597,7 +416,7 @@ class Rendezvous:
             label = f"{endpoint.scheme}:{endpoint.target}#{number}"
             ring = int(message["ring_size"])
             try:
-                port = _open_sending(driver, label, str(path), int(identity), frame_size, ring, pool)
+                port = open_sending(driver, label, str(path), int(identity), frame_size, ring, pool)
             except PortError:
                 if _read(connection.sock) is None:  # the receiver died in between: try the next one
                     self._part(connection)
@@ -605,13 +424,3 @@ class Rendezvous:
                 raise
             connection.ports.append(port)
         connection.state = "joining"
-
-
-def live_names() -> Iterator[tuple[str, int]]:
-    """Names with a receiver on this host, of this user: (endpoint, process id)."""
-    for lock in sorted(runtime_directory().glob("*/lock")):
-        with contextlib.suppress(OSError, ValueError):
-            pid = int(lock.read_text())
-            if Path(f"/proc/{pid}").exists():
-                scheme, _, target = lock.parent.name.partition("-")
-                yield f"{scheme}:{target}", pid

@@ -1,0 +1,175 @@
+"""Which DPDK drivers join two processes of one host, and how their ports are opened on each side."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import _eal
+from .errors import ConfigError
+from .names import runtime_directory
+
+__all__ = ["DRIVERS", "Driver", "close_receiving", "driver_of", "open_receiving", "open_sending"]
+
+
+@dataclass(frozen=True)
+class Driver:
+    """A pair of DPDK drivers that joins two processes of one host.
+
+    Attributes
+    ----------
+    name : str
+        As in an endpoint.
+    receiver, sender : str
+        DPDK driver on each side.
+    frame_size : int
+        Default largest frame, bytes.
+    max_frame_size : int
+        What the driver can do.
+    ring_size : int
+        Frames a ring holds, a power of two.
+    sender_needs_eal_memory : bool
+        The receiver reads the sender's mbufs where they are.
+    """
+
+    name: str
+    receiver: str
+    sender: str
+    frame_size: int
+    max_frame_size: int
+    ring_size: int
+    sender_needs_eal_memory: bool
+
+
+DRIVERS = {
+    # one copy on each core; frames and rings small enough to stay in cache
+    "memif": Driver("memif", "net_memif", "net_memif", 16384, 65000, 256, False),
+    "vhost": Driver("vhost", "net_vhost", "net_virtio_user", 9216, 65000, 1024, True),
+}
+"""What can serve a shared-memory endpoint."""
+
+
+def driver_of(scheme: str) -> Driver:
+    """What serves ``local:``, ``memif:`` or ``vhost:``; AIFLOW_LOCAL=vhost chooses another for ``local:``."""
+    name = scheme
+    if scheme == "local":
+        name = os.environ.get("AIFLOW_LOCAL") or "memif"
+        if name not in DRIVERS:
+            raise ConfigError(f"AIFLOW_LOCAL={name!r}: local endpoints are served by {' or '.join(DRIVERS)}")
+    return DRIVERS[name]
+
+
+# ---------------------------------------------------------------------------------------------------- memif's server
+
+_lock = threading.Lock()
+_memif_socket = ""  # all server ports of this process listen on it, each with an id of its own: see Port.park
+_memif_ports: set[_eal.Port] = set()
+
+
+def _memif_path() -> str:
+    global _memif_socket
+    if not _memif_socket or not Path(_memif_socket).exists():
+        _memif_socket = str(runtime_directory() / f"sock-{os.getpid()}-{_eal.next_serial()}")
+    return _memif_socket
+
+
+@atexit.register
+def _unlink_socket() -> None:
+    if _memif_socket.rpartition("/")[2].startswith(f"sock-{os.getpid()}-"):
+        with contextlib.suppress(OSError):
+            Path(_memif_socket).unlink()
+
+
+def open_receiving(
+    driver: Driver, label: str, directory: Path, frame_size: int, pool: _eal.Mempool
+) -> tuple[_eal.Port, str, int]:
+    """Open a receiver's port.
+
+    Parameters
+    ----------
+    driver : Driver
+    label : str
+        The port's name in tables.
+    directory : Path
+        The endpoint's own.
+    frame_size : int
+        Bytes.
+    pool : Mempool
+
+    Returns
+    -------
+    port : Port
+    path : str
+        Socket that the sender's port connects to.
+    identity : int
+        memif's number of the port on that socket.
+
+    Raises
+    ------
+    PortError
+    """
+    number = _eal.next_serial()
+    ring = driver.ring_size
+    if driver.name == "vhost":
+        path = str(directory / f"vhost-{number}")
+        port = _eal.Port.open(
+            label,
+            f"net_vhost_aiflow{number}",
+            f"iface={path},queues=1",
+            pool,
+            frame_size=frame_size,
+            rx_ring=ring,
+            tx_window=ring,
+        )
+        return port, path, number
+    with _lock:
+        path = _memif_path()
+        devargs = _memif_devargs("server", path, number, frame_size, ring)
+        port = _eal.Port.open(
+            label, f"net_memif_aiflow{number}", devargs, pool, frame_size=frame_size, nb_rxd=ring, nb_txd=ring
+        )
+        _memif_ports.add(port)
+        _eal.unpark()
+    return port, path, number
+
+
+def close_receiving(port: _eal.Port) -> None:
+    """Close what `open_receiving` opened."""
+    with _lock:
+        if port in _memif_ports:
+            _memif_ports.remove(port)
+            if not _memif_ports:
+                port.park()
+                return
+    port.close()
+
+
+def open_sending(
+    driver: Driver, label: str, path: str, identity: int, frame_size: int, ring: int, pool: _eal.Mempool
+) -> _eal.Port:
+    """Open a sender's port to what a receiver's `open_receiving` returned; `ring` frames in each direction.
+
+    Raises
+    ------
+    PortError
+        If nobody listens there, among others.
+    """
+    number = _eal.next_serial()
+    if driver.name == "memif":
+        device = f"net_memif_aiflow{number}"
+        devargs = _memif_devargs("client", path, identity, frame_size, ring)
+    else:
+        device = f"net_virtio_user_aiflow{number}"
+        # without merging receive buffers a frame is one mbuf
+        devargs = f"path={path},queues=1,queue_size={ring},mrg_rxbuf=0"
+    return _eal.Port.open(label, device, devargs, pool, frame_size=frame_size, nb_rxd=ring, nb_txd=ring)
+
+
+def _memif_devargs(role: str, path: str, identity: int, frame_size: int, ring: int) -> str:
+    return (
+        f"role={role},id={identity},socket={path},socket-abstract=no,bsize={frame_size},rsize={ring.bit_length() - 1}"
+    )

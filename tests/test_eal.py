@@ -1,0 +1,485 @@
+"""The control plane: DPDK's environment, mempools and ports. Faults 47 (hugepages), 50 (fork), 51 (second start)."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import mmap
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import aiflow.errors
+from aiflow import _eal
+from aiflow.errors import AiflowError, ConfigError, EalError, PoolExhausted, PortError
+
+HUGEPAGES = Path("/proc/sys/vm/nr_hugepages")
+root = pytest.mark.root
+
+
+def run(code: str, *, prefix: tuple[str, ...] = (), **environment: str) -> str:
+    """Run `code` in a process of its own, with this project first on its path; returns what it printed."""
+    done = subprocess.run(
+        [*prefix, sys.executable, "-c", textwrap.dedent(code)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+# ---------------------------------------------------------------------------------------------------------------- EAL
+
+
+def test_importing_starts_nothing() -> None:
+    out = run("""
+        import threading, os
+        import numpy  # has threads of its own
+        before = len(os.listdir('/proc/self/task'))
+        from aiflow import _eal
+        print(_eal.started(), _eal.memory_mode(), threading.active_count(), len(os.listdir('/proc/self/task')) - before)
+    """)
+    assert out.split() == ["False", "None", "1", "0"]
+
+
+def test_start_leaves_affinity_limits_and_stderr_alone() -> None:
+    out = run("""
+        import os, resource, threading
+        from aiflow import _eal
+        cpu = min(os.sched_getaffinity(0))
+        before = os.sched_getaffinity(0), resource.getrlimit(resource.RLIMIT_NOFILE)
+        _eal.start()
+        seen = []
+        thread = threading.Thread(target=lambda: seen.append(os.sched_getaffinity(0)))
+        thread.start(); thread.join()
+        assert (os.sched_getaffinity(0), resource.getrlimit(resource.RLIMIT_NOFILE)) == before
+        assert seen == [before[0]], 'a thread started later inherits a pin'
+        print(_eal.started(), _eal.memory_mode())
+    """)
+    assert out.split()[0] == "True"
+    assert out.split()[1] in ("hugepages", "no-huge")
+
+
+def test_start_within_a_narrow_affinity_mask_keeps_it() -> None:
+    cpu = str(max(os.sched_getaffinity(0)))
+    out = run(
+        "import os; from aiflow import _eal; _eal.start(); print(*os.sched_getaffinity(0))", prefix=("taskset", "-c", cpu)
+    )
+    assert out.split() == [cpu]
+
+
+def test_start_leaves_nothing_in_the_runtime_directory() -> None:
+    out = run("""
+        import os
+        from aiflow import _eal, eal_arguments
+        _eal.start()
+        print([path.name for path in eal_arguments._runtime_root().glob(f'aiflow-{os.getpid()}-*')])
+    """)
+    assert out.strip() == "[]"
+
+
+def test_memory_mode_can_be_forced_and_a_wrong_one_is_named() -> None:
+    assert run("from aiflow import _eal; _eal.start(); print(_eal.memory_mode())", AIFLOW_MEMORY="no-huge") == "no-huge\n"
+    out = run(
+        """
+        from aiflow import _eal
+        try:
+            _eal.start()
+        except Exception as exc:
+            print(type(exc).__name__, exc)
+        """,
+        AIFLOW_MEMORY="lots",
+    )
+    assert "AIFLOW_MEMORY='lots'" in out
+
+
+@contextlib.contextmanager
+def hugepages(count: int) -> Iterator[None]:
+    """The system with `count` hugepages; skips where the kernel gives none."""
+    before = HUGEPAGES.read_text()
+    try:
+        HUGEPAGES.write_text(str(count))
+        if int(HUGEPAGES.read_text()) != count:
+            pytest.skip(f"the kernel gives no {count} hugepages")
+        yield
+    finally:
+        HUGEPAGES.write_text(before)
+
+
+def hugepages_free() -> int:
+    (line,) = (line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("HugePages_Free"))
+    return int(line.split()[1])
+
+
+START = """
+    from aiflow import _eal
+    _eal.start()
+    pool = _eal.Mempool('p', 256, 2048)
+    port, other = _eal.Port.open_ring_pair('r', pool)
+    print(_eal.memory_mode())
+"""
+
+
+@root
+def test_fault_47_no_hugepages() -> None:
+    with hugepages(0):
+        assert run(START) == "no-huge\n"
+        out = run(
+            """
+            from aiflow import _eal
+            from aiflow.errors import EalError
+            try:
+                _eal.start()
+            except EalError as exc:
+                print(exc)
+            """,
+            AIFLOW_MEMORY="hugepages",
+        )
+        assert "vm.nr_hugepages" in out
+
+
+@root
+def test_fault_47_hugepages_are_used_and_given_back_even_by_kill_9() -> None:
+    with hugepages(64):
+        assert run(START) == "hugepages\n"
+        out = run("import os, signal\n" + textwrap.dedent(START) + "pid = os.fork()\nprint(pid)")
+        assert out.startswith("hugepages")
+        process = subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(START) + "import time, sys; sys.stdout.flush(); time.sleep(60)"],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            stdout=subprocess.PIPE,
+        )
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"hugepages\n"
+            assert hugepages_free() < 64
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+        assert hugepages_free() == 64
+
+
+@root
+def test_fault_47_hugepages_exhausted() -> None:
+    with hugepages(64):
+        held = mmap.mmap(-1, 40 << 21, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x40000)
+        try:
+            assert hugepages_free() < 64 or int(HUGEPAGES.read_text()) == 64  # reserved, not yet touched
+            held[:: 2 << 20] = b"x" * 40
+            assert hugepages_free() == 24
+            assert run(START) == "no-huge\n"
+        finally:
+            held.close()
+        out = run("""
+            from aiflow import _eal
+            from aiflow.errors import PoolExhausted
+            _eal.start()
+            try:
+                _eal.Mempool('large', 65536, 4096)
+            except PoolExhausted as exc:
+                print(_eal.memory_mode(), exc)
+        """)
+        assert out.startswith("hugepages mempool large: 65536 mbufs")
+
+
+@root
+def test_fault_47_stale_hugepage_files(tmp_path: Path) -> None:
+    with hugepages(64):
+        subprocess.run(["mount", "-t", "hugetlbfs", "none", str(tmp_path)], check=True)
+        try:
+            stale = tmp_path / "rtemap_0"
+            with stale.open("wb+") as file:
+                file.truncate(60 << 21)
+                with mmap.mmap(file.fileno(), 60 << 21) as mapping:
+                    mapping[:: 2 << 20] = b"x" * 60
+            assert hugepages_free() == 4  # nobody runs, and they are gone
+            assert run(START) == "no-huge\n"
+            assert stale.exists()  # not ours to remove
+            stale.unlink()
+            assert run(START) == "hugepages\n"
+        finally:
+            subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def test_fault_47_stale_runtime_directories_are_removed() -> None:
+    from aiflow import eal_arguments
+
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    runtime = eal_arguments._runtime_root()
+    stale, alive = runtime / f"aiflow-{dead.pid}-abc", runtime / f"aiflow-{os.getpid()}-test"
+    for path in (stale, alive):
+        path.mkdir(parents=True)
+    try:
+        (stale / "config").write_bytes(b"x")
+        run("from aiflow import _eal; _eal.start()")
+        assert not stale.exists()
+        assert alive.exists()
+    finally:
+        alive.rmdir()
+
+
+def test_fault_50_forked_child_gets_an_error_and_the_parent_goes_on() -> None:
+    out = run("""
+        import os
+        from aiflow import _eal
+        from aiflow.errors import EalError
+        pool = _eal.Mempool('p', 256, 2048)
+        port, other = _eal.Port.open_ring_pair('r', pool)
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                _eal.Mempool('q', 256, 2048)
+            except EalError as exc:
+                code = 0 if 'spawn' in str(exc) else 2
+            try:
+                port.stats()
+                code = 3
+            except EalError:
+                pass
+            port.close()            # does nothing
+            del pool, port, other   # nor does this
+            os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert port.stats()['ipackets'] == 0 and port.is_open
+        port.close()
+        other.close()
+        print('parent goes on')
+    """)
+    assert out == "parent goes on\n"
+
+
+def test_fault_50_a_child_of_a_process_without_ports_can_have_its_own() -> None:
+    out = run("""
+        import os
+        from aiflow import _eal
+        pid = os.fork()
+        if pid == 0:
+            _eal.Mempool('q', 256, 2048)
+            os._exit(0)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    """)
+    assert out == "0\n"
+
+
+def test_fault_51_second_start_does_nothing() -> None:
+    out = run("""
+        import os
+        from aiflow import _eal
+        _eal.start()
+        threads = len(os.listdir('/proc/self/task'))
+        _eal.start()
+        assert len(os.listdir('/proc/self/task')) == threads
+        print(_eal.memory_mode())
+    """)
+    assert out.strip()
+
+
+FOREIGN = """
+    import ctypes
+    from aiflow import _eal
+    from aiflow.errors import EalError
+    path = next(line.split()[-1] for line in open('/proc/self/maps') if '/librte_eal.so' in line)
+    eal = ctypes.CDLL(path)
+    words = [b'foreign', b'--no-huge', b'--no-shconf', b'--no-pci', b'--no-telemetry', b'-m', b'32', b'--lcores', b'0@0']
+    argv = (ctypes.c_char_p * len(words))(*words)
+"""
+
+
+def test_fault_51_started_by_foreign_code() -> None:
+    code = (
+        FOREIGN
+        + """
+    assert eal.rte_eal_init(len(words), argv) >= 0
+    for _ in range(2):
+        try:
+            _eal.start()
+        except EalError as exc:
+            print(exc)
+    assert not _eal.started()
+    """
+    )
+    out = run(code)
+    assert out.count("already started in this process by other code") == 2
+
+
+def test_fault_51_foreign_code_comes_second() -> None:
+    code = (
+        FOREIGN
+        + """
+    pool = _eal.Mempool('p', 256, 2048)
+    assert eal.rte_eal_init(len(words), argv) < 0
+    print(_eal.Mempool('q', 256, 2048).in_use)
+    """
+    )
+    assert run(code) == "0\n"
+
+
+def test_threads_that_poll_can_register_once() -> None:
+    out = run("""
+        import threading
+        from aiflow import _eal
+        seen = []
+        def poll():
+            seen.extend((_eal.register_thread(), _eal.register_thread()))
+            _eal.unregister_thread()
+        for _ in range(300):  # more than DPDK has lcores: each is given back
+            thread = threading.Thread(target=poll)
+            thread.start(); thread.join()
+        print(seen == [True, False] * 300)
+    """)
+    assert out == "True\n"
+
+
+# ------------------------------------------------------------------------------------------------------------ mempools
+
+
+def test_mempool_holds_what_was_asked_and_gives_its_memory_back() -> None:
+    gc.collect()
+    before = {id(pool) for pool in _eal.mempools()}
+    for own_memory in (False, True):
+        pool = _eal.Mempool("sized", 1024, 9014, own_memory=own_memory)
+        assert (pool.nb_mbufs, pool.data_room, pool.in_use) == (1024, 9014, 0)
+        del pool
+    gc.collect()
+    assert {id(pool) for pool in _eal.mempools()} <= before
+
+
+def test_mempools_on_own_memory_are_larger_than_the_eal_heap_and_unmapped_at_the_end() -> None:
+    def mapped() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[0]) * mmap.PAGESIZE
+
+    _eal.Mempool("first", 64, 2048, own_memory=True)
+    gc.collect()
+    before = mapped()
+    pool = _eal.Mempool("large", 20000, 65000 - 128, own_memory=True)
+    assert mapped() - before > 1200 << 20
+    del pool
+    gc.collect()
+    assert mapped() - before < 16 << 20
+
+
+@pytest.mark.parametrize(("nb_mbufs", "data_room"), [(0, 2048), (16, 63), (16, 65408)])
+def test_mempools_of_impossible_sizes_are_refused(nb_mbufs: int, data_room: int) -> None:
+    with pytest.raises(ConfigError, match="mempool odd"):
+        _eal.Mempool("odd", nb_mbufs, data_room)
+
+
+def test_a_mempool_that_does_not_fit_says_so_and_leaves_nothing() -> None:
+    out = run("""
+        from aiflow import _eal
+        from aiflow.errors import PoolExhausted
+        for _ in range(3):
+            try:
+                _eal.Mempool('large', 60000, 60000)
+            except PoolExhausted as exc:
+                print(exc)
+        _eal.Mempool('small', 4096, 9014)
+    """, AIFLOW_MEMORY="no-huge")
+    assert out.count("AIFLOW_EAL_MEMORY") == 3
+
+
+# --------------------------------------------------------------------------------------------------------------- ports
+
+
+@pytest.fixture
+def pool() -> Iterator[_eal.Mempool]:
+    pool = _eal.Mempool("test", 1024, 2048, own_memory=True)
+    yield pool
+    assert pool.in_use == 0
+
+
+def test_ring_pair_opens_and_closes(pool: _eal.Mempool) -> None:
+    before = _eal.nb_ports()
+    for port in _eal.Port.open_ring_pair("r", pool):
+        assert port.driver == "net_ring"
+        assert len(port.mac) == 6
+        assert port.mac != bytes(6)
+        assert port.link() == (True, None)
+        assert port.frame_size == 2048
+        assert port.stats()["opackets"] == 0
+        assert port.xstats()
+        port.close()
+        port.close()
+        with pytest.raises(PortError, match="closed"):
+            port.stats()
+    assert _eal.nb_ports() == before
+
+
+def test_a_process_has_32_ports_at_most_and_gets_them_back(pool: _eal.Mempool) -> None:
+    ports: list[_eal.Port] = []
+    before = _eal.nb_ports()
+    try:
+        while len(ports) < 32:
+            ports.extend(_eal.Port.open_ring_pair(f"r{len(ports)}", pool, nb_rxd=64))
+    except PortError as exc:
+        assert "32 ports at most" in str(exc)
+        assert before  # noqa: PT017
+    with pytest.raises(PortError, match="32 ports at most"):
+        _eal.Port.open_ring_pair("one too many", pool)
+    for port in ports:
+        port.close()
+    assert _eal.nb_ports() == before
+
+
+def test_ports_leave_no_descriptor_thread_or_socket_behind(pool: _eal.Mempool, tmp_path: Path) -> None:
+    def cycle(number: int) -> None:
+        path = tmp_path / f"{number}.sock"
+        port = _eal.Port.open(
+            "m", f"net_memif_test{number}", f"role=server,id=0,socket={path},socket-abstract=no,bsize=2048,rsize=8", pool,
+            frame_size=2048, nb_rxd=256, nb_txd=256,
+        )
+        assert (port.gated, port.frame_size, port.rx_ring, port.link()[0]) == (True, 2048, 256, False)
+        port.close()
+
+    cycle(0)
+
+    def open_files() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    files, threads = open_files(), len(os.listdir("/proc/self/task"))
+    for number in range(1, 40):
+        cycle(number)
+    assert (open_files(), len(os.listdir("/proc/self/task"))) == (files, threads)
+
+
+def test_a_port_that_does_not_open_says_why_and_leaves_nothing(pool: _eal.Mempool) -> None:
+    before = _eal.nb_ports()
+    with pytest.raises(PortError, match="DPDK says: .*nosuch"):
+        _eal.Port.open("nosuch", "net_nosuch0", "", pool)
+    with pytest.raises(PortError, match="does not open"):
+        _eal.Port.open("p", "net_af_packet_test", "iface=nosuchif", pool)
+    assert _eal.nb_ports() == before
+
+
+# -------------------------------------------------------------------------------------------------------------- errors
+
+
+def test_errors_are_the_contracts_and_survive_pickling() -> None:
+    bases = {
+        "ConfigError": ValueError,
+        "EalError": AiflowError,
+        "PortError": AiflowError,
+        "PeerLost": ConnectionError,
+        "SliceTimeout": TimeoutError,
+        "PoolExhausted": MemoryError,
+        "IntegrityError": AiflowError,
+    }
+    for name, base in bases.items():
+        kind = getattr(aiflow.errors, name)
+        assert issubclass(kind, AiflowError)
+        assert issubclass(kind, base)
+        error = pickle.loads(pickle.dumps(kind("why", delivered=None, delivered_by={"a": True})))
+        assert (str(error), error.delivered, error.delivered_by) == ("why", None, {"a": True})
+    assert issubclass(EalError, AiflowError)
+    assert issubclass(PoolExhausted, MemoryError)
