@@ -160,8 +160,10 @@ def test_captured_data_frames_are_the_element(capture: Path) -> None:
         if wire.Aiflow not in packet or packet[wire.Aiflow].kind != 1:
             continue
         head = packet[wire.Aiflow]
-        pieces[head.seq] = wire.payload_of(packet)
         numbers.append((packet[wire.Transport].path, packet[wire.Transport].number))
+        if head.element != 0:
+            continue
+        pieces[head.seq] = wire.payload_of(packet)
         if head.end:
             last.add(head.seq)
     assert len(numbers) == len(set(numbers))  # a packet number is never used twice
