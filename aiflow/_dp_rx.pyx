@@ -253,6 +253,8 @@ cdef class RxLoop(Loop):
         self.rx.keeps_mbufs = keeps_mbufs
         self.rx.release = release_mbuf
         self.rx.epoch = int.from_bytes(os.urandom(8), "big") | 1
+        # A receiver that comes back must not mint its predecessor's numbers: senders would not see the difference.
+        self.rx.next_session = int.from_bytes(os.urandom(4), "big")
         self.rx.peer_timeout_ns = int(peer_timeout * 1e9)
         self.rx.clock_offset_ns = time.time_ns() - time.monotonic_ns()
         self.agent.state = self.rx

@@ -145,6 +145,15 @@ af_tx_on_hello(struct af_tx *tx, struct af_tx_port *port, const struct af_frame 
 		return AF_OK;
 	if (AF_BE16(h.frame_size) < AF_MIN_FRAME + 64)
 		return AF_DROP_HELLO;
+	c.epoch = AF_BE64(h.epoch);
+	c.session = AF_BE32(h.session);
+	if (tx->open && c.epoch != tx->epoch) {
+		if (strcmp(c.name, tx->receiver))
+			return AF_OK;
+		af_tx_lose_session(tx, AF_TX_RESTARTED, now); /* it has come back as another */
+	} else if (tx->open && c.session != tx->session) {
+		af_tx_lose_session(tx, AF_TX_RESTARTED, now); /* it has dropped us for silence and counts us as new */
+	}
 	if (AF_BE16(h.frame_size) < port->path_size) {
 		if (tx->fixed_frame_size) {
 			tx->trouble = AF_TX_MTU;
@@ -160,14 +169,7 @@ af_tx_on_hello(struct af_tx *tx, struct af_tx_port *port, const struct af_frame 
 	c.port = AF_BE16(h.port);
 	c.nb_paths = AF_BE16(h.nb_paths);
 	c.window = AF_BE32(h.window);
-	c.session = AF_BE32(h.session);
-	c.epoch = AF_BE64(h.epoch);
 	c.keeps_mbufs = h.keeps_mbufs;
-	if (tx->open && c.epoch != tx->epoch) {
-		if (strcmp(c.name, tx->receiver))
-			return AF_OK;
-		af_tx_lose_session(tx, AF_TX_RESTARTED, now);
-	}
 	for (i = 0; i < port->nb_candidates; i++)
 		if (port->candidates[i].epoch == c.epoch && port->candidates[i].port == c.port)
 			break;
@@ -180,11 +182,8 @@ af_tx_on_hello(struct af_tx *tx, struct af_tx_port *port, const struct af_frame 
 	port->candidates[i] = c;
 	if (!tx->first_answer_ns)
 		tx->first_answer_ns = now;
-	if (tx->open && c.session != tx->session) {
-		/* The receiver has dropped us for silence and counts us as new. */
-		af_tx_lose_session(tx, AF_TX_RESTARTED, now);
-	} else if (tx->open && !port->open &&
-		   (port->p.point_to_point || now - port->answered_ns >= AF_DISCOVERY_NS)) {
+	if (tx->open && !port->open &&
+	    (port->p.point_to_point || now - port->answered_ns >= AF_DISCOVERY_NS)) {
 		af_tx_open_path(tx, port);
 	}
 	if (tx->open)

@@ -26,7 +26,9 @@ af_rx_open_session(struct af_rx *rx, uint64_t sender, const uint8_t *mac, const 
 			}
 	if (rx->nb_sessions == AF_SESSIONS || !(session = calloc(1, sizeof *session)))
 		return NULL;
-	session->id = rx->next_session++;
+	do
+		session->id = rx->next_session++;
+	while (session->id == 0 || af_rx_session_of(rx, session->id)); /* 0 is nobody's */
 	session->sender = sender;
 	session->heard_ns = now;
 	session->asked = session->granted = session->done = 1;
