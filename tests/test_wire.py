@@ -51,7 +51,13 @@ def test_fields_stand_at_the_offsets_of_the_design(kind, payload, fields) -> Non
     assert frame[0:6] == DST
     assert frame[6:12] == SRC
     assert struct.unpack_from("!HBIIQHB", frame, 12) == (
-        0x88B5, 1 << 4 | kind, fields["element"], fields["seq"], fields["timestamp_ns"], 20 + len(payload), fields["end"],
+        0x88B5,
+        1 << 4 | kind,
+        fields["element"],
+        fields["seq"],
+        fields["timestamp_ns"],
+        20 + len(payload),
+        fields["end"],
     )
     session, slice_id, path, high, low, crc = struct.unpack_from("!IIHHII", frame, 34)
     assert (session, slice_id, path) == (fields["session"], fields["slice"], fields["path"])

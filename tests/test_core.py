@@ -1,0 +1,120 @@
+"""The two state machines against each other, in plain C, on a simulated network and clock (tests/core/exchange.c).
+
+Built by the test itself with the sanitizers on. Every run is checked in C; here each scenario also shows that its fault
+took place.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.unit
+
+ROOT = Path(__file__).resolve().parent.parent
+SEEDS = 8
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+FLAGS = [*SANITIZERS, *"-std=gnu11 -O1 -g -Wall -Wextra -Wno-unused-parameter -pthread -I".split(), str(ROOT / "include")]
+
+Outcome = dict[str, Any]
+
+
+def compiled(source: str, target: Path, *flags: str) -> Path:
+    gcc = shutil.which("gcc")
+    if gcc is None:
+        pytest.skip("no gcc here")
+    subprocess.run([gcc, *FLAGS, *flags, str(ROOT / "tests/core" / source), "-o", str(target)], check=True, timeout=120)
+    return target
+
+
+@pytest.fixture(scope="session")
+def exchange(tmp_path_factory) -> Path:
+    return compiled("exchange.c", tmp_path_factory.mktemp("core") / "exchange")
+
+
+def run(program: Path, *options: str) -> Outcome:
+    # Of its own sanitizers, not those of the Python that runs us.
+    environment = {"ASAN_OPTIONS": "detect_leaks=1", "UBSAN_OPTIONS": "print_stacktrace=1"}
+    ran = subprocess.run(
+        [str(program), *options], capture_output=True, text=True, timeout=100, env=environment, check=False
+    )
+    assert ran.returncode == 0, f"{' '.join(options)}\n{ran.stdout}{ran.stderr}"
+    return json.loads(ran.stdout)
+
+
+def run_seeds(program: Path, options: str, seeds: int = SEEDS) -> list[Outcome]:
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(lambda seed: run(program, *options.split(), f"seed={seed}"), range(1, seeds + 1)))
+
+
+def network(outcome: Outcome, what: str) -> int:
+    return outcome["network"][what]
+
+
+# what happens; how it shows; the longest that a run may take in simulated milliseconds
+SCENARIOS: dict[str, tuple[str, Callable[[Outcome], bool], float]] = {
+    "nothing": ("", lambda o: network(o, "lost") == o["again"] == 0, 300),
+    "loss_of_a_hundredth": ("loss=100", lambda o: network(o, "lost") > 0 and o["again"] > 0, 600),
+    "loss_of_a_tenth": ("loss=1000", lambda o: network(o, "lost") > 20, 3000),
+    "loss_of_three_tenths": ("loss=3000", lambda o: network(o, "lost") > 100, 8000),
+    "loss_in_bursts": ("loss=200 burst=30", lambda o: network(o, "lost") > 0, 3000),
+    "every_frame_twice": ("dup=10000", lambda o: network(o, "doubled") > 100, 300),
+    "flipped_bits": ("corrupt=200", lambda o: network(o, "damaged") > 5 and o["drops"].get("11", 0) > 0, 1000),
+    "frames_overtake_each_other": ("jitter_us=100", lambda o: o["spurious"] > 0, 600),
+    "small_elements": ("small=1 loss=100 dup=500 jitter_us=30", lambda o: network(o, "sent") > 100, 3000),
+    "elements_without_bytes": ("zero=2 loss=100", lambda o: network(o, "sent") > 0, 600),
+    "elements_stay_in_their_frames": ("keep=1 loss=100 small=1", lambda o: network(o, "lost") > 0, 1000),
+    "two_senders": ("senders=2 loss=50 jitter_us=30", lambda o: o["delivered"] == 24, 3000),
+    "four_senders": ("senders=4 slices=6 loss=50", lambda o: o["delivered"] == 24, 3000),
+    "first_and_last_frame_lost": (
+        "first_lost=1 last_lost=1", lambda o: network(o, "first") == 1 and network(o, "last") > 3, 1000,
+    ),
+    "feedback_lost_for_50_ms": ("mute_ms=50", lambda o: network(o, "muted") > 5, 300),
+    "a_path_dies": ("die_ms=1 die_way=3 bytes=200000", lambda o: network(o, "cut") > 10 and o["again"] > 0, 1000),
+    "a_path_dies_one_way": ("die_ms=1 die_way=1 bytes=200000", lambda o: network(o, "cut") > 10, 1000),
+    "a_path_dies_the_other_way": ("die_ms=1 die_way=2 bytes=200000", lambda o: network(o, "cut") > 2, 1000),
+    "some_are_cancelled": ("cancel=3 loss=100", lambda o: o["failed"] > 0, 1000),
+    "grants_wait_for_memory": ("memory_kb=2000 hold_ms=5 senders=2 loss=20", lambda o: o["waited"] > 0, 3000),
+    "the_receiver_restarts": ("rx_restart_ms=1 bytes=200000 loss=50", lambda o: o["receivers"] == 2, 5000),
+    "a_sender_restarts": ("tx_restart_ms=1 senders=2 loss=50", lambda o: o["delivered"] > 12, 5000),
+    "receive_rings_are_small": ("ring=32 ports=8 bytes=200000", lambda o: network(o, "sent") > 1000, 600),
+}
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_nothing_is_lost_when(exchange, name) -> None:
+    options, took_place, longest_ms = SCENARIOS[name]
+    outcomes = run_seeds(exchange, options)
+    assert any(took_place(outcome) for outcome in outcomes), outcomes[0]
+    if name not in ("some_are_cancelled", "the_receiver_restarts", "a_sender_restarts"):
+        assert not any(outcome["failed"] for outcome in outcomes)
+    assert max(outcome["ms"] for outcome in outcomes) < longest_ms
+    assert not any(network(outcome, "overflowed") for outcome in outcomes)
+
+
+def test_losses_are_repaired_one_for_one(exchange) -> None:
+    """A frame is sent again because it was lost, not on suspicion: spurious ones stay below a hundredth."""
+    outcomes = run_seeds(exchange, "loss=100 slices=40", 8)
+    assert sum(outcome["spurious"] for outcome in outcomes) <= 0.01 * sum(outcome["again"] for outcome in outcomes)
+    assert sum(outcome["again"] for outcome in outcomes) <= 1.2 * sum(network(o, "lost") for o in outcomes)
+
+
+def test_the_same_seed_is_the_same_run(exchange) -> None:
+    options = ("loss=300", "jitter_us=50", "dup=100", "senders=2", "seed=9")
+    assert run(exchange, *options) == run(exchange, *options)
+
+
+@pytest.mark.parametrize("flags", [(), ("-msse4.2",)], ids=["portable", "sse4.2"])
+def test_crc32c_with_and_without_the_instruction(tmp_path, flags) -> None:
+    """Both ways give RFC 3720's values and agree with the bitwise definition for every length and alignment."""
+    if flags and "sse4_2" not in Path("/proc/cpuinfo").read_text():
+        pytest.skip("this CPU has no SSE4.2")
+    program = compiled("crc.c", tmp_path / "crc", *flags)
+    subprocess.run([str(program)], check=True, timeout=100)
