@@ -1,5 +1,5 @@
 #!/bin/bash
-# Runs the unit tests on a build with GCC's sanitizers, kept in build/sanitize beside the ordinary one.
+# Runs the tests marked unit or sanitize on a build with GCC's sanitizers, kept in build/sanitize beside the ordinary one.
 #
 # Usage: tools/sanitize.sh [PYTEST ARGUMENT …]       AIFLOW_SANITIZE=address,undefined chooses which
 set -euo pipefail
@@ -25,4 +25,4 @@ export PYTHONPATH=$lib PYTHONSAFEPATH=1 PYTHONMALLOC=malloc
 LD_PRELOAD=$preload $python -c '
 import aiflow, sys
 assert aiflow.__file__.startswith(sys.argv[1]), aiflow.__file__' "$lib"
-LD_PRELOAD=$preload exec $python -m pytest -m "unit and not soak" --timeout=600 "$@"
+LD_PRELOAD=$preload exec $python -m pytest -m "(unit or sanitize) and not soak" --timeout=600 "$@"
