@@ -21,7 +21,7 @@ pytestmark = pytest.mark.unit
 ROOT = Path(__file__).resolve().parent.parent
 SEEDS = 8
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
-FLAGS = [*SANITIZERS, *"-std=gnu11 -O1 -g -Wall -Wextra -Wno-unused-parameter -pthread -I".split(), str(ROOT / "include")]
+FLAGS = [*SANITIZERS, "-std=gnu11", "-O1", "-g", "-Wall", "-Wextra", "-Wno-unused-parameter", "-pthread"]
 
 Outcome = dict[str, Any]
 
@@ -30,7 +30,8 @@ def compiled(source: str, target: Path, *flags: str) -> Path:
     gcc = shutil.which("gcc")
     if gcc is None:
         pytest.skip("no gcc here")
-    subprocess.run([gcc, *FLAGS, *flags, str(ROOT / "tests/core" / source), "-o", str(target)], check=True, timeout=120)
+    paths = ["-I", str(ROOT / "include"), str(ROOT / "tests/core" / source), "-o", str(target)]
+    subprocess.run([gcc, *FLAGS, *flags, *paths], check=True, timeout=120)
     return target
 
 
