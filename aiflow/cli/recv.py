@@ -54,10 +54,13 @@ def receive_into(
                 outcome.terminal.say(f"receiving on {', '.join(ports)}; Ctrl-C ends")
                 with outcome.terminal.bar("receiving", None) as bar:
                     _receive(outcome, rx, out, slices, bar)
+                nb_gone = rx.counters.get("senders_gone", 0)
         finally:
             document.update(files=out.nb_files, nbytes=out.nbytes, renamed=out.renamed, unfinished=out.unfinished())
             for stream, path in out.renamed.items():
                 outcome.terminal.say(f"aiflow: stream {stream!r} was written to {path}", style="yellow")
+    if nb_gone:
+        outcome.fail(f"{count(nb_gone, 'sender')} ended without saying goodbye: files may be missing; send again")
     if document["unfinished"]:
         outcome.fail(f"the end of {', '.join(document['unfinished'])} never came; send again")
     _show(outcome)
@@ -72,9 +75,8 @@ def _receive(outcome: Outcome, rx: Receiver, out: OutDirectory, slices: int | No
             started = time.perf_counter() if started is None else started
             _write(time_slice, out)
             outcome.document["slices"] += 1
-            outcome.document["ports"] = port_rows(
-                rx.port_table
-            )  # while they are up: a sender that closes takes its own
+            rows = port_rows(rx.port_table)
+            outcome.document["ports"] = rows or outcome.document["ports"]  # a sender that has gone took its ports along
             if outcome.document["slices"] == slices:
                 break
     finally:
