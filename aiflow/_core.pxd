@@ -72,8 +72,13 @@ cdef extern from "aiflow/mail.h" nogil:
     void af_mail_notify(af_mail *mail) noexcept
     void af_mail_wait(af_mail *mail, uint64_t seen, uint64_t ns) noexcept
     void af_mail_drain(af_mail *mail) noexcept
-    void af_mail_idle(af_mail *mail, uint64_t idle_ns) noexcept
     uint64_t af_now_ns() noexcept
+
+    struct af_idle:
+        uint64_t worked_ns, sleep_ns
+
+    void af_idle_worked(af_idle *idle, uint64_t now, int work) noexcept
+    void af_idle_wait(af_idle *idle, af_mail *mail, uint64_t now) noexcept
 
 
 cdef extern from "aiflow/faults.h" nogil:

@@ -15,8 +15,8 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from aiflow._core cimport (
     AF_DROP_SEGMENTS, AF_DROP_VLAN, AF_LOSE, AF_NAME_BYTES, AF_REPEAT,
-    af_agent_port, af_fault, af_mail_free, af_mail_idle, af_mail_init, af_mail_notify, af_mail_wait, af_mail_wake,
-    af_mail_drain, af_now_ns,
+    af_agent_port, af_fault, af_idle, af_idle_wait, af_idle_worked, af_mail_drain, af_mail_free, af_mail_init,
+    af_mail_notify, af_mail_wait, af_mail_wake, af_now_ns,
 )
 from aiflow._eal cimport Mempool, Port, af_gate_enter, af_gate_leave, gate, register_thread, unregister_thread
 from aiflow.librte.rte_ethdev cimport rte_eth_rx_burst, rte_eth_tx_burst
@@ -280,7 +280,10 @@ cdef class Loop:
 
     cdef void run(self) noexcept nogil:
         """Poll until the control plane wants attention."""
-        cdef uint64_t now = af_now_ns(), worked = now
+        cdef uint64_t now = af_now_ns()
+        cdef af_idle idle
+        idle.worked_ns = now
+        idle.sleep_ns = 0
         cdef uint32_t i
         cdef int work
         while not aiflow_attention(&self.mail):
@@ -289,7 +292,7 @@ cdef class Loop:
             if aiflow_posted(&self.mail):
                 aiflow_set(self.mail.posted, 0)
                 self.collect(now)
-                work = 1
+                work = BURST
             if self.nb_gated:
                 af_gate_enter(self.gate)
             for i in range(self.nb_ports):
@@ -305,9 +308,9 @@ cdef class Loop:
                 aiflow_unlock(&self.mail)
                 work += 1
             if work:
-                worked = now
+                af_idle_worked(&idle, now, work)
             else:
-                af_mail_idle(&self.mail, now - worked)
+                af_idle_wait(&idle, &self.mail, now)
                 now = af_now_ns()
 
     cdef int poll(self, uint32_t index, uint64_t now) noexcept nogil:

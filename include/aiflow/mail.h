@@ -132,26 +132,42 @@ af_mail_drain(struct af_mail *mail)
 		return; /* it was empty */
 }
 
-/* What an idle loop does: spin while an answer may be microseconds away, then yield, then sleep, longer and longer. */
+/* What an idle loop does: spin while an answer may be microseconds away, then yield, then sleep, a little longer each
+ * time. Work shortens the sleep by its amount, so that a stream of frames is met awake and a heartbeat is not. */
 #define AF_SPIN_NS 20000ull
 #define AF_YIELD_NS 100000ull
+#define AF_SLEEP_FIRST_NS 20000ull
+#define AF_SLEEP_MOST_NS 1000000ull
+
+struct af_idle {
+	uint64_t worked_ns; /* when the loop last had something to do */
+	uint64_t sleep_ns;  /* how long it will sleep next */
+};
 
 static inline void
-af_mail_idle(struct af_mail *mail, uint64_t idle_ns)
+af_idle_worked(struct af_idle *idle, uint64_t now, int work)
 {
-	if (idle_ns < AF_SPIN_NS) {
+	idle->worked_ns = now;
+	idle->sleep_ns = work < 4 ? idle->sleep_ns / 4 : 0;
+}
+
+static inline void
+af_idle_wait(struct af_idle *idle, struct af_mail *mail, uint64_t now)
+{
+	bool awake = idle->sleep_ns < AF_SLEEP_FIRST_NS;
+
+	if (awake && now - idle->worked_ns < AF_SPIN_NS) {
 		for (int i = 0; i < 16; i++)
 			__asm__ volatile("" ::: "memory");
-	} else if (idle_ns < AF_YIELD_NS) {
+	} else if (awake && now - idle->worked_ns < AF_YIELD_NS) {
 		sched_yield();
-	} else if (idle_ns < 5000000ull) {
-		af_mail_sleep(mail, 30000);
-	} else if (idle_ns < 100000000ull) {
-		af_mail_sleep(mail, 100000);
-	} else if (idle_ns < 2000000000ull) {
-		af_mail_sleep(mail, 300000);
 	} else {
-		af_mail_sleep(mail, 1000000);
+		idle->sleep_ns += idle->sleep_ns / 8;
+		if (idle->sleep_ns < AF_SLEEP_FIRST_NS)
+			idle->sleep_ns = AF_SLEEP_FIRST_NS;
+		if (idle->sleep_ns > AF_SLEEP_MOST_NS)
+			idle->sleep_ns = AF_SLEEP_MOST_NS;
+		af_mail_sleep(mail, idle->sleep_ns);
 	}
 }
 
