@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -239,6 +241,41 @@ def test_a_file_that_never_rests_is_named_and_not_sent(tmp_path: Path, monkeypat
     assert read_all(tree, 1 << 20) == [{"still": b"still"}]
     assert list(tree.unreadable) == ["busy"]
     assert "changed while it was being read" in tree.unreadable["busy"]
+
+
+@pytest.fixture
+def ordinary_user() -> Iterator[None]:
+    """Lay root's powers down for the test, where we have them."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def test_what_may_not_be_read_is_named_and_the_rest_sent(ordinary_user: None) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        root = Path(directory)
+        for name in ("closed", "open"):
+            (root / name).write_bytes(name.encode())
+        (root / "closed").chmod(0)
+        (root / "below").mkdir(mode=0)
+        tree = walk(root)
+        assert read_all(tree, 1 << 20) == [{"open": b"open"}]
+        assert tree.unreadable == {"below": "Permission denied", "closed": "Permission denied"}
+        (root / "below").chmod(0o700)
+
+
+def test_a_directory_that_may_not_be_written_is_an_error_that_says_so(ordinary_user: None) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory, "sub").mkdir(mode=0o500)
+        with OutDirectory(Path(directory)) as out:
+            with pytest.raises(WriteError, match="sub/a: Permission denied; check who may write"):
+                out.write("sub/a", b"a")
+            assert str(out.write("b", b"b")) == "b"  # and the next is written
 
 
 def test_a_pipe_that_took_a_files_place_does_not_hang_the_reader(tmp_path: Path) -> None:

@@ -283,6 +283,27 @@ def test_a_waiting_sender_is_interrupted_at_once(aiflow: Any, endpoint: str, tre
     assert len(document["not_delivered"]) == 7
 
 
+def test_fault_43_a_killed_senders_half_file_is_removed_and_ends_with_1(
+    aiflow: Any, endpoint: str, tmp_path: Path
+) -> None:
+    (tmp_path / "source").mkdir()
+    with open(tmp_path / "source" / "big", "wb") as file:
+        file.truncate(8 << 30)  # sparse: more than can arrive before the kill
+    out = tmp_path / "out"
+    recv = aiflow("recv", out, "--ports", endpoint, "--json")
+    send = aiflow("send", tmp_path / "source", "--ports", endpoint, "--slice-bytes", "4MiB", "--json")
+    deadline = time.monotonic() + DEADLINE
+    while not any(path.stat().st_size > 4 << 20 for path in out.glob(".aiflow-*.part")):
+        assert send.process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    send.process.kill()
+    received = recv.ends(1)
+    assert received["unfinished"] == ["big"]
+    assert received["error"]["message"]
+    assert list(out.iterdir()) == []
+
+
 def test_ports_lists_what_can_be_used(aiflow: Any) -> None:
     document = aiflow("ports", "--json").ends(0)
     usable = {row["endpoint"].partition(":")[0]: row["usable"] for row in document["endpoints"]}

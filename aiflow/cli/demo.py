@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import os
 import secrets
 import statistics
 from collections.abc import Iterator
@@ -49,7 +48,7 @@ def run_demo(outcome: Outcome, images: int, nb_ports: int, seconds: float, repor
     names = [photo.name for photo in chosen]
     nbytes = sum(photo.nbytes for photo in chosen)
 
-    endpoint = f"local:demo-{os.getpid()}-{secrets.token_hex(4)}*{nb_ports}"
+    endpoint = f"local:demo-{secrets.token_hex(4)}*{nb_ports}"
     run = _Run(outcome.terminal, len(names), nbytes)
     with _peers(endpoint, photo_set.directory, names, seconds) as peers:
         for message in _messages(peers):
