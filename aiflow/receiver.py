@@ -13,7 +13,7 @@ from .config import parse_endpoints, parse_size
 from .errors import ConfigError, PoolExhausted, SliceTimeout
 from .paths import PortSet
 from .report import PortTable, port_table
-from .sender import _seconds
+from .sender import MBUFS_PER_PORT, _seconds
 from .slices import TimeSlice
 from .waiting import Waiting
 
@@ -120,13 +120,13 @@ class Receiver:
         self._closed = False
 
     def _pool_for(self, frame_size: int, socket_id: int, nb_ports: int, needs_eal_memory: bool) -> Mempool:
-        nb_mbufs = nb_ports * (4095 if frame_size <= 4096 else 1023)
+        nb_mbufs = nb_ports * MBUFS_PER_PORT
         if self.assemble:
             return Mempool(f"rx-{frame_size}", nb_mbufs, frame_size, socket_id, not needs_eal_memory)
         # Kept mbufs are the elements' memory: one pool of that size for all ports with frames of this size.
         if frame_size not in self._pools:
             kept = self.memory // (frame_size + MBUF_OVERHEAD) + 1
-            pool = Mempool(f"kept-{frame_size}", kept + 8 * nb_mbufs, frame_size, socket_id, not needs_eal_memory)
+            pool = Mempool(f"kept-{frame_size}", kept + 8 * MBUFS_PER_PORT, frame_size, socket_id, not needs_eal_memory)
             self._pools[frame_size] = pool
             self._loop.mbuf_bytes = max(self._loop.mbuf_bytes, frame_size + MBUF_OVERHEAD)
         return self._pools[frame_size]

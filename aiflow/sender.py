@@ -20,6 +20,9 @@ from .waiting import Waiting
 
 __all__ = ["Sender", "Ticket"]
 
+MBUFS_PER_PORT = 3071
+"""Both rings of a port (1024 each at the most, which virtio fills up front), what is staged, and the caches."""
+
 GOODBYE_S = 0.5
 """How long `close` waits for the receiver's answer to our BYE."""
 
@@ -181,7 +184,7 @@ class Sender:
         self._closed = False
 
     def _pool_for(self, frame_size: int, socket_id: int, nb_ports: int, needs_eal_memory: bool) -> Mempool:
-        nb_mbufs = nb_ports * (4095 if frame_size <= 4096 else 1023)
+        nb_mbufs = nb_ports * MBUFS_PER_PORT
         return Mempool(f"tx-{frame_size}", nb_mbufs, frame_size, socket_id, not needs_eal_memory)
 
     # ---- sending ----
