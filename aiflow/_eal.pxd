@@ -21,7 +21,7 @@ cdef class Port:
     cdef readonly bint copies         # tx_burst copies the frame
     cdef readonly bint multi_segs     # tx_burst takes chained mbufs
     cdef readonly bint is_open
-    cdef bint is_plugged              # stopped, and not removed yet
+    cdef bint is_plugged              # the device is on its bus
     cdef readonly Mempool mempool     # receives into this; kept alive by the port
     cdef str bus
     cdef str device
@@ -29,3 +29,4 @@ cdef class Port:
     cdef int side                     # which of the two this one is
 
     cdef _configure(self, Mempool mempool, frame_size, int nb_rxd, int nb_txd, rx_ring, tx_window, mark)
+    cdef _start(self, mark)

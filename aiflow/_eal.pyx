@@ -26,6 +26,7 @@ from aiflow.librte.rte_ring cimport (
     RING_F_SC_DEQ, RING_F_SP_ENQ, rte_ring, rte_ring_create, rte_ring_dequeue_burst, rte_ring_free,
 )
 
+import atexit
 import itertools
 import os
 import threading
@@ -63,6 +64,14 @@ def _forked():
 
 
 os.register_at_fork(after_in_child=_forked)
+
+cdef bint process_ends = False  # ports that nobody closed go with the process
+
+
+@atexit.register
+def _at_exit():
+    global process_ends
+    process_ends = True
 
 
 # --------------------------------------------------------------------------------------------------------------- ports
@@ -191,15 +200,18 @@ cdef class Port:
                 if rc < 0:
                     _unplug(bus_b, device_b)
                     raise error(PortError, rc, f"{name}: {device} is not an Ethernet port", mark)
+                port.is_plugged = True
                 try:
                     port._configure(mempool, frame_size, nb_rxd, nb_txd, rx_ring, tx_window, mark)
                 except BaseException:
+                    port.is_plugged = False
                     _unplug(bus_b, device_b)
                     raise
             finally:
                 if gated:
                     with nogil:
-                        af_gate_release(gate(), port.is_open)
+                        af_gate_release(gate(), port.is_plugged)
+            port._start(mark)
         return port
 
     @staticmethod
@@ -254,6 +266,7 @@ cdef class Port:
                         port._configure(
                             mempool if side == 0 or other is None else other, None, nb_rxd, nb_rxd, nb_rxd - 1,
                             nb_rxd - 1, mark)
+                        port._start(mark)
                     except BaseException:
                         _unplug(b"vdev", port.device.encode())
                         raise
@@ -265,7 +278,7 @@ cdef class Port:
         return tuple(ports)
 
     cdef _configure(self, Mempool mempool, frame_size, int nb_rxd, int nb_txd, rx_ring, tx_window, mark):
-        """Configure, set up one queue each way, start, and learn what the port can do."""
+        """Configure, set up one queue each way, and learn what the port can do."""
         cdef rte_eth_dev_info dev_info
         cdef rte_eth_conf conf
         cdef rte_ether_addr mac
@@ -318,10 +331,6 @@ cdef class Port:
             memcpy(mac.addr_bytes, <const char *>random_mac, 6)
             rte_eth_dev_default_mac_addr_set(port_id, &mac)  # a driver that cannot still sends ours
         self.mac = (<unsigned char *>mac.addr_bytes)[:6]
-        with nogil:
-            rc = rte_eth_dev_start(port_id)
-        if rc < 0:
-            raise error(PortError, rc, f"{self.name}: {self.driver} does not start", mark)
         if frame_size is None:
             if rte_eth_dev_get_mtu(port_id, &mtu) < 0 or mtu == 0:
                 mtu = 1500
@@ -330,7 +339,18 @@ cdef class Port:
         self.rx_ring = rx_ring if rx_ring is not None else rx_descriptors
         self.tx_window = tx_window if tx_window is not None else tx_descriptors
         self.mempool = mempool
-        self.is_open = True
+
+    cdef _start(self, mark):
+        """Start; outside the hold, for a memif client waits in here until the server's interrupt thread accepts."""
+        cdef uint16_t port_id = self.port_id
+        cdef int rc
+        with nogil:
+            rc = rte_eth_dev_start(port_id)
+        self.is_plugged = self.is_open = True
+        if rc < 0:
+            failure = error(PortError, rc, f"{self.name}: {self.driver} does not start", mark)
+            self.close()
+            raise failure
 
     def close(self):
         """Stop and remove the port. The data plane must have let go of it. Does nothing when closed already."""
@@ -383,7 +403,7 @@ cdef class Port:
         self.rings = None
 
     def __dealloc__(self):
-        if self.is_open or self.is_plugged:
+        if (self.is_open or self.is_plugged) and not process_ends:
             self.close()
 
     def adopt(self, Mempool mempool):

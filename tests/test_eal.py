@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from subprocesses import environment, run
 
 import aiflow.errors
 from aiflow import _eal
@@ -22,19 +23,6 @@ from aiflow.errors import AiflowError, ConfigError, EalError, PoolExhausted, Por
 
 HUGEPAGES = Path("/proc/sys/vm/nr_hugepages")
 root = pytest.mark.root
-
-
-def run(code: str, *, prefix: tuple[str, ...] = (), **environment: str) -> str:
-    """Run `code` in a process of its own, with this project first on its path; returns what it printed."""
-    done = subprocess.run(
-        [*prefix, sys.executable, "-c", textwrap.dedent(code)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **environment},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
 
 
 # ---------------------------------------------------------------------------------------------------------------- EAL
@@ -72,7 +60,8 @@ def test_start_leaves_affinity_limits_and_stderr_alone() -> None:
 def test_start_within_a_narrow_affinity_mask_keeps_it() -> None:
     cpu = str(max(os.sched_getaffinity(0)))
     out = run(
-        "import os; from aiflow import _eal; _eal.start(); print(*os.sched_getaffinity(0))", prefix=("taskset", "-c", cpu)
+        "import os; from aiflow import _eal; _eal.start(); print(*os.sched_getaffinity(0))",
+        prefix=("taskset", "-c", cpu),
     )
     assert out.split() == [cpu]
 
@@ -88,7 +77,9 @@ def test_start_leaves_nothing_in_the_runtime_directory() -> None:
 
 
 def test_memory_mode_can_be_forced_and_a_wrong_one_is_named() -> None:
-    assert run("from aiflow import _eal; _eal.start(); print(_eal.memory_mode())", AIFLOW_MEMORY="no-huge") == "no-huge\n"
+    assert (
+        run("from aiflow import _eal; _eal.start(); print(_eal.memory_mode())", AIFLOW_MEMORY="no-huge") == "no-huge\n"
+    )
     out = run(
         """
         from aiflow import _eal
@@ -155,7 +146,7 @@ def test_fault_47_hugepages_are_used_and_given_back_even_by_kill_9() -> None:
         assert out.startswith("hugepages")
         process = subprocess.Popen(
             [sys.executable, "-c", textwrap.dedent(START) + "import time, sys; sys.stdout.flush(); time.sleep(60)"],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            env=environment(),
             stdout=subprocess.PIPE,
         )
         try:
@@ -376,7 +367,8 @@ def test_mempools_of_impossible_sizes_are_refused(nb_mbufs: int, data_room: int)
 
 
 def test_a_mempool_that_does_not_fit_says_so_and_leaves_nothing() -> None:
-    out = run("""
+    out = run(
+        """
         from aiflow import _eal
         from aiflow.errors import PoolExhausted
         for _ in range(3):
@@ -385,7 +377,9 @@ def test_a_mempool_that_does_not_fit_says_so_and_leaves_nothing() -> None:
             except PoolExhausted as exc:
                 print(exc)
         _eal.Mempool('small', 4096, 9014)
-    """, AIFLOW_MEMORY="no-huge")
+    """,
+        AIFLOW_MEMORY="no-huge",
+    )
     assert out.count("AIFLOW_EAL_MEMORY") == 3
 
 
@@ -424,7 +418,7 @@ def test_a_process_has_32_ports_at_most_and_gets_them_back(pool: _eal.Mempool) -
             ports.extend(_eal.Port.open_ring_pair(f"r{len(ports)}", pool, nb_rxd=64))
     except PortError as exc:
         assert "32 ports at most" in str(exc)
-        assert before  # noqa: PT017
+        assert before
     with pytest.raises(PortError, match="32 ports at most"):
         _eal.Port.open_ring_pair("one too many", pool)
     for port in ports:
@@ -436,8 +430,13 @@ def test_ports_leave_no_descriptor_thread_or_socket_behind(pool: _eal.Mempool, t
     def cycle(number: int) -> None:
         path = tmp_path / f"{number}.sock"
         port = _eal.Port.open(
-            "m", f"net_memif_test{number}", f"role=server,id=0,socket={path},socket-abstract=no,bsize=2048,rsize=8", pool,
-            frame_size=2048, nb_rxd=256, nb_txd=256,
+            "m",
+            f"net_memif_test{number}",
+            f"role=server,id=0,socket={path},socket-abstract=no,bsize=2048,rsize=8",
+            pool,
+            frame_size=2048,
+            nb_rxd=256,
+            nb_txd=256,
         )
         assert (port.gated, port.frame_size, port.rx_ring, port.link()[0]) == (True, 2048, 256, False)
         port.close()

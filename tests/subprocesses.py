@@ -1,0 +1,36 @@
+"""Code under test in processes of their own: what it starts dies with it, whatever happens to the test."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """The environment of a test process: it finds what this process can import."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **variables}
+
+
+def run(code: str, *arguments: str, prefix: tuple[str, ...] = (), timeout: float = 60, **variables: str) -> str:
+    """Run `code` to its end and return what it printed; `prefix` is a command in front, such as ``ip netns exec``."""
+    done = subprocess.run(
+        [*prefix, sys.executable, "-c", textwrap.dedent(code), *arguments],
+        env=environment(**variables),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+    assert done.returncode == 0, (done.returncode, done.stdout[-1000:], done.stderr[-3000:])
+    return done.stdout
+
+
+def wait_for(condition: Callable[[], object], what: str, seconds: float = 20) -> None:
+    """Poll `condition` until it holds; fail after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
+        time.sleep(0.005)
