@@ -11,10 +11,10 @@ import threading
 import weakref
 
 from libc.string cimport memcpy, memset
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
 from aiflow._core cimport (
-    AF_DROP_SEGMENTS, AF_DROP_VLAN, AF_LOSE, AF_NAME_BYTES, AF_REPEAT,
+    AF_LOSE, AF_NAME_BYTES, AF_REPEAT,
     af_agent_port, af_fault, af_idle, af_idle_wait, af_idle_worked, af_mail_drain, af_mail_free, af_mail_init,
     af_mail_notify, af_mail_wait, af_mail_wake, af_now_ns,
 )
@@ -23,7 +23,7 @@ from aiflow.librte.rte_ethdev cimport rte_eth_rx_burst, rte_eth_tx_burst
 from aiflow.librte.rte_mbuf cimport (
     rte_mbuf, rte_pktmbuf_alloc, rte_pktmbuf_free, rte_pktmbuf_free_bulk, rte_pktmbuf_mtod,
 )
-from aiflow.errors import AiflowError, ConfigError, EalError, PortError
+from aiflow.errors import ConfigError, EalError, PortError
 
 cdef extern from "rte_mbuf.h" nogil:
     uint64_t RTE_MBUF_F_RX_VLAN
@@ -373,13 +373,13 @@ cdef class Loop:
         """Let the fault shim have the frame that was staged last."""
         cdef rte_mbuf *m = port.staged[port.count - 1]
         cdef rte_mbuf *copy
-        cdef uint32_t i
+        cdef uint32_t _i
         cdef int verdict = af_fault(&self.faults, rte_pktmbuf_mtod(m), m.pkt_len, now)
         if verdict == AF_LOSE:
             rte_pktmbuf_free(m)
             port.count -= 1
         elif verdict == AF_REPEAT:
-            for i in range(1, self.faults.copies):
+            for _i in range(1, self.faults.copies):
                 copy = rte_pktmbuf_alloc(port.pool) if port.count < BURST else NULL
                 if copy == NULL:
                     return
@@ -393,8 +393,8 @@ cdef class Loop:
 def inject(Port port, frames):
     """Send raw frames out of a port that no loop polls, and return how many the driver took.
 
-    For tests and diagnosis: the frames (bytes) go out as they are, whatever is in them. Each needs an mbuf of the port's
-    own pool.
+    For tests and diagnosis: the frames (bytes) go out as they are, whatever is in them. Each needs an mbuf of the
+    port's own pool.
     """
     cdef rte_mbuf *m
     cdef bytes frame
@@ -402,7 +402,7 @@ def inject(Port port, frames):
     cdef bint gated = port.gated
     for frame in frames:
         if len(frame) > port.mempool.data_room:
-            raise ConfigError(f"a frame of {len(frame)} bytes does not fit the port's mbufs of {port.mempool.data_room}")
+            raise ConfigError(f"a frame of {len(frame)} bytes is more than the port's mbufs hold: send smaller ones")
         m = rte_pktmbuf_alloc(port.mempool.ptr)
         if m == NULL:
             break

@@ -13,7 +13,7 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
 from aiflow._core cimport (
-    AF_TX_DONE, AF_TX_FAILED, af_agent_port, af_now_ns, af_mail_notify, af_mail_wake, af_span, af_tx, af_tx_busy,
+    AF_TX_DONE, af_agent_port, af_now_ns, af_mail_notify, af_mail_wake, af_span, af_tx,
     af_tx_detach, af_tx_enqueue, af_tx_fail_all, af_tx_init, af_tx_next_frame, af_tx_on_frame, af_tx_port, af_tx_slice,
     af_tx_tick,
 )

@@ -189,7 +189,9 @@ class _Runs:
         if len(encoded) > 0xFFFF:
             raise ConfigError(f"the dtype {form.dtype} takes {len(encoded)} bytes to describe: 65535 is the most")
         self.encoded.append(
-            _RUN.pack(self._count, form.nbytes, self._first, stream is None, 0, len(name), len(encoded)) + name + encoded
+            _RUN.pack(self._count, form.nbytes, self._first, stream is None, 0, len(name), len(encoded))
+            + name
+            + encoded
         )
         self._count = 0
 

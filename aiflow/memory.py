@@ -37,4 +37,5 @@ def empty(shape: int | tuple[int, ...], dtype: Any = np.uint8) -> np.ndarray[Any
     memory = mmap.mmap(-1, count * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
-    return np.frombuffer(memory, np.uint8).view(dtype).reshape(axes)
+    array: np.ndarray[Any, Any] = np.frombuffer(memory, np.uint8).view(dtype).reshape(axes)
+    return array

@@ -174,13 +174,13 @@ class Receiver:
         return self._take(found)
 
     def _look(self, found: list[Any], timeout: float | None) -> bool:
-        """Is there a slice, or a reason to stop waiting?"""
+        """Whether there is a slice, or a reason to stop waiting."""
         incoming = self._loop.pop()
         if incoming is not None:
             found.append(incoming)
             return True
         nbytes, seconds = self._loop.starving
-        if nbytes and seconds > STARVED_S * 0.9 or (nbytes and timeout is not None and seconds > timeout * 0.9):
+        if nbytes and seconds > 0.9 * min(STARVED_S, STARVED_S if timeout is None else timeout):
             raise self._exhausted(nbytes)
         if self._ports.error is not None:
             raise self._ports.error
@@ -266,12 +266,12 @@ class Receiver:
     @property
     def progress(self) -> tuple[int, int]:
         """Bytes so far, and in all, of the slice that is being received."""
-        return self._loop.progress  # type: ignore[no-any-return]
+        return self._loop.progress
 
     @property
     def memory_used(self) -> int:
         """Bytes of `memory` that slices hold now, granted ones included."""
-        return self._loop.store.used  # type: ignore[no-any-return]
+        return self._loop.store.used
 
     def describe(self) -> list[dict[str, Any]]:
         """Which driver serves each endpoint."""
@@ -317,5 +317,3 @@ class Receiver:
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"{self._loop.nb_sessions} senders"
         return f"<Receiver {self.name!r} on {', '.join(map(str, self.endpoints))}: {state}>"
-
-

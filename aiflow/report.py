@@ -192,7 +192,9 @@ class PortTable:
     def __repr__(self) -> str:
         cells = self._cells()
         widths = [max(len(line[k]) for line in cells) for k in range(len(self._SHOWN))]
-        return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in cells)
+        return "\n".join(
+            "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in cells
+        )
 
     def _repr_html_(self) -> str:
         head, *rows = self._cells()

@@ -44,6 +44,8 @@ class Plan:
     Attributes
     ----------
     policy : str
+    nbytes : int
+        Of the slice.
     port_mask : int
         Bit i: port i may carry the slice.
     reasons : tuple of str
@@ -51,6 +53,7 @@ class Plan:
     """
 
     policy: str
+    nbytes: int
     port_mask: int
     reasons: tuple[str, ...]
 
@@ -102,4 +105,4 @@ def plan(policy: str, nbytes: int, ports: Sequence[PortState]) -> Plan:
         else f"port {port.index}: no live path now; joins in when it has one"
         for port in ports
     )
-    return Plan(policy, ALL_PORTS, reasons)
+    return Plan(policy, nbytes, ALL_PORTS, reasons)

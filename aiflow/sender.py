@@ -150,7 +150,7 @@ class Sender:
         self.name = name if name is not None else f"{socket.gethostname()}-{os.getpid()}"[-60:]
         self.peer_timeout = _seconds(peer_timeout, "peer_timeout")
         if slice_ms is not None:
-            raise ConfigError("slice_ms= belongs to put(), which is not there yet: collect the elements and send() them")
+            raise ConfigError("slice_ms= belongs to put(), which is not there yet: use send()")
         if not callable(partition) and partition not in ("balanced", "by_stream"):
             raise ConfigError(f"partition={partition!r} is unknown: use 'balanced', 'by_stream' or a callable")
         if to is not None and not isinstance(to, str):
@@ -256,7 +256,7 @@ class Sender:
         plan = self._plan(form.nbytes)
         return self._sent(self._loop.post_rows(buffer, count, manifest, plan.port_mask), wait, timeout)
 
-    def put(self, stream: str, buffer: Any, *, copy: bool = True) -> Any:
+    def put(self, stream: str, buffer: Any, *, copy: bool = True) -> Any:  # noqa: ARG002
         """Streaming in slices of `slice_ms`. Not there yet: raises ConfigError."""
         raise ConfigError("put() is not there yet: collect the elements of a time slice and send() them")
 
@@ -360,7 +360,7 @@ class Sender:
     @property
     def receiver(self) -> str | None:
         """Name of the receiver that we are joined to; None before one answered."""
-        return self._loop.receiver  # type: ignore[no-any-return]
+        return self._loop.receiver
 
     @property
     def port_table(self) -> PortTable:
@@ -434,5 +434,3 @@ def _seconds(value: Any, what: str) -> float:
     if not 0 < seconds < 1e6:
         raise ConfigError(f"{what}={value!r}: give seconds, more than 0")
     return seconds
-
-

@@ -67,7 +67,8 @@ class Element(Exporter):
         Between hosts it is as good as their clocks agree; 0 where they disagree by more than an hour or the frame
         seems to have arrived before it was sent.
         """
-        return self._slice._held().latency_ns(self.number)
+        latency: int = self._slice._held().latency_ns(self.number)
+        return latency
 
     @property
     def array(self) -> np.ndarray[Any, Any]:
