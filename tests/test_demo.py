@@ -203,6 +203,45 @@ def test_a_demo_that_loses_a_process_says_so_and_ends_with_1(running_demo: Runni
     assert all(gone(pid) for pid in peers.values())
 
 
+def test_fault_56_a_cache_that_cannot_be_written_is_said_with_the_way_out(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_bytes(b"")  # a file where the directory should go: stops root, too
+    run = subprocess.run(
+        [sys.executable, "-m", "aiflow", "demo", "--json"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")},
+        cwd=tmp_path,
+    )
+    assert run.returncode == 1, run.stderr
+    assert "XDG_CACHE_HOME" in json.loads(run.stdout)["error"]["message"]
+
+
+def test_a_report_in_a_missing_directory_is_bad_usage(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "aiflow", "demo", "--report", str(tmp_path / "missing" / "report.png")]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert run.returncode == 2, run.stderr
+    assert "there is no such directory" in run.stderr
+
+
+def test_ctrl_c_while_photographs_are_made_ends_quietly(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "aiflow", "demo"]
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env=environment, cwd=tmp_path, start_new_session=True
+    ) as demo:
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob("aiflow/.photos-*/*.jpg")):
+            assert demo.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        os.killpg(demo.pid, signal.SIGINT)  # as a terminal does
+        _, stderr = demo.communicate(timeout=60)
+    assert demo.returncode == 130
+    assert "aiflow: interrupted" in stderr
+    assert "Traceback" not in stderr
+    assert list((tmp_path / "aiflow").iterdir()) == []
+
+
 def test_the_demo_needs_its_extra_and_says_so(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(
         "import importlib.util as u\n"

@@ -12,7 +12,10 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
+import click
+
 from aiflow.cli import demo_peers, photos
+from aiflow.cli.children import deaf_to_interrupts
 from aiflow.cli.extras import require
 from aiflow.cli.figures import bytes_text, count, print_table, rate_text
 from aiflow.cli.outcome import Bar, Outcome, Terminal
@@ -41,9 +44,9 @@ def run_demo(outcome: Outcome, images: int, nb_ports: int, seconds: float, repor
         The picture to write.
     """
     require("PIL", "matplotlib")
-    with outcome.terminal.bar("making photographs", photos.NB_PHOTOS, in_bytes=False) as bar:
-        photo_set = photos.photo_set(progress=bar.show)
-        bar.show(photos.NB_PHOTOS)
+    if not report.absolute().parent.is_dir():
+        raise click.UsageError(f"--report {report}: there is no such directory")
+    photo_set = _photographs(outcome.terminal)
     chosen = photo_set.photos[:images]
     names = [photo.name for photo in chosen]
     nbytes = sum(photo.nbytes for photo in chosen)
@@ -73,8 +76,27 @@ def run_demo(outcome: Outcome, images: int, nb_ports: int, seconds: float, repor
 
     from aiflow.cli.demo_picture import draw
 
-    draw(report, run.thumbnails, run.samples, outcome.document)
+    try:
+        draw(report, run.thumbnails, run.samples, outcome.document)
+    except OSError as error:
+        outcome.document["report"] = None
+        outcome.fail(
+            f"the picture could not be written to {report}: {error.strerror or error}; --report PATH writes elsewhere"
+        )
     _show(outcome, len(names))
+
+
+def _photographs(terminal: Terminal) -> photos.PhotoSet:
+    with terminal.bar("making photographs", photos.NB_PHOTOS, in_bytes=False) as bar:
+        try:
+            photo_set = photos.photo_set(progress=bar.show)
+        except OSError as error:
+            raise AiflowError(
+                f"the photographs could not be kept in {photos.cache_root()}: {error.strerror or error}; "
+                "it takes 140 MB there, or in another directory that XDG_CACHE_HOME names"
+            ) from error
+        bar.show(photos.NB_PHOTOS)
+    return photo_set
 
 
 class _Run:
@@ -149,7 +171,8 @@ def _peers(
         ):
             ours, theirs = spawn.Pipe(duplex=False)
             process = spawn.Process(target=body, args=(theirs, *arguments), name=body.__name__, daemon=True)
-            process.start()
+            with deaf_to_interrupts():
+                process.start()
             theirs.close()
             peers[ours] = process
         yield peers
@@ -221,4 +244,5 @@ def _show(outcome: Outcome, nb_photos: int) -> None:
             f"with {count(len(slices) - 1, 'more slice')}, {total} in all: median {rate_text(median)}, "
             f"{document['slices_identical']} of {len(slices)} slices identical"
         )
-    console.print(f"report: {document['report']}")
+    if document["report"]:
+        console.print(f"report: {document['report']}")

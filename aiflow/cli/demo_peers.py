@@ -89,7 +89,7 @@ def receive_photos(pipe: Connection, endpoint: str, directory: Path, names: list
 def _speaking(pipe: Connection) -> Iterator[Callable[..., None]]:
     """Give a function that sends its arguments through the pipe, from any thread; send the exception that ends us, too.
 
-    Ctrl-C is the parent's to hear; its SIGTERM leaves every ``with`` of ours on the way out.
+    The parent's SIGTERM leaves every ``with`` of ours on the way out.
     """
     lock = threading.Lock()
 
@@ -97,7 +97,6 @@ def _speaking(pipe: Connection) -> Iterator[Callable[..., None]]:
         with lock:
             pipe.send(message)
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     try:
         yield say

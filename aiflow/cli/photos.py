@@ -29,6 +29,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from aiflow.cli.children import deaf_to_interrupts
 from aiflow.cli.extras import require
 
 if TYPE_CHECKING:
@@ -198,9 +199,10 @@ def _make_all(
     made: dict[int, list[Photo]] = {}
     with ProcessPoolExecutor(min(nb_cores, nb_shards), multiprocessing.get_context("spawn")) as pool:
         shards = {}
-        for first, last in pairwise(edges):
-            nbytes = total_bytes * last // nb_photos - total_bytes * first // nb_photos
-            shards[pool.submit(make_shard, directory, seed, first, last, nbytes)] = first
+        with deaf_to_interrupts():  # submitting starts the processes
+            for first, last in pairwise(edges):
+                nbytes = total_bytes * last // nb_photos - total_bytes * first // nb_photos
+                shards[pool.submit(make_shard, directory, seed, first, last, nbytes)] = first
         try:
             for shard in as_completed(shards):
                 made[shards[shard]] = shard.result()
