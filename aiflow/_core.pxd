@@ -212,7 +212,7 @@ cdef extern from "aiflow/rx.h" nogil:
         void (*release)(void *handle) noexcept nogil
         af_store *store
         af_rx_port ports[32]
-        uint32_t nb_ports, nb_sessions, next_session, nb_seen, nb_closed, flowing
+        uint32_t nb_ports, nb_sessions, next_session, nb_seen, nb_closed, nb_gone, flowing
         af_rx_slice *waiting
         af_rx_slice *ready
         af_rx_slice **ready_tail

@@ -11,6 +11,7 @@ import weakref
 from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_FillInfo, PyObject_GetBuffer
 from libc.stdint cimport uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
+from posix.unistd cimport getpid
 
 from aiflow._core cimport (
     AF_HEADER, AF_NB_DROPS, af_agent_port, af_now_ns, af_rx, af_rx_detach, af_rx_free, af_rx_init, af_rx_next_frame,
@@ -75,7 +76,7 @@ cdef class Incoming:
 
     def __dealloc__(self):
         # A forked child has the parent's addresses, not its pools.
-        if self.s != NULL and os.getpid() == self.store.pid:
+        if self.s != NULL and getpid() == self.store.pid:
             with nogil:
                 af_rx_slice_free(self.s, release_mbuf)
 
@@ -364,8 +365,9 @@ cdef class RxLoop(Loop):
         return counts
 
     def counters(self):
-        """Slices, elements and bytes handed over."""
-        return {"slices": self.rx.slices, "elements": self.rx.elements, "bytes": self.rx.bytes}
+        """Slices, elements and bytes handed over; senders that went without a goodbye."""
+        return {"slices": self.rx.slices, "elements": self.rx.elements, "bytes": self.rx.bytes,
+                "senders_gone": self.rx.nb_gone}
 
     def port_rows(self):
         """Counters of every attached port, for the port table."""

@@ -260,7 +260,7 @@ class Receiver:
 
     @property
     def counters(self) -> dict[str, int]:
-        """Frames that were not taken, by reason, and slices, elements and bytes handed over."""
+        """Frames that were not taken, by reason; slices, elements and bytes handed over; senders that went silently."""
         return {**self._loop.drops(), **self._loop.counters()}
 
     @property

@@ -107,7 +107,7 @@ struct af_rx {
 	struct af_rx_port ports[AF_MAX_PORTS];
 	uint32_t nb_ports;
 	struct af_rx_session *sessions[AF_SESSIONS];
-	uint32_t nb_sessions, next_session, nb_seen, nb_closed, flowing;
+	uint32_t nb_sessions, next_session, nb_seen, nb_closed, nb_gone, flowing;
 	struct af_rx_slice *waiting, **waiting_tail;
 	struct af_rx_slice *ready, **ready_tail; /* whole, in order: the engine takes this list */
 	struct af_answer answers[AF_ANSWERS];
@@ -197,8 +197,9 @@ af_rx_drop_slot(struct af_rx *rx, struct af_rx_slot *slot, uint8_t state)
 static inline void
 af_rx_refuse(struct af_rx *rx, struct af_rx_session *session, struct af_rx_slot *slot, uint32_t reason, uint64_t detail)
 {
-	session->voids[session->nb_voids++ % AF_NB_VOIDS] =
-		(struct af_void){.slice = AF_BE32(slot->id), .reason = AF_BE32(reason), .detail = AF_BE64(detail)};
+	if (reason != AF_VOID_CANCELLED) /* that one is its sender's own word */
+		session->voids[session->nb_voids++ % AF_NB_VOIDS] = (struct af_void){
+			.slice = AF_BE32(slot->id), .reason = AF_BE32(reason), .detail = AF_BE64(detail)};
 	session->urgent = true;
 	af_rx_drop_slot(rx, slot, AF_RX_VOID);
 }
@@ -213,7 +214,10 @@ af_rx_forget(struct af_rx *rx, uint32_t index)
 	for (uint32_t i = 0; i < AF_MAX_PORTS; i++)
 		if (session->paths[i].known && rx->ports[session->paths[i].port].nb_paths)
 			rx->ports[session->paths[i].port].nb_paths--;
-	rx->nb_closed += session->spoke && !session->closed;
+	if (session->spoke && !session->closed) {
+		rx->nb_closed++;
+		rx->nb_gone++; /* without a goodbye */
+	}
 	free(session);
 	rx->sessions[index] = rx->sessions[--rx->nb_sessions];
 	rx->changed = true;

@@ -10,6 +10,8 @@
 #include "window.h"
 
 #define AF_TX_SLICES 8u       /* slices that may be under way; large ones two at a time */
+_Static_assert(AF_TX_SLICES <= AF_NB_VOIDS, "a refusal must not be overwritten before its sender has heard of it");
+
 #define AF_CHUNK_VOID 0xffffffffu
 #define AF_HELLO_NS 10000000ull       /* between two HELLOs while searching, */
 #define AF_HELLO_SLOW_NS 100000000ull /* after the first second of it */

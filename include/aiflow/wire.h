@@ -97,7 +97,7 @@ struct __attribute__((packed)) af_void {
 	uint64_t detail;
 };
 
-#define AF_NB_VOIDS 4
+#define AF_NB_VOIDS 8 /* as many as a sender may have under way: none is forgotten before it was heard */
 
 struct __attribute__((packed)) af_report {
 	uint32_t granted;     /* every slice below may flow */
