@@ -314,6 +314,17 @@ def test_ports_lists_what_can_be_used(aiflow: Any) -> None:
     assert "local:NAME" in stdout
 
 
+def test_fault_56_a_full_disk_below_stdout_ends_with_1() -> None:
+    for arguments in (("ports", "--json"), ("ports",), ("--version",)):
+        with open("/dev/full", "w") as full:
+            run = subprocess.run(
+                [sys.executable, "-m", "aiflow", *arguments], stdout=full, stderr=subprocess.PIPE, text=True
+            )
+        assert run.returncode == 1, run.stderr
+        assert "No space left on device" in run.stderr
+        assert "Traceback" not in run.stderr
+
+
 def test_version_and_help(aiflow: Any) -> None:
     stdout, _ = aiflow("--version").text(0)
     assert stdout.startswith("aiflow ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -155,6 +156,10 @@ def run(arguments: Sequence[str] | None = None, invoke: Callable[..., Any] = app
     except (click.Abort, KeyboardInterrupt):
         click.echo("aiflow: interrupted", err=True)
         return 130
+    except OSError as error:  # stdout is full, or nobody reads it any more
+        click.echo(f"aiflow: the result could not be printed: {error.strerror}", err=True)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that what is still buffered does not fail once more at exit
+        return 1
     except click.ClickException as error:
         if "--json" in arguments:
             Terminal(as_json=True).refuse(error.format_message(), error.exit_code)
