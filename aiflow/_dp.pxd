@@ -42,6 +42,7 @@ cdef class Loop:
     cdef object thread
     cdef object requests
     cdef object guard
+    cdef object allowed_cpus   # of the thread that made it
     cdef int pid
     cdef object __weakref__
 

@@ -24,6 +24,7 @@ from aiflow.librte.rte_mbuf cimport (
     rte_mbuf, rte_pktmbuf_alloc, rte_pktmbuf_free, rte_pktmbuf_free_bulk, rte_pktmbuf_mtod,
 )
 from aiflow.errors import ConfigError, EalError, PortError
+from aiflow.numa import settle
 
 cdef extern from "rte_mbuf.h" nogil:
     uint64_t RTE_MBUF_F_RX_VLAN
@@ -90,6 +91,7 @@ cdef class Loop:
     def start(self, name):
         """Begin to poll, in a daemon thread called `name`."""
         self.gate = gate()
+        self.allowed_cpus = os.sched_getaffinity(0)
         self.stopped = False
         self.thread = threading.Thread(target=self._main, name=name, daemon=True)
         self.thread.start()
@@ -197,6 +199,7 @@ cdef class Loop:
         out.point_to_point = port.point_to_point
         out.peer = peer
         out.attached = True
+        self._settle()
         return <int>index
 
     def _remove_port(self, Port port):
@@ -207,8 +210,14 @@ cdef class Loop:
                 self.nb_gated -= self.ports[index].gated
                 self.ports[index].attached = False
                 self.attached_ports[index] = None
+                self._settle()
                 return index
         return -1
+
+    def _settle(self):
+        """Poll from the ports' own NUMA node."""
+        if threading.current_thread() is self.thread:
+            settle([port.socket_id for port in self.attached_ports if port is not None], self.allowed_cpus)
 
     def _free_staged(self, int index):
         cdef loop_port *port = &self.ports[index]
