@@ -27,7 +27,7 @@ SCHEMES = {
 
 _WITH_COUNT = frozenset({"local", "memif", "vhost", "ring"})
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,48}")
-_IFNAME = re.compile(r"[^\s/:,=\x00-\x1f]{1,15}")
+_IFNAME = re.compile(r"[^\s/:,=*\x00-\x1f]{1,15}")
 _DBDF = re.compile(r"(?:([0-9A-Fa-f]{1,8}):)?([0-9A-Fa-f]{1,2}):([0-9A-Fa-f]{1,2})\.([0-7])")
 _VDEV = re.compile(r"[a-z][a-z0-9_]*[A-Za-z0-9_-]*(?:,.*)?")
 _UNITS = {"": 1, "B": 1}

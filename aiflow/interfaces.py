@@ -5,6 +5,8 @@ DPDK's own messages for these faults ("ioctl failed") name neither the cause nor
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import errno
 import fcntl
 import os
@@ -26,8 +28,11 @@ __all__ = [
     "names",
     "network_cards",
     "packet_ring",
+    "quiet_xdp",
     "unacknowledged_frames",
 ]
+
+PCI_DEVICES = Path("/sys/bus/pci/devices")
 
 XDP_FRAME = 3498
 """Largest frame XDP takes in one page, bytes."""
@@ -68,7 +73,7 @@ def names() -> list[str]:
 def network_cards() -> list[str]:
     """PCI addresses of the network cards."""
     found = []
-    for device in sorted(Path("/sys/bus/pci/devices").glob("*")):
+    for device in sorted(PCI_DEVICES.glob("*")):
         try:
             if int((device / "class").read_text(), 16) >> 16 == 0x02:
                 found.append(device.name)
@@ -118,8 +123,9 @@ def _numa_node(device: Path) -> int:
 def claim(endpoint: Endpoint, role: str) -> socket.socket:
     """Take an interface for one sender and one receiver at most; close the socket to give it back.
 
-    Two senders on one interface would share a MAC address, and a receiver could not tell them apart. An abstract socket
-    holds the claim: such names belong to the network namespace, and go with the process.
+    Two senders on one interface would share a MAC address, and a receiver could not tell them apart. An XDP queue has
+    one owner in any case. An abstract socket holds the claim: such names belong to the network namespace, and go with
+    the process.
 
     Raises
     ------
@@ -128,16 +134,26 @@ def claim(endpoint: Endpoint, role: str) -> socket.socket:
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     try:
-        sock.bind(f"\0aiflow/{role}/{endpoint.target}")
+        use = "xdp" if endpoint.scheme == "af_xdp" else role
+        sock.bind(f"\0aiflow/{use}/{endpoint.target}")
     except OSError as exc:
         sock.close()
         if exc.errno == errno.EADDRINUSE:
             raise PortError(
-                f"{endpoint}: busy, another aiflow {role} uses {endpoint.target}; close that one, "
-                "or take another interface"
+                f"{endpoint}: busy, another aiflow {'port' if use == 'xdp' else role} uses {endpoint.target}; "
+                "close that one, or take another interface"
             ) from None
         raise PortError(f"{endpoint}: {exc.strerror}") from exc
     return sock
+
+
+def quiet_xdp() -> None:
+    """Stop libbpf and libxdp from printing, unless AIFLOW_LOG=debug: they report what they merely tried first."""
+    if os.environ.get("AIFLOW_LOG") == "debug":
+        return
+    for library in ("libbpf", "libxdp"):
+        with contextlib.suppress(OSError, AttributeError):
+            getattr(ctypes.CDLL(f"{library}.so.1"), f"{library}_set_print")(None)
 
 
 def packet_ring(mtu: int) -> PacketRing:
@@ -176,7 +192,7 @@ def inspect_pci(endpoint: Endpoint) -> int:
     PortError
         If it is missing, no network card, or bound to a driver that keeps it; the message says how to rebind it.
     """
-    device = Path("/sys/bus/pci/devices") / endpoint.target
+    device = PCI_DEVICES / endpoint.target
     if not device.is_dir():
         raise PortError(f"{endpoint}: no such PCI device; lspci -D, or dpdk-devbind.py --status-dev net, lists them")
     try:

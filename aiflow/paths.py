@@ -239,8 +239,9 @@ class PortSet:
                 f"({limit}); ip link set {interface.name} mtu {limit}"
             )
         pool = self._pool_for(2048 if largest <= 1536 else 4096, interface.socket_id, 1, False)
-        return [
-            _eal.Port.open(
+        interfaces.quiet_xdp()
+        try:
+            port = _eal.Port.open(
                 endpoint.text,
                 f"net_af_xdp_{_eal.next_serial()}",
                 f"iface={interface.name},start_queue=0,queue_count=1",
@@ -251,7 +252,16 @@ class PortSet:
                 rx_ring=1024,
                 tx_window=1024,
             )
-        ]
+        except PortError as exc:
+            if "xsk socket" not in str(exc):
+                raise
+            # DPDK 22.11 counts the references to a umem wrongly and never lets go of one
+            raise PortError(
+                f"{endpoint}: queue 0 of {interface.name} is busy or refuses XDP. Another program may have it (ip link "
+                f"show {interface.name} tells of XDP programs), or an earlier port of this process: DPDK 22.11 keeps "
+                f"the queue until the process ends. Close that, or use af_packet:{interface.name}. ({exc})"
+            ) from exc
+        return [port]
 
     def _open_pci(self, endpoint: Endpoint) -> list[Any]:
         socket_id = interfaces.inspect_pci(endpoint)

@@ -282,7 +282,7 @@ FOREIGN = """
     from aiflow.errors import EalError
     path = next(line.split()[-1] for line in open('/proc/self/maps') if '/librte_eal.so' in line)
     eal = ctypes.CDLL(path)
-    words = [b'foreign', b'--no-huge', b'--no-shconf', b'--no-pci', b'--no-telemetry', b'-m', b'32', b'--lcores', b'0@0']
+    words = b'foreign --no-huge --no-shconf --no-pci --no-telemetry -m 32 --lcores 0@0'.split()
     argv = (ctypes.c_char_p * len(words))(*words)
 """
 
@@ -413,12 +413,8 @@ def test_ring_pair_opens_and_closes(pool: _eal.Mempool) -> None:
 def test_a_process_has_32_ports_at_most_and_gets_them_back(pool: _eal.Mempool) -> None:
     ports: list[_eal.Port] = []
     before = _eal.nb_ports()
-    try:
-        while len(ports) < 32:
-            ports.extend(_eal.Port.open_ring_pair(f"r{len(ports)}", pool, nb_rxd=64))
-    except PortError as exc:
-        assert "32 ports at most" in str(exc)
-        assert before
+    while _eal.nb_ports() + 2 <= 32:
+        ports.extend(_eal.Port.open_ring_pair(f"r{len(ports)}", pool, nb_rxd=64))
     with pytest.raises(PortError, match="32 ports at most"):
         _eal.Port.open_ring_pair("one too many", pool)
     for port in ports:
@@ -454,7 +450,7 @@ def test_ports_leave_no_descriptor_thread_or_socket_behind(pool: _eal.Mempool, t
 
 def test_a_port_that_does_not_open_says_why_and_leaves_nothing(pool: _eal.Mempool) -> None:
     before = _eal.nb_ports()
-    with pytest.raises(PortError, match="DPDK says: .*nosuch"):
+    with pytest.raises(PortError, match=r"DPDK says: .*nosuch"):
         _eal.Port.open("nosuch", "net_nosuch0", "", pool)
     with pytest.raises(PortError, match="does not open"):
         _eal.Port.open("p", "net_af_packet_test", "iface=nosuchif", pool)
