@@ -5,10 +5,9 @@ from __future__ import annotations
 import ast
 import struct
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,8 +20,7 @@ _RUN = struct.Struct(">IQIBBHH")
 MAX_STREAM_BYTES = 4096
 
 
-@dataclass(frozen=True, slots=True)
-class Form:
+class Form(NamedTuple):
     """How the bytes of an element are to be read.
 
     Attributes
@@ -221,8 +219,7 @@ def encode_rows(stream: str, form: Form, count: int) -> bytes:
     return runs.manifest()
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
+class Run(NamedTuple):
     """Like elements that follow each other in a slice.
 
     Attributes

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import html
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,8 +14,7 @@ from .errors import ConfigError
 __all__ = ["PortReport", "PortRow", "PortTable", "ReceiverReport", "SliceReport"]
 
 
-@dataclass(frozen=True, slots=True)
-class PortReport:
+class PortReport(NamedTuple):
     """One port's part in a slice: frames and bytes it sent, headers included."""
 
     name: str
@@ -25,8 +23,7 @@ class PortReport:
     nbytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class ReceiverReport:
+class ReceiverReport(NamedTuple):
     """One receiver's part in a slice."""
 
     name: str
@@ -35,7 +32,7 @@ class ReceiverReport:
     delivered: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class SliceReport:
     """What `Sender.send` returns: the receiver holds all of the slice.
 
@@ -101,7 +98,7 @@ COLUMNS = np.dtype(
 COMPUTED = ("tx_rate", "bandwidth_rate", "drop_rate", "buffer_occupancy", "port_score")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class PortRow:
     """A row of the port path table: Table 2's columns, and the counters behind them.
 
@@ -197,6 +194,8 @@ class PortTable:
         )
 
     def _repr_html_(self) -> str:
+        import html  # only notebooks need it
+
         head, *rows = self._cells()
         th = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
         body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)

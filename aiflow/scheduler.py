@@ -6,7 +6,7 @@ Pure Python, nothing compiled: Python sets the law, the loop applies it. `plan` 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from .errors import ConfigError
 
@@ -21,8 +21,7 @@ FLOW_CONTROLS = {"credit": "the receiver grants memory for whole slices and a wi
 NOT_YET = {"score", "round_robin", "weighted", "least_queue", "reverse", "static", "token_bucket", "none"}
 
 
-@dataclass(frozen=True, slots=True)
-class PortState:
+class PortState(NamedTuple):
     """What the scheduler knows of a port when a slice begins.
 
     Attributes
@@ -37,8 +36,7 @@ class PortState:
     usable: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(NamedTuple):
     """The law for one slice, as the loop takes it.
 
     Attributes
