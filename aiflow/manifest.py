@@ -224,8 +224,8 @@ class Run(NamedTuple):
 
     Attributes
     ----------
-    start, count : int
-        Numbers of the elements: start … start + count - 1.
+    start, nb_elements : int
+        Numbers of the elements: start … start + nb_elements - 1.
     stream : str or None
         Their stream; None where each has a numbered one, beginning with `first`.
     first : int
@@ -235,7 +235,7 @@ class Run(NamedTuple):
     """
 
     start: int
-    count: int
+    nb_elements: int
     stream: str | None
     first: int
     nbytes: int
@@ -272,8 +272,8 @@ def streams_of(runs: list[Run]) -> dict[str, list[tuple[Run, int, int]]]:
     streams: dict[str, list[tuple[Run, int, int]]] = {}
     for run in runs:
         if run.stream is not None:
-            streams.setdefault(run.stream, []).append((run, run.start, run.count))
+            streams.setdefault(run.stream, []).append((run, run.start, run.nb_elements))
         else:
-            for number in range(run.start, run.start + run.count):
+            for number in range(run.start, run.start + run.nb_elements):
                 streams.setdefault(run.stream_of(number), []).append((run, number, 1))
     return streams

@@ -26,13 +26,13 @@ class PortState(NamedTuple):
 
     Attributes
     ----------
-    index : int
+    number : int
         Its place in the loop.
     usable : bool
         A path goes over it, and it is not set aside for silence.
     """
 
-    index: int
+    number: int
     usable: bool
 
 
@@ -98,9 +98,9 @@ def plan(policy: str, nbytes: int, ports: Sequence[PortState]) -> Plan:
     """
     check(policy, "credit")
     reasons = tuple(
-        f"port {port.index}: takes the next chunk whenever its window has room"
+        f"port {port.number}: takes the next chunk whenever its window has room"
         if port.usable
-        else f"port {port.index}: no live path now; joins in when it has one"
+        else f"port {port.number}: no live path now; joins in when it has one"
         for port in ports
     )
     return Plan(policy, nbytes, ALL_PORTS, reasons)

@@ -187,14 +187,14 @@ class TimeSlice:
 
     def __iter__(self) -> Iterator[Element]:
         for run in self._runs:
-            for number in range(run.start, run.start + run.count):
+            for number in range(run.start, run.start + run.nb_elements):
                 yield Element(self, run, number)
 
     def _element(self, number: int) -> Element:
         low, high = 0, len(self._runs)
         while low < high:
             middle = (low + high) // 2
-            if self._runs[middle].start + self._runs[middle].count <= number:
+            if self._runs[middle].start + self._runs[middle].nb_elements <= number:
                 low = middle + 1
             else:
                 high = middle
