@@ -1,0 +1,88 @@
+"""Options, fixtures, and the table of ratios at the end."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from ratios import LEGEND, Row, table, warnings
+from testpmd import Baseline, BaselineError
+from testpmd import run as run_testpmd
+
+ROWS: pytest.StashKey[list[Row]] = pytest.StashKey()
+WHY_NOT: pytest.StashKey[dict[str, str]] = pytest.StashKey()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("aiflow's benchmarks")
+    group.addoption("--images", type=int, default=512, help="images in a slice (512: 136 MB)")
+    group.addoption("--rounds", type=int, default=15, help="slices measured a case, after the warm-up")
+    group.addoption("--cores", default="", help="CPUs of sender and receiver, as 0,1; default: the first two allowed")
+    group.addoption("--no-testpmd", action="store_true", help="leave the C baseline out")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[ROWS] = []
+    config.stash[WHY_NOT] = {}
+
+
+@pytest.fixture(scope="session")
+def cores(request: pytest.FixtureRequest) -> tuple[int, int]:
+    """CPUs of the sending and the receiving side; one and the same where only one is allowed."""
+    asked = request.config.getoption("--cores")
+    numbers = [int(part) for part in asked.split(",")] if asked else sorted(os.sched_getaffinity(0))
+    return numbers[0], numbers[1 % len(numbers)]
+
+
+@pytest.fixture(scope="session")
+def rounds(request: pytest.FixtureRequest) -> int:
+    """Rounds measured."""
+    return int(request.config.getoption("--rounds"))
+
+
+@pytest.fixture(scope="session")
+def slices(request: pytest.FixtureRequest) -> Any:
+    """The slices that are sent in turn."""
+    from transfer import make_slices
+
+    return make_slices(request.config.getoption("--images"))
+
+
+@pytest.fixture
+def testpmd(request: pytest.FixtureRequest, cores: tuple[int, int]) -> Callable[[Any], Baseline | None]:
+    """Runs testpmd as a case needs it; None, with the reason kept for the table, where it cannot."""
+
+    def run(case: Any) -> Baseline | None:
+        from aiflow import _eal
+
+        if request.config.getoption("--no-testpmd") or not request.config.getoption("--benchmark-enable"):
+            return None
+        _eal.start()  # so that both run in the same memory mode
+        try:
+            return run_testpmd(case.driver, case.frame_bytes, case.ring_size, cores, _eal.memory_mode())
+        except BaselineError as exc:
+            request.config.stash[WHY_NOT][case.name] = str(exc)
+            return None
+
+    return run
+
+
+@pytest.fixture
+def row(request: pytest.FixtureRequest) -> Callable[[Row], None]:
+    """Adds a line to the table."""
+    return request.config.stash[ROWS].append
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    rows = config.stash[ROWS]
+    if not rows:
+        return
+    terminalreporter.section("ratios measured in this run")
+    for line in [*table(rows), *LEGEND.splitlines()]:
+        terminalreporter.write_line(line)
+    for name, why in config.stash[WHY_NOT].items():
+        terminalreporter.write_line(f"No testpmd for {name}: {why}", yellow=True)
+    for warning in warnings(rows):
+        terminalreporter.write_line(warning, yellow=True)

@@ -1,0 +1,220 @@
+"""One benchmark case: slices through Sender → Receiver, each paired with a memcpy of as many bytes."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import psutil
+from receiving import ReceiverProcess, checksum
+
+import aiflow
+from aiflow import _eal, shared_memory
+
+ROTATION = 3  # slices sent in turn, so that none is still in a cache
+IMAGE_BYTES = 220_000, 310_000
+
+DRIVER_COPIES = {"memif": 2, "vhost": 1, "ring": 0}
+"""How often a driver pair copies a frame: memif into and out of its shared buffers, vhost out of the sender's mbufs."""
+
+RING_FRAMES = 512  # aiflow's net_ring pairs
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is measured.
+
+    Attributes
+    ----------
+    driver : {"memif", "vhost", "ring"}
+    frame_size : int or None
+        Ethernet frame in bytes; None: the driver's default.
+    assemble : bool
+        Elements contiguous in recycled memory (True), or left in their mbufs.
+    """
+
+    driver: str
+    frame_size: int | None = None
+    assemble: bool = True
+
+    @property
+    def name(self) -> str:
+        """For reports: ``memif-16384``, ``memif-16384-mbufs``."""
+        return f"{self.driver}-{self.frame_bytes}" + ("" if self.assemble else "-mbufs")
+
+    @property
+    def frame_bytes(self) -> int:
+        """Ethernet frame in bytes."""
+        return self.frame_size or shared_memory.DRIVERS[self.driver].frame_size
+
+    @property
+    def ring_size(self) -> int:
+        """Frames that a ring of its ports holds."""
+        return RING_FRAMES if self.driver == "ring" else shared_memory.DRIVERS[self.driver].ring_size
+
+    @property
+    def copies(self) -> int:
+        """How often each payload byte is copied from the sender's array to where the receiver's user finds it."""
+        return 1 + DRIVER_COPIES[self.driver] + self.assemble
+
+
+def make_slices(nb_images: int) -> list[list[np.ndarray[Any, Any]]]:
+    """`ROTATION` slices of `nb_images` images of random bytes and random sizes; the sizes agree from slice to slice."""
+    random = np.random.default_rng(2024)
+    sizes = random.integers(*IMAGE_BYTES, nb_images)
+    return [[random.integers(0, 256, size, np.uint8) for size in sizes] for _ in range(ROTATION)]
+
+
+class Memcpy:
+    """The C library's memcpy of a slice, image by image, into memory that was touched before."""
+
+    def __init__(self, like: list[np.ndarray[Any, Any]]) -> None:
+        self.targets = [np.ones_like(image) for image in like]
+
+    def run(self, images: list[np.ndarray[Any, Any]]) -> float:
+        """Copy; returns seconds."""
+        pairs = [
+            (to.ctypes.data, image.ctypes.data, image.nbytes) for to, image in zip(self.targets, images, strict=True)
+        ]
+        begin = time.perf_counter()
+        for to, source, nbytes in pairs:
+            ctypes.memmove(to, source, nbytes)
+        return time.perf_counter() - begin
+
+
+@contextlib.contextmanager
+def pinned(core: int) -> Any:
+    """Keep this thread, and all that it starts, on a CPU."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {core})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+class BusyMeter:
+    """How much of the machine others used meanwhile: the share of all CPUs that neither idled nor ran us."""
+
+    def __init__(self, pids: list[int]) -> None:
+        self._processes = [psutil.Process(pid) for pid in pids]
+        self._begin = self._read()
+
+    def _read(self) -> tuple[float, float, float]:
+        cpu = psutil.cpu_times()
+        idle = cpu.idle + cpu.iowait
+        busy = cpu.user + cpu.nice + cpu.system + cpu.irq + cpu.softirq + cpu.steal
+        own = sum(sum(process.cpu_times()[:2]) for process in self._processes)
+        return idle + busy, busy, own
+
+    def others(self) -> float:
+        """0 … 1 since the start."""
+        total, busy, own = (now - then for now, then in zip(self._read(), self._begin, strict=True))
+        return max(0.0, (busy - own) / total) if total else 0.0
+
+
+class Transfer:
+    """The two ends of a case, the slices, and what came of each round.
+
+    A round is `prepare` (no clock runs: the slice before is verified, as many bytes are copied by memcpy) and `send`.
+
+    Parameters
+    ----------
+    case : Case
+    slices : list of list of ndarray
+    cores : (int, int)
+        CPUs of the sending and the receiving side.
+    """
+
+    def __init__(self, case: Case, slices: list[list[np.ndarray[Any, Any]]], cores: tuple[int, int]) -> None:
+        self.case = case
+        self.slices = slices
+        self.checksums = [checksum(images) for images in slices]
+        self.nbytes = sum(image.nbytes for image in slices[0])
+        self.memcpy = Memcpy(slices[0])
+        self.memcpy_seconds: list[float] = []
+        self.reports: list[aiflow.SliceReport] = []
+        self.drivers = ""
+        self._cores = cores
+        self._sent = 0
+        self._unverified = False
+        self._life = contextlib.ExitStack()
+        self._remote: ReceiverProcess | None = None
+        self._local: aiflow.Receiver | None = None
+        self._held: aiflow.TimeSlice | None = None
+
+    def __enter__(self) -> Self:
+        name = f"{self.case.driver}:bench-{os.getpid()}"
+        with contextlib.ExitStack() as life:
+            life.enter_context(pinned(self._cores[0]))
+            pids = [os.getpid()]
+            if self.case.driver == "ring":
+                self._local = life.enter_context(aiflow.Receiver(name, frame_size=self.case.frame_size))
+            else:
+                self._remote = life.enter_context(ReceiverProcess(name, self._cores[1], self.case.assemble))
+                pids.append(self._remote.pid)
+            self.tx = life.enter_context(aiflow.Sender(name, frame_size=self.case.frame_size))
+            if self._local is not None:
+                for thread in threading.enumerate():
+                    if thread.name == "aiflow-receiver" and thread.native_id:
+                        os.sched_setaffinity(thread.native_id, {self._cores[1]})
+            paths = [self.tx.describe()[0]["driver"]]
+            paths.append(self._remote.opened["driver"] if self._remote else paths[0])
+            self.drivers = " → ".join(dict.fromkeys(paths))
+            self.memory_mode = self.tx.describe()[0]["memory"]
+            self.busy = BusyMeter(pids)
+            self._life = life.pop_all()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._held = None
+        self._life.__exit__(None, None, None)
+
+    def prepare(self) -> tuple[tuple[()], dict[str, Any]]:
+        """What comes before each round."""
+        self.verify()
+        self.memcpy_seconds.append(self.memcpy.run(self.slices[(self._sent + 1) % ROTATION]))
+        return (), {}
+
+    def send(self) -> None:
+        """The round itself: returns when the receiver holds all of the slice."""
+        images = self.slices[self._sent % ROTATION]
+        if self._local is None:
+            self.reports.append(self.tx.send(images, timeout=60))
+        else:
+            ticket = self.tx.send(images, wait=False)
+            self._held = self._local.recv(timeout=60)
+            self.reports.append(ticket.result(60))
+        self._sent += 1
+        self._unverified = True
+
+    def verify(self) -> None:
+        """Every byte of the newest slice has arrived as it was sent."""
+        if not self._unverified:
+            return
+        self._unverified = False
+        expected = self.checksums[(self._sent - 1) % ROTATION]
+        if self._remote is not None:
+            arrived = self._remote.answer()["checksum"]
+        else:
+            assert self._held is not None
+            arrived = checksum(self._held)
+            self._held.release()
+        assert arrived == expected, f"slice {self._sent} did not arrive as it was sent"
+
+
+def versions() -> dict[str, Any]:
+    """What was measured, for the JSON file."""
+    return {
+        "aiflow": aiflow.__version__,
+        "dpdk": _eal.dpdk_version(),
+        "numpy": np.__version__,
+        "cores": os.cpu_count(),
+        "cores_allowed": len(os.sched_getaffinity(0)),
+    }
