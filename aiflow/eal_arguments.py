@@ -104,9 +104,11 @@ def _runtime_root() -> Path:
 
 
 def remove_directory(prefix: str) -> None:
-    """Remove the runtime directory of `prefix`, if it is empty."""
-    with contextlib.suppress(OSError):
-        (_runtime_root() / prefix).rmdir()
+    """Remove the runtime directory of `prefix`, and the one above it, as far as they are empty."""
+    root = _runtime_root()
+    for directory in (root / prefix, root):
+        with contextlib.suppress(OSError):
+            directory.rmdir()
 
 
 def remove_stale_directories() -> list[str]:
