@@ -47,7 +47,7 @@ class Namespace:
         command("ip", "netns", "add", self.name)
         # No frame that we did not send: no router solicitation, no duplicate address detection.
         self.run("sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1", "net.ipv6.conf.default.disable_ipv6=1")
-        self.ip("link", "set", "lo", "up")
+        self.ip("link", "set", "dev", "lo", "up")
 
     @property
     def prefix(self) -> tuple[str, ...]:
@@ -99,7 +99,7 @@ class Namespace:
     def bridge(self) -> None:
         """Make this namespace a switch."""
         self.ip("link", "add", "br0", "type", "bridge", "stp_state", "0", "mcast_snooping", "0")
-        self.ip("link", "set", "br0", "up")
+        self.ip("link", "set", "dev", "br0", "up")
 
     def delete(self) -> None:
         """Remove it, with its interfaces."""
@@ -133,11 +133,11 @@ class Net:
 
     def veth(self, one: Namespace, name: str, other: Namespace, peer: str, mtu: int = 1500) -> None:
         """Join two namespaces by a pair of interfaces without offloads, up."""
-        one.ip("link", "add", name, "type", "veth", "peer", "name", peer, "netns", other.name)
+        one.ip("link", "add", "name", name, "type", "veth", "peer", "name", peer, "netns", other.name)
         for namespace, interface in ((one, name), (other, peer)):
             off = ["tso", "off", "gso", "off", "gro", "off", "tx", "off", "rx", "off"]
             namespace.run("ethtool", "-K", interface, *off)
-            namespace.ip("link", "set", interface, "mtu", str(mtu), "up")
+            namespace.ip("link", "set", "dev", interface, "mtu", str(mtu), "up")
 
     def switched(self, nb_ports: int, rate: str | None = None) -> tuple[Namespace, Namespace, Namespace]:
         """A sender's and a receiver's host with `nb_ports` interfaces each (s0…, r0…) at one switch between them."""
@@ -146,7 +146,7 @@ class Net:
         for i in range(nb_ports):
             for host, letter in ((source, "s"), (sink, "r")):
                 self.veth(host, f"{letter}{i}", switch, f"{letter}{i}")
-                switch.ip("link", "set", f"{letter}{i}", "master", "br0")
+                switch.ip("link", "set", "dev", f"{letter}{i}", "master", "br0")
             if rate:
                 source.shape(f"s{i}", rate)
                 switch.shape(f"r{i}", rate)
