@@ -173,6 +173,7 @@ cdef extern from "aiflow/store.h" nogil:
     struct af_store:
         uint8_t *base
         uint64_t limit, used
+        uint32_t releases
 
     int af_store_init(af_store *store, uint64_t limit, bint with_memory) noexcept
     void af_store_free(af_store *store) noexcept
@@ -212,7 +213,7 @@ cdef extern from "aiflow/rx.h" nogil:
         void (*release)(void *handle) noexcept nogil
         af_store *store
         af_rx_port ports[32]
-        uint32_t nb_ports, nb_sessions, next_session, nb_seen, nb_closed, nb_gone, flowing
+        uint32_t nb_ports, nb_sessions, next_session, nb_seen, nb_closed, nb_gone, flowing, releases
         af_rx_slice *waiting
         af_rx_slice *ready
         af_rx_slice **ready_tail

@@ -23,6 +23,7 @@ from aiflow.librte.rte_ethdev cimport rte_eth_rx_burst, rte_eth_tx_burst
 from aiflow.librte.rte_mbuf cimport (
     rte_mbuf, rte_pktmbuf_alloc, rte_pktmbuf_free, rte_pktmbuf_free_bulk, rte_pktmbuf_mtod,
 )
+from aiflow._eal import start as start_eal
 from aiflow.errors import ConfigError, EalError, PortError
 from aiflow.numa import settle
 
@@ -90,6 +91,7 @@ cdef class Loop:
 
     def start(self, name):
         """Begin to poll, in a daemon thread called `name`."""
+        start_eal()  # in a forked child this raises, here rather than in the thread
         self.gate = gate()
         self.allowed_cpus = os.sched_getaffinity(0)
         self.stopped = False

@@ -343,7 +343,8 @@ cdef class RxLoop(Loop):
     def starving(self):
         """Bytes of the request that has been waiting for memory, and for how many seconds; (0, 0.0) when none is."""
         cdef uint64_t since = self.rx.starving_ns
-        if not since:
+        # What was released a moment ago is seen by the loop at its next turn only.
+        if not since or self.store.store.releases != self.rx.releases:
             return 0, 0.0
         return self.rx.starving_bytes, (af_now_ns() - since) / 1e9
 

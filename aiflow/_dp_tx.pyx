@@ -191,7 +191,7 @@ cdef class TxLoop(Loop):
     def __init__(self, name, to, nb_expected, peer_timeout, fixed_frame_size=False, faults=None):
         name_bytes(name, self.tx.name)
         name_bytes(to, self.tx.to)
-        self.tx.instance = int.from_bytes(os.urandom(8), "big") | 1
+        self.tx.instance = int.from_bytes(os.urandom(6), "big") << 16
         self.tx.peer_timeout_ns = int(peer_timeout * 1e9)
         self.tx.clock_offset_ns = time.time_ns() - time.monotonic_ns()
         self.tx.nb_expected = nb_expected

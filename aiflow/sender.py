@@ -60,6 +60,7 @@ class Ticket:
         SliceTimeout, PeerLost, PoolExhausted, IntegrityError, PortError, ConfigError
             As `Sender.send`.
         """
+        self._sender._loop.check_process()
         if not self._sender._waiting.until(self._ended, timeout):
             raise SliceTimeout(
                 f"the slice has not arrived within {timeout} s and is still under way: wait longer, or cancel() it",
@@ -268,6 +269,7 @@ class Sender:
         SliceTimeout
             If that takes longer than `timeout` seconds.
         """
+        self._loop.check_process()
         if not self._waiting.until(lambda: not self._loop.busy or self._ports.error is not None, timeout):
             raise SliceTimeout(f"slices are still under way after {timeout} s: wait longer, or close by an exception")
 
@@ -390,7 +392,7 @@ class Sender:
         self._close(abort=False)
 
     def _close(self, abort: bool) -> None:
-        if self._closed:
+        if self._closed or not self._loop.pid_is_ours():
             return
         self._closed = True
         try:

@@ -148,11 +148,13 @@ af_tx_on_hello(struct af_tx *tx, struct af_tx_port *port, const struct af_frame 
 	c.epoch = AF_BE64(h.epoch);
 	c.session = AF_BE32(h.session);
 	if (tx->open && c.epoch != tx->epoch) {
-		if (strcmp(c.name, tx->receiver))
-			return AF_OK;
-		af_tx_lose_session(tx, AF_TX_RESTARTED, now); /* it has come back as another */
-	} else if (tx->open && c.session != tx->session) {
+		if (!strcmp(c.name, tx->receiver))
+			af_tx_lose_session(tx, AF_TX_RESTARTED, now); /* it has come back as another */
+		return AF_OK;
+	}
+	if (tx->open && c.session != tx->session) {
 		af_tx_lose_session(tx, AF_TX_RESTARTED, now); /* it has dropped us for silence and counts us as new */
+		return AF_OK;
 	}
 	if (AF_BE16(h.frame_size) < port->path_size) {
 		if (tx->fixed_frame_size) {

@@ -63,7 +63,7 @@ af_rx_on_data(struct af_rx *rx, struct af_rx_session *session, const struct af_f
 	el = &s->elements[f->element];
 	if (f->kind == AF_PACKED) {
 		count = f->seq;
-		if (count < 2 || el->packed != count)
+		if (count < 2 || count > AF_PACK_MOST || el->packed != count)
 			return AF_DROP_SEQ;
 		if (!f->end)
 			return AF_DROP_END;

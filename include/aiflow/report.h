@@ -14,6 +14,14 @@ af_rx_open_session(struct af_rx *rx, uint64_t sender, const uint8_t *mac, const 
 	for (uint32_t i = 0; i < rx->nb_sessions; i++)
 		if (rx->sessions[i]->sender == sender)
 			return rx->sessions[i];
+	/* A sender's later life ends the earlier one. */
+	for (uint32_t i = 0; i < rx->nb_sessions; i++) {
+		if (rx->sessions[i]->sender >> AF_LIFE_BITS != sender >> AF_LIFE_BITS)
+			continue;
+		if ((int16_t)(uint16_t)(sender - rx->sessions[i]->sender) < 0)
+			return NULL;
+		af_rx_forget(rx, i--);
+	}
 	/* Silent for longer than a heartbeat and the same MAC: its sender has died and come back. */
 	for (uint32_t i = 0; i < rx->nb_sessions; i++)
 		if (af_rx_knows(rx->sessions[i], mac) && now - rx->sessions[i]->heard_ns > 2 * AF_HEARTBEAT_NS)

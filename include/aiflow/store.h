@@ -48,7 +48,6 @@ af_store_init(struct af_store *store, uint64_t limit, bool with_memory)
 		if (store->base == MAP_FAILED)
 			return -1;
 		madvise(store->base, store->address_space, MADV_HUGEPAGE);
-		madvise(store->base, store->address_space, MADV_DONTFORK);
 	}
 	return 0;
 }

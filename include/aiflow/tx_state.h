@@ -282,6 +282,8 @@ af_tx_lose_session(struct af_tx *tx, int error, uint64_t now)
 			af_tx_end(tx, s, error, 0, now);
 		}
 	}
+	/* Numbers begin again, so the session must be another: the receiver must not take the new ones for the old. */
+	tx->instance = (tx->instance & ~0xffffull) | ((tx->instance + 1) & 0xffff);
 	*tail = tx->queue;
 	if (!tx->queue)
 		tx->queue_tail = tail;

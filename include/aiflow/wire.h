@@ -85,7 +85,7 @@ struct __attribute__((packed)) af_hello {
 	uint16_t nb_paths;    /* answer: paths of other senders on this port */
 	uint32_t window;      /* answer: frames that the port can hold */
 	uint32_t session;     /* answer: minted by the receiver */
-	uint64_t sender;      /* the sender's instance, drawn at random when it was made */
+	uint64_t sender;      /* its instance: 48 random bits, and 16 that count its lives (sessions begun) */
 	uint64_t epoch;       /* answer: the receiver's instance */
 	uint8_t name_len, to_len; /* followed by the two names */
 };
@@ -180,6 +180,8 @@ struct af_frame {
 #define AF_BE32(v) __builtin_bswap32(v)
 #define AF_BE64(v) __builtin_bswap64(v)
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "aiflow is built for little-endian machines");
+
+#define AF_LIFE_BITS 16
 
 static const uint8_t af_broadcast[6] = {0xff, 0xff, 0xff, 0xff, 0xff, 0xff};
 
