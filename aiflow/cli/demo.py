@@ -17,7 +17,7 @@ import click
 from aiflow.cli import demo_peers, photos
 from aiflow.cli.children import deaf_to_interrupts
 from aiflow.cli.extras import require
-from aiflow.cli.figures import bytes_text, count, print_table, rate_text
+from aiflow.cli.figures import bytes_text, cold_start, count, print_table, rate_text
 from aiflow.cli.outcome import Bar, Outcome, Terminal
 from aiflow.errors import AiflowError
 
@@ -237,6 +237,8 @@ def _show(outcome: Outcome, nb_photos: int) -> None:
     console.print(table, soft_wrap=False)
     print_table(console, document["ports"])
     slices = document["slices"]
+    if cold_start(slices):
+        console.print("the first slices fill memory never touched before, and wait for the kernel to clear it")
     if len(slices) > 1:
         median = statistics.median(row["goodput_bps"] for row in slices[1:])
         total = bytes_text(sum(row["nbytes"] for row in slices))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from aiflow.cli.figures import bytes_text, rate_text
+from aiflow.cli.figures import bytes_text, cold_start, rate_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -94,7 +94,10 @@ def _headline(figure: Figure, document: dict[str, Any], nb_photos: int) -> None:
     facts = (
         (bytes_text(document["nbytes"]), "in one time slice"),
         (f"{1e3 * document['seconds']:.0f} ms", "send to delivered"),
-        (rate_text(document["goodput_bps"]), "goodput of the slice"),
+        (
+            rate_text(document["goodput_bps"]),
+            "its goodput, memory cold" if cold_start(document["slices"]) else "its goodput",
+        ),
     )
     for (number, meaning), x in zip(facts, (_LEFT, _LEFT + 0.104, _LEFT + 0.212), strict=True):
         figure.text(x, 0.792, number, size=21, weight="bold")
@@ -104,11 +107,10 @@ def _headline(figure: Figure, document: dict[str, Any], nb_photos: int) -> None:
 def _throughput(axes: Axes, samples: Samples, document: dict[str, Any]) -> None:
     """Stack the ports' received bits a second, in bins of 50 ms."""
     names, times, rates = rates_by_port(samples)
-    _title(
-        axes,
-        "Received by each port, Gbit/s",
-        f"stacked; port table read every 20 ms, drawn in bins of {1e3 * _BIN_SECONDS:.0f} ms",
-    )
+    how = f"stacked, in bins of {1e3 * _BIN_SECONDS:.0f} ms"
+    if cold_start(document["slices"]):
+        how += "; slow at first: the kernel clears new memory"
+    _title(axes, "Received by each port, Gbit/s", how)
     _plain(axes)
     if not names:
         axes.text(0.5, 0.5, "over before it could be sampled", ha="center", color=_SOFT, transform=axes.transAxes)

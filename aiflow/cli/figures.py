@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -28,6 +28,11 @@ def rate_text(bps: float) -> str:
     if bps >= 1e9:
         return f"{bps / 1e9:.2f} Gbit/s"
     return f"{bps / 1e6:.1f} Mbit/s"
+
+
+def cold_start(slices: Sequence[Mapping[str, Any]]) -> bool:
+    """Say whether the first slice was much slower than the later ones are: its memory had never been touched before."""
+    return len(slices) > 2 and slices[0]["goodput_bps"] < 0.6 * max(row["goodput_bps"] for row in slices[1:])
 
 
 def port_rows(table: Iterable[Any]) -> list[dict[str, Any]]:
