@@ -1,0 +1,139 @@
+"""Senders and receivers in processes of their own, which a test starts, talks to, and kills.
+
+A peer runs a function of the test's module in a spawned process; what it tells comes through a pipe. It dies with the
+test. Nothing here sleeps and hopes: every wait has a condition and a deadline.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import multiprocessing
+import os
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+
+import aiflow
+from aiflow.errors import SliceTimeout
+
+SPAWN = multiprocessing.get_context("spawn")
+PATIENCE_S = 60.0
+"""For what is no promise, on a machine that may be busy."""
+MiB = 1 << 20
+BIG = 128 * MiB
+SLOWLY = {"copies": 8}
+"""Every frame eight times: a slice of `BIG` takes long enough to be met in its middle."""
+
+_serial = itertools.count()
+
+
+def name() -> str:
+    """A local name that nobody else uses."""
+    return f"test-{os.getpid()}-{next(_serial)}"
+
+
+def _run(pipe: Connection, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    try:
+        work(pipe, *arguments)
+    except BaseException:
+        pipe.send(("failed", traceback.format_exc()))
+        raise
+    pipe.send(("ended", None))
+
+
+class Peer:
+    """A process that runs ``work(pipe, *arguments)``."""
+
+    def __init__(self, work: Callable[..., None], *arguments: Any) -> None:
+        self.pipe, theirs = SPAWN.Pipe()
+        self.process = SPAWN.Process(target=_run, args=(theirs, work, arguments), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.pid: int = self.process.pid or 0
+
+    def hear(self, timeout: float = PATIENCE_S) -> Any:
+        """The next thing it tells; fails when it failed, or died, or says nothing."""
+        assert self.pipe.poll(timeout), f"{self.process} said nothing for {timeout} s"
+        try:
+            message = self.pipe.recv()
+        except EOFError:
+            self.process.join(10)
+            raise AssertionError(f"the process died, exit code {self.process.exitcode}") from None
+        if isinstance(message, tuple) and message[0] == "failed":
+            raise AssertionError(f"the process failed:\n{message[1]}")
+        return message
+
+    def tell(self, what: Any) -> None:
+        self.pipe.send(what)
+
+    def ends(self, timeout: float = PATIENCE_S) -> None:
+        """It came to its end by itself, without an error."""
+        assert self.hear(timeout) == ("ended", None)
+        self.process.join(timeout)
+        assert self.process.exitcode == 0, self.process
+
+    def killed(self, timeout: float = PATIENCE_S) -> bool:
+        """Wait until it is gone; was it by SIGKILL?"""
+        self.process.join(timeout)
+        return self.process.exitcode == -9
+
+    def __enter__(self) -> Peer:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self.process.is_alive():
+            self.process.kill()
+        self.process.join(10)
+        self.pipe.close()
+
+
+def content(seed: int, nbytes: int) -> np.ndarray[Any, Any]:
+    """Bytes that look random, the same for the same seed; made at memory speed."""
+    block = np.random.default_rng(seed).integers(0, 256, min(nbytes, 1 << 20), np.uint8)
+    return np.resize(block, nbytes)
+
+
+@contextmanager
+def everything_returned() -> Iterator[None]:
+    """At its end every mbuf of every pool of this process is back, within a second."""
+    from aiflow import _eal
+
+    yield
+    deadline = time.monotonic() + 1
+    while True:
+        gc.collect()
+        out = {pool.name: pool.in_use for pool in _eal.mempools() if pool.in_use}
+        if not out:
+            return
+        assert time.monotonic() < deadline, f"mbufs are still out: {out}"
+        time.sleep(0.01)
+
+
+def in_the_middle(progress: Callable[[], tuple[int, int]]) -> tuple[int, int]:
+    """Wait until some of a slice has passed, but not half of it."""
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        done, total = progress()
+        if 0 < done < total // 2:
+            return done, total
+        assert time.monotonic() < deadline, f"no slice was met in its middle: {done} of {total} bytes"
+        time.sleep(0)
+
+
+def no_slice(rx: aiflow.Receiver, seconds: float) -> bool:
+    try:
+        rx.recv(timeout=seconds)
+    except SliceTimeout:
+        return True
+    return False
+
+
+def send_once(pipe: Connection, endpoint: str, seed: int, nbytes: int, options: dict[str, Any] | None = None) -> None:
+    with everything_returned(), aiflow.Sender(endpoint, **(options or {})) as tx:
+        pipe.send(tx.send({"x": content(seed, nbytes)}, timeout=PATIENCE_S).nbytes)

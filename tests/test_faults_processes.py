@@ -1,0 +1,404 @@
+"""FAULTS.md, part C: processes that are killed or forked, mempools that run dry, clocks that step."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from peers import (
+    BIG,
+    PATIENCE_S,
+    SLOWLY,
+    MiB,
+    Peer,
+    content,
+    everything_returned,
+    in_the_middle,
+    name,
+    no_slice,
+    send_once,
+)
+from subprocesses import environment, wait_for
+
+import aiflow
+from aiflow.errors import PeerLost, SliceTimeout
+
+
+def seconds_until(condition: Callable[[], object], since: float) -> float:
+    wait_for(condition, "the condition", 30)
+    return time.monotonic() - since
+
+
+# ---- 43, 44: kill -9 ----
+
+
+def send_forever(pipe: Connection, endpoint: str, nbytes: int) -> None:
+    with aiflow.Sender(endpoint, faults=SLOWLY) as tx:
+        array = content(43, nbytes)
+        while True:
+            tx.send({"x": array})
+
+
+def receive_once(pipe: Connection, endpoint: str, seed: int, nbytes: int) -> None:
+    with everything_returned(), aiflow.Receiver(endpoint) as rx:
+        pipe.send("open")
+        with rx.recv(timeout=PATIENCE_S) as time_slice:
+            pipe.send(np.array_equal(time_slice["x"].array, content(seed, nbytes)))
+        pipe.recv()
+
+
+def receive_and_hold(pipe: Connection, endpoint: str) -> None:
+    with aiflow.Receiver(endpoint) as rx:
+        pipe.send("open")
+        for _ in rx:
+            pass
+
+
+def receiver_that_kills(pipe: Connection, endpoint: str, assemble: bool) -> None:
+    with everything_returned(), aiflow.Receiver(endpoint, memory="1GiB", assemble=assemble) as rx:
+        pipe.send("open")
+        sender = pipe.recv()
+        at_kill, total = in_the_middle(lambda: rx.progress)
+        slices = rx.counters["slices"]
+        os.kill(sender, signal.SIGKILL)
+        killed = time.monotonic()
+        freed = seconds_until(lambda: rx.memory_used == 0, killed)
+        pipe.send((at_kill, rx.progress[0], total, freed))
+        pipe.send(no_slice(rx, 0.5) and rx.counters["slices"] == slices)
+        pipe.recv()
+        with rx.recv(timeout=PATIENCE_S) as time_slice:
+            pipe.send(np.array_equal(time_slice["x"].array, content(44, 32 * MiB)))
+    pipe.send("nothing is out")
+
+
+@pytest.mark.parametrize(
+    ("form", "assemble"),
+    [("local:{}", True), ("local:{}*4", True), ("local:{}*4", False), ("vhost:{}*2", True)],
+)
+def test_fault_43_a_killed_senders_half_slice_is_freed_and_never_shown(form: str, assemble: bool) -> None:
+    endpoint = form.format(name())
+    with Peer(receiver_that_kills, endpoint, assemble) as receiver:
+        assert receiver.hear() == "open"
+        with Peer(send_forever, endpoint, BIG) as sender:
+            receiver.tell(sender.pid)
+            at_kill, in_the_end, total, freed = receiver.hear()
+            assert 0 < at_kill <= in_the_end < total  # killed in mid-slice
+            assert sender.killed()
+            assert freed <= 1.0
+            assert receiver.hear() is True  # never delivered
+        with Peer(send_once, endpoint, 44, 32 * MiB) as other:
+            receiver.tell("go on")
+            assert receiver.hear() is True
+            assert other.hear() == 32 * MiB
+            other.ends()
+        assert receiver.hear() == "nothing is out"
+        receiver.ends()
+
+
+def sender_that_kills(pipe: Connection, endpoint: str) -> None:
+    with everything_returned(), aiflow.Sender(endpoint, peer_timeout=5, faults=SLOWLY) as tx:
+        buffer = bytearray(content(45, BIG))
+        victim = pipe.recv()
+        ticket = tx.send({"x": buffer}, wait=False)
+        at_kill, total = in_the_middle(lambda: ticket.progress)
+        os.kill(victim, signal.SIGKILL)
+        killed = time.monotonic()
+        try:
+            ticket.result(timeout=30)
+        except PeerLost as error:
+            pipe.send((at_kill, ticket.progress[0], total, time.monotonic() - killed, error.delivered, str(error)))
+        buffer.clear()  # refused while anything may read it
+        report = tx.send({"x": content(46, 32 * MiB)}, timeout=PATIENCE_S)
+        pipe.send(report.nbytes)
+    pipe.send("nothing is out")
+
+
+@pytest.mark.parametrize("form", ["local:{}", "local:{}*4", "vhost:{}*2"])
+def test_fault_44_a_killed_receiver_is_peer_lost_and_the_next_one_is_found(form: str) -> None:
+    endpoint = form.format(name())
+    with Peer(sender_that_kills, endpoint) as sender:
+        with Peer(receive_and_hold, endpoint) as victim:
+            assert victim.hear() == "open"
+            sender.tell(victim.pid)
+            at_kill, acked, total, seconds, delivered, message = sender.hear()
+            assert victim.killed()
+        assert 0 < at_kill <= acked < total  # killed in mid-slice
+        assert seconds < 5
+        assert delivered is not True
+        assert "send" in message  # it says what to do next
+        with Peer(receive_once, endpoint, 46, 32 * MiB) as receiver:
+            assert receiver.hear() == "open"
+            assert receiver.hear() is True
+            assert sender.hear() == 32 * MiB
+            assert sender.hear() == "nothing is out"
+            sender.ends()
+
+
+# ---- 46: mempool empty ----
+
+
+def with_pool_of(kind: type, nb_mbufs: int) -> type:
+    """A Sender or Receiver whose ports have one pool of so few mbufs that nothing stays in a cache."""
+
+    class Scant(kind):  # type: ignore[misc, valid-type]
+        def _pool_for(self, frame_size: int, socket_id: int, nb_ports: int, needs_eal_memory: bool) -> Any:
+            from aiflow._eal import Mempool
+
+            self.scant = Mempool("scant", nb_mbufs, frame_size, socket_id, not needs_eal_memory)
+            return self.scant
+
+    return Scant
+
+
+def hold_all(end: Any, progress: Callable[[], tuple[int, int]]) -> dict[str, Any]:
+    """Take every mbuf out of the pool of `end` in mid-slice, for a second: into a ring that nobody reads."""
+    from aiflow import _dp, _eal
+
+    in_the_middle(progress)
+    pool = end.scant
+    port, other = _eal.Port.open_ring_pair(name(), pool, nb_rxd=1024)
+    held, started, before = 0, time.monotonic(), 0
+
+    def take() -> int:
+        taken = 0
+        while _dp.inject(port, [bytes(60)]):
+            taken += 1
+        return taken
+
+    while time.monotonic() < started + 1.0:
+        held += end._loop.between(take)  # while no burst is under way
+        if time.monotonic() < started + 0.5:
+            before = progress()[0]
+        time.sleep(0.001)
+    after, in_use = progress()[0], pool.in_use
+    while _dp.drain(other):
+        pass
+    port.close()
+    other.close()
+    return {"held": held, "in_use": in_use, "nb_mbufs": pool.nb_mbufs, "moved": after - before, "after": after}
+
+
+def scant_sender(pipe: Connection, endpoint: str) -> None:
+    with everything_returned(), with_pool_of(aiflow.Sender, 15)(endpoint) as tx:
+        ticket = tx.send({"x": content(47, BIG)}, wait=False)
+        pipe.send(hold_all(tx, lambda: ticket.progress))
+        pipe.send(ticket.result(timeout=PATIENCE_S).nbytes)
+
+
+def scant_receiver(pipe: Connection, endpoint: str) -> None:
+    with everything_returned(), with_pool_of(aiflow.Receiver, 64)(endpoint) as rx:
+        pipe.send("open")
+        pipe.send(hold_all(rx, lambda: rx.progress))
+        with rx.recv(timeout=PATIENCE_S) as time_slice:
+            pipe.send(np.array_equal(time_slice["x"].array, content(48, BIG)))
+        pipe.recv()
+
+
+def was_empty(facts: dict[str, Any]) -> bool:
+    return bool(0 < facts["after"] < BIG and facts["moved"] == 0 and facts["in_use"] >= facts["nb_mbufs"] - 8)
+
+
+def test_fault_46_an_empty_mempool_of_the_sender_costs_time_only() -> None:
+    endpoint = f"local:{name()}"
+    with Peer(receive_once, endpoint, 47, BIG) as receiver, Peer(scant_sender, endpoint) as sender:
+        assert receiver.hear() == "open"
+        facts = sender.hear()
+        assert was_empty(facts), facts
+        assert receiver.hear() is True
+        assert sender.hear() == BIG
+        receiver.tell("close")
+        sender.ends()
+        receiver.ends()
+
+
+def test_fault_46_an_empty_mempool_of_the_receiver_costs_time_only() -> None:
+    endpoint = f"local:{name()}"
+    with Peer(scant_receiver, endpoint) as receiver, Peer(send_once, endpoint, 48, BIG) as sender:
+        assert receiver.hear() == "open"
+        facts = receiver.hear()
+        assert was_empty(facts), facts
+        assert receiver.hear() is True
+        assert sender.hear() == BIG
+        sender.ends()
+        receiver.tell("close")
+        receiver.ends()
+
+
+# ---- 50: fork ----
+
+
+def test_fault_50_a_forked_child_is_told_and_leaves_its_parents_ports_alone() -> None:
+    code = """
+    import gc, os, sys
+    import numpy as np
+    import aiflow
+    from aiflow.errors import EalError
+
+    with aiflow.pair() as (tx, rx):
+        tx.send({"x": np.arange(9)}, wait=False)
+        held = rx.recv(timeout=20)["x"].array
+        pid = os.fork()
+        if pid == 0:
+            told = 0
+            for call in (lambda: tx.send({"x": b"1"}), lambda: rx.recv(timeout=1), lambda: next(rx),
+                         lambda: aiflow.Receiver("local:forked"), lambda: aiflow.pair()):
+                try:
+                    call()
+                except EalError as error:
+                    told += "spawn" in str(error)
+            tx.close()
+            rx.close()
+            held_too = int(held.sum())
+            del held
+            gc.collect()
+            print("child", told, held_too, flush=True)
+            sys.exit(7)  # with all that the interpreter does at its end
+        _, status = os.waitpid(pid, 0)
+        ticket = tx.send({"x": np.arange(5)}, wait=False)
+        print("parent", os.waitstatus_to_exitcode(status), rx.recv(timeout=20)["x"].array.sum())
+        ticket.result(20)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], env=environment(), capture_output=True, text=True, timeout=60
+    )
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == ["child 5 36", "parent 7 10"]
+
+
+# ---- 52: clock step ----
+
+CLOCK = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <sys/time.h>
+#include <time.h>
+
+static volatile long ahead;
+
+void step_clock(long seconds) { ahead += seconds; }
+
+int clock_gettime(clockid_t clock, struct timespec *t)
+{
+    static int (*real)(clockid_t, struct timespec *);
+    int rc;
+
+    if (!real)
+        real = (int (*)(clockid_t, struct timespec *))dlsym(RTLD_NEXT, "clock_gettime");
+    rc = real(clock, t);
+    if (rc == 0 && (clock == CLOCK_REALTIME || clock == CLOCK_REALTIME_COARSE))
+        t->tv_sec += ahead;
+    return rc;
+}
+
+time_t time(time_t *out)
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_REALTIME, &t);
+    if (out)
+        *out = t.tv_sec;
+    return t.tv_sec;
+}
+
+int gettimeofday(struct timeval *restrict out, void *restrict zone)
+{
+    struct timespec t;
+
+    (void)zone;
+    clock_gettime(CLOCK_REALTIME, &t);
+    out->tv_sec = t.tv_sec;
+    out->tv_usec = t.tv_nsec / 1000;
+    return 0;
+}
+"""
+
+
+def step_clock(seconds: int) -> float:
+    """Step this process's wall clock; by how much did it move against the monotonic one?"""
+    before = time.time() - time.monotonic()
+    ctypes.CDLL(None).step_clock(ctypes.c_long(seconds))
+    return time.time() - time.monotonic() - before
+
+
+def send_while_the_clock_steps(pipe: Connection, endpoint: str) -> None:
+    with aiflow.Sender(endpoint, peer_timeout=2, faults=SLOWLY) as tx:
+        for step in (3600, -7200):
+            ticket = tx.send({"x": content(52, BIG // 2)}, wait=False)
+            at_step = in_the_middle(lambda ticket=ticket: ticket.progress)
+            stepped = step_clock(step)
+            middle = ticket.progress[0] < at_step[1]
+            pipe.send((stepped, middle, ticket.result(timeout=PATIENCE_S).nbytes))
+        pipe.recv()
+        started = time.monotonic()
+        ticket = tx.send({"x": content(52, BIG // 2)}, wait=False)  # there is no memory for it
+        step_clock(3600)
+        try:
+            ticket.result(timeout=1.5)
+        except SliceTimeout:
+            pipe.send(time.monotonic() - started)
+        ticket.cancel()
+
+
+def receive_while_the_clock_steps(pipe: Connection, endpoint: str) -> None:
+    with aiflow.Receiver(endpoint, memory=BIG // 2 + MiB, peer_timeout=2) as rx:
+        pipe.send("open")
+        for step in (3600, -7200):
+            stepped = step_clock(step) if not pipe.send(in_the_middle(lambda: rx.progress)) else 0
+            held = rx.recv(timeout=PATIENCE_S)
+            latency = held["x"].latency_ns
+            pipe.send((stepped, np.array_equal(held["x"].array, content(52, BIG // 2)), latency))
+            if step > 0:
+                del held
+        timer = threading.Timer(0.3, step_clock, (3600,))
+        timer.start()
+        started = time.monotonic()
+        pipe.send(no_slice(rx, 1.0) and time.monotonic() - started)
+        timer.join()
+        pipe.recv()
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc, to build the clock that steps")
+@pytest.mark.parametrize("who", ["sender", "receiver"])
+def test_fault_52_a_clock_step_changes_neither_transfer_nor_timeouts(
+    who: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "clock.c").write_text(CLOCK)
+    clock = tmp_path / "clock.so"
+    subprocess.run(["gcc", "-shared", "-fPIC", "-O1", "-o", clock, tmp_path / "clock.c", "-ldl"], check=True)
+    endpoint = f"local:{name()}"
+    monkeypatch.setenv("LD_PRELOAD", str(clock))  # both have a clock of their own; one steps it
+    with (
+        Peer(receive_while_the_clock_steps, endpoint) as receiver,
+        Peer(send_while_the_clock_steps, endpoint) as sender,
+    ):
+        monkeypatch.delenv("LD_PRELOAD")
+        assert receiver.hear() == "open"
+        for step in (3600, -7200):
+            at_step, total = receiver.hear()
+            assert 0 < at_step < total
+            stepped, same, _ = receiver.hear()
+            assert abs(stepped - step) < 1
+            assert same
+            stepped, middle, nbytes = sender.hear()
+            assert abs(stepped - step) < 1
+            assert middle
+            assert nbytes == BIG // 2
+        assert 1.0 <= receiver.hear() < 1.5
+        sender.tell("go on")
+        assert 1.5 <= sender.hear() < 2.0
+        sender.ends()
+        receiver.tell("close")
+        receiver.ends()
