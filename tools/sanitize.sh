@@ -1,7 +1,7 @@
 #!/bin/bash
 # Runs the tests marked unit or sanitize on a build with GCC's sanitizers, kept in build/sanitize beside the ordinary one.
 #
-# Usage: tools/sanitize.sh [PYTEST ARGUMENT …]       AIFLOW_SANITIZE=address,undefined chooses which
+# Usage: [AIFLOW_SANITIZE=address,undefined] [MARKS="root and not soak"] tools/sanitize.sh [PYTEST ARGUMENT …]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export AIFLOW_SANITIZE=${AIFLOW_SANITIZE:-address,undefined}
@@ -25,4 +25,4 @@ export PYTHONPATH=$lib PYTHONSAFEPATH=1 PYTHONMALLOC=malloc
 LD_PRELOAD=$preload $python -c '
 import aiflow, sys
 assert aiflow.__file__.startswith(sys.argv[1]), aiflow.__file__' "$lib"
-LD_PRELOAD=$preload exec $python -m pytest -m "(unit or sanitize) and not soak" --timeout=600 "$@"
+LD_PRELOAD=$preload exec $python -m pytest -m "${MARKS:-unit or sanitize}" --timeout=600 "$@"
