@@ -376,8 +376,8 @@ cdef class Port:
     def park(self):
         """Stop, and leave the device plugged until another takes its place.
 
-        memif never closes a listening socket (22.11 to 26.07: memif_socket_remove_device frees the interrupt handle, and
-        neither unregisters it nor closes the descriptor). So the last device on one is kept until the next has come.
+        memif never closes a listening socket (22.11 to 26.07: memif_socket_remove_device frees the interrupt handle
+        and neither unregisters it nor closes the descriptor). So the last device on one is kept until the next came.
         """
         with _plug_lock:
             unpark()

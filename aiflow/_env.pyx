@@ -25,7 +25,7 @@ import os
 import threading
 
 from . import eal_arguments
-from .errors import EalError, PoolExhausted, PortError
+from .errors import AiflowError, EalError, PoolExhausted, PortError
 
 
 cdef extern from "aiflow/gate.h" nogil:
@@ -47,6 +47,7 @@ cdef extern from "aiflow/log_tail.h" nogil:
 cdef af_gate the_gate
 cdef af_log dpdk_log
 cdef bint log_is_open = False
+cdef bint init_was_called = False
 cdef int owner_pid = 0  # the process that started the EAL; 0: not started
 
 _lock = threading.Lock()  # starting
@@ -167,7 +168,8 @@ def start():
         thread.join()
         (mode, failure) = outcome[0]
         if failure is not None:
-            _failed = str(failure)
+            if init_was_called:
+                _failed = str(failure)
             raise failure
         _memory_mode = mode
 
@@ -175,7 +177,7 @@ def start():
 def _start(outcome):
     try:
         outcome.append((_initialise(), None))
-    except EalError as exc:
+    except AiflowError as exc:
         outcome.append((None, exc))
     except Exception as exc:
         outcome.append((None, EalError(f"DPDK could not be started: {type(exc).__name__}: {exc}")))
@@ -183,7 +185,7 @@ def _start(outcome):
 
 def _initialise():
     """Runs once, in the start thread; returns the memory mode."""
-    global log_is_open, owner_pid
+    global init_was_called, log_is_open, owner_pid
     cdef FILE *stream = NULL
     cdef char **argv
     cdef int rc, argc
@@ -209,11 +211,13 @@ def _initialise():
         argv[i] = strdup(<bytes>argument.encode())
     argv[argc] = NULL
     mark = log_mark()
+    init_was_called = True
     with eal_arguments.open_files_limit_kept():  # rte_eal_init raises it
         with nogil:
             rc = rte_eal_init(argc, argv)
     if rc < 0:
-        raise error(EalError, -1, "DPDK's environment (EAL) did not start", mark)
+        what = f"DPDK's environment (EAL) did not start in {mode} mode (AIFLOW_MEMORY=no-huge does without hugepages)"
+        raise error(EalError, -1, what if mode == "hugepages" else "DPDK's environment (EAL) did not start", mark)
     eal_arguments.remove_directory(prefix)  # empty without shared configuration: kill -9 then leaves nothing
     rte_openlog_stream(stream)  # newer versions put their own in place
     _install_gate()

@@ -67,6 +67,23 @@ def place(endpoint: Endpoint) -> Path:
     return runtime_directory() / f"{endpoint.scheme}-{endpoint.target}"
 
 
+def _sweep(root: Path, keep: Path) -> None:
+    """Remove the directories of names whose receiver is gone."""
+    for directory in root.iterdir():
+        if directory == keep or not directory.is_dir():
+            continue
+        try:
+            fd = os.open(directory / "lock", os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            with contextlib.suppress(OSError):
+                directory.rmdir()  # its owner is just making or removing it, and stands this
+            continue
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(directory, ignore_errors=True)
+        os.close(fd)
+
+
 class Claim:
     """A receiver's claim to an endpoint's name: a locked file, and the directory of its sockets.
 
@@ -108,6 +125,7 @@ class Claim:
         for left in self.directory.iterdir():
             if left != path:
                 left.unlink(missing_ok=True)
+        _sweep(self.directory.parent, keep=self.directory)
         for left in self.directory.parent.glob("sock-*-*"):
             if not Path(f"/proc/{left.name.split('-')[1]}").exists():
                 left.unlink(missing_ok=True)

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from subprocesses import environment, run
+from subprocesses import environment, run, wait_for
 
 import aiflow.errors
 from aiflow import _eal
@@ -94,6 +94,27 @@ def test_memory_mode_can_be_forced_and_a_wrong_one_is_named() -> None:
     assert "AIFLOW_MEMORY='lots'" in out
 
 
+def test_a_start_that_failed_for_its_settings_can_be_tried_again() -> None:
+    out = run(
+        """
+        import os
+        from aiflow import _eal
+        from aiflow.errors import ConfigError
+        try:
+            _eal.start()
+        except ConfigError as exc:
+            print(exc)
+        del os.environ['AIFLOW_EAL_MEMORY']
+        _eal.start()
+        print(_eal.started())
+        """,
+        AIFLOW_EAL_MEMORY="much",
+        AIFLOW_MEMORY="no-huge",
+    )
+    assert "size 'much' is not understood" in out
+    assert out.endswith("True\n")
+
+
 @contextlib.contextmanager
 def hugepages(count: int) -> Iterator[None]:
     """The system with `count` hugepages; skips where the kernel gives none."""
@@ -157,7 +178,7 @@ def test_fault_47_hugepages_are_used_and_given_back_even_by_kill_9() -> None:
         finally:
             process.send_signal(signal.SIGKILL)
             process.communicate()
-        assert hugepages_free() == 64
+        wait_for(lambda: hugepages_free() == 64, "all hugepages")
 
 
 @root

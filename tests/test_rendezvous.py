@@ -245,6 +245,15 @@ def test_the_name_of_a_killed_receiver_is_free_at_once_and_its_sockets_go(scheme
         assert not [path for path in directory.glob("sock-*") if not path.name.startswith(f"sock-{os.getpid()}-")]
 
 
+def test_what_a_killed_receiver_left_under_another_name_goes_too(directory: Path) -> None:
+    with Other("local:gone", "receiver") as other:
+        other.process.send_signal(signal.SIGKILL)
+        other.process.wait()
+        assert (directory / "local-gone" / "control").exists()
+    with Side("local:alive", "receiver"), Other("memif:other", "receiver"):
+        assert {path.name for path in directory.iterdir() if path.is_dir()} == {"local-alive", "memif-other"}
+
+
 @pytest.mark.parametrize("scheme", ["memif", "vhost"])
 def test_the_ports_of_a_killed_sender_are_removed_within_a_second(scheme: str) -> None:
     before = _eal.nb_ports()
