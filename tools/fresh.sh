@@ -63,6 +63,6 @@ git clone --quiet --no-hardlinks "file://$PWD" "$root/root/aiflow"
 for target in $targets; do
     echo "aiflow: make $target"
     start=$SECONDS
-    inside "cd /root/aiflow && make $target"
+    inside "cd ~/aiflow && make $target"
     echo "aiflow: make $target took $((SECONDS - start)) s"
 done
