@@ -24,7 +24,7 @@ pytest.importorskip("matplotlib")
 from aiflow.cli import photos  # noqa: E402
 from aiflow.cli.demo_picture import rates_by_port  # noqa: E402
 
-FEW = {"nb_photos": 12, "total_bytes": 12 * 267_578}
+FEW = {"nb_photos": 6, "total_bytes": 6 * 267_578}
 
 
 @pytest.fixture(scope="module")
