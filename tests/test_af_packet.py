@@ -1,4 +1,4 @@
-"""Over kernel interfaces: veth pairs in namespaces, through af_packet and af_xdp. Fault 42, a smaller MTU on the way."""
+"""Over kernel interfaces: veth pairs in namespaces, af_packet and af_xdp. Fault 42: a smaller MTU on the way."""
 
 from __future__ import annotations
 
