@@ -14,7 +14,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import numpy as np
@@ -57,9 +57,13 @@ class Peer:
         theirs.close()
         self.pid: int = self.process.pid or 0
 
-    def hear(self, timeout: float = PATIENCE_S) -> Any:
-        """The next thing it tells; fails when it failed, or died, or says nothing."""
-        assert self.pipe.poll(timeout), f"{self.process} said nothing for {timeout} s"
+    def hear(self, timeout: float = PATIENCE_S, survivor: Peer | None = None) -> Any:
+        """The next thing it tells; fails when it failed, or died, or says nothing, or when `survivor` has died."""
+        others = [] if survivor is None else [survivor.process.sentinel]
+        ready = wait([self.pipe, *others], timeout)
+        assert ready, f"{self.process} said nothing for {timeout} s"
+        if self.pipe not in ready and survivor is not None:
+            survivor.hear()  # says why
         try:
             message = self.pipe.recv()
         except EOFError:

@@ -230,7 +230,7 @@ def test_a_receiver_survives_the_death_of_sender_after_sender(kills: int) -> Non
         for turn in range(kills):
             with Peer(sender_to_be_killed, endpoint, turn) as victim:
                 survivor.tell(victim.pid)
-                assert victim.hear() == "whole"
+                assert victim.hear(survivor=survivor) == "whole"
                 whole, done, total, freed, more, now = survivor.hear()
                 assert victim.killed()
             assert whole is True  # the first slice of this sender, after its predecessor's death
@@ -257,7 +257,8 @@ def test_a_sender_survives_the_death_of_receiver_after_receiver(kills: int) -> N
         for turn in range(kills):
             with Peer(receiver_to_be_killed, endpoint, turn) as victim:
                 survivor.tell(victim.pid)
-                assert victim.hear() is True  # whole, after the predecessor's death
+                assert victim.hear(survivor=survivor) is True  # whole, after the predecessor's death
+                survivor.tell("go on")
                 outcome, acked, total, now = survivor.hear()
                 assert victim.killed()
             assert outcome in ("PeerLost False", "PeerLost None")
