@@ -26,7 +26,6 @@ from aiflow.librte.rte_ring cimport (
     RING_F_SC_DEQ, RING_F_SP_ENQ, rte_ring, rte_ring_create, rte_ring_dequeue_burst, rte_ring_free,
 )
 
-import atexit
 import itertools
 import os
 import threading
@@ -64,14 +63,6 @@ def _forked():
 
 
 os.register_at_fork(after_in_child=_forked)
-
-cdef bint process_ends = False  # ports that nobody closed go with the process
-
-
-@atexit.register
-def _at_exit():
-    global process_ends
-    process_ends = True
 
 
 # --------------------------------------------------------------------------------------------------------------- ports
@@ -403,7 +394,7 @@ cdef class Port:
         self.rings = None
 
     def __dealloc__(self):
-        if (self.is_open or self.is_plugged) and not process_ends:
+        if (self.is_open or self.is_plugged) and ours():
             self.close()
 
     def adopt(self, Mempool mempool):

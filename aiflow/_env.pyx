@@ -20,6 +20,7 @@ from aiflow.librte.rte_interrupts cimport (
     rte_intr_instance_alloc, rte_intr_type_set,
 )
 
+import atexit
 import errno
 import os
 import threading
@@ -48,6 +49,7 @@ cdef af_gate the_gate
 cdef af_log dpdk_log
 cdef bint log_is_open = False
 cdef bint init_was_called = False
+cdef bint process_ends = False
 cdef int owner_pid = 0  # the process that started the EAL; 0: not started
 
 _lock = threading.Lock()  # starting
@@ -119,9 +121,16 @@ def _forked():
 os.register_at_fork(after_in_child=_forked)
 
 
+@atexit.register
+def _at_exit():
+    """What nobody closed goes with the process; this module is being taken apart."""
+    global process_ends
+    process_ends = True
+
+
 cdef bint ours() noexcept nogil:
-    """This process may call DPDK: it started the EAL, and is not a forked child of the one that did."""
-    return owner_pid != 0 and owner_pid == getpid()
+    """This process may call DPDK: it started the EAL, is no forked child of the one that did, and is not ending."""
+    return owner_pid != 0 and owner_pid == getpid() and not process_ends
 
 
 def started():
