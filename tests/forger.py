@@ -13,7 +13,8 @@ from aiflow import _wire
 from aiflow.manifest import encode
 
 HELLO = struct.Struct(">BBHHHHHIIQQBB")
-REPORT = struct.Struct(">IIIIQ" + "IIQ" * 4 + "B")
+VOIDS = 8
+REPORT = struct.Struct(">IIIIQ" + "IIQ" * VOIDS + "B")
 PAYLOAD = 1460
 KIND = _wire.KINDS
 
@@ -108,6 +109,11 @@ class Forger:
         while (report := self.report())[index] != value:
             assert time.monotonic() < deadline, report
         return report
+
+    def refusals(self) -> dict[int, int]:
+        """The reasons (enum af_void_reason) of the newest refused slices, by slice, once this one is done with."""
+        report = self.report_of(1, self.slice + 1)
+        return dict(zip(report[5 : 5 + 3 * VOIDS : 3], report[6 : 5 + 3 * VOIDS : 3], strict=True))
 
     def chunk(self, whole: bytes, place: int, /, **fields: int | bytes) -> bytes:
         """A DATA frame: chunk number `place` of element 0, which is larger than one payload."""
