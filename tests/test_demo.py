@@ -11,15 +11,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 Image = pytest.importorskip("PIL.Image")
-pytest.importorskip("skimage")
-pytest.importorskip("sklearn")
-pytest.importorskip("matplotlib")
+for package in ("skimage", "sklearn", "matplotlib"):  # looked for, not imported: that takes seconds in each process
+    if find_spec(package) is None:
+        pytest.skip(f"needs the extra demo ({package})", allow_module_level=True)
 
 from aiflow.cli import photos  # noqa: E402
 from aiflow.cli.demo_picture import rates_by_port  # noqa: E402
