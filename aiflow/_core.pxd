@@ -6,6 +6,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 cdef extern from "aiflow/wire.h" nogil:
     enum:
         AF_HEADER
+        AF_MIN_PATH_FRAME
         AF_MAX_FRAME
         AF_NB_DROPS
         AF_NB_KINDS
@@ -17,7 +18,7 @@ cdef extern from "aiflow/wire.h" nogil:
         uint16_t path
         uint32_t element, seq, session, slice
         uint64_t number, timestamp_ns
-        const uint8_t *src
+        uint8_t src[6]
         const uint8_t *payload
         uint32_t nbytes, frame_bytes, header_crc, crc
 
@@ -224,6 +225,7 @@ cdef extern from "aiflow/rx.h" nogil:
     void af_rx_init(af_rx *rx) noexcept
     void af_rx_free(af_rx *rx) noexcept
     void af_rx_detach(af_rx *rx, uint32_t p) noexcept
+    bint af_rx_owes(const af_rx *rx) noexcept
     void af_rx_slice_free(af_rx_slice *s, void (*release)(void *handle) noexcept nogil) noexcept
     bint af_rx_on_frame(void *state, uint32_t p, uint64_t now, const uint8_t *frame, uint32_t len,
                         void *handle) noexcept

@@ -21,8 +21,10 @@ cdef struct loop_port:
     uint16_t head              # of the staged frames, the first that is not sent yet
     uint16_t count             # staged frames from head on
     rte_mempool *pool          # frames to send
+    rte_mempool *adopt         # received mbufs are another's: what is kept moves into one of these; else NULL
     rte_mbuf *spare            # allocated, and nothing to put in it yet
     rte_mbuf *staged[BURST]
+    uint64_t rx_nombuf         # no mbuf to move a received frame into
     uint64_t tx_nombuf         # the pool had no mbuf for a frame that we wanted to send
 
 
@@ -30,6 +32,7 @@ cdef class Loop:
     cdef af_agent agent
     cdef af_mail mail
     cdef af_faults faults
+    cdef bint has_mail
     cdef af_gate *gate
     cdef loop_port ports[PORTS]
     cdef uint32_t nb_ports
@@ -37,6 +40,7 @@ cdef class Loop:
     cdef uint64_t unseen[2]    # frames that never reach the agent: chained mbufs, VLAN tags
     cdef uint64_t iterations
     cdef readonly list attached_ports
+    cdef readonly list port_names      # (name, driver) of the port that is, or was last, at each index
     cdef readonly bint stopped
     cdef object tx_pool
     cdef object thread
@@ -48,6 +52,8 @@ cdef class Loop:
 
     cdef void run(self) noexcept nogil
     cdef int poll(self, uint32_t index, uint64_t now) noexcept nogil
+    cdef int receive(self, loop_port *port, uint32_t index, uint64_t now) noexcept nogil
+    cdef void last_look(self, uint32_t index) noexcept nogil
     cdef void stage(self, loop_port *port, uint32_t index, uint64_t now) noexcept nogil
     cdef void spoil(self, loop_port *port, uint64_t now) noexcept nogil
     cdef void collect(self, uint64_t now) noexcept nogil

@@ -14,7 +14,7 @@ from libc.string cimport memcpy, memset
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
 from aiflow._core cimport (
-    AF_LOSE, AF_NAME_BYTES, AF_REPEAT,
+    AF_LOSE, AF_MIN_PATH_FRAME, AF_NAME_BYTES, AF_REPEAT,
     af_agent_port, af_fault, af_idle, af_idle_wait, af_idle_worked, af_mail_drain, af_mail_free, af_mail_init,
     af_mail_notify, af_mail_wait, af_mail_wake, af_now_ns,
 )
@@ -61,7 +61,10 @@ _loops = weakref.WeakSet()
 
 cdef char *name_bytes(object name, char *out) except NULL:
     """Write a name as the wire carries it, NUL-terminated, into `out` (AF_NAME_BYTES bytes)."""
-    cdef bytes encoded = name.encode()
+    cdef bytes encoded
+    if not isinstance(name, str):
+        raise ConfigError(f"a name is a str, not {type(name).__name__}: {name!r}")
+    encoded = name.encode("utf-8", "surrogateescape")
     if len(encoded) >= AF_NAME_BYTES:
         raise ConfigError(f"the name {name!r} is longer than {AF_NAME_BYTES - 1} bytes: choose a shorter one")
     if b"\0" in encoded:
@@ -71,21 +74,39 @@ cdef char *name_bytes(object name, char *out) except NULL:
     return out
 
 
+cdef rte_mbuf *adopted(rte_mbuf *m, rte_mempool *pool) noexcept nogil:
+    """Move a frame of one segment into an mbuf of `pool`; NULL (and the frame is gone) when that is empty."""
+    cdef rte_mbuf *copy = rte_pktmbuf_alloc(pool)
+    if copy != NULL and m.nb_segs == 1:
+        memcpy(rte_pktmbuf_mtod(copy), rte_pktmbuf_mtod(m), m.data_len)
+        copy.data_len = m.data_len
+        copy.pkt_len = m.data_len
+        copy.ol_flags = m.ol_flags
+    elif copy != NULL:
+        rte_pktmbuf_free(copy)
+        copy = NULL
+    rte_pktmbuf_free(m)
+    return copy
+
+
 cdef class Loop:
     """Polls ports for one agent. Subclasses set `agent` and say what a post and an event are."""
 
     def __cinit__(self):
         cdef int rc = af_mail_init(&self.mail)
         if rc:
-            raise OSError(rc, "no event descriptor to be had: close some files (ulimit -n)")
+            raise PortError(f"no event descriptor to be had ({os.strerror(rc)}): close some files, or raise ulimit -n")
+        self.has_mail = True
         self.requests = []
         self.guard = threading.Lock()
         self.attached_ports = [None] * PORTS
+        self.port_names = [("", "")] * PORTS
         self.pid = os.getpid()
         self.stopped = True
 
     def __dealloc__(self):
-        af_mail_free(&self.mail)
+        if self.has_mail:
+            af_mail_free(&self.mail)
 
     # ---- control plane ----
 
@@ -151,6 +172,14 @@ cdef class Loop:
             self.thread.join()
         _loops.discard(self)
 
+    def settled(self):
+        """Whether all that the agent had to say has been handed to the drivers. Between two iterations."""
+        cdef uint32_t index
+        for index in range(self.nb_ports):
+            if self.ports[index].attached and self.ports[index].count:
+                return False
+        return True
+
     def _end(self):
         self.stopped = True
         for index in range(PORTS):
@@ -178,6 +207,9 @@ cdef class Loop:
         cdef loop_port *slot
         cdef Mempool pool = self.tx_pool if self.tx_pool is not None else port.mempool
         cdef bytes mac = port.mac
+        if port.frame_size < <int>AF_MIN_PATH_FRAME:
+            raise PortError(f"{port.name} takes frames of {port.frame_size} bytes only, and {AF_MIN_PATH_FRAME} is the "
+                            "least: raise the interface's MTU, or frame_size=")
         while index < PORTS and self.ports[index].attached:
             index += 1
         if index == PORTS:
@@ -189,6 +221,7 @@ cdef class Loop:
         slot.pool = pool.ptr
         slot.attached = True
         self.attached_ports[index] = port
+        self.port_names[index] = (port.name, port.driver)
         self.nb_gated += port.gated
         if index >= self.nb_ports:
             self.nb_ports = index + 1
@@ -204,17 +237,34 @@ cdef class Loop:
         self._settle()
         return <int>index
 
-    def _remove_port(self, Port port):
-        """Forget a port; its index, or -1. Between two iterations."""
+    cdef void last_look(self, uint32_t index) noexcept nogil:
+        """Take what a port has received already. Between two iterations, before it goes."""
+        cdef loop_port *port = &self.ports[index]
+        cdef int bursts = 0
+        if port.gated:
+            af_gate_enter(self.gate)
+        while bursts < 64 and self.receive(port, index, af_now_ns()):
+            bursts += 1
+        if port.gated:
+            af_gate_leave(self.gate)
+
+    def index_of(self, Port port):
+        """Where a port is in the loop, or -1."""
         for index in range(PORTS):
             if self.attached_ports[index] is port:
-                self._free_staged(index)
-                self.nb_gated -= self.ports[index].gated
-                self.ports[index].attached = False
-                self.attached_ports[index] = None
-                self._settle()
                 return index
         return -1
+
+    def _remove_port(self, Port port):
+        """Forget a port; its index, or -1. Between two iterations."""
+        index = self.index_of(port)
+        if index >= 0:
+            self._free_staged(index)
+            self.nb_gated -= self.ports[index].gated
+            self.ports[index].attached = False
+            self.attached_ports[index] = None
+            self._settle()
+        return index
 
     def _settle(self):
         """Poll from the ports' own NUMA node."""
@@ -236,6 +286,9 @@ cdef class Loop:
             return
         faults = dict(faults)
         kinds = faults.pop("kinds", tuple(KINDS))
+        unknown = set(kinds) - set(KINDS)
+        if unknown:
+            raise ConfigError(f"unknown kinds of frames: {', '.join(map(str, unknown))}; there are {', '.join(KINDS)}")
         self.faults.kinds = sum(1 << KINDS[kind] for kind in kinds)
         self.faults.drop_ppm = int(faults.pop("drop", 0) * 1e6)
         self.faults.corrupt_ppm = int(faults.pop("corrupt", 0) * 1e6)
@@ -327,14 +380,31 @@ cdef class Loop:
     cdef int poll(self, uint32_t index, uint64_t now) noexcept nogil:
         """One burst in and one burst out of a port. Returns how many frames moved."""
         cdef loop_port *port = &self.ports[index]
+        cdef int nb_rx = self.receive(port, index, now)
+        cdef uint16_t nb_tx = 0
+        self.stage(port, index, now)
+        if port.count:
+            # A short burst is normal: the rest keeps its place in the line.
+            nb_tx = rte_eth_tx_burst(port.port_id, 0, &port.staged[port.head], port.count)
+            port.head += nb_tx
+            port.count -= nb_tx
+        return nb_rx + nb_tx
+
+    cdef int receive(self, loop_port *port, uint32_t index, uint64_t now) noexcept nogil:
+        """One burst in."""
         cdef rte_mbuf *pkts[BURST]
         cdef rte_mbuf *m
         cdef uint16_t nb_rx = rte_eth_rx_burst(port.port_id, 0, pkts, BURST)
-        cdef uint16_t nb_tx = 0, i, nb_free = 0
+        cdef uint16_t i, nb_free = 0
         for i in range(nb_rx):
             m = pkts[i]
             if i + 1 < nb_rx:
                 aiflow_prefetch(rte_pktmbuf_mtod(pkts[i + 1]))
+            if port.adopt != NULL:
+                m = adopted(m, port.adopt)
+                if m == NULL:
+                    port.rx_nombuf += 1
+                    continue
             if m.nb_segs != 1:
                 self.unseen[0] += 1
             elif m.ol_flags & RTE_MBUF_F_RX_VLAN:
@@ -345,13 +415,7 @@ cdef class Loop:
             nb_free += 1
         if nb_free:
             rte_pktmbuf_free_bulk(pkts, nb_free)
-        self.stage(port, index, now)
-        if port.count:
-            # A short burst is normal: the rest keeps its place in the line.
-            nb_tx = rte_eth_tx_burst(port.port_id, 0, &port.staged[port.head], port.count)
-            port.head += nb_tx
-            port.count -= nb_tx
-        return nb_rx + nb_tx
+        return nb_rx
 
     cdef void stage(self, loop_port *port, uint32_t index, uint64_t now) noexcept nogil:
         """Fill the port's staging ring with what the agent has to send."""

@@ -11,11 +11,13 @@ import weakref
 from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_FillInfo, PyObject_GetBuffer
 from libc.stdint cimport uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
+from libc.string cimport memset
 from posix.unistd cimport getpid
 
 from aiflow._core cimport (
     AF_HEADER, AF_NB_DROPS, af_agent_port, af_now_ns, af_rx, af_rx_detach, af_rx_free, af_rx_init, af_rx_next_frame,
-    af_rx_on_frame, af_rx_port, af_rx_slice, af_rx_slice_free, af_rx_tick, af_store, af_store_free, af_store_init,
+    af_rx_on_frame, af_rx_owes, af_rx_port, af_rx_slice, af_rx_slice_free, af_rx_tick, af_store, af_store_free,
+    af_store_init,
 )
 from aiflow._dp cimport Loop, name_bytes
 from aiflow._eal cimport Port
@@ -31,6 +33,9 @@ cdef extern from *:
     """
     void aiflow_rx_lock(void *mail) noexcept nogil
     void aiflow_rx_unlock(void *mail) noexcept nogil
+
+
+LAST_WORDS_S = 0.1  # for the reports that are due when a Receiver closes
 
 
 cdef void release_mbuf(void *handle) noexcept nogil:
@@ -277,12 +282,16 @@ cdef class RxLoop(Loop):
         cdef af_agent_port place
         cdef int index = self.place_port(port, peer, &place)
         cdef af_rx_port *slot = &self.rx.ports[index]
+        memset(slot, 0, sizeof(af_rx_port))
         slot.p = place
-        slot.nb_paths = 0
         if <uint32_t>index >= self.rx.nb_ports:
             self.rx.nb_ports = index + 1
-        if port.mempool not in self.store.pools:
-            self.store.pools.append(port.mempool)
+        if self.rx.keeps_mbufs:
+            # Slices hold mbufs of this pool; net_ring would hand over the sender's, and drain it.
+            if port.mempool not in self.store.pools:
+                self.store.pools.append(port.mempool)
+            if port.driver == "net_ring":
+                self.ports[index].adopt = port.mempool.ptr
 
     def detach(self, ports, peer=0):
         """Poll these ports no more: when it returns, no burst touches them."""
@@ -302,6 +311,9 @@ cdef class RxLoop(Loop):
     @mbuf_bytes.setter
     def mbuf_bytes(self, uint64_t nbytes):
         self.rx.mbuf_bytes = nbytes
+
+    def _said_all(self):
+        return not af_rx_owes(self.rx) and self.settled()
 
     def pop(self):
         """The next whole slice, or None."""
@@ -324,9 +336,12 @@ cdef class RxLoop(Loop):
         return incoming
 
     def close(self):
-        """Stop, and free what nobody has taken."""
+        """Say what is still to be said, stop, and free what nobody has taken."""
         if os.getpid() != self.pid:
             return
+        until = time.monotonic() + LAST_WORDS_S
+        while not self.stopped and not self.between(self._said_all) and time.monotonic() < until:
+            self.wait(self.generation, 0.0005)
         self.stop()
         while self.pop() is not None:
             pass
@@ -337,7 +352,9 @@ cdef class RxLoop(Loop):
     @property
     def finished(self):
         """Has every sender that was seen said goodbye, or gone?"""
-        return self.rx.nb_seen > 0 and self.rx.nb_closed >= self.rx.nb_seen and self.ready == NULL
+        # In this order: the loop ends a sender first and publishes its last slice a moment later.
+        return (self.rx.nb_seen > 0 and self.rx.nb_closed >= self.rx.nb_seen and self.rx.ready == NULL
+                and self.ready == NULL)
 
     @property
     def starving(self):

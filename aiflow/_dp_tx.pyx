@@ -203,8 +203,9 @@ cdef class TxLoop(Loop):
         self.set_faults(faults)
 
     def __dealloc__(self):
-        free(self.tx.again)
-        free(self.tx)
+        if self.tx != NULL:
+            free(self.tx.again)
+            free(self.tx)
 
     # ---- control plane ----
 
@@ -229,9 +230,12 @@ cdef class TxLoop(Loop):
 
     def _detach(self, ports):
         for port in ports:
-            index = self._remove_port(port)
+            index = self.index_of(port)
             if index >= 0:
+                self.last_look(index)  # its last report may say that all has arrived
+                self._remove_port(port)
                 af_tx_detach(self.tx, index, af_now_ns())
+        self.tell()
 
     def post(self, list buffers, bytes manifest, uint32_t ports):
         """Send a slice of which each buffer is an element.
@@ -326,7 +330,12 @@ cdef class TxLoop(Loop):
     @property
     def receiver(self):
         """Name of the receiver that we are joined to, or None."""
-        return bytes(self.tx.receiver).split(b"\0")[0].decode(errors="replace") if self.tx.open else None
+        return self.last_receiver if self.tx.open else None
+
+    @property
+    def last_receiver(self):
+        """Name of the receiver that we were joined to last, "" before the first."""
+        return bytes(self.tx.receiver).split(b"\0")[0].decode(errors="replace")
 
     @property
     def payload_bytes(self):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import struct
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from math import prod
@@ -18,6 +19,7 @@ __all__ = ["Form", "Run", "as_bytes", "encode", "form_of_bytes", "parse", "piece
 _HEADER = struct.Struct(">HHIIQ")
 _RUN = struct.Struct(">IQIBBHH")
 MAX_STREAM_BYTES = 4096
+MAX_AXES = 32  # numpy 1's; numpy 2 has 64
 
 
 class Form(NamedTuple):
@@ -52,7 +54,9 @@ class Form(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def _encode_form(form: Form) -> bytes:
-    descr = np.lib.format.dtype_to_descr(form.dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a dtype's metadata is the sender's own business
+        descr = np.lib.format.dtype_to_descr(form.dtype)
     return f"{form.order}{list(form.shape)}{descr!r}".encode()
 
 
@@ -63,7 +67,7 @@ def _decode_form(encoded: bytes) -> Form:
     end = rest.index("]") + 1
     shape = tuple(int(n) for n in ast.literal_eval(rest[:end]))
     dtype = np.lib.format.descr_to_dtype(ast.literal_eval(rest[end:]))
-    if order not in ("C", "F") or dtype.hasobject or any(n < 0 for n in shape):
+    if order not in ("C", "F") or dtype.hasobject or any(n < 0 for n in shape) or len(shape) > MAX_AXES:
         raise ValueError(f"element form {text!r} is not one that can be sent")
     return Form(dtype, shape, order)
 
@@ -99,6 +103,10 @@ def as_bytes(element: Any, what: str) -> tuple[Any, Form]:
         raise TypeError(f"{what} is a str: encode it to bytes first")
     else:
         array = _array_of(element, what)
+    if isinstance(array, np.ma.MaskedArray):
+        raise TypeError(f"{what} is a masked array: send its data and its mask as two elements, or .filled()")
+    if array.ndim > MAX_AXES:
+        raise TypeError(f"{what} has {array.ndim} axes: {MAX_AXES} is the most that can be sent")
     if array.dtype.hasobject:
         raise TypeError(f"{what} has dtype {array.dtype}: Python objects cannot be sent, only plain numbers and bytes")
     if array.flags.c_contiguous:
@@ -152,6 +160,10 @@ def pieces(elements: Any) -> Iterator[tuple[str | int, Any]]:
 def _stream(stream: Any) -> str:
     if not isinstance(stream, str):
         raise TypeError(f"a stream's name is a str, not {type(stream).__name__}: {stream!r}")
+    try:
+        stream.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raise TypeError(f"the stream name {stream!r} is not text that UTF-8 can carry") from None
     return stream
 
 
@@ -183,7 +195,10 @@ class _Runs:
         name = b"" if stream is None else stream.encode("utf-8", "surrogateescape")
         if len(name) > MAX_STREAM_BYTES:
             raise ConfigError(f"a stream's name of {len(name)} bytes is too long: {MAX_STREAM_BYTES} is the most")
-        encoded = form.encode()
+        try:
+            encoded = form.encode()
+        except ValueError as error:
+            raise TypeError(f"dtype {form.dtype} cannot be described ({error}): send array.view(np.uint8)") from None
         if len(encoded) > 0xFFFF:
             raise ConfigError(f"the dtype {form.dtype} takes {len(encoded)} bytes to describe: 65535 is the most")
         self.encoded.append(
@@ -213,6 +228,8 @@ def encode(elements: Any) -> tuple[bytes, list[Any]]:
 
 def encode_rows(stream: str, form: Form, count: int) -> bytes:
     """The manifest of `count` like elements of one stream."""
+    if count > 0xFFFFFFFF:
+        raise ConfigError(f"{count} elements are more than a slice can number: send several slices")
     runs = _Runs()
     if count:
         runs.add(_stream(stream), form, count)
@@ -257,7 +274,7 @@ def parse(manifest: bytes) -> list[Run]:
         at += stream_len
         try:
             form = Form.decode(manifest[at : at + form_len])
-        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+        except Exception:  # whatever a peer may have written there: its bytes are still its bytes
             form = form_of_bytes(nbytes)
         if form.nbytes != nbytes:
             form = form_of_bytes(nbytes)

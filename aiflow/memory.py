@@ -30,6 +30,8 @@ def empty(shape: int | tuple[int, ...], dtype: Any = np.uint8) -> np.ndarray[Any
     dtype = np.dtype(dtype)
     if dtype.hasobject:
         raise TypeError("empty() makes arrays that can be sent: not of Python objects")
+    if np.any(np.less(shape, 0)):
+        raise ValueError(f"shape {shape!r} has a negative axis: axes are 0 or more")
     axes = (shape,) if isinstance(shape, (int, np.integer)) else tuple(shape)
     count = int(np.prod(axes, dtype=np.int64))
     if not count or not dtype.itemsize:

@@ -13,7 +13,7 @@ from .config import parse_endpoints, parse_size
 from .errors import ConfigError, PoolExhausted, SliceTimeout
 from .paths import PortSet
 from .report import PortTable, port_table
-from .sender import MBUFS_PER_PORT, _seconds
+from .sender import MBUFS_PER_PORT, _again, _seconds, _timeout
 from .slices import TimeSlice
 from .waiting import Waiting
 
@@ -21,6 +21,9 @@ __all__ = ["Receiver"]
 
 MBUF_OVERHEAD = 320
 """Bytes an mbuf takes beside its frame: its header, headroom and alignment."""
+
+MEMORY_MOST = 1 << 46
+"""A fraction of the address space."""
 
 STARVED_S = 10.0
 """How long a sender's request may wait for memory that the user holds before `recv` says so."""
@@ -87,6 +90,8 @@ class Receiver:
         self.name = name if name is not None else names[0] if names else socket.gethostname()[:60]
         self.assemble = bool(assemble)
         self.memory = parse_size(memory)
+        if self.memory > MEMORY_MOST:
+            raise ConfigError(f"memory={memory!r} is more than any machine has: give less than 64 TiB")
         self.timeout = None if timeout is None else _seconds(timeout, "timeout")
         self.until = until
         self._current: TimeSlice | None = None
@@ -155,7 +160,7 @@ class Receiver:
         ConfigError
             The Receiver is closed, or, with ``until="bye"``, every sender has closed.
         """
-        wanted = self.timeout if timeout is None else timeout
+        wanted = self.timeout if timeout is None else _timeout(timeout)
         self._loop.check_process()
         self._check_open()
         found: list[Any] = []
@@ -165,7 +170,7 @@ class Receiver:
 
     async def arecv(self, timeout: float | None = None) -> TimeSlice:
         """`recv` for an event loop."""
-        wanted = self.timeout if timeout is None else timeout
+        wanted = self.timeout if timeout is None else _timeout(timeout)
         self._loop.check_process()
         self._check_open()
         found: list[Any] = []
@@ -183,7 +188,7 @@ class Receiver:
         if nbytes and seconds > 0.9 * min(STARVED_S, STARVED_S if timeout is None else timeout):
             raise self._exhausted(nbytes)
         if self._ports.error is not None:
-            raise self._ports.error
+            raise _again(self._ports.error)
         return self._closed or self._over()
 
     def _take(self, found: list[Any]) -> TimeSlice:
@@ -292,9 +297,8 @@ class Receiver:
         if not self._loop.pid_is_ours():
             return
         self._loop.tell()  # whoever waits in another thread
-        self._loop.stop()
-        self._ports.close()
         self._loop.close()
+        self._ports.close()
         self._pools.clear()
 
     def __enter__(self) -> Receiver:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .errors import ConfigError
+from .errors import ConfigError, PortError
 
 __all__ = ["PortReport", "PortRow", "PortTable", "ReceiverReport", "SliceReport"]
 
@@ -202,6 +202,14 @@ class PortTable:
         return f"<table><thead><tr>{th}</tr></thead><tbody>{body}</tbody></table>"
 
 
+def _speed(port: Any) -> int | None:
+    try:
+        speed: int | None = port.link()[1]
+    except PortError:  # it hung up just now
+        return None
+    return speed
+
+
 def port_table(loop: Any) -> PortTable:
     """The table of a Sender's or Receiver's loop, as it is now."""
     now = time.time_ns()
@@ -225,7 +233,7 @@ def port_table(loop: Any) -> PortTable:
                 in_flight=row["flying"],
                 window=row["window"],
                 rtt_ns=row["rtt_ns"],
-                link_speed_bps=port.link()[1],
+                link_speed_bps=_speed(port),
             )
         )
     return PortTable(rows)

@@ -8,6 +8,8 @@ import warnings
 from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any
 
+import numpy as np
+
 from . import scheduler
 from ._dp_tx import TxLoop
 from ._eal import Mempool
@@ -83,7 +85,7 @@ class Ticket:
         error = self._sender._ports.error
         if not self._outgoing.done and error is not None:
             self._outgoing.cancel()
-            raise error
+            raise _again(error)
         self._outgoing.finish()
         if self._report is None:
             self._report = self._sender._report(self._outgoing)
@@ -155,7 +157,9 @@ class Sender:
         if not callable(partition) and partition not in ("balanced", "by_stream"):
             raise ConfigError(f"partition={partition!r} is unknown: use 'balanced', 'by_stream' or a callable")
         if to is not None and not isinstance(to, str):
-            to = list(to)
+            to = list(to) if isinstance(to, Iterable) else [to]
+            if not to or not all(isinstance(each, str) for each in to):
+                raise ConfigError(f"to={to!r}: give a receiver's name")
             if len(to) != 1:
                 raise ConfigError("to= with several receivers is not there yet: open one Sender for each")
             to = to[0]
@@ -226,6 +230,7 @@ class Sender:
         It delivers, or raises. Once it has returned, raised or been interrupted, nothing reads the buffers any more.
         """
         self._check_open()
+        timeout = _timeout(timeout)
         manifest, buffers = encode(elements)
         plan = self._plan(sum(len(buffer) for buffer in buffers))
         return self._sent(self._loop.post(buffers, manifest, plan.port_mask), wait, timeout)
@@ -247,11 +252,12 @@ class Sender:
         SliceReport or Ticket
         """
         self._check_open()
+        timeout = _timeout(timeout)
         buffer, form = as_bytes(array, "the batch")
         if not form.shape:
             raise ConfigError("send_batch sends the rows of the first axis: give the array one, or use send")
         if form.order == "F":
-            buffer, form = as_bytes(array.copy(order="C"), "the batch")
+            buffer, form = as_bytes(np.array(array, order="C"), "the batch")
         count, *row = form.shape
         manifest = encode_rows(stream, Form(form.dtype, tuple(row)), count)
         plan = self._plan(form.nbytes)
@@ -270,8 +276,11 @@ class Sender:
             If that takes longer than `timeout` seconds.
         """
         self._loop.check_process()
-        if not self._waiting.until(lambda: not self._loop.busy or self._ports.error is not None, timeout):
+        if not self._waiting.until(self._idle, timeout):
             raise SliceTimeout(f"slices are still under way after {timeout} s: wait longer, or close by an exception")
+
+    def _idle(self) -> bool:
+        return not self._loop.busy or self._ports.error is not None
 
     def _plan(self, nbytes: int) -> scheduler.Plan:
         states = [scheduler.PortState(row["index"], row["usable"]) for row in self._loop.port_rows()]
@@ -298,13 +307,11 @@ class Sender:
     def _report(self, outgoing: Any) -> SliceReport:
         if outgoing.error != "ok":
             raise self._failure(outgoing)
-        names = {row["index"]: row["port"] for row in self._loop.port_rows()}
         ports = tuple(
-            PortReport(names[index].name, names[index].driver, frames, nbytes)
+            PortReport(self._loop.port_names[index][0], self._loop.port_names[index][1], frames, nbytes)
             for index, frames, nbytes in outgoing.port_frames()
-            if index in names
         )
-        receiver = self.receiver or ""
+        receiver = self._loop.last_receiver
         frames, again = outgoing.frames
         return SliceReport(
             slice_id=outgoing.slice_id,
@@ -355,7 +362,7 @@ class Sender:
             "no_memory": (PoolExhausted, f"no memory left to describe {what}: send smaller slices"),
         }[outgoing.error]
         delivered = outgoing.delivered
-        return kind(text, delivered=delivered, delivered_by={self.receiver or "": delivered})
+        return kind(text, delivered=delivered, delivered_by={self._loop.last_receiver: delivered})
 
     # ---- what is to be seen ----
 
@@ -385,7 +392,7 @@ class Sender:
         if self._closed:
             raise ConfigError("this Sender is closed: open another one")
         if self._ports.error is not None:
-            raise self._ports.error
+            raise _again(self._ports.error)
 
     def close(self) -> None:
         """Wait for what is under way, say goodbye, close the ports. Idempotent."""
@@ -415,7 +422,7 @@ class Sender:
 
     async def __aexit__(self, kind: object, *exc: object) -> None:
         if kind is None and not self._closed:
-            await self._waiting.until_async(lambda: not self._loop.busy, None)
+            await self._waiting.until_async(self._idle, None)
         self._close(abort=kind is not None)
 
     def __del__(self) -> None:
@@ -426,6 +433,17 @@ class Sender:
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"to {self.receiver!r}" if self.receiver else "looking for a receiver"
         return f"<Sender {', '.join(map(str, self.endpoints))}: {state}>"
+
+
+def _timeout(timeout: Any) -> float | None:
+    if timeout is None or timeout == 0:
+        return timeout  # type: ignore[no-any-return]
+    return _seconds(timeout, "timeout")
+
+
+def _again(error: AiflowError) -> AiflowError:
+    """A lasting error, as a fresh exception for each call that meets it."""
+    return type(error)(str(error), delivered=False)
 
 
 def _seconds(value: Any, what: str) -> float:

@@ -15,6 +15,10 @@ SIGNALS_S = 0.05
 """A waiting thread comes up for signals this often, so that Ctrl-C works."""
 
 
+AGAIN_S = 0.5
+"""What makes no event, such as time that passes, is looked at this often by a waiting coroutine."""
+
+
 class Waiting:
     """Sleeps until something is so.
 
@@ -48,8 +52,8 @@ class Waiting:
         deadline = None if timeout is None else aio.time() + timeout
         self._loop.arm()
         while not condition():
-            left = None if deadline is None else deadline - aio.time()
-            if left is not None and left <= 0:
+            left = AGAIN_S if deadline is None else min(AGAIN_S, deadline - aio.time())
+            if left <= 0:
                 return False
             future = aio.create_future()
             self._listen(aio, future)
@@ -58,7 +62,7 @@ class Waiting:
                     return True
                 await asyncio.wait_for(future, left)
             except TimeoutError:
-                return condition()
+                continue
             finally:
                 self._ignore(aio, future)
         return True
@@ -79,6 +83,9 @@ class Waiting:
     def _on_event(self) -> None:
         self._loop.drain()
         for aio, futures in list(self._readers.items()):  # one descriptor, possibly several event loops
+            if aio.is_closed():
+                del self._readers[aio]
+                continue
             for future in list(futures):
                 aio.call_soon_threadsafe(_resolve, future)
 

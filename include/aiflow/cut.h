@@ -130,7 +130,7 @@ af_tx_send_control(struct af_tx *tx, uint32_t p, uint8_t kind, uint32_t slice, u
 
 /* Is it time to ask for a report? */
 static inline bool
-af_tx_probe_due(const struct af_tx *tx, const struct af_tx_port *port, uint32_t p, uint64_t now)
+af_tx_probe_due(const struct af_tx *tx, const struct af_tx_port *port, uint64_t now)
 {
 	const struct af_tx_window *w = &port->w;
 	uint64_t last = w->sent_ns > w->acked_ns ? w->sent_ns : w->acked_ns;
@@ -144,7 +144,7 @@ af_tx_probe_due(const struct af_tx *tx, const struct af_tx_port *port, uint32_t 
 		/* Nothing flies, yet we wait for a grant or for the end: ask on every path, the fewer the longer it lasts. */
 		return now - last >= wait << port->backoff;
 	}
-	return p == tx->heartbeat_port && now - last >= AF_HEARTBEAT_NS;
+	return now - last >= AF_HEARTBEAT_NS;
 }
 
 static inline uint32_t
@@ -198,7 +198,7 @@ af_tx_next_frame(void *state, uint32_t p, uint64_t now, uint8_t *frame)
 	}
 	if (!port->aside && af_tx_has_room(&port->w))
 		size = af_tx_next_chunk(tx, p, now, frame);
-	if (!size && af_tx_probe_due(tx, port, p, now)) {
+	if (!size && af_tx_probe_due(tx, port, now)) {
 		if (af_tx_ring_full(&port->w)) {
 			struct af_sent *oldest = af_tx_sent(&port->w, port->w.judged);
 

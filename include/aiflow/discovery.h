@@ -75,8 +75,6 @@ af_tx_open_path(struct af_tx *tx, struct af_tx_port *port)
 	port->remote_port = best->port;
 	port->backoff = 0;
 	port->aside = false;
-	if (!tx->ports[tx->heartbeat_port].open)
-		tx->heartbeat_port = (uint32_t)(port - tx->ports);
 	af_tx_window_reset(&port->w, window);
 	port->open = true;
 }
@@ -143,7 +141,7 @@ af_tx_on_hello(struct af_tx *tx, struct af_tx_port *port, const struct af_frame 
 		return AF_OK; /* another sender's business */
 	if (tx->to[0] && strcmp(tx->to, c.name))
 		return AF_OK;
-	if (AF_BE16(h.frame_size) < AF_MIN_FRAME + 64)
+	if (AF_BE16(h.frame_size) < AF_MIN_PATH_FRAME)
 		return AF_DROP_HELLO;
 	c.epoch = AF_BE64(h.epoch);
 	c.session = AF_BE32(h.session);
@@ -173,8 +171,8 @@ af_tx_on_hello(struct af_tx *tx, struct af_tx_port *port, const struct af_frame 
 	c.window = AF_BE32(h.window);
 	c.keeps_mbufs = h.keeps_mbufs;
 	for (i = 0; i < port->nb_candidates; i++)
-		if (port->candidates[i].epoch == c.epoch && port->candidates[i].port == c.port)
-			break;
+		if (!memcmp(port->candidates[i].mac, c.mac, 6) && port->candidates[i].port == c.port)
+			break; /* the same port, perhaps of a receiver that has come back */
 	if (i == AF_MAX_PORTS)
 		return AF_DROP_BUSY;
 	if (i == port->nb_candidates) {

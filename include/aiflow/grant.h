@@ -9,7 +9,7 @@
 static inline uint64_t
 af_rx_need(const struct af_rx *rx, const struct af_rx_slice *s, uint64_t block_bytes)
 {
-	uint64_t tables = (uint64_t)s->nb_elements * sizeof(struct af_rx_element) + (uint64_t)s->nb_chunks * 4 +
+	uint64_t tables = s->manifest_bytes + (uint64_t)s->nb_elements * sizeof(struct af_rx_element) + (uint64_t)s->nb_chunks * 4 +
 			  s->nb_chunks / 8;
 
 	if (rx->keeps_mbufs)
@@ -228,7 +228,7 @@ af_rx_on_manifest(struct af_rx *rx, struct af_rx_session *session, const struct 
 		nb_pieces = (total + f->nbytes - 1) / f->nbytes;
 		offset = (uint64_t)f->seq * f->nbytes;
 	}
-	if (f->seq >= nb_pieces || (f->seq > 0 || !f->end ? offset + f->nbytes > total : f->nbytes < total))
+	if (nb_pieces > total || f->seq >= nb_pieces || (f->seq > 0 || !f->end ? offset + f->nbytes > total : f->nbytes < total))
 		return AF_DROP_MANIFEST;
 	s = slot->slice;
 	if (!s) {
@@ -240,7 +240,7 @@ af_rx_on_manifest(struct af_rx *rx, struct af_rx_session *session, const struct 
 		s = calloc(1, sizeof *s);
 		if (!s)
 			return AF_DROP_BUSY;
-		s->manifest = malloc(total > f->nbytes ? total : f->nbytes);
+		s->manifest = calloc(1, total > f->nbytes ? total : f->nbytes);
 		s->bitmap = calloc(nb_pieces / 64 + 1, 8);
 		if (!s->manifest || !s->bitmap) {
 			af_rx_slice_free(s, rx->release);

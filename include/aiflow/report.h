@@ -163,6 +163,8 @@ af_rx_report(struct af_rx *rx, struct af_rx_session *session, uint32_t first, bo
 	struct af_frame f = {.kind = session->granted_now ? AF_GRANT : AF_FEEDBACK, .end = 1, .path = (uint16_t)first,
 			     .session = session->id, .number = ++session->number,
 			     .timestamp_ns = now + rx->clock_offset_ns};
+	uint32_t frame_size = rx->ports[path->port].p.frame_size;
+	size_t limit = frame_size < AF_REPORT_BYTES ? frame_size : AF_REPORT_BYTES;
 	struct af_report r = {.granted = AF_BE32(session->granted), .done = AF_BE32(session->done)};
 	uint8_t *at = frame + AF_HEADER + sizeof r;
 
@@ -175,8 +177,8 @@ af_rx_report(struct af_rx *rx, struct af_rx_session *session, uint32_t first, bo
 	for (uint32_t i = 0; i < AF_MAX_PORTS; i++) {
 		struct af_rx_path *other = &session->paths[i];
 
-		if (i == first || !other->known || !other->news || af_rx_words(&other->w) * 8 + sizeof(struct af_path_report) >
-				AF_REPORT_BYTES - (size_t)(at - frame))
+		if (i == first || !other->known || !other->news ||
+		    (size_t)(at - frame) + sizeof(struct af_path_report) + af_rx_words(&other->w) * 8 > limit)
 			continue;
 		at = af_rx_report_path(rx, other, i, now, at);
 		r.nb_paths++;

@@ -36,6 +36,16 @@ af_rx_detach(struct af_rx *rx, uint32_t p)
 	rx->ports[p].nb_paths = 0;
 }
 
+/* Is there a grant or an end of which a sender has not been told? */
+static inline bool
+af_rx_owes(const struct af_rx *rx)
+{
+	for (uint32_t i = 0; i < rx->nb_sessions; i++)
+		if (rx->sessions[i]->urgent)
+			return true;
+	return false;
+}
+
 /* ---- the agent ---- */
 
 static inline bool
@@ -77,6 +87,8 @@ af_rx_tick(void *state, uint64_t now)
 		rx->starving_ns = now;
 		rx->starving_bytes = rx->waiting->nbytes;
 	}
+	if (!rx->waiting)
+		rx->starving_ns = 0;
 	for (uint32_t i = 0; i < rx->nb_sessions; i++) {
 		struct af_rx_session *session = rx->sessions[i];
 

@@ -18,6 +18,8 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#define AF_STORE_SMALL 65536u
+
 struct af_block {
 	struct af_block *next, *previous; /* by address */
 	uint64_t offset, size;            /* of the block, rounded up */
@@ -28,6 +30,7 @@ struct af_store {
 	pthread_mutex_t lock; /* per slice, never per frame */
 	uint8_t *base;
 	uint64_t address_space, limit, used;
+	uint64_t warm; /* pages below are kept, pages above go back to the kernel with their block */
 	struct af_block first; /* sentinel */
 	_Atomic uint32_t releases;
 };
@@ -41,8 +44,9 @@ af_store_init(struct af_store *store, uint64_t limit, bool with_memory)
 	store->limit = limit;
 	store->first.next = store->first.previous = &store->first;
 	if (with_memory) {
-		/* Rounding must never be what refuses a slice: a quarter more addresses than bytes. */
-		store->address_space = limit + limit / 4 + (4u << 20);
+		/* Addresses are free, and gaps between blocks must never be what refuses a slice. */
+		store->warm = limit + limit / 4 + (4u << 20);
+		store->address_space = 2 * store->warm + limit;
 		store->base = mmap(NULL, store->address_space, PROT_READ | PROT_WRITE,
 				   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 		if (store->base == MAP_FAILED)
@@ -80,6 +84,8 @@ af_store_take(struct af_store *store, uint64_t nbytes, uint64_t charged)
 
 	if (!block)
 		return NULL;
+	if (size <= AF_STORE_SMALL && charged < size)
+		charged = size < store->limit ? size : store->limit; /* a page is a page */
 	pthread_mutex_lock(&store->lock);
 	if (store->used + charged > store->limit)
 		goto full;
@@ -106,6 +112,8 @@ full:
 static inline void
 af_store_give(struct af_store *store, struct af_block *block)
 {
+	if (block->offset + block->size > store->warm)
+		madvise(store->base + block->offset, block->size, MADV_DONTNEED);
 	pthread_mutex_lock(&store->lock);
 	block->previous->next = block->next;
 	block->next->previous = block->previous;

@@ -266,16 +266,26 @@ af_tx_tick(void *state, uint64_t now)
 		af_tx_discover(tx, now);
 	for (uint32_t p = 0; p < tx->nb_ports; p++)
 		af_tx_watch_path(tx, &tx->ports[p], now);
-	if (tx->trouble && !tx->open)
+	if (tx->trouble && !tx->open && tx->queue) {
 		af_tx_fail_all(tx, tx->trouble, now);
+		af_tx_forget_answers(tx, now); /* the next slice finds out anew */
+	} else if (tx->trouble && !tx->open && now - tx->first_answer_ns > AF_STALE_NS) {
+		af_tx_forget_answers(tx, now);
+	}
 	af_tx_activate(tx, now);
 	if (af_tx_busy(tx)) {
 		struct af_tx_slot *slot = af_tx_slot(tx, tx->first_id);
 		const struct af_tx_slice *oldest = tx->first_id != tx->next_id ? (slot ? slot->slice : NULL) : tx->queue;
 		uint64_t since = oldest && oldest->posted_ns > tx->heard_ns ? oldest->posted_ns : tx->heard_ns;
 
-		if (now > since && now - since > tx->peer_timeout_ns)
-			af_tx_fail_all(tx, tx->open ? AF_TX_SILENT : AF_TX_NO_PEER, now);
+		if (now > since && now - since > tx->peer_timeout_ns) {
+			int error = tx->open ? AF_TX_SILENT : AF_TX_NO_PEER;
+
+			if (tx->open)
+				af_tx_lose_session(tx, error, now);
+			while (tx->queue && now > tx->queue->posted_ns && now - tx->queue->posted_ns > tx->peer_timeout_ns)
+				af_tx_end(tx, af_tx_dequeue(tx), error, 0, now);
+		}
 	}
 	changed = tx->changed;
 	tx->changed = false;

@@ -15,6 +15,7 @@ _Static_assert(AF_TX_SLICES <= AF_NB_VOIDS, "a refusal must not be overwritten b
 #define AF_CHUNK_VOID 0xffffffffu
 #define AF_HELLO_NS 10000000ull       /* between two HELLOs while searching, */
 #define AF_HELLO_SLOW_NS 100000000ull /* after the first second of it */
+#define AF_STALE_NS 1000000000ull     /* contradicting answers are forgotten, and asked for again */
 #define AF_DISCOVERY_NS 200000000ull  /* how long to listen after the first answer */
 #define AF_KICK_NS 1000000ull         /* af_packet strands frames until the next burst */
 #define AF_PROBE_MIN_NS 2000000ull    /* a tail probe waits at least this long: a report may be 0.5 ms late by rights */
@@ -117,7 +118,6 @@ struct af_tx {
 	/* dataplane: rw */
 	struct af_tx_port ports[AF_MAX_PORTS];
 	uint32_t nb_ports; /* highest attached index, plus one */
-	uint32_t heartbeat_port;
 	bool open, changed, closing, keeps_mbufs;
 	int trouble; /* AF_TX_AMBIGUOUS, AF_TX_MTU: found by discovery */
 	char receiver[AF_NAME_BYTES];
@@ -256,6 +256,23 @@ af_tx_activate(struct af_tx *tx, uint64_t now)
 	}
 }
 
+/* Begin discovery from nothing. */
+static inline void
+af_tx_forget_answers(struct af_tx *tx, uint64_t now)
+{
+	tx->trouble = AF_TX_OK;
+	tx->first_answer_ns = 0;
+	for (uint32_t p = 0; p < tx->nb_ports; p++) {
+		struct af_tx_port *port = &tx->ports[p];
+
+		port->open = false;
+		port->nb_candidates = port->hellos = port->small_answers = 0;
+		port->path_size = port->p.frame_size;
+		port->hello_ns = port->answered_ns = 0;
+		port->attached_ns = now;
+	}
+}
+
 /* The peer is gone. A slice that it cannot hold whole is told so; one that never flowed waits for the next session. */
 static inline void
 af_tx_lose_session(struct af_tx *tx, int error, uint64_t now)
@@ -294,15 +311,7 @@ af_tx_lose_session(struct af_tx *tx, int error, uint64_t now)
 	tx->first_id = tx->next_id = 0;
 	tx->again_head = tx->again_tail = 0;
 	tx->report_number = 0;
-	tx->first_answer_ns = 0;
-	for (uint32_t p = 0; p < tx->nb_ports; p++) {
-		tx->ports[p].open = false;
-		tx->ports[p].nb_candidates = tx->ports[p].hellos = 0;
-		tx->ports[p].small_answers = 0;
-		tx->ports[p].path_size = tx->ports[p].p.frame_size;
-		tx->ports[p].hello_ns = tx->ports[p].answered_ns = 0;
-		tx->ports[p].attached_ns = now;
-	}
+	af_tx_forget_answers(tx, now);
 }
 
 static inline void

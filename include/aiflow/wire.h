@@ -29,6 +29,7 @@
 #define AF_ETHERTYPE 0x88B5u /* IEEE 802 local experimental 1 */
 #define AF_VERSION 1u
 #define AF_MIN_FRAME 60u /* Ethernet's minimum without its FCS */
+#define AF_MIN_PATH_FRAME 512u /* of a path: the largest HELLO and a report of one path fit */
 #define AF_MAX_FRAME 65000u
 #define AF_HEADER 54u /* both headers */
 
@@ -169,7 +170,7 @@ struct af_frame {
 	uint16_t path;
 	uint32_t element, seq, session, slice;
 	uint64_t number, timestamp_ns;
-	const uint8_t *src;
+	uint8_t src[6]; /* a copy: the frame may be given back before its sender is of no more interest */
 	const uint8_t *payload;
 	uint32_t nbytes;
 	uint32_t frame_bytes;
@@ -234,7 +235,7 @@ af_wire_parse(const uint8_t *frame, uint32_t len, const uint8_t *mac, uint32_t m
 	out->slice = AF_BE32(h.slice);
 	out->path = AF_BE16(h.path);
 	out->number = (uint64_t)AF_BE16(h.number_high) << 32 | AF_BE32(h.number_low);
-	out->src = frame + 6;
+	memcpy(out->src, h.src, 6);
 	out->payload = frame + AF_HEADER;
 	out->frame_bytes = len;
 	return AF_OK;

@@ -106,7 +106,7 @@ make_tx(struct sender *s, int index, uint64_t now)
 	if (af_tx_init(&s->tx))
 		exit(2);
 	snprintf(s->tx.name, sizeof s->tx.name, "source-%d", index);
-	s->tx.instance = instances++;
+	s->tx.instance = instances++ << AF_LIFE_BITS;
 	s->tx.nb_expected = s->tx.nb_ports = (uint32_t)o.ports;
 	s->tx.peer_timeout_ns = 10000000000ull;
 	for (int p = 0; p < o.ports; p++) {
