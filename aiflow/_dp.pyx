@@ -465,25 +465,22 @@ cdef class Loop:
                 port.count += 1
 
 
-def inject(Port port, frames):
+def inject(Port port, frames, int nb_segs=1):
     """Send raw frames out of a port that no loop polls, and return how many the driver took.
 
-    For tests and diagnosis: the frames (bytes) go out as they are, whatever is in them. Each needs an mbuf of the
-    port's own pool.
+    For tests and diagnosis: the frames (bytes) go out as they are, whatever is in them, each in an mbuf of the port's
+    own pool, or in a chain of two with ``nb_segs=2``.
     """
     cdef rte_mbuf *m
     cdef bytes frame
     cdef int sent = 0
     cdef bint gated = port.gated
+    if nb_segs not in (1, 2):
+        raise ConfigError(f"nb_segs={nb_segs}: a frame goes out in one mbuf or in two")
     for frame in frames:
-        if len(frame) > port.mempool.data_room:
-            raise ConfigError(f"a frame of {len(frame)} bytes is more than the port's mbufs hold: send smaller ones")
-        m = rte_pktmbuf_alloc(port.mempool.ptr)
+        m = wrapped(port, frame, nb_segs)
         if m == NULL:
             break
-        memcpy(rte_pktmbuf_mtod(m), <const char *>frame, len(frame))
-        m.data_len = <uint16_t>len(frame)
-        m.pkt_len = len(frame)
         if gated:
             af_gate_enter(gate())
         if rte_eth_tx_burst(port.port_id, 0, &m, 1) == 1:
@@ -493,6 +490,33 @@ def inject(Port port, frames):
         if gated:
             af_gate_leave(gate())
     return sent
+
+
+cdef rte_mbuf *wrapped(Port port, bytes frame, int nb_segs) except? NULL:
+    """A frame in `nb_segs` chained mbufs; NULL when the pool is empty."""
+    cdef rte_mbuf *first = NULL
+    cdef rte_mbuf *last = NULL
+    cdef rte_mbuf *m
+    cdef Py_ssize_t step = (len(frame) + nb_segs - 1) // nb_segs
+    for at in range(0, len(frame), step):
+        piece = frame[at:at + step]
+        if len(piece) > port.mempool.data_room:
+            rte_pktmbuf_free(first)
+            raise ConfigError(f"a frame of {len(frame)} bytes is more than the port's mbufs hold: send smaller ones")
+        m = rte_pktmbuf_alloc(port.mempool.ptr)
+        if m == NULL:
+            rte_pktmbuf_free(first)
+            return NULL
+        memcpy(rte_pktmbuf_mtod(m), <const char *><bytes>piece, len(piece))
+        m.data_len = <uint16_t>len(piece)
+        if last == NULL:
+            first = m
+            first.pkt_len = <uint32_t>len(frame)
+        else:
+            last.next = m
+            first.nb_segs += 1
+        last = m
+    return first
 
 
 def drain(Port port):
