@@ -238,7 +238,7 @@ def _show(outcome: Outcome, nb_photos: int) -> None:
     print_table(console, document["ports"])
     slices = document["slices"]
     if cold_start(slices):
-        console.print("the first slices fill memory never touched before, and wait for the kernel to clear it")
+        console.print("the first slices may fill memory never touched before, and wait for the kernel to clear it")
     if len(slices) > 1:
         median = statistics.median(row["goodput_bps"] for row in slices[1:])
         total = bytes_text(sum(row["nbytes"] for row in slices))

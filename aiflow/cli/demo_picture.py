@@ -96,7 +96,7 @@ def _headline(figure: Figure, document: dict[str, Any], nb_photos: int) -> None:
         (f"{1e3 * document['seconds']:.0f} ms", "send to delivered"),
         (
             rate_text(document["goodput_bps"]),
-            "its goodput, memory cold" if cold_start(document["slices"]) else "its goodput",
+            "its goodput",
         ),
     )
     for (number, meaning), x in zip(facts, (_LEFT, _LEFT + 0.104, _LEFT + 0.212), strict=True):
@@ -109,7 +109,7 @@ def _throughput(axes: Axes, samples: Samples, document: dict[str, Any]) -> None:
     names, times, rates = rates_by_port(samples)
     how = f"stacked, in bins of {1e3 * _BIN_SECONDS:.0f} ms"
     if cold_start(document["slices"]):
-        how += "; slow at first: the kernel clears new memory"
+        how += "; slow at first where the kernel clears new memory"
     _title(axes, "Received by each port, Gbit/s", how)
     _plain(axes)
     if not names:
