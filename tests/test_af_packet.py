@@ -26,13 +26,15 @@ RECEIVE = """
 """
 
 SEND = """
-    import hashlib, sys, numpy as np, aiflow
+    import hashlib, sys, time, numpy as np, aiflow
     rng = np.random.default_rng(1)
+    used, deadline = set(), time.monotonic() + 20
     with aiflow.Sender(sys.argv[1].split(",")) as tx:
-        for i in range(4):
+        while len(used) < len(tx.endpoints): # a port joins in when its path is found
+            assert time.monotonic() < deadline, used
             elements = [rng.integers(0, 256, int(rng.integers(0, 200_000)), dtype=np.uint8) for k in range(10)]
             report = tx.send(elements, timeout=30)
-            assert len(report.ports) == len(sys.argv[1].split(",")), report
+            used |= {port.name for port in report.ports}
             print(hashlib.sha256(b"".join(e.tobytes() for e in elements)).hexdigest(), flush=True)
 """
 
@@ -57,7 +59,7 @@ def test_between_two_hosts(net, scheme, nb_ports) -> None:
         assert ready == "ready"
         assert receiver.returncode == 0
         assert got == sent
-        assert len(got) == 4
+        assert got
     finally:
         receiver.kill()
         receiver.wait()

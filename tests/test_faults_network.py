@@ -128,6 +128,7 @@ def test_fault_41_receiver_that_stops_reading(endpoint, assemble) -> None:
         aiflow.Receiver(endpoint, memory="8MiB", assemble=assemble) as rx,
         aiflow.Sender(endpoint, peer_timeout=1.0) as tx,
     ):
+        assert settle(lambda: tx.receiver, 20)
         tickets = [tx.send([element], wait=False) for element in data]
         tickets[0].result(20)  # what fits is delivered, read or not
         with pytest.raises(SliceTimeout, match="under way"):
@@ -144,6 +145,7 @@ def test_fault_41_receiver_that_stops_reading(endpoint, assemble) -> None:
 
 def test_fault_41_send_waits_and_its_timeout_is_kept(endpoint) -> None:
     with aiflow.Receiver(endpoint, memory="8MiB") as rx, aiflow.Sender(endpoint, peer_timeout=1.0) as tx:
+        assert settle(lambda: tx.receiver, 20)
         tx.send([bytes(5_000_000)], timeout=20)
         start = time.monotonic()
         with pytest.raises(SliceTimeout) as caught:

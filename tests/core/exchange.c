@@ -101,7 +101,7 @@ drop_receiver(void)
 static void
 make_tx(struct sender *s, int index, uint64_t now)
 {
-	static uint64_t instances = 77;
+	static uint64_t instances = 0;
 
 	if (af_tx_init(&s->tx))
 		exit(2);
