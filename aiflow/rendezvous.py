@@ -38,7 +38,7 @@ __all__ = ["Rendezvous"]
 
 _VERSION = 1
 _RETRY_FIRST, _RETRY_LAST = 0.02, 0.1  # seconds between attempts to reach a receiver
-_HANDSHAKE = 5.0  # seconds from offer to ready
+_HANDSHAKE = 20.0  # seconds from offer to ready
 _FAREWELL = 0.1  # seconds a side that closes waits for the other to read what is left
 _MAX_MESSAGE = 16384
 

@@ -6,6 +6,7 @@ import ctypes
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -106,6 +107,47 @@ def test_fault_43_a_killed_senders_half_slice_is_freed_and_never_shown(form: str
             other.ends()
         assert receiver.hear() == "nothing is out"
         receiver.ends()
+
+
+def receive_and_count(pipe: Connection, endpoint: str) -> None:
+    from aiflow import _eal, _env
+    from aiflow.names import runtime_directory
+
+    with everything_returned(), aiflow.Receiver(endpoint) as rx:
+        pipe.send("open")
+        rx.recv(timeout=PATIENCE_S).release()
+        pipe.send([str(path) for path in runtime_directory().glob(f"sock-{os.getpid()}-*")])
+        while pipe.recv() == "knocked":
+            turns = _eal.gate_turns()
+            wait_for(lambda before=turns: _eal.gate_turns() >= before + 4, "turns of the interrupt thread", PATIENCE_S)
+            pipe.send(_env.connections_mended())
+        rx.recv(timeout=PATIENCE_S).release()
+
+
+def send_and_stay(pipe: Connection, endpoint: str) -> None:
+    with aiflow.Sender(endpoint) as tx:
+        for _ in range(2):
+            tx.send({"x": content(1, 1000)}, timeout=PATIENCE_S)
+            pipe.recv()
+
+
+def test_fault_43_a_sender_that_dies_while_it_connects_does_not_take_the_receiver_with_it() -> None:
+    """What its death leaves in memif's listener makes DPDK's interrupt thread panic, unless it is mended."""
+    endpoint, mended = f"memif:{name()}", 0
+    with Peer(receive_and_count, endpoint) as receiver, Peer(send_and_stay, endpoint) as sender:
+        assert receiver.hear() == "open"
+        (listener,) = receiver.hear()
+        for _ in range(20):
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as dead:
+                dead.connect(listener)
+            receiver.tell("knocked")
+            mended = receiver.hear()
+        assert mended > 0  # it died before it was accepted, at least once
+        receiver.tell("no more")
+        sender.tell("once more")
+        receiver.ends()
+        sender.tell("close")
+        sender.ends()
 
 
 def sender_that_kills(pipe: Connection, endpoint: str) -> None:
