@@ -8,7 +8,8 @@ import pytest
 from subprocesses import run
 
 SENDER = """
-    import sys, numpy as np, aiflow
+    import ctypes, signal, sys, numpy as np, aiflow
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: with the receiver, should it fall
     data = np.zeros(300_000, np.uint8)
     while True:
         try:
