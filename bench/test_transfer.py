@@ -9,6 +9,8 @@ import pytest
 from ratios import Row
 from transfer import Case, Memcpy, Transfer, pinned, versions
 
+import aiflow
+
 SLICES = [
     Case("memif"),
     Case("memif", assemble=False),
@@ -19,10 +21,20 @@ FRAMES = [
     Case("vhost", 1514),
     Case("ring", 1514),
 ]
+SMALL_VHOST = pytest.mark.xfail(
+    raises=aiflow.PortError,
+    reason="a sender's mbufs of 1514 bytes are too small for net_virtio_user's receive queue: the port does not open",
+)
 WARM_UP = 4  # rounds: the first slices touch the receiver's memory for the first time
 
 
-@pytest.mark.parametrize("case", [*SLICES, *FRAMES], ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=case.name, marks=SMALL_VHOST if case == Case("vhost", 1514) else ())
+        for case in [*SLICES, *FRAMES]
+    ],
+)
 def test_transfer(benchmark: Any, case: Case, slices: Any, cores: Any, rounds: int, testpmd: Any, row: Any) -> None:
     baseline = testpmd(case)
     with Transfer(case, slices, cores) as transfer:
@@ -64,6 +76,7 @@ def test_transfer(benchmark: Any, case: Case, slices: Any, cores: Any, rounds: i
         bytes_copied_by_driver=case.driver != "ring",
         memory=transfer.memory_mode,
         testpmd=baseline.how if baseline else None,
+        testpmd_best_frames_per_s=baseline.best_frames_per_s if baseline else None,
     )
 
 
