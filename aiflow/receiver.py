@@ -169,7 +169,17 @@ class Receiver:
         return self._take(found)
 
     async def arecv(self, timeout: float | None = None) -> TimeSlice:
-        """`recv` for an event loop."""
+        """`recv` for an event loop.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            As for `recv`, and so are the errors.
+
+        Returns
+        -------
+        TimeSlice
+        """
         wanted = self.timeout if timeout is None else _timeout(timeout)
         self._loop.check_process()
         self._check_open()

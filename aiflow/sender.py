@@ -57,6 +57,10 @@ class Ticket:
         timeout : float, optional
             Seconds. When they run out the slice goes on; ask again, or `cancel`.
 
+        Returns
+        -------
+        SliceReport
+
         Raises
         ------
         SliceTimeout, PeerLost, PoolExhausted, IntegrityError, PortError, ConfigError
@@ -245,11 +249,18 @@ class Sender:
         array : buffer
             At least one axis; copied if it is not C-contiguous.
         wait, timeout
-            As for `send`, and so are the errors.
+            As for `send`.
 
         Returns
         -------
         SliceReport or Ticket
+
+        Raises
+        ------
+        ConfigError
+            If the array has no axis.
+        SliceTimeout, PeerLost, PoolExhausted, IntegrityError, TypeError
+            As `send`.
         """
         self._check_open()
         timeout = _timeout(timeout)
@@ -264,7 +275,22 @@ class Sender:
         return self._sent(self._loop.post_rows(buffer, count, manifest, plan.port_mask), wait, timeout)
 
     def put(self, stream: str, buffer: Any, *, copy: bool = True) -> Any:  # noqa: ARG002
-        """Streaming in slices of `slice_ms`. Not there yet: raises ConfigError."""
+        """Streaming in slices of `slice_ms`. Not there yet: raises ConfigError.
+
+        Parameters
+        ----------
+        stream : str
+            Name of the stream.
+        buffer : buffer
+            One element.
+        copy : bool
+            Copy it at once.
+
+        Raises
+        ------
+        ConfigError
+            Always, so far.
+        """
         raise ConfigError("put() is not there yet: collect the elements of a time slice and send() them")
 
     def flush(self, timeout: float | None = None) -> None:

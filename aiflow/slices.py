@@ -211,7 +211,7 @@ class TimeSlice:
         return self._streams
 
     def stream(self, name: str) -> list[Element]:
-        """All elements of a stream, in order; KeyError if there is none."""
+        """All elements of the stream `name`, in order; KeyError if there is none."""
         spans = self._by_stream()[name]
         return [Element(self, run, number) for run, start, count in spans for number in range(start, start + count)]
 
@@ -282,6 +282,11 @@ class TimeSlice:
         -------
         list of list of Element
             Every element once. Largest first onto the lightest part; within a part in the slice's order.
+
+        Raises
+        ------
+        ConfigError
+            If `n` is less than 1.
         """
         if n < 1:
             raise ConfigError(f"shards(n={n}): n is at least 1")
