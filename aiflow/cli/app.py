@@ -150,9 +150,12 @@ def run(arguments: Sequence[str] | None = None, invoke: Callable[..., Any] = app
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return int(invoke(arguments, prog_name="aiflow", standalone_mode=False) or 0)
-    except click.exceptions.Exit as stop:
-        return stop.exit_code
+        try:
+            code = int(invoke(arguments, prog_name="aiflow", standalone_mode=False) or 0)
+        except click.exceptions.Exit as stop:
+            code = stop.exit_code
+        sys.stdout.flush()  # here, not at the interpreter's end, where a full disk would make it exit code 120
+        return code
     except (click.Abort, KeyboardInterrupt):
         click.echo("aiflow: interrupted", err=True)
         return 130
