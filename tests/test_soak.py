@@ -200,6 +200,7 @@ def surviving_sender(pipe: Connection, endpoint: str) -> None:
         turn = 0
         while (pid := pipe.recv()) is not None:
             tx.send({"whole": content(turn, WHOLE)}, timeout=PATIENCE_S)
+            pipe.recv()  # the victim has said that it came whole
             buffer = bytearray(content(turn, CUT))
             ticket = tx.send({"cut": buffer}, wait=False)
             killer = threading.Thread(target=kill_at, args=(fraction_of(turn), lambda t=ticket: t.progress, pid))
