@@ -39,6 +39,7 @@ __all__ = ["Rendezvous"]
 _VERSION = 1
 _RETRY_FIRST, _RETRY_LAST = 0.02, 0.1  # seconds between attempts to reach a receiver
 _HANDSHAKE = 20.0  # seconds from offer to ready
+_ACCEPTED = 0.25  # seconds a sender's port stays open for a receiver that has still to accept it
 _FAREWELL = 0.1  # seconds a side that closes waits for the other to read what is left
 _MAX_MESSAGE = 16384
 
@@ -271,6 +272,8 @@ class Rendezvous:
         self._calm(connection)
         if connection.state == "up":
             self._detach(list(connection.ports), connection.peer)
+        elif self._role == "sender" and connection.state != "farewell":
+            self._let_accept(connection)
         for port in connection.ports:
             if self._role == "receiver":
                 close_receiving(port)
@@ -280,6 +283,12 @@ class Rendezvous:
         connection.sock.close()
         if self._role == "sender" and not self._closing:
             self._awaited[connection.endpoint] = (time.monotonic() + _RETRY_FIRST, _RETRY_FIRST)
+
+    def _let_accept(self, connection: _Connection) -> None:
+        """Leave no receiver a connection that is dead before memif accepts it: see include/aiflow/stale_fds.h."""
+        deadline = time.monotonic() + _ACCEPTED
+        while connection.ports and not _links_up(connection.ports) and time.monotonic() < deadline:
+            time.sleep(0.005)
 
     def _part_all(self) -> None:
         """Our own closing: tell the peers, let them read what is left, then take the ports away."""
