@@ -12,8 +12,8 @@
  *
  * The control plane hot-plugs and removes ports while it *holds* the interrupt thread inside the callback; a port
  * removed then has no callback under way. The callback belongs to an eventfd that stays readable, so every round of the
- * thread's epoll loop comes through here, and all that is pending is served in one turn. Before the
- * first gated port the thread runs free; memif never closes a listening socket, so after it the gate stays in use.
+ * thread's epoll loop comes through here, and all that is pending is served in one turn. Without gated ports the
+ * eventfd is drained and the thread runs free.
  */
 #ifndef AIFLOW_GATE_H
 #define AIFLOW_GATE_H
@@ -43,7 +43,6 @@ struct af_gate {
     int connecting;  /* connections being made: shorter periods */
     int holds;       /* control plane at work: stay inside */
     int inside;      /* the interrupt thread is in the callback */
-    int lasting;     /* a gated port was opened once: its listening socket stays, so does the need for the gate */
 } __attribute__((aligned(64)));
 
 #define AF_GATE_IDLE_NS 20000000      /* between turns when nothing is expected */
@@ -184,10 +183,6 @@ static inline void af_gate_release(struct af_gate *gate, int ports)
 {
     pthread_mutex_lock(&gate->lock);
     gate->holds--;
-    if (ports > 0 && !gate->lasting) {
-        gate->lasting = 1;
-        gate->gated++; /* never given back */
-    }
     gate->gated += ports;
     pthread_cond_broadcast(&gate->changed);
     pthread_mutex_unlock(&gate->lock);
