@@ -72,7 +72,7 @@ def _read(sock: socket.socket) -> dict[str, Any] | None:
         return {}
     except (OSError, ValueError):
         return None
-    return message if isinstance(message, dict) else None
+    return message if message and isinstance(message, dict) else None
 
 
 def _links_up(ports: list[_eal.Port]) -> bool:
