@@ -14,9 +14,7 @@ from pathlib import Path
 import pytest
 from subprocesses import run
 
-import aiflow
-
-INCLUDE = Path(aiflow.__file__).parent.parent / "include"
+INCLUDE = Path(__file__).resolve().parents[1] / "include"
 
 STRESS = r"""
 #include <aiflow/gate.h>
