@@ -31,6 +31,7 @@ from .errors import AiflowError, EalError, PoolExhausted, PortError
 
 cdef extern from "aiflow/gate.h" nogil:
     int af_gate_init(af_gate *gate, int wake_fd)
+    void af_gate_callback(void *gate) noexcept
     void af_gate_connecting(af_gate *gate, int step) noexcept
 
 
@@ -44,16 +45,7 @@ cdef extern from "aiflow/log_tail.h" nogil:
     size_t af_log_since(af_log *log, uint64_t mark, char *out)
 
 
-cdef extern from "aiflow/stale_fds.h" nogil:
-    struct af_warden:
-        uint64_t mended
-
-    int af_warden_init(af_warden *warden, af_gate *gate, af_log *log)
-    void af_warden_callback(void *warden) noexcept
-
-
 cdef af_gate the_gate
-cdef af_warden warden
 cdef af_log dpdk_log
 cdef bint log_is_open = False
 cdef bint init_was_called = False
@@ -255,9 +247,7 @@ def _install_gate():
         raise EalError("no memory for an interrupt handle")
     rte_intr_fd_set(handle, wake_fd)
     rte_intr_type_set(handle, RTE_INTR_HANDLE_EXT)
-    if af_warden_init(&warden, &the_gate, &dpdk_log) < 0:
-        raise EalError("no descriptor or no memory for the interrupt thread's callback")
-    rc = rte_intr_callback_register(handle, af_warden_callback, &warden)
+    rc = rte_intr_callback_register(handle, af_gate_callback, &the_gate)
     if rc < 0:
         raise error(EalError, rc, "the interrupt thread takes no callback")
 
@@ -303,8 +293,3 @@ class connecting:
 def gate_turns():
     """Turns the interrupt thread has taken through the gate, for tests and reports."""
     return the_gate.turns
-
-
-def connections_mended():
-    """Peers that died while memif accepted them, so far: see include/aiflow/stale_fds.h. For tests."""
-    return warden.mended

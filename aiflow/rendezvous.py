@@ -31,6 +31,7 @@ from typing import Any, Protocol
 from . import _eal
 from .config import MAX_PORTS, Endpoint
 from .errors import AiflowError, ConfigError, PortError
+from .memif_door import Door
 from .names import Claim, place
 from .shared_memory import DRIVERS, close_receiving, driver_of, open_receiving, open_sending
 
@@ -39,7 +40,6 @@ __all__ = ["Rendezvous"]
 _VERSION = 1
 _RETRY_FIRST, _RETRY_LAST = 0.02, 0.1  # seconds between attempts to reach a receiver
 _HANDSHAKE = 20.0  # seconds from offer to ready
-_ACCEPTED = 0.25  # seconds a sender's port stays open for a receiver that has still to accept it
 _FAREWELL = 0.1  # seconds a side that closes waits for the other to read what is left
 _MAX_MESSAGE = 16384
 
@@ -136,6 +136,7 @@ class Rendezvous:
         self._connections: list[_Connection] = []
         self._listeners: dict[socket.socket, Endpoint] = {}
         self._names: dict[Endpoint, Claim] = {}
+        self._doors: dict[Endpoint, Door] = {}
         self._awaited: dict[Endpoint, tuple[float, float]] = {}  # sender: endpoint → (time of next attempt, pause)
         self._peers = itertools.count(1)
         self._closing = False
@@ -193,9 +194,12 @@ class Rendezvous:
                 self._call(endpoint)
         poll = select.poll()
         poll.register(self._wake, select.POLLIN)
-        for sock in [*self._listeners, *(connection.sock for connection in self._connections)]:
+        doors = [sock for door in self._doors.values() for sock in door.sockets()]
+        for sock in [*self._listeners, *doors, *(connection.sock for connection in self._connections)]:
             poll.register(sock, select.POLLIN)
         ready = {fd for fd, _ in poll.poll(self._patience())}
+        for door in self._doors.values():
+            door.turn(ready)
         for connection in list(self._connections):
             if connection.sock.fileno() in ready:
                 self._hear(connection)
@@ -272,8 +276,6 @@ class Rendezvous:
         self._calm(connection)
         if connection.state == "up":
             self._detach(list(connection.ports), connection.peer)
-        elif self._role == "sender" and connection.state != "farewell":
-            self._let_accept(connection)
         for port in connection.ports:
             if self._role == "receiver":
                 close_receiving(port)
@@ -283,12 +285,6 @@ class Rendezvous:
         connection.sock.close()
         if self._role == "sender" and not self._closing:
             self._awaited[connection.endpoint] = (time.monotonic() + _RETRY_FIRST, _RETRY_FIRST)
-
-    def _let_accept(self, connection: _Connection) -> None:
-        """Leave no receiver a connection that is dead before memif accepts it: see include/aiflow/stale_fds.h."""
-        deadline = time.monotonic() + _ACCEPTED
-        while connection.ports and not _links_up(connection.ports) and time.monotonic() < deadline:
-            time.sleep(0.005)
 
     def _part_all(self) -> None:
         """Our own closing: tell the peers, let them read what is left, then take the ports away."""
@@ -308,10 +304,13 @@ class Rendezvous:
             self._part(connection)
 
     def _forget_names(self) -> None:
+        for door in self._doors.values():
+            door.close()
         for listener in self._listeners:
             listener.close()
         for name in self._names.values():
             name.close()
+        self._doors.clear()
         self._listeners.clear()
         self._names.clear()
 
@@ -370,7 +369,7 @@ class Rendezvous:
             label = f"{endpoint.scheme}:{endpoint.target}#{number}{which}"
             port, path, identity = open_receiving(driver, label, directory, frame_size, pool)
             connection.ports.append(port)
-            places.append([path, identity])
+            places.append([self._door(endpoint, path) if driver.name == "memif" else path, identity])
         connection.hurry = _eal.connecting()
         connection.hurry.__enter__()
         connection.state = "offered"
@@ -382,6 +381,13 @@ class Rendezvous:
             "ring_size": driver.ring_size,
         }
         _write(connection.sock, {**offer, "paths": places})
+
+    def _door(self, endpoint: Endpoint, server: str) -> str:
+        """The path that clients of memif's server are told."""
+        if endpoint not in self._doors:
+            self._doors[endpoint] = Door(self._names[endpoint].directory / "memif", _peer_allowed)
+        self._doors[endpoint].server = server
+        return self._doors[endpoint].path
 
     # ------------------------------------------------------------------------------------------------ sender's side
 

@@ -45,12 +45,8 @@ RECEIVER = """
 """
 
 
-# memif_listener_handler (DPDK 22.11) closes a registered descriptor when its client has gone before it answers.
-MEMIF = pytest.mark.xfail(reason="DPDK's memif server panics when a client leaves between connect and accept")
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("scheme", [pytest.param("local", marks=MEMIF), "vhost"])
+@pytest.mark.parametrize("scheme", ["local", "vhost"])
 def test_a_receiver_may_close_while_senders_come_and_go(name, scheme) -> None:
     """In a process of its own: what once happened was DPDK's panic."""
     assert int(run(RECEIVER, f"{scheme}:{name}", textwrap.dedent(SENDER), "30", timeout=100)) > 0

@@ -133,11 +133,13 @@ af_mail_drain(struct af_mail *mail)
 }
 
 /* What an idle loop does: spin while an answer may be microseconds away, then yield, then sleep, a little longer each
- * time. Work shortens the sleep by its amount, so that a stream of frames is met awake and a heartbeat is not. */
+ * time: a millisecond at most, or 1/64 of the time that it has been idle. Work shortens the sleep by its amount, so that
+ * a stream of frames is met awake and a heartbeat is not. */
 #define AF_SPIN_NS 20000ull
 #define AF_YIELD_NS 100000ull
 #define AF_SLEEP_FIRST_NS 20000ull
 #define AF_SLEEP_MOST_NS 1000000ull
+#define AF_SLEEP_LONG_NS 5000000ull
 
 struct af_idle {
 	uint64_t worked_ns; /* when the loop last had something to do */
@@ -155,6 +157,7 @@ static inline void
 af_idle_wait(struct af_idle *idle, struct af_mail *mail, uint64_t now)
 {
 	bool awake = idle->sleep_ns < AF_SLEEP_FIRST_NS;
+	uint64_t most = (now - idle->worked_ns) / 64;
 
 	if (awake && now - idle->worked_ns < AF_SPIN_NS) {
 		for (int i = 0; i < 16; i++)
@@ -165,8 +168,12 @@ af_idle_wait(struct af_idle *idle, struct af_mail *mail, uint64_t now)
 		idle->sleep_ns += idle->sleep_ns / 8;
 		if (idle->sleep_ns < AF_SLEEP_FIRST_NS)
 			idle->sleep_ns = AF_SLEEP_FIRST_NS;
-		if (idle->sleep_ns > AF_SLEEP_MOST_NS)
-			idle->sleep_ns = AF_SLEEP_MOST_NS;
+		if (most < AF_SLEEP_MOST_NS)
+			most = AF_SLEEP_MOST_NS;
+		if (most > AF_SLEEP_LONG_NS)
+			most = AF_SLEEP_LONG_NS;
+		if (idle->sleep_ns > most)
+			idle->sleep_ns = most;
 		af_mail_sleep(mail, idle->sleep_ns);
 	}
 }
