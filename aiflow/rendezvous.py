@@ -361,7 +361,7 @@ class Rendezvous:
         if not 64 <= frame_size <= driver.max_frame_size:
             raise PortError(f"{endpoint}: a frame size of {frame_size} is not possible over {driver.name}")
         connection.peer = next(self._peers)
-        pool = self._pool_for(frame_size, -1, nb_ports, False)
+        pool = self._pool_for(max(frame_size, driver.least_mbuf), -1, nb_ports, False)
         directory = self._names[endpoint].directory
         places = []
         which = f"@{connection.peer}" if connection.peer > 1 else ""
@@ -424,7 +424,8 @@ class Rendezvous:
         driver = DRIVERS[message["driver"]]
         frame_size = int(message["frame_size"])
         connection.peer = next(self._peers)
-        pool = self._pool_for(frame_size, -1, len(message["paths"]), driver.sender_needs_eal_memory)
+        room = max(frame_size, driver.least_mbuf)
+        pool = self._pool_for(room, -1, len(message["paths"]), driver.sender_needs_eal_memory)
         connection.hurry = _eal.connecting()
         connection.hurry.__enter__()
         for number, (path, identity) in enumerate(message["paths"]):

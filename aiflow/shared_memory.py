@@ -34,6 +34,8 @@ class Driver:
         Frames a ring holds, a power of two.
     sender_needs_eal_memory : bool
         The receiver reads the sender's mbufs where they are.
+    least_mbuf : int
+        Bytes that the driver wants in an mbuf, whatever the frame size.
     """
 
     name: str
@@ -43,12 +45,13 @@ class Driver:
     max_frame_size: int
     ring_size: int
     sender_needs_eal_memory: bool
+    least_mbuf: int
 
 
 DRIVERS = {
     # one copy on each core; frames and rings small enough to stay in cache
-    "memif": Driver("memif", "net_memif", "net_memif", 16384, 65000, 256, False),
-    "vhost": Driver("vhost", "net_vhost", "net_virtio_user", 9216, 65000, 1024, True),
+    "memif": Driver("memif", "net_memif", "net_memif", 16384, 65000, 256, False, 64),
+    "vhost": Driver("vhost", "net_vhost", "net_virtio_user", 9216, 65000, 1024, True, 1536),
 }
 """What can serve a shared-memory endpoint."""
 

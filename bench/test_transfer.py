@@ -21,19 +21,12 @@ FRAMES = [
     Case("vhost", 1514),
     Case("ring", 1514),
 ]
-SMALL_VHOST = pytest.mark.xfail(
-    raises=aiflow.PortError,
-    reason="a sender's mbufs of 1514 bytes are too small for net_virtio_user's receive queue: the port does not open",
-)
 WARM_UP = 4  # rounds: the first slices touch the receiver's memory for the first time
 
 
 @pytest.mark.parametrize(
     "case",
-    [
-        pytest.param(case, id=case.name, marks=SMALL_VHOST if case == Case("vhost", 1514) else ())
-        for case in [*SLICES, *FRAMES]
-    ],
+    [pytest.param(case, id=case.name) for case in [*SLICES, *FRAMES]],
 )
 def test_transfer(benchmark: Any, case: Case, slices: Any, cores: Any, rounds: int, testpmd: Any, row: Any) -> None:
     baseline = testpmd(case)

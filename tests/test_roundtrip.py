@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from peers import PATIENCE_S, Peer, content, name, send_once
 from subprocesses import environment, run
 
 import aiflow
@@ -459,3 +460,28 @@ def test_an_unprivileged_user_can_do_all_this(tmp_path, name) -> None:
     nbytes, memory = ran.stdout.splitlines()[-1].split()
     assert int(nbytes) > 0
     assert memory == "no-huge"
+
+
+def receive_in_frames(pipe, endpoint: str, frame_size: int, nbytes: int) -> None:
+    with aiflow.Receiver(endpoint, frame_size=frame_size) as rx:
+        pipe.send("open")
+        with rx.recv(timeout=PATIENCE_S) as time_slice:
+            frames = sum(row.frames for row in rx.port_table)
+            pipe.send((np.array_equal(time_slice["x"].array, content(3, nbytes)), frames))
+        pipe.recv()
+
+
+@pytest.mark.parametrize("scheme", ["local", "vhost"])
+@pytest.mark.parametrize("frame_size", [1514, 30000])
+def test_frames_of_any_size_that_was_asked_for(scheme: str, frame_size: int) -> None:
+    endpoint, nbytes = f"{scheme}:{name()}", 1_000_000
+    with Peer(receive_in_frames, endpoint, frame_size, nbytes) as receiver:
+        assert receiver.hear() == "open"
+        with Peer(send_once, endpoint, 3, nbytes) as sender:
+            intact, frames = receiver.hear()
+            assert intact
+            assert frames >= nbytes / frame_size  # and no larger ones
+            assert sender.hear() == nbytes
+            sender.ends()
+        receiver.tell("close")
+        receiver.ends()
