@@ -97,6 +97,30 @@ cdef extern from "aiflow/faults.h" nogil:
     int af_fault(af_faults *faults, uint8_t *frame, uint32_t len, uint64_t now) noexcept
 
 
+cdef extern from "aiflow/monitor.h" nogil:
+    struct af_port_sample:
+        uint64_t frames, bytes, sent, arrived
+        uint32_t queued, capacity
+
+    struct af_sample:
+        uint64_t ns
+        af_port_sample ports[32]
+
+    struct af_monitor:
+        uint64_t interval_ns
+
+    bint af_monitor_read(af_monitor *m, af_sample *older, af_sample *newer) noexcept
+
+
+cdef extern from "aiflow/pace.h" nogil:
+    struct af_pace:
+        bint rate_based
+        double frame_ns, byte_ns, gain, threshold, widened, gap_ns
+        uint64_t slack_ns, signals
+
+    void af_pace_reset(af_pace *pace) noexcept
+
+
 cdef extern from "aiflow/tx.h" nogil:
     enum:
         AF_TX_QUEUED
@@ -109,6 +133,8 @@ cdef extern from "aiflow/tx.h" nogil:
 
     struct af_plan:
         uint32_t ports
+        bint elements, quotas, shortest
+        uint64_t quota[32]
 
     struct af_tx_slice:
         const af_span *elements
@@ -127,8 +153,12 @@ cdef extern from "aiflow/tx.h" nogil:
         uint64_t port_frames[32]
         uint64_t port_bytes[32]
 
+    struct af_candidate:
+        uint16_t port
+        uint64_t epoch
+
     struct af_tx_window:
-        uint64_t rtt_ns
+        uint64_t rtt_ns, seen
         uint32_t flying, limit, spurious
 
     struct af_tx_port:
@@ -136,8 +166,10 @@ cdef extern from "aiflow/tx.h" nogil:
         af_port_counters count
         bint open, aside
         uint8_t dst[6]
-        uint32_t path_size
-        uint64_t attached_ns
+        uint32_t path_size, nb_candidates
+        uint64_t attached_ns, arrived
+        af_candidate candidates[32]
+        af_pace pace
         af_tx_window w
 
     struct af_tx:
@@ -155,6 +187,7 @@ cdef extern from "aiflow/tx.h" nogil:
         void *again
         uint64_t drops[32]
         uint64_t reports, probes
+        af_monitor monitor
 
     int af_tx_init(af_tx *tx) noexcept
     bint af_tx_busy(const af_tx *tx) noexcept
@@ -205,6 +238,7 @@ cdef extern from "aiflow/rx.h" nogil:
         af_agent_port p
         af_port_counters count
         uint32_t nb_paths
+        uint64_t sent, arrived
 
     struct af_rx:
         char name[64]
@@ -221,6 +255,7 @@ cdef extern from "aiflow/rx.h" nogil:
         uint64_t starving_ns, starving_bytes, progress_bytes, progress_total
         uint64_t drops[32]
         uint64_t slices, elements, bytes
+        af_monitor monitor
 
     void af_rx_init(af_rx *rx) noexcept
     void af_rx_free(af_rx *rx) noexcept

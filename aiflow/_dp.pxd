@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
-from aiflow._core cimport af_agent, af_agent_port, af_faults, af_mail
+from aiflow._core cimport af_agent, af_agent_port, af_faults, af_mail, af_monitor
 from aiflow._eal cimport Mempool, Port, af_gate
 from aiflow.librte.rte_mbuf cimport rte_mbuf
 from aiflow.librte.rte_mempool cimport rte_mempool
@@ -63,3 +63,4 @@ cdef class Loop:
 
 
 cdef char *name_bytes(object name, char *out) except NULL
+cdef sample_rows(af_monitor *monitor)

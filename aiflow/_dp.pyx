@@ -16,7 +16,7 @@ from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from aiflow._core cimport (
     AF_LOSE, AF_MIN_PATH_FRAME, AF_NAME_BYTES, AF_REPEAT,
     af_agent_port, af_fault, af_idle, af_idle_wait, af_idle_worked, af_mail_drain, af_mail_free, af_mail_init,
-    af_mail_notify, af_mail_wait, af_mail_wake, af_now_ns,
+    af_mail_notify, af_mail_wait, af_mail_wake, af_monitor, af_monitor_read, af_now_ns, af_sample,
 )
 from aiflow._eal cimport Mempool, Port, af_gate_enter, af_gate_leave, gate, register_thread, unregister_thread
 from aiflow.librte.rte_ethdev cimport rte_eth_rx_burst, rte_eth_tx_burst
@@ -72,6 +72,14 @@ cdef char *name_bytes(object name, char *out) except NULL:
     memset(out, 0, AF_NAME_BYTES)
     memcpy(out, <const char *>encoded, len(encoded))
     return out
+
+
+cdef sample_rows(af_monitor *monitor):
+    """The two newest samples, each as (ns, a dict for each port); None before there are two."""
+    cdef af_sample older, newer
+    if not af_monitor_read(monitor, &older, &newer):
+        return None
+    return (older.ns, list(older.ports)), (newer.ns, list(newer.ports))
 
 
 cdef rte_mbuf *adopted(rte_mbuf *m, rte_mempool *pool) noexcept nogil:
@@ -303,6 +311,14 @@ cdef class Loop:
     def fault_counts(self):
         """How many frames the fault shim dropped, corrupted and repeated."""
         return {"dropped": self.faults.dropped, "corrupted": self.faults.corrupted, "repeated": self.faults.repeated}
+
+    def cpu(self):
+        """The CPU that the loop ran on last, or None."""
+        try:
+            with open(f"/proc/self/task/{self.thread.native_id}/stat") as stat:
+                return int(stat.read().rpartition(")")[2].split()[36])
+        except (AttributeError, OSError, ValueError, IndexError):
+            return None
 
     def busy_iterations(self):
         """Iterations of the loop so far: for tests of its idle cost."""

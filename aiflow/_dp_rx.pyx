@@ -19,7 +19,7 @@ from aiflow._core cimport (
     af_rx_on_frame, af_rx_owes, af_rx_port, af_rx_slice, af_rx_slice_free, af_rx_tick, af_store, af_store_free,
     af_store_init,
 )
-from aiflow._dp cimport Loop, name_bytes
+from aiflow._dp cimport Loop, name_bytes, sample_rows
 from aiflow._eal cimport Port
 from aiflow.librte.rte_mbuf cimport rte_mbuf, rte_pktmbuf_free, rte_pktmbuf_mtod
 from aiflow._dp import DROPS
@@ -235,6 +235,8 @@ cdef class RxLoop(Loop):
         Mbufs for reports; None: the port's own pool.
     faults : dict or None
         For tests.
+    interval : float
+        Seconds between two samples for the monitor; 0: none.
     """
 
     cdef af_rx *rx
@@ -251,7 +253,8 @@ cdef class RxLoop(Loop):
         self.ready_tail = &self.ready
         self.slices = weakref.WeakSet()
 
-    def __init__(self, name, Store store, keeps_mbufs, peer_timeout, tx_pool=None, faults=None):
+    def __init__(self, name, Store store, keeps_mbufs, peer_timeout, tx_pool=None, faults=None, interval=0.1):
+        self.rx.monitor.interval_ns = int(interval * 1e9)
         name_bytes(name, self.rx.name)
         self.store = store
         self.tx_pool = tx_pool
@@ -399,8 +402,13 @@ cdef class RxLoop(Loop):
                          "frames": slot.count.rx_frames, "bytes": slot.count.rx_bytes,
                          "rx_frames": slot.count.rx_frames, "rx_bytes": slot.count.rx_bytes,
                          "tx_frames": slot.count.tx_frames, "again": 0, "lost": 0, "flying": 0,
-                         "window": slot.p.rx_ring, "rtt_ns": 0, "usable": True})
+                         "window": slot.p.rx_ring, "rtt_ns": 0, "usable": True, "gap_ns": 0.0, "signals": 0,
+                         "sent": slot.sent, "arrived": slot.arrived})
         return rows
+
+    def samples(self):
+        """The two newest of the monitor's samples, (ns, a dict for each port), or None before there are two."""
+        return sample_rows(&self.rx.monitor)
 
     # ---- the loop ----
 

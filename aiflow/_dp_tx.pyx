@@ -13,11 +13,11 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
 from aiflow._core cimport (
-    AF_TX_DONE, af_agent_port, af_now_ns, af_mail_notify, af_mail_wake, af_span, af_tx,
+    AF_TX_DONE, af_agent_port, af_now_ns, af_mail_notify, af_mail_wake, af_pace_reset, af_span, af_tx,
     af_tx_detach, af_tx_enqueue, af_tx_fail_all, af_tx_init, af_tx_next_frame, af_tx_on_frame, af_tx_port, af_tx_slice,
     af_tx_tick,
 )
-from aiflow._dp cimport Loop, PORTS, name_bytes
+from aiflow._dp cimport Loop, PORTS, name_bytes, sample_rows
 from aiflow._eal cimport Port
 from aiflow._dp import DROPS
 
@@ -174,12 +174,17 @@ cdef class TxLoop(Loop):
         A path with smaller frames than ours is an error instead of the measure.
     faults : dict or None
         For tests.
+    pace_of : callable, optional
+        (index, port) → `aiflow.flow.Pace`: the law of a port's gaps. None: credit.
+    interval : float
+        Seconds between two samples for the monitor; 0: none.
     """
 
     cdef af_tx *tx
     cdef af_tx_slice *inbox
     cdef af_tx_slice **inbox_tail
     cdef set flying
+    cdef object pace_of
 
     def __cinit__(self):
         self.tx = <af_tx *>calloc(1, sizeof(af_tx))
@@ -188,7 +193,8 @@ cdef class TxLoop(Loop):
         self.inbox_tail = &self.inbox
         self.flying = set()
 
-    def __init__(self, name, to, nb_expected, peer_timeout, fixed_frame_size=False, faults=None):
+    def __init__(self, name, to, nb_expected, peer_timeout, fixed_frame_size=False, faults=None, pace_of=None,
+                 interval=0.1):
         name_bytes(name, self.tx.name)
         name_bytes(to, self.tx.to)
         self.tx.instance = int.from_bytes(os.urandom(6), "big") << 16
@@ -196,6 +202,8 @@ cdef class TxLoop(Loop):
         self.tx.clock_offset_ns = time.time_ns() - time.monotonic_ns()
         self.tx.nb_expected = nb_expected
         self.tx.fixed_frame_size = fixed_frame_size
+        self.tx.monitor.interval_ns = int(interval * 1e9)
+        self.pace_of = pace_of
         self.agent.state = self.tx
         self.agent.on_frame = af_tx_on_frame
         self.agent.next_frame = af_tx_next_frame
@@ -221,6 +229,15 @@ cdef class TxLoop(Loop):
         slot.p = place
         slot.path_size = place.frame_size
         slot.attached_ns = af_now_ns()
+        if self.pace_of is not None:
+            pace = self.pace_of(index, port)
+            slot.pace.rate_based = pace.rate_based
+            slot.pace.frame_ns = pace.frame_ns
+            slot.pace.byte_ns = pace.byte_ns
+            slot.pace.slack_ns = pace.burst_ns
+            slot.pace.gain = pace.gain
+            slot.pace.threshold = pace.threshold
+            af_pace_reset(&slot.pace)
         if <uint32_t>index >= self.tx.nb_ports:
             self.tx.nb_ports = index + 1
 
@@ -237,7 +254,7 @@ cdef class TxLoop(Loop):
                 af_tx_detach(self.tx, index, af_now_ns())
         self.tell()
 
-    def post(self, list buffers, bytes manifest, uint32_t ports):
+    def post(self, list buffers, bytes manifest, plan):
         """Send a slice of which each buffer is an element.
 
         Parameters
@@ -246,8 +263,8 @@ cdef class TxLoop(Loop):
             C-contiguous buffers, in the manifest's order.
         manifest : bytes
             See include/aiflow/layout.h.
-        ports : int
-            Bit i: port i may carry it (the scheduler's plan).
+        plan : aiflow.scheduler.Plan
+            What each port may take of it.
 
         Returns
         -------
@@ -261,9 +278,9 @@ cdef class TxLoop(Loop):
             out.spans[i].ptr = <const uint8_t *>out.buffers[i].buf
             out.spans[i].nbytes = out.buffers[i].len
             out.s.nbytes += out.buffers[i].len
-        return self._post(out, ports)
+        return self._post(out, plan)
 
-    def post_rows(self, buffer, Py_ssize_t nb_rows, bytes manifest, uint32_t ports):
+    def post_rows(self, buffer, Py_ssize_t nb_rows, bytes manifest, plan):
         """Send a slice whose elements are the `nb_rows` equal rows of one C-contiguous buffer."""
         cdef Outgoing out = Outgoing.__new__(Outgoing)
         cdef Py_ssize_t i, row_bytes
@@ -274,11 +291,16 @@ cdef class TxLoop(Loop):
             out.spans[i].ptr = <const uint8_t *>out.buffers[0].buf + i * row_bytes
             out.spans[i].nbytes = row_bytes
         out.s.nbytes = nb_rows * row_bytes
-        return self._post(out, ports)
+        return self._post(out, plan)
 
-    cdef _post(self, Outgoing out, uint32_t ports):
+    cdef _post(self, Outgoing out, plan):
         out.loop = self
-        out.s.plan.ports = ports
+        out.s.plan.ports = plan.port_mask
+        out.s.plan.elements = plan.place == "elements"
+        out.s.plan.shortest = plan.shortest
+        out.s.plan.quotas = bool(plan.quotas)
+        for index, quota in plan.quotas.items():
+            out.s.plan.quota[index] = quota
         out.s.posted_ns = af_now_ns()
         out.posted_at = time.monotonic()
         for done in [other for other in self.flying if other.done]:
@@ -375,8 +397,25 @@ cdef class TxLoop(Loop):
                          "frames": slot.count.tx_frames, "bytes": slot.count.tx_bytes,
                          "rx_frames": slot.count.rx_frames, "rx_bytes": slot.count.rx_bytes,
                          "again": slot.count.again, "lost": slot.count.lost, "flying": slot.w.flying,
-                         "window": slot.w.limit, "rtt_ns": slot.w.rtt_ns, "usable": slot.open and not slot.aside})
+                         "window": slot.w.limit, "rtt_ns": slot.w.rtt_ns, "usable": slot.open and not slot.aside,
+                         "gap_ns": slot.pace.gap_ns, "signals": slot.pace.signals,
+                         "sent": slot.w.seen, "arrived": slot.arrived})
         return rows
+
+    def samples(self):
+        """The two newest of the monitor's samples, (ns, a dict for each port), or None before there are two."""
+        return sample_rows(&self.tx.monitor)
+
+    def answers(self):
+        """For each attached port, the ports of receivers that answered it: (epoch, index)."""
+        cdef af_tx_port *slot
+        found = {}
+        for index, port in enumerate(self.attached_ports):
+            if port is not None:
+                slot = &self.tx.ports[index]
+                found[index] = [(slot.candidates[i].epoch, slot.candidates[i].port)
+                                for i in range(slot.nb_candidates)]
+        return found
 
     # ---- the loop ----
 

@@ -63,19 +63,19 @@ class Pace(NamedTuple):
 
     Attributes
     ----------
-    windowed : bool
-        The receiver's credit bounds what is under way; else only a backstop does.
+    rate_based : bool
+        The gaps are the law; False: the receiver's credit bounds what is under way.
     frame_ns : float
-        Between the starts of two frames; 0 for none.
+        Between the starts of two frames, at least; 0 for none.
     byte_ns : float
-        Further time for each byte of the frame.
+        And at least so much for each byte of the first.
     burst_ns : int
         How far the loop may be ahead of that, in time.
     gain, threshold : float
         `reverse`: k, and the loss that counts as a signal. gain 0: gaps stay as they are.
     """
 
-    windowed: bool
+    rate_based: bool
     frame_ns: float
     byte_ns: float
     burst_ns: int
@@ -153,11 +153,11 @@ class FlowControl:
         speed = speed_bps or GAP_SPEED
         scale = 1e3 * GAP_SPEED / speed
         if self.name == "static":
-            return Pace(False, self.gap_us * scale, 0.0, LATE_NS)
+            return Pace(True, self.gap_us * scale, 0.0, LATE_NS)
         if self.name == "reverse":
             line = 8e9 / speed if self.capped else 0.0
-            return Pace(False, self.base_us * scale, line, LATE_NS, self.gain, self.threshold)
+            return Pace(True, self.base_us * scale, line, LATE_NS, self.gain, self.threshold)
         if self.name == "token_bucket":
             byte_ns = 8e9 / (parse_rate(self.rate, "rate") if self.rate is not None else speed)
-            return Pace(False, 0.0, byte_ns, round(self.burst * byte_ns))
-        return Pace(self.name == "credit", 0.0, 0.0, 0)
+            return Pace(True, 0.0, byte_ns, round(self.burst * byte_ns))
+        return Pace(self.name == "none", 0.0, 0.0, 0)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import socket
 import warnings
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from typing import Any
 
 from ._dp_rx import RxLoop, Store
 from ._eal import Mempool
 from .config import parse_endpoints, parse_size
 from .errors import ConfigError, PoolExhausted, SliceTimeout
+from .monitor import INTERVAL_S, LinkSpeeds, Monitor
 from .paths import PortSet
 from .report import PortTable, port_table
 from .sender import MBUFS_PER_PORT, _again, _seconds, _timeout
@@ -55,6 +56,8 @@ class Receiver:
         ports), that happens at once.
     frame_size : int, optional
         Largest Ethernet frame in bytes; default: what the ports take.
+    link_speed, monitor_interval
+        For the port table, as for `Sender`.
     faults : dict, optional
         As for `Sender`, in the frames that we send.
 
@@ -80,10 +83,13 @@ class Receiver:
         until: str | None = None,
         peer_timeout: float = 10.0,
         frame_size: int | None = None,
+        link_speed: str | float | Sequence[str | float] | None = None,
+        monitor_interval: float = INTERVAL_S,
         faults: dict[str, Any] | None = None,
     ) -> None:
         self._closed = True
         self.endpoints = parse_endpoints(ports)
+        speeds = LinkSpeeds(link_speed, sum(endpoint.nb_ports for endpoint in self.endpoints))
         if until not in (None, "bye"):
             raise ConfigError(f"until={until!r} is unknown: use 'bye', or None to go on until close()")
         names = [endpoint.target for endpoint in self.endpoints if endpoint.scheme in NAMED]
@@ -106,7 +112,9 @@ class Receiver:
             _seconds(peer_timeout, "peer_timeout"),
             self._reports,
             faults,
+            monitor_interval,
         )
+        self._monitor = Monitor(self._loop, speeds)
         self._waiting = Waiting(self._loop)
         self._loop.start("aiflow-receiver")
         try:
@@ -271,7 +279,7 @@ class Receiver:
     @property
     def port_table(self) -> PortTable:
         """A snapshot of the port path table, a row a port that is up."""
-        return port_table(self._loop)
+        return port_table(self._monitor)
 
     @property
     def counters(self) -> dict[str, int]:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .errors import ConfigError, PortError
+from .monitor import Monitor
 
 __all__ = ["PortReport", "PortRow", "PortTable", "ReceiverReport", "SliceReport"]
 
@@ -95,8 +95,6 @@ COLUMNS = np.dtype(
 )
 """Table 2's ten columns, in its order and widths."""
 
-COMPUTED = ("tx_rate", "bandwidth_rate", "drop_rate", "buffer_occupancy", "port_score")
-
 
 @dataclass(frozen=True)
 class PortRow:
@@ -109,9 +107,19 @@ class PortRow:
     dest_mac : str
         Where its path leads, "" before a receiver answered.
     lcore_id : int
-        The CPU that its worker last ran on is the kernel's choice; 65535 says that it is not pinned.
+        The CPU that its worker ran on last; 65535 when that is not known.
+    tx_rate : float
+        Frames per second in the newest interval: sent by a Sender's port, received by a Receiver's.
+    bandwidth_rate : float
+        Bits per second in it ÷ the link's speed; NaN where nobody said what that is (`link_speed=`).
+    drop_rate : float
+        Share of the frames of the present slice that did not arrive, as the receiver counts them.
+    buffer_occupancy : float
+        Frames under way ÷ those that may be.
+    port_score : float
+        The paper's score: the higher, the more the port has to spare.
     send_interval : int
-        Nanoseconds between frames that the flow control asks for; 0: none.
+        Nanoseconds from the start of a frame to that of the next, by which the flow control sends now; 0: none.
     updated_time : int
         Wall clock of this snapshot, ns.
     name, driver : str
@@ -121,13 +129,22 @@ class PortRow:
         A Sender's: sent again, judged lost, unacknowledged now, and the most that may be.
     rtt_ns : int
         Smoothed round trip; 0 when not known.
-    link_speed_bps : int or None
-        What the driver says; virtual ports make it up or don't know.
+    rate_bps : float
+        Bits per second in the newest interval, headers included.
+    link_speed_bps : float or None
+        As configured, or as the driver says; None for virtual ports, which make it up.
+    switch : str or None
+        The switch that the port hangs on, where that was given or asked for.
     """
 
     port_id: int
     dest_mac: str
     lcore_id: int
+    tx_rate: float
+    bandwidth_rate: float
+    drop_rate: float
+    buffer_occupancy: float
+    port_score: float
     send_interval: int
     updated_time: int
     name: str
@@ -139,17 +156,14 @@ class PortRow:
     in_flight: int
     window: int
     rtt_ns: int
-    link_speed_bps: int | None
+    rate_bps: float
+    link_speed_bps: float | None
+    switch: str | None = None
 
     @property
     def bytes(self) -> int:
         """The same as `nbytes`."""
         return self.nbytes
-
-    def __getattr__(self, name: str) -> Any:
-        if name in COMPUTED:
-            raise ConfigError(f"the column {name} is not computed yet: use frames, nbytes, in_flight and rtt_ns")
-        raise AttributeError(f"a port row has no {name!r}")
 
 
 class PortTable:
@@ -168,22 +182,24 @@ class PortTable:
         return self.rows[index]
 
     def as_array(self) -> np.ndarray[Any, Any]:
-        """A structured ndarray of Table 2's ten columns; those not computed yet are NaN."""
+        """A structured ndarray of Table 2's ten columns."""
         table = np.zeros(len(self.rows), COLUMNS)
-        for name in COMPUTED:
-            table[name] = np.nan
         for at, row in enumerate(self.rows):
-            for name in ("port_id", "lcore_id", "send_interval", "updated_time"):
-                table[at][name] = getattr(row, name)
-            table[at]["dest_mac"] = row.dest_mac.encode()
+            for name in COLUMNS.names or ():
+                value = getattr(row, name)
+                table[at][name] = value.encode() if name == "dest_mac" else value
         return table
 
-    _SHOWN = ("port_id", "name", "driver", "dest_mac", "frames", "nbytes", "frames_again", "in_flight", "window")
+    _SHOWN = (
+        *("port_id", "name", "driver", "dest_mac", "tx_rate", "bandwidth_rate", "drop_rate", "buffer_occupancy"),
+        *("port_score", "send_interval", "frames", "nbytes", "frames_again"),
+    )
 
     def _cells(self) -> list[list[str]]:
         cells = [list(self._SHOWN)]
         for row in self.rows:
-            cells.append([f"{getattr(row, name)}" for name in self._SHOWN])
+            values = [getattr(row, name) for name in self._SHOWN]
+            cells.append([f"{value:.4g}" if isinstance(value, float) else f"{value}" for value in values])
         return cells
 
     def __repr__(self) -> str:
@@ -202,27 +218,26 @@ class PortTable:
         return f"<table><thead><tr>{th}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def _speed(port: Any) -> int | None:
-    try:
-        speed: int | None = port.link()[1]
-    except PortError:  # it hung up just now
-        return None
-    return speed
-
-
-def port_table(loop: Any) -> PortTable:
-    """The table of a Sender's or Receiver's loop, as it is now."""
+def port_table(monitor: Monitor) -> PortTable:
+    """The table of a Sender's or Receiver's ports, as it is now."""
     now = time.time_ns()
+    cpu = monitor.loop.cpu()
+    switches = monitor.switch_of()
     rows = []
-    for row in loop.port_rows():
+    for row, figures, score, speed in monitor.table():
         port = row["port"]
         dst = row["dst"]
         rows.append(
             PortRow(
                 port_id=port.port_id,
                 dest_mac=dst.hex(":") if dst else "",
-                lcore_id=65535,
-                send_interval=0,
+                lcore_id=65535 if cpu is None else cpu,
+                tx_rate=figures.tx_rate,
+                bandwidth_rate=figures.bandwidth_rate,
+                drop_rate=figures.drop_rate,
+                buffer_occupancy=figures.buffer_occupancy,
+                port_score=score,
+                send_interval=round(row["gap_ns"]),
                 updated_time=now,
                 name=port.name,
                 driver=port.driver,
@@ -233,7 +248,9 @@ def port_table(loop: Any) -> PortTable:
                 in_flight=row["flying"],
                 window=row["window"],
                 rtt_ns=row["rtt_ns"],
-                link_speed_bps=_speed(port),
+                rate_bps=figures.rate_bps,
+                link_speed_bps=speed,
+                switch=switches.get(row["index"]),
             )
         )
     return PortTable(rows)

@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 import socket
 import warnings
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from . import scheduler
+from . import monitor, scheduler
 from ._dp_tx import TxLoop
 from ._eal import Mempool
 from .config import parse_endpoints
 from .errors import AiflowError, ConfigError, IntegrityError, PeerLost, PoolExhausted, PortError, SliceTimeout
+from .flow import FlowControl, parse_rate
 from .manifest import Form, as_bytes, encode, encode_rows
 from .paths import PortSet
 from .report import PortReport, PortTable, ReceiverReport, SliceReport, port_table
@@ -110,9 +111,9 @@ class Sender:
     partition : str or callable
         How a slice is spread over several receivers; there can be one so far.
     policy : str
-        Port choice: ``"pull"``.
-    flow_control : str
-        ``"credit"``.
+        Port choice: ``"pull"``, ``"score"``, ``"round_robin"``, ``"weighted"``, ``"least_queue"``.
+    flow_control : str or flow.FlowControl
+        ``"credit"``, ``"reverse"``, ``"static"``, ``"token_bucket"``, ``"none"``, or one with constants of its own.
     slice_ms : float, optional
         For `put`, which is not there yet.
     peer_timeout : float
@@ -121,6 +122,19 @@ class Sender:
     frame_size : int, optional
         Largest Ethernet frame in bytes, header included. Default: what the ports take. A port or path that takes less
         than what is asked for is an error.
+    link_speed : str or number, or a list of them, optional
+        What each port's link carries, such as ``"100mbit"`` or bit/s, one for all or one for each port: for the port
+        table, the shares and the gaps, where the driver makes its speed up.
+    place : str
+        What a policy deals out: ``"chunks"``, so that an element travels over all ports, or whole ``"elements"``.
+    score_weights : sequence of float
+        Of bandwidth use, ring fill and loss in a port's score.
+    switches : list of str or "probe", optional
+        The switch that each port hangs on; ``"probe"`` finds it out from which ports answer each other.
+    switch_limits : mapping, optional
+        What each switch carries at most (such as ``{"switch 1": "700mbit"}``), where that is less than its ports.
+    monitor_interval : float
+        Seconds over which the port table's rates are measured; 0: not at all.
     faults : dict, optional
         Faults made on purpose in the frames that we send, for tests: ``drop`` and ``corrupt`` (probabilities),
         ``drop_first`` (frames), ``drop_for`` (seconds), ``copies``, ``kinds`` (names of frame kinds), ``seed``.
@@ -144,16 +158,28 @@ class Sender:
         name: str | None = None,
         partition: str | Callable[..., Any] = "balanced",
         policy: str = "pull",
-        flow_control: str = "credit",
+        flow_control: str | FlowControl = "credit",
         slice_ms: float | None = None,
         peer_timeout: float = 10.0,
         frame_size: int | None = None,
+        link_speed: str | float | Sequence[str | float] | None = None,
+        place: str = "chunks",
+        score_weights: Sequence[float] = scheduler.SCORE_WEIGHTS,
+        switches: Sequence[str] | str | None = None,
+        switch_limits: Mapping[str, str | float] | None = None,
+        monitor_interval: float = monitor.INTERVAL_S,
         faults: dict[str, Any] | None = None,
     ) -> None:
         self._closed = True
         self.endpoints = parse_endpoints(ports)
-        scheduler.check(policy, flow_control)
+        scheduler.check(policy, place, score_weights)
         self.policy = policy
+        self.place = place
+        self.flow_control = FlowControl.of(flow_control)
+        nb_ports = sum(endpoint.nb_ports for endpoint in self.endpoints)
+        monitor.check_switches(switches, nb_ports)
+        self._switch_limits = {name: parse_rate(rate, "switch_limits") for name, rate in (switch_limits or {}).items()}
+        speeds = monitor.LinkSpeeds(link_speed, nb_ports)
         self.name = name if name is not None else f"{socket.gethostname()}-{os.getpid()}"[-60:]
         self.peer_timeout = _seconds(peer_timeout, "peer_timeout")
         if slice_ms is not None:
@@ -170,11 +196,14 @@ class Sender:
         self._loop = TxLoop(
             self.name,
             to or "",
-            sum(endpoint.nb_ports for endpoint in self.endpoints),
+            nb_ports,
             self.peer_timeout,
             frame_size is not None,
             faults,
+            lambda index, port: self.flow_control.pace(speeds.of(index, port)),
+            monitor_interval,
         )
+        self._monitor = monitor.Monitor(self._loop, speeds, score_weights, switches)
         self._waiting = Waiting(self._loop)
         self._pools: dict[tuple[int, int], Mempool] = {}
         self._loop.start("aiflow-sender")
@@ -237,7 +266,7 @@ class Sender:
         timeout = _timeout(timeout)
         manifest, buffers = encode(elements)
         plan = self._plan(sum(len(buffer) for buffer in buffers))
-        return self._sent(self._loop.post(buffers, manifest, plan.port_mask), wait, timeout)
+        return self._sent(self._loop.post(buffers, manifest, plan), wait, timeout)
 
     def send_batch(self, stream: str, array: Any, *, wait: bool = True, timeout: float | None = None) -> Any:
         """Send every row of the first axis as an element of `stream`, with no Python object for each.
@@ -272,7 +301,7 @@ class Sender:
         count, *row = form.shape
         manifest = encode_rows(stream, Form(form.dtype, tuple(row)), count)
         plan = self._plan(form.nbytes)
-        return self._sent(self._loop.post_rows(buffer, count, manifest, plan.port_mask), wait, timeout)
+        return self._sent(self._loop.post_rows(buffer, count, manifest, plan), wait, timeout)
 
     def put(self, stream: str, buffer: Any, *, copy: bool = True) -> Any:  # noqa: ARG002
         """Streaming in slices of `slice_ms`. Not there yet: raises ConfigError.
@@ -309,8 +338,15 @@ class Sender:
         return not self._loop.busy or self._ports.error is not None
 
     def _plan(self, nbytes: int) -> scheduler.Plan:
-        states = [scheduler.PortState(row["index"], row["usable"]) for row in self._loop.port_rows()]
-        self._last_plan = scheduler.plan(self.policy, nbytes, states)
+        self._monitor.begin_slice()
+        self._last_plan = scheduler.plan(
+            self.policy,
+            nbytes,
+            self._monitor.port_states(),
+            weights=self._monitor.weights,
+            place=self.place,
+            switch_limits=self._switch_limits,
+        )
         return self._last_plan
 
     def explain(self) -> str:
@@ -400,7 +436,7 @@ class Sender:
     @property
     def port_table(self) -> PortTable:
         """A snapshot of the port path table, a row a port that is up."""
-        return port_table(self._loop)
+        return port_table(self._monitor)
 
     @property
     def counters(self) -> dict[str, int]:

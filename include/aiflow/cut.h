@@ -3,6 +3,7 @@
 #define AIFLOW_CUT_H
 
 #include "discovery.h"
+#include "plan.h"
 #include "tx_state.h"
 
 /* The first element whose first chunk is not below `chunk`. */
@@ -49,9 +50,10 @@ af_tx_cut(const struct af_tx_slice *s, uint32_t e, uint64_t offset, uint8_t *pay
 	return e;
 }
 
-/* Fill frame and description for a chunk. New chunks are cut in order and join the slice's digest. */
-static inline void
-af_tx_fill(struct af_tx *tx, struct af_tx_slice *s, uint32_t chunk, bool again, uint8_t *payload, struct af_frame *f)
+/* Fill frame and description for a chunk. New data is cut at a cursor, what goes again has none. Returns the element that
+ * follows at the cursor. */
+static inline uint32_t
+af_tx_fill(struct af_tx_slice *s, uint32_t chunk, const struct af_cursor *at, uint8_t *payload, struct af_frame *f)
 {
 	if (chunk < s->nb_manifest) {
 		uint32_t offset = chunk * s->payload_bytes, rest = s->manifest_bytes - offset;
@@ -75,7 +77,9 @@ af_tx_fill(struct af_tx *tx, struct af_tx_slice *s, uint32_t chunk, bool again, 
 		f->end = 1;
 		f->nbytes = sizeof digest;
 		memcpy(payload, &digest, sizeof digest);
-	} else if (again) {
+	} else if (at) {
+		return af_tx_cut(s, at->element, at->offset, payload, f);
+	} else {
 		uint32_t data = chunk - s->nb_manifest, e = af_tx_element_at(s, data + 1) - 1; /* last that begins by here */
 
 		if (s->elements[e].nbytes > s->payload_bytes) {
@@ -83,32 +87,26 @@ af_tx_fill(struct af_tx *tx, struct af_tx_slice *s, uint32_t chunk, bool again, 
 		} else {
 			af_tx_cut(s, af_tx_element_at(s, data), 0, payload, f);
 		}
-	} else {
-		uint32_t e = af_tx_cut(s, s->element, s->offset, payload, f);
-
-		s->offset = e == s->element ? s->offset + f->nbytes : 0;
-		s->element = e;
 	}
-	(void)tx;
+	return 0;
 }
 
 static inline uint32_t
-af_tx_send_chunk(struct af_tx *tx, uint32_t p, struct af_tx_slice *s, uint32_t chunk, bool again, uint64_t now,
-		 uint8_t *frame)
+af_tx_send_chunk(struct af_tx *tx, uint32_t p, struct af_tx_slice *s, uint32_t chunk, struct af_cursor *at, bool again,
+		 uint64_t now, uint8_t *frame)
 {
 	struct af_tx_port *port = &tx->ports[p];
 	struct af_frame f = {.path = (uint16_t)p, .session = tx->session, .slice = s->id,
 			     .timestamp_ns = now + tx->clock_offset_ns};
-	bool data = chunk >= s->nb_manifest && chunk + 1 < s->nb_chunks;
-	uint32_t size;
+	uint32_t size, next = af_tx_fill(s, chunk, at, frame + AF_HEADER, &f);
 
-	af_tx_fill(tx, s, chunk, again, frame + AF_HEADER, &f);
 	f.number = af_tx_take(&port->w, now, s->id, chunk, false);
 	size = af_wire_seal(frame, port->dst, port->p.mac, &f);
-	if (data && !again)
-		s->digest = (f.nbytes == tx->full.nbytes ? af_crc_apply(&tx->full, s->digest)
-							 : af_crc32c_shift(s->digest, f.nbytes)) ^
-			    af_payload_crc(&f, &tx->full);
+	if (at) {
+		s->taken[p] += f.nbytes;
+		af_plan_cut(tx, s, at, next, f.nbytes, af_payload_crc(&f, &tx->full));
+	}
+	af_pace_take(&port->pace, size, now);
 	s->frames++;
 	s->again += again;
 	s->port_frames[p]++;
@@ -155,11 +153,13 @@ af_tx_next_chunk(struct af_tx *tx, uint32_t p, uint64_t now, uint8_t *frame)
 		struct af_tx_slot *slot = af_tx_slot(tx, again.slice);
 
 		if (slot && slot->slice && !af_tx_is_acked(slot->slice, again.chunk))
-			return af_tx_send_chunk(tx, p, slot->slice, again.chunk, true, now, frame);
+			return af_tx_send_chunk(tx, p, slot->slice, again.chunk, NULL, true, now, frame);
 	}
 	for (uint32_t id = tx->first_id; id != tx->next_id; id++) {
 		struct af_tx_slot *slot = af_tx_slot(tx, id);
 		struct af_tx_slice *s = slot->slice;
+		struct af_cursor *at = NULL;
+		uint32_t chunk;
 
 		if (!s) {
 			if (slot->void_flying)
@@ -173,8 +173,15 @@ af_tx_next_chunk(struct af_tx *tx, uint32_t p, uint64_t now, uint8_t *frame)
 		if (s->next_chunk >= s->nb_manifest &&
 		    atomic_load_explicit(&s->state, memory_order_relaxed) != AF_TX_FLOWING)
 			continue;
-		s->all_sent = s->next_chunk + 1 == s->nb_chunks;
-		return af_tx_send_chunk(tx, p, s, s->next_chunk++, false, now, frame);
+		chunk = s->next_chunk;
+		if (chunk >= s->nb_manifest && chunk + 1 < s->nb_chunks) {
+			at = af_plan_cursor(tx, s, p, now);
+			if (!at)
+				continue;
+			chunk = s->nb_manifest + s->first_chunk[at->element] + (uint32_t)(at->offset / s->payload_bytes);
+		}
+		s->all_sent = ++s->next_chunk == s->nb_chunks;
+		return af_tx_send_chunk(tx, p, s, chunk, at, false, now, frame);
 	}
 	return 0;
 }
@@ -196,7 +203,7 @@ af_tx_next_frame(void *state, uint32_t p, uint64_t now, uint8_t *frame)
 		port->hello_ns = now;
 		return af_tx_send_control(tx, p, AF_BYE, 0, 0, now, frame);
 	}
-	if (!port->aside && af_tx_has_room(&port->w))
+	if (!port->aside && af_tx_has_room(&port->w) && af_pace_due(&port->pace, now))
 		size = af_tx_next_chunk(tx, p, now, frame);
 	if (!size && af_tx_probe_due(tx, port, now)) {
 		if (af_tx_ring_full(&port->w)) {

@@ -71,11 +71,15 @@ af_tx_open_path(struct af_tx *tx, struct af_tx_port *port)
 	if (!best || (tx->payload_bytes && port->path_size - AF_HEADER < tx->payload_bytes))
 		return;
 	window = best->window < port->p.tx_window ? best->window : port->p.tx_window;
+	if (port->pace.rate_based)
+		window = af_tx_backstop(&port->p);
 	memcpy(port->dst, best->mac, 6);
 	port->remote_port = best->port;
 	port->backoff = 0;
 	port->aside = false;
 	af_tx_window_reset(&port->w, window);
+	af_pace_reset(&port->pace);
+	port->arrived = 0;
 	port->open = true;
 }
 

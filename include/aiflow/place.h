@@ -213,6 +213,8 @@ af_rx_on_session(struct af_rx *rx, struct af_rx_session *session, uint32_t p, co
 		rx->nb_seen++;
 	}
 	af_rx_learn_path(rx, session, path, p, f);
+	rx->ports[p].arrived++;
+	rx->ports[p].sent += f->number >= path->w.next ? f->number + 1 - path->w.next : 0;
 	if (af_rx_take(&path->w, f->number) && now - path->reported_ns > AF_REPORT_HOLE_NS)
 		path->urgent = true;
 	path->news++;

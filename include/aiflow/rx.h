@@ -46,6 +46,23 @@ af_rx_owes(const struct af_rx *rx)
 	return false;
 }
 
+static inline void
+af_rx_sample(struct af_rx *rx, uint64_t now)
+{
+	struct af_sample *sample = af_monitor_begin(&rx->monitor, now);
+
+	if (!sample)
+		return;
+	for (uint32_t p = 0; p < rx->nb_ports; p++) {
+		const struct af_rx_port *port = &rx->ports[p];
+
+		sample->ports[p] = (struct af_port_sample){
+			.frames = port->count.rx_frames, .bytes = port->count.rx_bytes, .sent = port->sent,
+			.arrived = port->arrived, .capacity = port->p.rx_ring};
+	}
+	af_monitor_end(&rx->monitor);
+}
+
 /* ---- the agent ---- */
 
 static inline bool
@@ -79,6 +96,7 @@ af_rx_tick(void *state, uint64_t now)
 	uint32_t releases = atomic_load_explicit(&rx->store->releases, memory_order_acquire);
 	bool changed;
 
+	af_rx_sample(rx, now);
 	if (releases != rx->releases) {
 		rx->releases = releases;
 		rx->starving_ns = 0;

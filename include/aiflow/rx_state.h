@@ -4,6 +4,7 @@
 
 #include "agent.h"
 #include "layout.h"
+#include "monitor.h"
 #include "store.h"
 #include "window.h"
 
@@ -93,6 +94,7 @@ struct af_rx_port {
 	struct af_agent_port p;
 	struct af_port_counters count;
 	uint32_t nb_paths; /* of all sessions */
+	uint64_t sent, arrived; /* numbers that we can have seen, and those that we have */
 };
 
 struct af_rx {
@@ -120,6 +122,7 @@ struct af_rx {
 	struct af_crc_shift full;
 	uint64_t drops[AF_NB_DROPS];
 	uint64_t slices, elements, bytes;
+	struct af_monitor monitor;
 };
 
 static inline void

@@ -1,8 +1,8 @@
 /* The sender's state machine: slices in, frames out, reports in.
  *
  * A slice is posted, asks with its MANIFEST, flows once it is granted, and is done when the receiver's report says
- * that it holds all of it. Any path with room in its window takes the next chunk (`pull`); what a path has lost goes
- * out again before anything new, on whichever path asks next. Nothing here allocates per frame, locks or does I/O.
+ * that it holds all of it. A path with room in its window, whose gap is over (pace.h), takes the next chunk that the
+ * slice's plan has for it (plan.h); what a path has lost goes out again before anything new, on whichever path asks next. Nothing here allocates per frame, locks or does I/O.
  *
  *   QUEUED --manifest--> ASKING --grant--> FLOWING --report: done--> DONE
  *      \___________________\________________\____ void, cancel, silence ____> FAILED
@@ -62,6 +62,8 @@ af_tx_on_path(struct af_tx *tx, struct af_tx_port *port, const struct af_path_re
 		}
 	}
 	w->seen = next;
+	port->arrived = AF_BE64(r->frames);
+	af_pace_on_report(&port->pace, next, port->arrived, w->next, now);
 	for (uint64_t n = w->judged; n < next; n++) {
 		struct af_sent *sent = af_tx_sent(w, n);
 
@@ -70,7 +72,9 @@ af_tx_on_path(struct af_tx *tx, struct af_tx_port *port, const struct af_path_re
 			af_tx_lost(tx, port, sent);
 	}
 	af_tx_judge_done(w);
-	if (window < limit)
+	if (port->pace.rate_based)
+		limit = af_tx_backstop(&port->p);
+	else if (window < limit)
 		limit = window;
 	w->limit = limit < AF_MAX_WINDOW ? limit : AF_MAX_WINDOW;
 	if (w->limit == 0)
@@ -203,6 +207,23 @@ af_tx_detach(struct af_tx *tx, uint32_t p, uint64_t now)
 		af_tx_lose_session(tx, AF_TX_RESTARTED, now);
 }
 
+static inline void
+af_tx_sample(struct af_tx *tx, uint64_t now)
+{
+	struct af_sample *sample = af_monitor_begin(&tx->monitor, now);
+
+	if (!sample)
+		return;
+	for (uint32_t p = 0; p < tx->nb_ports; p++) {
+		const struct af_tx_port *port = &tx->ports[p];
+
+		sample->ports[p] = (struct af_port_sample){
+			.frames = port->count.tx_frames, .bytes = port->count.tx_bytes, .sent = port->w.seen,
+			.arrived = port->arrived, .queued = port->w.flying, .capacity = port->w.limit};
+	}
+	af_monitor_end(&tx->monitor);
+}
+
 /* ---- the agent ---- */
 
 static inline bool
@@ -262,6 +283,7 @@ af_tx_tick(void *state, uint64_t now)
 			slot->void_flying = false;
 		}
 	}
+	af_tx_sample(tx, now);
 	if (!tx->open)
 		af_tx_discover(tx, now);
 	for (uint32_t p = 0; p < tx->nb_ports; p++)

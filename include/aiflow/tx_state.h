@@ -7,6 +7,8 @@
 
 #include "agent.h"
 #include "layout.h"
+#include "monitor.h"
+#include "pace.h"
 #include "window.h"
 
 #define AF_TX_SLICES 8u       /* slices that may be under way; large ones two at a time */
@@ -46,6 +48,17 @@ struct af_span {
 /* What the scheduler decided for one slice: the law that the loop applies. control: rw before posting, dataplane: ro */
 struct af_plan {
 	uint32_t ports; /* bit i: port i may carry this slice */
+	bool elements;  /* whole elements are dealt out, not single chunks */
+	bool quotas;    /* by shares: bytes of each port */
+	bool shortest;  /* a port with a longer queue than another waits */
+	uint64_t quota[AF_MAX_PORTS];
+};
+
+/* Where the next chunk is cut from. */
+struct af_cursor {
+	uint64_t offset, after; /* into the element; bytes of the slice behind it */
+	uint32_t element, crc;
+	bool open;
 };
 
 struct af_tx_slice {
@@ -66,8 +79,9 @@ struct af_tx_slice {
 	uint32_t id, payload_bytes, nb_manifest, nb_data, nb_chunks, next_chunk, nb_acked;
 	uint32_t *first_chunk; /* of each element, relative to the first data chunk */
 	uint64_t *acked;
-	uint32_t element; /* the next chunk to be cut: this element, from this byte */
-	uint64_t offset;
+	struct af_cursor cursor; /* the next chunk to be cut, or the next element to be begun */
+	struct af_cursor hands[AF_MAX_PORTS]; /* elements that ports have begun */
+	uint64_t begun, taken[AF_MAX_PORTS];  /* bytes of elements begun; of chunks that each port has taken */
 	uint32_t digest;
 	uint64_t done_ns, frames, again;
 	uint64_t port_frames[AF_MAX_PORTS], port_bytes[AF_MAX_PORTS];
@@ -94,6 +108,8 @@ struct af_tx_port {
 	uint8_t dst[6];
 	uint16_t remote_port;
 	uint32_t backoff;
+	struct af_pace pace;
+	uint64_t arrived; /* frames that the receiver has counted, of the numbers below w.seen */
 	struct af_tx_window w;
 };
 
@@ -132,6 +148,7 @@ struct af_tx {
 	bool bye_heard;
 	uint64_t drops[AF_NB_DROPS];
 	uint64_t reports, probes;
+	struct af_monitor monitor;
 };
 
 static inline int
@@ -156,6 +173,15 @@ static inline bool
 af_tx_is_acked(const struct af_tx_slice *s, uint32_t chunk)
 {
 	return s->acked[chunk / 64] >> (chunk % 64) & 1;
+}
+
+/* The most that may be in flight where gaps, not credit, are the law: what the driver can queue without blocking. */
+static inline uint32_t
+af_tx_backstop(const struct af_agent_port *port)
+{
+	uint32_t ring = port->kick ? port->rx_ring - port->rx_ring / 8 : AF_MAX_WINDOW;
+
+	return ring > port->tx_window ? ring : port->tx_window;
 }
 
 static inline bool
@@ -213,8 +239,11 @@ af_tx_lay_out(struct af_tx *tx, struct af_tx_slice *s)
 	m.payload_bytes = AF_BE16((uint16_t)tx->payload_bytes);
 	memcpy(s->manifest, &m, sizeof m);
 	s->payload_bytes = tx->payload_bytes;
-	s->next_chunk = s->nb_acked = s->element = s->digest = 0;
-	s->offset = 0;
+	s->next_chunk = s->nb_acked = s->digest = 0;
+	s->begun = 0;
+	s->cursor = (struct af_cursor){0};
+	memset(s->hands, 0, sizeof s->hands);
+	memset(s->taken, 0, sizeof s->taken);
 	s->all_sent = false;
 	s->nb_manifest = af_manifest_chunks(s->manifest_bytes, s->payload_bytes);
 	s->nb_data = 0;

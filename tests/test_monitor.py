@@ -1,0 +1,107 @@
+"""Table 2's columns: the formulas of section 3.4 in plain Python, and the loop's samples behind them."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import pytest
+
+import aiflow
+from aiflow.errors import ConfigError
+from aiflow.monitor import LinkSpeeds, metrics
+from aiflow.report import COLUMNS
+
+pytestmark = pytest.mark.unit
+
+
+def sample(frames: int = 0, nbytes: int = 0, queued: int = 0, capacity: int = 0) -> dict[str, int]:
+    return {"frames": frames, "bytes": nbytes, "queued": queued, "capacity": capacity}
+
+
+def test_the_formulas_of_the_paper() -> None:
+    got = metrics(sample(1000, 1_000_000), sample(2000, 2_514_000, 30, 120), 0.5, 100e6, 400, 390)
+    assert got.tx_rate == 2000  # (N(T) - N(T - t)) / t
+    assert got.rate_bps == pytest.approx(2000 * 1514 * 8)
+    assert got.bandwidth_rate == pytest.approx(2000 * 1514 * 8 / 100e6)
+    assert got.drop_rate == pytest.approx(10 / 400)
+    assert got.buffer_occupancy == 0.25
+
+
+def test_nothing_is_made_up_where_nothing_is_known() -> None:
+    got = metrics(sample(), sample(), 0.0, None, 0, 0)
+    assert (got.tx_rate, got.drop_rate, got.buffer_occupancy) == (0, 0, 0)
+    assert math.isnan(got.bandwidth_rate)
+    assert metrics(sample(500, 500), sample(3, 3), 0.1, 1e9, 1, 1).tx_rate == 0  # attached anew
+
+
+def test_link_speed_is_read_for_all_ports_or_for_each() -> None:
+    assert LinkSpeeds("100mbit", 2).of(31, None) == 100e6
+    assert [LinkSpeeds(["1gbit", 5e7], 2).of(i, None) for i in (0, 1)] == [1e9, 5e7]
+    with pytest.raises(ConfigError, match="2 rates for 3 ports"):
+        LinkSpeeds([1e9, 1e9], 3)
+    for nonsense in ("fast", "", 0, -1, "1 parsec", True):
+        with pytest.raises(ConfigError, match="no rate"):
+            LinkSpeeds(nonsense, 1)
+
+
+def wait_for(what, seconds: float = 10.0):
+    deadline = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    return found
+
+
+def test_the_table_shows_what_went_over_each_port() -> None:
+    endpoint = "ring:monitor*2"
+    with (
+        aiflow.Receiver(endpoint, link_speed="1gbit", monitor_interval=0.05) as rx,
+        aiflow.Sender(endpoint, link_speed=["1gbit", "10gbit"], monitor_interval=0.05) as tx,
+    ):
+        tx.send({"x": bytes(1_000_000)}, wait=False)
+        rx.recv(timeout=10).release()
+        # the interval in which it went
+        rows = wait_for(lambda: all(row.tx_rate > 100 for row in tx.port_table) and list(tx.port_table))
+        for row, speed in zip(rows, (1e9, 1e10), strict=True):
+            assert row.link_speed_bps == speed
+            assert row.bandwidth_rate == pytest.approx(row.rate_bps / speed)
+            assert row.drop_rate == 0
+            assert 0 <= row.buffer_occupancy <= 1
+            assert 0 < row.port_score <= 1
+        table = tx.port_table.as_array()
+        assert table.dtype == COLUMNS
+        assert list(COLUMNS.names or ()) == [
+            *("port_id", "dest_mac", "lcore_id", "tx_rate", "bandwidth_rate", "drop_rate", "buffer_occupancy"),
+            *("port_score", "send_interval", "updated_time"),
+        ]
+        assert not any(math.isnan(value) for name in ("tx_rate", "port_score", "drop_rate") for value in table[name])
+        assert "bandwidth_rate" in tx.port_table._repr_html_()
+        # and the intervals after it
+        wait_for(lambda: all(row.tx_rate < 100 for row in tx.port_table))
+        assert len(rx.port_table) == 2
+
+
+def test_loss_is_the_receiver_s_count_of_the_present_slice() -> None:
+    endpoint = "ring:monitor-loss"
+    with (
+        aiflow.Receiver(endpoint) as rx,
+        aiflow.Sender(endpoint, faults={"drop": 0.2, "kinds": ("DATA",), "seed": 7}) as tx,
+    ):
+        ticket = tx.send({"x": bytes(2_000_000)}, wait=False)
+        rx.recv(timeout=20).release()
+        report = ticket.result(10)
+        assert report.frames_retransmitted > 0  # the fault took place
+        assert tx.port_table[0].drop_rate == pytest.approx(report.frames_retransmitted / report.frames_sent, rel=0.25)
+        tx.send({"y": b"small"}, wait=False).result(10)
+        assert tx.port_table[0].drop_rate < 0.05  # another slice, another count
+
+
+def test_monitoring_can_be_switched_off() -> None:
+    endpoint = "ring:monitor-off"
+    with aiflow.Receiver(endpoint) as rx, aiflow.Sender(endpoint, monitor_interval=0) as tx:
+        tx.send({"x": bytes(100_000)}, wait=False)
+        rx.recv(timeout=10).release()
+        assert tx._loop.samples() is None
+        assert tx.port_table[0].tx_rate == 0
+        assert tx.port_table[0].frames > 0
