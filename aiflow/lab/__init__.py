@@ -1,0 +1,1 @@
+"""An emulated cluster on one machine, and the published experiments on it."""

@@ -1,0 +1,332 @@
+"""The emulated cluster: nodes and switches as network namespaces that only we own, joined by shaped links.
+
+A cluster is `aiflow-lab-NAME-node0 …` and `aiflow-lab-NAME-switch0 …` in `/run/netns`, and a file in `/run/aiflow-lab`
+that tells its layout and whose it is. Nothing else on the machine is touched, and `down` removes all of it, whatever
+became of the process that made it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from aiflow.errors import ConfigError
+from aiflow.lab.errors import LabError
+from aiflow.lab.layout import Layout, Port
+
+if TYPE_CHECKING:
+    from aiflow.lab.namespaces import Counters, Namespace
+
+__all__ = ["Cluster", "Loss", "check_rights", "clusters", "remove_all"]
+
+PREFIX = "aiflow-lab-"
+STATE = Path("/run/aiflow-lab")
+_MOUNTS = Path("/run/netns")
+_NAME = re.compile(r"[a-z0-9_]{1,16}")
+
+
+def check_rights() -> None:
+    """Refuse early, and say what is missing.
+
+    Raises
+    ------
+    LabError
+        Without pyroute2, on another system than Linux, or without root's rights.
+    """
+    if importlib.util.find_spec("pyroute2") is None:
+        raise LabError("the cluster is made by pyroute2, which is missing: pip install 'aiflow[lab]'")
+    if os.geteuid() != 0:
+        raise LabError("the cluster is made of network namespaces, and making them needs root: sudo aiflow lab …")
+
+
+class Loss(NamedTuple):
+    """Frames lost in the network since the cluster came up, by the kernel's counters."""
+
+    links: int
+    """At the nodes' own ends: refused by a queue, and known to the sender's kernel."""
+    switch_ports: int
+    trunks: int
+    random: int
+    """Taken by a switch on purpose."""
+
+    @property
+    def in_network(self) -> int:
+        """After they left the node."""
+        return self.switch_ports + self.trunks + self.random
+
+
+class Cluster:
+    """An emulated cluster. A context manager: up on entry, down on exit.
+
+    Parameters
+    ----------
+    layout : Layout, optional
+        Default: the paper's, at 100 Mbit/s a port.
+    name : str
+        At most 16 of a–z, 0–9 and _; clusters of different names can be up at the same time.
+    owned : bool
+        It belongs to this process: `aiflow lab down` leaves it alone while we live, and removes it once we are dead.
+
+    Raises
+    ------
+    ConfigError
+        For a name that is none.
+    LabError
+        Without pyroute2 or root's rights.
+    """
+
+    def __init__(self, layout: Layout | None = None, *, name: str = "lab", owned: bool = False) -> None:
+        check_rights()
+        if _NAME.fullmatch(name) is None:
+            raise ConfigError(f"{name!r} is no name for a cluster: at most 16 of a-z, 0-9 and _")
+        self.layout = layout or Layout()
+        self.name = name
+        self._owned = owned
+
+    def __enter__(self) -> Cluster:
+        self.up()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.down()
+
+    # ---- names ----
+
+    def node(self, number: int) -> Namespace:
+        """Namespace of a node."""
+        return self._namespace(f"node{number}")
+
+    def switch(self, number: int) -> Namespace:
+        """Namespace of a switch."""
+        return self._namespace(f"switch{number}")
+
+    def nodes(self) -> list[Namespace]:
+        """All nodes, senders first."""
+        return [self.node(i) for i in range(self.layout.nb_nodes)]
+
+    def switches(self) -> list[Namespace]:
+        """All switches."""
+        return [self.switch(i) for i in range(self.layout.switches)]
+
+    @property
+    def runtime_directory(self) -> Path:
+        """For the sockets of processes in the cluster; goes with it."""
+        return STATE / self.name
+
+    def _namespace(self, label: str) -> Namespace:
+        from aiflow.lab.namespaces import Namespace
+
+        return Namespace(f"{PREFIX}{self.name}-{label}")
+
+    # ---- life ----
+
+    def up(self) -> bool:
+        """Make the cluster. One that is up and has the same layout stays as it is.
+
+        Returns
+        -------
+        bool
+            Whether it had to be made.
+
+        Raises
+        ------
+        LabError
+            When the kernel refuses; what was made is removed again.
+        """
+        if self._is_up():
+            self._note()
+            return False
+        self.down()
+        try:
+            self._note()
+            self._make()
+        except BaseException as error:
+            self.down()
+            if isinstance(error, OSError) or type(error).__name__ == "NetlinkError":
+                raise LabError(f"the kernel refused a part of the cluster: {error}") from error
+            raise
+        return True
+
+    def down(self) -> bool:
+        """End every process in the cluster and remove it; returns whether there was anything."""
+        return _remove(self.name)
+
+    def _is_up(self) -> bool:
+        state = _read_state(self.name)
+        if state is None or not state.get("complete") or state["layout"] != json.loads(json.dumps(self.layout.as_dict())):
+            return False
+        return all(namespace.exists() for namespace in (*self.nodes(), *self.switches()))
+
+    def _note(self, complete: bool | None = None) -> None:
+        """Write down whose it is before anything is there, so that it is found whenever we die."""
+        before = _read_state(self.name) or {}
+        state = {
+            "layout": self.layout.as_dict(),
+            "owner": _process(os.getpid()) if self._owned else None,
+            "complete": before.get("complete", False) if complete is None else complete,
+        }
+        self.runtime_directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        fresh = STATE / f".{self.name}.part"
+        fresh.write_text(json.dumps(state))
+        fresh.replace(STATE / f"{self.name}.json")
+
+    def _make(self) -> None:
+        layout = self.layout
+        for namespace in (*self.nodes(), *self.switches()):
+            namespace.create()
+        ports = layout.all_ports()
+        for port in ports:
+            node, switch = self.node(port.node), self.switch(port.switch)
+            node.veth(port.interface, switch, port.switch_interface, layout.mtu, port.mac)
+            others = {p.address: p.mac for p in ports if p.number == port.number and p.node != port.node}
+            node.address(port.interface, port.address, others)
+        for number in range(layout.switches):
+            self._wire(self.switch(number), [port for port in ports if port.switch == number])
+        for port in ports:
+            node, switch = self.node(port.node), self.switch(port.switch)
+            node.shape(port.interface, port.link_bps, layout.burst_bytes, layout.queue_bytes)
+            switch.shape(port.switch_interface, port.rate_bps, layout.burst_bytes, layout.queue_bytes)
+        self._note(complete=True)
+
+    def _wire(self, switch: Namespace, ports: list[Port]) -> None:
+        """One bridge; or two, the senders' and the receivers', joined by the shaped backplane."""
+        layout = self.layout
+        macs = {port.switch_interface: [port.mac] for port in ports}
+        if layout.trunk_bps is None:
+            switch.bridge("bridge", [port.switch_interface for port in ports])
+        else:
+            switch.veth("trunk-in", switch, "trunk-out", layout.mtu)
+            for bridge, trunk, senders in (("bridge-in", "trunk-in", True), ("bridge-out", "trunk-out", False)):
+                here = [port for port in ports if (port.node < layout.senders) == senders]
+                switch.bridge(bridge, [trunk, *(port.switch_interface for port in here)])
+                macs[trunk] = [port.mac for port in ports if port not in here]
+                switch.shape(trunk, layout.trunk_bps, 4 * layout.burst_bytes, 4 * layout.queue_bytes)
+        switch.forward(macs)
+        if layout.loss:
+            switch.lose(layout.loss, layout.seed)
+
+    # ---- what the kernel counted ----
+
+    def counters(self) -> dict[str, dict[str, Counters]]:
+        """Each host's interfaces, by the host's label (``node0``, ``switch1``)."""
+        return {host.name.rpartition("-")[2]: host.counters() for host in (*self.nodes(), *self.switches())}
+
+    def loss(self) -> Loss:
+        """Frames lost so far, by place."""
+        counted = self.counters()
+
+        def drops(host: str, begins: str) -> int:
+            return sum(row.queue_drops for name, row in counted[host].items() if name.startswith(begins))
+
+        switches = [f"switch{i}" for i in range(self.layout.switches)]
+        return Loss(
+            sum(drops(f"node{i}", "p") for i in range(self.layout.nb_nodes)),
+            sum(drops(switch, "n") for switch in switches),
+            sum(drops(switch, "trunk") for switch in switches),
+            sum(switch.lost() for switch in self.switches()) if self.layout.loss else 0,
+        )
+
+
+# ---- clusters of this machine ----
+
+
+def _process(pid: int) -> dict[str, int] | None:
+    """A process, told from a later one of its number by its time of birth."""
+    try:
+        birth = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return None
+    return {"pid": pid, "birth": birth}
+
+
+def _read_state(name: str) -> dict[str, Any] | None:
+    try:
+        state = json.loads((STATE / f"{name}.json").read_text())
+        return state if isinstance(state, dict) and "layout" in state else None
+    except (OSError, ValueError):
+        return None
+
+
+class Found(NamedTuple):
+    """A cluster, or what is left of one.
+
+    Attributes
+    ----------
+    name : str
+    layout : Layout or None
+        None when its making was cut short before it was written down.
+    owner : int or None
+        Process that it goes with.
+    alive : bool
+        Whether that process lives.
+    namespaces : tuple of str
+    """
+
+    name: str
+    layout: Layout | None
+    owner: int | None
+    alive: bool
+    namespaces: tuple[str, ...]
+
+
+def clusters() -> list[Found]:
+    """Every cluster of this machine, and what dead ones left."""
+    names: dict[str, list[str]] = {}
+    if STATE.is_dir():
+        names = {path.stem: [] for path in STATE.iterdir() if _NAME.fullmatch(path.stem)}
+    for path in sorted(_MOUNTS.glob(f"{PREFIX}*-*")):
+        names.setdefault(path.name[len(PREFIX) :].rpartition("-")[0], []).append(path.name)
+    found = []
+    for name, namespaces in sorted(names.items()):
+        state = _read_state(name) or {}
+        layout = None
+        with contextlib.suppress(KeyError, TypeError, ConfigError):
+            layout = Layout.from_dict(state["layout"])
+        owner = state.get("owner")
+        alive = owner is not None and _process(owner["pid"]) == owner
+        found.append(Found(name, layout, owner["pid"] if owner else None, alive, tuple(namespaces)))
+    return found
+
+
+def remove_all(*, running: bool = False) -> Iterator[tuple[Found, bool]]:
+    """Remove every cluster, and what dead processes left.
+
+    Parameters
+    ----------
+    running : bool
+        Those too that belong to a living process, such as an experiment in progress.
+
+    Yields
+    ------
+    Found, bool
+        The cluster, and whether it was removed.
+    """
+    check_rights()
+    for found in clusters():
+        removed = running or not found.alive
+        if removed:
+            _remove(found.name)
+        yield found, removed
+    with contextlib.suppress(OSError):
+        STATE.rmdir()  # if nothing is left in it
+
+
+def _remove(name: str) -> bool:
+    from aiflow.lab.namespaces import Namespace
+
+    there = sorted(_MOUNTS.glob(f"{PREFIX}{name}-*"))
+    for path in there:
+        Namespace(path.name).delete()
+    directory, state = STATE / name, STATE / f"{name}.json"
+    anything = bool(there) or directory.exists() or state.exists()
+    shutil.rmtree(directory, ignore_errors=True)
+    (STATE / f".{name}.part").unlink(missing_ok=True)
+    state.unlink(missing_ok=True)
+    return anything

@@ -1,0 +1,45 @@
+"""A thread, or a whole young process, inside a network namespace."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+__all__ = ["die_with_parent", "enter", "entered"]
+
+_CLONE_NEWNET = 0x40000000
+_PR_SET_PDEATHSIG = 1
+_SIGKILL = 9
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _setns(path: Path | str) -> None:
+    with open(path) as there:
+        if _libc.setns(there.fileno(), _CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(path))
+
+
+def enter(path: Path | str) -> None:
+    """Move the calling thread, and all that it starts from now on, into a namespace."""
+    _setns(path)
+
+
+@contextlib.contextmanager
+def entered(path: Path | str) -> Iterator[None]:
+    """The calling thread, and what it starts meanwhile, is in a namespace."""
+    with open("/proc/thread-self/ns/net") as home:
+        _setns(path)
+        try:
+            yield
+        finally:
+            _setns(f"/proc/self/fd/{home.fileno()}")
+
+
+def die_with_parent(parent: int) -> None:
+    """Let the kernel kill this process when the thread that started it ends, even by ``kill -9``."""
+    _libc.prctl(_PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)

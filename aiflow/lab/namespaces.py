@@ -1,0 +1,222 @@
+"""Network namespaces and what is in them, by netlink: interfaces, shapers, bridges, random loss, counters.
+
+Every interface is made inside its namespace; the host's own are never named here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pyroute2 import IPRoute, netns
+from pyroute2.ethtool import Ethtool
+
+from aiflow.lab.entering import entered
+from aiflow.lab.errors import LabError
+
+__all__ = ["Counters", "Namespace"]
+
+_MOUNTS = Path("/run/netns")
+_OFFLOADS = re.compile(r"(tx|rx)-(checksum|scatter-gather|generic-segmentation|(tcp|udp|sctp|gso|gro|vlan)\b|gro).*")
+_LOSS_PERIOD = 1 << 16
+
+
+class Counters(NamedTuple):
+    """An interface's, as the kernel counts: frames and bytes each way, and what its queue did not take."""
+
+    tx_frames: int
+    tx_bytes: int
+    rx_frames: int
+    rx_bytes: int
+    queue_drops: int
+
+
+class Namespace:
+    """One network namespace, by name.
+
+    Parameters
+    ----------
+    name : str
+        As in `/run/netns`.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    @property
+    def path(self) -> Path:
+        """Where it is mounted."""
+        return _MOUNTS / self.name
+
+    def exists(self) -> bool:
+        """Is it there?"""
+        return self.path.exists()
+
+    def create(self) -> None:
+        """Make it, with its loopback up and IPv6 off: no frame that we did not send."""
+        netns.create(self.name)
+        with self.link() as ip:
+            for which in ("all", "default"):
+                with contextlib.suppress(FileNotFoundError):  # a kernel without IPv6
+                    Path(f"/proc/sys/net/ipv6/conf/{which}/disable_ipv6").write_text("1")
+            ip.link("set", index=1, state="up")
+
+    @contextlib.contextmanager
+    def link(self) -> Iterator[Any]:
+        """Give netlink in here; the calling thread is inside meanwhile."""
+        with entered(self.path), IPRoute() as ip:
+            yield ip
+
+    def inode(self) -> tuple[int, int]:
+        """What tells it from others in `/proc/PID/ns/net`."""
+        stat = self.path.stat()
+        return stat.st_dev, stat.st_ino
+
+    def processes(self) -> list[int]:
+        """Pids of the processes in here, ours left out."""
+        ours = self.inode()
+        pids = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit() and int(entry.name) != os.getpid():
+                with contextlib.suppress(OSError):  # it ended meanwhile
+                    stat = (entry / "ns/net").stat()
+                    if (stat.st_dev, stat.st_ino) == ours:
+                        pids.append(int(entry.name))
+        return pids
+
+    def delete(self) -> None:
+        """End the processes in here and remove it, with all its interfaces. One that is not there is no error."""
+        if not self.exists():
+            return
+        deadline = time.monotonic() + 5.0
+        while pids := self.processes():
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            if time.monotonic() > deadline:
+                raise LabError(f"the processes {pids} in {self.name} don't end: see `ip netns pids {self.name}`")
+            time.sleep(0.01)
+        with contextlib.suppress(FileNotFoundError):
+            netns.remove(self.name)
+
+    # ---- interfaces ----
+
+    def veth(self, name: str, other: Namespace, peer: str, mtu: int, mac: str | None = None) -> None:
+        """Join two namespaces by a pair of interfaces, without offloads, up."""
+        with self.link() as ip:
+            ends: dict[str, Any] = {"ifname": peer, "mtu": mtu}
+            if other is not self:
+                ends["net_ns_fd"] = other.name
+            address = {"address": mac} if mac else {}
+            ip.link("add", ifname=name, kind="veth", mtu=mtu, peer=ends, **address)
+        for namespace, interface in ((self, name), (other, peer)):
+            namespace.bring_up(interface)
+
+    def bring_up(self, name: str) -> None:
+        """Offloads off, so that every frame crosses the wires as it is; then up."""
+        with self.link() as ip, Ethtool() as ethtool:
+            features = ethtool.get_features(name)
+            for name_of_it, feature in features.features.items():
+                if feature.available and _OFFLOADS.fullmatch(name_of_it):
+                    feature.enable = False
+            ethtool.set_features(name, features)
+            ip.link("set", ifname=name, state="up")
+
+    def shape(self, name: str, rate_bps: int, burst_bytes: int, queue_bytes: int) -> None:
+        """What leaves through an interface gets no more than a rate; behind a full queue it is dropped."""
+        with self.link() as ip:
+            (index,) = ip.link_lookup(ifname=name)
+            ip.tc("replace", "tbf", index, rate=rate_bps // 8, burst=burst_bytes, limit=queue_bytes)
+
+    def address(self, name: str, address: str, neighbours: dict[str, str]) -> None:
+        """Give an interface an IPv4 address, and the MACs of those it may meet, so that nobody asks for them."""
+        with self.link() as ip:
+            (index,) = ip.link_lookup(ifname=name)
+            ip.addr("add", index=index, address=address, prefixlen=24)
+            for neighbour, mac in neighbours.items():
+                ip.neigh("replace", dst=neighbour, lladdr=mac, ifindex=index, state="permanent")
+
+    def bridge(self, name: str, members: list[str]) -> None:
+        """Make a bridge that learns nothing and floods only broadcasts."""
+        with self.link() as ip:
+            ip.link("add", ifname=name, kind="bridge", br_stp_state=0, br_mcast_snooping=0)
+            (index,) = ip.link_lookup(ifname=name)
+            for member in members:
+                (port,) = ip.link_lookup(ifname=member)
+                ip.link("set", index=port, master=index)
+                ip.brport("set", index=port, learning=0, unicast_flood=0, mcast_flood=0)
+            ip.link("set", index=index, state="up")
+
+    def forward(self, macs: dict[str, list[str]]) -> None:
+        """Static forwarding: interface → the MACs that lie behind it."""
+        with self.link() as ip:
+            for name, behind in macs.items():
+                (index,) = ip.link_lookup(ifname=name)
+                for mac in behind:
+                    ip.fdb("replace", ifindex=index, lladdr=mac)
+
+    def lose(self, probability: float, seed: int) -> None:
+        """From now on this switch loses frames that enter it: of each 65536 the same ones for the same seed."""
+        rules = "add table bridge loss\ndelete table bridge loss\n"
+        if nb_lost := round(probability * _LOSS_PERIOD):
+            lost = sorted(random.Random(seed).sample(range(_LOSS_PERIOD), nb_lost))
+            rules += (
+                "add table bridge loss\n"
+                "add chain bridge loss lost\n"
+                "add rule bridge loss lost counter drop\n"
+                "add chain bridge loss forward { type filter hook forward priority 0; }\n"
+                f'add rule bridge loss forward iifname "n*" numgen inc mod {_LOSS_PERIOD} vmap '
+                f"{{ {', '.join(f'{number} : jump lost' for number in lost)} }}\n"
+            )
+        self._nft("-f", "-", stdin=rules)
+
+    def lost(self) -> int:
+        """Frames that `lose` has taken so far."""
+        try:
+            entries = json.loads(self._nft("-j", "list", "table", "bridge", "loss"))["nftables"]
+        except LabError:
+            return 0
+        expressions = [e for entry in entries if "rule" in entry for e in entry["rule"]["expr"]]
+        return sum(e["counter"]["packets"] for e in expressions if "counter" in e)
+
+    def counters(self) -> dict[str, Counters]:
+        """What the kernel has counted at every interface but the loopback."""
+        with self.link() as ip:
+            drops: dict[int, int] = {}
+            for qdisc in ip.get_qdiscs():
+                queue = _nested(qdisc, "TCA_STATS2", "TCA_STATS_QUEUE")
+                drops[qdisc["index"]] = drops.get(qdisc["index"], 0) + (queue["drops"] if queue else 0)
+            found = {}
+            for link in ip.get_links():
+                stats, name = link.get("stats64"), link.get("ifname")
+                if name != "lo":
+                    found[name] = Counters(
+                        stats["tx_packets"], stats["tx_bytes"], stats["rx_packets"], stats["rx_bytes"],
+                        drops.get(link["index"], 0),
+                    )  # fmt: skip
+            return found
+
+    def _nft(self, *words: str, stdin: str | None = None) -> str:
+        with entered(self.path):
+            try:
+                ran = subprocess.run(["nft", *words], input=stdin, capture_output=True, text=True, timeout=30)
+            except FileNotFoundError:
+                raise LabError("random loss needs the program nft: apt install nftables") from None
+        if ran.returncode:
+            raise LabError(f"nft in {self.name}: {ran.stderr.strip()}")
+        return ran.stdout
+
+
+def _nested(message: Any, *names: str) -> Any:
+    for name in names:
+        message = message.get_attr(name) if message is not None else None
+    return message
