@@ -22,7 +22,7 @@ from .pair import Pair, pair
 from .receiver import Receiver
 from .report import PortTable, SliceReport
 from .sender import Sender, Ticket
-from .slices import Element, TimeSlice
+from .slices import Element, Shard, TimeSlice
 
 __version__ = "0.1.0"
 
@@ -39,6 +39,7 @@ __all__ = [
     "PortTable",
     "Receiver",
     "Sender",
+    "Shard",
     "SliceReport",
     "SliceTimeout",
     "Ticket",

@@ -14,7 +14,7 @@ import numpy as np
 
 from .errors import ConfigError
 
-__all__ = ["Form", "Run", "as_bytes", "encode", "form_of_bytes", "parse", "pieces", "streams_of"]
+__all__ = ["Form", "Run", "Span", "as_bytes", "encode", "form_of_bytes", "parse", "pieces", "streams_of"]
 
 _HEADER = struct.Struct(">HHIIQ")
 _RUN = struct.Struct(">IQIBBHH")
@@ -284,13 +284,21 @@ def parse(manifest: bytes) -> list[Run]:
     return runs
 
 
-def streams_of(runs: list[Run]) -> dict[str, list[tuple[Run, int, int]]]:
-    """Which elements each stream has: (run, first element, how many), in order."""
-    streams: dict[str, list[tuple[Run, int, int]]] = {}
-    for run in runs:
-        if run.stream is not None:
-            streams.setdefault(run.stream, []).append((run, run.start, run.nb_elements))
+class Span(NamedTuple):
+    """Elements `start` … `start` + `nb_elements` - 1, all of one run."""
+
+    run: Run
+    start: int
+    nb_elements: int
+
+
+def streams_of(spans: list[Span]) -> dict[str, list[Span]]:
+    """Which elements each stream has, in order."""
+    streams: dict[str, list[Span]] = {}
+    for span in spans:
+        if span.run.stream is not None:
+            streams.setdefault(span.run.stream, []).append(span)
         else:
-            for number in range(run.start, run.start + run.nb_elements):
-                streams.setdefault(run.stream_of(number), []).append((run, number, 1))
+            for number in range(span.start, span.start + span.nb_elements):
+                streams.setdefault(span.run.stream_of(number), []).append(Span(span.run, number, 1))
     return streams

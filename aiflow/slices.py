@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 
 from ._dp_rx import Exporter
 from .errors import ConfigError
-from .manifest import Run, parse, streams_of
+from .manifest import Run, Span, parse, streams_of
+from .partition import even
 
-__all__ = ["Element", "TimeSlice"]
+__all__ = ["Element", "Shard", "TimeSlice"]
 
 
 class Element(Exporter):
@@ -142,7 +145,104 @@ def _shaped(buffer: Any, run: Run) -> np.ndarray[Any, Any]:
     return flat.reshape(form.shape, order="F" if form.order == "F" else "C")
 
 
-class TimeSlice:
+class _Elements:
+    """Elements of one slice, as runs of them: what a slice and its shards have in common."""
+
+    _spans: list[Span]
+    _length: int
+    _streams: dict[str, list[Span]] | None = None
+    _places: list[int] | None = None  # of each span's first element
+
+    def _whole(self) -> TimeSlice:
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[Element]:
+        time_slice = self._whole()
+        for run, start, count in self._spans:
+            for number in range(start, start + count):
+                yield Element(time_slice, run, number)
+
+    @property
+    def streams(self) -> list[str]:
+        """Names of its streams, in order of their first element."""
+        return list(self._by_stream())
+
+    def _by_stream(self) -> dict[str, list[Span]]:
+        if self._streams is None:
+            self._streams = streams_of(self._spans)
+        return self._streams
+
+    def stream(self, name: str) -> list[Element]:
+        """All elements of the stream `name`, in order; KeyError if there is none."""
+        time_slice = self._whole()
+        spans = self._by_stream()[name]
+        return [
+            Element(time_slice, run, number) for run, start, count in spans for number in range(start, start + count)
+        ]
+
+    def __getitem__(self, key: str | int) -> Element:
+        """The stream's only element, or the element at a place.
+
+        Raises
+        ------
+        KeyError
+            If there is no such stream, or it has several elements (then `stream` lists them).
+        IndexError
+            If there is no such place.
+        """
+        if isinstance(key, str):
+            elements = self._by_stream()[key]
+            if len(elements) > 1 or elements[0].nb_elements > 1:
+                raise KeyError(f"stream {key!r} has several elements: use stream({key!r})")
+            return Element(self._whole(), elements[0].run, elements[0].start)
+        place = key + self._length if key < 0 else key
+        if not 0 <= place < self._length:
+            raise IndexError(f"element {key} of {self._length}")
+        if self._places is None:
+            self._places = list(accumulate((span.nb_elements for span in self._spans), initial=0))
+        at = bisect_right(self._places, place) - 1
+        return Element(self._whole(), self._spans[at].run, self._spans[at].start + place - self._places[at])
+
+    def __contains__(self, stream: object) -> bool:
+        return stream in self._by_stream()
+
+    def as_arrays(self) -> dict[str, np.ndarray[Any, Any]]:
+        """One array a stream, with a first axis over the stream's elements; no Python object for each element.
+
+        Returns
+        -------
+        dict of str to ndarray
+            Where a stream's elements follow each other in memory (what `Sender.send_batch` sends) the array is a view
+            of them, yours to write; else a copy.
+
+        Raises
+        ------
+        ConfigError
+            If the elements of a stream differ in dtype or shape.
+        """
+        arrays = {}
+        for name, spans in self._by_stream().items():
+            if len({span.run.form for span in spans}) > 1:
+                raise ConfigError(f"stream {name!r} has elements of several dtypes or shapes: iterate over them")
+            parts = [self._rows(*span) for span in spans]
+            arrays[name] = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return arrays
+
+    def _rows(self, run: Run, start: int, count: int) -> np.ndarray[Any, Any]:
+        time_slice = self._whole()
+        incoming = time_slice._held()
+        shape = (count, *run.form.shape)
+        if run.nbytes == 0:
+            return np.empty(shape, run.form.dtype)
+        if not incoming.assembled or run.form.order == "F":
+            return np.stack([Element(time_slice, run, number).array for number in range(start, start + count)])
+        return np.frombuffer(incoming.view(start, count), np.uint8).view(run.form.dtype).reshape(shape)
+
+
+class TimeSlice(_Elements):
     """All elements that a sender put into one time slice; whole, and checked against the sender's CRC32C.
 
     A sequence of `Element` in the sender's order, and a context manager that releases it at the end.
@@ -168,9 +268,11 @@ class TimeSlice:
         self.sender: str = incoming.sender
         self.nbytes: int = incoming.nbytes
         self.seconds: float = incoming.seconds
-        self._length: int = incoming.nb_elements
-        self._runs = parse(incoming.manifest)
-        self._streams: dict[str, list[tuple[Run, int, int]]] | None = None
+        self._length = incoming.nb_elements
+        self._spans = [Span(run, run.start, run.nb_elements) for run in parse(incoming.manifest)]
+
+    def _whole(self) -> TimeSlice:
+        return self
 
     def _held(self) -> Any:
         if self._incoming is None:
@@ -180,97 +282,7 @@ class TimeSlice:
             )
         return self._incoming
 
-    # ---- elements ----
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __iter__(self) -> Iterator[Element]:
-        for run in self._runs:
-            for number in range(run.start, run.start + run.nb_elements):
-                yield Element(self, run, number)
-
-    def _element(self, number: int) -> Element:
-        low, high = 0, len(self._runs)
-        while low < high:
-            middle = (low + high) // 2
-            if self._runs[middle].start + self._runs[middle].nb_elements <= number:
-                low = middle + 1
-            else:
-                high = middle
-        return Element(self, self._runs[low], number)
-
-    @property
-    def streams(self) -> list[str]:
-        """Names of its streams, in order of their first element."""
-        return list(self._by_stream())
-
-    def _by_stream(self) -> dict[str, list[tuple[Run, int, int]]]:
-        if self._streams is None:
-            self._streams = streams_of(self._runs)
-        return self._streams
-
-    def stream(self, name: str) -> list[Element]:
-        """All elements of the stream `name`, in order; KeyError if there is none."""
-        spans = self._by_stream()[name]
-        return [Element(self, run, number) for run, start, count in spans for number in range(start, start + count)]
-
-    def __getitem__(self, key: str | int) -> Element:
-        """The stream's only element, or an element by its number.
-
-        Raises
-        ------
-        KeyError
-            If there is no such stream, or it has several elements (then `stream` lists them).
-        IndexError
-            If there is no such number.
-        """
-        if isinstance(key, str):
-            elements = self._by_stream()[key]
-            if len(elements) > 1 or elements[0][2] > 1:
-                raise KeyError(f"stream {key!r} has several elements: use time_slice.stream({key!r})")
-            return Element(self, elements[0][0], elements[0][1])
-        number = key + self._length if key < 0 else key
-        if not 0 <= number < self._length:
-            raise IndexError(f"element {key} of a slice of {self._length}")
-        return self._element(number)
-
-    def __contains__(self, stream: object) -> bool:
-        return stream in self._by_stream()
-
-    def as_arrays(self) -> dict[str, np.ndarray[Any, Any]]:
-        """One array a stream, with a first axis over the stream's elements; no Python object for each element.
-
-        Returns
-        -------
-        dict of str to ndarray
-            Where a stream's elements follow each other in memory (what `Sender.send_batch` sends) the array is a view
-            of them, yours to write; else a copy.
-
-        Raises
-        ------
-        ConfigError
-            If the elements of a stream differ in dtype or shape.
-        """
-        arrays = {}
-        for name, spans in self._by_stream().items():
-            forms = {run.form for run, _, _ in spans}
-            if len(forms) > 1:
-                raise ConfigError(f"stream {name!r} has elements of several dtypes or shapes: iterate over them")
-            parts = [self._rows(run, start, count) for run, start, count in spans]
-            arrays[name] = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        return arrays
-
-    def _rows(self, run: Run, start: int, count: int) -> np.ndarray[Any, Any]:
-        incoming = self._held()
-        shape = (count, *run.form.shape)
-        if run.nbytes == 0:
-            return np.empty(shape, run.form.dtype)
-        if not incoming.assembled or run.form.order == "F":
-            return np.stack([Element(self, run, number).array for number in range(start, start + count)])
-        return np.frombuffer(incoming.view(start, count), np.uint8).view(run.form.dtype).reshape(shape)
-
-    def shards(self, n: int) -> list[list[Element]]:
+    def shards(self, n: int) -> list[Shard]:
         """Split into `n` parts even by bytes, for `n` workers that run in step (SPMD).
 
         Parameters
@@ -280,8 +292,12 @@ class TimeSlice:
 
         Returns
         -------
-        list of list of Element
-            Every element once. Largest first onto the lightest part; within a part in the slice's order.
+        list of Shard
+            Every element once, in each part in the slice's order. The largest part has at most 1.05 times the mean's
+            bytes, or those of the largest element, whenever the elements allow it (`aiflow.partition.even` says how
+            it is sought). The same elements are split the same way in every process, so a worker may take its own
+            part without asking the others. Elements of one size stay together, so the parts of a batch are views of
+            it (`as_arrays`). Nothing is copied: the parts read the slice's memory, and end with its `release`.
 
         Raises
         ------
@@ -290,13 +306,9 @@ class TimeSlice:
         """
         if n < 1:
             raise ConfigError(f"shards(n={n}): n is at least 1")
-        loads = [0] * n
-        parts: list[list[Element]] = [[] for _ in range(n)]
-        for element in sorted(self, key=lambda element: -element.nbytes):
-            lightest = min(range(n), key=lambda k: (loads[k], len(parts[k])))
-            loads[lightest] += element.nbytes
-            parts[lightest].append(element)
-        return [sorted(part, key=lambda element: element.number) for part in parts]
+        sizes = np.repeat([span.run.nbytes for span in self._spans], [span.nb_elements for span in self._spans])
+        parts = even(sizes, n)
+        return [Shard(self, np.flatnonzero(parts == index), index, n) for index in range(n)]
 
     # ---- life ----
 
@@ -312,3 +324,56 @@ class TimeSlice:
 
     def __repr__(self) -> str:
         return f"<TimeSlice {self.slice_id} from {self.sender!r}: {self._length} elements, {self.nbytes} bytes>"
+
+
+class Shard(_Elements):
+    """One part of a time slice, as `TimeSlice.shards` makes them: a view, to be used like the slice.
+
+    It holds the slice, and no memory of its own: with `TimeSlice.release`, or when the Receiver is advanced, its
+    elements go as the slice's do. Arrays taken out stay valid.
+
+    Attributes
+    ----------
+    index, nb_shards : int
+        Which part of how many.
+    slice_id : int
+        Of the slice.
+    sender : str
+        Of the slice.
+    nbytes : int
+        Bytes of the elements in this part.
+    """
+
+    def __init__(self, time_slice: TimeSlice, numbers: np.ndarray[Any, Any], index: int, nb_shards: int) -> None:
+        self._slice = time_slice
+        self.index = index
+        self.nb_shards = nb_shards
+        self.slice_id = time_slice.slice_id
+        self.sender = time_slice.sender
+        self._length = len(numbers)
+        self._spans = _spans_of(numbers, time_slice._spans)
+        self.nbytes = sum(span.run.nbytes * span.nb_elements for span in self._spans)
+
+    def _whole(self) -> TimeSlice:
+        return self._slice
+
+    def __repr__(self) -> str:
+        return (
+            f"<Shard {self.index} of {self.nb_shards}, slice {self.slice_id} from {self.sender!r}: "
+            f"{self._length} elements, {self.nbytes} bytes>"
+        )
+
+
+def _spans_of(numbers: np.ndarray[Any, Any], spans: list[Span]) -> list[Span]:
+    """The elements of ascending `numbers`, as pieces of `spans`."""
+    if not len(numbers):
+        return []
+    starts = np.array([span.start for span in spans])
+    belongs = np.searchsorted(starts, numbers, side="right") - 1
+    edges = np.flatnonzero((np.diff(numbers) != 1) | (np.diff(belongs) != 0)) + 1
+    firsts = np.concatenate([[0], edges])
+    counts = np.diff(np.concatenate([firsts, [len(numbers)]]))
+    return [
+        Span(spans[belongs[first]].run, int(numbers[first]), int(count))
+        for first, count in zip(firsts, counts, strict=True)
+    ]
