@@ -10,6 +10,7 @@
 from .errors import (
     AiflowError,
     ConfigError,
+    DemandWarning,
     EalError,
     IntegrityError,
     PeerLost,
@@ -21,14 +22,16 @@ from .memory import empty
 from .pair import Pair, pair
 from .receiver import Receiver
 from .report import PortTable, SliceReport
-from .sender import Sender, Ticket
+from .sender import Sender
 from .slices import Element, Shard, TimeSlice
+from .ticket import Ticket
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AiflowError",
     "ConfigError",
+    "DemandWarning",
     "EalError",
     "Element",
     "IntegrityError",

@@ -149,7 +149,7 @@ cdef extern from "aiflow/tx.h" nogil:
         bint all_sent
         uint64_t detail
         uint32_t id
-        uint64_t done_ns, frames, again
+        uint64_t granted_ns, done_ns, frames, again
         uint64_t port_frames[32]
         uint64_t port_bytes[32]
 

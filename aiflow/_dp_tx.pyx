@@ -133,6 +133,11 @@ cdef class Outgoing:
         return (self.s.done_ns - self.s.posted_ns) / 1e9 if self.done else None
 
     @property
+    def waited(self):
+        """Seconds from the post to the grant; None when it needed none, or has none yet."""
+        return (self.s.granted_ns - self.s.posted_ns) / 1e9 if self.s.granted_ns else None
+
+    @property
     def frames(self):
         """Frames sent for this slice, and how many of them again."""
         return self.s.frames, self.s.again

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 __all__ = [
     "AiflowError",
     "ConfigError",
+    "DemandWarning",
     "EalError",
     "IntegrityError",
     "PeerLost",
@@ -76,3 +77,7 @@ class PoolExhausted(AiflowError, MemoryError):
 
 class IntegrityError(AiflowError):
     """What arrived is not what was sent."""
+
+
+class DemandWarning(UserWarning):
+    """A slice asks for more bandwidth than the ports can give: B_total = M / T, with ``slice_ms`` for T."""

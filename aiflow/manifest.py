@@ -14,7 +14,21 @@ import numpy as np
 
 from .errors import ConfigError
 
-__all__ = ["Form", "Run", "Span", "as_bytes", "encode", "form_of_bytes", "parse", "pieces", "streams_of"]
+__all__ = [
+    "Form",
+    "Piece",
+    "Run",
+    "Span",
+    "as_bytes",
+    "described",
+    "encode",
+    "encode_rows",
+    "form_of_bytes",
+    "named",
+    "parse",
+    "pieces",
+    "streams_of",
+]
 
 _HEADER = struct.Struct(">HHIIQ")
 _RUN = struct.Struct(">IQIBBHH")
@@ -167,6 +181,26 @@ def _stream(stream: Any) -> str:
     return stream
 
 
+def named(stream: str | int | None, form: Form) -> tuple[bytes, bytes]:
+    """A stream's name and an element's form as a manifest carries them.
+
+    Raises
+    ------
+    ConfigError, TypeError
+        If one of them is longer than that allows, or the dtype cannot be described.
+    """
+    name = stream.encode("utf-8", "surrogateescape") if isinstance(stream, str) else b""
+    if len(name) > MAX_STREAM_BYTES:
+        raise ConfigError(f"a stream's name of {len(name)} bytes is too long: {MAX_STREAM_BYTES} is the most")
+    try:
+        encoded = form.encode()
+    except ValueError as error:
+        raise TypeError(f"dtype {form.dtype} cannot be described ({error}): send array.view(np.uint8)") from None
+    if len(encoded) > 0xFFFF:
+        raise ConfigError(f"the dtype {form.dtype} takes {len(encoded)} bytes to describe: 65535 is the most")
+    return name, encoded
+
+
 class _Runs:
     """Joins like neighbours."""
 
@@ -180,7 +214,7 @@ class _Runs:
 
     def add(self, stream: str | int, form: Form, count: int = 1) -> None:
         key = (None if isinstance(stream, int) else stream, form)
-        if key != self._last:
+        if key != self._last or (isinstance(stream, int) and stream != self._first + self._count):
             self._flush()
             self._last = key
             self._first = stream if isinstance(stream, int) else 0
@@ -192,15 +226,7 @@ class _Runs:
         if self._last is None:
             return
         stream, form = self._last
-        name = b"" if stream is None else stream.encode("utf-8", "surrogateescape")
-        if len(name) > MAX_STREAM_BYTES:
-            raise ConfigError(f"a stream's name of {len(name)} bytes is too long: {MAX_STREAM_BYTES} is the most")
-        try:
-            encoded = form.encode()
-        except ValueError as error:
-            raise TypeError(f"dtype {form.dtype} cannot be described ({error}): send array.view(np.uint8)") from None
-        if len(encoded) > 0xFFFF:
-            raise ConfigError(f"the dtype {form.dtype} takes {len(encoded)} bytes to describe: 65535 is the most")
+        name, encoded = named(stream, form)
         self.encoded.append(
             _RUN.pack(self._count, form.nbytes, self._first, stream is None, 0, len(name), len(encoded))
             + name
@@ -213,12 +239,25 @@ class _Runs:
         return b"".join([_HEADER.pack(0, 1, len(self.encoded), self.nb_elements, self.nbytes), *self.encoded])
 
 
-def encode(elements: Any) -> tuple[bytes, list[Any]]:
-    """The manifest of what `send` was given, and a contiguous buffer for each element."""
+class Piece(NamedTuple):
+    """An element to be sent: its stream (or its number, where none was named), its bytes, and how to read them."""
+
+    stream: str | int
+    buffer: Any
+    form: Form
+
+
+def described(elements: Any) -> Iterator[Piece]:
+    """Each element of what `send` was given, its bytes in one piece."""
+    for stream, element in pieces(elements):
+        yield Piece(stream, *as_bytes(element, f"element {stream!r}"))
+
+
+def encode(elements: Iterable[Piece]) -> tuple[bytes, list[Any]]:
+    """The manifest of these elements, and the buffer of each."""
     runs = _Runs()
     buffers = []
-    for stream, element in pieces(elements):
-        buffer, form = as_bytes(element, f"element {stream!r}")
+    for stream, buffer, form in elements:
         runs.add(stream, form)
         buffers.append(buffer)
     if runs.nb_elements > 0xFFFFFFFF:

@@ -108,7 +108,7 @@ class LinkSpeeds:
             return
         self._each = [parse_rate(rate) for rate in asked]
         if len(self._each) != nb_ports:
-            raise ConfigError(f"link_speed= has {len(self._each)} rates for {nb_ports} ports: give one, or one for each")
+            raise ConfigError(f"link_speed= has {len(self._each)} rates for {nb_ports} ports: one, or one for each")
 
     def of(self, index: int, port: Any) -> float | None:
         """Bit/s of the port at this place of the loop; None where nobody knows."""

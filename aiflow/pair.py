@@ -35,13 +35,17 @@ class Pair(NamedTuple):
             self.receiver.close()
 
 
-def pair(nb_ports: int = 1, **receiver_options: Any) -> Pair:
+def pair(
+    nb_ports: int = 1, *, slice_ms: float | None = None, put_memory: int | str = "256MiB", **receiver_options: Any
+) -> Pair:
     """A Sender and a Receiver in this process, joined by net_ring ports: for notebooks, tests and first steps.
 
     Parameters
     ----------
     nb_ports : int
         Ports between them.
+    slice_ms, put_memory
+        For the Sender: see `Sender.put`.
     **receiver_options
         For the Receiver: ``assemble``, ``memory``, ``timeout`` …
 
@@ -53,7 +57,7 @@ def pair(nb_ports: int = 1, **receiver_options: Any) -> Pair:
     endpoint = f"ring:pair-{os.getpid()}-{next(_serial)}*{nb_ports}"
     receiver = Receiver(endpoint, **receiver_options)
     try:
-        return Pair(Sender(endpoint), receiver)
+        return Pair(Sender(endpoint, slice_ms=slice_ms, put_memory=put_memory), receiver)
     except BaseException:
         receiver.close()
         raise

@@ -14,8 +14,9 @@ from .errors import ConfigError, PoolExhausted, SliceTimeout
 from .monitor import INTERVAL_S, LinkSpeeds, Monitor
 from .paths import PortSet
 from .report import PortTable, port_table
-from .sender import MBUFS_PER_PORT, _again, _seconds, _timeout
+from .sender import MBUFS_PER_PORT, _seconds, _timeout
 from .slices import TimeSlice
+from .ticket import again
 from .waiting import Waiting
 
 __all__ = ["Receiver"]
@@ -206,7 +207,7 @@ class Receiver:
         if nbytes and seconds > 0.9 * min(STARVED_S, STARVED_S if timeout is None else timeout):
             raise self._exhausted(nbytes)
         if self._ports.error is not None:
-            raise _again(self._ports.error)
+            raise again(self._ports.error)
         return self._closed or self._over()
 
     def _take(self, found: list[Any]) -> TimeSlice:

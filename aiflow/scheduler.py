@@ -268,7 +268,7 @@ class Demand(NamedTuple):
 
     @property
     def met(self) -> bool:
-        """Can the ports carry it within the slice's time?"""
+        """Whether the ports can carry it within the slice's time."""
         return self.needed_bps <= self.available_bps
 
     def explain(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import warnings
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,12 +13,14 @@ import numpy as np
 from . import monitor, scheduler
 from ._dp_tx import TxLoop
 from ._eal import Mempool
-from .config import parse_endpoints
+from .config import parse_endpoints, parse_size
 from .errors import AiflowError, ConfigError, IntegrityError, PeerLost, PoolExhausted, PortError, SliceTimeout
 from .flow import FlowControl, parse_rate
-from .manifest import Form, as_bytes, encode, encode_rows
+from .manifest import Form, Piece, as_bytes, described, encode, encode_rows
 from .paths import PortSet
 from .report import PortReport, PortTable, ReceiverReport, SliceReport, port_table
+from .streaming import PutTicket, Streaming
+from .ticket import Ticket, again
 from .waiting import Waiting
 
 __all__ = ["Sender", "Ticket"]
@@ -28,73 +30,6 @@ MBUFS_PER_PORT = 3071
 
 GOODBYE_S = 0.5
 """How long `close` waits for the receiver's answer to our BYE."""
-
-
-class Ticket:
-    """A slice under way: what `Sender.send` returns with ``wait=False``. Awaitable.
-
-    The elements' buffers belong to the transfer until `done`; changing them before makes the receiver refuse the slice.
-    """
-
-    def __init__(self, sender: Sender, outgoing: Any) -> None:
-        self._sender = sender
-        self._outgoing = outgoing
-        self._report: SliceReport | None = None
-
-    def done(self) -> bool:
-        """Has it ended, one way or the other? From then on nothing reads the buffers."""
-        return bool(self._outgoing.done)
-
-    @property
-    def progress(self) -> tuple[int, int]:
-        """Bytes acknowledged so far, and bytes in all."""
-        return self._outgoing.acked_bytes, self._outgoing.nbytes
-
-    def result(self, timeout: float | None = None) -> SliceReport:
-        """Wait for the end and return the report.
-
-        Parameters
-        ----------
-        timeout : float, optional
-            Seconds. When they run out the slice goes on; ask again, or `cancel`.
-
-        Returns
-        -------
-        SliceReport
-
-        Raises
-        ------
-        SliceTimeout, PeerLost, PoolExhausted, IntegrityError, PortError, ConfigError
-            As `Sender.send`.
-        """
-        self._sender._loop.check_process()
-        if not self._sender._waiting.until(self._ended, timeout):
-            raise SliceTimeout(
-                f"the slice has not arrived within {timeout} s and is still under way: wait longer, or cancel() it",
-                delivered=None,
-            )
-        return self._finish()
-
-    def cancel(self) -> None:
-        """Give the slice up. Returns once it has ended: it may have arrived by then, `result` tells."""
-        self._outgoing.cancel()
-
-    def __await__(self) -> Generator[Any, None, SliceReport]:
-        yield from self._sender._waiting.until_async(self._ended, None).__await__()
-        return self._finish()
-
-    def _ended(self) -> bool:
-        return bool(self._outgoing.done) or self._sender._ports.error is not None
-
-    def _finish(self) -> SliceReport:
-        error = self._sender._ports.error
-        if not self._outgoing.done and error is not None:
-            self._outgoing.cancel()
-            raise _again(error)
-        self._outgoing.finish()
-        if self._report is None:
-            self._report = self._sender._report(self._outgoing)
-        return self._report
 
 
 class Sender:
@@ -115,7 +50,10 @@ class Sender:
     flow_control : str or flow.FlowControl
         ``"credit"``, ``"reverse"``, ``"static"``, ``"token_bucket"``, ``"none"``, or one with constants of its own.
     slice_ms : float, optional
-        For `put`, which is not there yet.
+        Length of a time slice in milliseconds. `put` collects for so long; what each slice asks of the ports is
+        compared with what they can give (`demand`). Default: `put` collects until `flush`, and nothing is compared.
+    put_memory : int or str
+        Bytes that `put` may have collected and under way, as a number or "256MiB"; then it blocks.
     peer_timeout : float
         Seconds without a sign of life from the receiver before `PeerLost`. A receiver that lives and grants nothing,
         because its reader is slow, never counts.
@@ -160,6 +98,7 @@ class Sender:
         policy: str = "pull",
         flow_control: str | FlowControl = "credit",
         slice_ms: float | None = None,
+        put_memory: int | str = "256MiB",
         peer_timeout: float = 10.0,
         frame_size: int | None = None,
         link_speed: str | float | Sequence[str | float] | None = None,
@@ -182,8 +121,10 @@ class Sender:
         speeds = monitor.LinkSpeeds(link_speed, nb_ports)
         self.name = name if name is not None else f"{socket.gethostname()}-{os.getpid()}"[-60:]
         self.peer_timeout = _seconds(peer_timeout, "peer_timeout")
-        if slice_ms is not None:
-            raise ConfigError("slice_ms= belongs to put(), which is not there yet: use send()")
+        self.slice_ms = slice_ms
+        self._streaming = Streaming(
+            self, None if slice_ms is None else _seconds(slice_ms, "slice_ms") / 1e3, parse_size(put_memory)
+        )
         if not callable(partition) and partition not in ("balanced", "by_stream"):
             raise ConfigError(f"partition={partition!r} is unknown: use 'balanced', 'by_stream' or a callable")
         if to is not None and not isinstance(to, str):
@@ -193,6 +134,7 @@ class Sender:
             if len(to) != 1:
                 raise ConfigError("to= with several receivers is not there yet: open one Sender for each")
             to = to[0]
+        flow = self.flow_control
         self._loop = TxLoop(
             self.name,
             to or "",
@@ -200,7 +142,7 @@ class Sender:
             self.peer_timeout,
             frame_size is not None,
             faults,
-            lambda index, port: self.flow_control.pace(speeds.of(index, port)),
+            lambda index, port: flow.pace(speeds.of(index, port)),  # the loop's thread must not hold the Sender
             monitor_interval,
         )
         self._monitor = monitor.Monitor(self._loop, speeds, score_weights, switches)
@@ -264,9 +206,15 @@ class Sender:
         """
         self._check_open()
         timeout = _timeout(timeout)
+        manifest, buffers = encode(described(elements))
+        nbytes = sum(len(buffer) for buffer in buffers)
+        self._streaming.check(self, nbytes)
+        return self._sent(self._loop.post(buffers, manifest, self._plan(nbytes)), wait, timeout)
+
+    def _begin(self, elements: Iterable[Piece]) -> Any:
+        """Post one slice, whoever collected it."""
         manifest, buffers = encode(elements)
-        plan = self._plan(sum(len(buffer) for buffer in buffers))
-        return self._sent(self._loop.post(buffers, manifest, plan), wait, timeout)
+        return self._loop.post(buffers, manifest, self._plan(sum(len(buffer) for buffer in buffers)))
 
     def send_batch(self, stream: str, array: Any, *, wait: bool = True, timeout: float | None = None) -> Any:
         """Send every row of the first axis as an element of `stream`, with no Python object for each.
@@ -300,39 +248,64 @@ class Sender:
             buffer, form = as_bytes(np.array(array, order="C"), "the batch")
         count, *row = form.shape
         manifest = encode_rows(stream, Form(form.dtype, tuple(row)), count)
+        self._streaming.check(self, form.nbytes)
         plan = self._plan(form.nbytes)
         return self._sent(self._loop.post_rows(buffer, count, manifest, plan), wait, timeout)
 
-    def put(self, stream: str, buffer: Any, *, copy: bool = True) -> Any:  # noqa: ARG002
-        """Streaming in slices of `slice_ms`. Not there yet: raises ConfigError.
+    def put(self, stream: str, buffer: Any, *, copy: bool = True) -> PutTicket | None:
+        """Give one element to the stream of slices: it is collected, and sent in the background.
+
+        A slice holds what came within `slice_ms` milliseconds of its first element; without `slice_ms`, what came until
+        `flush`. Blocks while `put_memory` bytes are collected and under way.
 
         Parameters
         ----------
         stream : str
             Name of the stream.
         buffer : buffer
-            One element.
+            One element, as for `send`.
         copy : bool
-            Copy it at once.
+            True: the buffer is yours again at once. False: it is read where it lies, and yours again when the Ticket
+            is done; until then it must not change.
+
+        Returns
+        -------
+        Ticket or None
+            With ``copy=False``, of the slice that the element goes with.
 
         Raises
         ------
-        ConfigError
-            Always, so far.
+        SliceTimeout, PeerLost, PoolExhausted, IntegrityError, PortError
+            An earlier slice of `put` has failed, as `send` would have; this element was not taken. Each failure is
+            told once: by the next `put`, `flush` or `close`, or by a Ticket's ``result``.
+        PoolExhausted
+            Also when `put_memory` is full and only `flush` would empty it, or the element is larger than that.
+        TypeError, ConfigError
+            For what cannot be sent.
+
+        Warns
+        -----
+        DemandWarning
+            With this element the slice asks for more than the ports can give within `slice_ms`. It is sent even so.
         """
-        raise ConfigError("put() is not there yet: collect the elements of a time slice and send() them")
+        self._check_open()
+        return self._streaming.put(self, stream, buffer, copy)
 
     def flush(self, timeout: float | None = None) -> None:
-        """Wait until every slice sent with ``wait=False`` has ended.
+        """Send what `put` has collected, and wait until every slice sent with ``wait=False`` has ended.
 
         Raises
         ------
         SliceTimeout
             If that takes longer than `timeout` seconds.
+        PeerLost, PoolExhausted, IntegrityError, PortError
+            A slice of `put` has failed. (What `send` was given tells by its Ticket.)
         """
         self._loop.check_process()
+        self._streaming.cut()
         if not self._waiting.until(self._idle, timeout):
             raise SliceTimeout(f"slices are still under way after {timeout} s: wait longer, or close by an exception")
+        self._streaming.complain()
 
     def _idle(self) -> bool:
         return not self._loop.busy or self._ports.error is not None
@@ -350,8 +323,11 @@ class Sender:
         return self._last_plan
 
     def explain(self) -> str:
-        """Why each port got what it got in the newest slice."""
-        return self._last_plan.explain() if hasattr(self, "_last_plan") else "nothing was sent yet"
+        """Why each port got what it got in the newest slice, and what it asked of them beside what they can give."""
+        if not hasattr(self, "_last_plan"):
+            return "nothing was sent yet"
+        demand = self.demand
+        return "\n".join([self._last_plan.explain(), *([demand.explain()] if demand is not None else [])])
 
     def _sent(self, outgoing: Any, wait: bool, timeout: float | None) -> Any:
         ticket = Ticket(self, outgoing)
@@ -440,8 +416,16 @@ class Sender:
 
     @property
     def counters(self) -> dict[str, int]:
-        """Frames that were not taken, by reason, and what the delivery did."""
-        return {**self._loop.drops(), **self._loop.counters()}
+        """Frames that were not taken, by reason; what the delivery did; slices that asked too much of the ports."""
+        return {**self._loop.drops(), **self._loop.counters(), "demands_unmet": self._streaming.unmet}
+
+    @property
+    def demand(self) -> scheduler.Demand | None:
+        """What the newest slice asks of the ports (M, B_total = M / T), and what they can give.
+
+        None without `slice_ms`, and while neither the links' speeds nor a slice's have told.
+        """
+        return self._streaming.demand
 
     def describe(self) -> list[dict[str, Any]]:
         """Which driver serves each endpoint."""
@@ -454,7 +438,7 @@ class Sender:
         if self._closed:
             raise ConfigError("this Sender is closed: open another one")
         if self._ports.error is not None:
-            raise _again(self._ports.error)
+            raise again(self._ports.error)
 
     def close(self) -> None:
         """Wait for what is under way, say goodbye, close the ports. Idempotent."""
@@ -468,6 +452,7 @@ class Sender:
             if not abort:
                 self.flush()
         finally:
+            self._streaming.close()
             for outgoing in self._loop.outstanding():
                 outgoing.cancel()
             self._loop.close(GOODBYE_S)
@@ -484,6 +469,7 @@ class Sender:
 
     async def __aexit__(self, kind: object, *exc: object) -> None:
         if kind is None and not self._closed:
+            self._streaming.cut()
             await self._waiting.until_async(self._idle, None)
         self._close(abort=kind is not None)
 
@@ -501,11 +487,6 @@ def _timeout(timeout: Any) -> float | None:
     if timeout is None or timeout == 0:
         return timeout  # type: ignore[no-any-return]
     return _seconds(timeout, "timeout")
-
-
-def _again(error: AiflowError) -> AiflowError:
-    """A lasting error, as a fresh exception for each call that meets it."""
-    return type(error)(str(error), delivered=False)
 
 
 def _seconds(value: Any, what: str) -> float:

@@ -135,7 +135,8 @@ def test_the_scheduler_imports_nothing_compiled() -> None:
 @pytest.mark.parametrize("policy", scheduler.POLICIES)
 def test_every_policy_delivers_exactly_over_either_placement(policy: str, place: str) -> None:
     rng = np.random.default_rng(1)
-    slices = [[rng.bytes(int(rng.integers(0, 90_000))) for _ in range(20)] + [b"x" * k for k in range(99)] for _ in "12"]
+    small = [b"x" * k for k in range(99)]
+    slices = [[rng.bytes(int(rng.integers(0, 90_000))) for _ in range(20)] + small for _ in "12"]
     endpoint = f"ring:policy-{policy}-{place}*4"
     with (
         aiflow.Receiver(endpoint) as rx,

@@ -135,8 +135,10 @@ af_tx_on_report(struct af_tx *tx, const struct af_frame *f, uint64_t now)
 		struct af_tx_slot *slot = af_tx_slot(tx, id);
 		struct af_tx_slice *s = slot ? slot->slice : NULL;
 
-		if (s && atomic_load_explicit(&s->state, memory_order_relaxed) == AF_TX_ASKING)
+		if (s && atomic_load_explicit(&s->state, memory_order_relaxed) == AF_TX_ASKING) {
+			s->granted_ns = s->inlined ? 0 : now;
 			atomic_store_explicit(&s->state, AF_TX_FLOWING, memory_order_relaxed);
+		}
 	}
 	for (uint32_t id = tx->first_id; af_before(id, done); id++) {
 		struct af_tx_slot *slot = af_tx_slot(tx, id);

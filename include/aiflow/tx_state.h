@@ -83,6 +83,7 @@ struct af_tx_slice {
 	struct af_cursor hands[AF_MAX_PORTS]; /* elements that ports have begun */
 	uint64_t begun, taken[AF_MAX_PORTS];  /* bytes of elements begun; of chunks that each port has taken */
 	uint32_t digest;
+	uint64_t granted_ns; /* 0: it went inside its manifest, or never */
 	uint64_t done_ns, frames, again;
 	uint64_t port_frames[AF_MAX_PORTS], port_bytes[AF_MAX_PORTS];
 };

@@ -1,0 +1,392 @@
+"""Streaming: what `Sender.put` is given, collected into time slices and sent in the background."""
+
+from __future__ import annotations
+
+import threading
+import time
+import warnings
+import weakref
+from collections import deque
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import scheduler
+from .errors import AiflowError, DemandWarning, PoolExhausted, SliceTimeout
+from .manifest import Piece, described, named
+from .ticket import Ticket
+
+if TYPE_CHECKING:
+    from .report import SliceReport
+    from .sender import Sender
+
+__all__ = ["PutTicket", "Streaming", "Supply"]
+
+OVERHEAD = 256
+"""Bytes that an element counts for beside its own."""
+
+BLOCK = 4 << 20
+"""Copies are made into blocks of this size, or of the element's; they are used again, so their pages stay warm."""
+
+REMEMBERED = 8
+"""Slices by which what the ports give is judged."""
+
+
+class Supply:
+    """What the ports were seen to give, by the newest slices."""
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[int, float]] = deque(maxlen=REMEMBERED)  # bytes, bit/s
+        self._until = 0.0
+
+    def note(self, outgoing: Any) -> None:
+        """Remember a slice that was delivered: at what rate, its waiting for the receiver and for others left out."""
+        if outgoing.waited is None:  # a single frame, which measures the round trip
+            return
+        done_at = outgoing.posted_at + outgoing.seconds
+        seconds = done_at - max(outgoing.posted_at + outgoing.waited, self._until)
+        self._until = max(self._until, done_at)
+        if seconds > 0 and outgoing.nbytes:
+            self._seen.append((outgoing.nbytes, 8 * outgoing.nbytes / seconds))
+
+    def bps(self, nbytes: int) -> float | None:
+        """The best rate of a slice at least half as large (small ones measure the round trip); None if none was."""
+        return max((rate for size, rate in self._seen if 2 * size >= nbytes), default=None)
+
+
+class Window:
+    """The elements of one slice: collected, then under way."""
+
+    def __init__(self, due: float | None) -> None:
+        self.due = due  # time.monotonic() at which it closes; None: by flush
+        self.pieces: list[Piece] = []
+        self.blocks: list[np.ndarray[Any, Any]] = []  # that copies lie in, the last one partly free
+        self.used = 0  # bytes of the last block
+        self.nbytes = 0
+        self.held = 0
+        self.speeds: list[float | None] = []  # of the ports when it was opened, bit/s
+        self.warned = False
+        self.told = False  # its error
+        self.ticket: Ticket | None = None
+        self.error: AiflowError | None = None
+
+    @property
+    def ended(self) -> bool:
+        return self.error is not None or (self.ticket is not None and self.ticket._ended())
+
+
+class PutTicket(Ticket):
+    """An element that `Sender.put` took with ``copy=False``; it ends with its slice. Awaitable.
+
+    The buffer belongs to the transfer until `done`.
+    """
+
+    def __init__(self, sender: Sender, streaming: Streaming, window: Window) -> None:
+        self._sender = sender
+        self._streaming = streaming
+        self._window = window
+
+    def done(self) -> bool:
+        """Has its slice ended, one way or the other? From then on nothing reads the buffer."""
+        window = self._window
+        return window.error is not None or (window.ticket is not None and window.ticket.done())
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """Bytes of its slice acknowledged so far, and bytes in all."""
+        return self._window.ticket.progress if self._window.ticket is not None else (0, self._window.nbytes)
+
+    def result(self, timeout: float | None = None) -> SliceReport:
+        """Wait for the end of its slice and return the report. A slice that only `flush` ends is sent now.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            Seconds. When they run out the slice goes on; ask again.
+
+        Returns
+        -------
+        SliceReport
+            Of the whole slice.
+
+        Raises
+        ------
+        SliceTimeout, PeerLost, PoolExhausted, IntegrityError, PortError, ConfigError
+            As `Sender.send`. `put`, `flush` and `close` don't raise it again.
+        """
+        self._sender._loop.check_process()
+        self._streaming.ask(self._window)
+        if not self._sender._waiting.until(self._ended, timeout):
+            raise SliceTimeout(
+                f"the slice of this element has not arrived within {timeout} s: wait longer, or cancel() it",
+                delivered=None,
+            )
+        return self._finish()
+
+    def cancel(self) -> None:
+        """Give the whole slice up that the element belongs to. Returns once it has ended."""
+        self._window.told = True
+        self._streaming.cut(self._window)
+        if self._window.ticket is not None:
+            self._window.ticket.cancel()
+
+    def __await__(self) -> Generator[Any, None, SliceReport]:
+        self._streaming.ask(self._window)
+        yield from self._sender._waiting.until_async(self._ended, None).__await__()
+        return self._finish()
+
+    def _ended(self) -> bool:
+        return self._window.ended
+
+    def _finish(self) -> SliceReport:
+        try:
+            if self._window.ticket is None:
+                assert self._window.error is not None
+                raise self._window.error
+            return self._window.ticket._finish()
+        except AiflowError:
+            self._window.told = True
+            raise
+
+
+class Streaming:
+    """The windows of one Sender.
+
+    Parameters
+    ----------
+    sender : Sender
+        Held weakly: a Sender that is dropped can go.
+    seconds : float or None
+        Length of a slice from its first element; None: until `cut`.
+    memory : int
+        Bytes that may be collected and under way.
+    """
+
+    def __init__(self, sender: Sender, seconds: float | None, memory: int) -> None:
+        self._sender = weakref.ref(sender)
+        self.seconds = seconds
+        self.memory = memory
+        self.supply = Supply()
+        self.demand: scheduler.Demand | None = None
+        self.unmet = 0
+        self._unsaid: scheduler.Demand | None = None
+        self._changed = threading.Condition()  # its lock guards all that follows
+        self._open: Window | None = None
+        self._flying: deque[Window] = deque()
+        self._failed: deque[Window] = deque()
+        self._spare: list[np.ndarray[Any, Any]] = []
+        self._held = 0
+        self._closed = False
+        self._thread: threading.Thread | None = None
+
+    # ---- taking elements ----
+
+    def put(self, sender: Sender, stream: str, buffer: Any, copy: bool) -> PutTicket | None:
+        """Take one element; blocks while there is no room for it. See `Sender.put`."""
+        (piece,) = described([(stream, buffer)])
+        named(piece.stream, piece.form)  # what cannot be described fails here, not in the background
+        size = piece.form.nbytes
+        if size + OVERHEAD > self.memory:
+            raise PoolExhausted(
+                f"an element of {size} bytes is more than put_memory={self.memory}: pass a larger one, or send() it"
+            )
+        while True:
+            with self._changed:
+                self.complain(stacklevel=4)
+                sender._check_open()
+                if self._held + size + OVERHEAD <= self.memory:
+                    window = self._window(sender)
+                    self._weigh_open(window, size)
+                    self._take(window, piece, copy)
+                    return None if copy else PutTicket(sender, self, window)
+                if self.seconds is None and not self._flying:
+                    raise PoolExhausted(
+                        f"{self._held} bytes are collected and put_memory={self.memory}: flush() sends them; do so "
+                        "more often, pass slice_ms=, or a larger put_memory="
+                    )
+            sender._waiting.until(lambda: self._moved(size), None)
+
+    def _moved(self, size: int) -> bool:
+        """Whether a put that waits should look again."""
+        with self._changed:
+            self._reap()
+            return self._held + size + OVERHEAD <= self.memory or bool(self._failed) or self._closed
+
+    def _window(self, sender: Sender) -> Window:
+        if self._open is None:
+            window = self._open = Window(None if self.seconds is None else time.monotonic() + self.seconds)
+            if self.seconds is not None:
+                window.speeds = self._speeds(sender)
+                if self._thread is None:
+                    self._thread = threading.Thread(
+                        target=_close_windows, args=(weakref.ref(self), self._changed), name="aiflow-put", daemon=True
+                    )
+                    self._thread.start()
+                self._changed.notify_all()
+        return self._open
+
+    def _take(self, window: Window, piece: Piece, copy: bool) -> None:
+        size = piece.form.nbytes
+        if copy and not isinstance(piece.buffer, bytes):
+            piece = piece._replace(buffer=self._copied(window, piece.buffer, size))
+        window.pieces.append(piece)
+        window.nbytes += size
+        window.held += size + OVERHEAD
+        self._held += size + OVERHEAD
+
+    def _copied(self, window: Window, buffer: Any, size: int) -> np.ndarray[Any, Any]:
+        if not window.blocks or window.used + size > window.blocks[-1].nbytes:
+            fitting = [index for index, block in enumerate(self._spare) if block.nbytes >= size]
+            window.blocks.append(self._spare.pop(fitting[0]) if fitting else np.empty(max(size, BLOCK), np.uint8))
+            window.used = 0
+        copy = window.blocks[-1][window.used : window.used + size]
+        copy[:] = np.frombuffer(buffer, np.uint8)
+        window.used += -(-size // 64) * 64
+        return copy
+
+    # ---- sending windows ----
+
+    def ask(self, window: Window) -> None:
+        """Somebody waits for this window: one that only a flush would end is sent now."""
+        if self.seconds is None:
+            self.cut(window)
+
+    def cut(self, window: Window | None = None) -> None:
+        """Send what is collected (of this window, if one is given)."""
+        with self._changed:
+            if window is None or window is self._open:
+                self._send_open()
+
+    def _send_open(self) -> None:
+        window, self._open = self._open, None
+        if window is None or not window.pieces:
+            return
+        sender = self._sender()
+        try:
+            if sender is None or self._closed:
+                raise SliceTimeout(
+                    f"{len(window.pieces)} elements were given up before they were sent: close without an error, or "
+                    "flush() first",
+                    delivered=False,
+                )
+            self._judge(window)
+            window.ticket = Ticket(sender, sender._begin(window.pieces))
+            self._flying.append(window)
+        except Exception as error:  # in the background: the next put, flush or close tells
+            window.error = error if isinstance(error, AiflowError) else AiflowError(f"put() failed: {error!r}")
+            self._end(window)
+        window.pieces = []  # whoever sends them holds them
+
+    def _reap(self) -> None:
+        """Take leave of windows that have ended."""
+        while self._flying and self._flying[0].ended:
+            window = self._flying.popleft()
+            ticket = window.ticket
+            assert ticket is not None
+            try:
+                ticket._finish()
+                self.supply.note(ticket._outgoing)
+            except AiflowError as error:
+                window.error = error
+            self._end(window)
+
+    def _end(self, window: Window) -> None:
+        self._held -= window.held
+        free = self.memory - self._held
+        for block in window.blocks:
+            if sum(spare.nbytes for spare in self._spare) + block.nbytes <= free:
+                self._spare.append(block)
+        window.blocks = []
+        if window.error is not None:
+            self._failed.append(window)
+
+    def complain(self, stacklevel: int = 3) -> None:
+        """Raise the first error that nobody has been told, and warn of a demand that was found too large."""
+        with self._changed:
+            self._reap()
+            unsaid, self._unsaid = self._unsaid, None
+            failed = [window for window in self._failed if not window.told]
+            self._failed.clear()
+        if failed:
+            first = failed[0].error
+            assert first is not None
+            if len(failed) > 1:
+                first.add_note(f"{len(failed) - 1} more slices of put() have failed since")
+            raise first
+        if unsaid is not None:
+            warnings.warn(unsaid.explain(), DemandWarning, stacklevel=stacklevel)
+
+    def close(self) -> None:
+        """No window opens any more; what is collected and was not flushed is given up. Idempotent."""
+        with self._changed:
+            self._closed = True
+            self._send_open()
+            self._changed.notify_all()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    # ---- what is asked of the ports ----
+
+    def _speeds(self, sender: Sender) -> list[float | None]:
+        return [row.link_speed_bps for row in sender.port_table if row.dest_mac]
+
+    def weigh(self, nbytes: int, speeds: list[float | None]) -> scheduler.Demand | None:
+        """Compare a slice of so many bytes with what the ports can give: their speeds, and what they were seen to give.
+
+        None where nothing is known, as before the first slice over ports whose driver makes its speed up.
+        """
+        assert self.seconds is not None
+        demands = []
+        known = [speed for speed in speeds if speed]
+        if known and len(known) == len(speeds):
+            demands.append(scheduler.demand(nbytes, self.seconds, known))
+        seen = self.supply.bps(nbytes)
+        if seen is not None:
+            demands.append(scheduler.demand(nbytes, self.seconds, [seen], payload_share=1.0))
+        return min(demands, key=lambda demand: demand.available_bps, default=None)
+
+    def check(self, sender: Sender, nbytes: int) -> None:
+        """A slice is about to go out by `Sender.send`: note what it asks, and warn if that is too much."""
+        if self.seconds is not None:
+            with self._changed:
+                demand = self._note(nbytes, self._speeds(sender))
+            if demand is not None and not demand.met:
+                warnings.warn(demand.explain(), DemandWarning, stacklevel=3)
+
+    def _note(self, nbytes: int, speeds: list[float | None]) -> scheduler.Demand | None:
+        self.demand = self.weigh(nbytes, speeds)
+        self.unmet += self.demand is not None and not self.demand.met
+        return self.demand
+
+    def _weigh_open(self, window: Window, size: int) -> None:
+        """Warn with the first element that makes the window too large, before anything of it goes out."""
+        if window.warned or self.seconds is None:
+            return
+        demand = self.weigh(window.nbytes + size, window.speeds)
+        if demand is not None and not demand.met:
+            window.warned = True
+            warnings.warn(demand.explain(), DemandWarning, stacklevel=4)
+
+    def _judge(self, window: Window) -> None:
+        if self.seconds is not None:
+            demand = self._note(window.nbytes, window.speeds)
+            if demand is not None and not demand.met and not window.warned:
+                self._unsaid = demand
+
+
+def _close_windows(reference: weakref.ref[Streaming], changed: threading.Condition) -> None:
+    """Send each window when its time is over. Holds nothing while it waits, so that a dropped Sender can go."""
+    while True:
+        with changed:
+            streaming = reference()
+            if streaming is None or streaming._closed:
+                return
+            streaming._reap()
+            window = streaming._open
+            pause = None if window is None or window.due is None else window.due - time.monotonic()
+            if pause is not None and pause <= 0:
+                streaming._send_open()
+                continue
+            del streaming, window
+            changed.wait(pause)

@@ -1,0 +1,86 @@
+"""Slices under way: `Ticket`."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Any
+
+from .errors import AiflowError, SliceTimeout
+
+if TYPE_CHECKING:
+    from .report import SliceReport
+    from .sender import Sender
+
+__all__ = ["Ticket", "again"]
+
+
+class Ticket:
+    """A slice under way: what `Sender.send` returns with ``wait=False``. Awaitable.
+
+    The elements' buffers belong to the transfer until `done`; changing them before makes the receiver refuse the slice.
+    """
+
+    def __init__(self, sender: Sender, outgoing: Any) -> None:
+        self._sender = sender
+        self._outgoing = outgoing
+        self._report: SliceReport | None = None
+
+    def done(self) -> bool:
+        """Has it ended, one way or the other? From then on nothing reads the buffers."""
+        return bool(self._outgoing.done)
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """Bytes acknowledged so far, and bytes in all."""
+        return self._outgoing.acked_bytes, self._outgoing.nbytes
+
+    def result(self, timeout: float | None = None) -> SliceReport:
+        """Wait for the end and return the report.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            Seconds. When they run out the slice goes on; ask again, or `cancel`.
+
+        Returns
+        -------
+        SliceReport
+
+        Raises
+        ------
+        SliceTimeout, PeerLost, PoolExhausted, IntegrityError, PortError, ConfigError
+            As `Sender.send`.
+        """
+        self._sender._loop.check_process()
+        if not self._sender._waiting.until(self._ended, timeout):
+            raise SliceTimeout(
+                f"the slice has not arrived within {timeout} s and is still under way: wait longer, or cancel() it",
+                delivered=None,
+            )
+        return self._finish()
+
+    def cancel(self) -> None:
+        """Give the slice up. Returns once it has ended: it may have arrived by then, `result` tells."""
+        self._outgoing.cancel()
+
+    def __await__(self) -> Generator[Any, None, SliceReport]:
+        yield from self._sender._waiting.until_async(self._ended, None).__await__()
+        return self._finish()
+
+    def _ended(self) -> bool:
+        return bool(self._outgoing.done) or self._sender._ports.error is not None
+
+    def _finish(self) -> SliceReport:
+        error = self._sender._ports.error
+        if not self._outgoing.done and error is not None:
+            self._outgoing.cancel()
+            raise again(error)
+        self._outgoing.finish()
+        if self._report is None:
+            self._report = self._sender._report(self._outgoing)
+        return self._report
+
+
+def again(error: AiflowError) -> AiflowError:
+    """A lasting error, as a fresh exception for each call that meets it."""
+    return type(error)(str(error), delivered=False)
