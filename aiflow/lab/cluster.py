@@ -29,6 +29,9 @@ __all__ = ["Cluster", "Loss", "check_rights", "clusters", "remove_all"]
 PREFIX = "aiflow-lab-"
 STATE = Path("/run/aiflow-lab")
 _MOUNTS = Path("/run/netns")
+SWITCH_BURSTS = 2
+"""A switch port's bucket, in those of a node. Were they equal, a port that gets what one node sends would run dry with
+the first burst and wait for tokens at every frame from then on: twice the timers, for the same rate."""
 _NAME = re.compile(r"[a-z0-9_]{1,16}")
 
 
@@ -192,7 +195,7 @@ class Cluster:
         for port in ports:
             node, switch = self.node(port.node), self.switch(port.switch)
             node.shape(port.interface, port.link_bps, layout.burst_bytes, layout.queue_bytes)
-            switch.shape(port.switch_interface, port.rate_bps, layout.burst_bytes, layout.queue_bytes)
+            switch.shape(port.switch_interface, port.rate_bps, SWITCH_BURSTS * layout.burst_bytes, layout.queue_bytes)
         self._note(complete=True)
 
     def _wire(self, switch: Namespace, ports: list[Port]) -> None:
@@ -207,8 +210,9 @@ class Cluster:
                 here = [port for port in ports if (port.node < layout.senders) == senders]
                 switch.bridge(bridge, [trunk, *(port.switch_interface for port in here)])
                 macs[trunk] = [port.mac for port in ports if port not in here]
-                switch.shape(trunk, layout.trunk_bps, 4 * layout.burst_bytes, 4 * layout.queue_bytes)
+                switch.shape(trunk, layout.trunk_bps, 4 * SWITCH_BURSTS * layout.burst_bytes, 4 * layout.queue_bytes)
         switch.forward(macs)
+        switch.take_over([port.switch_interface for port in ports])
         if layout.loss:
             switch.lose(layout.loss, layout.seed)
 

@@ -22,6 +22,7 @@ from pyroute2.ethtool import Ethtool
 
 from aiflow.lab.entering import entered
 from aiflow.lab.errors import LabError
+from aiflow.lab.xdp import pass_program
 
 __all__ = ["Counters", "Namespace"]
 
@@ -137,6 +138,17 @@ class Namespace:
             (index,) = ip.link_lookup(ifname=name)
             ip.tc("replace", "tbf", index, rate=rate_bps // 8, burst=burst_bytes, limit=queue_bytes)
 
+    def take_over(self, names: list[str]) -> None:
+        """What arrives at these interfaces is off its sender's account (see `aiflow.lab.xdp`)."""
+        program = pass_program()
+        try:
+            with self.link() as ip:
+                for name in names:
+                    (index,) = ip.link_lookup(ifname=name)
+                    ip.link("set", index=index, xdp_fd=program)
+        finally:
+            os.close(program)
+
     def address(self, name: str, address: str, neighbours: dict[str, str]) -> None:
         """Give an interface an IPv4 address, and the MACs of those it may meet, so that nobody asks for them."""
         with self.link() as ip:
@@ -162,7 +174,7 @@ class Namespace:
             for name, behind in macs.items():
                 (index,) = ip.link_lookup(ifname=name)
                 for mac in behind:
-                    ip.fdb("replace", ifindex=index, lladdr=mac)
+                    ip.fdb("replace", ifindex=index, lladdr=mac, state="noarp")
 
     def lose(self, probability: float, seed: int) -> None:
         """From now on this switch loses frames that enter it: of each 65536 the same ones for the same seed."""

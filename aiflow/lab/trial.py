@@ -1,0 +1,165 @@
+"""One system under test in the cluster: its processes, and timed slices through them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiflow.lab import aiflow_peers, tcp_peers, zmq_peers
+from aiflow.lab.children import Child, hear_all
+from aiflow.lab.cluster import Cluster, Loss
+from aiflow.lab.elements import Elements, balanced
+from aiflow.lab.layout import Layout
+
+__all__ = ["AIFLOW", "TCP", "ZEROMQ", "Measured", "Route", "System", "Trial", "running"]
+
+_START_S, _SLICE_S, _CHECK_S = 90.0, 600.0, 120.0
+_SETTLE_S = 0.05
+
+
+@dataclass(frozen=True)
+class System:
+    """What moves the elements: bodies of the processes, and the options they take."""
+
+    label: str
+    send: Callable[..., None]
+    receive: Callable[..., None]
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def AIFLOW(label: str = "aiflow", **options: Any) -> System:  # noqa: N802 — a product's name, as the two below
+    """aiflow with these keywords of `aiflow.Sender`."""
+    return System(label, aiflow_peers.send, aiflow_peers.receive, options)
+
+
+TCP = System("TCP", tcp_peers.send, tcp_peers.receive)
+ZEROMQ = System("ZeroMQ", zmq_peers.send, zmq_peers.receive)
+
+
+@dataclass(frozen=True)
+class Route:
+    """Elements go from one node to another over the first `ports` ports of both."""
+
+    source: int
+    target: int
+    ports: int
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A slice through the cluster.
+
+    Attributes
+    ----------
+    nbytes, elements : int
+    seconds : float
+        From the first sender's start to the last one's end.
+    each_seconds : tuple of float
+        Each sender's own.
+    share : float
+        Element bits a second, of what the receivers' ports carry.
+    lost : Loss
+        By the kernel's counters.
+    frames, retransmitted : int
+        By aiflow's report; 0 for others.
+    delivered : bool
+        Whether every element arrived identical.
+    load : float
+        The machine's load average of the last minute.
+    """
+
+    nbytes: int
+    elements: int
+    seconds: float
+    each_seconds: tuple[float, ...]
+    share: float
+    lost: Loss
+    frames: int
+    retransmitted: int
+    delivered: bool
+    load: float
+
+
+class Trial:
+    """Running processes, ready to send."""
+
+    def __init__(
+        self, cluster: Cluster, routes: Sequence[Route], elements: Elements, senders: list[Child], receivers: list[Child]
+    ) -> None:
+        self._cluster = cluster
+        self._routes = routes
+        self._elements = elements
+        self._senders = senders
+        self._receivers = receivers
+        self._line_bps = _line_bps(cluster.layout, routes)
+
+    def send(self, nb_elements: int) -> Measured:
+        """Send one slice of so many elements, dealt out evenly by bytes over the senders."""
+        sizes = [self._elements.nbytes(i) for i in range(nb_elements)]
+        parts = balanced(sizes, len(self._senders))
+        before = self._cluster.loss()
+        for receiver in self._receivers:
+            receiver.tell("expect")
+        for sender, part in zip(self._senders, parts, strict=True):
+            sender.tell(part)
+        sent = hear_all(self._senders, _SLICE_S)
+        load = os.getloadavg()[0]
+        received = hear_all(self._receivers, _CHECK_S)
+        time.sleep(_SETTLE_S)  # what is still on the wires
+        after = self._cluster.loss()
+        seconds = (max(row[2] for row in sent) - min(row[1] for row in sent)) / 1e9
+        return Measured(
+            nbytes=sum(sizes),
+            elements=nb_elements,
+            seconds=seconds,
+            each_seconds=tuple((row[2] - row[1]) / 1e9 for row in sent),
+            share=8 * sum(sizes) / seconds / self._line_bps,
+            lost=Loss(*(now - then for now, then in zip(after, before, strict=True))),
+            frames=sum(row[3].get("frames", 0) for row in sent),
+            retransmitted=sum(row[3].get("retransmitted", 0) for row in sent),
+            delivered=all(row[1] == row[2] for row in received) and sum(row[1] for row in received) == nb_elements,
+            load=load,
+        )
+
+
+def _line_bps(layout: Layout, routes: Sequence[Route]) -> int:
+    """What the receivers' ports in use carry together."""
+    used = {(route.target, number) for route in routes for number in range(route.ports)}
+    return sum(layout.rate_bps(number) for _, number in used)
+
+
+@contextlib.contextmanager
+def running(cluster: Cluster, system: System, routes: Sequence[Route], elements: Elements) -> Iterator[Trial]:
+    """Start a system's processes in the cluster's nodes; they are ended on exit.
+
+    Raises
+    ------
+    LabError
+        When one of them fails.
+    """
+    layout = cluster.layout
+    with contextlib.ExitStack() as stack:
+        receivers, senders = [], []
+        for target in sorted({route.target for route in routes}):
+            to_it = [route for route in routes if route.target == target]
+            ports = layout.ports_of(target)[: max(route.ports for route in to_it)]
+            arguments: Any = (
+                target, [p.interface for p in ports], [p.address for p in ports], len(to_it), elements, {},
+            )  # fmt: skip
+            receivers.append(stack.enter_context(Child(cluster, target, system.receive, *arguments)))
+        hear_all(receivers, _START_S)
+        for route in routes:
+            ours, theirs = (layout.ports_of(node)[: route.ports] for node in (route.source, route.target))
+            pairs = [(one.address, other.address) for one, other in zip(ours, theirs, strict=True)]
+            arguments = (
+                route.source, [p.interface for p in ours], pairs, f"node{route.target}", elements, system.options,
+            )  # fmt: skip
+            senders.append(stack.enter_context(Child(cluster, route.source, system.send, *arguments)))
+        hear_all(senders, _START_S)
+        yield Trial(cluster, routes, elements, senders, receivers)
+        for child in (*senders, *receivers):  # together, then each is awaited
+            child.tell()

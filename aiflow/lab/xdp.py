@@ -1,0 +1,57 @@
+"""The smallest XDP program: it lets every frame pass.
+
+Between veths a frame stays on its sender's account, in the socket's buffer, until the far end has taken it: a queue in
+the middle of the network would hold the sender back, which no wire can do. An interface with an XDP program takes what
+arrives over into memory of its own, as a switch does, and the sender's kernel is done with it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+
+from aiflow.lab.errors import LabError
+
+__all__ = ["pass_program"]
+
+_BPF = {"x86_64": 321, "aarch64": 280}
+_PROG_LOAD, _PROG_TYPE_XDP = 5, 6
+_XDP_PASS = 2
+# r0 = XDP_PASS; exit. Each: opcode u8, registers u8, offset s16, immediate s32 (Linux, uapi/linux/bpf.h)
+_INSTRUCTIONS = b"\xb7\0\0\0" + _XDP_PASS.to_bytes(4, "little") + b"\x95\0\0\0\0\0\0\0"
+
+
+class _ProgLoad(ctypes.Structure):
+    _fields_ = (
+        ("prog_type", ctypes.c_uint32),
+        ("insn_cnt", ctypes.c_uint32),
+        ("insns", ctypes.c_uint64),
+        ("license", ctypes.c_uint64),
+        ("rest", ctypes.c_uint8 * 96),
+    )
+
+
+def pass_program() -> int:
+    """Load it.
+
+    Returns
+    -------
+    int
+        A file descriptor, the caller's to close; interfaces that it was attached to keep the program.
+
+    Raises
+    ------
+    LabError
+        When the kernel refuses.
+    """
+    instructions, licence = ctypes.create_string_buffer(_INSTRUCTIONS), ctypes.create_string_buffer(b"Apache-2.0")
+    load = _ProgLoad(_PROG_TYPE_XDP, len(_INSTRUCTIONS) // 8, ctypes.addressof(instructions), ctypes.addressof(licence))
+    libc = ctypes.CDLL(None, use_errno=True)
+    number = _BPF.get(platform.machine())
+    if number is None:
+        raise LabError(f"the cluster's switches need bpf(2), whose number on {platform.machine()} is not known here")
+    descriptor = int(libc.syscall(number, _PROG_LOAD, ctypes.byref(load), ctypes.sizeof(load)))
+    if descriptor < 0:
+        raise LabError(f"the kernel refused an XDP program: {os.strerror(ctypes.get_errno())}; it needs CAP_BPF, or root")
+    return descriptor
