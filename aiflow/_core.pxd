@@ -42,18 +42,24 @@ cdef extern from "aiflow/layout.h" nogil:
 
 cdef extern from "aiflow/agent.h" nogil:
     enum:
+        AF_TAIL_LEAST
         AF_MAX_PORTS
         AF_NAME_BYTES
 
+    struct af_span:
+        const uint8_t *ptr
+        uint64_t nbytes
+
     struct af_agent:
         void *state
+        const af_span *tail
         bint (*on_frame)(void *state, uint32_t port, uint64_t now_ns, const uint8_t *frame, uint32_t len,
                          void *handle) noexcept nogil
         uint32_t (*next_frame)(void *state, uint32_t port, uint64_t now_ns, uint8_t *frame) noexcept nogil
         bint (*tick)(void *state, uint64_t now_ns) noexcept nogil
 
     struct af_agent_port:
-        bint attached, point_to_point, kick
+        bint attached, point_to_point, kick, by_reference
         uint8_t mac[6]
         uint16_t frame_size
         uint32_t rx_ring, tx_window, peer
@@ -127,10 +133,6 @@ cdef extern from "aiflow/tx.h" nogil:
         AF_TX_DONE
         AF_TX_FAILED
 
-    struct af_span:
-        const uint8_t *ptr
-        uint64_t nbytes
-
     struct af_plan:
         uint32_t ports
         bint elements, quotas, shortest
@@ -173,6 +175,7 @@ cdef extern from "aiflow/tx.h" nogil:
         af_tx_window w
 
     struct af_tx:
+        af_span tail
         char name[64]
         char to[64]
         uint64_t instance, peer_timeout_ns, clock_offset_ns

@@ -2,9 +2,9 @@
 
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
-from aiflow._core cimport af_agent, af_agent_port, af_faults, af_mail, af_monitor
+from aiflow._core cimport af_agent, af_span, af_agent_port, af_faults, af_mail, af_monitor
 from aiflow._eal cimport Mempool, Port, af_gate
-from aiflow.librte.rte_mbuf cimport rte_mbuf
+from aiflow.librte.rte_mbuf cimport rte_mbuf, rte_mbuf_ext_shared_info
 from aiflow.librte.rte_mempool cimport rte_mempool
 
 
@@ -43,6 +43,8 @@ cdef class Loop:
     cdef readonly list port_names      # (name, driver) of the port that is, or was last, at each index
     cdef readonly bint stopped
     cdef object tx_pool
+    cdef Mempool references            # mbufs that refer to an agent's bytes, where ports send by reference
+    cdef rte_mbuf_ext_shared_info lent # common to all those bytes: nobody waits for them, the agent keeps them
     cdef object thread
     cdef object requests
     cdef object guard
@@ -55,6 +57,8 @@ cdef class Loop:
     cdef int receive(self, loop_port *port, uint32_t index, uint64_t now) noexcept nogil
     cdef void last_look(self, uint32_t index) noexcept nogil
     cdef void stage(self, loop_port *port, uint32_t index, uint64_t now) noexcept nogil
+    cdef void refer(self, rte_mbuf *m, const af_span *tail) noexcept nogil
+    cdef void make_own(self, loop_port *port) noexcept nogil
     cdef void spoil(self, loop_port *port, uint64_t now) noexcept nogil
     cdef void collect(self, uint64_t now) noexcept nogil
     cdef void publish(self) noexcept nogil

@@ -15,13 +15,14 @@ from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
 from aiflow._core cimport (
     AF_LOSE, AF_MIN_PATH_FRAME, AF_NAME_BYTES, AF_REPEAT,
-    af_agent_port, af_fault, af_idle, af_idle_wait, af_idle_worked, af_mail_drain, af_mail_free, af_mail_init,
+    af_agent_port, af_fault, af_idle, af_span, af_idle_wait, af_idle_worked, af_mail_drain, af_mail_free, af_mail_init,
     af_mail_notify, af_mail_wait, af_mail_wake, af_monitor, af_monitor_read, af_now_ns, af_sample,
 )
 from aiflow._eal cimport Mempool, Port, af_gate_enter, af_gate_leave, gate, register_thread, unregister_thread
 from aiflow.librte.rte_ethdev cimport rte_eth_rx_burst, rte_eth_tx_burst
 from aiflow.librte.rte_mbuf cimport (
-    rte_mbuf, rte_pktmbuf_alloc, rte_pktmbuf_free, rte_pktmbuf_free_bulk, rte_pktmbuf_mtod,
+    rte_mbuf, rte_mbuf_ext_refcnt_set, rte_mbuf_ext_refcnt_update, rte_pktmbuf_alloc, rte_pktmbuf_attach_extbuf,
+    rte_pktmbuf_free, rte_pktmbuf_free_bulk, rte_pktmbuf_mtod,
 )
 from aiflow._eal import start as start_eal
 from aiflow.errors import ConfigError, EalError, PortError
@@ -29,6 +30,7 @@ from aiflow.numa import settle
 
 cdef extern from "rte_mbuf.h" nogil:
     uint64_t RTE_MBUF_F_RX_VLAN
+    uint64_t RTE_BAD_IOVA
 
 cdef extern from *:
     """
@@ -82,6 +84,10 @@ cdef sample_rows(af_monitor *monitor):
     return (older.ns, list(older.ports)), (newer.ns, list(newer.ports))
 
 
+cdef void given_back(void *addr, void *opaque) noexcept nogil:
+    """An agent's bytes are the agent's: nothing is to be freed."""
+
+
 cdef rte_mbuf *adopted(rte_mbuf *m, rte_mempool *pool) noexcept nogil:
     """Move a frame of one segment into an mbuf of `pool`; NULL (and the frame is gone) when that is empty."""
     cdef rte_mbuf *copy = rte_pktmbuf_alloc(pool)
@@ -105,6 +111,8 @@ cdef class Loop:
         if rc:
             raise PortError(f"no event descriptor to be had ({os.strerror(rc)}): close some files, or raise ulimit -n")
         self.has_mail = True
+        self.lent.free_cb = given_back
+        rte_mbuf_ext_refcnt_set(&self.lent, 1)  # ours: it never falls to 0
         self.requests = []
         self.guard = threading.Lock()
         self.attached_ports = [None] * PORTS
@@ -404,6 +412,8 @@ cdef class Loop:
             nb_tx = rte_eth_tx_burst(port.port_id, 0, &port.staged[port.head], port.count)
             port.head += nb_tx
             port.count -= nb_tx
+            if port.count and self.agent.tail != NULL:
+                self.make_own(port)
         return nb_rx + nb_tx
 
     cdef int receive(self, loop_port *port, uint32_t index, uint64_t now) noexcept nogil:
@@ -454,11 +464,43 @@ cdef class Loop:
                 return
             m.data_len = <uint16_t>size
             m.pkt_len = size
+            if self.agent.tail != NULL and self.agent.tail.nbytes:
+                self.refer(m, self.agent.tail)
             port.staged[port.count] = m
             port.count += 1
             port.spare = NULL
             if self.faults.on:
                 self.spoil(port, now)
+
+    cdef void refer(self, rte_mbuf *m, const af_span *tail) noexcept nogil:
+        """Let the end of a frame be bytes of the agent's: the driver's copy of them is the only one."""
+        cdef rte_mbuf *reference = rte_pktmbuf_alloc(self.references.ptr)
+        cdef uint16_t nbytes = <uint16_t>tail.nbytes
+        m.data_len -= nbytes
+        if reference == NULL:
+            memcpy(rte_pktmbuf_mtod(m) + m.data_len, tail.ptr, nbytes)
+            m.data_len += nbytes
+            return
+        rte_mbuf_ext_refcnt_update(&self.lent, 1)
+        rte_pktmbuf_attach_extbuf(reference, <void *>tail.ptr, RTE_BAD_IOVA, nbytes, &self.lent)
+        reference.data_len = nbytes
+        m.next = reference
+        m.nb_segs = 2
+
+    cdef void make_own(self, loop_port *port) noexcept nogil:
+        """Copy what the driver did not take: the agent's bytes may be gone before its next burst."""
+        cdef rte_mbuf *m
+        cdef rte_mbuf *reference
+        cdef uint16_t i
+        for i in range(port.head, port.head + port.count):
+            m = port.staged[i]
+            reference = m.next
+            if reference != NULL:
+                memcpy(rte_pktmbuf_mtod(m) + m.data_len, rte_pktmbuf_mtod(reference), reference.data_len)
+                m.data_len += reference.data_len
+                m.next = NULL
+                m.nb_segs = 1
+                rte_pktmbuf_free(reference)
 
     cdef void spoil(self, loop_port *port, uint64_t now) noexcept nogil:
         """Let the fault shim have the frame that was staged last."""

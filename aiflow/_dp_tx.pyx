@@ -13,12 +13,12 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
 from aiflow._core cimport (
-    AF_TX_DONE, af_agent_port, af_now_ns, af_mail_notify, af_mail_wake, af_pace_reset, af_span, af_tx,
+    AF_TAIL_LEAST, AF_TX_DONE, af_agent_port, af_now_ns, af_mail_notify, af_mail_wake, af_pace_reset, af_span, af_tx,
     af_tx_detach, af_tx_enqueue, af_tx_fail_all, af_tx_init, af_tx_next_frame, af_tx_on_frame, af_tx_port, af_tx_slice,
     af_tx_tick,
 )
 from aiflow._dp cimport Loop, PORTS, name_bytes, sample_rows
-from aiflow._eal cimport Port
+from aiflow._eal cimport Mempool, Port
 from aiflow._dp import DROPS
 
 cdef extern from *:
@@ -210,6 +210,7 @@ cdef class TxLoop(Loop):
         self.tx.monitor.interval_ns = int(interval * 1e9)
         self.pace_of = pace_of
         self.agent.state = self.tx
+        self.agent.tail = &self.tx.tail
         self.agent.on_frame = af_tx_on_frame
         self.agent.next_frame = af_tx_next_frame
         self.agent.tick = af_tx_tick
@@ -224,11 +225,18 @@ cdef class TxLoop(Loop):
 
     def attach(self, Port port, uint32_t peer):
         """Poll this port from now on."""
+        if self.by_reference(port) and self.references is None:
+            self.references = Mempool("references", 255, 64, -1, True)  # a burst at once; the rest sits in caches
         self.between(lambda: self._attach(port, peer))
+
+    def by_reference(self, Port port):
+        """Whether the driver takes large payloads from where they lie: it copies, and from more than one place."""
+        return port.copies and port.multi_segs and port.frame_size > 2 * <int>AF_TAIL_LEAST and not self.faults.on
 
     def _attach(self, Port port, peer):
         cdef af_agent_port place
         cdef int index = self.place_port(port, peer, &place)
+        place.by_reference = self.by_reference(port)
         cdef af_tx_port *slot = &self.tx.ports[index]
         memset(slot, 0, sizeof(af_tx_port))
         slot.p = place

@@ -12,11 +12,21 @@
 #define AF_NAME_BYTES 64u
 #define AF_HEARTBEAT_NS 1000000000ull /* an idle sender shows that it lives */
 
+/* Bytes where they lie. */
+struct af_span {
+	const uint8_t *ptr;
+	uint64_t nbytes;
+};
+
+#define AF_TAIL_LEAST 2048u /* fewer bytes are copied: a reference costs more */
+
 struct af_agent {
 	void *state;
 	/* A frame that arrived. `handle` stands for the memory it lies in; true means that the agent keeps it. */
 	bool (*on_frame)(void *state, uint32_t port, uint64_t now_ns, const uint8_t *frame, uint32_t len, void *handle);
-	/* Write the next frame that `port` should send and return its size, or 0 for none. */
+	/* Write the next frame that `port` should send and return its size, or 0 for none. Where the port sends by
+	 * reference the last `tail->nbytes` bytes of it are not written: they are at tail->ptr, until the next call. */
+	const struct af_span *tail;
 	uint32_t (*next_frame)(void *state, uint32_t port, uint64_t now_ns, uint8_t *frame);
 	/* Everything that is due by time. True when something changed that a waiting thread should know. */
 	bool (*tick)(void *state, uint64_t now_ns);
@@ -24,7 +34,7 @@ struct af_agent {
 
 /* One port as an agent sees it. The control plane writes it while the loop is parked. */
 struct af_agent_port {
-	bool attached, point_to_point, kick;
+	bool attached, point_to_point, kick, by_reference;
 	uint8_t mac[6];
 	uint16_t frame_size;
 	uint32_t rx_ring, tx_window;

@@ -23,9 +23,10 @@ af_tx_element_at(const struct af_tx_slice *s, uint32_t chunk)
 	return low;
 }
 
-/* Copy the payload of one data chunk that begins at byte `offset` of element e. Returns the element that follows. */
+/* Copy the payload of one data chunk that begins at byte `offset` of element e; by reference, one
+ * long piece stays where it is. Returns the element that follows. */
 static inline uint32_t
-af_tx_cut(const struct af_tx_slice *s, uint32_t e, uint64_t offset, uint8_t *payload, struct af_frame *f)
+af_tx_cut(const struct af_tx_slice *s, uint32_t e, uint64_t offset, bool by_reference, uint8_t *payload, struct af_frame *f)
 {
 	uint32_t chunk = s->first_chunk[e], first = e;
 	uint64_t rest = s->elements[e].nbytes - offset;
@@ -36,7 +37,10 @@ af_tx_cut(const struct af_tx_slice *s, uint32_t e, uint64_t offset, uint8_t *pay
 		f->seq = (uint32_t)(offset / s->payload_bytes);
 		f->end = rest <= s->payload_bytes;
 		f->nbytes = rest < s->payload_bytes ? (uint32_t)rest : s->payload_bytes;
-		memcpy(payload, s->elements[e].ptr + offset, f->nbytes);
+		if (by_reference && f->nbytes >= AF_TAIL_LEAST)
+			f->payload = s->elements[e].ptr + offset;
+		else
+			memcpy(payload, s->elements[e].ptr + offset, f->nbytes);
 		return f->end ? e + 1 : e;
 	}
 	f->end = 1;
@@ -53,7 +57,8 @@ af_tx_cut(const struct af_tx_slice *s, uint32_t e, uint64_t offset, uint8_t *pay
 /* Fill frame and description for a chunk. New data is cut at a cursor, what goes again has none. Returns the element that
  * follows at the cursor. */
 static inline uint32_t
-af_tx_fill(struct af_tx_slice *s, uint32_t chunk, const struct af_cursor *at, uint8_t *payload, struct af_frame *f)
+af_tx_fill(struct af_tx_slice *s, uint32_t chunk, const struct af_cursor *at, bool by_reference, uint8_t *payload,
+	   struct af_frame *f)
 {
 	if (chunk < s->nb_manifest) {
 		uint32_t offset = chunk * s->payload_bytes, rest = s->manifest_bytes - offset;
@@ -78,14 +83,14 @@ af_tx_fill(struct af_tx_slice *s, uint32_t chunk, const struct af_cursor *at, ui
 		f->nbytes = sizeof digest;
 		memcpy(payload, &digest, sizeof digest);
 	} else if (at) {
-		return af_tx_cut(s, at->element, at->offset, payload, f);
+		return af_tx_cut(s, at->element, at->offset, by_reference, payload, f);
 	} else {
 		uint32_t data = chunk - s->nb_manifest, e = af_tx_element_at(s, data + 1) - 1; /* last that begins by here */
 
 		if (s->elements[e].nbytes > s->payload_bytes) {
-			af_tx_cut(s, e, (uint64_t)(data - s->first_chunk[e]) * s->payload_bytes, payload, f);
+			af_tx_cut(s, e, (uint64_t)(data - s->first_chunk[e]) * s->payload_bytes, by_reference, payload, f);
 		} else {
-			af_tx_cut(s, af_tx_element_at(s, data), 0, payload, f);
+			af_tx_cut(s, af_tx_element_at(s, data), 0, by_reference, payload, f);
 		}
 	}
 	return 0;
@@ -98,10 +103,12 @@ af_tx_send_chunk(struct af_tx *tx, uint32_t p, struct af_tx_slice *s, uint32_t c
 	struct af_tx_port *port = &tx->ports[p];
 	struct af_frame f = {.path = (uint16_t)p, .session = tx->session, .slice = s->id,
 			     .timestamp_ns = now + tx->clock_offset_ns};
-	uint32_t size, next = af_tx_fill(s, chunk, at, frame + AF_HEADER, &f);
+	uint32_t size, next = af_tx_fill(s, chunk, at, port->p.by_reference, frame + AF_HEADER, &f);
 
 	f.number = af_tx_take(&port->w, now, s->id, chunk, false);
 	size = af_wire_seal(frame, port->dst, port->p.mac, &f);
+	if (f.payload)
+		tx->tail = (struct af_span){f.payload, f.nbytes};
 	if (at) {
 		s->taken[p] += f.nbytes;
 		af_plan_cut(tx, s, at, next, f.nbytes, af_payload_crc(&f, &tx->full));
@@ -193,6 +200,7 @@ af_tx_next_frame(void *state, uint32_t p, uint64_t now, uint8_t *frame)
 	struct af_tx_port *port = &tx->ports[p];
 	uint32_t size = 0;
 
+	tx->tail.nbytes = 0;
 	if (!port->p.attached)
 		return 0;
 	if (af_tx_hello_due(tx, port, now))

@@ -40,11 +40,6 @@ enum af_tx_error {
 	AF_TX_NO_MEMORY
 };
 
-struct af_span {
-	const uint8_t *ptr;
-	uint64_t nbytes;
-};
-
 /* What the scheduler decided for one slice: the law that the loop applies. control: rw before posting, dataplane: ro */
 struct af_plan {
 	uint32_t ports; /* bit i: port i may carry this slice */
@@ -147,6 +142,7 @@ struct af_tx {
 	struct af_again *again;
 	uint32_t again_head, again_tail;
 	bool bye_heard;
+	struct af_span tail; /* of the newest frame: see struct af_agent */
 	uint64_t drops[AF_NB_DROPS];
 	uint64_t reports, probes;
 	struct af_monitor monitor;

@@ -164,7 +164,7 @@ enum af_drop {
 	AF_NB_DROPS
 };
 
-/* A frame in host byte order. `payload` points into the frame. */
+/* A frame in host byte order. `payload` points into the frame, or where else the bytes are that it shall have. */
 struct af_frame {
 	uint8_t kind, end;
 	uint16_t path;
@@ -187,10 +187,10 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "aiflow is built for l
 static const uint8_t af_broadcast[6] = {0xff, 0xff, 0xff, 0xff, 0xff, 0xff};
 
 static inline uint32_t
-af_wire_crc(const uint8_t *frame, uint32_t payload_bytes, uint32_t *header_crc)
+af_wire_crc(const uint8_t *frame, const uint8_t *payload, uint32_t payload_bytes, uint32_t *header_crc)
 {
 	*header_crc = af_crc32c(0, frame + 12, 50 - 12);
-	return af_crc32c(*header_crc, frame + AF_HEADER, payload_bytes);
+	return af_crc32c(*header_crc, payload, payload_bytes);
 }
 
 /* Check a frame of `len` bytes that arrived on a port with address `mac` and frames of at most `max_frame` bytes.
@@ -223,7 +223,7 @@ af_wire_parse(const uint8_t *frame, uint32_t len, const uint8_t *mac, uint32_t m
 	if (34 + length > len)
 		return AF_DROP_LENGTH;
 	out->nbytes = length - (AF_HEADER - 34);
-	crc = af_wire_crc(frame, out->nbytes, &out->header_crc);
+	crc = af_wire_crc(frame, frame + AF_HEADER, out->nbytes, &out->header_crc);
 	if (crc != AF_BE32(h.crc))
 		return AF_DROP_CRC;
 	out->crc = crc;
@@ -241,8 +241,8 @@ af_wire_parse(const uint8_t *frame, uint32_t len, const uint8_t *mac, uint32_t m
 	return AF_OK;
 }
 
-/* Write both headers in front of `f->nbytes` payload bytes that already stand at frame + AF_HEADER, pad, and seal with
- * the CRC. Sets f->crc and f->header_crc. Returns the frame's size. `frame` has room for max(60, 54 + nbytes). */
+/* Write both headers in front of `f->nbytes` payload bytes that already stand at frame + AF_HEADER (or, more than a
+ * frame's least, at f->payload, when that is set), pad, and seal with the CRC. Sets f->crc and f->header_crc. Returns the frame's size. `frame` has room for max(60, 54 + nbytes). */
 static inline uint32_t
 af_wire_seal(uint8_t *frame, const uint8_t *dst, const uint8_t *src, struct af_frame *f)
 {
@@ -265,7 +265,7 @@ af_wire_seal(uint8_t *frame, const uint8_t *dst, const uint8_t *src, struct af_f
 	h.number_low = AF_BE32((uint32_t)f->number);
 	h.crc = 0;
 	memcpy(frame, &h, sizeof h);
-	f->crc = af_wire_crc(frame, f->nbytes, &f->header_crc);
+	f->crc = af_wire_crc(frame, f->payload ? f->payload : frame + AF_HEADER, f->nbytes, &f->header_crc);
 	h.crc = AF_BE32(f->crc);
 	memcpy(frame + 50, &h.crc, 4);
 	if (size < AF_MIN_FRAME) {
