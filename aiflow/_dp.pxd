@@ -43,8 +43,8 @@ cdef class Loop:
     cdef readonly list port_names      # (name, driver) of the port that is, or was last, at each index
     cdef readonly bint stopped
     cdef object tx_pool
-    cdef Mempool references            # mbufs that refer to an agent's bytes, where ports send by reference
-    cdef rte_mbuf_ext_shared_info lent # common to all those bytes: nobody waits for them, the agent keeps them
+    cdef Mempool references             # mbufs that refer to an agent's bytes, where ports send by reference
+    cdef rte_mbuf_ext_shared_info lent  # common to all those bytes: nobody waits for them, the agent keeps them
     cdef object thread
     cdef object requests
     cdef object guard
