@@ -141,7 +141,8 @@ af_tx_probe_due(const struct af_tx *tx, const struct af_tx_port *port, uint64_t 
 	uint64_t last = w->sent_ns > w->acked_ns ? w->sent_ns : w->acked_ns;
 	uint64_t wait = 2 * w->rtt_ns > AF_PROBE_MIN_NS ? 2 * w->rtt_ns : AF_PROBE_MIN_NS;
 
-	if (w->flying && port->p.kick && now - w->sent_ns >= AF_KICK_NS)
+	/* Not more often than twice a round trip: many senders at one switch port would fill it with kicks. */
+	if (w->flying && port->p.kick && now - w->sent_ns >= (w->rtt_ns / 2 > AF_KICK_NS ? w->rtt_ns / 2 : AF_KICK_NS))
 		return true;
 	if (w->flying || port->aside)
 		return now - last >= wait << port->backoff;

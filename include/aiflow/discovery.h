@@ -71,6 +71,8 @@ af_tx_open_path(struct af_tx *tx, struct af_tx_port *port)
 	if (!best || (tx->payload_bytes && port->path_size - AF_HEADER < tx->payload_bytes))
 		return;
 	window = best->window < port->p.tx_window ? best->window : port->p.tx_window;
+	if (!port->p.point_to_point && window > AF_CREDIT_FIRST)
+		window = AF_CREDIT_FIRST; /* there may be a crowd: the first report says */
 	if (port->pace.rate_based)
 		window = af_tx_backstop(&port->p);
 	memcpy(port->dst, best->mac, 6);

@@ -4,6 +4,7 @@
 
 #include "grant.h"
 #include "rx_state.h"
+#include "share.h"
 
 static inline bool
 af_rx_has_chunk(const struct af_rx_slice *s, uint32_t chunk)
@@ -177,6 +178,7 @@ af_rx_on_session(struct af_rx *rx, struct af_rx_session *session, uint32_t p, co
 {
 	struct af_rx_path *path = &session->paths[f->path % AF_MAX_PORTS];
 	enum af_drop drop;
+	bool again;
 
 	if (!af_rx_knows(session, f->src))
 		return AF_DROP_SRC_MAC;
@@ -221,7 +223,9 @@ af_rx_on_session(struct af_rx *rx, struct af_rx_session *session, uint32_t p, co
 	path->frames++;
 	path->bytes += f->frame_bytes;
 	path->echo_ns = f->timestamp_ns;
+	again = now - path->heard_ns >= AF_CREDIT_IDLE_NS;
 	path->heard_ns = now;
+	af_share_heard(rx, p, path, f, again, now);
 	return drop;
 }
 

@@ -4,6 +4,7 @@
 
 #include "hello.h"
 #include "rx_state.h"
+#include "share.h"
 
 /* A session is told from its sender's instance; a restarted sender is another one. */
 static inline struct af_rx_session *
@@ -110,13 +111,12 @@ af_rx_answer(struct af_rx *rx, uint32_t p, uint64_t now, uint8_t *frame)
 static inline uint8_t *
 af_rx_report_path(const struct af_rx *rx, struct af_rx_path *path, uint32_t index, uint64_t now, uint8_t *at)
 {
-	const struct af_rx_port *port = &rx->ports[path->port];
-	uint32_t words = af_rx_words(&path->w), share = port->p.rx_ring / (port->nb_paths ? port->nb_paths : 1);
+	uint32_t words = af_rx_words(&path->w);
 	uint64_t hold = now - path->heard_ns;
 	struct af_path_report r = {
 		.path = AF_BE16((uint16_t)index),
 		.words = (uint8_t)words,
-		.window = AF_BE32(share ? share : 1),
+		.window = AF_BE32(af_share_window(rx, path, now)),
 		.next = AF_BE64(path->w.next),
 		.frames = AF_BE64(path->frames),
 		.echo_ns = AF_BE64(path->echo_ns),

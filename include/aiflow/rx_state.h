@@ -3,6 +3,7 @@
 #define AIFLOW_RX_STATE_H
 
 #include "agent.h"
+#include "credit.h"
 #include "layout.h"
 #include "monitor.h"
 #include "store.h"
@@ -66,6 +67,9 @@ struct af_rx_path {
 	bool urgent;
 	uint32_t news; /* frames since the last report */
 	uint64_t echo_ns, heard_ns, reported_ns, frames, bytes;
+	double granted; /* frames; 0: no window was granted yet */
+	struct af_credit credit;
+	struct af_delay delay;
 	struct af_rx_window w;
 };
 
@@ -94,6 +98,9 @@ struct af_rx_port {
 	struct af_agent_port p;
 	struct af_port_counters count;
 	uint32_t nb_paths; /* of all sessions */
+	struct af_credit credit;
+	uint64_t step_ns, drain_ns;
+	uint32_t sharing;       /* paths that the credit is divided among */
 	uint64_t sent, arrived; /* numbers that we can have seen, and those that we have */
 };
 

@@ -181,6 +181,9 @@ af_tx_watch_path(struct af_tx *tx, struct af_tx_port *port, uint64_t now)
 	struct af_tx_window *w = &port->w;
 	struct af_sent *oldest = af_tx_sent(w, w->judged);
 
+	if (port->open && !w->flying && now - w->sent_ns > AF_CREDIT_IDLE_NS && w->limit > AF_CREDIT_FIRST &&
+	    !port->p.point_to_point && !port->pace.rate_based)
+		w->limit = AF_CREDIT_FIRST; /* what was granted then may be another's now */
 	if (!port->open || !w->flying || w->judged == w->next || now < oldest->sent_ns)
 		return;
 	if (now - oldest->sent_ns < AF_ASIDE_NS + 4 * w->rtt_ns || now - w->acked_ns < AF_ASIDE_NS + 4 * w->rtt_ns)

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 
 #include "agent.h"
+#include "credit.h"
 #include "layout.h"
 #include "monitor.h"
 #include "pace.h"
