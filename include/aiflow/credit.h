@@ -9,6 +9,10 @@
  * Each path that is heard gets the same window, hence about the same rate, however long it has been there. One that
  * cannot use it, because a slower link lies before it, is held to what it can, by the same law, and leaves the rest.
  *
+ * A queue that is smaller than that shows by its losses. A first loss takes a quarter off the windows, at once. If that
+ * ends it, they stay below for AF_HOLD_NS and then try a little more; if frames are lost all the same, it is not the
+ * queue that loses them, and the windows are what they were.
+ *
  * A queue that never empties hides the least delay, from a newcomer and from clocks that drift: then the port is
  * drained for AF_DRAIN_NS. Ports with a single possible peer have no switch, and their ring is all there is to fill.
  */
@@ -30,6 +34,11 @@
 #define AF_BASE_NS 10000000000ull  /* a least delay that was not met again for so long is doubted */
 #define AF_BASE_NEAR 500000        /* ns by which it counts as met */
 
+#define AF_TRIAL_NS 200000000ull   /* for which fewer are in flight, to see whether that ends a loss */
+#define AF_HOLD_NS 10000000000ull
+#define AF_IMMUNE_NS 2000000000ull /* for which losses that nothing ends are left alone */
+#define AF_LOSS_MUCH 0.05          /* so much of an interval is an overflow in any case */
+
 struct af_credit {
 	double window;          /* frames */
 	double rate;            /* bytes/ns, smoothed */
@@ -44,6 +53,66 @@ struct af_delay {
 	bool any;             /* was there a frame in this interval? */
 	uint64_t met_ns;      /* when base was last met */
 };
+
+/* Losses of one port, and what they say about its queue. */
+struct af_trial {
+	double ceiling, before;   /* frames: of all windows; 0: none. What they were when the trial began */
+	uint64_t since_ns, until_ns, immune_ns, hold_ns;
+	uint64_t sent, arrived;   /* at the beginning of this interval, */
+	uint64_t first_sent, first_arrived; /* and of the trial */
+	uint32_t lossy;           /* intervals of the trial in which frames were lost */
+};
+
+/* A number is missing. True when the windows have changed. */
+static inline bool
+af_trial_hole(struct af_trial *t, struct af_credit *c, uint64_t sent, uint64_t arrived, uint64_t now)
+{
+	if (now < t->until_ns || now < t->immune_ns || (t->ceiling && c->window <= t->ceiling))
+		return false;
+	t->before = c->window;
+	t->ceiling = c->window *= 0.75;
+	t->since_ns = now;
+	t->until_ns = now + AF_TRIAL_NS;
+	t->first_sent = sent;
+	t->first_arrived = arrived;
+	t->lossy = 0;
+	return true;
+}
+
+/* An interval is over. */
+static inline void
+af_trial_step(struct af_trial *t, struct af_credit *c, uint64_t sent, uint64_t arrived, uint64_t now)
+{
+	uint64_t went = sent - t->sent, came = arrived - t->arrived;
+	double loss = went > came ? (double)(went - came) / (double)went : 0;
+	bool settled = now - t->since_ns > AF_CREDIT_NS * 3 / 2;
+
+	t->sent = sent;
+	t->arrived = arrived;
+	if (!t->until_ns && t->ceiling && loss > AF_LOSS_MUCH && now > t->immune_ns) {
+		t->ceiling = 0; /* the queue has become smaller, or has more neighbours */
+		af_trial_hole(t, c, sent - went, arrived - came, now);
+	} else if (t->until_ns && settled && loss > AF_LOSS_MUCH && c->window > AF_CREDIT_LEAST) {
+		t->ceiling = c->window *= 0.75;
+		t->since_ns = now;
+		t->until_ns = now + AF_TRIAL_NS;
+	} else if (t->until_ns && settled && loss > 0 && (++t->lossy >= 2 || c->window <= AF_CREDIT_LEAST)) {
+		c->window = t->before;
+		t->ceiling = 0;
+		t->immune_ns = now + AF_IMMUNE_NS;
+		t->until_ns = 0;
+	} else if (t->until_ns && now >= t->until_ns) {
+		if (sent - t->first_sent <= arrived - t->first_arrived)
+			t->ceiling = 0; /* it was only late */
+		t->hold_ns = now + AF_HOLD_NS;
+		t->until_ns = 0;
+	} else if (t->ceiling && !t->until_ns && now >= t->hold_ns) {
+		t->ceiling *= 1.1;
+		t->hold_ns = now + AF_HOLD_NS;
+	}
+	if (t->ceiling && c->window > t->ceiling)
+		c->window = t->ceiling;
+}
 
 static inline void
 af_delay_note(struct af_delay *d, int64_t delay, uint64_t now)
@@ -86,8 +155,8 @@ af_credit_step(struct af_credit *c, double delay_ns, uint64_t ns, double patienc
 	change = (may_wait * patience - waits) / frame / 2;
 	if (change < -c->window / 6)
 		change = -c->window / 6;
-	if (change > c->window / 4)
-		change = c->window / 4;
+	if (change > (c->window > 32 ? c->window / 16 : 2))
+		change = c->window > 32 ? c->window / 16 : 2; /* what overflows then is no more than this */
 	c->window += change;
 	/* Whatever delays seem to say: if all of it should wait at one place, it fits. */
 	if (most > patience * (AF_CREDIT_QUEUE + c->peak * AF_CREDIT_PIPE_NS) / frame)

@@ -178,6 +178,7 @@ af_rx_on_session(struct af_rx *rx, struct af_rx_session *session, uint32_t p, co
 {
 	struct af_rx_path *path = &session->paths[f->path % AF_MAX_PORTS];
 	enum af_drop drop;
+	uint64_t missing;
 	bool again;
 
 	if (!af_rx_knows(session, f->src))
@@ -216,7 +217,8 @@ af_rx_on_session(struct af_rx *rx, struct af_rx_session *session, uint32_t p, co
 	}
 	af_rx_learn_path(rx, session, path, p, f);
 	rx->ports[p].arrived++;
-	rx->ports[p].sent += f->number >= path->w.next ? f->number + 1 - path->w.next : 0;
+	missing = f->number > path->w.next ? f->number - path->w.next : 0;
+	rx->ports[p].sent += f->number >= path->w.next ? missing + 1 : 0;
 	if (af_rx_take(&path->w, f->number) && now - path->reported_ns > AF_REPORT_HOLE_NS)
 		path->urgent = true;
 	path->news++;
@@ -225,7 +227,7 @@ af_rx_on_session(struct af_rx *rx, struct af_rx_session *session, uint32_t p, co
 	path->echo_ns = f->timestamp_ns;
 	again = now - path->heard_ns >= AF_CREDIT_IDLE_NS;
 	path->heard_ns = now;
-	af_share_heard(rx, p, path, f, again, now);
+	af_share_heard(rx, p, path, f, again, missing, now);
 	return drop;
 }
 

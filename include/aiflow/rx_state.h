@@ -99,6 +99,7 @@ struct af_rx_port {
 	struct af_port_counters count;
 	uint32_t nb_paths; /* of all sessions */
 	struct af_credit credit;
+	struct af_trial trial;
 	uint64_t step_ns, drain_ns;
 	uint32_t sharing;       /* paths that the credit is divided among */
 	uint64_t sent, arrived; /* numbers that we can have seen, and those that we have */

@@ -98,20 +98,22 @@ af_share_step(struct af_rx *rx, uint32_t p, uint64_t now)
 		}
 	if (now > port->drain_ns && least >= 0)
 		af_credit_step(&port->credit, least, ns, 1, port->p.rx_ring);
+	af_trial_step(&port->trial, &port->credit, port->sent, port->arrived, now);
 	port->credit.frames = port->credit.bytes = 0;
 	af_share_divide(rx, p, now);
 }
 
-/* A numbered frame came over this path. `again`: the path was silent until now. */
+/* A numbered frame came over this path. `again`: the path was silent until now. `missing`: numbers before it did not. */
 static inline void
-af_share_heard(struct af_rx *rx, uint32_t p, struct af_rx_path *path, const struct af_frame *f, bool again, uint64_t now)
+af_share_heard(struct af_rx *rx, uint32_t p, struct af_rx_path *path, const struct af_frame *f, bool again, uint64_t missing,
+	       uint64_t now)
 {
 	struct af_rx_port *port = &rx->ports[p];
 
 	if (port->p.point_to_point)
 		return;
 	if (!port->credit.window)
-		port->credit.window = AF_CREDIT_QUEUE / 2 / 1514;
+		port->credit.window = AF_CREDIT_FIRST;
 	if (!path->credit.window)
 		path->credit.window = port->credit.window;
 	af_delay_note(&path->delay, (int64_t)(now + rx->clock_offset_ns - f->timestamp_ns), now);
@@ -121,7 +123,8 @@ af_share_heard(struct af_rx *rx, uint32_t p, struct af_rx_path *path, const stru
 	path->credit.bytes += f->frame_bytes;
 	if (!path->granted && port->sharing)
 		path->delay.doubted = true; /* what the newcomer sees first may be the others' queue */
-	if (again || !path->granted)
+	if ((missing && af_trial_hole(&port->trial, &port->credit, port->sent - missing - 1, port->arrived - 1, now)) || again ||
+	    !path->granted)
 		af_share_divide(rx, p, now);
 	if (now - port->step_ns >= AF_CREDIT_NS)
 		af_share_step(rx, p, now);
