@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from aiflow.cli.lab import lab
 from aiflow.cli.outcome import Terminal, size, version
 
 ENDPOINTS = (
@@ -133,6 +134,9 @@ def demo(as_json: bool, **options: Any) -> None:
 
     with Terminal(as_json).outcome("demo") as outcome:
         run_demo(outcome, **options)
+
+
+app.add_command(lab)
 
 
 def run(arguments: Sequence[str] | None = None, invoke: Callable[..., Any] = app.main) -> int:

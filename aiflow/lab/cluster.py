@@ -163,7 +163,7 @@ class Cluster:
 
     def _is_up(self) -> bool:
         state = _read_state(self.name)
-        if state is None or not state.get("complete") or state["layout"] != json.loads(json.dumps(self.layout.as_dict())):
+        if state is None or not state.get("complete") or Layout.from_dict(state["layout"]) != self.layout:
             return False
         return all(namespace.exists() for namespace in (*self.nodes(), *self.switches()))
 

@@ -54,7 +54,7 @@ class Loaded:
         return self._photographs[number % len(self._photographs)]
 
     def equal(self, number: int, content: Any) -> bool:
-        """Is this what element `number` was?"""
+        """Say whether this is what element `number` was."""
         return bool(np.array_equal(self[number], np.frombuffer(content, np.uint8)))
 
 

@@ -59,7 +59,7 @@ class Namespace:
         return _MOUNTS / self.name
 
     def exists(self) -> bool:
-        """Is it there?"""
+        """Say whether it is there."""
         return self.path.exists()
 
     def create(self) -> None:

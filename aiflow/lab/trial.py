@@ -15,7 +15,7 @@ from aiflow.lab.cluster import Cluster, Loss
 from aiflow.lab.elements import Elements, balanced
 from aiflow.lab.layout import Layout
 
-__all__ = ["AIFLOW", "TCP", "ZEROMQ", "Measured", "Route", "System", "Trial", "running"]
+__all__ = ["TCP", "ZEROMQ", "Measured", "Route", "System", "Trial", "ours", "running"]
 
 _START_S, _SLICE_S, _CHECK_S = 90.0, 600.0, 120.0
 _SETTLE_S = 0.05
@@ -31,8 +31,8 @@ class System:
     options: dict[str, Any] = field(default_factory=dict)
 
 
-def AIFLOW(label: str = "aiflow", **options: Any) -> System:  # noqa: N802 — a product's name, as the two below
-    """aiflow with these keywords of `aiflow.Sender`."""
+def ours(label: str = "aiflow", **options: Any) -> System:
+    """Give aiflow with these keywords of `aiflow.Sender`."""
     return System(label, aiflow_peers.send, aiflow_peers.receive, options)
 
 
@@ -88,8 +88,9 @@ class Trial:
     """Running processes, ready to send."""
 
     def __init__(
-        self, cluster: Cluster, routes: Sequence[Route], elements: Elements, senders: list[Child], receivers: list[Child]
-    ) -> None:
+        self, cluster: Cluster, routes: Sequence[Route], elements: Elements, senders: list[Child],
+        receivers: list[Child],
+    ) -> None:  # fmt: skip
         self._cluster = cluster
         self._routes = routes
         self._elements = elements

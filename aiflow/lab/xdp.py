@@ -53,5 +53,6 @@ def pass_program() -> int:
         raise LabError(f"the cluster's switches need bpf(2), whose number on {platform.machine()} is not known here")
     descriptor = int(libc.syscall(number, _PROG_LOAD, ctypes.byref(load), ctypes.sizeof(load)))
     if descriptor < 0:
-        raise LabError(f"the kernel refused an XDP program: {os.strerror(ctypes.get_errno())}; it needs CAP_BPF, or root")
+        reason = os.strerror(ctypes.get_errno())
+        raise LabError(f"the kernel refused an XDP program: {reason}; it needs CAP_BPF and CAP_NET_ADMIN, or root")
     return descriptor

@@ -1,0 +1,61 @@
+"""The published experiments by their names, and all that one run of some of them needs."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from aiflow.lab.bench import Bench, Results, write
+from aiflow.lab.cluster import check_rights
+from aiflow.lab.elements import Elements
+from aiflow.lab.errors import LabError
+
+__all__ = ["EXPERIMENTS", "check_packages", "images", "run"]
+
+EXPERIMENTS = "fig6", "fig7", "fig8", "policies"
+"""Each is a module of this package with a function ``run(bench)``."""
+
+_QUICK_PHOTOS, _QUICK_BYTES = 16, 16 * 267_000
+_PACKAGES = {"pyroute2": "pyroute2", "zmq": "pyzmq", "matplotlib": "matplotlib", "PIL": "pillow"}
+
+
+def check_packages() -> None:
+    """Refuse to begin what could not be finished.
+
+    Raises
+    ------
+    LabError
+        When packages of the extra ``lab`` are missing, or rights.
+    """
+    if missing := [name for module, name in _PACKAGES.items() if importlib.util.find_spec(module) is None]:
+        raise LabError(f"the experiments need {', '.join(missing)}: pip install 'aiflow[lab]'")
+    check_rights()
+
+
+def images(*, quick: bool, progress: Callable[[int], None]) -> Elements:
+    """Find or make the photographs."""
+    from aiflow.cli.photos import photo_set
+
+    asked: dict[str, Any] = {"nb_photos": _QUICK_PHOTOS, "total_bytes": _QUICK_BYTES} if quick else {}
+    photos = photo_set(progress=progress, **asked)
+    return Elements(
+        photos.directory, tuple(photo.name for photo in photos.photos), tuple(photo.nbytes for photo in photos.photos)
+    )
+
+
+def run(names: Sequence[str], bench: Bench, directory: Path) -> Iterator[tuple[Results, list[Path]]]:
+    """Run experiments one after the other, and write each one's files as soon as it has ended.
+
+    Yields
+    ------
+    Results, list of Path
+    """
+    for name in names:
+        begun = time.monotonic()
+        results: Results = importlib.import_module(f"aiflow.lab.{name}").run(bench)
+        results.seconds = time.monotonic() - begun
+        yield results, write(results, directory, bench)
