@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from aiflow.lab.bench import Results
     from aiflow.lab.layout import Layout
 
+_WIDTH = 110  # of tables that go to no terminal
+
 _json = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, nothing else.")
 _name = click.option("--name", default="lab", show_default=True, help="Which cluster, when there are several.")
 
@@ -160,20 +162,21 @@ def _show_status(outcome: Outcome) -> None:
                     figures = (f"{counters[key]:,}" for key in ("tx_frames", "rx_frames", "queue_drops"))
                     table.add_row(label, port, *figures)
                     label = ""
-        console.print(table)
+        console.print(table, width=max(console.width, _WIDTH))
 
 
 @lab.command()
 @click.option("--all", "running", is_flag=True, help="An experiment in progress, too.")
+@click.option("--name", help="Only the cluster of this name.")
 @_json
-def down(as_json: bool, running: bool) -> None:
+def down(as_json: bool, running: bool, name: str | None) -> None:
     """Remove every cluster, and what killed experiments left: namespaces, processes and sockets in them."""
     with Terminal(as_json).outcome("lab down") as outcome:
         from aiflow.lab.cluster import remove_all
 
         removed: list[str] = []
         kept: list[str] = []
-        for found, gone in remove_all(running=running):
+        for found, gone in remove_all(name, running=running):
             (removed if gone else kept).append(found.name)
             if not gone:
                 outcome.terminal.say(
@@ -258,12 +261,12 @@ def _show(outcome: Outcome, results: Results, paths: list[Path]) -> None:
             f"{each['seconds']:.3f}", f"{each['share']:.4f}", f"{each['lost']:,.0f}", f"{each['retransmitted']:,.0f}",
             str(each["runs"]), f"{each['load']:.1f}",
         )  # fmt: skip
-    console.print(table)
+    console.print(table, width=max(console.width, _WIDTH))
     table = Table(box=box.SIMPLE_HEAD)
     for heading, justify in (("", "left"), ("ought to be", "right"), ("is", "right"), ("", "left")):
         table.add_column(heading, justify=justify)  # type: ignore[arg-type]
     for check in results.checks:
         met = "[green]met[/]" if check.met else "[red]missed[/]"
         table.add_row(check.what, check.limit, f"{check.value:.4g}", met)
-    console.print(table)
+    console.print(table, width=max(console.width, _WIDTH))
     console.print(f"{', '.join(map(str, paths))} ({results.seconds:.0f} s)", markup=False)

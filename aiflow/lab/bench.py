@@ -19,8 +19,9 @@ from typing import Any, Protocol
 from aiflow.lab.elements import Elements
 from aiflow.lab.trial import Measured
 
-__all__ = ["Bar", "Bench", "Check", "Results", "median", "row", "write"]
+__all__ = ["DELIVERY", "Bar", "Bench", "Check", "Results", "median", "row", "write"]
 
+DELIVERY = "runs in which an element was lost or changed"
 Row = dict[str, Any]
 
 
@@ -124,7 +125,7 @@ class Results:
     def check_delivery(self) -> None:
         """Every element of every run arrived identical."""
         lost = sum(not each["delivered"] for each in self.rows)
-        self.check("runs in which an element was lost or changed", "0", lost, lost == 0)
+        self.check(DELIVERY, "0", lost, lost == 0)
 
     def summarise(self, *keys: str) -> None:
         """Make a median of the runs that agree in `keys`; numbers are medians, `delivered` holds for all of them."""

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from aiflow.eal_arguments import remove_stale_directories
 from aiflow.errors import ConfigError
 from aiflow.lab.errors import LabError
 from aiflow.lab.layout import Layout, Port
@@ -24,7 +25,7 @@ from aiflow.lab.layout import Layout, Port
 if TYPE_CHECKING:
     from aiflow.lab.namespaces import Counters, Namespace
 
-__all__ = ["Cluster", "Loss", "check_rights", "clusters", "remove_all"]
+__all__ = ["Cluster", "Found", "Loss", "check_rights", "clusters", "owned_name", "remove_all"]
 
 PREFIX = "aiflow-lab-"
 STATE = Path("/run/aiflow-lab")
@@ -226,19 +227,25 @@ class Cluster:
         """Frames lost so far, by place."""
         counted = self.counters()
 
-        def drops(host: str, begins: str) -> int:
-            return sum(row.queue_drops for name, row in counted[host].items() if name.startswith(begins))
+        def rows(hosts: str, begins: str) -> list[Counters]:
+            interfaces = (each for host, found in counted.items() if host.startswith(hosts) for each in found.items())
+            return [row for name, row in interfaces if name.startswith(begins)]
 
-        switches = [f"switch{i}" for i in range(self.layout.switches)]
+        nodes, ports, trunks = rows("node", "p"), rows("switch", "n"), rows("switch", "trunk")
         return Loss(
-            sum(drops(f"node{i}", "p") for i in range(self.layout.nb_nodes)),
-            sum(drops(switch, "n") for switch in switches),
-            sum(drops(switch, "trunk") for switch in switches),
+            sum(row.queue_drops for row in nodes),
+            sum(row.wire_drops for row in nodes) + sum(row.queue_drops + row.wire_drops for row in ports),
+            sum(row.queue_drops + row.wire_drops for row in trunks),
             sum(switch.lost() for switch in self.switches()) if self.layout.loss else 0,
         )
 
 
 # ---- clusters of this machine ----
+
+
+def owned_name(purpose: str) -> str:
+    """Name a cluster of this process alone."""
+    return f"{purpose[:8]}_{os.getpid()}"
 
 
 def _process(pid: int) -> dict[str, int] | None:
@@ -299,11 +306,13 @@ def clusters() -> list[Found]:
     return found
 
 
-def remove_all(*, running: bool = False) -> Iterator[tuple[Found, bool]]:
+def remove_all(name: str | None = None, *, running: bool = False) -> Iterator[tuple[Found, bool]]:
     """Remove every cluster, and what dead processes left.
 
     Parameters
     ----------
+    name : str, optional
+        That cluster only.
     running : bool
         Those too that belong to a living process, such as an experiment in progress.
 
@@ -314,10 +323,13 @@ def remove_all(*, running: bool = False) -> Iterator[tuple[Found, bool]]:
     """
     check_rights()
     for found in clusters():
+        if name not in (None, found.name):
+            continue
         removed = running or not found.alive
         if removed:
             _remove(found.name)
         yield found, removed
+    remove_stale_directories()  # DPDK's own, of killed processes
     with contextlib.suppress(OSError):
         STATE.rmdir()  # if nothing is left in it
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aiflow.lab import paper
 from aiflow.lab.bench import Bench, Results, row
-from aiflow.lab.cluster import Cluster
+from aiflow.lab.cluster import Cluster, owned_name
 from aiflow.lab.layout import Layout
 from aiflow.lab.trial import TCP, ZEROMQ, Route, ours, running
 
@@ -25,7 +25,7 @@ def run(bench: Bench) -> Results:
     nb_images = 16 if bench.quick else 512
     runs = [(n, count, system) for n in range(bench.repeats) for count in counts for system in SYSTEMS]
     with (
-        Cluster(Layout(rates_bps=(bench.rate_bps,)), name="fig6", owned=True) as cluster,
+        Cluster(Layout(rates_bps=(bench.rate_bps,)), name=owned_name("fig6"), owned=True) as cluster,
         bench.bar("fig6: ports in parallel", len(runs)) as bar,
     ):
         for done, (n, count, system) in enumerate(runs):

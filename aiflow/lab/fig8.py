@@ -6,7 +6,7 @@ from contextlib import ExitStack
 
 from aiflow.lab import paper
 from aiflow.lab.bench import Bench, Results, row
-from aiflow.lab.cluster import Cluster
+from aiflow.lab.cluster import Cluster, owned_name
 from aiflow.lab.layout import Layout
 from aiflow.lab.trial import TCP, ZEROMQ, Route, System, ours, running
 
@@ -33,7 +33,7 @@ def run(bench: Bench) -> Results:
             switches: stack.enter_context(
                 Cluster(
                     Layout(switches=switches, rates_bps=(bench.rate_bps,), trunk_bps=TRUNK * bench.rate_bps),
-                    name=f"fig8_{switches}",
+                    name=owned_name(f"fig8_{switches}"),
                     owned=True,
                 )
             )

@@ -32,13 +32,17 @@ _LOSS_PERIOD = 1 << 16
 
 
 class Counters(NamedTuple):
-    """An interface's, as the kernel counts: frames and bytes each way, and what its queue did not take."""
+    """An interface's, as the kernel counts.
+
+    Frames and bytes each way; frames that its queue did not take, and those that the other end of its wire did not.
+    """
 
     tx_frames: int
     tx_bytes: int
     rx_frames: int
     rx_bytes: int
     queue_drops: int
+    wire_drops: int
 
 
 class Namespace:
@@ -213,7 +217,7 @@ class Namespace:
                 if name != "lo":
                     found[name] = Counters(
                         stats["tx_packets"], stats["tx_bytes"], stats["rx_packets"], stats["rx_bytes"],
-                        drops.get(link["index"], 0),
+                        drops.get(link["index"], 0), stats["tx_dropped"],
                     )  # fmt: skip
             return found
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aiflow.lab import paper
 from aiflow.lab.bench import Bench, Results, row
-from aiflow.lab.cluster import Cluster
+from aiflow.lab.cluster import Cluster, owned_name
 from aiflow.lab.layout import Layout
 from aiflow.lab.trial import TCP, ZEROMQ, Route, System, ours, running
 
@@ -26,7 +26,7 @@ def run(bench: Bench) -> Results:
     # A switch for each port: a sender's fast port meets the receiver's fast one, whoever pairs them.
     layout = Layout(switches=len(rates), rates_bps=rates)
     runs = [(n, system) for n in range(bench.repeats) for system in systems]
-    with Cluster(layout, name="policies", owned=True) as cluster, bench.bar("policies", len(runs)) as bar:
+    with Cluster(layout, name=owned_name("policies"), owned=True) as cluster, bench.bar("policies", len(runs)) as bar:
         for done, (n, system) in enumerate(runs):
             bar.show(done)
             with running(cluster, system, [Route(0, 2, len(rates))], bench.images) as trial:
