@@ -5,7 +5,7 @@ PY := .venv/bin/python
 ARGS ?=
 IN_REACH := @tools/in-reach.sh $(MAKE) --no-print-directory ARGS='$(ARGS)'
 
-.PHONY: help demo test bench soak lint sanitize setup fresh clean demo-here test-here bench-here soak-here sanitize-here
+.PHONY: help demo test bench soak lab lint sanitize setup fresh clean demo-here test-here bench-here soak-here sanitize-here
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,6 +21,10 @@ bench: ## frames/s and GB/s on memif, vhost and ring, beside a C testpmd
 
 soak: ## the long runs
 	$(IN_REACH) soak-here
+
+lab: ## the published experiments on an emulated cluster (root); writes lab-results/
+	@tools/setup.sh dev
+	.venv/bin/aiflow lab run all $(ARGS)
 
 sanitize: ## the unit tests with AddressSanitizer and UndefinedBehaviorSanitizer
 	$(IN_REACH) sanitize-here

@@ -49,7 +49,10 @@ def run(bench: Bench) -> Results:
     layout = Layout(rates_bps=(bench.rate_bps,), link_bps=10 * bench.rate_bps)
     plan = [("one sender", n, label) for n in range(bench.repeats) for label in known]
     plan += [("two senders", n, label) for n in range(bench.repeats) for label in known]
-    with Cluster(layout, name=owned_name("fig7"), owned=True) as cluster, bench.bar("fig7: flow control", len(plan)) as bar:
+    with (
+        Cluster(layout, name=owned_name("fig7"), owned=True) as cluster,
+        bench.bar("fig7: flow control", len(plan)) as bar,
+    ):
         for done, (load, n, label) in enumerate(plan):
             bar.show(done)
             routes = [Route(0, 2, PORTS)] if load == "one sender" else [Route(0, 2, PORTS), Route(1, 2, PORTS)]
