@@ -1,7 +1,7 @@
-"""The two state machines against each other, in plain C, on a simulated network and clock (tests/core/exchange.c).
+"""The two state machines against each other, in plain C, on a simulated network and clock (tests/core/simulate.c).
 
 Built by the test itself with the sanitizers on. Every run is checked in C; here each scenario also shows that its fault
-took place.
+took place. Worlds drawn from seeds are test_simulator.py's.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def compiled(source: str, target: Path, *flags: str) -> Path:
 
 
 @pytest.fixture(scope="session")
-def exchange(tmp_path_factory) -> Path:
-    return compiled("exchange.c", tmp_path_factory.mktemp("core") / "exchange")
+def simulate(tmp_path_factory) -> Path:
+    return compiled("simulate.c", tmp_path_factory.mktemp("core") / "simulate")
 
 
 def run(program: Path, *options: str) -> Outcome:
@@ -90,9 +90,9 @@ SCENARIOS: dict[str, tuple[str, Callable[[Outcome], bool], float]] = {
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_nothing_is_lost_when(exchange, name) -> None:
+def test_nothing_is_lost_when(simulate, name) -> None:
     options, took_place, longest_ms = SCENARIOS[name]
-    outcomes = run_seeds(exchange, options)
+    outcomes = run_seeds(simulate, options)
     assert any(took_place(outcome) for outcome in outcomes), outcomes[0]
     if name not in ("some_are_cancelled", "the_receiver_restarts", "a_sender_restarts"):
         assert not any(outcome["failed"] for outcome in outcomes)
@@ -100,16 +100,16 @@ def test_nothing_is_lost_when(exchange, name) -> None:
     assert not any(network(outcome, "overflowed") for outcome in outcomes)
 
 
-def test_losses_are_repaired_one_for_one(exchange) -> None:
+def test_losses_are_repaired_one_for_one(simulate) -> None:
     """A frame is sent again because it was lost, not on suspicion: spurious ones stay below a hundredth."""
-    outcomes = run_seeds(exchange, "loss=100 slices=40", 8)
+    outcomes = run_seeds(simulate, "loss=100 slices=40", 8)
     assert sum(outcome["spurious"] for outcome in outcomes) <= 0.01 * sum(outcome["again"] for outcome in outcomes)
     assert sum(outcome["again"] for outcome in outcomes) <= 1.2 * sum(network(o, "lost") for o in outcomes)
 
 
-def test_the_same_seed_is_the_same_run(exchange) -> None:
+def test_the_same_seed_is_the_same_run(simulate) -> None:
     options = ("loss=300", "jitter_us=50", "dup=100", "senders=2", "seed=9")
-    assert run(exchange, *options) == run(exchange, *options)
+    assert run(simulate, *options) == run(simulate, *options)
 
 
 @pytest.mark.parametrize("flags", [(), ("-msse4.2",)], ids=["portable", "sse4.2"])

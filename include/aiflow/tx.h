@@ -204,10 +204,12 @@ af_tx_detach(struct af_tx *tx, uint32_t p, uint64_t now)
 	for (uint64_t n = port->w.judged; port->open && n < port->w.next; n++)
 		if (af_tx_sent(&port->w, n)->state == AF_SENT_FLYING)
 			af_tx_lost(tx, port, af_tx_sent(&port->w, n));
+	if (port->open)
+		tx->next_number[p] = port->w.next;
 	port->p.attached = port->open = false;
 	port->nb_candidates = 0;
 	for (uint32_t i = 0; i < tx->nb_ports; i++)
-		any |= tx->ports[i].open;
+		any |= tx->ports[i].p.attached; /* without a path as yet, perhaps: it keeps asking */
 	if (tx->open && !any)
 		af_tx_lose_session(tx, AF_TX_RESTARTED, now);
 }

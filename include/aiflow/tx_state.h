@@ -130,6 +130,7 @@ struct af_tx {
 	bool fixed_frame_size; /* the user named it: a smaller one on the way is an error */
 	/* dataplane: rw */
 	struct af_tx_port ports[AF_MAX_PORTS];
+	uint64_t next_number[AF_MAX_PORTS]; /* of paths whose port has gone: one that comes back goes on from there */
 	uint32_t nb_ports; /* highest attached index, plus one */
 	bool open, changed, closing, keeps_mbufs;
 	int trouble; /* AF_TX_AMBIGUOUS, AF_TX_MTU: found by discovery */
@@ -338,6 +339,7 @@ af_tx_lose_session(struct af_tx *tx, int error, uint64_t now)
 	tx->first_id = tx->next_id = 0;
 	tx->again_head = tx->again_tail = 0;
 	tx->report_number = 0;
+	memset(tx->next_number, 0, sizeof tx->next_number);
 	af_tx_forget_answers(tx, now);
 }
 

@@ -114,9 +114,10 @@ af_tx_sent(struct af_tx_window *w, uint64_t number)
 }
 
 static inline void
-af_tx_window_reset(struct af_tx_window *w, uint32_t limit)
+af_tx_window_reset(struct af_tx_window *w, uint32_t limit, uint64_t first_number)
 {
-	w->next = w->judged = w->seen = 0;
+	w->next = w->judged = first_number;
+	w->seen = 0;
 	w->flying = w->spurious = 0;
 	w->limit = limit < AF_MAX_WINDOW ? limit : AF_MAX_WINDOW;
 	w->reorder = AF_REORDER_FIRST;

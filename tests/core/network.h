@@ -1,148 +1,85 @@
-/* The scenario of a run, its random numbers, and the simulated Ethernet segments: part of exchange.c. */
+/* Simulated Ethernet segments, and the trace of what passes them.
+ *
+ * Each segment joins one port of the receiver with one port of every sender, as a switch does. Its two directions are
+ * lines of faults.h, as the burst loop has them at its ports. Every event joins a running hash: two runs are the same
+ * when their hashes are.
+ */
 #ifndef TESTS_NETWORK_H
 #define TESTS_NETWORK_H
 
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
+#include <inttypes.h>
+#include <stdarg.h>
 
-#include "aiflow/agent.h"
+#include "scenario.h"
 
-#define MAX_SENDERS 4
-#define MAX_SLICES 256
-#define STEP_NS 10000ull
-#define FRAME 1514u
-#define LINE 4096u /* frames that a segment can hold in flight */
 #define START_NS 1000000000ull
-
-/* ---- the scenario ---- */
-
-static struct {
-	int seed, slices, senders, ports, window, ring;
-	int loss, dup, corrupt; /* per 10 000 frames, each direction */
-	int burst;              /* losses come in bursts of about so many */
-	int jitter_us;          /* frames overtake each other by up to this */
-	int small, zero;        /* many small elements; every so many slices, elements without bytes */
-	int bytes;              /* largest element */
-	int memory_kb, hold_ms; /* what the receiver may hold; how long its user keeps a slice */
-	int die_ms, die_way;    /* from then on path 0 is dead: 1 towards the receiver, 2 back, 3 both ways */
-	int mute_ms;            /* all that the receiver says is lost for so long */
-	int cancel;             /* every so many slices is cancelled in mid-flow */
-	int rx_restart_ms, tx_restart_ms;
-	int first_lost, last_lost; /* the first DATA frame is lost; CLOSE frames are lost once each */
-	int keep;                  /* the receiver keeps frames in place (assemble=False) */
-	int limit_ms;
-} o = {.seed = 1, .slices = 12, .senders = 1, .ports = 4, .window = 90, .ring = 256, .bytes = 60000, .memory_kb = 65536,
-       .limit_ms = 60000};
-
-#define OPTION(name) {#name, &o.name}
-static const struct { const char *name; int *value; } options[] = {
-	OPTION(seed), OPTION(slices), OPTION(senders), OPTION(ports), OPTION(window), OPTION(ring), OPTION(loss), OPTION(dup),
-	OPTION(corrupt), OPTION(burst), OPTION(jitter_us), OPTION(small), OPTION(zero), OPTION(bytes), OPTION(memory_kb),
-	OPTION(hold_ms), OPTION(die_ms), OPTION(die_way), OPTION(mute_ms), OPTION(cancel), OPTION(rx_restart_ms),
-	OPTION(tx_restart_ms), OPTION(first_lost), OPTION(last_lost), OPTION(keep), OPTION(limit_ms),
-};
-
-static void
-read_options(int argc, char **argv)
-{
-	for (int i = 1; i < argc; i++) {
-		char *value = strchr(argv[i], '=');
-		bool known = false;
-
-		for (size_t k = 0; value && k < sizeof options / sizeof *options; k++)
-			if (strlen(options[k].name) == (size_t)(value - argv[i]) &&
-			    !strncmp(options[k].name, argv[i], (size_t)(value - argv[i]))) {
-				*options[k].value = atoi(value + 1);
-				known = true;
-			}
-		if (!known) {
-			fprintf(stderr, "exchange: unknown option %s\n", argv[i]);
-			exit(2);
-		}
-	}
-}
-
-static uint64_t random_state;
-
-static uint32_t
-draw(uint32_t below)
-{
-	random_state ^= random_state >> 12; /* xorshift64* (Vigna) */
-	random_state ^= random_state << 25;
-	random_state ^= random_state >> 27;
-	return below ? (uint32_t)((random_state * 0x2545f4914f6cdd1dull) >> 33) % below : 0;
-}
-
-/* ---- the network ---- */
+#define FLIGHT_NS 20000ull /* of every frame */
 
 struct packet {
-	uint64_t due, order;
 	uint32_t len;
-	uint8_t *bytes; /* of just this length: a read beyond it is seen by the sanitizer */
+	uint8_t bytes[]; /* of just this length: a read beyond it is seen by the sanitizer */
 };
 
-struct line { /* one direction of a segment; a heap by (due, order) */
-	struct packet heap[LINE];
-	uint32_t count, unlucky;
-};
-
-static struct line lines[2][AF_MAX_PORTS]; /* to the receiver, from the receiver */
-static uint64_t order, flow_ns; /* flow_ns: when the first DATA frame was sent; the scenario's times count from there */
+static struct af_line lines[2][AF_MAX_PORTS];
+static uint64_t flow_ns; /* when the first DATA frame was sent; the scenario's times count from there */
+static uint64_t trace_hash;
 static struct {
-	uint64_t sent, lost, doubled, damaged, cut, muted, overflowed, first, last;
+	uint64_t sent, cut, muted, first, last;
 } net;
+static uint64_t happened[NB_FAULTS]; /* how often each kind of fault took place in this world */
 
-static bool
-earlier(const struct packet *a, const struct packet *b)
+/* ---- the trace ---- */
+
+static const char *const kind_names[16] = {"0", "DATA", "PACKED", "MANIFEST", "GRANT", "FEEDBACK", "HELLO", "PROBE", "BYE",
+					   "VOID", "CLOSE", "11", "12", "13", "14", "15"};
+
+static void
+hash_in(uint64_t a, uint64_t b)
 {
-	return a->due != b->due ? a->due < b->due : a->order < b->order;
+	trace_hash = (trace_hash ^ a) * 0x9e3779b97f4a7c15ull;
+	trace_hash = (trace_hash << 29 | trace_hash >> 35) + b;
+}
+
+/* An event of the world. Joins the hash by its text. */
+__attribute__((format(printf, 2, 3))) static void
+note(uint64_t now, const char *format, ...)
+{
+	char text[200];
+	va_list arguments;
+
+	va_start(arguments, format);
+	vsnprintf(text, sizeof text, format, arguments);
+	va_end(arguments);
+	for (const char *c = text; *c; c++)
+		hash_in((uint64_t)*c, 0);
+	hash_in(now, 1);
+	if (o.trace)
+		printf("%12.3f us  %s\n", (double)(now - START_NS) / 1e3, text);
 }
 
 static void
-line_push(struct line *line, uint64_t due, const uint8_t *bytes, uint32_t len)
+note_frame(uint64_t now, int way, uint32_t segment, const uint8_t *frame, uint32_t len, const char *what)
 {
-	uint32_t i = line->count;
+	struct af_header h;
 
-	if (i == LINE) {
-		net.overflowed++;
-		return;
-	}
-	line->heap[i] = (struct packet){.due = due, .order = order++, .len = len, .bytes = malloc(len)};
-	memcpy(line->heap[i].bytes, bytes, len);
-	for (line->count++; i && earlier(&line->heap[i], &line->heap[(i - 1) / 2]); i = (i - 1) / 2) {
-		struct packet swap = line->heap[i];
-
-		line->heap[i] = line->heap[(i - 1) / 2];
-		line->heap[(i - 1) / 2] = swap;
-	}
+	memcpy(&h, frame, len < sizeof h ? len : sizeof h);
+	hash_in(now, (uint64_t)len << 32 | (uint32_t)(way << 16) | segment);
+	hash_in(h.crc, (uint64_t)(uint8_t)what[0]);
+	if (o.trace)
+		printf("%12.3f us  %s %u  %-8s %-9s slice %u element %u seq %u path %u number %u  %u bytes\n",
+		       (double)(now - START_NS) / 1e3, way == FORTH ? "->" : "<-", segment, what, kind_names[h.frame_id & 15],
+		       AF_BE32(h.slice), AF_BE32(h.element), AF_BE32(h.seq), AF_BE16(h.path), AF_BE32(h.number_low), len);
 }
 
+/* ---- the segments ---- */
+
 static bool
-line_pop(struct line *line, uint64_t now, struct packet *out)
+is_within(uint64_t now, int after_ms, int for_ms)
 {
-	uint32_t i = 0;
+	uint64_t since = flow_ns ? now - flow_ns : 0;
 
-	if (!line->count || line->heap[0].due > now)
-		return false;
-	*out = line->heap[0];
-	line->heap[0] = line->heap[--line->count];
-	for (;;) {
-		uint32_t least = i, left = 2 * i + 1;
-
-		if (left < line->count && earlier(&line->heap[left], &line->heap[least]))
-			least = left;
-		if (left + 1 < line->count && earlier(&line->heap[left + 1], &line->heap[least]))
-			least = left + 1;
-		if (least == i)
-			return true;
-		struct packet swap = line->heap[i];
-
-		line->heap[i] = line->heap[least];
-		line->heap[least] = swap;
-		i = least;
-	}
+	return after_ms && flow_ns && since >= (uint64_t)after_ms * MS &&
+	       (!for_ms || since < (uint64_t)(after_ms + for_ms) * MS);
 }
 
 static uint8_t last_closed[MAX_SENDERS][MAX_SLICES]; /* CLOSE frames lost so far, by session and slice */
@@ -159,72 +96,132 @@ is_marked(const uint8_t *frame)
 	if (o.last_lost && (h.frame_id & 15) == AF_CLOSE) {
 		uint8_t *mark = &last_closed[AF_BE32(h.session) % MAX_SENDERS][AF_BE32(h.slice) % MAX_SLICES];
 
-		if (!*mark) {
-			net.last++;
-			*mark = 1;
-			return true;
-		}
+		net.last += !*mark;
+		return !(*mark)++;
 	}
 	return false;
 }
 
-static void
-transmit(int way, uint32_t segment, uint64_t now, uint8_t *frame, uint32_t len)
+static bool
+is_cut(int way, uint32_t segment, uint64_t now, const uint8_t *frame)
 {
-	struct line *line = &lines[way][segment];
-	uint64_t since;
+	if (is_within(now, o.outage_ms, o.outage_for_ms)) {
+		happened[OUTAGE]++;
+		return true;
+	}
+	if (segment == 0 && o.die_way >> way & 1 && is_within(now, o.die_ms, o.back_ms)) {
+		net.cut++;
+		return true;
+	}
+	if (o.mute_ms && way == BACK && flow_ns && now > flow_ns && now - flow_ns < (uint64_t)o.mute_ms * MS) {
+		net.muted++;
+		return true;
+	}
+	return way == FORTH && is_marked(frame);
+}
+
+static void
+transmit(int way, uint32_t segment, uint64_t now, const uint8_t *frame, uint32_t len)
+{
+	struct af_line *line = &lines[way][segment];
+	uint8_t spoilt[AF_MAX_FRAME], kind = frame[14] & 15;
+	uint32_t passed_len = len, copies;
 
 	net.sent++;
-	if (!flow_ns && (frame[14] & 15) == AF_DATA)
+	if (!flow_ns && kind == AF_DATA)
 		flow_ns = now;
-	since = flow_ns ? now - flow_ns : 0;
-	if (o.die_ms && segment == 0 && since >= (uint64_t)o.die_ms * 1000000 && o.die_way >> way & 1) {
-		net.cut++;
+	if (is_cut(way, segment, now, frame)) {
+		note_frame(now, way, segment, frame, len, "cut");
 		return;
 	}
-	if (o.mute_ms && way == 1 && since && since < (uint64_t)o.mute_ms * 1000000) {
-		net.muted++;
-		return;
-	}
-	if (way == 0 && is_marked(frame))
-		return;
-	if (line->unlucky) {
-		line->unlucky--;
-		net.lost++;
-		return;
-	}
-	if (draw(10000) * (o.burst ? o.burst : 1) < (uint32_t)o.loss) {
-		line->unlucky = o.burst ? draw(2 * (uint32_t)o.burst) : 0;
-		net.lost++;
-		return;
-	}
-	for (int copies = 1 + (draw(10000) < (uint32_t)o.dup); copies; copies--) {
-		uint32_t bit = draw(len * 8);
-		bool damaged = draw(10000) < (uint32_t)o.corrupt;
+	memcpy(spoilt, frame, len);
+	copies = af_line_enter(line, spoilt, &passed_len, now);
+	note_frame(now, way, segment, frame, len, copies == 0 ? "lost" : copies > 1 ? "repeated" : passed_len < len ? "truncated"
+					 : memcmp(spoilt, frame, len) ? "damaged" : "sent");
+	for (; copies; copies--) {
+		struct packet *packet = malloc(sizeof *packet + passed_len);
 
-		net.doubled += copies == 2;
-		net.damaged += damaged;
-		frame[bit / 8] ^= (uint8_t)(damaged << (bit % 8));
-		line_push(line, now + 20000 + draw(1 + (uint32_t)o.jitter_us) * 1000ull, frame, len);
-		frame[bit / 8] ^= (uint8_t)(damaged << (bit % 8));
+		packet->len = passed_len;
+		memcpy(packet->bytes, spoilt, passed_len);
+		if (!af_line_hold(line, af_line_due(line, kind, now + FLIGHT_NS), packet))
+			free(packet);
 	}
+}
+
+/* When the next frame arrives anywhere. */
+static uint64_t
+next_arrival(void)
+{
+	uint64_t next = UINT64_MAX;
+
+	for (int way = 0; way < 2; way++)
+		for (int p = 0; p < o.ports; p++)
+			if (lines[way][p].nb_held && lines[way][p].held[0].due_ns < next)
+				next = lines[way][p].held[0].due_ns;
+	return next;
 }
 
 /* A process that dies takes its frames with it. */
 static void
 forget_frames(int way, uint32_t segment, const uint8_t *src)
 {
-	struct line *line = &lines[way][segment];
-	uint32_t count = line->count;
+	struct af_line *line = &lines[way][segment];
+	uint32_t count = line->nb_held;
+	struct af_held held[AF_LINE_FRAMES];
 
-	line->count = 0;
+	memcpy(held, line->held, count * sizeof *held);
+	line->nb_held = 0;
 	for (uint32_t i = 0; i < count; i++) {
-		struct packet p = line->heap[i];
+		struct packet *packet = held[i].frame;
 
-		if (memcmp(p.bytes + 6, src, 6))
-			line_push(line, p.due, p.bytes, p.len); /* never beyond i: the heap grows no faster than it is read */
-		free(p.bytes);
+		if (packet->len >= 12 && !memcmp(packet->bytes + 6, src, 6))
+			free(packet);
+		else
+			af_line_hold(line, held[i].due_ns, packet); /* there was room for it */
 	}
+}
+
+static void
+open_network(void)
+{
+	memset(&net, 0, sizeof net);
+	memset(happened, 0, sizeof happened);
+	memset(last_closed, 0, sizeof last_closed);
+	flow_ns = trace_hash = 0;
+	for (int way = 0; way < 2; way++)
+		for (int p = 0; p < o.ports; p++)
+			af_line_init(&lines[way][p], &rules[way][p], (uint64_t)o.seed, (uint32_t)p, (uint32_t)way);
+}
+
+static void
+close_network(void)
+{
+	for (int way = 0; way < 2; way++)
+		for (int p = 0; p < o.ports; p++)
+			for (struct packet *packet; (packet = af_line_leave(&lines[way][p], UINT64_MAX));)
+				free(packet);
+}
+
+/* Frames to which a kind of fault happened, over all lines. */
+static uint64_t
+count_fault(enum af_fault_kind kind)
+{
+	uint64_t sum = 0;
+
+	for (int way = 0; way < 2; way++)
+		for (int p = 0; p < o.ports; p++)
+			sum += lines[way][p].counts[kind];
+	return sum;
+}
+
+static int
+kinds_happened(void)
+{
+	int kinds = 0;
+
+	for (int k = 0; k < NB_FAULTS; k++)
+		kinds += (k < OUTAGE ? count_fault((enum af_fault_kind)k) : happened[k]) > 0;
+	return kinds;
 }
 
 #endif

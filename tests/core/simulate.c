@@ -1,0 +1,408 @@
+/* Senders and a receiver, state machine against state machine, over simulated Ethernet segments on a simulated clock.
+ *
+ * The same seed gives the same run, event for event; `trace` in the outcome is a hash over all of them, and trace=1 prints
+ * them. What is checked:
+ *
+ *   - a slice that its sender was told is delivered was handed over once, in order, with the same bytes;
+ *   - none was handed over that its sender did not send, and none twice;
+ *   - no window is ever exceeded, and each counts just what flies on it; the receiver's counts are those of its lists;
+ *   - all memory comes back; everything ends within the scenario's time, and so does the goodbye.
+ *
+ * Usage: simulate NAME=VALUE …   (see `options` in scenario.h)
+ *
+ *   simulate draw=1 seed=1 seeds=1000   a thousand worlds, all that happens in them drawn from the seed
+ *   simulate draw=1 seed=77 trace=1     one of them, told
+ *   simulate loss=100 senders=2         a world by hand
+ *
+ * Prints one JSON object for the seeds together; the exit code is 0 when all held, and the first seed that fails is named.
+ */
+#include "peers.h"
+
+static struct {
+	uint64_t delivered, failed, nbytes, frames, again, spurious, probes, aside, sent, waited, receivers, longest_ns, total_ns;
+	uint64_t first, last, cut, muted, by_kind[NB_FAULTS], overflowed, fewest_frames, fewest_kinds;
+	uint64_t hash;
+	int longest_seed;
+} sum = {.fewest_frames = UINT64_MAX, .fewest_kinds = UINT64_MAX};
+
+static uint32_t work; /* frames that moved in this turn */
+
+/* ---- what holds at any time ---- */
+
+static void
+check_windows(struct sender *s)
+{
+	for (int p = 0; p < o.ports; p++) {
+		struct af_tx_port *port = &s->tx.ports[p];
+		uint32_t flying = 0;
+
+		for (uint64_t n = port->w.judged; port->open && n < port->w.next; n++)
+			flying += af_tx_sent(&port->w, n)->state == AF_SENT_FLYING && !af_tx_sent(&port->w, n)->probe;
+		if (port->open && flying != port->w.flying)
+			fail("a window counts what does not fly", p, (int)flying);
+	}
+}
+
+static void
+check_receiver(void)
+{
+	uint32_t flowing = 0, waiting = 0, listed = 0, paths[AF_MAX_PORTS] = {0};
+	uint64_t charged = 0;
+
+	for (uint32_t i = 0; i < rx->nb_sessions; i++) {
+		const struct af_rx_session *session = rx->sessions[i];
+
+		for (int k = 0; k < (int)AF_RX_SLOTS; k++) {
+			const struct af_rx_slice *s = session->slots[k].slice;
+
+			flowing += session->slots[k].state == AF_RX_FLOWING;
+			waiting += session->slots[k].state == AF_RX_WAITING;
+			charged += s && s->block ? s->block->charged : 0;
+			if (session->closed && session->slots[k].state != AF_RX_EMPTY)
+				fail("a session that is closed holds a slice", (int)i, k);
+		}
+		for (uint32_t k = 0; k < AF_MAX_PORTS; k++)
+			if (session->paths[k].known)
+				paths[session->paths[k].port]++;
+	}
+	for (const struct af_rx_slice *s = rx->waiting; s; s = s->next_waiting)
+		listed++;
+	for (uint32_t i = 0; i < nb_held; i++)
+		charged += held[i].slice->block ? held[i].slice->block->charged : 0;
+	for (int p = 0; p < o.ports; p++)
+		if (paths[p] != rx->ports[p].nb_paths)
+			fail("a port counts paths that it has not", p, (int)paths[p]);
+	if (flowing != rx->flowing || waiting != listed)
+		fail("the receiver's counts are wrong", (int)flowing, (int)rx->flowing);
+	if (charged != store->used)
+		fail("the store counts bytes that nobody holds", -1, -1);
+}
+
+/* ---- a turn ---- */
+
+static void
+poll_sender(struct sender *s, uint32_t p)
+{
+	uint8_t frame[AF_MAX_FRAME];
+
+	for (int k = 0; k < 4; k++) {
+		const struct af_tx_window *w = &s->tx.ports[p].w;
+		uint32_t flying = w->flying, len = af_tx_next_frame(&s->tx, p, now, frame);
+
+		if (!len)
+			break;
+		if (len > (uint32_t)o.frame || (w->flying > flying && flying >= w->limit))
+			fail("a frame or window too large", -1, (int)p);
+		transmit(FORTH, p, now, frame, len);
+		work++;
+	}
+}
+
+static void
+hear_sender(struct sender *s, uint32_t p, struct packet *in)
+{
+	if (s->tx.ports[p].p.attached && in->len >= 6 && !memcmp(in->bytes, s->tx.ports[p].p.mac, 6))
+		af_tx_on_frame(&s->tx, p, now, in->bytes, in->len, NULL);
+}
+
+static void
+poll_receiver(uint32_t p)
+{
+	uint8_t frame[AF_MAX_FRAME];
+	struct packet *in;
+
+	while ((in = af_line_leave(&lines[FORTH][p], now))) {
+		if (af_rx_on_frame(rx, p, now, in->bytes, in->len, in))
+			kept_out++;
+		else
+			free(in);
+		work++;
+	}
+	for (int k = 0; k < 4; k++) {
+		uint32_t len = af_rx_next_frame(rx, p, now, frame);
+
+		if (!len)
+			break;
+		if (len > (uint32_t)o.frame)
+			fail("a report too large", -1, (int)p);
+		transmit(BACK, p, now, frame, len);
+		work++;
+	}
+}
+
+/* Cancel what the scenario cancels, once half of it has been sent. */
+static void
+cancel_some(struct sender *s)
+{
+	for (int i = 0; o.cancel && i < s->nb_posted; i++) {
+		struct af_tx_slice *slice = &s->slices[i];
+
+		if (i % o.cancel == o.cancel - 1 && atomic_load(&slice->state) == AF_TX_FLOWING && !atomic_load(&slice->cancel) &&
+		    slice->next_chunk > slice->nb_chunks / 2) {
+			note(now, "slice %d is cancelled", i);
+			happened[CANCEL]++;
+			atomic_store(&slice->cancel, 1);
+		}
+	}
+}
+
+/* What happens to whole processes and ports, once each. */
+static void
+strike(void)
+{
+	struct sender *first = senders[0];
+	int last = o.ports - 1;
+
+	if (is_within(now, o.rx_restart_ms, 0) && !happened[RX_RESTART]++) {
+		note(now, "the receiver restarts");
+		drop_receiver();
+		make_receiver();
+	}
+	if (is_within(now, o.tx_restart_ms, 0) && !happened[TX_RESTART]++) {
+		note(now, "sender 0 restarts");
+		restart_sender(first, 0);
+	}
+	if (is_within(now, o.unplug_ms, o.unplug_for_ms) && first->tx.ports[last].p.attached) {
+		note(now, "port %d of sender 0 goes", last);
+		happened[UNPLUG]++;
+		af_tx_detach(&first->tx, (uint32_t)last, now);
+	} else if (!first->tx.ports[last].p.attached && !is_within(now, o.unplug_ms, o.unplug_for_ms)) {
+		note(now, "port %d of sender 0 is back", last);
+		make_port(first, 0, last);
+	}
+}
+
+static void
+turn(void)
+{
+	bool paused = is_within(now, o.pause_ms, o.pause_for_ms);
+	bool tx_paused = paused && o.pause_way & 2, rx_paused = paused && o.pause_way & 1;
+	struct packet *in;
+
+	happened[PAUSE] += paused;
+	strike();
+	for (int p = 0; p < o.ports; p++) {
+		for (int s = tx_paused; s < o.senders; s++)
+			poll_sender(senders[s], (uint32_t)p);
+		if (!rx_paused)
+			poll_receiver((uint32_t)p);
+		while (!tx_paused && (in = af_line_leave(&lines[BACK][p], now))) {
+			for (int s = 0; s < o.senders; s++)
+				hear_sender(senders[s], (uint32_t)p, in);
+			free(in);
+			work++;
+		}
+	}
+	for (int s = tx_paused; s < o.senders; s++) {
+		cancel_some(senders[s]);
+		af_tx_tick(&senders[s]->tx, now);
+	}
+	if (!rx_paused) {
+		af_rx_tick(rx, now);
+		happened[STARVE] += rx->waiting != NULL;
+		waited += rx->waiting != NULL;
+		use_slices();
+	}
+}
+
+/* Frames move every 10 us; when none does the clock leaps, as an idle loop sleeps, but not beyond the next arrival. */
+static void
+advance(void)
+{
+	static uint64_t step;
+	uint64_t arrival = next_arrival();
+
+	step = work || !step ? 10000 : step < 1000000 ? step + step / 2 : step;
+	if (arrival > now + 10000 && arrival < now + step)
+		now = arrival;
+	else
+		now += arrival <= now + 10000 ? 10000 : step;
+	work = 0;
+}
+
+/* ---- a run ---- */
+
+static bool
+post_some(void)
+{
+	bool enough = o.draw && net.sent >= (uint64_t)o.frames_wanted && kinds_happened() >= 3, busy = false;
+
+	for (int s = 0; s < o.senders; s++) {
+		int unfinished = nb_unfinished(senders[s]);
+
+		for (; !enough && unfinished < (o.queue ? o.queue : o.slices) && senders[s]->nb_posted < o.slices; unfinished++)
+			post_slice(senders[s]);
+		busy |= unfinished > 0;
+	}
+	return busy;
+}
+
+static void
+say_goodbye(uint64_t end)
+{
+	for (bool heard = false; !heard;) {
+		advance();
+		if (now > end)
+			fail("the goodbye did not end in time", -1, -1);
+		heard = true;
+		for (int s = 0; s < o.senders; s++) {
+			senders[s]->tx.closing = true;
+			/* A receiver that has come back as another hears no goodbye: the control plane waits for it but so long. */
+			heard &= senders[s]->tx.bye_heard || !senders[s]->tx.open || !af_rx_session_of(rx, senders[s]->tx.session);
+		}
+		turn();
+	}
+	check_receiver();
+}
+
+static void
+check_outcome(void)
+{
+	for (int s = 0; s < o.senders; s++)
+		for (int i = 0; i < senders[s]->nb_posted; i++) {
+			struct af_tx_slice *slice = &senders[s]->slices[i];
+			int times = senders[s]->handed_over[i];
+
+			if (times > 1)
+				fail("handed over twice", s, i);
+			if (atomic_load(&slice->state) == AF_TX_DONE && !times)
+				fail("reported as delivered, but it was not", s, i);
+			if (slice->error && slice->error != AF_TX_CANCELLED &&
+			    !(o.rx_restart_ms && slice->error == AF_TX_RESTARTED) &&
+			    !(o.outage_for_ms >= o.timeout_ms && (slice->error == AF_TX_SILENT || slice->error == AF_TX_NO_PEER)))
+				fail("failed without a reason", s, i);
+			if (slice->error == AF_TX_CANCELLED && !o.cancel && !o.tx_restart_ms)
+				fail("cancelled by nobody", s, i);
+		}
+}
+
+static void
+add_up(uint64_t ended)
+{
+	uint64_t sent = 0;
+
+	for (int s = 0; s < o.senders; s++) {
+		for (int i = 0; i < senders[s]->nb_posted; i++) {
+			const struct af_tx_slice *slice = &senders[s]->slices[i];
+
+			sent += slice->frames;
+			sum.again += slice->again;
+			sum.delivered += atomic_load(&slice->state) == AF_TX_DONE;
+			sum.failed += slice->error != 0;
+			sum.nbytes += slice->nbytes;
+		}
+		for (int p = 0; p < o.ports; p++) {
+			sum.spurious += senders[s]->tx.ports[p].w.spurious;
+			sum.aside += senders[s]->tx.ports[p].aside;
+		}
+		sum.probes += senders[s]->tx.probes;
+	}
+	for (int k = 0; k < NB_FAULTS; k++)
+		sum.by_kind[k] += k < OUTAGE ? count_fault((enum af_fault_kind)k) : happened[k];
+	sum.overflowed += count_fault(AF_FAULT_OVERFLOW);
+	sum.frames += sent;
+	sum.sent += net.sent;
+	sum.first += net.first;
+	sum.last += net.last;
+	sum.cut += net.cut;
+	sum.muted += net.muted;
+	sum.fewest_frames = net.sent < sum.fewest_frames ? net.sent : sum.fewest_frames;
+	sum.fewest_kinds = (uint64_t)kinds_happened() < sum.fewest_kinds ? (uint64_t)kinds_happened() : sum.fewest_kinds;
+	sum.total_ns += ended - START_NS;
+	if (ended - START_NS > sum.longest_ns) {
+		sum.longest_ns = ended - START_NS;
+		sum.longest_seed = o.seed;
+	}
+	sum.hash = (sum.hash ^ trace_hash) * 0x9e3779b97f4a7c15ull;
+}
+
+static void
+run_seed(void)
+{
+	uint64_t end;
+	uint32_t turns = 0;
+
+	now = START_NS;
+	senders_made = receivers_made = 0;
+	seed_random((uint64_t)o.seed);
+	if (o.draw)
+		draw_scenario();
+	else
+		rules_of_options();
+	open_network();
+	store = o.keep ? &in_place : &assembled;
+	store->limit = (uint64_t)o.memory_kb << 10;
+	make_receiver();
+	for (int s = 0; s < o.senders; s++)
+		senders[s] = make_sender(s);
+	end = now + (uint64_t)o.limit_ms * MS;
+	while (post_some()) {
+		advance();
+		if (now > end)
+			fail("did not end in time", -1, -1);
+		turn();
+		if (++turns % 16 == 0) {
+			for (int s = 0; s < o.senders; s++)
+				check_windows(senders[s]);
+			check_receiver();
+		}
+	}
+	end = now;
+	check_outcome();
+	say_goodbye(now + (uint64_t)o.limit_ms * MS);
+	check_outcome();
+	sum.receivers += receivers_made;
+	drop_receiver();
+	add_up(end);
+	for (int s = 0; s < o.senders; s++)
+		free_sender(senders[s]);
+	close_network();
+}
+
+static void
+print_outcome(void)
+{
+	static const char *const names[NB_FAULTS] = {"dropped", "burst", "down", "damaged", "truncated", "doubled", "reordered",
+						     "delayed", "stalls", "outage", "pause", "unplug", "rx_restart", "tx_restart",
+						     "cancel", "starved"};
+
+	printf("{\"seeds\": %d, \"trace\": \"%016" PRIx64 "\", \"delivered\": %" PRIu64 ", \"failed\": %" PRIu64 ", \"nbytes\": %" PRIu64
+	       ", \"ms\": %.3f, \"longest_seed\": %d, \"mean_ms\": %.3f, \"frames\": %" PRIu64 ", \"again\": %" PRIu64
+	       ", \"spurious\": %" PRIu64 ", \"probes\": %" PRIu64 ", \"aside\": %" PRIu64 ", \"waited\": %" PRIu64 ", \"receivers\": %" PRIu64
+	       ", \"fewest_frames\": %" PRIu64 ", \"fewest_kinds\": %" PRIu64 ", \"network\": {\"sent\": %" PRIu64 ", \"lost\": %" PRIu64
+	       ", \"cut\": %" PRIu64 ", \"muted\": %" PRIu64 ", \"first\": %" PRIu64 ", \"last\": %" PRIu64 ", \"overflowed\": %" PRIu64,
+	       o.seeds, sum.hash, sum.delivered, sum.failed, sum.nbytes, (double)sum.longest_ns / 1e6, sum.longest_seed,
+	       (double)sum.total_ns / 1e6 / o.seeds, sum.frames, sum.again, sum.spurious, sum.probes, sum.aside, waited,
+	       sum.receivers, sum.fewest_frames, sum.fewest_kinds, sum.sent, sum.by_kind[DROP] + sum.by_kind[BURST], sum.cut, sum.muted,
+	       sum.first, sum.last, sum.overflowed);
+	for (int k = 0; k < NB_FAULTS; k++)
+		printf(", \"%s\": %" PRIu64, names[k], sum.by_kind[k]);
+	printf("}, \"drops\": {");
+	for (int i = 1, some = 0; i < AF_NB_DROPS; i++)
+		if (rx_drops[i])
+			printf("%s\"%d\": %" PRIu64, some++ ? ", " : "", i, rx_drops[i]);
+	printf("}}\n");
+}
+
+int
+main(int argc, char **argv)
+{
+	struct scenario asked;
+
+	read_options(argc, argv);
+	if (o.slices > MAX_SLICES || o.senders > MAX_SENDERS || o.ports > (int)AF_MAX_PORTS)
+		return 2;
+	if (af_store_init(&assembled, 64u << 20, true) || af_store_init(&in_place, 64u << 20, false))
+		return 2;
+	asked = o;
+	for (int i = 0; i < asked.seeds; i++) {
+		o = asked;
+		o.seed = asked.seed + i;
+		run_seed();
+	}
+	o = asked;
+	print_outcome();
+	af_store_free(&assembled);
+	af_store_free(&in_place);
+	return 0;
+}
