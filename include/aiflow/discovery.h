@@ -85,12 +85,27 @@ af_tx_open_path(struct af_tx *tx, struct af_tx_port *port)
 	port->open = true;
 }
 
+/* This receiver is no more: its answers count no longer. */
+static inline void
+af_tx_forget_epoch(struct af_tx *tx, uint64_t epoch)
+{
+	for (uint32_t p = 0; p < tx->nb_ports; p++) {
+		struct af_tx_port *port = &tx->ports[p];
+
+		for (uint32_t i = 0; i < port->nb_candidates;)
+			if (port->candidates[i].epoch == epoch)
+				port->candidates[i] = port->candidates[--port->nb_candidates];
+			else
+				i++;
+	}
+}
+
 static inline void
 af_tx_discover(struct af_tx *tx, uint64_t now)
 {
 	struct af_candidate *first = NULL;
 	uint32_t answered = 0, attached = 0, size = AF_MAX_FRAME;
-	bool point_to_point = true;
+	bool point_to_point = true, contradiction = false;
 
 	for (uint32_t p = 0; p < tx->nb_ports; p++) {
 		struct af_tx_port *port = &tx->ports[p];
@@ -103,15 +118,25 @@ af_tx_discover(struct af_tx *tx, uint64_t now)
 			size = port->path_size;
 		answered += port->nb_candidates > 0;
 		for (uint32_t i = 0; i < port->nb_candidates; i++) {
-			if (!first)
-				first = &port->candidates[i];
-			else if (first->epoch != port->candidates[i].epoch)
-				tx->trouble = AF_TX_AMBIGUOUS;
+			struct af_candidate *c = &port->candidates[i];
+
+			if (!first) {
+				first = c;
+			} else if (first->epoch != c->epoch) {
+				if (first->heard_ns + AF_DISCOVERY_NS < c->heard_ns || c->heard_ns + AF_DISCOVERY_NS < first->heard_ns) {
+					af_tx_forget_epoch(tx, first->heard_ns < c->heard_ns ? first->epoch : c->epoch);
+					return; /* that one answers no more: look again */
+				}
+				/* Two, if each was heard after the other; else one may have come in the other's place. */
+				contradiction = true;
+				if (first->heard_ns > c->first_ns && c->heard_ns > first->first_ns)
+					tx->trouble = AF_TX_AMBIGUOUS;
+			}
 		}
 		if (!port->nb_candidates && port->small_answers > AF_MTU_TRIALS / 2 && port->hellos > 2 * AF_MTU_TRIALS)
 			tx->trouble = AF_TX_MTU;
 	}
-	if (!first || tx->trouble == AF_TX_AMBIGUOUS)
+	if (!first || contradiction)
 		return;
 	if (!(point_to_point && answered == attached && attached >= tx->nb_expected) &&
 	    now - tx->first_answer_ns < AF_DISCOVERY_NS)
@@ -176,15 +201,22 @@ af_tx_on_hello(struct af_tx *tx, struct af_tx_port *port, const struct af_frame 
 	c.nb_paths = AF_BE16(h.nb_paths);
 	c.window = AF_BE32(h.window);
 	c.keeps_mbufs = h.keeps_mbufs;
+	c.heard_ns = now;
 	for (i = 0; i < port->nb_candidates; i++)
 		if (!memcmp(port->candidates[i].mac, c.mac, 6) && port->candidates[i].port == c.port)
-			break; /* the same port, perhaps of a receiver that has come back */
+			break;
+	if (i < port->nb_candidates && port->candidates[i].epoch != c.epoch) {
+		af_tx_forget_epoch(tx, port->candidates[i].epoch); /* it has come back as another */
+		i = port->nb_candidates;
+	}
 	if (i == AF_MAX_PORTS)
 		return AF_DROP_BUSY;
 	if (i == port->nb_candidates) {
 		port->nb_candidates++;
 		port->answered_ns = port->answered_ns ? port->answered_ns : now;
+		port->candidates[i].first_ns = now;
 	}
+	c.first_ns = port->candidates[i].first_ns;
 	port->candidates[i] = c;
 	if (!tx->first_answer_ns)
 		tx->first_answer_ns = now;

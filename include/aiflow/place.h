@@ -166,6 +166,8 @@ af_rx_learn_path(struct af_rx *rx, struct af_rx_session *session, struct af_rx_p
 	if (path->known && rx->ports[path->port].nb_paths)
 		rx->ports[path->port].nb_paths--;
 	path->known = true;
+	if (session->nb_paths <= f->path)
+		session->nb_paths = f->path + 1u;
 	path->port = (uint8_t)p;
 	memcpy(path->mac, f->src, 6);
 	rx->ports[p].nb_paths++;

@@ -90,7 +90,7 @@ af_rx_answer(struct af_rx *rx, uint32_t p, uint64_t now, uint8_t *frame)
 	rx->answers_head++;
 	if (answer->port != p || !session)
 		return 0;
-	for (uint32_t i = 0; i < AF_MAX_PORTS; i++)
+	for (uint32_t i = 0; i < session->nb_paths; i++)
 		others -= session->paths[i].known && session->paths[i].port == p && others;
 	h = (struct af_hello){
 		.answer = 1,
@@ -174,7 +174,7 @@ af_rx_report(struct af_rx *rx, struct af_rx_session *session, uint32_t first, bo
 		af_rx_ask_for(session, &r);
 	at = af_rx_report_path(rx, path, first, now, at);
 	r.nb_paths = 1;
-	for (uint32_t i = 0; i < AF_MAX_PORTS; i++) {
+	for (uint32_t i = 0; i < session->nb_paths; i++) {
 		struct af_rx_path *other = &session->paths[i];
 
 		if (i == first || !other->known || !other->news ||
@@ -203,7 +203,7 @@ af_rx_next_frame(void *state, uint32_t p, uint64_t now, uint8_t *frame)
 	for (uint32_t i = 0; i < rx->nb_sessions && !size; i++) {
 		struct af_rx_session *session = rx->sessions[i];
 
-		for (uint32_t k = 0; k < AF_MAX_PORTS && !size; k++) {
+		for (uint32_t k = 0; k < session->nb_paths && !size; k++) {
 			struct af_rx_path *path = &session->paths[k];
 			uint32_t every = port->p.rx_ring / 4 < AF_REPORT_EVERY ? port->p.rx_ring / 4 : AF_REPORT_EVERY;
 			bool probed = path->urgent;

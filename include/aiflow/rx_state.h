@@ -85,6 +85,7 @@ struct af_rx_session {
 	struct af_void voids[AF_NB_VOIDS]; /* wire order */
 	uint32_t nb_voids;
 	uint32_t drops;
+	uint32_t nb_paths; /* highest known index, plus one */
 	struct af_rx_path paths[AF_MAX_PORTS];
 };
 
@@ -222,7 +223,7 @@ af_rx_forget(struct af_rx *rx, uint32_t index)
 
 	for (uint32_t i = 0; i < AF_RX_SLOTS; i++)
 		af_rx_drop_slot(rx, &session->slots[i], AF_RX_EMPTY);
-	for (uint32_t i = 0; i < AF_MAX_PORTS; i++)
+	for (uint32_t i = 0; i < session->nb_paths; i++)
 		if (session->paths[i].known && rx->ports[session->paths[i].port].nb_paths)
 			rx->ports[session->paths[i].port].nb_paths--;
 	if (session->spoke && !session->closed) {

@@ -88,7 +88,7 @@ struct af_candidate {
 	uint8_t mac[6];
 	uint16_t port, nb_paths;
 	uint32_t window, session;
-	uint64_t epoch;
+	uint64_t epoch, first_ns, heard_ns;
 	bool keeps_mbufs;
 	char name[AF_NAME_BYTES];
 };

@@ -66,8 +66,8 @@ note_frame(uint64_t now, int way, uint32_t segment, const uint8_t *frame, uint32
 	hash_in(now, (uint64_t)len << 32 | (uint32_t)(way << 16) | segment);
 	hash_in(h.crc, (uint64_t)(uint8_t)what[0]);
 	if (o.trace)
-		printf("%12.3f us  %s %u  %-8s %-9s slice %u element %u seq %u path %u number %u  %u bytes\n",
-		       (double)(now - START_NS) / 1e3, way == FORTH ? "->" : "<-", segment, what, kind_names[h.frame_id & 15],
+		printf("%12.3f us  %u %s %u  %-8s %-9s slice %u element %u seq %u path %u number %u  %u bytes\n",
+		       (double)(now - START_NS) / 1e3, frame[way == FORTH ? 10 : 4], way == FORTH ? "->" : "<-", segment, what, kind_names[h.frame_id & 15],
 		       AF_BE32(h.slice), AF_BE32(h.element), AF_BE32(h.seq), AF_BE16(h.path), AF_BE32(h.number_low), len);
 }
 

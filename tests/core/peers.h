@@ -280,7 +280,7 @@ take_slice(struct af_rx_slice *got)
 	struct sender *s = senders[index];
 
 	/* Exactly once holds within a session: the forerunner's slice has come, and this is the same one of another session. */
-	for (int i = 0; i < s->next_in_order; i++)
+	for (int i = 0; i < s->nb_posted; i++)
 		if (s->posted_again[i] && s->handed_over[i] && same_bytes(got, &s->slices[i])) {
 			s->posted_again[i] = false;
 			s->handed_over[i]--;

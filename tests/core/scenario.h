@@ -151,18 +151,18 @@ draw_rule(struct af_fault_rule *r, enum kind kind)
 	bool harsh = draw(8) == 0;
 
 	switch (kind) {
-	case DROP: r->drop_ppm = (uint32_t)between(1000, harsh ? 300000 : 60000); break;
+	case DROP: r->drop_ppm = (uint32_t)between(3000, harsh ? 300000 : 60000); break;
 	case BURST:
-		r->burst_ppm = (uint32_t)between(1000, 10000);
+		r->burst_ppm = (uint32_t)between(3000, 10000);
 		r->burst_frames = (uint32_t)between(2, 40);
 		break;
 	case DOWN:
 		r->down_after_ns = (uint64_t)between(0, 3000) * 1000;
 		r->down_for_ns = (uint64_t)between(100, harsh ? 400000 : 20000) * 1000;
-		r->down_every_ns = draw(3) ? 0 : r->down_for_ns * (uint64_t)between(2, 10);
+		r->down_every_ns = r->down_for_ns * (uint64_t)between(2, 10);
 		break;
-	case CORRUPT: r->corrupt_ppm = (uint32_t)between(1000, harsh ? 100000 : 20000); break;
-	case TRUNCATE: r->truncate_ppm = (uint32_t)between(1000, harsh ? 100000 : 20000); break;
+	case CORRUPT: r->corrupt_ppm = (uint32_t)between(3000, harsh ? 100000 : 20000); break;
+	case TRUNCATE: r->truncate_ppm = (uint32_t)between(3000, harsh ? 100000 : 20000); break;
 	case REPEAT:
 		r->repeat_ppm = (uint32_t)between(5000, harsh ? 1000000 : 100000);
 		r->copies = (uint32_t)between(2, harsh ? 10 : 3);
@@ -173,7 +173,7 @@ draw_rule(struct af_fault_rule *r, enum kind kind)
 		break;
 	case DELAY: r->delay_ns = (uint64_t)between(10, harsh ? 20000 : 1000) * 1000; break;
 	case STALL:
-		r->stall_ppm = (uint32_t)between(1000, 5000);
+		r->stall_ppm = (uint32_t)between(3000, 6000);
 		r->stall_ns = (uint64_t)between(100, harsh ? 150000 : 5000) * 1000;
 		break;
 	default: break;
@@ -201,10 +201,11 @@ draw_world(enum kind kind)
 	case TX_RESTART: o.tx_restart_ms = between(1, 4); break;
 	case CANCEL: o.cancel = between(2, 4); break;
 	case STARVE:
-		o.bytes = 4000;
+		o.bytes = 1500;
 		o.small = 0;
-		o.memory_kb = o.keep ? between(800, 1600) : between(150, 400);
-		o.hold_ms = between(1, 8);
+		o.queue = between(3, 9);
+		o.memory_kb = o.keep ? between(300, 500) : between(60, 120);
+		o.hold_ms = between(2, 8);
 		break;
 	default: break;
 	}
@@ -222,18 +223,18 @@ draw_scenario(void)
 	o.window = draw(3) ? between(8, 90) : between(2, 500);
 	o.ring = draw(3) ? 256 : between(16, 600);
 	o.frame = draw(2) ? 512 : between(512, 1514);
-	o.bytes = draw(3) ? 4000 : 20000;
+	o.bytes = draw(4) ? 1500 : 9000;
 	o.small = draw(4) == 0;
 	o.zero = draw(4) == 0 ? 2 : 0;
 	o.keep = draw(4) == 0;
-	o.slices = 200;
-	o.queue = between(1, 10);
-	o.frames_wanted = between(200, 300);
+	o.slices = MAX_SLICES;
+	o.queue = between(1, 9);
+	o.frames_wanted = between(200, 250);
 	for (int way = 0; way < 2; way++)
 		for (int p = 0; p < o.ports; p++)
 			rules[way][p] = (struct af_fault_rule){.kinds = ALL_KINDS};
 	while (nb_kinds) {
-		enum kind kind = (enum kind)draw(NB_FAULTS);
+		enum kind kind = (enum kind)draw(nb_kinds > 2 ? OUTAGE : NB_FAULTS);
 		bool any = false;
 
 		/* Restarts of both ends, and restarts with cancellations, would excuse too much. */
@@ -245,7 +246,7 @@ draw_scenario(void)
 		for (int k = 0; kind < OUTAGE && (k < 2 * o.ports || !any); k++)
 			if (draw(2)) {
 				draw_rule(&rules[k & 1][k / 2 % o.ports], kind);
-				any = true;
+				any |= !(k & 1);
 			}
 	}
 }

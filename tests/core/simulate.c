@@ -20,10 +20,10 @@
 
 static struct {
 	uint64_t delivered, failed, nbytes, frames, again, spurious, probes, aside, sent, waited, receivers, longest_ns, total_ns;
-	uint64_t first, last, cut, muted, by_kind[NB_FAULTS], overflowed, fewest_frames, fewest_kinds;
+	uint64_t first, last, cut, muted, by_kind[NB_FAULTS], overflowed, fewest_frames, mild;
 	uint64_t hash;
 	int longest_seed;
-} sum = {.fewest_frames = UINT64_MAX, .fewest_kinds = UINT64_MAX};
+} sum = {.fewest_frames = UINT64_MAX};
 
 static uint32_t work; /* frames that moved in this turn */
 
@@ -223,10 +223,14 @@ advance(void)
 /* ---- a run ---- */
 
 static bool
-post_some(void)
+post_some(uint32_t turns)
 {
-	bool enough = o.draw && net.sent >= (uint64_t)o.frames_wanted && kinds_happened() >= 3, busy = false;
+	static bool enough, busy;
 
+	if (turns % 8)
+		return busy;
+	enough = o.draw && net.sent >= (uint64_t)o.frames_wanted && kinds_happened() >= 3;
+	busy = false;
 	for (int s = 0; s < o.senders; s++) {
 		int unfinished = nb_unfinished(senders[s]);
 
@@ -307,7 +311,6 @@ add_up(uint64_t ended)
 	sum.cut += net.cut;
 	sum.muted += net.muted;
 	sum.fewest_frames = net.sent < sum.fewest_frames ? net.sent : sum.fewest_frames;
-	sum.fewest_kinds = (uint64_t)kinds_happened() < sum.fewest_kinds ? (uint64_t)kinds_happened() : sum.fewest_kinds;
 	sum.total_ns += ended - START_NS;
 	if (ended - START_NS > sum.longest_ns) {
 		sum.longest_ns = ended - START_NS;
@@ -336,12 +339,12 @@ run_seed(void)
 	for (int s = 0; s < o.senders; s++)
 		senders[s] = make_sender(s);
 	end = now + (uint64_t)o.limit_ms * MS;
-	while (post_some()) {
+	while (post_some(turns)) {
 		advance();
 		if (now > end)
 			fail("did not end in time", -1, -1);
 		turn();
-		if (++turns % 16 == 0) {
+		if (++turns % 32 == 0) {
 			for (int s = 0; s < o.senders; s++)
 				check_windows(senders[s]);
 			check_receiver();
@@ -349,6 +352,8 @@ run_seed(void)
 	}
 	end = now;
 	check_outcome();
+	if (o.draw && (kinds_happened() < 3 || net.sent < 200))
+		sum.mild++;
 	say_goodbye(now + (uint64_t)o.limit_ms * MS);
 	check_outcome();
 	sum.receivers += receivers_made;
@@ -369,11 +374,11 @@ print_outcome(void)
 	printf("{\"seeds\": %d, \"trace\": \"%016" PRIx64 "\", \"delivered\": %" PRIu64 ", \"failed\": %" PRIu64 ", \"nbytes\": %" PRIu64
 	       ", \"ms\": %.3f, \"longest_seed\": %d, \"mean_ms\": %.3f, \"frames\": %" PRIu64 ", \"again\": %" PRIu64
 	       ", \"spurious\": %" PRIu64 ", \"probes\": %" PRIu64 ", \"aside\": %" PRIu64 ", \"waited\": %" PRIu64 ", \"receivers\": %" PRIu64
-	       ", \"fewest_frames\": %" PRIu64 ", \"fewest_kinds\": %" PRIu64 ", \"network\": {\"sent\": %" PRIu64 ", \"lost\": %" PRIu64
+	       ", \"fewest_frames\": %" PRIu64 ", \"mild\": %" PRIu64 ", \"network\": {\"sent\": %" PRIu64 ", \"lost\": %" PRIu64
 	       ", \"cut\": %" PRIu64 ", \"muted\": %" PRIu64 ", \"first\": %" PRIu64 ", \"last\": %" PRIu64 ", \"overflowed\": %" PRIu64,
 	       o.seeds, sum.hash, sum.delivered, sum.failed, sum.nbytes, (double)sum.longest_ns / 1e6, sum.longest_seed,
 	       (double)sum.total_ns / 1e6 / o.seeds, sum.frames, sum.again, sum.spurious, sum.probes, sum.aside, waited,
-	       sum.receivers, sum.fewest_frames, sum.fewest_kinds, sum.sent, sum.by_kind[DROP] + sum.by_kind[BURST], sum.cut, sum.muted,
+	       sum.receivers, sum.fewest_frames, sum.mild, sum.sent, sum.by_kind[DROP] + sum.by_kind[BURST], sum.cut, sum.muted,
 	       sum.first, sum.last, sum.overflowed);
 	for (int k = 0; k < NB_FAULTS; k++)
 		printf(", \"%s\": %" PRIu64, names[k], sum.by_kind[k]);
