@@ -3,6 +3,7 @@
 #define AIFLOW_CUT_H
 
 #include "discovery.h"
+#include "path.h"
 #include "plan.h"
 #include "tx_state.h"
 
@@ -133,26 +134,6 @@ af_tx_send_control(struct af_tx *tx, uint32_t p, uint8_t kind, uint32_t slice, u
 	return af_wire_seal(frame, port->dst, port->p.mac, &f);
 }
 
-/* Is it time to ask for a report? */
-static inline bool
-af_tx_probe_due(const struct af_tx *tx, const struct af_tx_port *port, uint64_t now)
-{
-	const struct af_tx_window *w = &port->w;
-	uint64_t last = w->sent_ns > w->acked_ns ? w->sent_ns : w->acked_ns;
-	uint64_t wait = 2 * w->rtt_ns > AF_PROBE_MIN_NS ? 2 * w->rtt_ns : AF_PROBE_MIN_NS;
-
-	/* Not more often than twice a round trip: many senders at one switch port would fill it with kicks. */
-	if (w->flying && port->p.kick && now - w->sent_ns >= (w->rtt_ns / 2 > AF_KICK_NS ? w->rtt_ns / 2 : AF_KICK_NS))
-		return true;
-	if (w->flying || port->aside)
-		return now - last >= wait << port->backoff;
-	if (af_tx_busy(tx) && now - tx->heard_ns >= wait) {
-		/* Nothing flies, yet we wait for a grant or for the end: ask on every path, the fewer the longer it lasts. */
-		return now - last >= wait << port->backoff;
-	}
-	return now - last >= AF_HEARTBEAT_NS;
-}
-
 static inline uint32_t
 af_tx_next_chunk(struct af_tx *tx, uint32_t p, uint64_t now, uint8_t *frame)
 {
@@ -214,7 +195,7 @@ af_tx_next_frame(void *state, uint32_t p, uint64_t now, uint8_t *frame)
 	}
 	if (!port->aside && af_tx_has_room(&port->w) && af_pace_due(&port->pace, now))
 		size = af_tx_next_chunk(tx, p, now, frame);
-	if (!size && af_tx_probe_due(tx, port, now)) {
+	if (!size && af_path_probe_due(tx, port, now)) {
 		if (af_tx_ring_full(&port->w)) {
 			struct af_sent *oldest = af_tx_sent(&port->w, port->w.judged);
 

@@ -11,7 +11,7 @@
 #include "hello.h"
 #include "tx_state.h"
 
-#define AF_MTU_TRIALS 20u /* full-sized HELLOs without an answer, while small ones get theirs */
+#define AF_MTU_TRIALS 20u /* full-sized HELLOs without an answer, each after a small one that got its own */
 
 static inline bool
 af_tx_hello_due(const struct af_tx *tx, const struct af_tx_port *port, uint64_t now)
@@ -37,8 +37,10 @@ af_tx_hello(struct af_tx *tx, uint32_t p, uint64_t now, uint8_t *frame)
 		.frame_size = AF_BE16(port->p.frame_size),
 		.sender = AF_BE64(tx->instance),
 	};
-	bool full = port->hellos++ % 2;
+	bool full = __builtin_parity(port->hellos++); /* never in step with what comes and goes periodically */
 
+	port->mtu_trials += full && port->small_answered;
+	port->small_answered &= !full;
 	port->hello_ns = now;
 	port->count.tx_frames++;
 	return af_hello_write(frame, port->p.mac, af_broadcast, &h, tx->name, tx->to, full ? port->path_size : 0,
@@ -133,7 +135,7 @@ af_tx_discover(struct af_tx *tx, uint64_t now)
 					tx->trouble = AF_TX_AMBIGUOUS;
 			}
 		}
-		if (!port->nb_candidates && port->small_answers > AF_MTU_TRIALS / 2 && port->hellos > 2 * AF_MTU_TRIALS)
+		if (!port->nb_candidates && port->mtu_trials > AF_MTU_TRIALS)
 			tx->trouble = AF_TX_MTU;
 	}
 	if (!first || contradiction)
@@ -193,7 +195,7 @@ af_tx_on_hello(struct af_tx *tx, struct af_tx_port *port, const struct af_frame 
 		port->path_size = AF_BE16(h.frame_size);
 	}
 	if (AF_BE16(h.heard_bytes) < port->path_size) {
-		port->small_answers++;
+		port->small_answered = true;
 		return AF_OK;
 	}
 	memcpy(c.mac, f->src, 6);
@@ -224,8 +226,11 @@ af_tx_on_hello(struct af_tx *tx, struct af_tx_port *port, const struct af_frame 
 	    (port->p.point_to_point || now - port->answered_ns >= AF_DISCOVERY_NS)) {
 		af_tx_open_path(tx, port);
 	}
-	if (tx->open)
+	if (tx->open) {
 		tx->heard_ns = now;
+		if (port->open && c.port == port->remote_port)
+			memcpy(port->dst, c.mac, 6); /* the CRC leaves the MACs out: the one we had may have been damaged */
+	}
 	return AF_OK;
 }
 

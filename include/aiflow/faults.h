@@ -14,6 +14,7 @@
 
 #define AF_LINE_FRAMES 2048u /* held at once; more than all windows of a path */
 #define AF_LINE_COPIES 16u
+#define AF_BURST_NS 20000000ull /* a burst ends, however few frames it met */
 #define AF_LINE_LEAST 14u    /* bytes that a frame is cut to at the least: drivers want an Ethernet header */
 
 /* control plane, before the loop runs. *_ppm: frames out of a million. */
@@ -54,7 +55,7 @@ struct af_held {
 struct af_line {
 	struct af_fault_rule rule;
 	uint64_t random; /* state of the generator, not 0 */
-	uint64_t seen, since_ns, stalled_until_ns, order;
+	uint64_t seen, since_ns, burst_ns, stalled_until_ns, order; /* burst_ns: when the burst began */
 	uint64_t counts[AF_NB_FAULTS];
 	bool in_burst;
 	uint32_t nb_held;
@@ -112,12 +113,13 @@ af_line_loses(struct af_line *line, uint64_t now)
 		line->counts[AF_FAULT_DROP]++;
 		return true;
 	}
-	if (line->in_burst) {
+	if (line->in_burst && now - line->burst_ns < AF_BURST_NS) {
 		line->in_burst = af_line_draw(line) % (r->burst_frames ? r->burst_frames : 1) != 0;
 		line->counts[AF_FAULT_BURST]++;
 		return true;
 	}
 	line->in_burst = af_line_hit(line, r->burst_ppm, AF_FAULT_BURST);
+	line->burst_ns = now;
 	return line->in_burst || af_line_hit(line, r->drop_ppm, AF_FAULT_DROP);
 }
 

@@ -14,80 +14,6 @@
 #include "discovery.h"
 #include "tx_state.h"
 
-/* A path's part of a report. Numbers below the bitmap arrived, or were judged long ago. */
-static inline void
-af_tx_on_path(struct af_tx *tx, struct af_tx_port *port, const struct af_path_report *r, const uint8_t *bitmap,
-	      uint64_t now)
-{
-	struct af_tx_window *w = &port->w;
-	uint64_t next = AF_BE64(r->next), base, probed = 0, sample;
-	uint32_t window = AF_BE32(r->window), limit = port->p.tx_window;
-	bool progress = false;
-
-	if (next > w->next || next < w->seen)
-		return; /* from the future, or older than what we know */
-	base = next > 64u * r->words ? next - 64u * r->words : 0;
-	for (uint64_t n = base < w->judged ? base : w->judged; n < next; n++) {
-		struct af_sent *sent = af_tx_sent(w, n);
-		bool arrived = n < base;
-
-		if (w->next - n >= AF_TX_RING)
-			continue;
-		if (!arrived) {
-			uint64_t bit = n + 64u * r->words - next, word;
-
-			memcpy(&word, bitmap + bit / 64 * 8, 8);
-			arrived = AF_BE64(word) >> (bit % 64) & 1;
-		}
-		if (!arrived)
-			continue;
-		if (sent->state == AF_SENT_LOST && n >= base) {
-			/* We were wrong: the path reorders by more than we allowed. */
-			uint64_t distance = w->seen > n ? w->seen - n : 0;
-
-			if (!sent->probe) {
-				w->spurious++;
-				if (distance >= w->reorder)
-					w->reorder = distance < AF_REORDER_MOST ? (uint32_t)distance + 1 : AF_REORDER_MOST;
-			}
-			af_tx_ack(tx, port, sent);
-		} else if (sent->state == AF_SENT_FLYING) {
-			if (sent->probe)
-				probed = n;
-			else
-				progress = true;
-			af_tx_ack(tx, port, sent);
-			w->acked_ns = now;
-			port->aside = false;
-		}
-	}
-	w->seen = next;
-	port->arrived = AF_BE64(r->frames);
-	af_pace_on_report(&port->pace, next, port->arrived, w->next, now);
-	for (uint64_t n = w->judged; n < next; n++) {
-		struct af_sent *sent = af_tx_sent(w, n);
-
-		if (sent->state == AF_SENT_FLYING &&
-		    (n + w->reorder < next || (n < probed && w->reorder == AF_REORDER_FIRST)))
-			af_tx_lost(tx, port, sent);
-	}
-	af_tx_judge_done(w);
-	if (port->pace.rate_based)
-		limit = af_tx_backstop(&port->p);
-	else if (window < limit)
-		limit = window;
-	w->limit = limit < AF_MAX_WINDOW ? limit : AF_MAX_WINDOW;
-	if (w->limit == 0)
-		w->limit = 1;
-	if (progress)
-		port->backoff = 0;
-	if (w->acked_ns == now) {
-		sample = now + tx->clock_offset_ns - AF_BE64(r->echo_ns) - AF_BE32(r->hold_ns);
-		if (sample < 10000000000ull)
-			w->rtt_ns = w->rtt_ns ? (7 * w->rtt_ns + sample) / 8 : sample;
-	}
-}
-
 static inline int
 af_tx_error_of(uint32_t reason)
 {
@@ -172,26 +98,6 @@ af_tx_on_report(struct af_tx *tx, const struct af_frame *f, uint64_t now)
 		}
 	}
 	return AF_OK;
-}
-
-/* A path that answers nothing keeps no chunk: what flies on it goes out again elsewhere. */
-static inline void
-af_tx_watch_path(struct af_tx *tx, struct af_tx_port *port, uint64_t now)
-{
-	struct af_tx_window *w = &port->w;
-	struct af_sent *oldest = af_tx_sent(w, w->judged);
-
-	if (port->open && !w->flying && now - w->sent_ns > AF_CREDIT_IDLE_NS && w->limit > AF_CREDIT_FIRST &&
-	    !port->p.point_to_point && !port->pace.rate_based)
-		w->limit = AF_CREDIT_FIRST; /* what was granted then may be another's now */
-	if (!port->open || !w->flying || w->judged == w->next || now < oldest->sent_ns)
-		return;
-	if (now - oldest->sent_ns < AF_ASIDE_NS + 4 * w->rtt_ns || now - w->acked_ns < AF_ASIDE_NS + 4 * w->rtt_ns)
-		return;
-	for (uint64_t n = w->judged; n < w->next; n++)
-		if (af_tx_sent(w, n)->state == AF_SENT_FLYING && !af_tx_sent(w, n)->probe)
-			af_tx_lost(tx, port, af_tx_sent(w, n));
-	port->aside = true;
 }
 
 /* A port that goes: what flew over it goes out again elsewhere. Control plane, while the loop is parked. */

@@ -20,10 +20,6 @@ _Static_assert(AF_TX_SLICES <= AF_NB_VOIDS, "a refusal must not be overwritten b
 #define AF_HELLO_SLOW_NS 100000000ull /* after the first second of it */
 #define AF_STALE_NS 1000000000ull     /* contradicting answers are forgotten, and asked for again */
 #define AF_DISCOVERY_NS 200000000ull  /* how long to listen after the first answer */
-#define AF_KICK_NS 1000000ull         /* af_packet strands frames until the next burst */
-#define AF_PROBE_MIN_NS 2000000ull    /* a tail probe waits at least this long: a report may be 0.5 ms late by rights */
-#define AF_ASIDE_NS 100000000ull      /* a path is set aside when it has been silent for this long and 4 round trips */
-#define AF_PROBE_MOST 6u              /* doublings of that while nothing answers */
 
 enum af_tx_state { AF_TX_QUEUED, AF_TX_ASKING, AF_TX_FLOWING, AF_TX_DONE, AF_TX_FAILED };
 
@@ -98,13 +94,14 @@ struct af_tx_port {
 	struct af_port_counters count;
 	/* discovery */
 	uint64_t hello_ns, attached_ns, answered_ns;
-	uint32_t hellos, small_answers, nb_candidates, path_size; /* path_size: frames that both ends take */
+	uint32_t hellos, mtu_trials, nb_candidates, path_size; /* path_size: frames that both ends take */
+	bool small_answered;
 	struct af_candidate candidates[AF_MAX_PORTS];
 	/* its path: one for each port of a sender */
 	bool open, aside; /* aside: silent, probed but not used until it answers */
 	uint8_t dst[6];
 	uint16_t remote_port;
-	uint32_t backoff;
+	uint32_t backoff, answered; /* answered: probes in a row while aside */
 	struct af_pace pace;
 	uint64_t arrived; /* frames that the receiver has counted, of the numbers below w.seen */
 	struct af_tx_window w;
@@ -146,7 +143,7 @@ struct af_tx {
 	bool bye_heard;
 	struct af_span tail; /* of the newest frame: see struct af_agent */
 	uint64_t drops[AF_NB_DROPS];
-	uint64_t reports, probes;
+	uint64_t reports, probes, asides;
 	struct af_monitor monitor;
 };
 
@@ -294,7 +291,8 @@ af_tx_forget_answers(struct af_tx *tx, uint64_t now)
 		struct af_tx_port *port = &tx->ports[p];
 
 		port->open = false;
-		port->nb_candidates = port->hellos = port->small_answers = 0;
+		port->nb_candidates = port->hellos = port->mtu_trials = 0;
+		port->small_answered = false;
 		port->path_size = port->p.frame_size;
 		port->hello_ns = port->answered_ns = 0;
 		port->attached_ns = now;

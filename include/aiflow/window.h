@@ -16,7 +16,7 @@
 #define AF_TX_RING 2048u   /* numbers in flight or not yet judged */
 #define AF_NUMBER_JUMP (1u << 20) /* a number further ahead than this is no gap but nonsense */
 
-#define AF_REORDER_FIRST 3u /* RFC 9002's packet threshold; grows with what the path shows */
+#define AF_REORDER_FIRST 3u /* RFC 9002's packet threshold; grows with what the path shows, and shrinks again */
 #define AF_REORDER_MOST 64u
 
 /* ---- receiver ---- */
@@ -101,6 +101,9 @@ struct af_tx_window {
 	uint32_t limit;    /* the most that may be */
 	uint32_t reorder;  /* a number this far behind the newest one seen is lost */
 	uint32_t spurious; /* lost by our judgement, yet acknowledged later */
+	uint32_t calm;     /* acknowledgements since the last of those */
+	uint32_t ramp;     /* of a path that has come back: as many may fly as yet; 0: `limit` */
+	uint64_t late_ns;  /* how much later than usual a frame may come */
 	uint64_t rtt_ns;   /* smoothed, 0 before the first sample */
 	uint64_t sent_ns;  /* when anything was last sent, and acknowledged, here */
 	uint64_t acked_ns;
@@ -118,7 +121,8 @@ af_tx_window_reset(struct af_tx_window *w, uint32_t limit, uint64_t first_number
 {
 	w->next = w->judged = first_number;
 	w->seen = 0;
-	w->flying = w->spurious = 0;
+	w->flying = w->spurious = w->calm = w->ramp = 0;
+	w->late_ns = 0;
 	w->limit = limit < AF_MAX_WINDOW ? limit : AF_MAX_WINDOW;
 	w->reorder = AF_REORDER_FIRST;
 	w->rtt_ns = w->sent_ns = w->acked_ns = 0;
@@ -133,7 +137,7 @@ af_tx_ring_full(const struct af_tx_window *w)
 static inline bool
 af_tx_has_room(const struct af_tx_window *w)
 {
-	return w->flying < w->limit && !af_tx_ring_full(w);
+	return w->flying < w->limit && (!w->ramp || w->flying < w->ramp) && !af_tx_ring_full(w);
 }
 
 /* Record the frame that is about to go and return its number. */

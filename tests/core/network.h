@@ -182,8 +182,26 @@ forget_frames(int way, uint32_t segment, const uint8_t *src)
 }
 
 static void
+tell_rules(void)
+{
+	for (int way = 0; way < 2; way++)
+		for (int p = 0; p < o.ports; p++) {
+			const struct af_fault_rule *r = &rules[way][p];
+
+			printf("%s %d  drop %u ppm, burst %u ppm of %u, repeat %u ppm of %u, reorder %u ppm by %" PRIu64 " us, corrupt %u ppm, "
+			       "truncate %u ppm, stall %u ppm of %" PRIu64 " us, delay %" PRIu64 " us, down after %" PRIu64 " us for %" PRIu64
+			       " us every %" PRIu64 " us\n", way == FORTH ? "->" : "<-", p, r->drop_ppm, r->burst_ppm, r->burst_frames,
+			       r->repeat_ppm, r->copies, r->reorder_ppm, r->reorder_ns / 1000, r->corrupt_ppm, r->truncate_ppm, r->stall_ppm,
+			       r->stall_ns / 1000, r->delay_ns / 1000, r->down_after_ns / 1000, r->down_for_ns / 1000,
+			       r->down_every_ns / 1000);
+		}
+}
+
+static void
 open_network(void)
 {
+	if (o.trace)
+		tell_rules();
 	memset(&net, 0, sizeof net);
 	memset(happened, 0, sizeof happened);
 	memset(last_closed, 0, sizeof last_closed);

@@ -295,10 +295,9 @@ add_up(uint64_t ended)
 			sum.failed += slice->error != 0;
 			sum.nbytes += slice->nbytes;
 		}
-		for (int p = 0; p < o.ports; p++) {
+		for (int p = 0; p < o.ports; p++)
 			sum.spurious += senders[s]->tx.ports[p].w.spurious;
-			sum.aside += senders[s]->tx.ports[p].aside;
-		}
+		sum.aside += senders[s]->tx.asides;
 		sum.probes += senders[s]->tx.probes;
 	}
 	for (int k = 0; k < NB_FAULTS; k++)
