@@ -1,0 +1,151 @@
+"""Worlds drawn from seeds: two ends over lossy, dying, reordering paths, and nothing lost (tests/core/simulate.c).
+
+Everything that happens in a world comes from its seed: paths, windows, slices, at least three kinds of fault out of
+sixteen, and restarts of either end. A failing seed is told with ``simulate draw=1 seed=N trace=1``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from test_core import ROOT, compiled, network, run, simulate  # noqa: F401  (simulate is a fixture)
+
+pytestmark = pytest.mark.unit
+
+SEEDS = 2000
+SOAK_SEEDS = int(os.environ.get("AIFLOW_SOAK_SEEDS", "1000000"))
+FAULTS = (
+    "dropped",
+    "burst",
+    "down",
+    "damaged",
+    "truncated",
+    "doubled",
+    "reordered",
+    "delayed",
+    "stalls",
+    "outage",
+    "pause",
+    "unplug",
+    "rx_restart",
+    "tx_restart",
+    "cancel",
+    "starved",
+)
+FAST = ["-std=gnu11", "-O2", "-march=native", "-w", "-pthread"]
+
+# A bug planted in a copy of the headers: what it is, where, the code as it is, the code with the bug.
+PLANTED = {
+    "a_lost_chunk_is_not_sent_again": (
+        "tx_state.h", "\t\taf_tx_send_again(tx, sent->slice, sent->chunk);\n", "\t\t(void)tx;\n",
+    ),
+    "a_duplicate_is_placed_twice": ("place.h", "if (af_rx_has_chunk(s, s->nb_manifest + chunk))", "if (0)"),
+    "a_lost_frame_stays_in_its_window": ("tx_state.h", "\tport->w.flying--;\n\tport->count.lost++;", "\tport->count.lost++;"),
+    "memory_is_not_given_back": ("store.h", "\tstore->used -= block->charged;\n", ""),
+    "damage_is_not_noticed": ("wire.h", "if (crc != AF_BE32(h.crc))", "if (0)"),
+    "a_number_is_used_twice": ("window.h", "\tw->next = w->judged = first_number;", "\tw->next = w->judged = 0;"),
+    "an_end_is_believed_too_early": (
+        "rx_state.h", "\t\tsession->done++;\n", "\t\tsession->done += 1 + (session->slots[(session->done + 1) % AF_RX_SLOTS].state == AF_RX_READING);\n",
+    ),
+    "a_dead_path_keeps_its_frames": (
+        "path.h", "\t\t\taf_tx_lost(tx, port, af_tx_sent(w, n));\n\tport->aside = true;", "\t\t\t;\n\tport->aside = true;",
+    ),
+}  # fmt: skip
+
+
+def in_parallel(program: Path, seeds: int, patience_s: float) -> list[dict]:
+    half = seeds // 2
+
+    def work(first: int) -> dict:
+        ran = subprocess.run([str(program), "draw=1", f"seed={first}", f"seeds={half}"], capture_output=True, text=True,
+                             timeout=patience_s, check=False)  # fmt: skip
+        assert ran.returncode == 0, f"told by: simulate draw=1 seed=N trace=1\n{ran.stdout}{ran.stderr}"
+        return json.loads(ran.stdout)
+
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(work, (1, 1 + half)))
+
+
+def test_nothing_is_lost_in_any_world(simulate: Path) -> None:  # noqa: F811
+    outcomes = in_parallel(simulate, SEEDS, 110)
+    # A mild world: its faults were to be, and fewer than three kinds came about.
+    for fault in FAULTS:
+        assert sum(network(outcome, fault) for outcome in outcomes) > 0, fault
+    assert sum(outcome["mild"] for outcome in outcomes) <= SEEDS / 100
+    assert min(outcome["fewest_frames"] for outcome in outcomes) >= 200
+
+
+def test_the_same_seed_is_the_same_world(simulate: Path) -> None:  # noqa: F811
+    once = run(simulate, "draw=1", "seed=31", "seeds=20")
+    assert once == run(simulate, "draw=1", "seed=31", "seeds=20")
+    assert once["trace"] != run(simulate, "draw=1", "seed=32", "seeds=20")["trace"]
+
+
+def test_a_seed_is_told(simulate: Path) -> None:  # noqa: F811
+    told = subprocess.run(
+        [str(simulate), "draw=1", "seed=5", "trace=1"], capture_output=True, text=True, timeout=100, check=True
+    )
+    assert "is handed over" in told.stdout
+    assert "MANIFEST" in told.stdout
+    assert json.loads(told.stdout.splitlines()[-1])["trace"] == run(simulate, "draw=1", "seed=5")["trace"]
+
+
+def planted(name: str, directory: Path) -> Path:
+    header, code, bug = PLANTED[name]
+    shutil.copytree(ROOT / "include", directory / "include")
+    shutil.copytree(ROOT / "tests/core", directory / "core")
+    path = directory / "include/aiflow" / header
+    source = path.read_text()
+    assert source.count(code) == 1, f"{header} has changed: plant {name} anew"
+    path.write_text(source.replace(code, bug))
+    program = directory / "simulate"
+    subprocess.run(["gcc", *FAST, "-I", str(directory / "include"), str(directory / "core/simulate.c"), "-o", str(program)],
+                   check=True, timeout=120)  # fmt: skip
+    return program
+
+
+@pytest.mark.parametrize("name", sorted(PLANTED))
+def test_a_planted_bug_is_found(tmp_path: Path, name: str) -> None:
+    if shutil.which("gcc") is None:
+        pytest.skip("no gcc here")
+    ran = subprocess.run([str(planted(name, tmp_path)), "draw=1", f"seeds={SEEDS}"], capture_output=True, text=True,
+                         timeout=100, check=False)  # fmt: skip
+    assert ran.returncode != 0, f"{SEEDS} worlds and no sign of it"
+    assert ran.returncode < 0 or '"failed": "' in ran.stdout
+
+
+@pytest.mark.soak
+def test_a_million_worlds(tmp_path: Path) -> None:
+    """All of them with the same checks, without the sanitizers: some 600 a second and core."""
+    program = compiled("simulate.c", tmp_path / "simulate", "-fno-sanitize=all", "-O2", "-march=native")
+    for outcome in in_parallel(program, SOAK_SEEDS, SOAK_SEEDS):
+        print(json.dumps(outcome), file=sys.stderr)
+        assert outcome["failed"] < outcome["delivered"]
+
+
+# What the simulator has found, and what now holds: a world each, by hand.
+FOUND = {
+    "a_port_that_comes_back_goes_on_counting": "unplug_ms=1 unplug_for_ms=20 bytes=200000 ports=2",
+    "the_only_open_port_goes_and_another_is_asking": "die_ms=1 back_ms=30 unplug_ms=2 unplug_for_ms=40 ports=2 bytes=200000",
+    "a_lone_path_whose_receiver_sleeps": "ports=1 pause_ms=1 pause_for_ms=400 bytes=200000",
+    "all_paths_while_the_receiver_sleeps": "pause_ms=1 pause_for_ms=400 bytes=200000",
+    "all_paths_are_dead_for_a_second": "outage_ms=1 outage_for_ms=1000 bytes=200000",
+    "a_path_comes_back": "die_ms=1 back_ms=50 bytes=400000 slices=40",
+}
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_what_was_found_holds(simulate: Path, name: str) -> None:  # noqa: F811
+    for seed in range(1, 5):
+        outcome = run(simulate, *FOUND[name].split(), f"seed={seed}")
+        assert outcome["failed"] == 0
+        if "sleeps" in name:
+            assert network(outcome, "pause") > 0
+            assert outcome["again"] <= 5, "frames that had arrived were sent again"
