@@ -47,15 +47,15 @@ PLANTED = {
         "tx_state.h", "\t\taf_tx_send_again(tx, sent->slice, sent->chunk);\n", "\t\t(void)tx;\n",
     ),
     "a_duplicate_is_placed_twice": ("place.h", "if (af_rx_has_chunk(s, s->nb_manifest + chunk))", "if (0)"),
-    "a_lost_frame_stays_in_its_window": ("tx_state.h", "\tport->w.flying--;\n\tport->count.lost++;", "\tport->count.lost++;"),
+    "a_lost_frame_stays_in_its_window": (
+        "tx_state.h", "\tport->w.flying--;\n\tport->count.lost++;", "\tport->count.lost++;",
+    ),
     "memory_is_not_given_back": ("store.h", "\tstore->used -= block->charged;\n", ""),
     "damage_is_not_noticed": ("wire.h", "if (crc != AF_BE32(h.crc))", "if (0)"),
     "a_number_is_used_twice": ("window.h", "\tw->next = w->judged = first_number;", "\tw->next = w->judged = 0;"),
-    "an_end_is_believed_too_early": (
-        "rx_state.h", "\t\tsession->done++;\n", "\t\tsession->done += 1 + (session->slots[(session->done + 1) % AF_RX_SLOTS].state == AF_RX_READING);\n",
-    ),
+    "an_end_is_said_too_early": ("report.h", ".done = AF_BE32(session->done)}", ".done = AF_BE32(session->granted)}"),
     "a_dead_path_keeps_its_frames": (
-        "path.h", "\t\t\taf_tx_lost(tx, port, af_tx_sent(w, n));\n\tport->aside = true;", "\t\t\t;\n\tport->aside = true;",
+        "path.h", "\t\t\taf_tx_lost(tx, port, af_tx_sent(w, n));\n\tport->aside", "\t\t\t;\n\tport->aside",
     ),
 }  # fmt: skip
 
@@ -106,8 +106,8 @@ def planted(name: str, directory: Path) -> Path:
     assert source.count(code) == 1, f"{header} has changed: plant {name} anew"
     path.write_text(source.replace(code, bug))
     program = directory / "simulate"
-    subprocess.run(["gcc", *FAST, "-I", str(directory / "include"), str(directory / "core/simulate.c"), "-o", str(program)],
-                   check=True, timeout=120)  # fmt: skip
+    paths = ["-I", str(directory / "include"), str(directory / "core/simulate.c"), "-o", str(program)]
+    subprocess.run(["gcc", *FAST, *paths], check=True, timeout=120)
     return program
 
 
@@ -133,7 +133,7 @@ def test_a_million_worlds(tmp_path: Path) -> None:
 # What the simulator has found, and what now holds: a world each, by hand.
 FOUND = {
     "a_port_that_comes_back_goes_on_counting": "unplug_ms=1 unplug_for_ms=20 bytes=200000 ports=2",
-    "the_only_open_port_goes_and_another_is_asking": "die_ms=1 back_ms=30 unplug_ms=2 unplug_for_ms=40 ports=2 bytes=200000",
+    "the_only_open_port_goes_and_another_is_asking": "die_ms=1 back_ms=30 unplug_ms=2 unplug_for_ms=40 ports=2",
     "a_lone_path_whose_receiver_sleeps": "ports=1 pause_ms=1 pause_for_ms=400 bytes=200000",
     "all_paths_while_the_receiver_sleeps": "pause_ms=1 pause_for_ms=400 bytes=200000",
     "all_paths_are_dead_for_a_second": "outage_ms=1 outage_for_ms=1000 bytes=200000",
