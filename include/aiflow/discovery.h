@@ -24,7 +24,7 @@ af_tx_hello_due(const struct af_tx *tx, const struct af_tx_port *port, uint64_t 
 		if (!af_tx_busy(tx) || now - tx->heard_ns < interval)
 			return false;
 	}
-	return !tx->closing && (port->hello_ns == 0 || now - port->hello_ns >= interval);
+	return !tx->closing && (port->hello_ns == 0 || now - port->hello_ns >= af_unevenly(interval, port->hellos));
 }
 
 static inline uint32_t
@@ -37,7 +37,7 @@ af_tx_hello(struct af_tx *tx, uint32_t p, uint64_t now, uint8_t *frame)
 		.frame_size = AF_BE16(port->p.frame_size),
 		.sender = AF_BE64(tx->instance),
 	};
-	bool full = __builtin_parity(port->hellos++); /* never in step with what comes and goes periodically */
+	bool full = __builtin_parity(port->hellos++); /* 0110 1001 …: no period either */
 
 	port->mtu_trials += full && port->small_answered;
 	port->small_answered &= !full;

@@ -27,10 +27,9 @@ af_path_probe_wait(const struct af_tx_port *port)
 {
 	uint64_t wait = 2 * port->w.rtt_ns > AF_PROBE_MIN_NS ? 2 * port->w.rtt_ns : AF_PROBE_MIN_NS;
 
-	if (wait > AF_PROBE_MAX_NS)
-		return AF_PROBE_MAX_NS;
-	wait <<= port->backoff;
-	return wait < AF_PROBE_MAX_NS ? wait : AF_PROBE_MAX_NS;
+	if (wait < AF_PROBE_MAX_NS)
+		wait <<= port->backoff;
+	return af_unevenly(wait < AF_PROBE_MAX_NS ? wait : AF_PROBE_MAX_NS, (uint32_t)port->w.next);
 }
 
 /* Is it time to ask for a report? */

@@ -191,7 +191,7 @@ af_rx_on_session(struct af_rx *rx, struct af_rx_session *session, uint32_t p, co
 	if (f->kind == AF_BYE) {
 		session->heard_ns = now;
 		af_rx_learn_path(rx, session, path, p, f);
-		session->bye_due = true;
+		path->bye_due = true; /* answered where it came from: other paths may be dead */
 		af_rx_end_session(rx, session);
 		return AF_OK;
 	}

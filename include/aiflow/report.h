@@ -210,11 +210,11 @@ af_rx_next_frame(void *state, uint32_t p, uint64_t now, uint8_t *frame)
 
 			if (!path->known || path->port != p)
 				continue;
-			if (session->bye_due) {
+			if (path->bye_due) {
 				struct af_frame f = {.kind = AF_BYE, .end = 1, .path = (uint16_t)k, .session = session->id,
 						     .timestamp_ns = now + rx->clock_offset_ns};
 
-				session->bye_due = false;
+				path->bye_due = false;
 				size = af_wire_seal(frame, path->mac, port->p.mac, &f);
 			} else if (probed || path->news > every || (session->urgent && session->last_port == p) ||
 				   (path->news && now - path->reported_ns >= AF_REPORT_NS)) {

@@ -64,7 +64,7 @@ struct af_rx_path {
 	bool known;
 	uint8_t mac[6];
 	uint8_t port;
-	bool urgent;
+	bool urgent, bye_due;
 	uint32_t news; /* frames since the last report */
 	uint64_t echo_ns, heard_ns, reported_ns, frames, bytes;
 	double granted; /* frames; 0: no window was granted yet */
@@ -74,7 +74,7 @@ struct af_rx_path {
 };
 
 struct af_rx_session {
-	bool closed, spoke, urgent, granted_now, bye_due;
+	bool closed, spoke, urgent, granted_now;
 	uint32_t id, nb_macs, last_port;
 	uint32_t ports; /* bit i: heard over port i */
 	uint64_t sender, heard_ns, number;

@@ -157,6 +157,13 @@ af_tx_init(struct af_tx *tx)
 	return tx->again ? 0 : -1;
 }
 
+/* An interval up to a quarter shorter, another for each `turn`: never in step with what comes and goes periodically. */
+static inline uint64_t
+af_unevenly(uint64_t interval_ns, uint32_t turn)
+{
+	return interval_ns - (interval_ns / 4 * (turn * 0x9e3779b1u >> 24) >> 8);
+}
+
 static inline struct af_tx_slot *
 af_tx_slot(struct af_tx *tx, uint32_t id)
 {

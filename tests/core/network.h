@@ -111,6 +111,7 @@ is_cut(int way, uint32_t segment, uint64_t now, const uint8_t *frame)
 	}
 	if (segment == 0 && o.die_way >> way & 1 && is_within(now, o.die_ms, o.back_ms)) {
 		net.cut++;
+		happened[DOWN]++;
 		return true;
 	}
 	if (o.mute_ms && way == BACK && flow_ns && now > flow_ns && now - flow_ns < (uint64_t)o.mute_ms * MS) {
@@ -238,7 +239,7 @@ kinds_happened(void)
 	int kinds = 0;
 
 	for (int k = 0; k < NB_FAULTS; k++)
-		kinds += (k < OUTAGE ? count_fault((enum af_fault_kind)k) : happened[k]) > 0;
+		kinds += happened[k] > 0 || (k < OUTAGE && count_fault((enum af_fault_kind)k));
 	return kinds;
 }
 

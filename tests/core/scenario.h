@@ -184,6 +184,12 @@ static void
 draw_world(enum kind kind)
 {
 	switch (kind) {
+	case DOWN:
+		if (draw(4) == 0) { /* path 0, for good */
+			o.die_ms = between(1, 3);
+			o.die_way = between(1, 3);
+		}
+		break;
 	case OUTAGE:
 		o.outage_ms = between(1, 3);
 		o.outage_for_ms = between(1, draw(4) ? 50 : 1500);

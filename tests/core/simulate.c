@@ -241,6 +241,17 @@ post_some(uint32_t turns)
 	return busy;
 }
 
+/* The control plane waits for an answer to a goodbye but so long; here, as long as there is one to be had. */
+static bool
+can_part(const struct af_tx *tx)
+{
+	bool path = false;
+
+	for (int p = o.die_ms && !o.back_ms; p < o.ports; p++)
+		path |= tx->ports[p].open;
+	return path && tx->open && af_rx_session_of(rx, tx->session);
+}
+
 static void
 say_goodbye(uint64_t end)
 {
@@ -251,8 +262,7 @@ say_goodbye(uint64_t end)
 		heard = true;
 		for (int s = 0; s < o.senders; s++) {
 			senders[s]->tx.closing = true;
-			/* A receiver that has come back as another hears no goodbye: the control plane waits for it but so long. */
-			heard &= senders[s]->tx.bye_heard || !senders[s]->tx.open || !af_rx_session_of(rx, senders[s]->tx.session);
+			heard &= senders[s]->tx.bye_heard || !can_part(&senders[s]->tx);
 		}
 		turn();
 	}
