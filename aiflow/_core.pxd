@@ -88,7 +88,7 @@ cdef extern from "aiflow/mail.h" nogil:
     void af_idle_wait(af_idle *idle, af_mail *mail, uint64_t now) noexcept
 
 
-cdef extern from "aiflow/faults.h" nogil:
+cdef extern from "aiflow/loop_faults.h" nogil:
     enum:
         AF_PASS
         AF_LOSE
