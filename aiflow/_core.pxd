@@ -142,7 +142,7 @@ cdef extern from "aiflow/tx.h" nogil:
         const af_span *elements
         uint8_t *manifest
         uint64_t nbytes, posted_ns
-        uint32_t nb_elements, manifest_bytes
+        uint32_t nb_elements, manifest_bytes, receiver
         af_plan plan
         af_tx_slice *next
         int state, cancel
@@ -201,6 +201,21 @@ cdef extern from "aiflow/tx.h" nogil:
                         void *handle) noexcept
     uint32_t af_tx_next_frame(void *state, uint32_t p, uint64_t now, uint8_t *frame) noexcept
     bint af_tx_tick(void *state, uint64_t now) noexcept
+
+
+cdef extern from "aiflow/fan.h" nogil:
+    enum:
+        AF_FAN_MOST
+
+    struct af_fan:
+        af_tx *tx[16]
+        uint32_t nb
+        af_span tail
+
+    bint af_fan_on_frame(void *state, uint32_t p, uint64_t now, const uint8_t *frame, uint32_t len,
+                         void *handle) noexcept
+    uint32_t af_fan_next_frame(void *state, uint32_t p, uint64_t now, uint8_t *frame) noexcept
+    bint af_fan_tick(void *state, uint64_t now) noexcept
 
 
 cdef extern from "aiflow/store.h" nogil:

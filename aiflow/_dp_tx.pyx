@@ -13,13 +13,14 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
 from aiflow._core cimport (
-    AF_TAIL_LEAST, AF_TX_DONE, af_agent_port, af_now_ns, af_mail_notify, af_mail_wake, af_pace_reset, af_span, af_tx,
-    af_tx_detach, af_tx_enqueue, af_tx_fail_all, af_tx_init, af_tx_next_frame, af_tx_on_frame, af_tx_port, af_tx_slice,
-    af_tx_tick,
+    AF_FAN_MOST, AF_TAIL_LEAST, AF_TX_DONE, af_agent_port, af_fan, af_fan_next_frame, af_fan_on_frame, af_fan_tick,
+    af_now_ns, af_mail_notify, af_mail_wake, af_pace_reset, af_span, af_tx, af_tx_detach, af_tx_enqueue, af_tx_fail_all,
+    af_tx_init, af_tx_next_frame, af_tx_on_frame, af_tx_port, af_tx_slice, af_tx_tick,
 )
 from aiflow._dp cimport Loop, PORTS, name_bytes, sample_rows
 from aiflow._eal cimport Mempool, Port
 from aiflow._dp import DROPS
+from aiflow.errors import ConfigError
 
 cdef extern from *:
     """
@@ -36,6 +37,7 @@ cdef extern from *:
 ERRORS = ("ok", "no_peer", "silent", "restarted", "too_large", "integrity", "refused", "cancelled", "ambiguous", "mtu",
           "no_memory")
 CANCELLED = ERRORS.index("cancelled")
+MOST_RECEIVERS = AF_FAN_MOST
 
 
 cdef class Outgoing:
@@ -96,6 +98,16 @@ cdef class Outgoing:
         if self.s.error in (0, CANCELLED, ERRORS.index("silent"), ERRORS.index("restarted")) and self.s.all_sent:
             return None
         return False
+
+    @property
+    def parts(self):
+        """A slice to several receivers has one for each (aiflow.several); this is one."""
+        return [self]
+
+    @property
+    def receiver(self):
+        """Which of the loop's receivers it is for, from 0."""
+        return self.s.receiver
 
     @property
     def error(self):
@@ -164,13 +176,21 @@ cdef class Outgoing:
         self.finish()
 
 
+def _added(one, other):
+    """Two receivers' samples as one: they are taken in the same tick."""
+    return tuple((ns, [{key: port[key] + theirs[key] for key in port} for port, theirs in zip(ports, others)])
+                 for (ns, ports), (_, others) in zip(one, other))
+
+
 cdef class TxLoop(Loop):
     """The loop of a Sender.
 
     Parameters
     ----------
-    name, to : str
-        Our name, and the receiver's that we want ("" for the only one that answers).
+    name : str
+        Ours.
+    to : list of str
+        The receivers that we want; [""] for the only one that answers.
     nb_expected : int
         Ports that were asked for: discovery waits for all of them where it can.
     peer_timeout : float
@@ -185,41 +205,58 @@ cdef class TxLoop(Loop):
         Seconds between two samples for the monitor; 0: none.
     """
 
-    cdef af_tx *tx
+    cdef af_fan fan   # a state machine for each receiver …
+    cdef af_tx *tx    # … and the first of them, which runs by itself when there is no other
     cdef af_tx_slice *inbox
     cdef af_tx_slice **inbox_tail
     cdef set flying
     cdef object pace_of
 
     def __cinit__(self):
-        self.tx = <af_tx *>calloc(1, sizeof(af_tx))
-        if self.tx == NULL or af_tx_init(self.tx):
-            raise MemoryError("no memory for a sender's state")
         self.inbox_tail = &self.inbox
         self.flying = set()
 
-    def __init__(self, name, to, nb_expected, peer_timeout, fixed_frame_size=False, faults=None, pace_of=None,
+    def __init__(self, name, list to, nb_expected, peer_timeout, fixed_frame_size=False, faults=None, pace_of=None,
                  interval=0.1):
-        name_bytes(name, self.tx.name)
-        name_bytes(to, self.tx.to)
-        self.tx.instance = int.from_bytes(os.urandom(6), "big") << 16
-        self.tx.peer_timeout_ns = int(peer_timeout * 1e9)
-        self.tx.clock_offset_ns = time.time_ns() - time.monotonic_ns()
-        self.tx.nb_expected = nb_expected
-        self.tx.fixed_frame_size = fixed_frame_size
-        self.tx.monitor.interval_ns = int(interval * 1e9)
+        cdef af_tx *tx
+        if not 1 <= len(to) <= MOST_RECEIVERS:
+            raise ConfigError(f"{len(to)} receivers: a Sender has 1 to {MOST_RECEIVERS}")
+        for receiver in to:
+            tx = <af_tx *>calloc(1, sizeof(af_tx))
+            if tx == NULL or af_tx_init(tx):
+                free(tx)
+                raise MemoryError("no memory for a sender's state")
+            self.fan.tx[self.fan.nb] = tx
+            self.fan.nb += 1
+            name_bytes(name, tx.name)
+            name_bytes(receiver, tx.to)
+            tx.instance = int.from_bytes(os.urandom(6), "big") << 16
+            tx.peer_timeout_ns = int(peer_timeout * 1e9)
+            tx.clock_offset_ns = time.time_ns() - time.monotonic_ns()
+            tx.nb_expected = nb_expected
+            tx.fixed_frame_size = fixed_frame_size
+            tx.monitor.interval_ns = int(interval * 1e9)
         self.pace_of = pace_of
-        self.agent.state = self.tx
-        self.agent.tail = &self.tx.tail
-        self.agent.on_frame = af_tx_on_frame
-        self.agent.next_frame = af_tx_next_frame
-        self.agent.tick = af_tx_tick
+        self.tx = self.fan.tx[0]
+        if self.fan.nb == 1:
+            self.agent.state = self.tx
+            self.agent.tail = &self.tx.tail
+            self.agent.on_frame = af_tx_on_frame
+            self.agent.next_frame = af_tx_next_frame
+            self.agent.tick = af_tx_tick
+        else:
+            self.agent.state = &self.fan
+            self.agent.tail = &self.fan.tail
+            self.agent.on_frame = af_fan_on_frame
+            self.agent.next_frame = af_fan_next_frame
+            self.agent.tick = af_fan_tick
         self.set_faults(faults)
 
     def __dealloc__(self):
-        if self.tx != NULL:
-            free(self.tx.again)
-            free(self.tx)
+        cdef uint32_t i
+        for i in range(self.fan.nb):
+            free(self.fan.tx[i].again)
+            free(self.fan.tx[i])
 
     # ---- control plane ----
 
@@ -237,37 +274,42 @@ cdef class TxLoop(Loop):
         cdef af_agent_port place
         cdef int index = self.place_port(port, peer, &place)
         place.by_reference = self.by_reference(port)
-        cdef af_tx_port *slot = &self.tx.ports[index]
-        memset(slot, 0, sizeof(af_tx_port))
-        slot.p = place
-        slot.path_size = place.frame_size
-        slot.attached_ns = af_now_ns()
-        if self.pace_of is not None:
-            pace = self.pace_of(index, port)
-            slot.pace.rate_based = pace.rate_based
-            slot.pace.frame_ns = pace.frame_ns
-            slot.pace.byte_ns = pace.byte_ns
-            slot.pace.slack_ns = pace.burst_ns
-            slot.pace.gain = pace.gain
-            slot.pace.threshold = pace.threshold
-            af_pace_reset(&slot.pace)
-        if <uint32_t>index >= self.tx.nb_ports:
-            self.tx.nb_ports = index + 1
+        cdef af_tx_port *slot
+        cdef uint32_t i
+        for i in range(self.fan.nb):
+            slot = &self.fan.tx[i].ports[index]
+            memset(slot, 0, sizeof(af_tx_port))
+            slot.p = place
+            slot.path_size = place.frame_size
+            slot.attached_ns = af_now_ns()
+            if self.pace_of is not None:
+                pace = self.pace_of(index, port)
+                slot.pace.rate_based = pace.rate_based
+                slot.pace.frame_ns = pace.frame_ns
+                slot.pace.byte_ns = pace.byte_ns
+                slot.pace.slack_ns = pace.burst_ns
+                slot.pace.gain = pace.gain
+                slot.pace.threshold = pace.threshold
+                af_pace_reset(&slot.pace)
+            if <uint32_t>index >= self.fan.tx[i].nb_ports:
+                self.fan.tx[i].nb_ports = index + 1
 
     def detach(self, ports, peer=0):
         """Poll these ports no more: when it returns, no burst touches them."""
         self.between(lambda: self._detach(ports))
 
     def _detach(self, ports):
+        cdef uint32_t i
         for port in ports:
             index = self.index_of(port)
             if index >= 0:
                 self.last_look(index)  # its last report may say that all has arrived
                 self._remove_port(port)
-                af_tx_detach(self.tx, index, af_now_ns())
+                for i in range(self.fan.nb):
+                    af_tx_detach(self.fan.tx[i], index, af_now_ns())
         self.tell()
 
-    def post(self, list buffers, bytes manifest, plan):
+    def post(self, list buffers, bytes manifest, plan, uint32_t receiver=0):
         """Send a slice of which each buffer is an element.
 
         Parameters
@@ -278,6 +320,8 @@ cdef class TxLoop(Loop):
             See include/aiflow/layout.h.
         plan : aiflow.scheduler.Plan
             What each port may take of it.
+        receiver : int
+            Which of `to` it is for.
 
         Returns
         -------
@@ -291,9 +335,9 @@ cdef class TxLoop(Loop):
             out.spans[i].ptr = <const uint8_t *>out.buffers[i].buf
             out.spans[i].nbytes = out.buffers[i].len
             out.s.nbytes += out.buffers[i].len
-        return self._post(out, plan)
+        return self._post(out, plan, receiver)
 
-    def post_rows(self, buffer, Py_ssize_t nb_rows, bytes manifest, plan):
+    def post_rows(self, buffer, Py_ssize_t nb_rows, bytes manifest, plan, uint32_t receiver=0):
         """Send a slice whose elements are the `nb_rows` equal rows of one C-contiguous buffer."""
         cdef Outgoing out = Outgoing.__new__(Outgoing)
         cdef Py_ssize_t i, row_bytes
@@ -304,10 +348,13 @@ cdef class TxLoop(Loop):
             out.spans[i].ptr = <const uint8_t *>out.buffers[0].buf + i * row_bytes
             out.spans[i].nbytes = row_bytes
         out.s.nbytes = nb_rows * row_bytes
-        return self._post(out, plan)
+        return self._post(out, plan, receiver)
 
-    cdef _post(self, Outgoing out, plan):
+    cdef _post(self, Outgoing out, plan, uint32_t receiver):
+        if receiver >= self.fan.nb:
+            raise ConfigError(f"receiver {receiver} of {self.fan.nb}")
         out.loop = self
+        out.s.receiver = receiver
         out.s.plan.ports = plan.port_mask
         out.s.plan.elements = plan.place == "elements"
         out.s.plan.shortest = plan.shortest
@@ -344,18 +391,26 @@ cdef class TxLoop(Loop):
         """Say goodbye to the receiver (waits for its answer, at most `timeout` seconds), then stop."""
         if os.getpid() != self.pid:
             return
+        cdef uint32_t i
         until = time.monotonic() + timeout
-        self.tx.closing = True
-        while self.tx.open and not self.tx.bye_heard and not self.stopped and time.monotonic() < until:
+        for i in range(self.fan.nb):
+            self.fan.tx[i].closing = True
+        while self._unparted() and not self.stopped and time.monotonic() < until:
             self.wait(self.generation, 0.002)
         self.stop()
         self._fail_all()
 
+    def _unparted(self):
+        """Is there a receiver that has not answered our goodbye?"""
+        return any(self.fan.tx[i].open and not self.fan.tx[i].bye_heard for i in range(self.fan.nb))
+
     def _fail_all(self):
         """The loop has ended: so does every slice that it still had."""
+        cdef uint32_t i
         with self.guard:
             self.collect(af_now_ns())
-            af_tx_fail_all(self.tx, CANCELLED, af_now_ns())
+            for i in range(self.fan.nb):
+                af_tx_fail_all(self.fan.tx[i], CANCELLED, af_now_ns())
             aiflow_tx_lock(&self.mail)
             af_mail_notify(&self.mail)
             aiflow_tx_unlock(&self.mail)
@@ -363,14 +418,13 @@ cdef class TxLoop(Loop):
     # ---- what is to be seen ----
 
     @property
-    def receiver(self):
-        """Name of the receiver that we are joined to, or None."""
-        return self.last_receiver if self.tx.open else None
+    def receivers(self):
+        """Names of the receivers that we are joined to."""
+        return [self.last_receiver(i) for i in range(self.fan.nb) if self.fan.tx[i].open]
 
-    @property
-    def last_receiver(self):
-        """Name of the receiver that we were joined to last, "" before the first."""
-        return bytes(self.tx.receiver).split(b"\0")[0].decode(errors="replace")
+    def last_receiver(self, uint32_t receiver=0):
+        """Name of the receiver that we were joined to last at this place, "" before the first."""
+        return bytes(self.fan.tx[receiver].receiver).split(b"\0")[0].decode(errors="replace")
 
     @property
     def payload_bytes(self):
@@ -388,46 +442,78 @@ cdef class TxLoop(Loop):
 
     def drops(self):
         """Frames not taken, by reason."""
-        counts = {DROPS[i]: self.tx.drops[i] for i in range(1, len(DROPS))}
+        counts = {DROPS[i]: sum(self.fan.tx[k].drops[i] for k in range(self.fan.nb)) for i in range(1, len(DROPS))}
         counts["segments"] += self.unseen[0]
         counts["vlan"] += self.unseen[1]
         return counts
 
     def counters(self):
         """Reports heard, probes sent, and losses that were none."""
-        return {"reports": self.tx.reports, "probes": self.tx.probes,
-                "spurious": sum(self.tx.ports[i].w.spurious for i in range(self.tx.nb_ports))}
+        cdef af_tx *tx
+        cdef uint32_t i, p
+        counts = {"reports": 0, "probes": 0, "spurious": 0}
+        for i in range(self.fan.nb):
+            tx = self.fan.tx[i]
+            counts["reports"] += tx.reports
+            counts["probes"] += tx.probes
+            counts["spurious"] += sum(tx.ports[p].w.spurious for p in range(tx.nb_ports))
+        return counts
 
     def port_rows(self):
-        """Counters of every attached port, for the port table."""
+        """Counters of every attached port, those of all receivers together, for the port table."""
         cdef af_tx_port *slot
+        cdef uint32_t i
         rows = []
         for index, port in enumerate(self.attached_ports):
             if port is None:
                 continue
-            slot = &self.tx.ports[index]
-            rows.append({"index": index, "port": port, "dst": bytes(slot.dst[:6]) if slot.open else None,
-                         "frames": slot.count.tx_frames, "bytes": slot.count.tx_bytes,
-                         "rx_frames": slot.count.rx_frames, "rx_bytes": slot.count.rx_bytes,
-                         "again": slot.count.again, "lost": slot.count.lost, "flying": slot.w.flying,
-                         "window": slot.w.limit, "rtt_ns": slot.w.rtt_ns, "usable": slot.open and not slot.aside,
-                         "gap_ns": slot.pace.gap_ns, "signals": slot.pace.signals,
-                         "sent": slot.w.seen, "arrived": slot.arrived})
+            row = dict.fromkeys(("frames", "bytes", "rx_frames", "rx_bytes", "again", "lost", "flying", "window",
+                                 "rtt_ns", "gap_ns", "signals", "sent", "arrived"), 0)
+            row |= {"index": index, "port": port, "dst": None, "usable": False}
+            for i in range(self.fan.nb):
+                slot = &self.fan.tx[i].ports[index]
+                row["frames"] += slot.count.tx_frames
+                row["bytes"] += slot.count.tx_bytes
+                row["rx_frames"] += slot.count.rx_frames
+                row["rx_bytes"] += slot.count.rx_bytes
+                row["again"] += slot.count.again
+                row["lost"] += slot.count.lost
+                row["flying"] += slot.w.flying
+                row["window"] = max(row["window"], slot.w.limit)
+                row["rtt_ns"] = max(row["rtt_ns"], slot.w.rtt_ns)
+                row["gap_ns"] = max(row["gap_ns"], slot.pace.gap_ns)
+                row["signals"] += slot.pace.signals
+                row["sent"] += slot.w.seen
+                row["arrived"] += slot.arrived
+                row["usable"] |= slot.open and not slot.aside
+                if slot.open and row["dst"] is None:
+                    row["dst"] = bytes(slot.dst[:6])
+            rows.append(row)
         return rows
 
     def samples(self):
         """The two newest of the monitor's samples, (ns, a dict for each port), or None before there are two."""
-        return sample_rows(&self.tx.monitor)
+        cdef uint32_t i
+        total = None
+        for i in range(self.fan.nb):
+            pair = sample_rows(&self.fan.tx[i].monitor)
+            if pair is None:
+                return None
+            total = pair if total is None else _added(total, pair)
+        return total
 
     def answers(self):
         """For each attached port, the ports of receivers that answered it: (epoch, index)."""
         cdef af_tx_port *slot
+        cdef uint32_t k
         found = {}
         for index, port in enumerate(self.attached_ports):
             if port is not None:
-                slot = &self.tx.ports[index]
-                found[index] = [(slot.candidates[i].epoch, slot.candidates[i].port)
-                                for i in range(slot.nb_candidates)]
+                found[index] = []
+                for k in range(self.fan.nb):
+                    slot = &self.fan.tx[k].ports[index]
+                    found[index] += [(slot.candidates[i].epoch, slot.candidates[i].port)
+                                     for i in range(slot.nb_candidates)]
         return found
 
     # ---- the loop ----
@@ -442,5 +528,5 @@ cdef class TxLoop(Loop):
         aiflow_tx_unlock(&self.mail)
         while s != NULL:
             following = s.next
-            af_tx_enqueue(self.tx, s)
+            af_tx_enqueue(self.fan.tx[s.receiver], s)
             s = following

@@ -76,6 +76,8 @@ class SliceReport:
             f"= {self.goodput_bps / 1e9:.3f} Gbit/s, {self.frames_sent} frames, {self.frames_retransmitted} sent again"
         ]
         lines += [f"  {port.name} ({port.driver}): {port.frames} frames, {port.nbytes:,} bytes" for port in self.ports]
+        if len(self.receivers) > 1:
+            lines += [f"  → {to.name}: {to.elements} elements, {to.nbytes:,} bytes" for to in self.receivers]
         return "\n".join(lines)
 
 

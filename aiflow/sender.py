@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from . import monitor, scheduler
-from ._dp_tx import TxLoop
+from ._dp_tx import MOST_RECEIVERS, TxLoop
 from ._eal import Mempool
 from .config import parse_endpoints, parse_size
 from .errors import AiflowError, ConfigError, IntegrityError, PeerLost, PoolExhausted, PortError, SliceTimeout
@@ -19,6 +20,7 @@ from .flow import FlowControl, parse_rate
 from .manifest import Form, Piece, as_bytes, described, encode, encode_rows
 from .paths import PortSet
 from .report import PortReport, PortTable, ReceiverReport, SliceReport, port_table
+from .several import Partition, Several, array_of
 from .streaming import PutTicket, Streaming
 from .ticket import Ticket, again
 from .waiting import Waiting
@@ -39,12 +41,15 @@ class Sender:
     ----------
     ports : str or list of str
         Endpoints: ``"local:NAME"``, ``"local:NAME*4"``, ``"af_packet:IFNAME"``, … (`aiflow ports` lists them all).
-    to : str, optional
-        The receiver's name; default: the only one that answers.
+    to : str or list of str, optional
+        The receiver's name; default: the only one that answers. Several names: each slice is spread over these
+        receivers, over the same ports or over ports of their own.
     name : str, optional
         What receivers see as `TimeSlice.sender`; default: host and process id.
     partition : str or callable
-        How a slice is spread over several receivers; there can be one so far.
+        How a slice is spread over several receivers. ``"balanced"``: even by bytes. ``"by_stream"``: each stream stays
+        with one receiver. Or ``(elements, receivers) → an index into receivers for each element``; it is given a list
+        of (stream, ndarray) and the receivers' names. Each receiver gets its part as a slice, be it empty.
     policy : str
         Port choice: ``"pull"``, ``"score"``, ``"round_robin"``, ``"weighted"``, ``"least_queue"``.
     flow_control : str or flow.FlowControl
@@ -125,19 +130,13 @@ class Sender:
         self._streaming = Streaming(
             self, None if slice_ms is None else _seconds(slice_ms, "slice_ms") / 1e3, parse_size(put_memory)
         )
-        if not callable(partition) and partition not in ("balanced", "by_stream"):
-            raise ConfigError(f"partition={partition!r} is unknown: use 'balanced', 'by_stream' or a callable")
-        if to is not None and not isinstance(to, str):
-            to = list(to) if isinstance(to, Iterable) else [to]
-            if not to or not all(isinstance(each, str) for each in to):
-                raise ConfigError(f"to={to!r}: give a receiver's name")
-            if len(to) != 1:
-                raise ConfigError("to= with several receivers is not there yet: open one Sender for each")
-            to = to[0]
+        self._to = _names(to)
+        self._partition = Partition(partition, self._to)
+        self._posting = threading.Lock()  # every receiver sees the slices in the same order
         flow = self.flow_control
         self._loop = TxLoop(
             self.name,
-            to or "",
+            self._to or [""],
             nb_ports,
             self.peer_timeout,
             frame_size is not None,
@@ -206,15 +205,56 @@ class Sender:
         """
         self._check_open()
         timeout = _timeout(timeout)
-        manifest, buffers = encode(described(elements))
-        nbytes = sum(len(buffer) for buffer in buffers)
-        self._streaming.check(self, nbytes)
-        return self._sent(self._loop.post(buffers, manifest, self._plan(nbytes)), wait, timeout)
+        return self._sent(self._begin(described(elements), self._streaming.check), wait, timeout)
 
-    def _begin(self, elements: Iterable[Piece]) -> Any:
+    def _begin(self, elements: Iterable[Piece], check: Callable[[Sender, int], None] | None = None) -> Any:
         """Post one slice, whoever collected it."""
+        if len(self._to) > 1:
+            pieces = list(elements)
+            if check is not None:
+                check(self, sum(piece.form.nbytes for piece in pieces))
+            return self._spread(pieces)
         manifest, buffers = encode(elements)
-        return self._loop.post(buffers, manifest, self._plan(sum(len(buffer) for buffer in buffers)))
+        nbytes = sum(len(buffer) for buffer in buffers)
+        if check is not None:
+            check(self, nbytes)
+        return self._loop.post(buffers, manifest, self._plan(nbytes))
+
+    def _spread(self, pieces: list[Piece]) -> Several:
+        """Post one slice to several receivers, to each its part."""
+        with self._posting:
+            chosen = self._partition.split(
+                [piece.stream for piece in pieces],
+                [piece.form.nbytes for piece in pieces],
+                lambda: [(str(piece.stream), array_of(piece.buffer, piece.form)) for piece in pieces],
+            )
+            parts = [encode(pieces[i] for i in np.flatnonzero(chosen == k)) for k in range(len(self._to))]
+            return Several(
+                [
+                    self._loop.post(buffers, manifest, self._plan(sum(map(len, buffers))), k)
+                    for k, (manifest, buffers) in enumerate(parts)
+                ]
+            )
+
+    def _spread_rows(self, stream: str, buffer: Any, row: Form, count: int) -> Several:
+        """The same for like elements that follow each other in one buffer."""
+        rows = memoryview(buffer)
+
+        def elements() -> list[Any]:
+            return [(stream, array_of(rows[i * row.nbytes : (i + 1) * row.nbytes], row)) for i in range(count)]
+
+        def post(k: int, numbers: Any, manifest: bytes) -> Any:
+            plan = self._plan(len(numbers) * row.nbytes)
+            if len(numbers) and numbers[-1] - numbers[0] + 1 == len(numbers):
+                piece = rows[numbers[0] * row.nbytes : (numbers[-1] + 1) * row.nbytes]
+                return self._loop.post_rows(piece, len(numbers), manifest, plan, k)
+            return self._loop.post([rows[i * row.nbytes : (i + 1) * row.nbytes] for i in numbers], manifest, plan, k)
+
+        with self._posting:
+            chosen = self._partition.split([stream] * count, [row.nbytes] * count, elements)
+            parts = [np.flatnonzero(chosen == k) for k in range(len(self._to))]
+            manifests = [encode_rows(stream, row, len(numbers)) for numbers in parts]
+            return Several([post(k, *part) for k, part in enumerate(zip(parts, manifests, strict=True))])
 
     def send_batch(self, stream: str, array: Any, *, wait: bool = True, timeout: float | None = None) -> Any:
         """Send every row of the first axis as an element of `stream`, with no Python object for each.
@@ -247,8 +287,11 @@ class Sender:
         if form.order == "F":
             buffer, form = as_bytes(np.array(array, order="C"), "the batch")
         count, *row = form.shape
-        manifest = encode_rows(stream, Form(form.dtype, tuple(row)), count)
-        self._streaming.check(self, form.nbytes)
+        row_form = Form(form.dtype, tuple(row))
+        self._streaming.check(self, form.nbytes, stacklevel=3)
+        if len(self._to) > 1:
+            return self._sent(self._spread_rows(stream, buffer, row_form, count), wait, timeout)
+        manifest = encode_rows(stream, row_form, count)
         plan = self._plan(form.nbytes)
         return self._sent(self._loop.post_rows(buffer, count, manifest, plan), wait, timeout)
 
@@ -343,13 +386,12 @@ class Sender:
             raise
 
     def _report(self, outgoing: Any) -> SliceReport:
-        if outgoing.error != "ok":
+        if any(part.error != "ok" for part in outgoing.parts):
             raise self._failure(outgoing)
         ports = tuple(
             PortReport(self._loop.port_names[index][0], self._loop.port_names[index][1], frames, nbytes)
             for index, frames, nbytes in outgoing.port_frames()
         )
-        receiver = self._loop.last_receiver
         frames, again = outgoing.frames
         return SliceReport(
             slice_id=outgoing.slice_id,
@@ -359,12 +401,28 @@ class Sender:
             frames_sent=frames,
             frames_retransmitted=again,
             ports=ports,
-            receivers=(ReceiverReport(receiver, outgoing.nb_elements, outgoing.nbytes, True),),
+            receivers=tuple(
+                ReceiverReport(self._name_of(part), part.nb_elements, part.nbytes, True) for part in outgoing.parts
+            ),
         )
 
-    def _failure(self, outgoing: Any) -> AiflowError:
+    def _name_of(self, part: Any) -> str:
+        return self._to[part.receiver] if len(self._to) > 1 else str(self._loop.last_receiver())
+
+    def _lasting(self, error: AiflowError, whole: Any) -> AiflowError:
+        """An error of the ports, for a slice that it stopped."""
+        delivered_by = {self._name_of(part): part.delivered for part in whole.parts}
+        return type(error)(str(error), delivered=whole.delivered, delivered_by=delivered_by)
+
+    def _failure(self, whole: Any) -> AiflowError:
+        failed = [part for part in whole.parts if part.error != "ok"]
+        outgoing = min(failed, key=lambda part: part.error == "cancelled")  # why, rather than that we then gave up
         where = ", ".join(map(str, self.endpoints))
         what = f"the slice of {outgoing.nb_elements} elements and {outgoing.nbytes} bytes"
+        if len(self._to) > 1:
+            name = self._name_of(outgoing)
+            where = f"{where}, to={name!r},"
+            what = f"the part of {outgoing.nb_elements} elements and {outgoing.nbytes} bytes for {name!r}"
         kind, text = {
             "no_peer": (
                 PeerLost,
@@ -399,15 +457,23 @@ class Sender:
             ),
             "no_memory": (PoolExhausted, f"no memory left to describe {what}: send smaller slices"),
         }[outgoing.error]
-        delivered = outgoing.delivered
-        return kind(text, delivered=delivered, delivered_by={self._loop.last_receiver: delivered})
+        delivered_by = {self._name_of(part): part.delivered for part in whole.parts}
+        if len(self._to) > 1:
+            holders = [name for name, delivered in delivered_by.items() if delivered]
+            text += f". Receivers that hold their parts: {', '.join(holders) or 'none'}"
+        return kind(text, delivered=whole.delivered, delivered_by=delivered_by)
 
     # ---- what is to be seen ----
 
     @property
     def receiver(self) -> str | None:
-        """Name of the receiver that we are joined to; None before one answered."""
-        return self._loop.receiver
+        """Name of the receiver that we are joined to, the first of several; None before one answered."""
+        return next(iter(self.receivers), None)
+
+    @property
+    def receivers(self) -> tuple[str, ...]:
+        """Names of the receivers that we are joined to now."""
+        return tuple(self._loop.receivers)
 
     @property
     def port_table(self) -> PortTable:
@@ -479,8 +545,23 @@ class Sender:
             self._close(abort=True)
 
     def __repr__(self) -> str:
-        state = "closed" if self._closed else f"to {self.receiver!r}" if self.receiver else "looking for a receiver"
+        joined = ", ".join(map(repr, self.receivers))
+        state = "closed" if self._closed else f"to {joined}" if joined else "looking for a receiver"
         return f"<Sender {', '.join(map(str, self.endpoints))}: {state}>"
+
+
+def _names(to: Any) -> list[str]:
+    """The receivers that `to` names; [] for the only one that answers."""
+    if to is None:
+        return []
+    names = [to] if isinstance(to, str) else list(to) if isinstance(to, Iterable) else [to]
+    if not names or not all(isinstance(name, str) and name for name in names):
+        raise ConfigError(f"to={to!r}: give a receiver's name, or several")
+    if len(set(names)) < len(names):
+        raise ConfigError(f"to={to!r}: name each receiver once")
+    if len(names) > MOST_RECEIVERS:
+        raise ConfigError(f"to= names {len(names)} receivers: {MOST_RECEIVERS} is the most, open a second Sender")
+    return names
 
 
 def _timeout(timeout: Any) -> float | None:

@@ -346,13 +346,13 @@ class Streaming:
             demands.append(scheduler.demand(nbytes, self.seconds, [seen], payload_share=1.0))
         return min(demands, key=lambda demand: demand.available_bps, default=None)
 
-    def check(self, sender: Sender, nbytes: int) -> None:
+    def check(self, sender: Sender, nbytes: int, stacklevel: int = 4) -> None:
         """A slice is about to go out by `Sender.send`: note what it asks, and warn if that is too much."""
         if self.seconds is not None:
             with self._changed:
                 demand = self._note(nbytes, self._speeds(sender))
             if demand is not None and not demand.met:
-                warnings.warn(demand.explain(), DemandWarning, stacklevel=3)
+                warnings.warn(demand.explain(), DemandWarning, stacklevel=stacklevel)
 
     def _note(self, nbytes: int, speeds: list[float | None]) -> scheduler.Demand | None:
         self.demand = self.weigh(nbytes, speeds)

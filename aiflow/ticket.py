@@ -74,7 +74,7 @@ class Ticket:
         error = self._sender._ports.error
         if not self._outgoing.done and error is not None:
             self._outgoing.cancel()
-            raise again(error)
+            raise self._sender._lasting(error, self._outgoing)
         self._outgoing.finish()
         if self._report is None:
             self._report = self._sender._report(self._outgoing)

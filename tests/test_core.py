@@ -112,6 +112,44 @@ def test_the_same_seed_is_the_same_run(simulate) -> None:
     assert run(simulate, *options) == run(simulate, *options)
 
 
+FANS: dict[str, tuple[str, Callable[[Outcome], bool]]] = {
+    "nothing": ("", lambda o: o["again"] == 0),
+    "loss_of_a_hundredth": ("loss=100", lambda o: network(o, "lost") > 0 and o["again"] > 0),
+    "frames_are_lost_doubled_and_late": (
+        "loss=100 dup=300 corrupt=100 jitter_us=50", lambda o: network(o, "lost") > 0,
+    ),
+    "four_receivers_and_a_small_window": ("senders=4 window=10 loss=50", lambda o: o["most_flying"] == 10),
+    "more_receivers_than_the_window_has_places": ("senders=4 window=3", lambda o: o["most_flying"] == 3),
+    "ports_of_their_own": ("apart=1 loss=50", lambda o: o["most_shared"] == 1),
+}
+
+
+@pytest.fixture(scope="session")
+def fan(tmp_path_factory) -> Path:
+    return compiled("fan.c", tmp_path_factory.mktemp("core") / "fan")
+
+
+@pytest.mark.parametrize("name", FANS)
+def test_several_receivers_get_their_own_and_share_windows_when(fan, name) -> None:
+    """Their sessions have the same numbers; no port ever has more frames under way than its window (fan.c checks)."""
+    options, took_place = FANS[name]
+    outcomes = run_seeds(fan, f"senders=2 slices=30 {options}")
+    assert any(took_place(outcome) for outcome in outcomes), outcomes[0]
+    assert not any(outcome["failed"] for outcome in outcomes)
+    if "apart" not in options:
+        assert max(outcome["most_shared"] for outcome in outcomes) > 1
+
+
+@pytest.mark.parametrize("apart", [0, 1])
+def test_a_receiver_that_falls_silent_holds_up_nobody(fan, apart) -> None:
+    alone = run_seeds(fan, f"senders=2 slices=60 bytes=200000 apart={apart}", 4)
+    outcomes = run_seeds(fan, f"senders=2 slices=60 bytes=200000 apart={apart} silent_ms=10 timeout_ms=1000", 4)
+    for outcome, before in zip(outcomes, alone, strict=True):
+        assert 0 < outcome["failed"] < 60  # some came before it died, the others' all did
+        assert outcome["ms"][0] < before["ms"][0] + 150  # 100 ms until its silence is noticed, on each port at once
+        assert outcome["ms"][1] > 1000
+
+
 @pytest.mark.parametrize("flags", [(), ("-msse4.2",)], ids=["portable", "sse4.2"])
 def test_crc32c_with_and_without_the_instruction(tmp_path, flags) -> None:
     """Both ways give RFC 3720's values and agree with the bitwise definition for every length and alignment."""

@@ -59,6 +59,7 @@ struct af_tx_slice {
 	uint8_t *manifest;
 	uint64_t nbytes, posted_ns;
 	uint32_t nb_elements, manifest_bytes;
+	uint32_t receiver; /* which of a fan's (fan.h) */
 	struct af_plan plan;
 	/* dataplane: rw; control: ro once `state` says so */
 	struct af_tx_slice *next;

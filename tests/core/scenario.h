@@ -38,6 +38,7 @@ struct scenario {
 	int unplug_ms, unplug_for_ms; /* the last port of sender 0 goes, and comes back */
 	int first_lost, last_lost; /* the first DATA frame is lost; CLOSE frames are lost once each */
 	int keep;                  /* the receiver keeps frames in place (assemble=False) */
+	int apart, silent_ms;      /* fan.c: each receiver has ports of its own; the last one says nothing from then on */
 	int timeout_ms;            /* peer_timeout of both ends */
 	int limit_ms;
 };
@@ -57,7 +58,7 @@ static const struct { const char *name; size_t at; } options[] = {
 	OPTION(hold_ms), OPTION(die_ms), OPTION(die_way), OPTION(back_ms), OPTION(outage_ms), OPTION(outage_for_ms),
 	OPTION(mute_ms), OPTION(cancel), OPTION(rx_restart_ms), OPTION(tx_restart_ms), OPTION(pause_ms), OPTION(pause_for_ms),
 	OPTION(pause_way), OPTION(unplug_ms), OPTION(unplug_for_ms), OPTION(first_lost), OPTION(last_lost), OPTION(keep),
-	OPTION(timeout_ms), OPTION(limit_ms),
+	OPTION(apart), OPTION(silent_ms), OPTION(timeout_ms), OPTION(limit_ms),
 };
 
 static void
