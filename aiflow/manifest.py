@@ -20,6 +20,7 @@ __all__ = [
     "Run",
     "Span",
     "as_bytes",
+    "describe",
     "described",
     "encode",
     "encode_rows",
@@ -245,6 +246,13 @@ class Piece(NamedTuple):
     stream: str | int
     buffer: Any
     form: Form
+
+
+def describe(stream: str, element: Any) -> Piece:
+    """One element, which a manifest can carry (TypeError or ConfigError where not), its bytes in one piece."""
+    piece = Piece(_stream(stream), *as_bytes(element, f"element {stream!r}"))
+    named(piece.stream, piece.form)
+    return piece
 
 
 def described(elements: Any) -> Iterator[Piece]:

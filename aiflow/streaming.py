@@ -14,7 +14,7 @@ import numpy as np
 
 from . import scheduler
 from .errors import AiflowError, DemandWarning, PoolExhausted, SliceTimeout
-from .manifest import Piece, described, named
+from .manifest import Piece, describe
 from .ticket import Ticket
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ OVERHEAD = 256
 BLOCK = 4 << 20
 """Copies are made into blocks of this size, or of the element's; they are used again, so their pages stay warm."""
 
-REMEMBERED = 8
-"""Slices by which what the ports give is judged."""
+REMEMBERED, ENOUGH = 8, 3
+"""Slices by which what the ports give is judged: the newest, and how many there must be. One may have had bad luck."""
 
 
 class Supply:
@@ -51,8 +51,9 @@ class Supply:
             self._seen.append((outgoing.nbytes, 8 * outgoing.nbytes / seconds))
 
     def bps(self, nbytes: int) -> float | None:
-        """The best rate of a slice at least half as large (small ones measure the round trip); None if none was."""
-        return max((rate for size, rate in self._seen if 2 * size >= nbytes), default=None)
+        """The best rate of slices at least half as large (small ones measure the round trip); None for too few."""
+        rates = [rate for size, rate in self._seen if 2 * size >= nbytes]
+        return max(rates) if len(rates) >= ENOUGH else None
 
 
 class Window:
@@ -66,7 +67,7 @@ class Window:
         self.nbytes = 0
         self.held = 0
         self.speeds: list[float | None] = []  # of the ports when it was opened, bit/s
-        self.warned = False
+        self.weighed = False  # and found too large
         self.told = False  # its error
         self.ticket: Ticket | None = None
         self.error: AiflowError | None = None
@@ -170,6 +171,7 @@ class Streaming:
         self.supply = Supply()
         self.demand: scheduler.Demand | None = None
         self.unmet = 0
+        self._warned = False  # of a demand that is not met; again after one that was
         self._unsaid: scheduler.Demand | None = None
         self._changed = threading.Condition()  # its lock guards all that follows
         self._open: Window | None = None
@@ -184,8 +186,7 @@ class Streaming:
 
     def put(self, sender: Sender, stream: str, buffer: Any, copy: bool) -> PutTicket | None:
         """Take one element; blocks while there is no room for it. See `Sender.put`."""
-        (piece,) = described([(stream, buffer)])
-        named(piece.stream, piece.form)  # what cannot be described fails here, not in the background
+        piece = describe(stream, buffer)  # what cannot be sent fails here, not in the background
         size = piece.form.nbytes
         if size + OVERHEAD > self.memory:
             raise PoolExhausted(
@@ -193,7 +194,8 @@ class Streaming:
             )
         while True:
             with self._changed:
-                self.complain(stacklevel=4)
+                if self._flying or self._failed or self._unsaid is not None:
+                    self.complain(stacklevel=4)
                 sender._check_open()
                 if self._held + size + OVERHEAD <= self.memory:
                     window = self._window(sender)
@@ -229,7 +231,7 @@ class Streaming:
     def _take(self, window: Window, piece: Piece, copy: bool) -> None:
         size = piece.form.nbytes
         if copy and not isinstance(piece.buffer, bytes):
-            piece = piece._replace(buffer=self._copied(window, piece.buffer, size))
+            piece = Piece(piece.stream, self._copied(window, piece.buffer, size), piece.form)
         window.pieces.append(piece)
         window.nbytes += size
         window.held += size + OVERHEAD
@@ -314,8 +316,7 @@ class Streaming:
             if len(failed) > 1:
                 first.add_note(f"{len(failed) - 1} more slices of put() have failed since")
             raise first
-        if unsaid is not None:
-            warnings.warn(unsaid.explain(), DemandWarning, stacklevel=stacklevel)
+        self._warn(unsaid, stacklevel + 1)
 
     def close(self) -> None:
         """No window opens any more; what is collected and was not flushed is given up. Idempotent."""
@@ -351,28 +352,32 @@ class Streaming:
         if self.seconds is not None:
             with self._changed:
                 demand = self._note(nbytes, self._speeds(sender))
-            if demand is not None and not demand.met:
-                warnings.warn(demand.explain(), DemandWarning, stacklevel=stacklevel)
+            self._warn(demand, stacklevel + 1)
 
     def _note(self, nbytes: int, speeds: list[float | None]) -> scheduler.Demand | None:
         self.demand = self.weigh(nbytes, speeds)
-        self.unmet += self.demand is not None and not self.demand.met
+        if self.demand is not None:
+            self.unmet += not self.demand.met
+            self._warned &= not self.demand.met
         return self.demand
+
+    def _warn(self, demand: scheduler.Demand | None, stacklevel: int) -> None:
+        """Warn of a demand that is not met, once until one is met again."""
+        if demand is not None and not demand.met and not self._warned:
+            self._warned = True
+            warnings.warn(demand.explain(), DemandWarning, stacklevel=stacklevel)
 
     def _weigh_open(self, window: Window, size: int) -> None:
         """Warn with the first element that makes the window too large, before anything of it goes out."""
-        if window.warned or self.seconds is None:
+        if window.weighed or self.seconds is None:
             return
         demand = self.weigh(window.nbytes + size, window.speeds)
-        if demand is not None and not demand.met:
-            window.warned = True
-            warnings.warn(demand.explain(), DemandWarning, stacklevel=4)
+        window.weighed = demand is not None and not demand.met
+        self._warn(demand, 5)
 
     def _judge(self, window: Window) -> None:
         if self.seconds is not None:
-            demand = self._note(window.nbytes, window.speeds)
-            if demand is not None and not demand.met and not window.warned:
-                self._unsaid = demand
+            self._unsaid = self._note(window.nbytes, window.speeds)
 
 
 def _close_windows(reference: weakref.ref[Streaming], changed: threading.Condition) -> None:
