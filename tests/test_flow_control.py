@@ -313,3 +313,59 @@ def test_two_senders_onto_one_receiver_s_ports_overflow_no_switch_queue(net) -> 
         for each in (receiver, *senders):
             each.kill()
             each.communicate()
+
+
+@unit
+def test_a_trunk_that_all_ports_share_is_kept_busy_and_its_queue_found_out(shaped) -> None:
+    """Eight ports of 100 Mbit/s behind 700: the loss that shows the queue's size is a few frames."""
+    outcome = run(shaped, "ports=8 bytes=40000000 trunk=700")
+    assert outcome["lost"] <= 1e-3 * outcome["frames"]
+    assert used(outcome, 700) >= 0.97
+
+
+DUAL = """
+    import json, sys, time, numpy as np, aiflow
+    from aiflow import scheduler
+    ports = sys.argv[1].split(",")
+    with aiflow.Sender(ports, policy="weighted", switches="probe", link_speed="100mbit",
+                       switch_limits={"switch 2": "100mbit"}) as tx:
+        deadline = time.monotonic() + 20
+        while sum(row.dest_mac != "" for row in tx.port_table) < len(ports):
+            assert time.monotonic() < deadline, tx.port_table
+            tx.send([np.full(5, 7, np.uint8)], timeout=30)
+        report = tx.send([np.full(170_000, 7, np.uint8)] * 24, timeout=60)
+        print(json.dumps([[row.name, row.switch] for row in tx.port_table]))
+        print(json.dumps({port.name: port.nbytes for port in report.ports}))
+        print(tx.explain())
+"""
+
+
+@pytest.mark.root
+def test_two_switches_are_told_apart_by_who_answers_and_share_a_slice(net) -> None:
+    source, sink = net.namespace("source"), net.namespace("sink")
+    for label, ports in (("left", (0, 2)), ("right", (1, 3))):
+        switch = net.namespace(label)
+        switch.bridge()
+        for i in ports:
+            for host, letter in ((source, "s"), (sink, "r")):
+                net.veth(host, f"{letter}{i}", switch, f"{letter}{i}")
+                switch.ip("link", "set", "dev", f"{letter}{i}", "master", "br0")
+    ours = [f"af_packet:s{i}" for i in range(4)]
+    receiver = process(sink.prefix, RECEIVE, ",".join(ours).replace(":s", ":r"))
+    try:
+        assert receiver.stdout is not None
+        assert receiver.stdout.readline() == "ready\n"
+        sender = process(source.prefix, DUAL, ",".join(ours))
+        out, errors = sender.communicate(timeout=60)
+        assert sender.returncode == 0, errors
+        switches, nbytes, *reasons = out.splitlines()
+        assert dict(json.loads(switches)) == {
+            ours[0]: "switch 1", ours[2]: "switch 1", ours[1]: "switch 2", ours[3]: "switch 2"
+        }
+        sent = json.loads(nbytes)
+        # What the second switch carries at most is half of what its ports would.
+        assert sent[ours[1]] + sent[ours[3]] == pytest.approx(sum(sent.values()) / 3, rel=0.1)
+        assert len(reasons) == 4
+    finally:
+        receiver.kill()
+        receiver.communicate()

@@ -14,7 +14,7 @@
 #include "aiflow/rx.h"
 
 #define MOST 8
-#define PORTS 4
+#define PORTS 8
 #define FRAME 1514u
 #define STEP_NS 10000ull
 #define WAY_NS 50000ull /* from the switch to a host, and back */
@@ -24,15 +24,16 @@ static struct {
 	int rate0, rate1, rate2, rate3;     /* Mbit/s of each switch port; the access links have `access`, or this if it is 0 */
 	int quota0, quota1, quota2, quota3; /* per mille; all 0: none */
 	int shortest, whole, rate_based, die_ms, slices, seed;
+	int trunk, trunk_kb; /* Mbit/s that all ports share before their switch port; 0: as much as there is */
 } o = {.senders = 1, .ports = 1, .bytes = 4000000, .elements = 24, .limit_kb = 256, .rate0 = 100, .rate1 = 100, .rate2 = 100,
-       .rate3 = 100, .slices = 1, .seed = 1};
+       .rate3 = 100, .slices = 1, .seed = 1, .trunk_kb = 256};
 
 #define OPTION(name) {#name, &o.name}
 static const struct { const char *name; int *value; } options[] = {
 	OPTION(senders), OPTION(ports), OPTION(bytes), OPTION(elements), OPTION(limit_kb), OPTION(access), OPTION(loss), OPTION(stall_us),
 	OPTION(stall_every_ms), OPTION(frame_gap_ns), OPTION(gain), OPTION(late_ms), OPTION(rate0), OPTION(rate1), OPTION(rate2),
 	OPTION(rate3), OPTION(quota0), OPTION(quota1), OPTION(quota2), OPTION(quota3), OPTION(shortest), OPTION(whole),
-	OPTION(rate_based), OPTION(die_ms), OPTION(slices), OPTION(seed),
+	OPTION(rate_based), OPTION(die_ms), OPTION(slices), OPTION(seed), OPTION(trunk), OPTION(trunk_kb),
 };
 
 struct packet {
@@ -49,7 +50,7 @@ struct fifo { /* frames leave in order, each when its last bit is through */
 
 static struct af_tx senders[MOST];
 static struct af_tx_slice slices[MOST][16];
-static struct fifo up[MOST][PORTS], out[PORTS], back[PORTS];
+static struct fifo up[MOST][PORTS], trunk, out[PORTS], back[PORTS];
 static struct af_rx *rx;
 static struct af_store store;
 static uint64_t random_state, drop_random, marked_frames, marked_lost, marked_bytes, mark_ns;
@@ -103,7 +104,7 @@ fifo_pop(struct fifo *f, uint64_t now)
 static int
 rate_of(int p)
 {
-	return (int[]){o.rate0, o.rate1, o.rate2, o.rate3}[p];
+	return (int[]){o.rate0, o.rate1, o.rate2, o.rate3}[p % 4];
 }
 
 static void
@@ -113,7 +114,7 @@ make_slice(struct af_tx_slice *s, int sender)
 	struct af_manifest m = {.nb_runs = AF_BE32(1), .nb_elements = AF_BE32((uint32_t)o.elements)};
 	uint64_t each = (uint64_t)o.bytes / (uint64_t)o.elements;
 	struct af_run run = {.count = AF_BE32((uint32_t)o.elements), .nbytes = AF_BE64(each)};
-	int quota[PORTS] = {o.quota0, o.quota1, o.quota2, o.quota3};
+	int quota[4] = {o.quota0, o.quota1, o.quota2, o.quota3};
 
 	s->manifest = malloc(AF_MANIFEST_HEADER + AF_RUN_HEADER);
 	m.nbytes = AF_BE64(each * (uint64_t)o.elements);
@@ -131,7 +132,7 @@ make_slice(struct af_tx_slice *s, int sender)
 	s->nb_elements = (uint32_t)o.elements;
 	s->nbytes = each * (uint64_t)o.elements;
 	s->plan = (struct af_plan){.ports = ~0u, .elements = o.whole, .shortest = o.shortest};
-	for (int p = 0; p < o.ports; p++) {
+	for (int p = 0; p < o.ports && p < 4; p++) {
 		s->plan.quotas |= quota[p] > 0;
 		s->plan.quota[p] = s->nbytes * (uint64_t)quota[p] / 1000 + 1;
 	}
@@ -154,6 +155,7 @@ static void
 make_peers(uint64_t now)
 {
 	rx = calloc(1, sizeof *rx);
+	trunk = (struct fifo){.ring = calloc(4096, sizeof(struct packet)), .size = 4096};
 	af_store_init(&store, 1u << 30, true);
 	af_rx_init(rx);
 	rx->store = &store;
@@ -210,10 +212,16 @@ poll_all(uint64_t now, const uint64_t *awake_ns)
 			while ((in = fifo_pop(&up[s][p], now))) {
 				if (o.loss && draw(10000) < (uint32_t)o.loss)
 					drop_random++;
+				else if (o.trunk)
+					fifo_push(&trunk, in->bytes, in->len, o.trunk, (uint64_t)o.trunk_kb << 10, 0, now);
 				else
 					fifo_push(&out[p], in->bytes, in->len, rate_of(p), (uint64_t)o.limit_kb << 10, WAY_NS, now);
 			}
 		}
+	while ((in = fifo_pop(&trunk, now)))
+		for (int p = 0; p < o.ports; p++)
+			if (in->bytes[5] == p || in->bytes[0] == 0xff)
+				fifo_push(&out[p], in->bytes, in->len, rate_of(p), (uint64_t)o.limit_kb << 10, WAY_NS, now);
 	for (int p = 0; p < o.ports; p++) {
 		while (now >= awake_ns[MOST] && (in = fifo_pop(&out[p], now))) {
 			marked_bytes += in->len;
@@ -268,8 +276,10 @@ print_outcome(uint64_t now)
 {
 	uint64_t lost = 0, frames = 0, spurious = 0, again = 0;
 
+	frames += trunk.frames;
+	lost += trunk.lost;
 	for (int p = 0; p < o.ports; p++) {
-		frames += out[p].frames;
+		frames += trunk.frames ? 0 : out[p].frames;
 		lost += out[p].lost;
 	}
 	printf("{\"ms\": %.3f, \"frames\": %" PRIu64 ", \"lost\": %" PRIu64 ", \"unlucky\": %" PRIu64 ", \"wire_bytes\": %" PRIu64 ", \"finished_ms\": [",
@@ -323,8 +333,10 @@ main(int argc, char **argv)
 		if (open && !mark_ns) {
 			mark_ns = now;
 			marked_bytes = 0;
+			marked_frames = trunk.frames;
+			marked_lost = trunk.lost;
 			for (int p = 0; p < o.ports; p++) {
-				marked_frames += out[p].frames;
+				marked_frames += o.trunk ? 0 : out[p].frames;
 				marked_lost += out[p].lost;
 			}
 		}
