@@ -67,4 +67,4 @@ cdef class Loop:
 
 
 cdef char *name_bytes(object name, char *out) except NULL
-cdef sample_rows(af_monitor *monitor)
+cdef sample_rows(af_monitor *monitor, uint32_t nb_ports)

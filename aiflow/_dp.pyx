@@ -76,12 +76,13 @@ cdef char *name_bytes(object name, char *out) except NULL:
     return out
 
 
-cdef sample_rows(af_monitor *monitor):
+cdef sample_rows(af_monitor *monitor, uint32_t nb_ports):
     """The two newest samples, each as (ns, a dict for each port); None before there are two."""
     cdef af_sample older, newer
     if not af_monitor_read(monitor, &older, &newer):
         return None
-    return (older.ns, list(older.ports)), (newer.ns, list(newer.ports))
+    return ((older.ns, [older.ports[i] for i in range(nb_ports)]),
+            (newer.ns, [newer.ports[i] for i in range(nb_ports)]))
 
 
 cdef void given_back(void *addr, void *opaque) noexcept nogil:

@@ -408,7 +408,7 @@ cdef class RxLoop(Loop):
 
     def samples(self):
         """The two newest of the monitor's samples, (ns, a dict for each port), or None before there are two."""
-        return sample_rows(&self.rx.monitor)
+        return sample_rows(&self.rx.monitor, self.nb_ports)
 
     # ---- the loop ----
 

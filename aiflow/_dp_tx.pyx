@@ -496,7 +496,7 @@ cdef class TxLoop(Loop):
         cdef uint32_t i
         total = None
         for i in range(self.fan.nb):
-            pair = sample_rows(&self.fan.tx[i].monitor)
+            pair = sample_rows(&self.fan.tx[i].monitor, self.nb_ports)
             if pair is None:
                 return None
             total = pair if total is None else _added(total, pair)

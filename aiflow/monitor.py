@@ -150,10 +150,6 @@ class Monitor:
         self._begin: dict[int, tuple[int, int]] = {}
         self._fastest: dict[int, float] = {}
 
-    def begin_slice(self) -> None:
-        """Drop rates count from here."""
-        self._begin = {row["index"]: (row["sent"], row["arrived"]) for row in self.loop.port_rows()}
-
     def _metrics(self, rows: Sequence[Mapping[str, Any]]) -> dict[int, Metrics]:
         samples = self.loop.samples()
         found = {}
@@ -191,10 +187,21 @@ class Monitor:
             for row in rows
         ]
 
-    def port_states(self) -> list[PortState]:
-        """What the scheduler wants to know when a slice begins."""
+    def port_states(self, measured: bool = True) -> list[PortState]:
+        """What the scheduler wants to know when a slice begins. Drop rates count from here.
+
+        Parameters
+        ----------
+        measured : bool
+            With speeds, rates and switches; False: only which ports are usable, which is all that some policies need.
+        """
         rows = self.loop.port_rows()
+        begin = {row["index"]: (row["sent"], row["arrived"]) for row in rows}
+        if not measured:
+            self._begin = begin
+            return [PortState(row["index"], row["usable"]) for row in rows]
         figures = self._metrics(rows)
+        self._begin = begin
         states = []
         switches = self.switch_of()
         for row in rows:

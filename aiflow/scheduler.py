@@ -15,6 +15,7 @@ __all__ = [
     "PLACEMENTS",
     "POLICIES",
     "SCORE_WEIGHTS",
+    "SHARING",
     "Demand",
     "Plan",
     "PortState",
@@ -34,6 +35,9 @@ POLICIES = {
     "least_queue": "a chunk goes to the port with the fewest frames under way",
 }
 """Port choice that can be asked for (docs/design.md: Port choice)."""
+
+SHARING = frozenset({"score", "round_robin", "weighted"})
+"""Policies that deal out shares, and want to know more of the ports than which are usable."""
 
 PLACEMENTS = ("chunks", "elements")
 """What is dealt out: single chunks, so that one element may travel over all ports, or whole elements."""
@@ -217,7 +221,7 @@ def plan(
     usable = [port for port in ports if port.usable]
     reasons = {port.number: f"port {port.number}: no live path now; joins in when it has one" for port in ports}
     quotas: dict[int, int] = {}
-    if policy in ("pull", "least_queue") or not usable:
+    if policy not in SHARING or not usable:
         what = (
             "takes the next chunk while no other port has much fewer frames under way"
             if policy == "least_queue"

@@ -354,11 +354,10 @@ class Sender:
         return not self._loop.busy or self._ports.error is not None
 
     def _plan(self, nbytes: int) -> scheduler.Plan:
-        self._monitor.begin_slice()
         self._last_plan = scheduler.plan(
             self.policy,
             nbytes,
-            self._monitor.port_states(),
+            self._monitor.port_states(self.policy in scheduler.SHARING),
             weights=self._monitor.weights,
             place=self.place,
             switch_limits=self._switch_limits,
