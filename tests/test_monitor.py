@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import math
+import subprocess
+import sys
+import textwrap
 import time
 
 import pytest
+from subprocesses import environment
 
 import aiflow
 from aiflow.errors import ConfigError
 from aiflow.monitor import LinkSpeeds, metrics
 from aiflow.report import COLUMNS
 
-pytestmark = pytest.mark.unit
+unit = pytest.mark.unit
 
 
 def sample(frames: int = 0, nbytes: int = 0, queued: int = 0, capacity: int = 0) -> dict[str, int]:
     return {"frames": frames, "bytes": nbytes, "queued": queued, "capacity": capacity}
 
 
+@unit
 def test_the_formulas_of_the_paper() -> None:
     got = metrics(sample(1000, 1_000_000), sample(2000, 2_514_000, 30, 120), 0.5, 100e6, 400, 390)
     assert got.tx_rate == 2000  # (N(T) - N(T - t)) / t
@@ -28,6 +34,7 @@ def test_the_formulas_of_the_paper() -> None:
     assert got.buffer_occupancy == 0.25
 
 
+@unit
 def test_nothing_is_made_up_where_nothing_is_known() -> None:
     got = metrics(sample(), sample(), 0.0, None, 0, 0)
     assert (got.tx_rate, got.drop_rate, got.buffer_occupancy) == (0, 0, 0)
@@ -35,6 +42,7 @@ def test_nothing_is_made_up_where_nothing_is_known() -> None:
     assert metrics(sample(500, 500), sample(3, 3), 0.1, 1e9, 1, 1).tx_rate == 0  # attached anew
 
 
+@unit
 def test_link_speed_is_read_for_all_ports_or_for_each() -> None:
     assert LinkSpeeds("100mbit", 2).of(31, None) == 100e6
     assert [LinkSpeeds(["1gbit", 5e7], 2).of(i, None) for i in (0, 1)] == [1e9, 5e7]
@@ -53,6 +61,7 @@ def wait_for(what, seconds: float = 10.0):
     return found
 
 
+@unit
 def test_the_table_shows_what_went_over_each_port() -> None:
     endpoint = "ring:monitor*2"
     with (
@@ -82,6 +91,7 @@ def test_the_table_shows_what_went_over_each_port() -> None:
         assert len(rx.port_table) == 2
 
 
+@unit
 def test_loss_is_the_receiver_s_count_of_the_present_slice() -> None:
     endpoint = "ring:monitor-loss"
     with (
@@ -97,6 +107,7 @@ def test_loss_is_the_receiver_s_count_of_the_present_slice() -> None:
         assert tx.port_table[0].drop_rate < 0.05  # another slice, another count
 
 
+@unit
 def test_monitoring_can_be_switched_off() -> None:
     endpoint = "ring:monitor-off"
     with aiflow.Receiver(endpoint) as rx, aiflow.Sender(endpoint, monitor_interval=0) as tx:
@@ -105,3 +116,85 @@ def test_monitoring_can_be_switched_off() -> None:
         assert tx._loop.samples() is None
         assert tx.port_table[0].tx_rate == 0
         assert tx.port_table[0].frames > 0
+
+
+RECEIVE = """
+    import sys, aiflow
+    with aiflow.Receiver(sys.argv[1].split(","), name="sink", until="bye") as rx:
+        print("ready", flush=True)
+        for time_slice in rx:
+            pass
+"""
+
+SEND = """
+    import json, sys, time, numpy as np, aiflow
+    from pathlib import Path
+
+    def interface(row):
+        counters = Path("/sys/class/net") / row.name.split(":")[1] / "statistics"
+        return [int((counters / name).read_text()) for name in ("tx_packets", "tx_bytes")]
+
+    with aiflow.Sender(sys.argv[1].split(","), link_speed="100mbit", monitor_interval=0.2) as tx:
+        tx.send([bytes(1000)] * 20, timeout=30)
+        print("ready", flush=True)
+        sys.stdin.readline()
+        first, before, began = list(tx.port_table), [interface(row) for row in tx.port_table], time.monotonic()
+        ticket = tx.send([np.zeros(170_000, np.uint8)] * 100, wait=False)
+        rates = []
+        while not ticket.done():
+            time.sleep(0.2)
+            rates.append([row.bandwidth_rate for row in tx.port_table])
+        ticket.result(30)
+        seconds = time.monotonic() - began
+        after = [interface(row) for row in tx.port_table]
+        print(json.dumps({
+            "table": [[b.frames - a.frames, b.nbytes - a.nbytes] for a, b in zip(first, tx.port_table)],
+            "interface": [[b - a for a, b in zip(x, y)] for x, y in zip(before, after)],
+            "drop_rates": [row.drop_rate for row in tx.port_table],
+            "frames": [row.frames - a.frames for a, row in zip(first, tx.port_table)],
+            "rates": rates, "seconds": seconds,
+        }))
+"""
+
+
+@pytest.mark.root
+@pytest.mark.slow
+def test_the_columns_agree_with_the_kernel_s_counters(net) -> None:
+    """Frames, bytes and loss within 2 % of /sys/class/net and of what the switch says that it lost."""
+    source, switch, sink = net.switched(2, rate="100mbit")
+    ports = "af_packet:s0,af_packet:s1"
+    processes = []
+
+    def received() -> int:
+        return sum(int(sink.run("cat", f"/sys/class/net/r{i}/statistics/rx_packets")) for i in range(2))
+
+    try:
+        for host, code, names in ((sink, RECEIVE, ports.replace(":s", ":r")), (source, SEND, ports)):
+            processes.append(
+                subprocess.Popen(
+                    [*host.prefix, sys.executable, "-c", textwrap.dedent(code), names],
+                    env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                )
+            )
+        receiver, sender = processes
+        assert receiver.stdout is not None
+        assert receiver.stdout.readline() == "ready\n"
+        assert sender.stdout is not None
+        assert sender.stdout.readline() == "ready\n"
+        switch.lose(30)
+        came_before = received()
+        out, errors = sender.communicate("go\n", timeout=60)
+        assert sender.returncode == 0, errors
+        got = json.loads(out)
+        for table, interface in zip(got["table"], got["interface"], strict=True):
+            assert table == pytest.approx(interface, rel=0.02)
+        lost = sum(rate * frames for rate, frames in zip(got["drop_rates"], got["frames"], strict=True))
+        left = sum(frames for frames, _ in got["interface"])
+        assert switch.lost() > 100
+        assert lost == pytest.approx(left - (received() - came_before), rel=0.02)
+        # no interval carries more than the link
+        assert all(0 < max(column) < 1.05 for column in zip(*got["rates"], strict=True))
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()

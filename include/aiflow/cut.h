@@ -185,16 +185,16 @@ af_tx_next_frame(void *state, uint32_t p, uint64_t now, uint8_t *frame)
 	tx->tail.nbytes = 0;
 	if (!port->p.attached)
 		return 0;
-	if (af_tx_hello_due(tx, port, now))
-		return af_tx_hello(tx, p, now, frame);
-	if (!tx->open || !port->open)
+	if (af_tx_hello_due(tx, port, now)) {
+		size = af_tx_hello(tx, p, now, frame);
+	} else if (!tx->open || !port->open) {
 		return 0;
-	if (tx->closing && !tx->bye_heard && !af_tx_busy(tx) && now - port->hello_ns >= AF_HELLO_NS) {
+	} else if (tx->closing && !tx->bye_heard && !af_tx_busy(tx) && now - port->hello_ns >= AF_HELLO_NS) {
 		port->hello_ns = now;
-		return af_tx_send_control(tx, p, AF_BYE, 0, 0, now, frame);
-	}
-	if (!port->aside && af_tx_has_room(&port->w) && af_pace_due(&port->pace, now))
+		size = af_tx_send_control(tx, p, AF_BYE, 0, 0, now, frame);
+	} else if (!port->aside && af_tx_has_room(&port->w) && af_pace_due(&port->pace, now)) {
 		size = af_tx_next_chunk(tx, p, now, frame);
+	}
 	if (!size && af_path_probe_due(tx, port, now)) {
 		if (af_tx_ring_full(&port->w)) {
 			struct af_sent *oldest = af_tx_sent(&port->w, port->w.judged);

@@ -42,7 +42,6 @@ af_tx_hello(struct af_tx *tx, uint32_t p, uint64_t now, uint8_t *frame)
 	port->mtu_trials += full && port->small_answered;
 	port->small_answered &= !full;
 	port->hello_ns = now;
-	port->count.tx_frames++;
 	return af_hello_write(frame, port->p.mac, af_broadcast, &h, tx->name, tx->to, full ? port->path_size : 0,
 			      now + tx->clock_offset_ns);
 }
