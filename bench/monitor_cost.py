@@ -65,7 +65,7 @@ def main() -> None:
     for what, values in zip(("time", "CPU time"), zip(*ratios, strict=True), strict=True):
         medians = np.median(random.choice(values, (2000, len(values))), axis=1)
         low, high = np.quantile(medians, (0.025, 0.975))
-        print(f"{what}, on / off: {statistics.median(values):.4f} (95 %: {low:.4f} to {high:.4f}), {len(values)} rounds")
+        print(f"{what}, on / off: {statistics.median(values):.4f} (95 %: {low:.4f} to {high:.4f})")
 
 
 if __name__ == "__main__":
