@@ -90,14 +90,15 @@ def _fig6(figure: Figure, results: Results) -> None:
     _powers_of_two(axes, counts)
     axes.legend(frameon=False, loc="lower left")
 
-    axes = _axes(figure, 2, 2, "Time of the slice", "ports in parallel", "seconds")
+    axes = _axes(figure, 2, 2, "Faster than over one port", "ports in parallel", "times")
     for system in ("aiflow", "TCP", "ZeroMQ"):
-        _line(axes, system, _column(rows, "ports", "seconds", system=system))
-    first = _column(rows, "ports", "seconds", system="aiflow")[counts[0]]
-    _line(axes, "ideal: the 1-port time, divided", {n: first * counts[0] / n for n in counts}, linestyle=":", marker="")
+        seconds = _column(rows, "ports", "seconds", system=system)
+        _line(axes, system, {n: seconds[counts[0]] / seconds[n] for n in counts})
+    _line(axes, "the paper", {n: theory["paper_speedup"][n] for n in counts}, linestyle="--")
+    axes.plot(counts, counts, color=_INK, linewidth=1, linestyle=(0, (4, 3)), label="the ports' number")
     _powers_of_two(axes, counts)
     axes.set_yscale("log", base=2)
-    axes.yaxis.set_major_formatter("{x:.2g}")
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.legend(frameon=False)
 
 
@@ -128,7 +129,7 @@ def _fig7(figure: Figure, results: Results) -> None:
     axes.bar_label(bars, [f"{loss:.2g}" for loss in losses], padding=3, color=_SOFT)
     expected = [0.0, *(100 * results.theory[key] for key in ("overload_reverse", "overload_static", "bare_law_two"))]
     axes.scatter(labels, expected, marker="_", s=900, color=_INK, label="theory", zorder=3)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="upper left", markerscale=0.4)
 
 
 def _fig8(figure: Figure, results: Results) -> None:
