@@ -33,7 +33,7 @@ def run(bench: Bench) -> Results:
             with running(cluster, system, routes(count), bench.images) as trial:
                 # A process's first slice goes to memory that the kernel has still to clear. Where that is no small part
                 # of the time, the second one counts; for all systems alike.
-                if count > 2:
+                if count > 1:
                     trial.send(nb_images)
                 results.rows.append(row(n, system.label, trial.send(nb_images), ports=count))
         bar.show(len(runs))
