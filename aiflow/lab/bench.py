@@ -183,6 +183,7 @@ def write(results: Results, directory: Path, bench: Bench) -> list[Path]:
     -------
     list of Path
     """
+    from aiflow.cli.outcome import jsonable
     from aiflow.lab import plots
 
     directory.mkdir(parents=True, exist_ok=True)
@@ -201,7 +202,7 @@ def write(results: Results, directory: Path, bench: Bench) -> list[Path]:
         "medians": results.medians,
         "runs": results.rows,
     }
-    paths[0].write_text(json.dumps(document, indent=1) + "\n")
+    paths[0].write_text(json.dumps(jsonable(document), indent=1, allow_nan=False) + "\n")
     with paths[1].open("w", newline="") as stream:
         columns = list(dict.fromkeys(name for each in results.rows for name in each))
         table = csv.DictWriter(stream, columns)
