@@ -3,9 +3,10 @@
 
 PY := .venv/bin/python
 ARGS ?=
+SECONDS ?= 60
 IN_REACH := @tools/in-reach.sh $(MAKE) --no-print-directory ARGS='$(ARGS)'
 
-.PHONY: help demo test bench soak lab lint sanitize setup fresh clean demo-here test-here bench-here soak-here sanitize-here
+.PHONY: help demo test bench soak lab fuzz lint sanitize setup fresh clean demo-here test-here bench-here soak-here sanitize-here
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,6 +26,10 @@ soak: ## the long runs
 lab: ## the published experiments on an emulated cluster (root); writes lab-results/
 	@tools/setup.sh dev
 	.venv/bin/aiflow lab run all $(ARGS)
+
+fuzz: ## the parser and both state machines under libFuzzer, SECONDS=60 each; ARGS="receiver" for one of them
+	@tools/setup.sh dev
+	@tools/fuzz.sh $(SECONDS) $(ARGS)
 
 sanitize: ## the unit tests with AddressSanitizer and UndefinedBehaviorSanitizer
 	$(IN_REACH) sanitize-here

@@ -69,9 +69,12 @@ static inline void
 af_crc_shift_of(struct af_crc_shift *shift, uint32_t nbytes, uint32_t operand)
 {
 	shift->nbytes = nbytes;
-	for (int k = 0; k < 4; k++)
-		for (uint32_t v = 0; v < 256; v++)
-			shift->table[k][v] = af_crc_multiply(v << (8 * k), operand);
+	for (int k = 0; k < 4; k++) {
+		shift->table[k][0] = 0;
+		for (uint32_t v = 1; v < 256; v++) /* linear: a product for each bit, the rest are sums */
+			shift->table[k][v] = v & (v - 1) ? shift->table[k][v & (v - 1)] ^ shift->table[k][v & -v]
+							 : af_crc_multiply(v << (8 * k), operand);
+	}
 }
 
 static struct af_crc_tables af_crc;

@@ -121,6 +121,24 @@ is_cut(int way, uint32_t segment, uint64_t now, const uint8_t *frame)
 	return way == FORTH && is_marked(frame);
 }
 
+/* As tests/fuzz/records.h reads it: flags (the other may speak; the port), length, frame. */
+static void
+capture(int way, uint32_t segment, const uint8_t *frame, uint32_t len)
+{
+	char name[40];
+	FILE *file;
+
+	snprintf(name, sizeof name, "%s-%d", way == FORTH ? "receiver" : "sender", o.seed);
+	file = fopen(name, "ab");
+	if (!file)
+		exit(2);
+	if (way == FORTH && !ftell(file))
+		fputc(o.keep, file);
+	fprintf(file, "%c%c%c", 2 | (int)(segment & 1) << 3, (int)(len >> 8), (int)(len & 255));
+	fwrite(frame, 1, len, file);
+	fclose(file);
+}
+
 static void
 transmit(int way, uint32_t segment, uint64_t now, const uint8_t *frame, uint32_t len)
 {
@@ -129,6 +147,8 @@ transmit(int way, uint32_t segment, uint64_t now, const uint8_t *frame, uint32_t
 	uint32_t passed_len = len, copies;
 
 	net.sent++;
+	if (o.capture)
+		capture(way, segment, frame, len);
 	if (!flow_ns && kind == AF_DATA)
 		flow_ns = now;
 	if (is_cut(way, segment, now, frame)) {

@@ -1,0 +1,128 @@
+/* libFuzzer: a sequence of frames into the receiver's state machine. Nothing is read out of bounds, nothing overflows,
+ * its counts stay those of its lists, and all memory comes back. */
+#include "records.h"
+
+#include "aiflow/rx.h"
+
+static const uint8_t ours[NB_PORTS][6] = {{2, 0, 0, 0, 200, 0}, {2, 0, 0, 0, 200, 1}};
+static const uint8_t theirs[NB_PORTS][6] = {{2, 0, 0, 0, 0, 0}, {2, 0, 0, 0, 0, 1}};
+
+static struct af_rx rx;
+static struct af_store assembled, in_place;
+static uint64_t kept;
+
+static void
+release(void *handle)
+{
+	kept--;
+	free(handle);
+}
+
+static void
+hear(uint32_t port, uint64_t now, uint8_t *frame, uint32_t len)
+{
+	if (af_rx_on_frame(&rx, port, now, frame, len, frame))
+		kept++;
+	else
+		free(frame);
+}
+
+static void
+say_hello(uint64_t now)
+{
+	for (uint32_t p = 0; p < NB_PORTS; p++) {
+		struct af_hello h = {.frame_size = AF_BE16(1514), .sender = AF_BE64(7ull << AF_LIFE_BITS)};
+		uint8_t *frame = malloc(AF_MIN_PATH_FRAME);
+
+		h.port = AF_BE16((uint16_t)p);
+		hear(p, now, frame, af_hello_write(frame, theirs[p], af_broadcast, &h, "source", "", 0, now));
+	}
+}
+
+static void
+speak(uint64_t now)
+{
+	uint8_t frame[1514];
+
+	for (uint32_t p = 0; p < NB_PORTS; p++)
+		for (int k = 0; k < 4; k++) {
+			uint32_t len = af_rx_next_frame(&rx, p, now, frame);
+
+			CHECK(len <= sizeof frame);
+			if (!len)
+				break;
+		}
+}
+
+static void
+use_slices(void)
+{
+	while (rx.ready) {
+		struct af_rx_slice *s = rx.ready;
+
+		rx.ready = s->next;
+		for (uint32_t e = 0; e < s->nb_elements && !s->kept; e++)
+			CHECK(s->elements[e].offset + s->elements[e].nbytes <= s->block->size);
+		af_rx_slice_free(s, release);
+	}
+	rx.ready_tail = &rx.ready;
+}
+
+static void
+check(void)
+{
+	uint32_t flowing = 0, waiting = 0, listed = 0;
+
+	for (uint32_t i = 0; i < rx.nb_sessions; i++)
+		for (uint32_t k = 0; k < AF_RX_SLOTS; k++) {
+			flowing += rx.sessions[i]->slots[k].state == AF_RX_FLOWING;
+			waiting += rx.sessions[i]->slots[k].state == AF_RX_WAITING;
+		}
+	for (const struct af_rx_slice *s = rx.waiting; s; s = s->next_waiting)
+		listed++;
+	CHECK(flowing == rx.flowing && waiting == listed);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+
+int
+LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+	const uint8_t *end = data + size;
+	uint64_t now = 1000000000;
+	struct record r;
+
+	if (!assembled.limit && (af_store_init(&assembled, 4u << 20, true) || af_store_init(&in_place, 4u << 20, false)))
+		return 0;
+	if (!size)
+		return 0;
+	af_rx_init(&rx);
+	rx.keeps_mbufs = *data++ & 1;
+	rx.store = rx.keeps_mbufs ? &in_place : &assembled;
+	rx.release = release;
+	rx.mbuf_bytes = 2048;
+	rx.epoch = 1;
+	rx.peer_timeout_ns = 10000000000ull;
+	rx.nb_ports = NB_PORTS;
+	memcpy(rx.name, "sink", 5);
+	for (uint32_t p = 0; p < NB_PORTS; p++) {
+		rx.ports[p].p = (struct af_agent_port){.attached = true, .frame_size = 1514, .rx_ring = 256, .tx_window = 90};
+		memcpy(rx.ports[p].p.mac, ours[p], 6);
+	}
+	say_hello(now);
+	while (next_record(&data, end, &r)) {
+		put_right(&r, ours[r.port], theirs[r.port], rx.nb_sessions ? rx.sessions[0]->id : 1);
+		now += r.flags & RECORD_WAIT ? 1000000ull << (r.flags >> 4) : 10000;
+		hear(r.port, now, r.frame, r.len);
+		if (r.flags & RECORD_REPLY)
+			speak(now);
+		af_rx_tick(&rx, now);
+		use_slices();
+		check();
+	}
+	speak(now);
+	use_slices();
+	af_rx_free(&rx);
+	CHECK(!kept && !rx.store->used);
+	return 0;
+}
