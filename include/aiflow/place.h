@@ -195,6 +195,13 @@ af_rx_on_session(struct af_rx *rx, struct af_rx_session *session, uint32_t p, co
 		af_rx_end_session(rx, session);
 		return AF_OK;
 	}
+	if (session->silenced) { /* it lives, and must be told what has become of its slices */
+		af_rx_learn_path(rx, session, path, p, f);
+		path->urgent = true;
+		return AF_DROP_SESSION;
+	}
+	if (session->closed)
+		return AF_DROP_SESSION; /* overtaken by its goodbye */
 	if (f->number > path->w.next + AF_NUMBER_JUMP)
 		return AF_DROP_NUMBER;
 	if (af_rx_seen(&path->w, f->number)) {

@@ -29,7 +29,7 @@ af_rx_open_session(struct af_rx *rx, uint64_t sender, const uint8_t *mac, const 
 			af_rx_forget(rx, i--);
 	if (rx->nb_sessions == AF_SESSIONS)
 		for (uint32_t i = 0; i < rx->nb_sessions; i++)
-			if (!rx->sessions[i]->spoke || rx->sessions[i]->closed) {
+			if (!rx->sessions[i]->spoke || rx->sessions[i]->closed || rx->sessions[i]->silenced) {
 				af_rx_forget(rx, i);
 				break;
 			}

@@ -109,10 +109,21 @@ af_rx_tick(void *state, uint64_t now)
 		rx->starving_ns = 0;
 	for (uint32_t i = 0; i < rx->nb_sessions; i++) {
 		struct af_rx_session *session = rx->sessions[i];
+		uint64_t silent;
 
-		if (now > session->heard_ns && now - session->heard_ns > rx->peer_timeout_ns)
+		if (now - rx->ticked_ns > AF_AWAY_NS) /* so they may have spoken */
+			session->heard_ns = now;
+		silent = now > session->heard_ns ? now - session->heard_ns : 0;
+		if (silent > AF_TOMB_TIMEOUTS * rx->peer_timeout_ns || (silent > rx->peer_timeout_ns && !session->spoke)) {
 			af_rx_forget(rx, i--);
+			continue;
+		}
+		if (!session->silenced && (silent > rx->peer_timeout_ns || (silent > AF_SILENCE_NS && rx->waiting)))
+			af_rx_silence(rx, session);
+		if (silent > rx->peer_timeout_ns)
+			af_rx_count_out(rx, session);
 	}
+	rx->ticked_ns = now;
 	changed = rx->changed;
 	rx->changed = false;
 	return changed;

@@ -16,6 +16,8 @@
 #define AF_REPORT_HOLE_NS 100000ull /* between reports that show nothing but new holes */
 #define AF_REPORT_EVERY 32u         /* frames, at the most */
 #define AF_REPORT_BYTES 1400u
+#define AF_SILENCE_NS 3000000000ull /* a sender silent for so long holds no memory that another waits for */
+#define AF_TOMB_TIMEOUTS 4u         /* a silent session is remembered for so many peer timeouts */
 
 enum af_rx_state { AF_RX_EMPTY, AF_RX_READING, AF_RX_READ, AF_RX_WAITING, AF_RX_FLOWING, AF_RX_WHOLE, AF_RX_VOID };
 
@@ -74,7 +76,7 @@ struct af_rx_path {
 };
 
 struct af_rx_session {
-	bool closed, spoke, urgent, granted_now;
+	bool closed, spoke, silenced, urgent, granted_now;
 	uint32_t id, nb_macs, last_port;
 	uint32_t ports; /* bit i: heard over port i */
 	uint64_t sender, heard_ns, number;
@@ -124,6 +126,7 @@ struct af_rx {
 	struct af_answer answers[AF_ANSWERS];
 	uint32_t answers_head, answers_tail;
 	uint32_t releases; /* of the store, as of the last look */
+	uint64_t ticked_ns;
 	bool changed;
 	uint64_t starving_ns; /* since when a request has been waiting for memory that nobody gives back; 0: none */
 	uint64_t starving_bytes;
@@ -216,6 +219,15 @@ af_rx_refuse(struct af_rx *rx, struct af_rx_session *session, struct af_rx_slot 
 	af_rx_drop_slot(rx, slot, AF_RX_VOID);
 }
 
+/* A sender that goes without a goodbye is counted as one that has closed. */
+static inline void
+af_rx_count_out(struct af_rx *rx, struct af_rx_session *session)
+{
+	rx->nb_closed += session->spoke && !session->closed;
+	rx->nb_gone += session->spoke && !session->closed;
+	session->closed = true;
+}
+
 static inline void
 af_rx_forget(struct af_rx *rx, uint32_t index)
 {
@@ -226,12 +238,21 @@ af_rx_forget(struct af_rx *rx, uint32_t index)
 	for (uint32_t i = 0; i < session->nb_paths; i++)
 		if (session->paths[i].known && rx->ports[session->paths[i].port].nb_paths)
 			rx->ports[session->paths[i].port].nb_paths--;
-	if (session->spoke && !session->closed) {
-		rx->nb_closed++;
-		rx->nb_gone++; /* without a goodbye */
-	}
+	af_rx_count_out(rx, session);
 	free(session);
 	rx->sessions[index] = rx->sessions[--rx->nb_sessions];
+	rx->changed = true;
+}
+
+/* Nothing was heard of this sender for too long: what it had begun is freed. The session stays, to tell it so if it lives. */
+static inline void
+af_rx_silence(struct af_rx *rx, struct af_rx_session *session)
+{
+	for (uint32_t i = 0; i < AF_RX_SLOTS; i++)
+		af_rx_drop_slot(rx, &session->slots[i], AF_RX_EMPTY);
+	session->voids[session->nb_voids++ % AF_NB_VOIDS] =
+		(struct af_void){.slice = AF_BE32(session->done), .reason = AF_BE32(AF_VOID_SILENCE)};
+	session->silenced = true;
 	rx->changed = true;
 }
 

@@ -84,6 +84,11 @@ af_tx_on_report(struct af_tx *tx, const struct af_frame *f, uint64_t now)
 			slot->used = false;
 		tx->first_id = id + 1;
 	}
+	for (int i = 0; i < (int)AF_NB_VOIDS; i++)
+		if (AF_BE32(r.voids[i].reason) == AF_VOID_SILENCE && AF_BE32(r.voids[i].slice) == done) {
+			af_tx_lose_session(tx, AF_TX_OK, now);
+			return AF_OK;
+		}
 	/* All acknowledged, and yet the receiver lacks a chunk: believe the receiver. */
 	ask = AF_BE32(r.ask_slice);
 	if (ask && tx->again_head == tx->again_tail) {
@@ -197,6 +202,9 @@ af_tx_tick(void *state, uint64_t now)
 		}
 	}
 	af_tx_sample(tx, now);
+	if (now - tx->ticked_ns > AF_AWAY_NS && tx->open)
+		tx->heard_ns = now; /* we were stopped: it may have spoken */
+	tx->ticked_ns = now;
 	if (!tx->open)
 		af_tx_discover(tx, now);
 	for (uint32_t p = 0; p < tx->nb_ports; p++)

@@ -133,7 +133,7 @@ struct af_tx {
 	bool open, changed, closing, keeps_mbufs;
 	int trouble; /* AF_TX_AMBIGUOUS, AF_TX_MTU: found by discovery */
 	char receiver[AF_NAME_BYTES];
-	uint64_t epoch, heard_ns, first_answer_ns, report_number;
+	uint64_t epoch, heard_ns, ticked_ns, first_answer_ns, report_number;
 	uint32_t session, payload_bytes, next_id;
 	struct af_crc_shift full;
 	struct af_tx_slice *queue, **queue_tail;
@@ -307,7 +307,8 @@ af_tx_forget_answers(struct af_tx *tx, uint64_t now)
 	}
 }
 
-/* The peer is gone. A slice that it cannot hold whole is told so; one that never flowed waits for the next session. */
+/* The peer is gone. A slice that it cannot hold whole is told so; one that never flowed waits for the next session, and so
+ * do all that are left when there is no error: the receiver has freed them unseen. */
 static inline void
 af_tx_lose_session(struct af_tx *tx, int error, uint64_t now)
 {
@@ -321,7 +322,8 @@ af_tx_lose_session(struct af_tx *tx, int error, uint64_t now)
 			slot->used = false;
 		if (!s)
 			continue;
-		if (atomic_load_explicit(&s->state, memory_order_relaxed) == AF_TX_ASKING && !(s->inlined && s->all_sent)) {
+		if (error == AF_TX_OK ||
+		    (atomic_load_explicit(&s->state, memory_order_relaxed) == AF_TX_ASKING && !(s->inlined && s->all_sent))) {
 			free(s->first_chunk);
 			free(s->acked);
 			s->first_chunk = NULL;

@@ -129,7 +129,15 @@ _Static_assert(sizeof(struct af_void) == 16, "wire size");
 _Static_assert(sizeof(struct af_report) == 25 + 16 * AF_NB_VOIDS, "wire size");
 _Static_assert(sizeof(struct af_path_report) == 40, "wire size");
 
-enum af_void_reason { AF_VOID_NONE, AF_VOID_TOO_LARGE, AF_VOID_INTEGRITY, AF_VOID_MANIFEST, AF_VOID_CANCELLED };
+/* AF_VOID_SILENCE: this slice and all after it were freed unseen, for its sender was silent; they may come again. */
+enum af_void_reason {
+	AF_VOID_NONE,
+	AF_VOID_TOO_LARGE,
+	AF_VOID_INTEGRITY,
+	AF_VOID_MANIFEST,
+	AF_VOID_CANCELLED,
+	AF_VOID_SILENCE
+};
 
 /* Why a frame was not taken. Every drop is counted under one of these. */
 enum af_drop {

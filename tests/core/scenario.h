@@ -198,7 +198,7 @@ draw_world(enum kind kind)
 		break;
 	case PAUSE:
 		o.pause_ms = between(1, 3);
-		o.pause_for_ms = between(1, draw(4) ? 150 : 2000);
+		o.pause_for_ms = between(1, draw(4) ? 150 : draw(4) ? 2000 : 6000);
 		o.pause_way = between(1, 2);
 		break;
 	case UNPLUG:
@@ -235,6 +235,7 @@ draw_scenario(void)
 	o.small = draw(4) == 0;
 	o.zero = draw(4) == 0 ? 2 : 0;
 	o.keep = draw(4) == 0;
+	o.timeout_ms = draw(4) ? 10000 : 4000;
 	o.slices = MAX_SLICES;
 	o.queue = between(1, 9);
 	o.frames_wanted = between(200, 250);

@@ -19,7 +19,7 @@
 #include "peers.h"
 
 static struct {
-	uint64_t delivered, failed, nbytes, frames, again, spurious, probes, aside, sent, waited, receivers, longest_ns, total_ns;
+	uint64_t delivered, failed, nbytes, frames, again, spurious, probes, aside, lives, sent, waited, receivers, longest_ns, total_ns;
 	uint64_t first, last, cut, muted, by_kind[NB_FAULTS], overflowed, fewest_frames, mild;
 	uint64_t hash;
 	int longest_seed;
@@ -283,7 +283,8 @@ check_outcome(void)
 				fail("reported as delivered, but it was not", s, i);
 			if (slice->error && slice->error != AF_TX_CANCELLED &&
 			    !(o.rx_restart_ms && slice->error == AF_TX_RESTARTED) &&
-			    !(o.outage_for_ms >= o.timeout_ms && (slice->error == AF_TX_SILENT || slice->error == AF_TX_NO_PEER)))
+			    !((o.outage_for_ms >= o.timeout_ms || (o.pause_for_ms >= o.timeout_ms && o.pause_way & 1)) &&
+			      (slice->error == AF_TX_SILENT || slice->error == AF_TX_NO_PEER)))
 				fail("failed without a reason", s, i);
 			if (slice->error == AF_TX_CANCELLED && !o.cancel && !o.tx_restart_ms)
 				fail("cancelled by nobody", s, i);
@@ -309,6 +310,7 @@ add_up(uint64_t ended)
 			sum.spurious += senders[s]->tx.ports[p].w.spurious;
 		sum.aside += senders[s]->tx.asides;
 		sum.probes += senders[s]->tx.probes;
+		sum.lives += 1 + (senders[s]->tx.instance & 0xffff);
 	}
 	for (int k = 0; k < NB_FAULTS; k++)
 		sum.by_kind[k] += k < OUTAGE ? count_fault((enum af_fault_kind)k) : happened[k];
@@ -380,13 +382,13 @@ print_outcome(void)
 						     "delayed", "stalls", "outage", "pause", "unplug", "rx_restart", "tx_restart",
 						     "cancel", "starved"};
 
-	printf("{\"seeds\": %d, \"trace\": \"%016" PRIx64 "\", \"delivered\": %" PRIu64 ", \"failed\": %" PRIu64 ", \"nbytes\": %" PRIu64
+	printf("{\"seeds\": %d, \"senders\": %d, \"trace\": \"%016" PRIx64 "\", \"delivered\": %" PRIu64 ", \"failed\": %" PRIu64 ", \"nbytes\": %" PRIu64
 	       ", \"ms\": %.3f, \"longest_seed\": %d, \"mean_ms\": %.3f, \"frames\": %" PRIu64 ", \"again\": %" PRIu64
-	       ", \"spurious\": %" PRIu64 ", \"probes\": %" PRIu64 ", \"aside\": %" PRIu64 ", \"waited\": %" PRIu64 ", \"receivers\": %" PRIu64
+	       ", \"spurious\": %" PRIu64 ", \"probes\": %" PRIu64 ", \"aside\": %" PRIu64 ", \"lives\": %" PRIu64 ", \"waited\": %" PRIu64 ", \"receivers\": %" PRIu64
 	       ", \"fewest_frames\": %" PRIu64 ", \"mild\": %" PRIu64 ", \"network\": {\"sent\": %" PRIu64 ", \"lost\": %" PRIu64
 	       ", \"cut\": %" PRIu64 ", \"muted\": %" PRIu64 ", \"first\": %" PRIu64 ", \"last\": %" PRIu64 ", \"overflowed\": %" PRIu64,
-	       o.seeds, sum.hash, sum.delivered, sum.failed, sum.nbytes, (double)sum.longest_ns / 1e6, sum.longest_seed,
-	       (double)sum.total_ns / 1e6 / o.seeds, sum.frames, sum.again, sum.spurious, sum.probes, sum.aside, waited,
+	       o.seeds, o.senders, sum.hash, sum.delivered, sum.failed, sum.nbytes, (double)sum.longest_ns / 1e6, sum.longest_seed,
+	       (double)sum.total_ns / 1e6 / o.seeds, sum.frames, sum.again, sum.spurious, sum.probes, sum.aside, sum.lives, waited,
 	       sum.receivers, sum.fewest_frames, sum.mild, sum.sent, sum.by_kind[DROP] + sum.by_kind[BURST], sum.cut, sum.muted,
 	       sum.first, sum.last, sum.overflowed);
 	for (int k = 0; k < NB_FAULTS; k++)
