@@ -9,8 +9,6 @@ import pytest
 from ratios import Row
 from transfer import Case, Memcpy, Transfer, pinned, versions
 
-import aiflow
-
 SLICES = [
     Case("memif"),
     Case("memif", assemble=False),
