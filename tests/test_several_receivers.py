@@ -356,6 +356,27 @@ def test_two_receivers_behind_the_same_ports(net, per_mille) -> None:
 
 
 @pytest.mark.root
+@pytest.mark.parametrize("policy", ["pull", "score", "least_queue"])
+def test_the_gaps_of_a_port_hold_between_the_frames_of_all(net, policy) -> None:
+    """100 Mbit/s for both receivers together: 2.5 MB take 0.2 s, whatever the machine."""
+    source, _, sinks = switched(net, 1)
+    with ExitStack() as stack:
+        receivers = []
+        for sink, label in zip(sinks, "ab", strict=True):
+            with sink.entered():
+                receivers.append(stack.enter_context(aiflow.Receiver(f"af_packet:{label}0", name=label)))
+        with source.entered():
+            options = {"flow_control": "token_bucket", "link_speed": "100mbit", "policy": policy}
+            tx = stack.enter_context(aiflow.Sender("af_packet:s0", to=["a", "b"], **options))
+        sent(tx, receivers, [b"x" * 3000] * 2)
+        report, _ = sent(tx, receivers, [content(k, 250_000) for k in range(10)])
+        assert [row.nbytes for row in report.receivers] == [1_250_000] * 2
+        assert report.seconds > 0.18
+        assert "port 0" in tx.explain()
+        assert len(tx.port_table) == 1
+
+
+@pytest.mark.root
 def test_one_of_two_behind_the_same_ports_is_killed_in_mid_slice(net) -> None:
     source, _, sinks = switched(net, 2, rate="200mbit")
     elements = {f"cam-{k}": content(k, 4 * MiB) for k in range(8)}
