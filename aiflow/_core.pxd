@@ -88,19 +88,24 @@ cdef extern from "aiflow/mail.h" nogil:
     void af_idle_wait(af_idle *idle, af_mail *mail, uint64_t now) noexcept
 
 
-cdef extern from "aiflow/loop_faults.h" nogil:
+cdef extern from "aiflow/faults.h" nogil:
     enum:
-        AF_PASS
-        AF_LOSE
-        AF_CORRUPT
-        AF_REPEAT
+        AF_NB_FAULTS
 
-    struct af_faults:
-        bint on
-        uint32_t kinds, drop_ppm, corrupt_ppm, drop_first, copies
-        uint64_t drop_for_ns, state, since_ns, seen, dropped, corrupted, repeated
+    struct af_fault_rule:
+        uint32_t kinds, drop_ppm, burst_ppm, burst_frames, repeat_ppm, copies, reorder_ppm, corrupt_ppm, truncate_ppm
+        uint32_t stall_ppm, drop_first
+        uint64_t delay_ns, reorder_ns, stall_ns, down_after_ns, down_for_ns, down_every_ns
 
-    int af_fault(af_faults *faults, uint8_t *frame, uint32_t len, uint64_t now) noexcept
+    struct af_line:
+        uint64_t counts[AF_NB_FAULTS]
+        uint32_t nb_held
+
+    void af_line_init(af_line *line, const af_fault_rule *rule, uint64_t seed, uint32_t port, uint32_t way) noexcept
+    uint32_t af_line_enter(af_line *line, uint8_t *frame, uint32_t *len, uint64_t now) noexcept
+    uint64_t af_line_due(af_line *line, uint8_t kind, uint64_t now) noexcept
+    bint af_line_hold(af_line *line, uint64_t due, void *frame) noexcept
+    void *af_line_leave(af_line *line, uint64_t now) noexcept
 
 
 cdef extern from "aiflow/monitor.h" nogil:

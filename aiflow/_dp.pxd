@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
-from aiflow._core cimport af_agent, af_span, af_agent_port, af_faults, af_mail, af_monitor
+from aiflow._core cimport AF_NB_FAULTS, af_agent, af_agent_port, af_line, af_mail, af_monitor, af_span
 from aiflow._eal cimport Mempool, Port, af_gate
 from aiflow.librte.rte_mbuf cimport rte_mbuf, rte_mbuf_ext_shared_info
 from aiflow.librte.rte_mempool cimport rte_mempool
@@ -11,6 +11,8 @@ from aiflow.librte.rte_mempool cimport rte_mempool
 cdef enum:
     BURST = 32
     PORTS = 32
+    OUT = 0
+    IN = 1
 
 
 # dataplane: rw; the control plane touches it only while the loop is parked
@@ -24,6 +26,7 @@ cdef struct loop_port:
     rte_mempool *adopt         # received mbufs are another's: what is kept moves into one of these; else NULL
     rte_mbuf *spare            # allocated, and nothing to put in it yet
     rte_mbuf *staged[BURST]
+    af_line *lines[2]          # faults on the way OUT and IN; NULL unless asked for
     uint64_t rx_nombuf         # no mbuf to move a received frame into
     uint64_t tx_nombuf         # the pool had no mbuf for a frame that we wanted to send
 
@@ -31,7 +34,8 @@ cdef struct loop_port:
 cdef class Loop:
     cdef af_agent agent
     cdef af_mail mail
-    cdef af_faults faults
+    cdef list faults                   # rules of `config.parse_faults`
+    cdef uint64_t fault_sums[AF_NB_FAULTS]  # of lines that are no more
     cdef bint has_mail
     cdef af_gate *gate
     cdef loop_port ports[PORTS]
@@ -59,11 +63,13 @@ cdef class Loop:
     cdef void stage(self, loop_port *port, uint32_t index, uint64_t now) noexcept nogil
     cdef void refer(self, rte_mbuf *m, const af_span *tail) noexcept nogil
     cdef void make_own(self, loop_port *port) noexcept nogil
-    cdef void spoil(self, loop_port *port, uint64_t now) noexcept nogil
+    cdef int impaired(self, loop_port *port, rte_mbuf **pkts, uint16_t nb_rx, uint64_t now) noexcept nogil
     cdef void collect(self, uint64_t now) noexcept nogil
     cdef void publish(self) noexcept nogil
     cdef int place_port(self, Port port, uint32_t peer, af_agent_port *out) except -1
-    cdef set_faults(self, dict faults)
+    cdef set_faults(self, faults)
+    cdef _open_lines(self, uint32_t index)
+    cdef _close_lines(self, uint32_t index)
 
 
 cdef char *name_bytes(object name, char *out) except NULL

@@ -5,7 +5,7 @@ from typing import Any
 
 from ._eal import Port
 
-KINDS: dict[str, int]
+FAULT_COUNTS: tuple[str, ...]
 DROPS: tuple[str, ...]
 
 class Loop:

@@ -10,21 +10,24 @@ import os
 import threading
 import weakref
 
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
-from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
 from aiflow._core cimport (
-    AF_LOSE, AF_MIN_PATH_FRAME, AF_NAME_BYTES, AF_REPEAT,
-    af_agent_port, af_fault, af_idle, af_span, af_idle_wait, af_idle_worked, af_mail_drain, af_mail_free, af_mail_init,
-    af_mail_notify, af_mail_wait, af_mail_wake, af_monitor, af_monitor_read, af_now_ns, af_sample,
+    AF_MIN_PATH_FRAME, AF_NAME_BYTES, AF_NB_FAULTS,
+    af_agent_port, af_fault_rule, af_idle, af_idle_wait, af_idle_worked, af_line, af_line_due, af_line_enter, af_line_hold,
+    af_line_init, af_line_leave, af_mail_drain, af_mail_free, af_mail_init, af_mail_notify, af_mail_wait, af_mail_wake,
+    af_monitor, af_monitor_read, af_now_ns, af_sample, af_span,
 )
 from aiflow._eal cimport Mempool, Port, af_gate_enter, af_gate_leave, gate, register_thread, unregister_thread
 from aiflow.librte.rte_ethdev cimport rte_eth_rx_burst, rte_eth_tx_burst
 from aiflow.librte.rte_mbuf cimport (
     rte_mbuf, rte_mbuf_ext_refcnt_set, rte_mbuf_ext_refcnt_update, rte_pktmbuf_alloc, rte_pktmbuf_attach_extbuf,
-    rte_pktmbuf_free, rte_pktmbuf_free_bulk, rte_pktmbuf_mtod,
+    rte_pktmbuf_copy, rte_pktmbuf_free, rte_pktmbuf_free_bulk, rte_pktmbuf_mtod,
 )
 from aiflow._eal import start as start_eal
+from aiflow.config import parse_faults
 from aiflow.errors import ConfigError, EalError, PortError
 from aiflow.numa import settle
 
@@ -51,12 +54,12 @@ cdef extern from *:
     void aiflow_prefetch(const void *p) noexcept nogil
     void aiflow_timer_slack() noexcept nogil
 
-KINDS = {"DATA": 1, "PACKED": 2, "MANIFEST": 3, "GRANT": 4, "FEEDBACK": 5, "HELLO": 6, "PROBE": 7, "BYE": 8, "VOID": 9,
-         "CLOSE": 10}
-
 DROPS = ("ok", "runt", "length", "mtu", "header", "foreign", "vlan", "kind", "dst_mac", "broadcast", "segments", "crc",
          "session", "src_mac", "path", "number", "replay", "duplicate", "not_granted", "element", "seq", "end", "size",
          "conflict", "manifest", "hello", "report", "busy")
+
+FAULT_COUNTS = ("dropped", "burst", "down", "corrupted", "truncated", "repeated", "reordered", "delayed", "stalls",
+                "overflow")
 
 _loops = weakref.WeakSet()
 
@@ -104,6 +107,24 @@ cdef rte_mbuf *adopted(rte_mbuf *m, rte_mempool *pool) noexcept nogil:
     return copy
 
 
+cdef void impair(af_line *line, rte_mbuf *m, uint64_t now) noexcept nogil:
+    """Let a line have a frame: it is lost, or held until it is due, and so are the copies that are made of it."""
+    cdef uint32_t size = m.data_len
+    cdef uint8_t kind = rte_pktmbuf_mtod(m)[14] & 15 if size > 14 else 0
+    cdef uint32_t copies = af_line_enter(line, rte_pktmbuf_mtod(m), &size, now)
+    cdef rte_mbuf *copy
+    if m.nb_segs == 1:
+        m.data_len = <uint16_t>size
+        m.pkt_len = size
+    while copies > 1:
+        copies -= 1
+        copy = rte_pktmbuf_copy(m, m.pool, 0, <uint32_t>-1)
+        if copy != NULL and not af_line_hold(line, af_line_due(line, kind, now), copy):
+            rte_pktmbuf_free(copy)
+    if copies == 0 or not af_line_hold(line, af_line_due(line, kind, now), m):
+        rte_pktmbuf_free(m)
+
+
 cdef class Loop:
     """Polls ports for one agent. Subclasses set `agent` and say what a post and an event are."""
 
@@ -115,6 +136,7 @@ cdef class Loop:
         self.lent.free_cb = given_back
         rte_mbuf_ext_refcnt_set(&self.lent, 1)  # ours: it never falls to 0
         self.requests = []
+        self.faults = []
         self.guard = threading.Lock()
         self.attached_ports = [None] * PORTS
         self.port_names = [("", "")] * PORTS
@@ -193,7 +215,9 @@ cdef class Loop:
         """Whether all that the agent had to say has been handed to the drivers. Between two iterations."""
         cdef uint32_t index
         for index in range(self.nb_ports):
-            if self.ports[index].attached and self.ports[index].count:
+            if self.ports[index].attached and (
+                self.ports[index].count or (self.ports[index].lines[OUT] != NULL and self.ports[index].lines[OUT].nb_held)
+            ):
                 return False
         return True
 
@@ -236,6 +260,7 @@ cdef class Loop:
         slot.port_id = port.port_id
         slot.gated = port.gated
         slot.pool = pool.ptr
+        self._open_lines(index)
         slot.attached = True
         self.attached_ports[index] = port
         self.port_names[index] = (port.name, port.driver)
@@ -296,30 +321,53 @@ cdef class Loop:
             port.head = port.count = 0
             rte_pktmbuf_free(port.spare)
             port.spare = NULL
+            self._close_lines(index)
 
-    cdef set_faults(self, dict faults):
-        """`faults=` of a Sender or Receiver: see `aiflow.config.FAULTS`."""
-        if not faults:
-            return
-        faults = dict(faults)
-        kinds = faults.pop("kinds", tuple(KINDS))
-        unknown = set(kinds) - set(KINDS)
-        if unknown:
-            raise ConfigError(f"unknown kinds of frames: {', '.join(map(str, unknown))}; there are {', '.join(KINDS)}")
-        self.faults.kinds = sum(1 << KINDS[kind] for kind in kinds)
-        self.faults.drop_ppm = int(faults.pop("drop", 0) * 1e6)
-        self.faults.corrupt_ppm = int(faults.pop("corrupt", 0) * 1e6)
-        self.faults.drop_first = faults.pop("drop_first", 0)
-        self.faults.drop_for_ns = int(faults.pop("drop_for", 0) * 1e9)
-        self.faults.copies = faults.pop("copies", 1)
-        self.faults.state = faults.pop("seed", 1) or 1
-        if faults:
-            raise ConfigError(f"unknown faults: {', '.join(sorted(faults))}")
-        self.faults.on = True
+    cdef set_faults(self, faults):
+        """`faults=` of a Sender or Receiver, before any port is attached: see `aiflow.config.FAULTS`."""
+        self.faults = parse_faults(faults)
+
+    cdef _open_lines(self, uint32_t index):
+        """Give a port the lines whose faults were asked for: for each way the first rule that names it."""
+        cdef af_fault_rule rule
+        cdef uint32_t way
+        for way in range(2):
+            for asked in self.faults:
+                if way in asked["ways"] and (asked["ports"] is None or index in asked["ports"]):
+                    rule = asked["rule"]
+                    self.ports[index].lines[way] = <af_line *>malloc(sizeof(af_line))
+                    if self.ports[index].lines[way] == NULL:
+                        raise MemoryError
+                    af_line_init(self.ports[index].lines[way], &rule, asked["seed"], index, way)
+                    break
+
+    cdef _close_lines(self, uint32_t index):
+        cdef af_line *line
+        cdef rte_mbuf *m
+        for way in range(2):
+            line = self.ports[index].lines[way]
+            if line == NULL:
+                continue
+            while line.nb_held:
+                m = <rte_mbuf *>af_line_leave(line, <uint64_t>-1)
+                rte_pktmbuf_free(m)
+            for kind in range(AF_NB_FAULTS):
+                self.fault_sums[kind] += line.counts[kind]
+            free(line)
+            self.ports[index].lines[way] = NULL
 
     def fault_counts(self):
-        """How many frames the fault shim dropped, corrupted and repeated."""
-        return {"dropped": self.faults.dropped, "corrupted": self.faults.corrupted, "repeated": self.faults.repeated}
+        """How many frames the fault shim has dropped, corrupted, …: a dict."""
+        cdef uint64_t sums[AF_NB_FAULTS]
+        memcpy(sums, self.fault_sums, sizeof(sums))
+        for index in range(PORTS):
+            for way in range(2):
+                if self.ports[index].lines[way] != NULL:
+                    for kind in range(AF_NB_FAULTS):
+                        sums[kind] += self.ports[index].lines[way].counts[kind]
+        counts = dict(zip(FAULT_COUNTS, sums, strict=True))
+        counts["dropped"] += sum(counts[kind] for kind in ("burst", "down", "overflow"))
+        return counts
 
     def cpu(self):
         """The CPU that the loop ran on last, or None."""
@@ -423,6 +471,8 @@ cdef class Loop:
         cdef rte_mbuf *m
         cdef uint16_t nb_rx = rte_eth_rx_burst(port.port_id, 0, pkts, BURST)
         cdef uint16_t i, nb_free = 0
+        if port.lines[IN] != NULL:
+            nb_rx = self.impaired(port, pkts, nb_rx, now)
         for i in range(nb_rx):
             m = pkts[i]
             if i + 1 < nb_rx:
@@ -454,6 +504,12 @@ cdef class Loop:
                 port.staged[i] = port.staged[port.head + i]
         port.head = 0
         while port.count < BURST:
+            if port.lines[OUT] != NULL:
+                m = <rte_mbuf *>af_line_leave(port.lines[OUT], now)
+                if m != NULL:
+                    port.staged[port.count] = m
+                    port.count += 1
+                    continue
             if port.spare == NULL:
                 port.spare = rte_pktmbuf_alloc(port.pool)
                 if port.spare == NULL:
@@ -465,13 +521,14 @@ cdef class Loop:
                 return
             m.data_len = <uint16_t>size
             m.pkt_len = size
+            port.spare = NULL
+            if port.lines[OUT] != NULL:
+                impair(port.lines[OUT], m, now)
+                continue
             if self.agent.tail != NULL and self.agent.tail.nbytes:
                 self.refer(m, self.agent.tail)
             port.staged[port.count] = m
             port.count += 1
-            port.spare = NULL
-            if self.faults.on:
-                self.spoil(port, now)
 
     cdef void refer(self, rte_mbuf *m, const af_span *tail) noexcept nogil:
         """Let the end of a frame be bytes of the agent's: the driver's copy of them is the only one."""
@@ -503,25 +560,16 @@ cdef class Loop:
                 m.nb_segs = 1
                 rte_pktmbuf_free(reference)
 
-    cdef void spoil(self, loop_port *port, uint64_t now) noexcept nogil:
-        """Let the fault shim have the frame that was staged last."""
-        cdef rte_mbuf *m = port.staged[port.count - 1]
-        cdef rte_mbuf *copy
-        cdef uint32_t _i
-        cdef int verdict = af_fault(&self.faults, rte_pktmbuf_mtod(m), m.pkt_len, now)
-        if verdict == AF_LOSE:
-            rte_pktmbuf_free(m)
-            port.count -= 1
-        elif verdict == AF_REPEAT:
-            for _i in range(1, self.faults.copies):
-                copy = rte_pktmbuf_alloc(port.pool) if port.count < BURST else NULL
-                if copy == NULL:
-                    return
-                memcpy(rte_pktmbuf_mtod(copy), rte_pktmbuf_mtod(m), m.pkt_len)
-                copy.data_len = m.data_len
-                copy.pkt_len = m.pkt_len
-                port.staged[port.count] = copy
-                port.count += 1
+    cdef int impaired(self, loop_port *port, rte_mbuf **pkts, uint16_t nb_rx, uint64_t now) noexcept nogil:
+        """Let what has arrived pass the line IN, and replace it by what comes out there now."""
+        cdef uint16_t i
+        for i in range(nb_rx):
+            impair(port.lines[IN], pkts[i], now)
+        for i in range(BURST):
+            pkts[i] = <rte_mbuf *>af_line_leave(port.lines[IN], now)
+            if pkts[i] == NULL:
+                return i
+        return BURST
 
 
 def inject(Port port, frames, int nb_segs=1):

@@ -268,7 +268,7 @@ cdef class TxLoop(Loop):
 
     def by_reference(self, Port port):
         """Whether the driver takes large payloads from where they lie: it copies, and from more than one place."""
-        return port.copies and port.multi_segs and port.frame_size > 2 * <int>AF_TAIL_LEAST and not self.faults.on
+        return port.copies and port.multi_segs and port.frame_size > 2 * <int>AF_TAIL_LEAST and not self.faults
 
     def _attach(self, Port port, peer):
         cdef af_agent_port place

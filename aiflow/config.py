@@ -1,14 +1,17 @@
-"""What the user typed, checked: sizes and endpoints."""
+"""What the user typed, checked: sizes, endpoints, and faults made on purpose."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from .errors import ConfigError
 
-__all__ = ["MAX_PORTS", "SCHEMES", "Endpoint", "parse_endpoint", "parse_endpoints", "parse_size"]
+__all__ = [
+    "FAULTS", "MAX_PORTS", "SCHEMES", "Endpoint", "parse_endpoint", "parse_endpoints", "parse_faults", "parse_size",
+]  # fmt: skip
 
 MAX_PORTS = 32
 """Ports of one process at most (DPDK's RTE_MAX_ETHPORTS as Debian builds it)."""
@@ -159,3 +162,88 @@ def parse_endpoints(ports: str | Iterable[str]) -> tuple[Endpoint, ...]:
     if asked > MAX_PORTS:
         raise ConfigError(f"{asked} ports asked for, and a process can have {MAX_PORTS}: ask for fewer")
     return endpoints
+
+
+FAULTS = {
+    "ways": "'out' (frames that we send; the default), 'in' (frames that arrive here), or both: ('out', 'in')",
+    "ports": "indices of the ports that suffer, in the order in which they were opened; default: all",
+    "kinds": "names of the frames that suffer: DATA, PACKED, MANIFEST, GRANT, FEEDBACK, HELLO, PROBE, BYE, VOID, CLOSE",
+    "seed": "of the random numbers; the same seed makes the same faults of the same frames",
+    "drop": "probability that a frame is lost",
+    "burst": "probability that losses begin with it; burst_frames: how many in a row on average (default 10)",
+    "drop_first": "the first so many are lost",
+    "drop_for": "all are lost for so many seconds, from the first frame on",
+    "down_after": "drop_for begins so many seconds after the first frame",
+    "down_every": "and comes again with this period, in seconds",
+    "corrupt": "probability that one bit of it is flipped",
+    "truncate": "probability that it is cut short",
+    "repeat": "probability that it passes `copies` times (default 2)",
+    "copies": "how often a repeated frame passes; alone: every frame does",
+    "reorder": "probability that it is held back for up to `reorder_for` seconds (default 0.001) while others pass",
+    "delay": "seconds by which every frame is late",
+    "stall": "probability that nothing passes from here on for `stall_for` seconds (default 0.01), and then everything",
+}
+"""Keys of ``faults=`` of `Sender` and `Receiver`: a dict, or a list of them, of which each direction of a port follows
+the first that names it."""
+
+_KINDS = ("DATA", "PACKED", "MANIFEST", "GRANT", "FEEDBACK", "HELLO", "PROBE", "BYE", "VOID", "CLOSE")
+_WAYS = {"out": 0, "in": 1}
+
+
+def _number(faults: dict[str, Any], key: str, default: float = 0.0, most: float = float("inf")) -> float:
+    value = faults.pop(key, default)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= most:
+        raise ConfigError(f"faults: {key}={value!r}; {FAULTS.get(key, key)} (a number from 0 to {most:g})")
+    return float(value)
+
+
+def _parse_rule(rule: Mapping[str, Any]) -> dict[str, Any]:
+    faults = dict(rule)
+    kinds = set(faults.pop("kinds", _KINDS))
+    if kinds - set(_KINDS):
+        raise ConfigError(f"unknown kinds of frames: {', '.join(map(str, kinds - set(_KINDS)))}; there are {', '.join(_KINDS)}")
+    ways = faults.pop("ways", "out")
+    ways = (ways,) if isinstance(ways, str) else tuple(ways)
+    if not ways or set(ways) - set(_WAYS):
+        raise ConfigError(f"faults: ways={ways!r}; {FAULTS['ways']}")
+    ports = faults.pop("ports", None)
+
+    def ppm(key: str, default: float = 0.0) -> int:
+        return round(_number(faults, key, default, 1) * 1e6)
+
+    def ns(key: str, default: float = 0.0) -> int:
+        return round(_number(faults, key, default, 1e6) * 1e9)
+
+    repeats = 1.0 if "copies" in faults else 0.0
+    fields = {
+        "kinds": sum(1 << (1 + _KINDS.index(kind)) for kind in kinds),
+        "drop_ppm": ppm("drop"), "burst_ppm": ppm("burst"), "burst_frames": int(_number(faults, "burst_frames", 10, 1e6)),
+        "repeat_ppm": ppm("repeat", repeats), "copies": int(_number(faults, "copies", 2, 100)),
+        "reorder_ppm": ppm("reorder"), "reorder_ns": ns("reorder_for", 0.001),
+        "corrupt_ppm": ppm("corrupt"), "truncate_ppm": ppm("truncate"),
+        "stall_ppm": ppm("stall"), "stall_ns": ns("stall_for", 0.01), "delay_ns": ns("delay"),
+        "drop_first": int(_number(faults, "drop_first", 0, 2**31)),
+        "down_after_ns": ns("down_after"), "down_for_ns": ns("drop_for"), "down_every_ns": ns("down_every"),
+    }  # fmt: skip
+    parsed = {
+        "ways": {_WAYS[way] for way in ways},
+        "ports": None if ports is None else {int(port) for port in ports},
+        "seed": int(_number(faults, "seed", 1, 2**63)),
+        "rule": fields,
+    }
+    if faults:
+        raise ConfigError(f"unknown faults: {', '.join(sorted(map(str, faults)))}; there are {', '.join(FAULTS)}")
+    return parsed
+
+
+def parse_faults(faults: Mapping[str, Any] | Iterable[Mapping[str, Any]] | None) -> list[dict[str, Any]]:
+    """Rules of the fault shim (include/aiflow/faults.h) out of ``faults=``: see `FAULTS`.
+
+    Raises
+    ------
+    ConfigError
+        For a key that is none, or a value out of its range.
+    """
+    if not faults:
+        return []
+    return [_parse_rule(rule) for rule in ([faults] if isinstance(faults, Mapping) else faults)]

@@ -59,8 +59,8 @@ class Receiver:
         Largest Ethernet frame in bytes; default: what the ports take.
     link_speed, monitor_interval
         For the port table, as for `Sender`.
-    faults : dict, optional
-        As for `Sender`, in the frames that we send.
+    faults : dict or list of dict, optional
+        As for `Sender`: see `aiflow.config.FAULTS`.
 
     Raises
     ------
@@ -86,7 +86,7 @@ class Receiver:
         frame_size: int | None = None,
         link_speed: str | float | Sequence[str | float] | None = None,
         monitor_interval: float = INTERVAL_S,
-        faults: dict[str, Any] | None = None,
+        faults: dict[str, Any] | list[dict[str, Any]] | None = None,
     ) -> None:
         self._closed = True
         self.endpoints = parse_endpoints(ports)

@@ -78,9 +78,9 @@ class Sender:
         What each switch carries at most (such as ``{"switch 1": "700mbit"}``), where that is less than its ports.
     monitor_interval : float
         Seconds over which the port table's rates are measured; 0: not at all.
-    faults : dict, optional
-        Faults made on purpose in the frames that we send, for tests: ``drop`` and ``corrupt`` (probabilities),
-        ``drop_first`` (frames), ``drop_for`` (seconds), ``copies``, ``kinds`` (names of frame kinds), ``seed``.
+    faults : dict or list of dict, optional
+        Faults made on purpose, for tests, in the frames that we send or that arrive, the same ones for the same seed:
+        see `aiflow.config.FAULTS`. Without it the shim does not exist.
 
     Raises
     ------
@@ -112,7 +112,7 @@ class Sender:
         switches: Sequence[str] | str | None = None,
         switch_limits: Mapping[str, str | float] | None = None,
         monitor_interval: float = monitor.INTERVAL_S,
-        faults: dict[str, Any] | None = None,
+        faults: dict[str, Any] | list[dict[str, Any]] | None = None,
     ) -> None:
         self._closed = True
         self.endpoints = parse_endpoints(ports)

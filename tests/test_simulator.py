@@ -140,9 +140,7 @@ FOUND = {
     "a_sender_slept_while_others_wanted_its_memory": (
         "senders=2 memory_kb=600 bytes=30000 pause_ms=1 pause_for_ms=5000 pause_way=2"
     ),
-    "a_sender_slept_for_longer_than_the_receiver_waits": (
-        "pause_ms=1 pause_for_ms=6000 pause_way=2 timeout_ms=4000 bytes=200000"
-    ),
+    "a_sender_slept_for_long": "pause_ms=1 pause_for_ms=6000 pause_way=2 timeout_ms=4000 bytes=200000",
     "a_path_comes_back": "die_ms=1 back_ms=50 bytes=400000 slices=40",
 }
 

@@ -42,6 +42,7 @@ cdef extern from "rte_mbuf.h" nogil:
 
     rte_mbuf *rte_pktmbuf_alloc(rte_mempool *mp) noexcept
     int rte_pktmbuf_alloc_bulk(rte_mempool *pool, rte_mbuf **mbufs, unsigned int count) noexcept
+    rte_mbuf *rte_pktmbuf_copy(const rte_mbuf *m, rte_mempool *mp, uint32_t offset, uint32_t length) noexcept
     void rte_pktmbuf_free(rte_mbuf *m) noexcept
     void rte_pktmbuf_free_bulk(rte_mbuf **mbufs, unsigned int count) noexcept
     void rte_pktmbuf_reset(rte_mbuf *m) noexcept

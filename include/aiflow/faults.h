@@ -13,7 +13,6 @@
 #include "wire.h"
 
 #define AF_LINE_FRAMES 2048u /* held at once; more than all windows of a path */
-#define AF_LINE_COPIES 16u
 #define AF_BURST_NS 20000000ull /* a burst ends, however few frames it met */
 #define AF_LINE_LEAST 14u    /* bytes that a frame is cut to at the least: drivers want an Ethernet header */
 
@@ -22,7 +21,7 @@ struct af_fault_rule {
 	uint32_t kinds;                     /* bit k: frames of kind k are subject; the others pass at once */
 	uint32_t drop_ppm;
 	uint32_t burst_ppm, burst_frames;   /* losses begin, and last for so many frames on average (Gilbert) */
-	uint32_t repeat_ppm, copies;        /* of the doubled ones, AF_LINE_COPIES at the most */
+	uint32_t repeat_ppm, copies;        /* of the doubled ones */
 	uint32_t reorder_ppm, corrupt_ppm, truncate_ppm, stall_ppm;
 	uint32_t drop_first;                /* the first so many */
 	uint64_t delay_ns;                  /* of every frame */

@@ -186,8 +186,11 @@ turn(void)
 			poll_sender(senders[s], (uint32_t)p);
 		if (!rx_paused)
 			poll_receiver((uint32_t)p);
-		while (!tx_paused && (in = af_line_leave(&lines[BACK][p], now))) {
-			for (int s = 0; s < o.senders; s++)
+		while ((in = af_line_leave(&lines[BACK][p], now))) {
+			if (tx_paused && in->len >= 6 && !memcmp(in->bytes, senders[0]->tx.ports[p].p.mac, 6) &&
+			    af_line_hold(&lines[BACK][p], flow_ns + (uint64_t)(o.pause_ms + o.pause_for_ms) * MS, in))
+				continue; /* it waits in that port's ring */
+			for (int s = tx_paused; s < o.senders; s++)
 				hear_sender(senders[s], (uint32_t)p, in);
 			free(in);
 			work++;
