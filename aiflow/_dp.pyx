@@ -16,9 +16,9 @@ from libc.string cimport memcpy, memset
 
 from aiflow._core cimport (
     AF_MIN_PATH_FRAME, AF_NAME_BYTES, AF_NB_FAULTS,
-    af_agent_port, af_fault_rule, af_idle, af_idle_wait, af_idle_worked, af_line, af_line_due, af_line_enter, af_line_hold,
-    af_line_init, af_line_leave, af_mail_drain, af_mail_free, af_mail_init, af_mail_notify, af_mail_wait, af_mail_wake,
-    af_monitor, af_monitor_read, af_now_ns, af_sample, af_span,
+    af_agent_port, af_fault_rule, af_idle, af_idle_wait, af_idle_worked, af_line, af_line_due, af_line_enter,
+    af_line_hold, af_line_init, af_line_leave, af_mail_drain, af_mail_free, af_mail_init, af_mail_notify, af_mail_wait,
+    af_mail_wake, af_monitor, af_monitor_read, af_now_ns, af_sample, af_span,
 )
 from aiflow._eal cimport Mempool, Port, af_gate_enter, af_gate_leave, gate, register_thread, unregister_thread
 from aiflow.librte.rte_ethdev cimport rte_eth_rx_burst, rte_eth_tx_burst
@@ -214,10 +214,10 @@ cdef class Loop:
     def settled(self):
         """Whether all that the agent had to say has been handed to the drivers. Between two iterations."""
         cdef uint32_t index
+        cdef loop_port *port
         for index in range(self.nb_ports):
-            if self.ports[index].attached and (
-                self.ports[index].count or (self.ports[index].lines[OUT] != NULL and self.ports[index].lines[OUT].nb_held)
-            ):
+            port = &self.ports[index]
+            if port.attached and (port.count or (port.lines[OUT] != NULL and port.lines[OUT].nb_held)):
                 return False
         return True
 

@@ -61,7 +61,7 @@ class RxLoop(Loop):
         keeps_mbufs: bool,
         peer_timeout: float,
         tx_pool: Mempool | None = None,
-        faults: dict[str, Any] | None = None,
+        faults: dict[str, Any] | list[dict[str, Any]] | None = None,
         interval: float = 0.1,
     ) -> None: ...
     @property

@@ -233,7 +233,7 @@ cdef class RxLoop(Loop):
         Seconds of silence after which a sender's unfinished slices are freed.
     tx_pool : Mempool or None
         Mbufs for reports; None: the port's own pool.
-    faults : dict or None
+    faults : dict, list of dict, or None
         For tests.
     interval : float
         Seconds between two samples for the monitor; 0: none.

@@ -53,7 +53,7 @@ class TxLoop(Loop):
         nb_expected: int,
         peer_timeout: float,
         fixed_frame_size: bool = False,
-        faults: dict[str, Any] | None = None,
+        faults: dict[str, Any] | list[dict[str, Any]] | None = None,
         pace_of: Callable[[int, Port], Pace] | None = None,
         interval: float = 0.1,
     ) -> None: ...

@@ -197,7 +197,7 @@ cdef class TxLoop(Loop):
         Seconds without a sign of life from the receiver.
     fixed_frame_size : bool
         A path with smaller frames than ours is an error instead of the measure.
-    faults : dict or None
+    faults : dict, list of dict, or None
         For tests.
     pace_of : callable, optional
         (index, port) → `aiflow.flow.Pace`: the law of a port's gaps. None: credit.

@@ -200,8 +200,9 @@ def _number(faults: dict[str, Any], key: str, default: float = 0.0, most: float 
 def _parse_rule(rule: Mapping[str, Any]) -> dict[str, Any]:
     faults = dict(rule)
     kinds = set(faults.pop("kinds", _KINDS))
-    if kinds - set(_KINDS):
-        raise ConfigError(f"unknown kinds of frames: {', '.join(map(str, kinds - set(_KINDS)))}; there are {', '.join(_KINDS)}")
+    unknown = kinds - set(_KINDS)
+    if unknown:
+        raise ConfigError(f"unknown kinds of frames: {', '.join(map(str, unknown))}; there are {', '.join(_KINDS)}")
     ways = faults.pop("ways", "out")
     ways = (ways,) if isinstance(ways, str) else tuple(ways)
     if not ways or set(ways) - set(_WAYS):
@@ -217,7 +218,8 @@ def _parse_rule(rule: Mapping[str, Any]) -> dict[str, Any]:
     repeats = 1.0 if "copies" in faults else 0.0
     fields = {
         "kinds": sum(1 << (1 + _KINDS.index(kind)) for kind in kinds),
-        "drop_ppm": ppm("drop"), "burst_ppm": ppm("burst"), "burst_frames": int(_number(faults, "burst_frames", 10, 1e6)),
+        "drop_ppm": ppm("drop"),
+        "burst_ppm": ppm("burst"), "burst_frames": int(_number(faults, "burst_frames", 10, 1e6)),
         "repeat_ppm": ppm("repeat", repeats), "copies": int(_number(faults, "copies", 2, 100)),
         "reorder_ppm": ppm("reorder"), "reorder_ns": ns("reorder_for", 0.001),
         "corrupt_ppm": ppm("corrupt"), "truncate_ppm": ppm("truncate"),
