@@ -74,8 +74,10 @@ def test_without_faults_there_is_no_shim() -> None:
         assert set(counts.values()) == {0}
 
 
-WRONG = [{"drop": 2}, {"drop": "much"}, {"kinds": ("DATA", "LETTER")}, {"ways": "sideways"}, {"ways": ()}, {"dropp": 0.1},
-         {"copies": 1000}]  # fmt: skip
+WRONG = [
+    {"drop": 2}, {"drop": "much"}, {"kinds": ("DATA", "LETTER")}, {"ways": "sideways"}, {"ways": ()}, {"dropp": 0.1},
+    {"copies": 1000},
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("wrong", WRONG)

@@ -203,6 +203,7 @@ af_tx_next_frame(void *state, uint32_t p, uint64_t now, uint8_t *frame)
 				af_tx_lost(tx, port, oldest);
 			af_tx_judge_done(&port->w);
 		}
+		af_path_repeat_oldest(tx, port);
 		if (!port->p.kick && port->backoff < AF_PROBE_MOST)
 			port->backoff++;
 		tx->probes++;

@@ -16,6 +16,7 @@
 #define AF_PROBE_MIN_NS 2000000ull    /* a probe waits at least this long: a report may be 0.5 ms late by rights */
 #define AF_PROBE_MAX_NS 250000000ull  /* and at the most so long, whatever the round trip and the backoff */
 #define AF_PROBE_MOST 6u              /* doublings while nothing answers */
+#define AF_PROBE_CARRIES 5u           /* doublings after which each probe takes the oldest chunk along */
 #define AF_PROBES_BACK 2u             /* answered in a row before a path that was set aside carries chunks again */
 #define AF_ASIDE_NS 5000000ull        /* silent for this long and four round trips, while others hear the peer: dead */
 #define AF_ASIDE_FIRST_NS 100000000ull /* the same before the first round trip was measured */
@@ -46,6 +47,27 @@ af_path_probe_due(const struct af_tx *tx, const struct af_tx_port *port, uint64_
 	if (w->judged != w->next || port->aside || (af_tx_busy(tx) && now - tx->heard_ns >= af_path_probe_wait(port)))
 		return now - last >= af_path_probe_wait(port);
 	return now - last >= AF_HEARTBEAT_NS;
+}
+
+/* Probes are answered and chunks are not, or nothing is: the oldest chunk goes again beside the probe, not only when an
+ * answer comes. Where a path is up and down in step with the round trip, an answer's time may always be the wrong one. */
+static inline void
+af_path_repeat_oldest(struct af_tx *tx, struct af_tx_port *port)
+{
+	struct af_tx_window *w = &port->w;
+
+	for (uint64_t n = w->judged; port->backoff >= AF_PROBE_CARRIES && n < w->next; n++) {
+		struct af_sent *sent = af_tx_sent(w, n);
+
+		if (sent->state != AF_SENT_FLYING || sent->probe || sent->chunk == AF_CHUNK_VOID)
+			continue;
+		af_tx_send_again(tx, sent->slice, sent->chunk);
+		sent->state = AF_SENT_LOST;
+		sent->probe = true; /* so that nothing is learnt from its lateness */
+		w->flying--;
+		af_tx_judge_done(w);
+		return;
+	}
 }
 
 /* We called `sent` lost, and it had only been overtaken: allow for as much from now on. */

@@ -155,7 +155,8 @@ af_rx_ask_for(const struct af_rx_session *session, struct af_report *r)
 	r->ask_chunk = AF_BE32(chunk);
 }
 
-/* State of one session: of every path that has news, the one that triggered it first. */
+/* State of one session: of the path that triggered it, of every path that has news, and after a probe of all: a path's
+ * own reports may be lost for good, where only its way back is dead. */
 static inline uint32_t
 af_rx_report(struct af_rx *rx, struct af_rx_session *session, uint32_t first, bool probed, uint64_t now, uint8_t *frame)
 {
@@ -177,7 +178,7 @@ af_rx_report(struct af_rx *rx, struct af_rx_session *session, uint32_t first, bo
 	for (uint32_t i = 0; i < session->nb_paths; i++) {
 		struct af_rx_path *other = &session->paths[i];
 
-		if (i == first || !other->known || !other->news ||
+		if (i == first || !other->known || !(other->news || probed) ||
 		    (size_t)(at - frame) + sizeof(struct af_path_report) + af_rx_words(&other->w) * 8 > limit)
 			continue;
 		at = af_rx_report_path(rx, other, i, now, at);

@@ -237,6 +237,7 @@ draw_scenario(void)
 	o.keep = draw(4) == 0;
 	o.timeout_ms = draw(4) ? 10000 : 4000;
 	o.slices = MAX_SLICES;
+	o.limit_ms = 300000; /* a path up and down in step with the round trip may take a minute */
 	o.queue = between(1, 9);
 	o.frames_wanted = between(200, 250);
 	for (int way = 0; way < 2; way++)
