@@ -22,14 +22,17 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#define AF_CREDIT_NS 20000000ull   /* between two steps */
+#define AF_CREDIT_NS 20000000ull   /* between two steps, */
+#define AF_CREDIT_SOON_NS 2000000ull /* or this, when so many frames came */
+#define AF_CREDIT_FRAMES 512u
 #define AF_CREDIT_QUEUE 131072.0   /* bytes that may wait at a switch port: half of a small one's buffer, */
 #define AF_CREDIT_MOST_NS 15e6     /* but no more than this time's worth on a slow link, */
 #define AF_CREDIT_LEAST 12.0       /* and these frames in any case */
-#define AF_CREDIT_PIPE_NS 1e6      /* the time's worth that may be on its way besides */
+#define AF_CREDIT_PIPE_NS 1e6      /* a round trip of hosts that poll: what is on its way besides, and waits on a fast link */
 #define AF_CREDIT_IDLE_NS 100000000ull /* a path that was silent for so long takes no share */
 #define AF_CREDIT_FIRST 16u        /* frames in flight before the receiver has granted a window */
 #define AF_DRAIN_NS 30000000ull
+#define AF_DRAIN_APART_NS 1000000000ull /* a crowd of newcomers must not keep a port drained */
 #define AF_DRAIN_FRAMES 4u         /* of each path, meanwhile */
 #define AF_BASE_NS 10000000000ull  /* a least delay that was not met again for so long is doubted */
 #define AF_BASE_NEAR 500000        /* ns by which it counts as met */
@@ -43,6 +46,7 @@ struct af_credit {
 	double window;          /* frames */
 	double rate;            /* bytes/ns, smoothed */
 	double peak;            /* of late, fading */
+	double frame;           /* mean bytes of one */
 	uint64_t frames, bytes; /* in this interval */
 };
 
@@ -54,6 +58,52 @@ struct af_delay {
 	uint64_t met_ns;      /* when base was last met */
 };
 
+static inline double
+af_credit_least(const struct af_credit *c, double frame)
+{
+	double pipe = c->peak * AF_CREDIT_PIPE_NS / frame;
+
+	return pipe > AF_CREDIT_LEAST ? pipe : AF_CREDIT_LEAST; /* with less the link would run dry */
+}
+
+/* One interval of `ns` is over, in which the standing delay was `delay_ns`. `patience`: of the queue that may wait. */
+static inline void
+af_credit_step(struct af_credit *c, double delay_ns, uint64_t ns, double patience, double most)
+{
+	double rate = (double)c->bytes / (double)ns, frame = c->frames ? (double)c->bytes / (double)c->frames : 1514;
+	double may_wait = AF_CREDIT_QUEUE, waits, change;
+
+	if (!c->frames || ns > 10 * AF_CREDIT_NS)
+		return; /* a pause says nothing about the link */
+	c->rate = c->rate > 0 ? (7 * c->rate + rate) / 8 : rate;
+	c->peak = rate > c->peak * 0.99 ? rate : c->peak * 0.99;
+	if (may_wait < c->peak * AF_CREDIT_PIPE_NS)
+		may_wait = c->peak * AF_CREDIT_PIPE_NS;
+	if (may_wait > c->rate * AF_CREDIT_MOST_NS)
+		may_wait = c->rate * AF_CREDIT_MOST_NS;
+	if (may_wait < AF_CREDIT_LEAST * frame)
+		may_wait = AF_CREDIT_LEAST * frame;
+	waits = c->rate * delay_ns;
+	if (waits > c->window * frame)
+		waits = c->window * frame; /* that an end was not run for a while is no queue */
+	change = (may_wait * patience - waits) / frame / 2;
+	if (change < -c->window / 6)
+		change = -c->window / 6;
+	if (change > (c->window > 32 ? c->window / 16 : 2))
+		change = c->window > 32 ? c->window / 16 : 2; /* what overflows then is no more than this */
+	c->window += change;
+	/* Whatever delays seem to say: if all of it should wait at one place, it fits. */
+	may_wait = c->peak * AF_CREDIT_PIPE_NS;
+	may_wait += may_wait > AF_CREDIT_QUEUE ? may_wait : AF_CREDIT_QUEUE;
+	if (most > patience * may_wait / frame)
+		most = patience * may_wait / frame;
+	if (c->window > most)
+		c->window = most;
+	if (c->window < af_credit_least(c, frame))
+		c->window = af_credit_least(c, frame);
+	c->frame = frame;
+}
+
 /* Losses of one port, and what they say about its queue. */
 struct af_trial {
 	double ceiling, before;   /* frames: of all windows; 0: none. What they were when the trial began */
@@ -63,16 +113,25 @@ struct af_trial {
 	uint32_t lossy;           /* intervals of the trial in which frames were lost */
 };
 
+static inline void
+af_trial_cut(struct af_trial *t, struct af_credit *c, uint64_t now)
+{
+	double least = af_credit_least(c, c->frame > 0 ? c->frame : 1514);
+
+	c->window = c->window * 0.75 > least ? c->window * 0.75 : least;
+	t->ceiling = c->window;
+	t->since_ns = now;
+	t->until_ns = now + AF_TRIAL_NS;
+}
+
 /* A number is missing. True when the windows have changed. */
 static inline bool
 af_trial_hole(struct af_trial *t, struct af_credit *c, uint64_t sent, uint64_t arrived, uint64_t now)
 {
-	if (now < t->until_ns || now < t->immune_ns || (t->ceiling && c->window <= t->ceiling))
+	if (now < t->until_ns || now < t->immune_ns || (t->ceiling > 0 && c->window <= t->ceiling))
 		return false;
 	t->before = c->window;
-	t->ceiling = c->window *= 0.75;
-	t->since_ns = now;
-	t->until_ns = now + AF_TRIAL_NS;
+	af_trial_cut(t, c, now);
 	t->first_sent = sent;
 	t->first_arrived = arrived;
 	t->lossy = 0;
@@ -85,6 +144,7 @@ af_trial_step(struct af_trial *t, struct af_credit *c, uint64_t sent, uint64_t a
 {
 	uint64_t went = sent - t->sent, came = arrived - t->arrived;
 	double loss = went > came ? (double)(went - came) / (double)went : 0;
+	double least = af_credit_least(c, c->frame > 0 ? c->frame : 1514);
 	bool settled = now - t->since_ns > AF_CREDIT_NS * 3 / 2;
 
 	t->sent = sent;
@@ -92,11 +152,9 @@ af_trial_step(struct af_trial *t, struct af_credit *c, uint64_t sent, uint64_t a
 	if (!t->until_ns && t->ceiling && loss > AF_LOSS_MUCH && now > t->immune_ns) {
 		t->ceiling = 0; /* the queue has become smaller, or has more neighbours */
 		af_trial_hole(t, c, sent - went, arrived - came, now);
-	} else if (t->until_ns && settled && loss > AF_LOSS_MUCH && c->window > AF_CREDIT_LEAST) {
-		t->ceiling = c->window *= 0.75;
-		t->since_ns = now;
-		t->until_ns = now + AF_TRIAL_NS;
-	} else if (t->until_ns && settled && loss > 0 && (++t->lossy >= 2 || c->window <= AF_CREDIT_LEAST)) {
+	} else if (t->until_ns && settled && loss > AF_LOSS_MUCH && c->window > least) {
+		af_trial_cut(t, c, now);
+	} else if (t->until_ns && settled && loss > 0 && (++t->lossy >= 2 || c->window <= least)) {
 		c->window = t->before;
 		t->ceiling = 0;
 		t->immune_ns = now + AF_IMMUNE_NS;
@@ -132,39 +190,6 @@ static inline double
 af_delay_standing(const struct af_delay *d)
 {
 	return d->any ? (double)(d->least - d->base) : 0;
-}
-
-/* One interval of `ns` is over, in which the standing delay was `delay_ns`. `patience`: of the queue that may wait. */
-static inline void
-af_credit_step(struct af_credit *c, double delay_ns, uint64_t ns, double patience, double most)
-{
-	double rate = (double)c->bytes / (double)ns, frame = c->frames ? (double)c->bytes / (double)c->frames : 1514;
-	double may_wait = AF_CREDIT_QUEUE, waits, change;
-
-	if (!c->frames || ns > 10 * AF_CREDIT_NS)
-		return; /* a pause says nothing about the link */
-	c->rate = c->rate > 0 ? (7 * c->rate + rate) / 8 : rate;
-	c->peak = rate > c->peak * 0.99 ? rate : c->peak * 0.99;
-	if (may_wait > c->rate * AF_CREDIT_MOST_NS)
-		may_wait = c->rate * AF_CREDIT_MOST_NS;
-	if (may_wait < AF_CREDIT_LEAST * frame)
-		may_wait = AF_CREDIT_LEAST * frame;
-	waits = c->rate * delay_ns;
-	if (waits > c->window * frame)
-		waits = c->window * frame; /* that an end was not run for a while is no queue */
-	change = (may_wait * patience - waits) / frame / 2;
-	if (change < -c->window / 6)
-		change = -c->window / 6;
-	if (change > (c->window > 32 ? c->window / 16 : 2))
-		change = c->window > 32 ? c->window / 16 : 2; /* what overflows then is no more than this */
-	c->window += change;
-	/* Whatever delays seem to say: if all of it should wait at one place, it fits. */
-	if (most > patience * (AF_CREDIT_QUEUE + c->peak * AF_CREDIT_PIPE_NS) / frame)
-		most = patience * (AF_CREDIT_QUEUE + c->peak * AF_CREDIT_PIPE_NS) / frame;
-	if (c->window > most)
-		c->window = most;
-	if (c->window < AF_CREDIT_LEAST)
-		c->window = AF_CREDIT_LEAST;
 }
 
 #endif

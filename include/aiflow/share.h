@@ -90,7 +90,7 @@ af_share_step(struct af_rx *rx, uint32_t p, uint64_t now)
 			}
 			path->delay.any = false;
 			path->credit.frames = path->credit.bytes = 0;
-			if (path->delay.doubted && now > port->drain_ns) {
+			if (path->delay.doubted && now > port->drain_ns + AF_DRAIN_APART_NS) {
 				path->delay.doubted = false;
 				path->delay.met_ns = now;
 				af_share_drain(rx, p, now);
@@ -126,7 +126,8 @@ af_share_heard(struct af_rx *rx, uint32_t p, struct af_rx_path *path, const stru
 	if ((missing && af_trial_hole(&port->trial, &port->credit, port->sent - missing - 1, port->arrived - 1, now)) || again ||
 	    !path->granted)
 		af_share_divide(rx, p, now);
-	if (now - port->step_ns >= AF_CREDIT_NS)
+	if (now - port->step_ns >= AF_CREDIT_NS ||
+	    (port->credit.frames >= AF_CREDIT_FRAMES && now - port->step_ns >= AF_CREDIT_SOON_NS))
 		af_share_step(rx, p, now);
 }
 
