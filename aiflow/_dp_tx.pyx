@@ -56,12 +56,13 @@ cdef class Outgoing:
         free(self.spans)
 
     cdef void _release(self):
-        cdef Py_ssize_t i
-        for i in range(self.nb_buffers):
-            PyBuffer_Release(&self.buffers[i])
-        self.nb_buffers = 0
-        free(self.buffers)
+        cdef Py_ssize_t i, n = self.nb_buffers
+        cdef Py_buffer *buffers = self.buffers
+        self.nb_buffers = 0  # first: what a release runs may come here again
         self.buffers = NULL
+        for i in range(n):
+            PyBuffer_Release(&buffers[i])
+        free(buffers)
 
     cdef int _take(self, list buffers) except -1:
         """Hold every buffer. C-contiguous ones only: the caller has seen to it."""
@@ -363,7 +364,7 @@ cdef class TxLoop(Loop):
             out.s.plan.quota[index] = quota
         out.s.posted_ns = af_now_ns()
         out.posted_at = time.monotonic()
-        for done in [other for other in self.flying if other.done]:
+        for done in [other for other in list(self.flying) if other.done]:
             done.finish()
         self.flying.add(out)
         aiflow_tx_lock(&self.mail)

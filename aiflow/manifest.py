@@ -108,8 +108,10 @@ def as_bytes(element: Any, what: str) -> tuple[Any, Form]:
     TypeError
         For what cannot be sent: str, object dtype, a tensor that is not in the CPU's memory.
     """
-    if isinstance(element, (bytes, bytearray)):
+    if isinstance(element, bytes):
         return element, form_of_bytes(len(element))
+    if isinstance(element, bytearray):
+        return memoryview(element), form_of_bytes(len(element))  # it keeps its size while this is held
     if isinstance(element, np.ndarray):
         array = element
     elif isinstance(element, np.generic):

@@ -10,6 +10,8 @@ Frames never pass here.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import select
 import socket
@@ -23,6 +25,8 @@ __all__ = ["Door"]
 _MAX_MESSAGE = 4096  # bytes; memif's own have 128
 _MAX_DESCRIPTORS = 8
 _ANSWERED = 1.0  # seconds within which DPDK's interrupt thread takes a connection
+
+_NO_DESCRIPTOR = 0.02  # seconds to wait for one
 
 _unanswered: list[_Passage] = []  # left by doors that were closed meanwhile
 
@@ -112,22 +116,21 @@ class Door:
             self._accept()
 
     def _accept(self) -> None:
-        try:
-            outer, _ = self._listener.accept()
-        except OSError:
-            return
-        outer.setblocking(False)
-        inner = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        try:
-            if not self._allowed(outer):
-                raise ConnectionRefusedError
-            inner.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", 1, 0))  # DPDK's backlog is 1
-            inner.connect(self.server)
-            inner.setblocking(False)
-        except OSError:
-            inner.close()
-            outer.close()
-            return
+        with contextlib.ExitStack() as undo:
+            try:
+                outer = undo.enter_context(self._listener.accept()[0])
+                outer.setblocking(False)
+                if not self._allowed(outer):
+                    return
+                inner = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+                inner.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", 1, 0))  # DPDK's backlog is 1
+                inner.connect(self.server)
+                inner.setblocking(False)
+            except OSError as exc:
+                if exc.errno in (errno.EMFILE, errno.ENFILE):
+                    time.sleep(_NO_DESCRIPTOR)  # who waits at the door stays readable
+                return
+            undo.pop_all()
         self._passages.append(_Passage(outer, inner))
 
     def close(self) -> None:

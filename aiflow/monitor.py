@@ -158,7 +158,7 @@ class Monitor:
             sent, arrived = self._begin.get(index, (0, 0))
             if row["sent"] < sent:  # its path began anew, with number 0
                 sent = arrived = 0
-                self._begin.pop(index)
+                self._begin.pop(index, None)
             seconds, older, newer = 0.0, _NOTHING, _NOTHING
             if samples is not None:
                 (then, before), (now, after) = samples

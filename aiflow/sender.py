@@ -7,6 +7,7 @@ import socket
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -229,11 +230,9 @@ class Sender:
                 lambda: [(str(piece.stream), array_of(piece.buffer, piece.form)) for piece in pieces],
             )
             parts = [encode(pieces[i] for i in np.flatnonzero(chosen == k)) for k in range(len(self._to))]
-            return Several(
-                [
-                    self._loop.post(buffers, manifest, self._plan(sum(map(len, buffers))), k)
-                    for k, (manifest, buffers) in enumerate(parts)
-                ]
+            return _all_or_none(
+                partial(self._loop.post, buffers, manifest, self._plan(sum(map(len, buffers))), k)
+                for k, (manifest, buffers) in enumerate(parts)
             )
 
     def _spread_rows(self, stream: str, buffer: Any, row: Form, count: int) -> Several:
@@ -254,7 +253,7 @@ class Sender:
             chosen = self._partition.split([stream] * count, [row.nbytes] * count, elements)
             parts = [np.flatnonzero(chosen == k) for k in range(len(self._to))]
             manifests = [encode_rows(stream, row, len(numbers)) for numbers in parts]
-            return Several([post(k, *part) for k, part in enumerate(zip(parts, manifests, strict=True))])
+            return _all_or_none(partial(post, k, *part) for k, part in enumerate(zip(parts, manifests, strict=True)))
 
     def send_batch(self, stream: str, array: Any, *, wait: bool = True, timeout: float | None = None) -> Any:
         """Send every row of the first axis as an element of `stream`, with no Python object for each.
@@ -561,6 +560,18 @@ def _names(to: Any) -> list[str]:
     if len(names) > MOST_RECEIVERS:
         raise ConfigError(f"to= names {len(names)} receivers: {MOST_RECEIVERS} is the most, open a second Sender")
     return names
+
+
+def _all_or_none(posts: Iterable[Callable[[], Any]]) -> Several:
+    """Post the parts of one slice; should one fail or be interrupted, nothing of the others is under way any more."""
+    parts: list[Any] = []
+    try:
+        parts.extend(post() for post in posts)
+    except BaseException:
+        for part in parts:
+            part.cancel()
+        raise
+    return Several(parts)
 
 
 def _timeout(timeout: Any) -> float | None:

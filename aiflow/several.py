@@ -37,7 +37,7 @@ class Partition:
             raise ConfigError(f"partition={how!r} is unknown: use 'balanced', 'by_stream' or a callable")
         self.how = how
         self.receivers = tuple(receivers)
-        self._homes: dict[str | int, int] = {}
+        self._homes: dict[str, int] = {}
         self._given = [0] * len(self.receivers)
 
     def split(self, streams: Sequence[str | int], sizes: Sequence[int], elements: Callable[[], list[Any]]) -> Numbers:
@@ -64,8 +64,9 @@ class Partition:
         return self._by_stream(streams, sizes)
 
     def _by_stream(self, streams: Sequence[str | int], sizes: Sequence[int]) -> Numbers:
-        new: dict[str | int, int] = {}
-        for stream, size in zip(streams, sizes, strict=True):
+        names = [str(stream) for stream in streams]  # as a receiver sees them
+        new: dict[str, int] = {}
+        for stream, size in zip(names, sizes, strict=True):
             if stream in self._homes:
                 self._given[self._homes[stream]] += size
             else:
@@ -74,7 +75,7 @@ class Partition:
             home = min(range(len(self._given)), key=self._given.__getitem__)
             self._homes[stream] = home
             self._given[home] += new[stream]
-        return np.array([self._homes[stream] for stream in streams], np.intp)
+        return np.array([self._homes[name] for name in names], np.intp)
 
     def _chosen(self, answer: Any, count: int) -> Numbers:
         n = len(self.receivers)

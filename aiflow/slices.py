@@ -195,7 +195,7 @@ class _Elements:
         """
         if isinstance(key, str):
             elements = self._by_stream()[key]
-            if len(elements) > 1 or elements[0].nb_elements > 1:
+            if len(elements) != 1 or elements[0].nb_elements != 1:
                 raise KeyError(f"stream {key!r} has several elements: use stream({key!r})")
             return Element(self._whole(), elements[0].run, elements[0].start)
         place = key + self._length if key < 0 else key

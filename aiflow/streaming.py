@@ -127,12 +127,14 @@ class PutTicket(Ticket):
 
     def cancel(self) -> None:
         """Give the whole slice up that the element belongs to. Returns once it has ended."""
+        self._sender._loop.check_process()
         self._window.told = True
         self._streaming.cut(self._window)
         if self._window.ticket is not None:
             self._window.ticket.cancel()
 
     def __await__(self) -> Generator[Any, None, SliceReport]:
+        self._sender._loop.check_process()
         self._streaming.ask(self._window)
         yield from self._sender._waiting.until_async(self._ended, None).__await__()
         return self._finish()

@@ -61,9 +61,11 @@ class Ticket:
 
     def cancel(self) -> None:
         """Give the slice up. Returns once it has ended: it may have arrived by then, `result` tells."""
+        self._sender._loop.check_process()
         self._outgoing.cancel()
 
     def __await__(self) -> Generator[Any, None, SliceReport]:
+        self._sender._loop.check_process()
         yield from self._sender._waiting.until_async(self._ended, None).__await__()
         return self._finish()
 

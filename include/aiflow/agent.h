@@ -42,6 +42,15 @@ struct af_agent_port {
 	uint32_t peer; /* which connection it belongs to */
 };
 
+/* When a peer was heard, for an agent that was stopped from `then` to `now`: it may have spoken meanwhile. */
+static inline uint64_t
+af_heard_while_away(uint64_t heard_ns, uint64_t then, uint64_t now)
+{
+	uint64_t later = heard_ns + (now - then);
+
+	return later < now ? later : now;
+}
+
 /* dataplane: rw, control: ro */
 struct af_port_counters {
 	uint64_t tx_frames, tx_bytes, rx_frames, rx_bytes, again, lost;

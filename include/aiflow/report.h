@@ -11,16 +11,19 @@ static inline struct af_rx_session *
 af_rx_open_session(struct af_rx *rx, uint64_t sender, const uint8_t *mac, const char *name, uint64_t now)
 {
 	struct af_rx_session *session;
+	bool spoke = false;
 
 	for (uint32_t i = 0; i < rx->nb_sessions; i++)
 		if (rx->sessions[i]->sender == sender)
 			return rx->sessions[i];
-	/* A sender's later life ends the earlier one. */
+	/* A sender's later life ends the earlier one, and takes its place among those that were seen. */
 	for (uint32_t i = 0; i < rx->nb_sessions; i++) {
 		if (rx->sessions[i]->sender >> AF_LIFE_BITS != sender >> AF_LIFE_BITS)
 			continue;
 		if ((int16_t)(uint16_t)(sender - rx->sessions[i]->sender) < 0)
 			return NULL;
+		spoke |= rx->sessions[i]->spoke && !rx->sessions[i]->closed;
+		rx->sessions[i]->spoke = false;
 		af_rx_forget(rx, i--);
 	}
 	/* Silent for longer than a heartbeat and the same MAC: its sender has died and come back. */
@@ -39,6 +42,7 @@ af_rx_open_session(struct af_rx *rx, uint64_t sender, const uint8_t *mac, const 
 		session->id = rx->next_session++;
 	while (session->id == 0 || af_rx_session_of(rx, session->id)); /* 0 is nobody's */
 	session->sender = sender;
+	session->spoke = spoke;
 	session->heard_ns = now;
 	session->asked = session->granted = session->done = 1;
 	memcpy(session->name, name, AF_NAME_BYTES);

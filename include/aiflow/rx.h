@@ -97,8 +97,9 @@ af_rx_tick(void *state, uint64_t now)
 	bool changed;
 
 	af_rx_sample(rx, now);
-	if (releases != rx->releases) {
+	if (releases != rx->releases || rx->left_the_line) {
 		rx->releases = releases;
+		rx->left_the_line = false;
 		rx->starving_ns = 0;
 		af_rx_grant(rx, now);
 	} else if (rx->waiting && !rx->starving_ns && !rx->flowing) {
@@ -111,8 +112,8 @@ af_rx_tick(void *state, uint64_t now)
 		struct af_rx_session *session = rx->sessions[i];
 		uint64_t silent;
 
-		if (now - rx->ticked_ns > AF_AWAY_NS) /* so they may have spoken */
-			session->heard_ns = now;
+		if (rx->ticked_ns && now - rx->ticked_ns > AF_AWAY_NS)
+			session->heard_ns = af_heard_while_away(session->heard_ns, rx->ticked_ns, now);
 		silent = now > session->heard_ns ? now - session->heard_ns : 0;
 		if (silent > AF_TOMB_TIMEOUTS * rx->peer_timeout_ns || (silent > rx->peer_timeout_ns && !session->spoke)) {
 			af_rx_forget(rx, i--);

@@ -126,6 +126,7 @@ struct af_rx {
 	struct af_answer answers[AF_ANSWERS];
 	uint32_t answers_head, answers_tail;
 	uint32_t releases; /* of the store, as of the last look */
+	bool left_the_line; /* a request has gone, and may have stood before one that can be granted */
 	uint64_t ticked_ns;
 	bool changed;
 	uint64_t starving_ns; /* since when a request has been waiting for memory that nobody gives back; 0: none */
@@ -201,6 +202,7 @@ af_rx_drop_slot(struct af_rx *rx, struct af_rx_slot *slot, uint8_t state)
 			*link = s->next_waiting;
 			if (!*link)
 				rx->waiting_tail = link;
+			rx->left_the_line = true;
 		}
 	}
 	if (s)

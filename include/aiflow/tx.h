@@ -202,8 +202,8 @@ af_tx_tick(void *state, uint64_t now)
 		}
 	}
 	af_tx_sample(tx, now);
-	if (now - tx->ticked_ns > AF_AWAY_NS && tx->open)
-		tx->heard_ns = now; /* we were stopped: it may have spoken */
+	if (tx->ticked_ns && now - tx->ticked_ns > AF_AWAY_NS && tx->open)
+		tx->heard_ns = af_heard_while_away(tx->heard_ns, tx->ticked_ns, now);
 	tx->ticked_ns = now;
 	if (!tx->open)
 		af_tx_discover(tx, now);
