@@ -301,12 +301,13 @@ def receive(pipe, endpoint: str, memory: str) -> None:
 
 def test_a_killed_receiver_is_told_by_put_and_the_stream_goes_on_with_the_next() -> None:
     endpoint = f"local:{local_name()}"
-    with aiflow.Sender(endpoint, slice_ms=5, peer_timeout=1.0) as tx:
+    with aiflow.Sender(endpoint, slice_ms=5, peer_timeout=2.0) as tx:
         with Peer(receive, endpoint, "1GiB") as peer:
             assert peer.hear() == "ready"
+            assert settle(lambda: tx.receiver, PATIENCE_S)
             tx.put("a", content(1, MiB))
-            assert peer.hear() == "slice"
             tx.flush(PATIENCE_S)
+            assert peer.hear() == "slice"
             peer.process.kill()
             assert peer.killed()
         deadline = time.monotonic() + PATIENCE_S
@@ -317,14 +318,14 @@ def test_a_killed_receiver_is_told_by_put_and_the_stream_goes_on_with_the_next()
         assert caught.value.delivered in (False, None)
         with Peer(receive, endpoint, "1GiB") as peer:
             assert peer.hear() == "ready"
+            assert settle(lambda: tx.receiver, PATIENCE_S)
             while True:
                 try:
+                    tx.put("a", b"again")
                     tx.flush(PATIENCE_S)
                     break
-                except PeerLost:
+                except PeerLost:  # of a slice that was put while nobody was there
                     assert time.monotonic() < deadline
-            tx.put("a", b"again")
-            tx.flush(PATIENCE_S)
             assert peer.hear() == "slice"
 
 

@@ -231,7 +231,7 @@ def test_one_that_refuses_does_not_undo_what_the_others_got() -> None:
 def test_one_that_never_comes_and_one_that_is_slow() -> None:
     names = [local_name(), local_name()]
     ports = [f"ring:{name}" for name in names]
-    with aiflow.Receiver(ports[0], memory="1500kB") as rx, aiflow.Sender(ports, to=names, peer_timeout=0.5) as tx:
+    with aiflow.Receiver(ports[0], memory="1500kB") as rx, aiflow.Sender(ports, to=names, peer_timeout=2.0) as tx:
         with pytest.raises(PeerLost, match=f"no receiver answered on .*{names[1]}") as caught:
             tx.send([b"x" * 9000, b"y" * 9000])
         assert caught.value.delivered_by == {names[0]: True, names[1]: False}
@@ -390,7 +390,7 @@ def test_one_of_two_behind_the_same_ports_is_killed_in_mid_slice(net) -> None:
         assert survivor.hear() == victim.hear() == "ready"
         with source.entered():
             tx = stack.enter_context(
-                aiflow.Sender(["af_packet:s0", "af_packet:s1"], to=["a", "b"], peer_timeout=1.5)
+                aiflow.Sender(["af_packet:s0", "af_packet:s1"], to=["a", "b"], peer_timeout=3.0)
             )
         started = time.monotonic()
         with killed_in_mid_slice(tx, victim, elements) as error:
