@@ -3,7 +3,7 @@
  * Each port asks by broadcast, with small and with full-sized HELLOs in turn, so that a path's MTU is proved before
  * data depends on it. Receivers answer with their name, epoch, port and load. Discovery lasts until every port has an
  * answer, where each port has but one possible peer, else 200 ms from the first answer. Then paths are matched: port i
- * takes the reachable receiver port that has the fewest paths.
+ * takes the reachable receiver port that has the fewest paths, of equals the one with its own number.
  */
 #ifndef AIFLOW_DISCOVERY_H
 #define AIFLOW_DISCOVERY_H
@@ -46,7 +46,7 @@ af_tx_hello(struct af_tx *tx, uint32_t p, uint64_t now, uint8_t *frame)
 			      now + tx->clock_offset_ns);
 }
 
-/* Paths that `port` of the receiver would have if we took it. */
+/* Paths that a port of the receiver would have beside ours if we took it. */
 static inline uint32_t
 af_tx_load(const struct af_tx *tx, const struct af_candidate *c)
 {
@@ -55,6 +55,15 @@ af_tx_load(const struct af_tx *tx, const struct af_candidate *c)
 	for (uint32_t p = 0; p < tx->nb_ports; p++)
 		load += tx->ports[p].open && tx->ports[p].remote_port == c->port;
 	return load;
+}
+
+/* The fewest paths; among equals our own place in the line, or hosts with ports of unequal speed would be wired crosswise. */
+static inline bool
+af_tx_better(const struct af_tx *tx, const struct af_tx_port *port, const struct af_candidate *c, const struct af_candidate *best)
+{
+	uint32_t load = af_tx_load(tx, c), least = af_tx_load(tx, best);
+
+	return load < least || (load == least && c->port == port - tx->ports);
 }
 
 static inline void
@@ -66,7 +75,7 @@ af_tx_open_path(struct af_tx *tx, struct af_tx_port *port)
 	for (uint32_t i = 0; i < port->nb_candidates; i++) {
 		struct af_candidate *c = &port->candidates[i];
 
-		if (c->epoch == tx->epoch && (!best || af_tx_load(tx, c) < af_tx_load(tx, best)))
+		if (c->epoch == tx->epoch && (!best || af_tx_better(tx, port, c, best)))
 			best = c;
 	}
 	if (!best || (tx->payload_bytes && port->path_size - AF_HEADER < tx->payload_bytes))
