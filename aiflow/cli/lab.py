@@ -13,6 +13,8 @@ from aiflow.cli.outcome import Outcome, Terminal, size
 from aiflow.errors import ConfigError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from aiflow.lab.bench import Results
     from aiflow.lab.layout import Layout
 
@@ -139,11 +141,19 @@ def _describe(found: Any) -> dict[str, Any]:
     }
 
 
+def _console(outcome: Outcome) -> Console:
+    """Give stdout's, wide enough for our tables where it is a file."""
+    console = outcome.terminal.console()
+    if not console.is_terminal:
+        console.width = max(console.width, _WIDTH)
+    return console
+
+
 def _show_status(outcome: Outcome) -> None:
     from rich import box
     from rich.table import Table
 
-    console = outcome.terminal.console()
+    console = _console(outcome)
     if not outcome.document["clusters"]:
         console.print("no cluster is up; `aiflow lab up` makes one")
     for cluster in outcome.document["clusters"]:
@@ -162,7 +172,7 @@ def _show_status(outcome: Outcome) -> None:
                     figures = (f"{counters[key]:,}" for key in ("tx_frames", "rx_frames", "queue_drops"))
                     table.add_row(label, port, *figures)
                     label = ""
-        console.print(table, width=max(console.width, _WIDTH))
+        console.print(table)
 
 
 @lab.command()
@@ -245,7 +255,7 @@ def _show(outcome: Outcome, results: Results, paths: list[Path]) -> None:
     from rich import box
     from rich.table import Table
 
-    console = outcome.terminal.console()
+    console = _console(outcome)
     keys = [name for name in results.medians[0] if name in ("scenario", "ports", "switches", "elements", "system")]
     table = Table(
         box=box.SIMPLE_HEAD, title=f"{results.name}: {results.title.lower()}, medians", title_justify="left",
@@ -261,12 +271,12 @@ def _show(outcome: Outcome, results: Results, paths: list[Path]) -> None:
             f"{each['seconds']:.3f}", f"{each['share']:.4f}", f"{each['lost']:,.0f}", f"{each['retransmitted']:,.0f}",
             str(each["runs"]), f"{each['load']:.1f}",
         )  # fmt: skip
-    console.print(table, width=max(console.width, _WIDTH))
+    console.print(table)
     table = Table(box=box.SIMPLE_HEAD)
     for heading, justify in (("", "left"), ("ought to be", "right"), ("is", "right"), ("", "left")):
         table.add_column(heading, justify=justify)  # type: ignore[arg-type]
     for check in results.checks:
         met = "[green]met[/]" if check.met else "[red]missed[/]"
         table.add_row(check.what, check.limit, f"{check.value:.4g}", met)
-    console.print(table, width=max(console.width, _WIDTH))
+    console.print(table)
     console.print(f"{', '.join(map(str, paths))} ({results.seconds:.0f} s)", markup=False)
