@@ -141,7 +141,9 @@ cdef class Incoming:
     def view(self, uint32_t index, uint32_t count=1):
         """The memory of `count` consecutive elements of one run: writable, no copy. Assembled slices only."""
         cdef View view = View.__new__(View)
-        cdef uint64_t last = index + count - 1
+        cdef uint64_t last = <uint64_t>index + count - 1
+        if <uint64_t>index + count > self.s.nb_elements:
+            raise IndexError(f"elements {index} to {last} of {self.s.nb_elements}")
         view.owner = self
         if count:
             view.ptr = self.s.store.base + self.s.block.offset + self.s.elements[index].offset

@@ -328,7 +328,8 @@ def parse(manifest: bytes) -> list[Run]:
         if form.nbytes != nbytes:
             form = form_of_bytes(nbytes)
         at += form_len
-        runs.append(Run(start, count, stream, first, nbytes, form))
+        if count:  # a run of none names a stream that has no element
+            runs.append(Run(start, count, stream, first, nbytes, form))
         start += count
     return runs
 

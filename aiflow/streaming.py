@@ -277,9 +277,11 @@ class Streaming:
             self._judge(window)
             window.ticket = Ticket(sender, sender._begin(window.pieces))
             self._flying.append(window)
-        except Exception as error:  # in the background: the next put, flush or close tells
+        except BaseException as error:  # in the background: the next put, flush or close tells
             window.error = error if isinstance(error, AiflowError) else AiflowError(f"put() failed: {error!r}")
             self._end(window)
+            if not isinstance(error, Exception):
+                raise  # an interrupt is the caller's
         window.pieces = []  # whoever sends them holds them
 
     def _reap(self) -> None:

@@ -71,7 +71,7 @@ static inline void
 af_credit_step(struct af_credit *c, double delay_ns, uint64_t ns, double patience, double most)
 {
 	double rate = (double)c->bytes / (double)ns, frame = c->frames ? (double)c->bytes / (double)c->frames : 1514;
-	double may_wait = AF_CREDIT_QUEUE, waits, change;
+	double may_wait = AF_CREDIT_QUEUE, ring = most, waits, change;
 
 	if (!c->frames || ns > 10 * AF_CREDIT_NS)
 		return; /* a pause says nothing about the link */
@@ -101,6 +101,8 @@ af_credit_step(struct af_credit *c, double delay_ns, uint64_t ns, double patienc
 		c->window = most;
 	if (c->window < af_credit_least(c, frame))
 		c->window = af_credit_least(c, frame);
+	if (c->window > ring)
+		c->window = ring; /* the receiver's: what does not fit in there is lost */
 	c->frame = frame;
 }
 
@@ -118,7 +120,8 @@ af_trial_cut(struct af_trial *t, struct af_credit *c, uint64_t now)
 {
 	double least = af_credit_least(c, c->frame > 0 ? c->frame : 1514);
 
-	c->window = c->window * 0.75 > least ? c->window * 0.75 : least;
+	if (c->window > least)
+		c->window = c->window * 0.75 > least ? c->window * 0.75 : least;
 	t->ceiling = c->window;
 	t->since_ns = now;
 	t->until_ns = now + AF_TRIAL_NS;
