@@ -74,7 +74,7 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		frame[31] = (uint8_t)(length >> 8);
 		frame[32] = (uint8_t)length;
 	}
-	crc = AF_BE32(af_wire_crc(frame, length - (AF_HEADER - 34), &unused));
+	crc = AF_BE32(af_wire_crc(frame, frame + AF_HEADER, length - (AF_HEADER - 34), &unused));
 	memcpy(frame + 50, &crc, 4);
 	read_frame(frame, (uint32_t)size);
 	free(frame);

@@ -60,7 +60,7 @@ put_right(struct record *r, const uint8_t *dst, const uint8_t *src, uint32_t ses
 	}
 	if ((frame[14] & 15) != AF_HELLO)
 		memcpy(frame + 34, &wire_session, 4);
-	crc = AF_BE32(af_wire_crc(frame, length - (AF_HEADER - 34), &unused));
+	crc = AF_BE32(af_wire_crc(frame, frame + AF_HEADER, length - (AF_HEADER - 34), &unused));
 	memcpy(frame + 50, &crc, 4);
 }
 
