@@ -130,15 +130,15 @@ make_sender(int index)
 static void
 make_slice(struct af_tx_slice *s, int index)
 {
-	uint32_t most = o.small ? o.draw ? 400 : 3000 : 24, n = draw(most), at = AF_MANIFEST_HEADER, nb_runs = 0;
+	uint32_t most = o.small ? o.draw ? 400 : 3000 : 24, n = 1 + draw(most - 1), at = AF_MANIFEST_HEADER, nb_runs = 0;
 	uint64_t sizes[3000], *bytes;
 	struct af_span *elements;
 	struct af_manifest m = {0};
 
 	if (index % 5 == 4)
-		n = draw(4);
+		n = 1 + draw(3);
 	s->manifest = malloc(AF_MANIFEST_HEADER + AF_RUN_HEADER * (size_t)(n + 1));
-	for (uint32_t e = 0; e < n || !nb_runs;) { /* one run at least, empty if need be: `first` tells slices apart */
+	for (uint32_t e = 0; e < n;) { /* one run at least: its `first` tells slices apart */
 		struct af_run run = {0};
 		uint32_t count = 1 + draw(4) * draw(4);
 		uint64_t nbytes = draw(o.small ? 200 : (uint32_t)o.bytes);
