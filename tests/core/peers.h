@@ -111,6 +111,7 @@ make_tx(struct sender *s, int index)
 	snprintf(s->tx.name, sizeof s->tx.name, "source-%d", index);
 	s->tx.instance = senders_made++ << AF_LIFE_BITS;
 	s->tx.nb_expected = s->tx.nb_ports = (uint32_t)o.ports;
+	s->tx.ticked_ns = now; /* it may be stopped before its first turn */
 	s->tx.peer_timeout_ns = (uint64_t)o.timeout_ms * MS;
 	for (int p = 0; p < o.ports; p++)
 		make_port(s, index, p);
