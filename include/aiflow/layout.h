@@ -148,7 +148,7 @@ af_manifest_measure(const uint8_t *bytes, uint64_t len, struct af_manifest *m, s
 	if (!af_manifest_read(bytes, len, m, &runs) || m->payload_bytes == 0)
 		return false;
 	for (uint32_t i = 0; i < m->nb_runs; i++) {
-		if (!af_run_next(&runs) || runs.run.nbytes > bound)
+		if (!af_run_next(&runs) || !runs.run.count || runs.run.nbytes > bound)
 			return false;
 		out->nb_elements += runs.run.count;
 		if (runs.run.nbytes && runs.run.count > bound / runs.run.nbytes)
