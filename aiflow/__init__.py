@@ -7,24 +7,28 @@
 (480, 640, 3)
 """
 
-from .errors import (
-    AiflowError,
-    ConfigError,
-    DemandWarning,
-    EalError,
-    IntegrityError,
-    PeerLost,
-    PoolExhausted,
-    PortError,
-    SliceTimeout,
-)
-from .memory import empty
-from .pair import Pair, pair
-from .receiver import Receiver
-from .report import PortTable, SliceReport
-from .sender import Sender
-from .slices import Element, Shard, TimeSlice
-from .ticket import Ticket
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .errors import (
+        AiflowError,
+        ConfigError,
+        DemandWarning,
+        EalError,
+        IntegrityError,
+        PeerLost,
+        PoolExhausted,
+        PortError,
+        SliceTimeout,
+    )
+    from .in_process import Pair, pair
+    from .memory import empty
+    from .receiver import Receiver
+    from .report import PortTable, SliceReport
+    from .sender import Sender
+    from .slices import Element, Shard, TimeSlice
+    from .ticket import Ticket
 
 __version__ = "0.1.0"
 
@@ -50,3 +54,28 @@ __all__ = [
     "empty",
     "pair",
 ]
+
+if not TYPE_CHECKING:
+    # A program pays for DPDK's libraries when it uses them, not when it names us.
+    _HOMES = {
+        "Element": "slices",
+        "Pair": "in_process",
+        "PortTable": "report",
+        "Receiver": "receiver",
+        "Sender": "sender",
+        "Shard": "slices",
+        "SliceReport": "report",
+        "Ticket": "ticket",
+        "TimeSlice": "slices",
+        "empty": "memory",
+        "pair": "in_process",
+    }
+
+    def __getattr__(name):
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = globals()[name] = getattr(import_module(f".{_HOMES.get(name, 'errors')}", __name__), name)
+        return value
+
+    def __dir__():
+        return sorted({*globals(), *__all__})
