@@ -10,7 +10,7 @@ import struct
 import time
 
 from aiflow import _wire
-from aiflow.manifest import encode
+from aiflow.manifest import described, encode
 
 HELLO = struct.Struct(">BBHHHHHIIQQBB")
 VOIDS = 8
@@ -82,7 +82,7 @@ class Forger:
 
     def manifest(self, elements: dict[str, bytes]) -> bytes:
         """The manifest of a slice that is cut into payloads of `PAYLOAD` bytes."""
-        manifest, _ = encode(elements)
+        manifest, _ = encode(described(elements))
         return manifest[:2] + struct.pack(">H", PAYLOAD) + manifest[4:]
 
     def ask(self, manifest: bytes) -> tuple[int, ...]:

@@ -20,7 +20,7 @@ from conftest import settle
 from forger import PAYLOAD, REPORT, VOIDS, Forger
 
 import aiflow
-from aiflow import _dp, _wire
+from aiflow import _dp_raw, _wire
 from aiflow.config import parse_endpoint
 from aiflow.errors import PoolExhausted
 
@@ -213,8 +213,8 @@ def test_fault_09_vlan_tagged(scene) -> None:
 
 def test_fault_10_multi_segment_mbuf(name) -> None:
     """Only a driver can make one; here net_ring passes on what we chained."""
-    if "nb_segs" not in inspect.signature(_dp.inject).parameters:
-        pytest.skip("aiflow._dp.inject cannot chain mbufs")
+    if "nb_segs" not in inspect.signature(_dp_raw.inject).parameters:
+        pytest.skip("aiflow._dp_raw.inject cannot chain mbufs")
     from aiflow import _eal, rings
 
     endpoint = parse_endpoint(f"ring:{name}")
@@ -223,7 +223,7 @@ def test_fault_10_multi_segment_mbuf(name) -> None:
         (port,) = rings.take(endpoint, "sender", pool)
         try:
             frame = _wire.seal(_wire.KINDS["DATA"], b"x" * 400, dst=b"\x02\0\0\0\0\x01", src=b"\x02\0\0\0\0\x02")
-            assert _dp.inject(port, [frame] * 3, nb_segs=2) == 3
+            assert _dp_raw.inject(port, [frame] * 3, nb_segs=2) == 3
             assert settle(lambda: rx.counters["segments"] == 3)
             assert settle(lambda: pool.in_use == 0)
         finally:

@@ -207,7 +207,7 @@ def with_pool_of(kind: type, nb_mbufs: int) -> type:
 
 def hold_all(end: Any, progress: Callable[[], tuple[int, int]]) -> dict[str, Any]:
     """Take every mbuf out of the pool of `end` in mid-slice, for a second: into a ring that nobody reads."""
-    from aiflow import _dp, _eal
+    from aiflow import _dp_raw, _eal
 
     in_the_middle(progress)
     pool = end.scant
@@ -216,7 +216,7 @@ def hold_all(end: Any, progress: Callable[[], tuple[int, int]]) -> dict[str, Any
 
     def take() -> int:
         taken = 0
-        while _dp.inject(port, [bytes(60)]):
+        while _dp_raw.inject(port, [bytes(60)]):
             taken += 1
         return taken
 
@@ -226,7 +226,7 @@ def hold_all(end: Any, progress: Callable[[], tuple[int, int]]) -> dict[str, Any
             before = progress()[0]
         time.sleep(0.001)
     after, in_use = progress()[0], pool.in_use
-    while _dp.drain(other):
+    while _dp_raw.drain(other):
         pass
     port.close()
     other.close()

@@ -1,0 +1,6 @@
+from collections.abc import Iterable
+
+from ._eal import Port
+
+def inject(port: Port, frames: Iterable[bytes], nb_segs: int = 1) -> int: ...
+def drain(port: Port) -> list[bytes]: ...
