@@ -93,8 +93,6 @@ class Plan(NamedTuple):
         has none.
     place : str
         One of `PLACEMENTS`.
-    early : bool
-        A port whose share is sent helps the others at once; else only when all the others but one are through too.
     shortest : bool
         A port takes a chunk only while no other has much fewer frames under way.
     """
@@ -105,7 +103,6 @@ class Plan(NamedTuple):
     reasons: tuple[str, ...]
     quotas: Mapping[int, int] = {}
     place: str = "chunks"
-    early: bool = True
     shortest: bool = False
 
     def explain(self) -> str:
@@ -214,8 +211,8 @@ def plan(
         `pull` lets every port take part, those too that come up while the slice flows: a port without room in its
         window takes nothing, so there is no estimate to be wrong. `least_queue` likewise, with an eye on the others'
         queues. The other policies deal out shares; what a port that dies or crawls leaves of its share goes to the
-        others, under `score` as soon as one of them has sent its own, under `round_robin` and `weighted` when all but
-        one have, or when a port has not sent a sixteenth of its share while another was through with its own.
+        others when all but one have sent theirs, or when it has not sent a sixteenth of its share while another was
+        through with its own.
     """
     check(policy, place, weights)
     usable = [port for port in ports if port.usable]
@@ -242,7 +239,6 @@ def plan(
         tuple(reasons.values()),
         quotas,
         place,
-        early=policy not in ("round_robin", "weighted"),
         shortest=policy == "least_queue",
     )
 
