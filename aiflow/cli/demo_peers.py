@@ -97,12 +97,17 @@ def _speaking(pipe: Connection) -> Iterator[Callable[..., None]]:
         with lock:
             pipe.send(message)
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    def leave(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: we are on the way out
+        sys.exit(1)
+
+    signal.signal(signal.SIGTERM, leave)
     try:
         yield say
     except Exception as error:
         say("error", type(error).__name__, str(error))
     finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # nor may it interrupt what runs at exit
         pipe.close()
 
 
