@@ -146,7 +146,11 @@ def held_after(ports: Callable[[], Any]) -> tuple[int, int]:
 
 
 def kill_at(fraction: float, progress: Any, pid: int) -> tuple[int, int]:
-    """Kill `pid` once `fraction` of a slice of `CUT` bytes has passed, and the slice is not over."""
+    """Kill `pid` once `fraction` of a slice of `CUT` bytes has passed, and the slice is not over.
+
+    On a busy core the rest of the slice may pass between the look and the signal: the kill came too late, and the
+    caller, who sees the slice whole, makes another.
+    """
     deadline = time.monotonic() + PATIENCE_S
     while True:
         done, total = progress()
@@ -176,13 +180,20 @@ def surviving_receiver(pipe: Connection, endpoint: str) -> None:
         while (pid := pipe.recv()) is not None:
             with rx.recv(timeout=PATIENCE_S) as time_slice:
                 whole = np.array_equal(time_slice["whole"].array, content(turn, WHOLE))
+            passed = rx.counters["slices"]
             done, total = kill_at(fraction_of(turn), lambda: rx.progress, pid)
             killed = time.monotonic()
+            shown = []
             while rx.memory_used and time.monotonic() < killed + 20:
+                if rx.counters["slices"] > passed:  # came whole before the kill, and lies in memory until it is taken
+                    with rx.recv(timeout=PATIENCE_S) as time_slice:
+                        shown.append(np.array_equal(time_slice["cut"].array, content(turn, CUT)))
+                    passed += 1
+                    killed = time.monotonic()
                 time.sleep(0.001)
             freed = time.monotonic() - killed
             done = max(done, rx.progress[0])
-            pipe.send((whole, done, total, freed, rx.counters["slices"] - 1 - turn, held_after(lambda: rx.port_table)))
+            pipe.send((whole, done, total, freed, shown, held_after(lambda: rx.port_table)))
             turn += 1
     pipe.send("nothing is out")
 
@@ -225,25 +236,31 @@ LONG = [8, pytest.param(50, marks=pytest.mark.soak)]
 @pytest.mark.parametrize("kills", LONG)
 def test_a_receiver_survives_the_death_of_sender_after_sender(kills: int) -> None:
     endpoint = f"local:{name()}*4"
-    held = []
+    held, late, turn = [], 0, 0
     with busy_cores(), Peer(surviving_receiver, endpoint) as survivor:
         assert survivor.hear() == "open"
-        for turn in range(kills):
+        while len(held) < kills:
             with Peer(sender_to_be_killed, endpoint, turn) as victim:
                 survivor.tell(victim.pid)
                 assert victim.hear(survivor=survivor) == "whole"
-                whole, done, total, freed, more, now = survivor.hear()
+                whole, done, total, freed, shown, now = survivor.hear()
                 assert victim.killed()
             assert whole is True  # the first slice of this sender, after its predecessor's death
-            assert 0 < done < total  # killed in mid-slice
             assert freed <= 1.0
-            assert more == 0  # the cut slice is never shown
-            held.append((freed, now))
+            assert all(shown)  # what came whole before the kill; the cut slice is never shown
+            if shown:
+                late += 1
+                assert late <= kills // 2
+            else:
+                assert 0 < done < total  # killed in mid-slice
+                held.append((freed, now))
+            turn += 1
         survivor.tell(None)
         assert survivor.hear() == "nothing is out"
         survivor.ends()
     print(f"descriptors and threads: {[now for _, now in held]}")
     print(f"{kills} senders killed; memory back after {max(freed for freed, _ in held) * 1e3:.0f} ms at most")
+    print(f"{late} more were killed after their slice")
     assert held[-1][1] == held[2][1]  # descriptors and threads
 
 
@@ -252,22 +269,27 @@ def test_a_receiver_survives_the_death_of_sender_after_sender(kills: int) -> Non
 @pytest.mark.parametrize("kills", LONG)
 def test_a_sender_survives_the_death_of_receiver_after_receiver(kills: int) -> None:
     endpoint = f"local:{name()}*4"
-    held = []
+    held, late, turn = [], 0, 0
     with busy_cores(), Peer(surviving_sender, endpoint) as survivor:
         assert survivor.hear() == "open"
-        for turn in range(kills):
+        while len(held) < kills:
             with Peer(receiver_to_be_killed, endpoint, turn) as victim:
                 survivor.tell(victim.pid)
                 assert victim.hear(survivor=survivor) is True  # whole, after the predecessor's death
                 survivor.tell("go on")
                 outcome, acked, total, now = survivor.hear()
                 assert victim.killed()
-            assert outcome in ("PeerLost False", "PeerLost None")
-            assert 0 < acked < total  # killed in mid-slice
-            held.append((outcome, now))
+            if outcome == "delivered":
+                late += 1
+                assert late <= kills // 2
+            else:
+                assert outcome in ("PeerLost False", "PeerLost None")
+                assert 0 < acked < total  # killed in mid-slice
+                held.append((outcome, now))
+            turn += 1
         survivor.tell(None)
         assert survivor.hear() == "nothing is out"
         survivor.ends()
     print(f"descriptors and threads: {[now for _, now in held]}")
-    print(f"{kills} receivers killed, each a PeerLost")
+    print(f"{kills} receivers killed, each a PeerLost; {late} more were killed after their slice")
     assert held[-1][1] == held[2][1]  # descriptors and threads
