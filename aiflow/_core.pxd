@@ -82,7 +82,8 @@ cdef extern from "aiflow/mail.h" nogil:
     uint64_t af_now_ns() noexcept
 
     struct af_idle:
-        uint64_t worked_ns, sleep_ns
+        uint64_t worked_ns, sleep_ns, shared_ns
+        uint32_t turns
 
     void af_idle_worked(af_idle *idle, uint64_t now, int work) noexcept
     void af_idle_wait(af_idle *idle, af_mail *mail, uint64_t now) noexcept

@@ -421,6 +421,8 @@ cdef class Loop:
         cdef af_idle idle
         idle.worked_ns = now
         idle.sleep_ns = 0
+        idle.shared_ns = 0
+        idle.turns = 0
         cdef uint32_t i
         cdef int work
         while not aiflow_attention(&self.mail):

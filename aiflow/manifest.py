@@ -120,7 +120,7 @@ def as_bytes(element: Any, what: str) -> tuple[Any, Form]:
         raise TypeError(f"{what} is a str: encode it to bytes first")
     else:
         array = _array_of(element, what)
-    if isinstance(array, np.ma.MaskedArray):
+    if type(array) is not np.ndarray and isinstance(array, np.ma.MaskedArray):  # numpy.ma takes 20 ms to import
         raise TypeError(f"{what} is a masked array: send its data and its mask as two elements, or .filled()")
     if array.ndim > MAX_AXES:
         raise TypeError(f"{what} has {array.ndim} axes: {MAX_AXES} is the most that can be sent")

@@ -26,8 +26,12 @@ __all__ = ["PutTicket", "Streaming", "Supply"]
 OVERHEAD = 256
 """Bytes that an element counts for beside its own."""
 
-BLOCK = 4 << 20
-"""Copies are made into blocks of this size, or of the element's; they are used again, so their pages stay warm."""
+SLICE_OVERHEAD = 16 << 10
+"""Bytes that a slice counts for beside its elements."""
+
+FIRST_BLOCK, BLOCK = 64 << 10, 4 << 20
+"""Copies are made into blocks that double from the first size to the second, or have the element's; they are used again,
+so their pages stay warm."""
 
 REMEMBERED, ENOUGH = 8, 3
 """Slices by which what the ports give is judged: the newest, and how many there must be. One may have had bad luck."""
@@ -190,7 +194,7 @@ class Streaming:
         """Take one element; blocks while there is no room for it. See `Sender.put`."""
         piece = describe(stream, buffer)  # what cannot be sent fails here, not in the background
         size = piece.form.nbytes
-        if size + OVERHEAD > self.memory:
+        if size + OVERHEAD + SLICE_OVERHEAD > self.memory:
             raise PoolExhausted(
                 f"an element of {size} bytes is more than put_memory={self.memory}: pass a larger one, or send() it"
             )
@@ -199,7 +203,7 @@ class Streaming:
                 if self._flying or self._failed or self._unsaid is not None:
                     self.complain(stacklevel=4)
                 sender._check_open()
-                if self._held + size + OVERHEAD <= self.memory:
+                if self._has_room(size):
                     window = self._window(sender)
                     self._weigh_open(window, size)
                     self._take(window, piece, copy)
@@ -215,11 +219,16 @@ class Streaming:
         """Whether a put that waits should look again."""
         with self._changed:
             self._reap()
-            return self._held + size + OVERHEAD <= self.memory or bool(self._failed) or self._closed
+            return self._has_room(size) or bool(self._failed) or self._closed
+
+    def _has_room(self, size: int) -> bool:
+        opening = SLICE_OVERHEAD if self._open is None else 0
+        return self._held + opening + size + OVERHEAD <= self.memory
 
     def _window(self, sender: Sender) -> Window:
         if self._open is None:
             window = self._open = Window(None if self.seconds is None else time.monotonic() + self.seconds)
+            self._hold(window, SLICE_OVERHEAD)
             if self.seconds is not None:
                 window.speeds = self._speeds(sender)
                 if self._thread is None:
@@ -236,13 +245,17 @@ class Streaming:
             piece = Piece(piece.stream, self._copied(window, piece.buffer, size), piece.form)
         window.pieces.append(piece)
         window.nbytes += size
-        window.held += size + OVERHEAD
-        self._held += size + OVERHEAD
+        self._hold(window, size + OVERHEAD)
+
+    def _hold(self, window: Window, nbytes: int) -> None:
+        window.held += nbytes
+        self._held += nbytes
 
     def _copied(self, window: Window, buffer: Any, size: int) -> np.ndarray[Any, Any]:
         if not window.blocks or window.used + size > window.blocks[-1].nbytes:
             fitting = [index for index, block in enumerate(self._spare) if block.nbytes >= size]
-            window.blocks.append(self._spare.pop(fitting[0]) if fitting else np.empty(max(size, BLOCK), np.uint8))
+            block = max(size, min(FIRST_BLOCK << len(window.blocks), BLOCK))
+            window.blocks.append(self._spare.pop(fitting[0]) if fitting else np.empty(block, np.uint8))
             window.used = 0
         copy = window.blocks[-1][window.used : window.used + size]
         copy[:] = np.frombuffer(buffer, np.uint8)
@@ -264,7 +277,10 @@ class Streaming:
 
     def _send_open(self) -> None:
         window, self._open = self._open, None
-        if window is None or not window.pieces:
+        if window is None:
+            return
+        if not window.pieces:  # its first element failed
+            self._end(window)
             return
         sender = self._sender()
         try:
@@ -299,10 +315,11 @@ class Streaming:
 
     def _end(self, window: Window) -> None:
         self._held -= window.held
-        free = self.memory - self._held
+        free = self.memory - self._held - sum(spare.nbytes for spare in self._spare)
         for block in window.blocks:
-            if sum(spare.nbytes for spare in self._spare) + block.nbytes <= free:
+            if block.nbytes <= free:
                 self._spare.append(block)
+                free -= block.nbytes
         window.blocks = []
         if window.error is not None:
             self._failed.append(window)

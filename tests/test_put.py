@@ -187,6 +187,19 @@ def test_put_blocks_when_full_and_goes_on_when_there_is_room() -> None:
         assert all(data == image.tobytes() for _, data in got)
 
 
+def test_a_slice_counts_for_what_it_costs_itself() -> None:
+    with aiflow.pair(put_memory="1MiB") as (tx, rx):
+        for _ in range(20):
+            tx.put("a", b"x")
+            held = tx._streaming._held
+            assert held > 16 << 10
+            tx.put("b", b"y")
+            assert tx._streaming._held < held + (1 << 10)  # the second costs its slice nothing
+            tx.flush(timeout=PATIENCE_S)
+            assert tx._streaming._held == 0
+            assert len(rx.recv(timeout=PATIENCE_S)) == 2
+
+
 def test_what_only_flush_would_send_cannot_wait_for_room() -> None:
     with aiflow.pair(put_memory="1MiB") as (tx, rx):
         for _ in range(3):

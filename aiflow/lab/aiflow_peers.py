@@ -70,7 +70,7 @@ def receive(
                     return
                 expected = nb_senders
             if not expected:
-                _drain_warm_up(rx)
+                held += _early(rx)
                 continue
             deadline = time.monotonic() + _SLICE_S
             while len(held) < expected and time.monotonic() < deadline:
@@ -93,13 +93,15 @@ def _is_warm_up(time_slice: Any) -> bool:
     return len(time_slice) == 1 and time_slice[0].stream == _WARM_UP
 
 
-def _drain_warm_up(rx: Any) -> None:
-    """Take what comes while nobody has told us to measure: that can only be a sender's first slices."""
+def _early(rx: Any) -> list[Any]:
+    """What comes while nobody has told us to measure: a sender's warm-up, which is dropped, or a slice before its word."""
     from aiflow.errors import SliceTimeout
 
     try:
         time_slice = rx.recv(timeout=0.05)
     except SliceTimeout:
-        return
-    assert _is_warm_up(time_slice)
+        return []
+    if not _is_warm_up(time_slice):
+        return [time_slice]
     time_slice.release()
+    return []
