@@ -14,7 +14,7 @@ cdef class Port:
     cdef readonly int socket_id
     cdef readonly int frame_size      # largest Ethernet frame, header included, no FCS, it can send and receive
     cdef readonly int rx_ring         # frames its receive side can hold
-    cdef readonly int tx_window       # frames that may be unacknowledged out of it
+    cdef public int tx_window         # frames that may be unacknowledged out of it
     cdef readonly bint gated          # bursts must be inside the gate
     cdef readonly bint kick           # frames handed over may linger until a later tx_burst
     cdef readonly bint point_to_point  # exactly one peer can be at the other end

@@ -11,6 +11,7 @@ import errno
 import fcntl
 import os
 import socket
+import stat
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ __all__ = [
     "packet_ring",
     "quiet_xdp",
     "unacknowledged_frames",
+    "widen_send_buffer",
 ]
 
 PCI_DEVICES = Path("/sys/bus/pci/devices")
@@ -37,7 +39,12 @@ PCI_DEVICES = Path("/sys/bus/pci/devices")
 XDP_FRAME = 3498
 """Largest frame XDP takes in one page, bytes."""
 
+KERNEL_OVERHEAD = 850
+"""Bytes that a frame in a packet socket's send buffer counts for beside its own."""
+
 _SIOCGIFFLAGS, _SIOCGIFMTU = 0x8913, 0x8921
+_SO_SNDBUFFORCE = 32
+_SEND_BUFFER = 212992  # Linux's default
 _IFF_UP = 0x1
 _PAGE = os.sysconf("SC_PAGESIZE")
 _DPDK_KERNEL_DRIVERS = ("vfio-pci", "uio_pci_generic", "igb_uio", "mlx5_core", "mlx4_core")
@@ -171,17 +178,34 @@ def packet_ring(mtu: int) -> PacketRing:
     return PacketRing(frame_bytes, block_bytes, nb_frames // per_block * per_block or per_block)
 
 
-def unacknowledged_frames(frame_size: int, nb_frames: int) -> int:
+def widen_send_buffer(name: str, nbytes: int) -> int:
+    """Let our packet sockets on an interface have more on their way; returns the bytes they may have.
+
+    DPDK leaves its sockets the system's default, and says nothing of their descriptors: they are found among ours.
+    Without CAP_NET_ADMIN the kernel grants twice net.core.wmem_max at the most.
+    """
+    granted = []
+    for entry in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # the listing's own descriptor, and those that others close meanwhile
+            if not stat.S_ISSOCK(os.stat(f"/proc/self/fd/{entry}").st_mode):
+                continue
+            with socket.socket(fileno=os.dup(int(entry))) as sock:
+                if sock.family != socket.AF_PACKET or sock.getsockname()[0] != name:
+                    continue
+                try:
+                    sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, nbytes // 2)  # the kernel doubles it
+                except PermissionError:
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, nbytes // 2)
+                granted.append(sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF))
+    return min(granted, default=_SEND_BUFFER)
+
+
+def unacknowledged_frames(frame_size: int, nb_frames: int, send_buffer: int) -> int:
     """Frames an af_packet socket may have on their way before `tx_burst` blocks.
 
-    The kernel charges each frame and about 850 bytes of its own to the socket's send buffer, which is the system's
-    default since DPDK leaves it alone.
+    The kernel charges each frame and about 850 bytes of its own to the socket's send buffer.
     """
-    try:
-        send_buffer = int(Path("/proc/sys/net/core/wmem_default").read_text())
-    except (OSError, ValueError):
-        send_buffer = 212992
-    return max(2, min(send_buffer // (frame_size + 850), nb_frames - 1))
+    return max(2, min(send_buffer // (frame_size + KERNEL_OVERHEAD), nb_frames - 1))
 
 
 def inspect_pci(endpoint: Endpoint) -> int:

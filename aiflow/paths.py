@@ -215,17 +215,14 @@ class PortSet:
             f"iface={interface.name},qpairs=1,qdisc_bypass=0,blocksz={geometry.block_bytes},"
             f"framesz={geometry.frame_bytes},framecnt={geometry.nb_frames}"
         )
-        return [
-            _eal.Port.open(
-                endpoint.text,
-                f"net_af_packet_{_eal.next_serial()}",
-                devargs,
-                pool,
-                frame_size=frame_size,
-                rx_ring=geometry.nb_frames,
-                tx_window=interfaces.unacknowledged_frames(frame_size, geometry.nb_frames),
-            )
-        ]
+        device = f"net_af_packet_{_eal.next_serial()}"
+        port = _eal.Port.open(
+            endpoint.text, device, devargs, pool, frame_size=frame_size, rx_ring=geometry.nb_frames
+        )
+        wanted = geometry.nb_frames * (frame_size + interfaces.KERNEL_OVERHEAD)
+        send_buffer = interfaces.widen_send_buffer(interface.name, wanted)
+        port.tx_window = interfaces.unacknowledged_frames(frame_size, geometry.nb_frames, send_buffer)
+        return [port]
 
     def _open_af_xdp(self, endpoint: Endpoint) -> list[Any]:
         interface = interfaces.inspect(endpoint)

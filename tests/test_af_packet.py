@@ -11,6 +11,7 @@ import pytest
 from subprocesses import environment, run
 
 import aiflow
+from aiflow import interfaces
 from aiflow.errors import ConfigError, PortError
 
 pytestmark = pytest.mark.root
@@ -87,6 +88,14 @@ def test_jumbo_frames_where_the_port_allows(net) -> None:
             report = ticket.result(20)
             assert np.array_equal(time_slice[0].array, data)
         assert report.frames_sent < 2_000_000 / 8000
+
+
+def test_a_packet_sockets_send_buffer_is_widened(net) -> None:
+    host = net.namespace("host")
+    net.veth(host, "va", host, "vb")
+    with host.entered(), aiflow.Sender("af_packet:va"):
+        assert interfaces.widen_send_buffer("va", 6 << 20) == 6 << 20
+        assert interfaces.widen_send_buffer("vb", 6 << 20) < 1 << 20  # no socket of ours
 
 
 def test_fault_42_mtu_smaller_than_ours_is_adapted_to(net) -> None:
