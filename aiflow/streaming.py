@@ -30,8 +30,8 @@ SLICE_OVERHEAD = 16 << 10
 """Bytes that a slice counts for beside its elements."""
 
 FIRST_BLOCK, BLOCK = 64 << 10, 4 << 20
-"""Copies are made into blocks that double from the first size to the second, or have the element's; they are used again,
-so their pages stay warm."""
+"""Copies are made into blocks that double from the first size to the second, or have the element's; they are used
+again, so their pages stay warm."""
 
 REMEMBERED, ENOUGH = 8, 3
 """Slices by which what the ports give is judged: the newest, and how many there must be. One may have had bad luck."""

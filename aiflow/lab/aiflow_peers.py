@@ -94,7 +94,7 @@ def _is_warm_up(time_slice: Any) -> bool:
 
 
 def _early(rx: Any) -> list[Any]:
-    """What comes while nobody has told us to measure: a sender's warm-up, which is dropped, or a slice before its word."""
+    """What comes while nobody has told us to measure: warm-up, which is dropped, or a slice before its word."""
     from aiflow.errors import SliceTimeout
 
     try:
