@@ -121,6 +121,10 @@ class Forger:
         end = int((place + 1) * PAYLOAD >= len(whole))
         return self.frame("DATA", piece, **{"element": 0, "seq": place, "end": end, **fields})
 
-    def finish(self, element: bytes) -> None:
+    def closing(self, element: bytes) -> bytes:
         """The closing record of a slice of one element."""
-        self.send(self.frame("CLOSE", struct.pack(">I", _wire.crc32c(element)), element=1))
+        return self.frame("CLOSE", struct.pack(">I", _wire.crc32c(element)), element=1)
+
+    def finish(self, element: bytes) -> None:
+        """Send the closing record of a slice of one element."""
+        self.send(self.closing(element))

@@ -10,7 +10,7 @@ import struct
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 
 import numpy as np
@@ -20,6 +20,7 @@ from forger import PAYLOAD, REPORT, VOIDS, Forger
 
 import aiflow
 from aiflow import _dp_raw, _wire
+from aiflow._dp import DROPS
 from aiflow.config import parse_endpoint
 from aiflow.errors import PoolExhausted
 
@@ -33,13 +34,17 @@ class Scene:
         self.host = net.namespace("host")
         net.veth(self.host, "bad", self.host, "rx0")
         net.veth(self.host, "good", self.host, "rx1")
+        self.open_receiver(**options)
         with self.host.entered():
-            self.rx = aiflow.Receiver(["af_packet:rx0", "af_packet:rx1"], name="sink", memory="64MiB", **options)
             self.forger = Forger("bad")
             self.tx = aiflow.Sender("af_packet:good", name="good")
         self.good = count()
         self.shown: list[aiflow.TimeSlice] = []
         self.good_goes_on()
+
+    def open_receiver(self, **options) -> None:
+        with self.host.entered():
+            self.rx = aiflow.Receiver(["af_packet:rx0", "af_packet:rx1"], name="sink", memory="64MiB", **options)
 
     def good_goes_on(self) -> None:
         """A slice of the honest sender arrives, whole."""
@@ -84,29 +89,35 @@ def scene(net) -> Iterator[Scene]:
 
 
 ELEMENT = random.Random(5).randbytes(10 * PAYLOAD + 77)
+OTHER = bytes(reversed(ELEMENT))
+
+
+def begin(scene: Scene, element: bytes = ELEMENT) -> None:
+    """The forger has a slice of one element granted, and half of it is there."""
+    scene.forger.ask(scene.forger.manifest({"x": element}))
+    scene.forger.report_of(0, 2)  # every slice below 2 may flow
+    for seq in range(5):
+        scene.forger.send(scene.forger.chunk(element, seq))
+    scene.forger.report()
 
 
 @pytest.fixture
 def flowing(scene) -> Scene:
-    """The forger has a slice of one element granted, and half of it is there."""
-    scene.forger.ask(scene.forger.manifest({"x": ELEMENT}))
-    scene.forger.report_of(0, 2)  # every slice below 2 may flow
-    for seq in range(5):
-        scene.forger.send(scene.forger.chunk(ELEMENT, seq))
-    scene.forger.report()
+    """In mid-slice."""
+    begin(scene)
     return scene
 
 
-def complete(scene: Scene) -> None:
+def complete(scene: Scene, element: bytes = ELEMENT) -> None:
     """The rest of that slice arrives, and it is shown as it was meant."""
     for seq in range(5, 11):
-        scene.forger.send(scene.forger.chunk(ELEMENT, seq))
-    scene.forger.finish(ELEMENT)
+        scene.forger.send(scene.forger.chunk(element, seq))
+    scene.forger.finish(element)
     scene.forger.report_of(1, 2)  # every slice below 2 is held
     scene.good_goes_on()
     (shown,) = scene.shown
     assert shown.sender == "forger"
-    assert shown[0].tobytes() == ELEMENT
+    assert shown[0].tobytes() == element
 
 
 def resealed(frame: bytes, offset: int, value: bytes) -> bytes:
@@ -368,6 +379,86 @@ def test_fault_17_replayed_frame(flowing) -> None:
     complete(flowing)
 
 
+def unsaid(forger: Forger) -> list[bytes]:
+    """What is on its way when a session ends in mid-slice: the rest of the slice, and a word of every other kind."""
+    rest = [forger.chunk(ELEMENT, seq) for seq in range(5, 11)]
+    return [*rest, forger.closing(ELEMENT), *(forger.frame(kind) for kind in ("PROBE", "VOID", "BYE"))]
+
+
+def rejoin(forger: Forger) -> None:
+    """A new session, whose packet numbers begin again: those of the earlier one lie ahead and would do."""
+    earlier = forger.session
+    forger.join()
+    forger.number = 0
+    assert forger.session != earlier
+
+
+@root
+@pytest.mark.parametrize("returns_as", ["its_next_life", "another_instance"])
+def test_fault_18_frames_of_the_session_before_the_sender_restarted(flowing, returns_as) -> None:
+    """Same addresses, same slice number, same sizes, and other bytes: nothing of the earlier slice gets into this one."""
+    forger = flowing.forger
+    stale = unsaid(forger)
+    forger.instance = (forger.instance & ~0xFFFF) | ((forger.instance + 1) & 0xFFFF)
+    deadline = time.monotonic() + 20
+    while flowing.rx.memory_used:  # of the half slice: another instance must have been silent for a while
+        assert time.monotonic() < deadline
+        if returns_as == "another_instance":
+            time.sleep(0.2)
+            forger.instance = random.getrandbits(64) | 1
+        rejoin(forger)
+    begin(flowing, OTHER)
+    with flowing.drops("session", len(stale)):
+        for frame in stale:
+            forger.send(frame)
+    complete(flowing, OTHER)
+
+
+def reports_to_good(scene: Scene) -> list[bytes]:
+    """What the receiver tells the honest sender during one slice, as it is on the wire."""
+    with scene.host.entered():
+        listener = Forger("good")
+    reports = []
+    try:
+        scene.good_goes_on()
+        listener.socket.setblocking(False)
+        with suppress(BlockingIOError):
+            while True:
+                frame = listener.socket.recv(65535)
+                parsed = _wire.parse(frame, listener.mac)
+                if not isinstance(parsed, str) and parsed.kind in (_wire.KINDS["GRANT"], _wire.KINDS["FEEDBACK"]):
+                    reports.append(frame)
+    finally:
+        listener.close()
+    return reports
+
+
+@root
+def test_fault_18_frames_of_the_session_before_the_receiver_restarted(flowing) -> None:
+    """Both ways: data at the new receiver, and the old one's reports at a sender that has found the new one."""
+    forger = flowing.forger
+    stale, reports = unsaid(forger), reports_to_good(flowing)
+    assert reports
+    flowing.rx.close()
+    flowing.open_receiver()
+    flowing.good_goes_on()  # the honest sender has a session with the new one
+    rejoin(forger)
+    begin(flowing, OTHER)
+    with flowing.drops("session", len(stale)):
+        for frame in stale:
+            forger.send(frame)
+    with flowing.host.entered():
+        there = Forger("rx1")
+    try:
+        before = flowing.tx.counters["session"]
+        for frame in reports:
+            there.send(frame)
+        assert settle(lambda: flowing.tx.counters["session"] >= before + len(reports))
+    finally:
+        there.close()
+    complete(flowing, OTHER)
+
+
 @root
 @pytest.mark.parametrize("timestamp", [0, 2**64 - 1])
 def test_fault_19_absurd_timestamp(flowing, timestamp) -> None:
@@ -423,19 +514,47 @@ def test_fault_22_malformed_hello_flood(scene) -> None:
     scene.good_goes_on()
 
 
+def junk(forger: Forger, generator: random.Random, turn: int) -> bytes:
+    """Random bytes behind the EtherType; behind a kind that there is; under headers and a CRC that are right."""
+    body = generator.randbytes(generator.randrange(46, 1400))
+    head = forger.dst + forger.mac + b"\x88\xb5"
+    if turn % 3 == 0:
+        return head + body
+    if turn % 3 == 1:
+        return head + bytes([0x10 | turn % 11]) + body
+    kind = generator.choice([kind for kind in _wire.KINDS if kind != "BYE"])  # that would be the end
+    fields = {key: generator.getrandbits(generator.choice((3, 32))) for key in ("element", "seq", "slice")}
+    number, end = forger.number + generator.randrange(4000), generator.getrandbits(1)
+    return forger.frame(kind, body, number=number, end=end, timestamp_ns=generator.getrandbits(64), **fields)
+
+
+def dropped(end: aiflow.Sender | aiflow.Receiver) -> int:
+    return sum(end.counters[reason] for reason in DROPS[1:])
+
+
 @root
-def test_random_bytes_under_the_right_ethertype(scene) -> None:
-    """A few thousand of row 23's; the fuzzer does the rest."""
+def test_fault_23_random_bytes_under_the_right_ethertype(scene) -> None:
+    """A few thousand at each end; the fuzzers of test_fuzz.py do the rest."""
     generator = random.Random(23)
-    drops = {k: v for k, v in scene.rx.counters.items() if k not in ("slices", "elements", "bytes")}
-    for i in range(3000):
-        junk = generator.randbytes(generator.randrange(46, 1500))
-        head = scene.forger.dst + scene.forger.mac + b"\x88\xb5"
-        scene.forger.send(head + (bytes([0x10 | i % 11]) + junk if i % 2 else junk))
-        if i % 60 == 0:
-            time.sleep(0.002)  # the interface's queue, not the receiver, would drop them
-    assert settle(lambda: sum(scene.count(k) for k in drops) > sum(drops.values()) + 1500)
+    with scene.host.entered():
+        there, target = Forger("rx1"), Forger("good")
+    there.dst = target.mac
+    target.close()
+    attacks = [(scene.forger, scene.rx), (there, scene.tx)]
+    try:
+        before = [dropped(end) for _, end in attacks]
+        for turn in range(3000):
+            for forger, _ in attacks:
+                forger.send(junk(forger, generator, turn))
+            if turn % 50 == 0:
+                scene.good_goes_on()  # and so the interfaces' queues don't run over
+        for (_, end), count in zip(attacks, before, strict=True):
+            assert settle(lambda end=end, count=count: dropped(end) >= count + 2000), end.counters
+    finally:
+        there.close()
     scene.good_goes_on()
+    assert settle(lambda: scene.rx.memory_used == 0)
+    assert scene.rx._loop.nb_sessions <= 64
     assert threading.active_count() < 20
 
 
