@@ -9,12 +9,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
 import pytest
 from conftest import settle
+from peers import content, in_the_middle
 
 import aiflow
 from aiflow.errors import PeerLost, SliceTimeout
@@ -35,15 +36,15 @@ def peers(endpoint: str, tx: Faults = None, rx: Faults = None, **options: Any) -
         yield sender, receiver
 
 
-def exchange(tx: aiflow.Sender, rx: aiflow.Receiver, slices: int = 6) -> list[aiflow.SliceReport]:
-    """Several slices, the next one under way while one is looked at; every byte is compared."""
+def exchange(tx: aiflow.Sender, rx: aiflow.Receiver, slices: int = 6, passed: int = 0) -> list[aiflow.SliceReport]:
+    """Several slices, the next one under way while one is looked at; every byte is compared. `passed`: those before."""
     tickets, reports = [], []
     sent = [[*IMAGES[k % 3 :], *SMALL] if k % 3 else SMALL for k in range(slices)]
     for elements in sent:
         tickets.append(tx.send(elements, wait=False))
     for k, elements in enumerate(sent):
         with rx.recv(timeout=30) as time_slice:
-            assert time_slice.slice_id == k + 1  # each once, in order
+            assert time_slice.slice_id == passed + k + 1  # each once, in order
             assert [e.tobytes() for e in time_slice] == [bytes(e) for e in elements]
         reports.append(tickets[k].result(30))
     return reports
@@ -62,6 +63,16 @@ def test_fault_24_random_loss(name, drop, nb_ports) -> None:
         reports = exchange(tx, rx, 3 if drop > 0.05 else 9)
         assert faults_of(tx)["dropped"] > 0
         assert sum(report.frames_retransmitted for report in reports) > 0
+
+
+@pytest.mark.parametrize("nb_ports", [1, 4])
+def test_fault_25_burst_loss(name, nb_ports) -> None:
+    """Gilbert and Elliott's two states: in the bad one, ten frames long, all is lost; in the good one, a thousandth."""
+    fault = {"burst": 0.01, "burst_frames": 10, "drop": 0.001}
+    with peers(f"local:{name}*{nb_ports}", {**fault, "seed": 25}, {**fault, "seed": 26}, frame_size=1514) as (tx, rx):
+        reports = exchange(tx, rx, 9)
+        assert faults_of(tx)["burst"] > 30  # of some forty bursts
+        assert sum(report.frames_retransmitted for report in reports) > 30
 
 
 @pytest.mark.parametrize("kind", ["HELLO", "MANIFEST", "DATA", "PACKED", "CLOSE", "BYE"])
@@ -101,6 +112,40 @@ def test_fault_28_all_feedback_lost_for_50_ms(name, nb_ports) -> None:
         reports = exchange(tx, rx)
         assert faults_of(rx)["dropped"] > 0
         assert max(report.seconds for report in reports) < 5
+
+
+IN_A_SESSION = ("DATA", "PACKED", "MANIFEST", "GRANT", "FEEDBACK", "PROBE", "VOID", "CLOSE")
+
+
+@pytest.mark.parametrize(("way", "goes_on"), [("out", False), ("in", True)], ids=["forth", "back"])
+def test_fault_29_one_direction_of_one_path_dead(name, way, goes_on) -> None:
+    """In mid-traffic and for good. Without a way forth it is set aside; without a way back the others speak for it."""
+    fault = {"ports": [1], "ways": way, "kinds": IN_A_SESSION, "down_after": 0.02, "drop_for": 1e5}
+    with peers(f"local:{name}*4", fault, frame_size=1514) as (tx, rx):
+
+        def path() -> dict[str, Any]:
+            return tx._loop.port_rows()[1]
+
+        passed, deadline = 0, time.monotonic() + 60
+        while not (faults_of(tx)["down"] and path()["sent"]):
+            exchange(tx, rx, 2, passed)
+            passed += 2
+            assert time.monotonic() < deadline
+        assert settle(lambda: path()["usable"] == goes_on, 20)
+        exchange(tx, rx, 6, passed)
+        assert settle(lambda: path()["usable"] == goes_on, 20)
+        assert faults_of(tx)["down"] > 1
+        assert all(row["usable"] for row in tx._loop.port_rows() if row["index"] != 1)
+
+
+def test_fault_30_reordering(endpoint) -> None:
+    """Held back for so long that it is sent again, and then comes twice. How far: `test_core.py` counts it."""
+    with peers(endpoint, {"reorder": 0.05, "reorder_for": 0.02, "seed": 30}, frame_size=1514) as (tx, rx):
+        reports = exchange(tx, rx, 9)
+        assert faults_of(tx)["reordered"] > 100
+        assert sum(report.frames_retransmitted for report in reports) > 0
+        assert rx.counters["duplicate"] + rx.counters["replay"] > 0
+        assert rx.counters["slices"] == 9  # each once
 
 
 @pytest.mark.parametrize("nb_ports", [1, 4])
@@ -169,8 +214,8 @@ def test_nobody_there_is_peer_lost_in_time(endpoint) -> None:
         assert caught.value.delivered is False
 
 
-@pytest.mark.parametrize("nb_senders", [2, 4])
-def test_several_lossy_senders_share_a_receiver(endpoint, nb_senders) -> None:
+@pytest.mark.parametrize("nb_senders", [2, 8])
+def test_fault_40_lossy_senders_share_the_memory_of_a_receiver(endpoint, nb_senders) -> None:
     """Nobody starves, nothing mixes, in memory that holds one slice and a half."""
     errors: list[BaseException] = []
 
@@ -197,3 +242,119 @@ def test_several_lossy_senders_share_a_receiver(endpoint, nb_senders) -> None:
             thread.join(20)
     assert not errors
     assert seen == {f"s{k}": [16 * k + i for i in range(4)] for k in range(nb_senders)}
+
+
+@pytest.mark.root
+def test_fault_40_eight_senders_share_the_only_port_of_a_receiver(net) -> None:
+    """Eight ports at a switch, each as fast as the one that leads to the receiver."""
+    source, switch, sink = (net.namespace(label) for label in ("source", "switch", "sink"))
+    switch.bridge()
+    net.veth(sink, "r", switch, "r")
+    for interface in ("r", *(f"s{k}" for k in range(8))):
+        if interface != "r":
+            net.veth(source, interface, switch, interface)
+            source.shape(interface, "100mbit")
+        switch.ip("link", "set", "dev", interface, "master", "br0")
+    switch.shape("r", "100mbit")
+    with ExitStack() as stack:
+        with sink.entered():
+            rx = stack.enter_context(aiflow.Receiver("af_packet:r", name="sink"))
+        with source.entered():
+            senders = [stack.enter_context(aiflow.Sender(f"af_packet:s{k}", name=f"s{k}")) for k in range(8)]
+        assert settle(lambda: all(tx.receiver for tx in senders), 20)
+        sent = {tx.name: [content(40 + 8 * i + k, 1_000_000) for i in range(2)] for k, tx in enumerate(senders)}
+        tickets = [[tx.send([data], wait=False) for data in sent[tx.name]] for tx in senders]
+        firsts = [first for first, _ in tickets]
+        assert settle(lambda: all(0 < first.progress[0] < first.progress[1] for first in firsts), 20)  # all at once
+        seen: dict[str, int] = dict.fromkeys(sent, 0)
+        for _ in range(16):
+            with rx.recv(timeout=60) as time_slice:
+                data = sent[time_slice.sender][seen[time_slice.sender]]
+                assert time_slice[0].tobytes() == data.tobytes()
+                seen[time_slice.sender] += 1
+        assert all(ticket.result(60).elements == 1 for pair in tickets for ticket in pair)
+        assert set(seen.values()) == {2}
+
+
+# ---- 37: all ports down ----
+
+
+class Cables:
+    """Two hosts with two ports each at a switch; the sender's cables can be pulled there."""
+
+    def __init__(self, net: Any, peer_timeout: float) -> None:
+        source, self.switch, sink = net.switched(2, rate="50mbit")
+        with sink.entered():
+            self.rx = aiflow.Receiver(["af_packet:r0", "af_packet:r1"], name="sink")
+        with source.entered():
+            self.tx = aiflow.Sender(["af_packet:s0", "af_packet:s1"], peer_timeout=peer_timeout)
+
+    def pull(self, ticket: aiflow.Ticket) -> float:
+        """In mid-slice, and so that nothing comes through any more; when that was."""
+        in_the_middle(lambda: ticket.progress)
+        pulled = time.monotonic()
+        for port in ("s0", "s1"):
+            self.switch.ip("link", "set", "dev", port, "down")
+        still_ns, acked = time.monotonic(), ticket.progress[0]
+        while time.monotonic() < still_ns + 0.2:
+            if ticket.progress[0] != acked:
+                still_ns, acked = time.monotonic(), ticket.progress[0]
+            time.sleep(0.005)
+        assert 0 < acked < ticket.progress[1]
+        return pulled
+
+    def plug_in(self) -> None:
+        for port in ("s0", "s1"):
+            self.switch.ip("link", "set", "dev", port, "up")
+
+    def __enter__(self) -> Cables:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.tx.__exit__(*exc)  # aborts, should the cables still be out
+        self.rx.close()
+
+
+CUT = content(37, 16_000_000)  # 1.3 s at the rate of both ports
+
+
+@pytest.mark.root
+def test_fault_37_all_ports_down_for_a_second(net) -> None:
+    with Cables(net, peer_timeout=10) as cables:
+        ticket = cables.tx.send([CUT], wait=False)
+        pulled = cables.pull(ticket)
+        acked = ticket.progress[0]
+        time.sleep(max(0.0, pulled + 1 - time.monotonic()))  # the fault itself
+        assert ticket.progress[0] == acked
+        assert not ticket.done()
+        cables.plug_in()
+        with cables.rx.recv(timeout=60) as time_slice:
+            assert time_slice[0].tobytes() == CUT.tobytes()
+        assert ticket.result(60).seconds > 1
+        assert cables.rx.counters["slices"] == 1
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("peer_timeout", "seconds"), [(1.5, 2.5), pytest.param(10.0, 15.0, marks=pytest.mark.soak)], ids=["short", "15 s"]
+)
+def test_fault_37_all_ports_down_for_longer_than_the_peer_timeout(net, peer_timeout, seconds) -> None:
+    """What was acknowledged is there; what was cut is `PeerLost`, not delivered, and never shown; then it goes on."""
+    with Cables(net, peer_timeout) as cables:
+        whole = cables.tx.send([b"whole"], timeout=60)
+        assert whole.elements == 1
+        ticket = cables.tx.send([CUT], wait=False)
+        pulled = cables.pull(ticket)
+        with pytest.raises(PeerLost, match="no sign of life") as caught:
+            ticket.result(60)
+        assert peer_timeout <= time.monotonic() - pulled
+        assert caught.value.delivered is False
+        assert caught.value.delivered_by == {"sink": False}
+        time.sleep(max(0.0, pulled + seconds - time.monotonic()))  # the rest of the fault
+        cables.plug_in()
+        again = cables.tx.send([CUT[::-1]], wait=False)
+        for expected in (b"whole", CUT[::-1].tobytes()):
+            with cables.rx.recv(timeout=60) as time_slice:
+                assert time_slice[0].tobytes() == expected
+        assert again.result(60).elements == 1
+        assert cables.rx.counters["slices"] == 2
