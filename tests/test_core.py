@@ -100,6 +100,14 @@ def test_nothing_is_lost_when(simulate, name) -> None:
     assert not any(network(outcome, "overflowed") for outcome in outcomes)
 
 
+def test_fault_30_reordering_by_up_to_a_thousand_frames(simulate) -> None:
+    """Of a window of 896 frames one in ten is late, by more than the window: it goes again, and comes once."""
+    options = "ports=1 window=896 ring=1024 slices=20 bytes=200000 reorder=1000 jitter_us=5000"
+    outcomes = run_seeds(simulate, options, 4)
+    assert all(network(outcome, "overtaken") >= 1000 for outcome in outcomes), outcomes
+    assert all(outcome["again"] > 0 and outcome["delivered"] == 20 for outcome in outcomes)
+
+
 def test_losses_are_repaired_one_for_one(simulate) -> None:
     """A frame is sent again because it was lost, not on suspicion: spurious ones stay below a hundredth."""
     outcomes = run_seeds(simulate, "loss=100 slices=40", 8)

@@ -396,7 +396,7 @@ def rejoin(forger: Forger) -> None:
 @root
 @pytest.mark.parametrize("returns_as", ["its_next_life", "another_instance"])
 def test_fault_18_frames_of_the_session_before_the_sender_restarted(flowing, returns_as) -> None:
-    """Same addresses, same slice number, same sizes, and other bytes: nothing of the earlier slice gets into this one."""
+    """Same addresses, slice number and sizes, and other bytes: nothing of the earlier slice gets into this one."""
     forger = flowing.forger
     stale = unsaid(forger)
     forger.instance = (forger.instance & ~0xFFFF) | ((forger.instance + 1) & 0xFFFF)

@@ -6,6 +6,7 @@ test_core.py.
 
 from __future__ import annotations
 
+import mmap
 import threading
 import time
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from conftest import settle
 from peers import content, in_the_middle
 
 import aiflow
-from aiflow.errors import PeerLost, SliceTimeout
+from aiflow.errors import PeerLost, PoolExhausted, SliceTimeout
 
 Faults = dict[str, Any] | None
 rng = np.random.default_rng(17)
@@ -163,6 +164,20 @@ def test_corrupted_frames_are_lost_frames(endpoint) -> None:
         exchange(tx, rx)
         assert faults_of(tx)["corrupted"] > 0
         assert sum(rx.counters[reason] for reason in ("crc", "dst_mac", "broadcast", "src_mac", "kind", "length")) > 0
+
+
+def test_fault_33_more_chunks_than_there_are_numbers_for(endpoint) -> None:
+    """Refused at once, with a name, and without a look at the bytes. (Packet numbers that wrap: test_simulator.py.)"""
+    with peers(endpoint, frame_size=1514) as (tx, rx):
+        exchange(tx, rx, 1)
+        nbytes = (2**32 + 1) * tx._loop.payload_bytes
+        with (
+            mmap.mmap(-1, nbytes, mmap.MAP_PRIVATE, mmap.PROT_READ) as huge,  # addresses, and no memory
+            pytest.raises(PoolExhausted, match="send smaller slices") as caught,
+        ):
+            tx.send([huge], timeout=20)
+        assert caught.value.delivered is False
+        exchange(tx, rx, 2, 1)
 
 
 @pytest.mark.parametrize("assemble", [True, False], ids=["assembled", "kept"])

@@ -189,6 +189,123 @@ def test_fault_44_a_killed_receiver_is_peer_lost_and_the_next_one_is_found(form:
             sender.ends()
 
 
+# ---- 45: SIGSTOP, SIGCONT ----
+
+
+def is_stopped(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
+def stop_in_mid_slice(
+    pid: int, progress: Callable[[], tuple[int, int]], enough: Callable[[], object]
+) -> dict[str, Any]:
+    """Stop `pid` for five seconds, or until there is `enough`; what was there before it may run again."""
+    at_stop, total = in_the_middle(progress)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        wait_for(lambda: is_stopped(pid), "the process to be stopped")
+        since = time.monotonic()
+        wait_for(lambda: enough() or time.monotonic() >= since + 5, "the end of the stop", 60)
+        return {"at_stop": at_stop, "at_end": progress()[0], "total": total, "seconds": time.monotonic() - since}
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def in_mid_slice(facts: dict[str, Any]) -> bool:
+    return bool(0 < facts["at_stop"] <= facts["at_end"] < facts["total"])
+
+
+def sender_to_be_stopped(pipe: Connection, endpoint: str) -> None:
+    with everything_returned(), aiflow.Sender(endpoint, faults=SLOWLY) as tx:
+        pipe.recv()
+        pipe.send(tx.send({"x": content(45, BIG)}, timeout=PATIENCE_S).nbytes)
+
+
+def receiver_that_stops(pipe: Connection, endpoint: str, peer_timeout: float) -> None:
+    with everything_returned(), aiflow.Receiver(endpoint, peer_timeout=peer_timeout) as rx:
+        pipe.send("open")
+        pipe.send(stop_in_mid_slice(pipe.recv(), lambda: rx.progress, lambda: rx.memory_used == 0))
+        with rx.recv(timeout=PATIENCE_S) as time_slice:
+            pipe.send(np.array_equal(time_slice["x"].array, content(45, BIG)))
+        pipe.recv()
+        pipe.send(rx.counters["slices"])
+
+
+@pytest.mark.parametrize("peer_timeout", [10.0, 1.0], ids=["for_5_s", "until_its_slice_is_freed"])
+def test_fault_45_a_sender_stopped_in_mid_slice_goes_on(peer_timeout: float) -> None:
+    """A slice that was freed for its silence goes again; either way it comes once, and `send` tells no error."""
+    endpoint = f"local:{name()}*2"
+    with (
+        Peer(receiver_that_stops, endpoint, peer_timeout) as receiver,
+        Peer(sender_to_be_stopped, endpoint) as sender,
+    ):
+        assert receiver.hear() == "open"
+        receiver.tell(sender.pid)
+        sender.tell("go")
+        facts = receiver.hear()
+        assert in_mid_slice(facts), facts
+        assert facts["seconds"] >= 5 if peer_timeout > 5 else facts["seconds"] < 5, facts
+        assert receiver.hear() is True
+        assert sender.hear() == BIG
+        sender.ends()
+        receiver.tell("count")
+        assert receiver.hear() == 1
+        receiver.ends()
+
+
+def sender_that_stops(pipe: Connection, endpoint: str, peer_timeout: float) -> None:
+    with everything_returned(), aiflow.Sender(endpoint, peer_timeout=peer_timeout, faults=SLOWLY) as tx:
+        victim = pipe.recv()
+        ticket = tx.send({"x": content(44, BIG)}, wait=False)
+        pipe.send(stop_in_mid_slice(victim, lambda: ticket.progress, ticket.done))
+        try:
+            pipe.send(ticket.result(timeout=PATIENCE_S).nbytes)
+        except PeerLost as error:
+            pipe.send((error.delivered, str(error)))
+        pipe.send(tx.send({"x": content(45, 32 * MiB)}, timeout=PATIENCE_S).nbytes)
+
+
+def receiver_to_be_stopped(pipe: Connection, endpoint: str) -> None:
+    with everything_returned(), aiflow.Receiver(endpoint) as rx:
+        pipe.send("open")
+        expected = [(44, BIG), (45, 32 * MiB)][-pipe.recv() :]
+        for seed, nbytes in expected:
+            with rx.recv(timeout=PATIENCE_S) as time_slice:
+                pipe.send(np.array_equal(time_slice["x"].array, content(seed, nbytes)))
+        pipe.recv()
+        pipe.send(rx.counters["slices"])
+
+
+@pytest.mark.parametrize("peer_timeout", [10.0, 1.0], ids=["for_5_s", "until_it_counts_as_lost"])
+def test_fault_45_a_receiver_stopped_in_mid_slice(peer_timeout: float) -> None:
+    """For less than `peer_timeout` it only takes longer; else it is `PeerLost`, and the next slice finds it again."""
+    endpoint = f"local:{name()}*2"
+    with (
+        Peer(receiver_to_be_stopped, endpoint) as receiver,
+        Peer(sender_that_stops, endpoint, peer_timeout) as sender,
+    ):
+        assert receiver.hear() == "open"
+        sender.tell(receiver.pid)
+        facts = sender.hear()
+        assert in_mid_slice(facts), facts
+        outcome = sender.hear()
+        if peer_timeout > 5:
+            assert facts["seconds"] >= 5
+            assert outcome == BIG
+        else:
+            assert peer_timeout <= facts["seconds"] < 5
+            assert outcome[0] is False
+            assert "no sign of life" in outcome[1]
+        arrives = 2 if peer_timeout > 5 else 1
+        receiver.tell(arrives)
+        assert [receiver.hear() for _ in range(arrives)] == [True] * arrives
+        assert sender.hear() == 32 * MiB
+        sender.ends()
+        receiver.tell("count")
+        assert receiver.hear() == arrives
+        receiver.ends()
+
+
 # ---- 46: mempool empty ----
 
 

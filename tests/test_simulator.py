@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -97,14 +98,17 @@ def test_a_seed_is_told(simulate: Path) -> None:  # noqa: F811
     assert json.loads(told.stdout.splitlines()[-1])["trace"] == run(simulate, "draw=1", "seed=5")["trace"]
 
 
-def planted(name: str, directory: Path) -> Path:
-    header, code, bug = PLANTED[name]
+def altered(directory: Path, *changes: tuple[str, str, str]) -> Path:
+    """The simulator with a copy of the headers in which some code is other code: (header, as it is, as it shall be)."""
+    if shutil.which("gcc") is None:
+        pytest.skip("no gcc here")
     shutil.copytree(ROOT / "include", directory / "include")
     shutil.copytree(ROOT / "tests/core", directory / "core")
-    path = directory / "include/aiflow" / header
-    source = path.read_text()
-    assert source.count(code) == 1, f"{header} has changed: plant {name} anew"
-    path.write_text(source.replace(code, bug))
+    for header, code, other in changes:
+        path = directory / "include/aiflow" / header
+        source = path.read_text()
+        assert source.count(code) == 1, f"{header} has changed: look for {code!r} anew"
+        path.write_text(source.replace(code, other))
     program = directory / "simulate"
     paths = ["-I", str(directory / "include"), str(directory / "core/simulate.c"), "-o", str(program)]
     subprocess.run(["gcc", *FAST, *paths], check=True, timeout=120)
@@ -113,11 +117,57 @@ def planted(name: str, directory: Path) -> Path:
 
 @pytest.mark.parametrize("name", sorted(PLANTED))
 def test_a_planted_bug_is_found(tmp_path: Path, name: str) -> None:
-    if shutil.which("gcc") is None:
-        pytest.skip("no gcc here")
-    ran = simulated(planted(name, tmp_path), 100, "draw=1", f"seeds={SEEDS}")
+    ran = simulated(altered(tmp_path, PLANTED[name]), 100, "draw=1", f"seeds={SEEDS}")
     assert ran.returncode != 0, f"{SEEDS} worlds and no sign of it"
     assert ran.returncode < 0 or '"failed": "' in ran.stdout
+
+
+def beginning_at(number: int, slice_id: int = 1) -> list[tuple[str, str, str]]:
+    """Changes by which every session counts from there: packet numbers, which begin at 0, and slices, from 1."""
+    return [
+        ("window.h", "\tw->next = w->judged = first_number;",
+         f"\tmemset(w->ring, 0, sizeof w->ring);\n\tw->next = w->judged = first_number ? first_number : {number}ull;"),
+        ("discovery.h", "\ttx->first_id = tx->next_id = 1;", f"\ttx->first_id = tx->next_id = {slice_id}u;"),
+        ("report.h", "\tsession->asked = session->granted = session->done = 1;",
+         f"\tsession->asked = session->granted = session->done = {slice_id}u;\n"
+         "\tfor (uint32_t k = 0; k < AF_MAX_PORTS; k++)\n"
+         f"\t\tsession->paths[k].w.next = session->paths[k].w.floor = {number}ull;"),
+    ]  # fmt: skip
+
+
+WRAP_SEEDS = 600
+
+
+def test_fault_33_packet_numbers_pass_32_bits(tmp_path: Path) -> None:
+    """Where the low word of a number wraps: nothing is lost in any world, and nobody notices."""
+    program = altered(tmp_path, *beginning_at(2**32 - 50))
+    in_parallel(program, WRAP_SEEDS, 110)
+    told = simulated(program, 100, "trace=1", "ports=1", "loss=100")
+    numbers = {int(number) for number in re.findall(r"-> .* number (\d+) ", told.stdout)}
+    assert {2**32 - 1, 0, 1} <= numbers  # the low words, before and after
+    assert json.loads(told.stdout.splitlines()[-1])["failed"] == 0
+
+
+def test_fault_33_a_session_ends_before_its_numbers_do(tmp_path: Path) -> None:
+    """At half of 48 bits of packet numbers, or of 32 bits of slices; slices under way are finished first."""
+    program = altered(tmp_path, *beginning_at(2**47 - 60, 2**31 - 5))
+    outcomes = in_parallel(program, WRAP_SEEDS, 110)
+    assert sum(outcome["lives"] for outcome in outcomes) > 4 * WRAP_SEEDS
+    by_slices = run(program, "slices=50", "bytes=100", "small=1")
+    by_numbers = run(program, "slices=8", "bytes=100000", "senders=2", "loss=100")
+    assert by_slices["lives"] >= 10  # five slices each
+    assert by_numbers["lives"] >= 8
+    assert by_slices["delivered"] == 50
+    assert by_numbers["delivered"] == 16
+    assert by_slices["failed"] == by_numbers["failed"] == 0
+
+
+def test_numbers_that_came_to_their_end_would_be_the_end(tmp_path: Path) -> None:
+    """What the test before this one would see if sessions went on: frames that no receiver takes."""
+    unbounded = ("tx_state.h", "AF_WORN_NUMBERS (1ull << 47)", "AF_WORN_NUMBERS ~0ull")
+    program = altered(tmp_path, *beginning_at(2**48 - 60), unbounded)
+    ran = simulated(program, 100, "ports=1")
+    assert '"failed": "' in ran.stdout
 
 
 @pytest.mark.soak

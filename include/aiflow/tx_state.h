@@ -15,6 +15,9 @@
 #define AF_TX_SLICES 8u       /* slices that may be under way; large ones two at a time */
 _Static_assert(AF_TX_SLICES <= AF_NB_VOIDS, "a refusal must not be overwritten before its sender has heard of it");
 
+#define AF_WORN_NUMBERS (1ull << 47) /* of 48 bits: a session that has come so far ends between two slices, */
+#define AF_WORN_SLICES (1u << 31)    /* or so far, and the next one counts anew */
+
 #define AF_CHUNK_VOID 0xffffffffu
 #define AF_HELLO_NS 10000000ull       /* between two HELLOs while searching, */
 #define AF_HELLO_SLOW_NS 100000000ull /* after the first second of it */
@@ -267,28 +270,6 @@ af_tx_lay_out(struct af_tx *tx, struct af_tx_slice *s)
 	return s->acked != NULL;
 }
 
-static inline void
-af_tx_activate(struct af_tx *tx, uint64_t now)
-{
-	while (tx->queue && tx->open && tx->next_id - tx->first_id < AF_TX_SLICES) {
-		struct af_tx_slice *s = tx->queue;
-		uint32_t id = tx->next_id;
-		struct af_tx_slot *slot = &tx->slots[id % AF_TX_SLICES];
-
-		if (tx->next_id - tx->first_id >= 2 && s->nbytes > tx->payload_bytes)
-			return;
-		af_tx_dequeue(tx);
-		if (!af_tx_lay_out(tx, s)) {
-			af_tx_end(tx, s, AF_TX_NO_MEMORY, 0, now);
-			continue;
-		}
-		s->id = id;
-		*slot = (struct af_tx_slot){.id = id, .used = true, .slice = s};
-		tx->next_id++;
-		atomic_store_explicit(&s->state, AF_TX_ASKING, memory_order_relaxed);
-	}
-}
-
 /* Begin discovery from nothing. */
 static inline void
 af_tx_forget_answers(struct af_tx *tx, uint64_t now)
@@ -349,6 +330,45 @@ af_tx_lose_session(struct af_tx *tx, int error, uint64_t now)
 	tx->report_number = 0;
 	memset(tx->next_number, 0, sizeof tx->next_number);
 	af_tx_forget_answers(tx, now);
+}
+
+/* Packet numbers are used once, and the receiver takes one that comes again for a replay: a session is over before they are.
+ * Only between two slices is it sure that none is sent twice. */
+static inline bool
+af_tx_is_worn(const struct af_tx *tx)
+{
+	bool worn = tx->next_id >= AF_WORN_SLICES || tx->report_number >= AF_WORN_NUMBERS;
+
+	for (uint32_t p = 0; p < tx->nb_ports; p++)
+		worn |= tx->next_number[p] >= AF_WORN_NUMBERS || (tx->ports[p].open && tx->ports[p].w.next >= AF_WORN_NUMBERS);
+	return worn;
+}
+
+static inline void
+af_tx_activate(struct af_tx *tx, uint64_t now)
+{
+	while (tx->queue && tx->open && tx->next_id - tx->first_id < AF_TX_SLICES) {
+		struct af_tx_slice *s = tx->queue;
+		uint32_t id = tx->next_id;
+		struct af_tx_slot *slot = &tx->slots[id % AF_TX_SLICES];
+
+		if (tx->next_id - tx->first_id >= 2 && s->nbytes > tx->payload_bytes)
+			return;
+		if (af_tx_is_worn(tx)) {
+			if (tx->first_id == tx->next_id)
+				af_tx_lose_session(tx, AF_TX_OK, now);
+			return;
+		}
+		af_tx_dequeue(tx);
+		if (!af_tx_lay_out(tx, s)) {
+			af_tx_end(tx, s, AF_TX_NO_MEMORY, 0, now);
+			continue;
+		}
+		s->id = id;
+		*slot = (struct af_tx_slot){.id = id, .used = true, .slice = s};
+		tx->next_id++;
+		atomic_store_explicit(&s->state, AF_TX_ASKING, memory_order_relaxed);
+	}
 }
 
 static inline void

@@ -169,7 +169,7 @@ poll_port(int p, uint64_t now)
 			break;
 		transmit(FORTH, (uint32_t)p, now, frame, len);
 	}
-	while ((in = af_line_leave(&lines[FORTH][p], now))) {
+	while ((in = arrive(FORTH, (uint32_t)p, now))) {
 		for (int r = 0; r < o.senders; r++) /* a switch: broadcasts to all, else to whose MAC it is */
 			if (reaches(r, p) && !is_silent(r, now) &&
 			    ((in->bytes[0] & 1) || !memcmp(in->bytes, receivers[r].ports[p].p.mac, 6)))
@@ -184,7 +184,7 @@ poll_port(int p, uint64_t now)
 				break;
 			transmit(BACK, (uint32_t)p, now, frame, len);
 		}
-	while ((in = af_line_leave(&lines[BACK][p], now))) {
+	while ((in = arrive(BACK, (uint32_t)p, now))) {
 		af_fan_on_frame(&fan, (uint32_t)p, now, in->bytes, in->len, NULL);
 		free(in);
 	}

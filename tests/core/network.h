@@ -16,6 +16,7 @@
 #define FLIGHT_NS 20000ull /* of every frame */
 
 struct packet {
+	uint64_t order; /* in its line */
 	uint32_t len;
 	uint8_t bytes[]; /* of just this length: a read beyond it is seen by the sanitizer */
 };
@@ -24,7 +25,8 @@ static struct af_line lines[2][AF_MAX_PORTS];
 static uint64_t flow_ns; /* when the first DATA frame was sent; the scenario's times count from there */
 static uint64_t trace_hash;
 static struct {
-	uint64_t sent, cut, muted, first, last;
+	uint64_t sent, cut, muted, first, last, overtaken; /* overtaken: the most frames that one fell behind the newest */
+	uint64_t entered[2][AF_MAX_PORTS], newest[2][AF_MAX_PORTS];
 } net;
 static uint64_t happened[NB_FAULTS]; /* how often each kind of fault took place in this world */
 
@@ -163,10 +165,25 @@ transmit(int way, uint32_t segment, uint64_t now, const uint8_t *frame, uint32_t
 		struct packet *packet = malloc(sizeof *packet + passed_len);
 
 		packet->len = passed_len;
+		packet->order = net.entered[way][segment]++;
 		memcpy(packet->bytes, spoilt, passed_len);
 		if (!af_line_hold(line, af_line_due(line, kind, now + FLIGHT_NS), packet))
 			free(packet);
 	}
+}
+
+/* The next frame that arrives, or NULL. */
+static struct packet *
+arrive(int way, uint32_t segment, uint64_t now)
+{
+	struct packet *packet = af_line_leave(&lines[way][segment], now);
+	uint64_t *newest = &net.newest[way][segment];
+
+	if (packet && packet->order > *newest)
+		*newest = packet->order;
+	else if (packet && *newest - packet->order > net.overtaken)
+		net.overtaken = *newest - packet->order;
+	return packet;
 }
 
 /* When the next frame arrives anywhere. */

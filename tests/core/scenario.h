@@ -24,7 +24,7 @@ struct scenario {
 	int frames_wanted, queue; /* drawn: slices are posted until so many frames were sent; so many at a time */
 	int loss, dup, corrupt, truncate, stall; /* per 10 000 frames, each direction */
 	int burst;              /* losses come in bursts of about so many */
-	int jitter_us;          /* frames overtake each other by up to this */
+	int jitter_us, reorder; /* frames are late by up to this; so many of 10 000 are */
 	int delay_us, stall_ms;
 	int small, zero;        /* many small elements; every so many elements, one without bytes */
 	int bytes;              /* largest element */
@@ -46,7 +46,7 @@ struct scenario {
 
 static const struct scenario DEFAULTS = {
 	.seed = 1, .seeds = 1, .slices = 12, .senders = 1, .ports = 4, .window = 90, .ring = 256, .frame = 1514,
-	.bytes = 60000, .memory_kb = 65536, .die_way = 3, .pause_way = 1, .timeout_ms = 10000, .limit_ms = 60000,
+	.bytes = 60000, .memory_kb = 65536, .reorder = 10000, .die_way = 3, .pause_way = 1, .timeout_ms = 10000, .limit_ms = 60000,
 };
 static struct scenario o;
 static struct af_fault_rule rules[2][AF_MAX_PORTS];
@@ -55,7 +55,7 @@ static struct af_fault_rule rules[2][AF_MAX_PORTS];
 static const struct { const char *name; size_t at; } options[] = {
 	OPTION(seed), OPTION(seeds), OPTION(draw), OPTION(trace), OPTION(capture), OPTION(slices), OPTION(senders), OPTION(ports), OPTION(window),
 	OPTION(ring), OPTION(frame), OPTION(loss), OPTION(dup), OPTION(corrupt), OPTION(truncate), OPTION(stall), OPTION(burst),
-	OPTION(jitter_us), OPTION(delay_us), OPTION(stall_ms), OPTION(small), OPTION(zero), OPTION(bytes), OPTION(memory_kb),
+	OPTION(jitter_us), OPTION(reorder), OPTION(delay_us), OPTION(stall_ms), OPTION(small), OPTION(zero), OPTION(bytes), OPTION(memory_kb),
 	OPTION(hold_ms), OPTION(die_ms), OPTION(die_way), OPTION(back_ms), OPTION(outage_ms), OPTION(outage_for_ms),
 	OPTION(mute_ms), OPTION(cancel), OPTION(rx_restart_ms), OPTION(tx_restart_ms), OPTION(pause_ms), OPTION(pause_for_ms),
 	OPTION(pause_way), OPTION(unplug_ms), OPTION(unplug_for_ms), OPTION(first_lost), OPTION(last_lost), OPTION(keep),
@@ -131,7 +131,7 @@ rules_of_options(void)
 				.kinds = ALL_KINDS, .repeat_ppm = (uint32_t)o.dup * 100, .copies = 2, .corrupt_ppm = (uint32_t)o.corrupt * 100,
 				.truncate_ppm = (uint32_t)o.truncate * 100, .stall_ppm = (uint32_t)o.stall * 100,
 				.stall_ns = (uint64_t)o.stall_ms * MS, .delay_ns = (uint64_t)o.delay_us * 1000,
-				.reorder_ppm = o.jitter_us ? 1000000 : 0, .reorder_ns = (uint64_t)o.jitter_us * 1000,
+				.reorder_ppm = o.jitter_us ? (uint32_t)o.reorder * 100 : 0, .reorder_ns = (uint64_t)o.jitter_us * 1000,
 			};
 			if (o.burst) {
 				r->burst_ppm = (uint32_t)(o.loss * 100 / o.burst);

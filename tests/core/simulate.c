@@ -20,7 +20,7 @@
 
 static struct {
 	uint64_t delivered, failed, nbytes, frames, again, spurious, probes, aside, lives, sent, waited, receivers, longest_ns, total_ns;
-	uint64_t first, last, cut, muted, by_kind[NB_FAULTS], overflowed, fewest_frames, mild;
+	uint64_t first, last, cut, muted, overtaken, by_kind[NB_FAULTS], overflowed, fewest_frames, mild;
 	uint64_t hash;
 	int longest_seed;
 } sum = {.fewest_frames = UINT64_MAX};
@@ -111,7 +111,7 @@ poll_receiver(uint32_t p)
 	uint8_t frame[AF_MAX_FRAME];
 	struct packet *in;
 
-	while ((in = af_line_leave(&lines[FORTH][p], now))) {
+	while ((in = arrive(FORTH, p, now))) {
 		if (af_rx_on_frame(rx, p, now, in->bytes, in->len, in))
 			kept_out++;
 		else
@@ -186,7 +186,7 @@ turn(void)
 			poll_sender(senders[s], (uint32_t)p);
 		if (!rx_paused)
 			poll_receiver((uint32_t)p);
-		while ((in = af_line_leave(&lines[BACK][p], now))) {
+		while ((in = arrive(BACK, (uint32_t)p, now))) {
 			if (tx_paused && in->len >= 6 && !memcmp(in->bytes, senders[0]->tx.ports[p].p.mac, 6) &&
 			    af_line_hold(&lines[BACK][p], flow_ns + (uint64_t)(o.pause_ms + o.pause_for_ms) * MS, in))
 				continue; /* it waits in that port's ring */
@@ -324,6 +324,7 @@ add_up(uint64_t ended)
 	sum.last += net.last;
 	sum.cut += net.cut;
 	sum.muted += net.muted;
+	sum.overtaken = net.overtaken > sum.overtaken ? net.overtaken : sum.overtaken;
 	sum.fewest_frames = net.sent < sum.fewest_frames ? net.sent : sum.fewest_frames;
 	sum.total_ns += ended - START_NS;
 	if (ended - START_NS > sum.longest_ns) {
@@ -389,11 +390,11 @@ print_outcome(void)
 	       ", \"ms\": %.3f, \"longest_seed\": %d, \"mean_ms\": %.3f, \"frames\": %" PRIu64 ", \"again\": %" PRIu64
 	       ", \"spurious\": %" PRIu64 ", \"probes\": %" PRIu64 ", \"aside\": %" PRIu64 ", \"lives\": %" PRIu64 ", \"waited\": %" PRIu64 ", \"receivers\": %" PRIu64
 	       ", \"fewest_frames\": %" PRIu64 ", \"mild\": %" PRIu64 ", \"network\": {\"sent\": %" PRIu64 ", \"lost\": %" PRIu64
-	       ", \"cut\": %" PRIu64 ", \"muted\": %" PRIu64 ", \"first\": %" PRIu64 ", \"last\": %" PRIu64 ", \"overflowed\": %" PRIu64,
+	       ", \"cut\": %" PRIu64 ", \"muted\": %" PRIu64 ", \"first\": %" PRIu64 ", \"last\": %" PRIu64 ", \"overtaken\": %" PRIu64 ", \"overflowed\": %" PRIu64,
 	       o.seeds, o.senders, sum.hash, sum.delivered, sum.failed, sum.nbytes, (double)sum.longest_ns / 1e6, sum.longest_seed,
 	       (double)sum.total_ns / 1e6 / o.seeds, sum.frames, sum.again, sum.spurious, sum.probes, sum.aside, sum.lives, waited,
 	       sum.receivers, sum.fewest_frames, sum.mild, sum.sent, sum.by_kind[DROP] + sum.by_kind[BURST], sum.cut, sum.muted,
-	       sum.first, sum.last, sum.overflowed);
+	       sum.first, sum.last, sum.overtaken, sum.overflowed);
 	for (int k = 0; k < NB_FAULTS; k++)
 		printf(", \"%s\": %" PRIu64, names[k], sum.by_kind[k]);
 	printf("}, \"drops\": {");
