@@ -279,8 +279,8 @@ def test_fault_40_eight_senders_share_the_only_port_of_a_receiver(net) -> None:
         assert settle(lambda: all(tx.receiver for tx in senders), 20)
         sent = {tx.name: [content(40 + 8 * i + k, 1_000_000) for i in range(2)] for k, tx in enumerate(senders)}
         tickets = [[tx.send([data], wait=False) for data in sent[tx.name]] for tx in senders]
-        firsts = [first for first, _ in tickets]
-        assert settle(lambda: all(0 < first.progress[0] < first.progress[1] for first in firsts), 20)  # all at once
+        assert settle(lambda: all(first.progress[0] for first, _ in tickets), 20)
+        assert not any(second.done() for _, second in tickets)  # all eight at once
         seen: dict[str, int] = dict.fromkeys(sent, 0)
         for _ in range(16):
             with rx.recv(timeout=60) as time_slice:
@@ -362,11 +362,12 @@ def test_fault_37_all_ports_down_for_longer_than_the_peer_timeout(net, peer_time
         pulled = cables.pull(ticket)
         with pytest.raises(PeerLost, match="no sign of life") as caught:
             ticket.result(60)
-        assert peer_timeout <= time.monotonic() - pulled
+        assert time.monotonic() - pulled > 0.9 * peer_timeout
         assert caught.value.delivered is False
         assert caught.value.delivered_by == {"sink": False}
         time.sleep(max(0.0, pulled + seconds - time.monotonic()))  # the rest of the fault
         cables.plug_in()
+        assert settle(lambda: cables.tx.receiver, 20)
         again = cables.tx.send([CUT[::-1]], wait=False)
         for expected in (b"whole", CUT[::-1].tobytes()):
             with cables.rx.recv(timeout=60) as time_slice:
