@@ -213,6 +213,7 @@ def versions() -> dict[str, Any]:
     """What was measured, for the JSON file."""
     return {
         "aiflow": aiflow.__version__,
+        "package": os.path.dirname(os.path.realpath(aiflow.__file__)),
         "dpdk": _eal.dpdk_version(),
         "numpy": np.__version__,
         "cores": os.cpu_count(),

@@ -10,6 +10,7 @@ import gc
 import itertools
 import multiprocessing
 import os
+import resource
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -50,9 +51,11 @@ def _run(pipe: Connection, work: Callable[..., None], arguments: tuple[Any, ...]
 class Peer:
     """A process that runs ``work(pipe, *arguments)``."""
 
+    context: Any = SPAWN
+
     def __init__(self, work: Callable[..., None], *arguments: Any) -> None:
-        self.pipe, theirs = SPAWN.Pipe()
-        self.process = SPAWN.Process(target=_run, args=(theirs, work, arguments), daemon=True)
+        self.pipe, theirs = self.context.Pipe()
+        self.process = self.context.Process(target=_run, args=(theirs, work, arguments), daemon=True)
         self.process.start()
         theirs.close()
         self.pid: int = self.process.pid or 0
@@ -97,10 +100,39 @@ class Peer:
         self.pipe.close()
 
 
+class QuickPeer(Peer):
+    """The same, forked from a process that has imported aiflow and started nothing: for hundreds of them.
+
+    It has that process's environment, not the test's of today.
+    """
+
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["aiflow.sender", "aiflow.receiver"])
+
+
 def content(seed: int, nbytes: int) -> np.ndarray[Any, Any]:
     """Bytes that look random, the same for the same seed; made at memory speed."""
     block = np.random.default_rng(seed).integers(0, 256, min(nbytes, 1 << 20), np.uint8)
     return np.resize(block, nbytes)
+
+
+def resident_bytes() -> int:
+    with open("/proc/self/statm") as statm:
+        return int(statm.read().split()[1]) * resource.getpagesize()
+
+
+class Resident:
+    """The least and the most resident memory of this process, in bytes, once it has looked `warm_up` times."""
+
+    def __init__(self, warm_up: int) -> None:
+        self.before = warm_up
+        self.span = 1 << 62, 0
+
+    def look(self) -> None:
+        self.before -= 1
+        if self.before < 0:
+            now, (least, most) = resident_bytes(), self.span
+            self.span = min(least, now), max(most, now)
 
 
 @contextmanager

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from peers import PATIENCE_S, SLOWLY, MiB, Peer, content, everything_returned, name
+from peers import PATIENCE_S, SLOWLY, MiB, Peer, content, everything_returned, name, resident_bytes
 
 import aiflow
 from aiflow.errors import PeerLost
@@ -29,11 +28,6 @@ from aiflow.errors import PeerLost
 
 NB_IMAGES = 512
 TOTAL = 137_000_000
-
-
-def resident_bytes() -> int:
-    with open("/proc/self/statm") as statm:
-        return int(statm.read().split()[1]) * resource.getpagesize()
 
 
 class Images:
@@ -145,8 +139,8 @@ def held_after(ports: Callable[[], Any]) -> tuple[int, int]:
     return min(seen)
 
 
-def kill_at(fraction: float, progress: Any, pid: int) -> tuple[int, int]:
-    """Kill `pid` once `fraction` of a slice of `CUT` bytes has passed, and the slice is not over.
+def kill_at(fraction: float, progress: Any, pid: int, size: int = CUT) -> tuple[int, int]:
+    """Kill `pid` once `fraction` of a slice of `size` bytes has passed, and the slice is not over.
 
     On a busy core the rest of the slice may pass between the look and the signal: the kill came too late, and the
     caller, who sees the slice whole, makes another.
@@ -154,7 +148,7 @@ def kill_at(fraction: float, progress: Any, pid: int) -> tuple[int, int]:
     deadline = time.monotonic() + PATIENCE_S
     while True:
         done, total = progress()
-        if total == CUT and fraction * total <= done < 0.9 * total and done:
+        if total == size and fraction * total <= done < 0.9 * total and done:
             os.kill(pid, signal.SIGKILL)
             return done, total
         assert time.monotonic() < deadline, f"the slice was not met at {fraction}: {done} of {total} bytes"

@@ -6,7 +6,6 @@ AIFLOW_SOAK_FRAMES says how many frames the long form sends.
 from __future__ import annotations
 
 import os
-import resource
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from peers import PATIENCE_S, MiB, Peer, content, everything_returned, name
+from peers import PATIENCE_S, MiB, Peer, Resident, everything_returned, name
 from subprocesses import wait_for
 
 import aiflow
@@ -55,11 +54,12 @@ class Content:
 
     def __init__(self) -> None:
         rng = np.random.default_rng(10**9)
-        small = rng.integers(0, 200, NB_SMALL)  # packed, several in a frame; some have no bytes at all
+        small = rng.integers(0, 200, NB_SMALL)  # packed, several in a frame
+        small[0] = 0
         large = rng.integers(10_000, 200_000, NB_LARGE)
         large = large * (SLICE - small.sum()) // large.sum()
         self.sizes = rng.permutation(np.concatenate([small, large]))
-        self.base = content(9, SLICE).view(np.uint64)
+        self.base = rng.integers(0, 1 << 63, SLICE // 8, np.uint64)
 
     def of_slice(self, number: int, memory: np.ndarray[Any, Any]) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
         """Write slice `number` into `memory`, SLICE bytes, and yield the elements that lie there."""
@@ -71,31 +71,13 @@ class Content:
             at += size
 
 
-class Resident:
-    """The least and the most resident memory after the warm-up, in bytes."""
-
-    def __init__(self) -> None:
-        self.least, self.most = 1 << 62, 0
-
-    def look(self, number: int) -> None:
-        if number >= WARM_UP:
-            with open("/proc/self/statm") as statm:
-                now = int(statm.read().split()[1]) * resource.getpagesize()
-            self.least, self.most = min(self.least, now), max(self.most, now)
-
-
-    @property
-    def span(self) -> tuple[int, int]:
-        return self.least, self.most
-
-
 def total(side: aiflow.Sender | aiflow.Receiver, counter: str) -> int:
     """Of all ports; "frames" are those that a sender has sent, "tx_frames" those that a receiver has."""
     return sum(row[counter] for row in side._loop.port_rows())
 
 
 def send_frames(pipe: Connection, endpoint: str, nb_frames: int) -> None:
-    made, resident, number = Content(), Resident(), 0
+    made, resident, number = Content(), Resident(WARM_UP), 0
     memory = [np.zeros(SLICE, np.uint8) for _ in range(DEPTH)]
     tickets: deque[aiflow.Ticket] = deque()
     with everything_returned(), aiflow.Sender(endpoint, frame_size=FRAME, faults=faults(1)) as tx:
@@ -103,7 +85,7 @@ def send_frames(pipe: Connection, endpoint: str, nb_frames: int) -> None:
             if len(tickets) == DEPTH:
                 tickets.popleft().result(PATIENCE_S)
             tickets.append(tx.send(list(made.of_slice(number, memory[number % DEPTH])), wait=False))
-            resident.look(number)
+            resident.look()
             number += 1
             if number % 1000 == 0:
                 pipe.send(f"{total(tx, 'frames'):,} frames")
@@ -115,9 +97,9 @@ def send_frames(pipe: Connection, endpoint: str, nb_frames: int) -> None:
 
 
 def receive_frames(pipe: Connection, endpoint: str) -> None:
-    made, resident, memory, number = Content(), Resident(), np.zeros(SLICE, np.uint8), 0
+    made, resident, memory, number = Content(), Resident(WARM_UP), np.zeros(SLICE, np.uint8), 0
     with everything_returned(), aiflow.Receiver(endpoint, memory=MEMORY, faults=faults(2)) as rx:
-        wait_for(lambda: rx.counters["slices"] >= HELD, "slices that fill the memory", PATIENCE_S)  # it was all used once
+        wait_for(lambda: rx.counters["slices"] >= HELD, "slices that fill the memory", PATIENCE_S)  # all used once
         while True:
             with rx.recv(PATIENCE_S) as time_slice:
                 assert time_slice.slice_id == number + 1  # each once, in order
@@ -127,7 +109,7 @@ def receive_frames(pipe: Connection, endpoint: str) -> None:
                 assert [element.stream for element in time_slice] == list(expected)
                 for element in time_slice:
                     assert np.array_equal(element.array, expected[element.stream]), element.stream
-                resident.look(number)
+                resident.look()
                 number += 1
         del element
         assert rx.memory_used == 0

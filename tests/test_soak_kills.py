@@ -1,0 +1,152 @@
+"""A thousand senders killed in mid-slice, one after the other, and the receiver is what it was before the first.
+
+AIFLOW_SOAK_KILLS says how many the long form kills.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections import deque
+from collections.abc import Iterator
+from itertools import count
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from peers import PATIENCE_S, SLOWLY, MiB, Peer, QuickPeer, Resident, content, everything_returned, name
+from subprocesses import run, wait_for
+from test_soak import fraction_of, kill_at
+
+import aiflow
+from aiflow import _eal
+
+WHOLE = MiB
+CUT = 8 * MiB
+AHEAD = 2  # victims that start while another one dies
+WARM_UP = 5  # kills
+NOTHING = ("memory", "ports", "mbufs")  # is held without a sender, from the very beginning
+
+
+def victim(pipe: Connection, directory: str, endpoint: str, seed: int) -> None:
+    os.environ["AIFLOW_RUNTIME_DIR"] = directory
+    _eal.start()
+    pipe.recv()  # its turn
+    with aiflow.Sender(endpoint, faults=SLOWLY) as tx:
+        tx.send({"whole": content(seed, WHOLE)}, timeout=PATIENCE_S)
+        while True:
+            tx.send({"cut": content(seed, CUT)})
+
+
+def victims(directory: str, endpoint: str) -> Iterator[Peer]:
+    ahead: deque[Peer] = deque()
+    try:
+        for seed in count():
+            ahead.append(QuickPeer(victim, directory, endpoint, seed))
+            if len(ahead) > AHEAD:
+                with ahead.popleft() as peer:
+                    yield peer
+    finally:
+        for peer in ahead:
+            peer.__exit__()
+
+
+def held(rx: aiflow.Receiver) -> dict[str, Any]:
+    """What the receiver's process holds."""
+    return {
+        "memory": rx.memory_used,
+        "ports": len(rx.port_table),
+        "mbufs": sum(pool.in_use for pool in _eal.mempools()),
+        "pools": len(_eal.mempools()),
+        "descriptors": len(os.listdir("/proc/self/fd")),
+        "threads": len(os.listdir("/proc/self/task")),
+    }
+
+
+def survivor(pipe: Connection, endpoint: str) -> None:
+    resident = Resident(WARM_UP)
+    with everything_returned(), aiflow.Receiver(endpoint, memory="64MiB") as rx:
+        pipe.send("open")
+        began, seed = held(rx), 0
+        assert not any(began[kind] for kind in NOTHING)
+        while (pid := pipe.recv()) is not None:
+            with rx.recv(timeout=PATIENCE_S) as time_slice:
+                assert np.array_equal(time_slice["whole"].array, content(seed, WHOLE))
+            passed = rx.counters["slices"]
+            done, total = kill_at(fraction_of(seed), lambda: rx.progress, pid, CUT)
+            killed, late = time.monotonic(), 0
+            while rx.memory_used:
+                assert time.monotonic() < killed + 1
+                if rx.counters["slices"] > passed + late:  # whole before the kill: it is shown, and not what we want
+                    with rx.recv(timeout=PATIENCE_S) as time_slice:
+                        assert np.array_equal(time_slice["cut"].array, content(seed, CUT))
+                    killed, late = time.monotonic(), late + 1
+                time.sleep(0.001)
+            freed = time.monotonic() - killed
+            if seed < WARM_UP:  # what the first one made stays: a parked port and its pool, descriptors
+                wait_for(lambda: not any(held(rx)[kind] for kind in NOTHING), "the dead one's ports and mbufs")
+                time.sleep(0.3)
+                began = held(rx)
+            wait_for(lambda before=began: held(rx) == before, f"{began} again")
+            resident.look()
+            pipe.send((0 < done < total and not late, freed))
+            seed += 1
+        pipe.send((rx.counters["senders_gone"], resident.span))
+
+
+CLEAN = """
+import sys
+import aiflow
+with aiflow.Receiver(sys.argv[1]) as rx, aiflow.Sender(sys.argv[1]) as tx:
+    tx.send([b"x"], wait=False)
+    rx.recv(20).release()
+"""
+
+
+def left(directory: str, pids: list[int]) -> list[str]:
+    """Sockets, files of hugepages and directories of DPDK's that are there."""
+    sockets = [line for line in Path("/proc/net/unix").read_text().splitlines() if directory in line]
+    pages = [str(path) for path in Path("/dev/hugepages").glob("*")]
+    dpdk = [str(path) for pid in pids for path in Path("/var/run/dpdk").glob(f"aiflow-{pid}-*")]
+    return [*sockets, *map(str, Path(directory).rglob("*")), *pages, *dpdk]
+
+
+LONG = int(os.environ.get("AIFLOW_SOAK_KILLS", "1000"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [8, pytest.param(LONG, marks=[pytest.mark.soak, pytest.mark.timeout(24 * 3600)])])
+def test_the_receiver_of_killed_senders_is_as_it_was_before(kills: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = tempfile.mkdtemp(prefix="aiflow-")
+    monkeypatch.setenv("AIFLOW_RUNTIME_DIR", directory)
+    endpoint = f"local:{name()}*2"
+    before = left(directory, [])
+    pids, dead, late, longest, started = [], 0, 0, 0.0, time.monotonic()
+    with Peer(survivor, endpoint) as receiver:
+        assert receiver.hear() == "open"
+        row = victims(directory, endpoint)
+        while dead < kills:
+            peer = next(row)
+            pids.append(peer.pid)
+            receiver.tell(peer.pid)
+            peer.tell("your turn")
+            in_the_middle, freed = receiver.hear()
+            assert peer.killed()
+            longest = max(longest, freed)
+            dead += in_the_middle
+            late += not in_the_middle
+            assert late <= kills // 2
+        row.close()
+        receiver.tell(None)
+        gone, (least, most) = receiver.hear()
+        receiver.ends()
+    print(f"{dead} senders killed in mid-slice in {time.monotonic() - started:.0f} s, {late} more after their slice")
+    print(f"memory back after {longest * 1e3:.0f} ms at most; resident {least / 1e6:.1f} to {most / 1e6:.1f} MB")
+    assert gone == dead + late
+    assert most - least <= 5e6
+    run(CLEAN, endpoint)  # what a kill leaves is removed at the next start
+    assert left(directory, pids) == before
+    Path(directory).rmdir()
