@@ -10,7 +10,6 @@ import gc
 import itertools
 import multiprocessing
 import os
-import resource
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -116,22 +115,24 @@ def content(seed: int, nbytes: int) -> np.ndarray[Any, Any]:
     return np.resize(block, nbytes)
 
 
-def resident_bytes() -> int:
-    with open("/proc/self/statm") as statm:
-        return int(statm.read().split()[1]) * resource.getpagesize()
+def resident_bytes(kind: str = "VmRSS") -> int:
+    """Resident memory of this process: all of it, or one of RssAnon, RssFile, RssShmem."""
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith(kind + ":"))
 
 
 class Resident:
-    """The least and the most resident memory of this process, in bytes, once it has looked `warm_up` times."""
+    """The least and the most of it, once it has been looked at `warm_up` times."""
 
-    def __init__(self, warm_up: int) -> None:
+    def __init__(self, warm_up: int, kind: str = "VmRSS") -> None:
         self.before = warm_up
+        self.kind = kind
         self.span = 1 << 62, 0
 
     def look(self) -> None:
         self.before -= 1
         if self.before < 0:
-            now, (least, most) = resident_bytes(), self.span
+            now, (least, most) = resident_bytes(self.kind), self.span
             self.span = min(least, now), max(most, now)
 
 

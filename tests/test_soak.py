@@ -170,19 +170,19 @@ def sender_to_be_killed(pipe: Connection, endpoint: str, seed: int) -> None:
 def surviving_receiver(pipe: Connection, endpoint: str) -> None:
     with everything_returned(), aiflow.Receiver(endpoint, memory="256MiB") as rx:
         pipe.send("open")
-        turn = 0
+        turn, taken = 0, 0
         while (pid := pipe.recv()) is not None:
             with rx.recv(timeout=PATIENCE_S) as time_slice:
                 whole = np.array_equal(time_slice["whole"].array, content(turn, WHOLE))
-            passed = rx.counters["slices"]
+            taken += 1
             done, total = kill_at(fraction_of(turn), lambda: rx.progress, pid)
             killed = time.monotonic()
             shown = []
             while rx.memory_used and time.monotonic() < killed + 20:
-                if rx.counters["slices"] > passed:  # came whole before the kill, and lies in memory until it is taken
+                if rx.counters["slices"] > taken:  # came whole before the kill, and lies in memory until it is taken
                     with rx.recv(timeout=PATIENCE_S) as time_slice:
                         shown.append(np.array_equal(time_slice["cut"].array, content(turn, CUT)))
-                    passed += 1
+                    taken += 1
                     killed = time.monotonic()
                 time.sleep(0.001)
             freed = time.monotonic() - killed
