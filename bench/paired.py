@@ -1,9 +1,10 @@
-"""Two built trees in turn: the benchmark's slice through aiflow of one, then of the other, and the ratio of each pair.
+"""Two built trees in turn: the benchmark's slice through aiflow of one, then of the other, and the ratio of the two.
 
-    python bench/paired.py TREE_A TREE_B [--pairs N] [--case memif-16384]
+    python bench/paired.py TREE_A TREE_B [--pairs N]
 
-What the machine does meanwhile meets both runs of a pair alike, or shows as a wide interval. A ratio is B ÷ A, of
-bytes a second: above 1 B is faster. Each run is bench/test_transfer.py of this tree in a process of its own.
+A pair is a sender and a receiver of each tree, all open at once, which take turns slice by slice: what the machine does
+meanwhile meets both alike. Its result is the median of its slices' ratios; new processes, as in the next pair, may lie
+better or worse in memory. Ratios are B ÷ A of bytes a second: above 1 B is faster.
 """
 
 from __future__ import annotations
@@ -15,73 +16,101 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-BENCH = Path(__file__).resolve().parent
+WARM_UP = 4  # slices
 
 
-def run(tree: Path, case: str, rounds: int) -> dict[str, Any]:
-    """One case with the package of `tree`: what bench/README.md says of the JSON file's ``extra_info``."""
-    with tempfile.TemporaryDirectory() as directory:
-        out = Path(directory) / "out.json"
-        node = f"{BENCH / 'test_transfer.py'}::test_transfer[{case}]"
-        options = ["--benchmark-enable", "--no-testpmd", f"--rounds={rounds}", f"--benchmark-json={out}"]
-        done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", *options, node],
-            cwd=tree,  # the first place where `python -m` looks for aiflow
+class Side:
+    """The two ends of a case with the package of `tree`, in processes of their own."""
+
+    def __init__(self, tree: Path, case: str) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, "--serve", case],
             env={**os.environ, "PYTHONPATH": str(tree)},
-            capture_output=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
             text=True,
-            timeout=600,
         )
-        if done.returncode:
-            raise SystemExit(f"{tree}: the benchmark failed\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
-        (benchmark,) = json.loads(out.read_text())["benchmarks"]
-    extra: dict[str, Any] = benchmark["extra_info"]
-    if Path(extra["package"]) != tree / "aiflow":
-        raise SystemExit(f"{extra['package']} was measured in place of {tree}/aiflow: build that tree in place")
-    return extra
+        package = self._answer()["package"]
+        if Path(package) != tree / "aiflow":
+            raise SystemExit(f"{package} would be measured in place of {tree}/aiflow: build that tree in place")
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit("one side has failed; its error stands above")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def rate(self) -> float:
+        """Send a slice: GB/s."""
+        assert self._process.stdin
+        print(file=self._process.stdin, flush=True)
+        return float(self._answer()["rate"])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        assert self._process.stdin
+        self._process.stdin.close()
+        self._process.wait(30)
 
 
-def interval(values: list[float]) -> tuple[float, float] | None:
-    """Where the median lies, 19 times of 20, whatever the distribution: order statistics; None for fewer than 6."""
+def serve(driver: str) -> None:
+    """The sending process of a side: a slice for each line of standard input, each compared at its end."""
+    from transfer import Case, Transfer, make_slices, versions
+
+    cores = sorted(os.sched_getaffinity(0))
+    with Transfer(Case(driver), make_slices(512), (cores[0], cores[-1])) as transfer:
+        print(json.dumps(versions()), flush=True)
+        for _ in sys.stdin:
+            transfer.prepare()
+            transfer.send()
+            print(json.dumps({"rate": transfer.nbytes / transfer.reports[-1].seconds / 1e9}), flush=True)
+        transfer.verify()
+
+
+def interval(values: list[float]) -> str:
+    """Where the median lies, 19 times of 20, whatever the distribution: by order statistics."""
     n, below, k = len(values), 0.0, 0
     while (below := below + math.comb(n, k) / 2**n) <= 0.025:
         k += 1
     ordered = sorted(values)
-    return (ordered[k - 1], ordered[n - k]) if k else None
+    return f"95 % interval {ordered[k - 1]:.3f} to {ordered[n - k]:.3f}" if k else "too few pairs for an interval"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("trees", nargs=2, type=Path, metavar="TREE", help="a checkout, built in place")
+    parser.add_argument("trees", nargs="*", type=Path, metavar="TREE", help="two checkouts, built in place")
     parser.add_argument("--pairs", type=int, default=10)
-    parser.add_argument("--rounds", type=int, default=15, help="slices measured a run, after four that warm up")
-    parser.add_argument("--case", default="memif-16384", help="as in the benchmark's table")
+    parser.add_argument("--slices", type=int, default=20, help="of each side in a pair, after four that warm up")
+    parser.add_argument("--driver", default="memif", help="memif or vhost")
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    trees = [tree.resolve() for tree in options.trees]
-    ratios: list[float] = []
-    rates: tuple[list[float], list[float]] = [], []
+    if options.serve:
+        return serve(options.serve)
+    if len(options.trees) != 2:
+        parser.error("give two trees")
+    a, b = (tree.resolve() for tree in options.trees)
+    ratios = []
     for pair in range(options.pairs):
-        order = (0, 1) if pair % 2 == 0 else (1, 0)
-        got = {which: run(trees[which], options.case, options.rounds) for which in order}
-        for which in order:
-            rates[which].append(got[which]["gb_per_s"])
-        ratios.append(got[1]["gb_per_s"] / got[0]["gb_per_s"])
-        print(
-            f"pair {pair + 1:3}: A {got[0]['gb_per_s']:.3f} GB/s, B {got[1]['gb_per_s']:.3f} GB/s, "
-            f"ratio {ratios[-1]:.3f}; others {got[0]['others']:.0%} and {got[1]['others']:.0%}",
-            flush=True,
-        )
-    for label, tree, seen in zip("AB", trees, rates, strict=True):
-        print(f"{label} {tree}: median {statistics.median(seen):.3f} GB/s")
-    span = interval(ratios)
-    print(
-        f"B ÷ A: median {statistics.median(ratios):.3f}, "
-        + (f"95 % interval {span[0]:.3f} to {span[1]:.3f}" if span else "too few pairs for an interval")
-    )
+        with Side(a, options.driver) as side_a, Side(b, options.driver) as side_b:
+            rates = []
+            for number in range(WARM_UP + options.slices):
+                if number % 2:
+                    rates.append((side_a.rate(), side_b.rate()))
+                else:
+                    rates.append((side_b.rate(), side_a.rate())[::-1])
+        rates = rates[WARM_UP:]
+        ratios.append(statistics.median(of_b / of_a for of_a, of_b in rates))
+        of_a, of_b = (statistics.median(column) for column in zip(*rates, strict=True))
+        print(f"pair {pair + 1:3}: A {of_a:.3f} GB/s, B {of_b:.3f} GB/s, ratio {ratios[-1]:.3f}", flush=True)
+    print(f"B ÷ A: median {statistics.median(ratios):.3f}, {interval(ratios)}")
+    return None
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ NB_PORTS = 2
 AHEAD = 2  # victims that start while another one dies
 WARM_UP = 5  # kills
 LEAK = 28_000
-"""Bytes of DPDK's heap that each memif port leaves: of its two queues' interrupt handles the driver frees one (22.11)."""
+"""Bytes of DPDK's heap that each memif port leaves: of two queues' interrupt handles the driver frees one (22.11)."""
 NOTHING = ("memory", "ports", "mbufs")  # is held without a sender, from the very beginning
 
 
