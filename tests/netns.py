@@ -72,6 +72,14 @@ class Namespace:
             finally:
                 _setns(home.fileno())
 
+    def bring_up(self, interface: str) -> None:
+        """Set an interface up."""
+        self.ip("link", "set", "dev", interface, "up")
+
+    def take_down(self, interface: str) -> None:
+        """Set an interface down: the other end of its wire loses the carrier."""
+        self.ip("link", "set", "dev", interface, "down")
+
     def shape(self, interface: str, rate: str = "100mbit") -> None:
         """Let what leaves through an interface have no more than a rate."""
         command(
@@ -80,13 +88,14 @@ class Namespace:
         )
 
     def lose(self, per_mille: int) -> None:
-        """From now on this switch loses so many of thousand frames that it forwards, at random; 0: none any more."""
+        """From now on this switch loses so many of thousand frames that it forwards, at random; 0: none, 1000: all."""
         rules = "add table bridge loss\ndelete table bridge loss\n"
         if per_mille:
+            some = f"numgen random mod 1000 < {per_mille} " if per_mille < 1000 else ""
             rules += (
                 "add table bridge loss\n"
                 "add chain bridge loss forward { type filter hook forward priority 0; }\n"
-                f"add rule bridge loss forward numgen random mod 1000 < {per_mille} counter drop\n"
+                f"add rule bridge loss forward {some}counter drop\n"
             )
         self.run("nft", "-f", "-", stdin=rules)
 
