@@ -376,27 +376,70 @@ def test_down_after_kill_9_in_mid_experiment_leaves_nothing(tmp_path) -> None:
 # ---- an experiment, end to end ----
 
 
-@root
-@pytest.mark.slow
-def test_a_quick_fig6_measures_ours_beside_the_kernels(tmp_path) -> None:
-    pytest.importorskip("zmq")
+def experiment(name: str, out: Path, *options: str) -> dict:
+    """Run the quick form of an experiment; what its JSON file says, its other files looked at."""
     others = namespaces()
     ran = subprocess.run(
-        [sys.executable, "-m", "aiflow", "lab", "run", "fig6", "--quick", "--out", str(tmp_path), "--json"],
+        [sys.executable, "-m", "aiflow", "lab", "run", name, "--quick", "--out", str(out), "--json", *options],
         env=environment(),
         capture_output=True,
         text=True,
         timeout=110,
     )
     assert ran.returncode == 0, ran.stderr[-3000:]
-    told = json.loads(ran.stdout)["experiments"]["fig6"]
+    told = json.loads(ran.stdout)["experiments"][name]
     assert [Path(path).suffix for path in told["files"]] == [".json", ".csv", ".png"]
     assert Path(told["files"][2]).read_bytes().startswith(b"\x89PNG")
     document = json.loads(Path(told["files"][0]).read_text())
+    assert len(Path(told["files"][1]).read_text().splitlines()) == 1 + len(document["runs"])
+    assert all(row["delivered"] for row in document["runs"])
+    assert namespaces() == others
+    return document
+
+
+@root
+@pytest.mark.slow
+def test_a_quick_fig6_measures_ours_beside_the_kernels(tmp_path) -> None:
+    pytest.importorskip("zmq")
+    document = experiment("fig6", tmp_path)
     measured = {(row["system"], row["ports"]): row for row in document["runs"]}
     assert set(measured) == {(system, ports) for system in ("aiflow", "TCP", "ZeroMQ") for ports in (1, 2)}
     for row in measured.values():
-        assert row["delivered"]
         assert 0 < row["share"] < 1.05  # the links are shaped: nobody is faster than they are
-    assert len(Path(told["files"][1]).read_text().splitlines()) == 1 + len(document["runs"])
-    assert namespaces() == others
+
+
+@root
+@pytest.mark.slow
+def test_a_quick_loss_loses_at_the_switch_and_by_the_shim(tmp_path) -> None:
+    pytest.importorskip("zmq")
+    document = experiment("loss", tmp_path, "--faults", "drop=0.02,seed=5")
+    measured = {(row["system"], row["probability"]): row for row in document["runs"]}
+    assert set(measured) == {(system, loss) for system in ("aiflow", "TCP") for loss in (0, 0.05)}
+    clean, lossy = measured["aiflow", 0], measured["aiflow", 0.05]
+    assert clean["lost"] == 0
+    assert clean["retransmitted"] > 0  # the shim's
+    assert lossy["lost"] > 0.02 * lossy["frames"]
+    assert measured["TCP", 0.05]["lost"] > 0
+    assert document["faults"] == {"drop": 0.02, "seed": 5}
+
+
+@root
+@pytest.mark.slow
+def test_a_quick_cut_strikes_in_mid_slice(tmp_path) -> None:
+    pytest.importorskip("zmq")
+    document = experiment("cut", tmp_path)
+    measured = {row["scenario"]: row for row in document["runs"]}
+    assert set(measured) == {"uncut", "a port cut", "a switch swallows"}
+    for row in measured.values():
+        assert 0 < row["bytes_left"] < 0.67 * row["nbytes"]
+        assert 0 < row["stall_ms"] < 1e3 * row["seconds"]
+    assert measured["a port cut"]["retransmitted"] > 0
+    assert measured["a switch swallows"]["lost"] > 0
+    assert measured["a switch swallows"]["over_ideal"] > 0.9  # two ports carry no more than two ports can
+
+
+@pytest.mark.parametrize("faults", ["drop", "drop=2", "flood=0.1", "drop=often"])
+def test_faults_that_are_none_are_refused(faults) -> None:
+    ran = CliRunner().invoke(app, ["lab", "run", "fig6", "--quick", "--faults", faults])
+    assert ran.exit_code == 2
+    assert "--faults" in ran.stderr

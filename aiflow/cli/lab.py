@@ -37,6 +37,21 @@ def _rates(context: click.Context, parameter: click.Parameter, value: str | None
     return None if value is None else tuple(_rate(context, parameter, each) or 0 for each in value.split(","))
 
 
+def _faults(_context: click.Context, _parameter: click.Parameter, value: str | None) -> dict[str, Any] | None:
+    from aiflow.config import parse_faults
+
+    if value is None:
+        return None
+    try:
+        faults = {key: float(number) for key, _, number in (each.partition("=") for each in value.split(","))}
+        if "seed" in faults:
+            faults["seed"] = int(faults["seed"])
+        parse_faults(faults)
+    except (ConfigError, ValueError) as error:
+        raise click.BadParameter(str(error)) from error
+    return faults
+
+
 _port_rate = click.option(
     "--rate", metavar="RATE", default="100mbit", show_default=True, callback=_rate, help="Of every port."
 )
@@ -198,7 +213,7 @@ def down(as_json: bool, running: bool, name: str | None) -> None:
 
 
 @lab.command()
-@click.argument("experiment", type=click.Choice(["fig6", "fig7", "fig8", "policies", "all"]))
+@click.argument("experiment", type=click.Choice(["fig6", "fig7", "fig8", "policies", "loss", "cut", "all"]))
 @_port_rate
 @click.option("--repeats", type=click.IntRange(1, 99), metavar="N", help="Runs of everything; default 3, quick 1.")
 @click.option("--quick", is_flag=True, help="Small slices: to see that it works, not to measure.")
@@ -209,14 +224,20 @@ def down(as_json: bool, running: bool, name: str | None) -> None:
     show_default=True,
     help="Where the JSON, CSV and PNG files go.",
 )
+@click.option(
+    "--faults", metavar="KEY=VALUE,…", callback=_faults,
+    help="Made on purpose by our senders, such as drop=0.01,corrupt=0.001,seed=7 (`aiflow.config.FAULTS`).",
+)
 @click.option("--strict", is_flag=True, help="Exit code 1, too, when a figure is not what it ought to be.")
 @_json
 def run(
-    as_json: bool, experiment: str, rate: int, repeats: int | None, quick: bool, out: Path, strict: bool
-) -> None:
-    """Run a published experiment on a cluster of its own, kernel peers beside it, and draw it.
+    as_json: bool, experiment: str, rate: int, repeats: int | None, quick: bool, out: Path, strict: bool,
+    faults: dict[str, Any] | None,
+) -> None:  # fmt: skip
+    """Run an experiment on a cluster of its own, kernel peers beside it, and draw it.
 
-    fig6: ports in parallel. fig7: flow control. fig8: one switch and two. policies: ports of unequal speed.
+    fig6: ports in parallel. fig7: flow control. fig8: one switch and two. policies: ports of unequal speed. loss:
+    random loss at the switch. cut: a port, then a switch, dies in mid-slice.
     """
     terminal = Terminal(as_json)
     with terminal.outcome("lab run") as outcome:
@@ -233,7 +254,7 @@ def run(
             with terminal.bar(text, total, in_bytes=False) as bar:
                 yield bar
 
-        bench = Bench(images, rate, repeats or (1 if quick else 3), quick, progress)
+        bench = Bench(images, rate, repeats or (1 if quick else 3), quick, progress, faults)
         names = experiments.EXPERIMENTS if experiment == "all" else (experiment,)
         outcome.document["experiments"] = {}
         for results, paths in experiments.run(names, bench, out):

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
+from collections import deque
+from collections.abc import Iterator
+from itertools import pairwise
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -13,13 +18,17 @@ __all__ = ["receive", "send"]
 _PATIENCE_S = 60.0
 _WARM_UP = "warm-up"
 _SLICE_S = 600.0
+_IN_FLIGHT = 4
+_TRACE_S = 0.0005
 
 
 def send(
     pipe: Connection, number: int, ports: list[str], addresses: list[str], to: str, elements: Elements,
     options: dict[str, Any],
 ) -> None:  # fmt: skip
-    """Send the elements that we are told the numbers of; say ``("sent", start, end, report)``.
+    """Send the elements that we are told the numbers of, as so many slices; say ``("sent", start, end, report)``.
+
+    Of several slices a few are under way at a time.
 
     Slices of a few frames go out first, until every port has its path: no part of what is measured.
     """
@@ -37,16 +46,21 @@ def send(
                 raise TimeoutError(f"only {sorted(used)} of {len(ports)} ports found a path")
         pipe.send(("ready",))
         while message := pipe.recv():
-            numbers = message[0]
-            slice_elements = [(str(i), loaded[i]) for i in numbers]
+            numbers, nb_slices = message
+            ends = [k * len(numbers) // nb_slices for k in range(nb_slices + 1)]
+            slices = [[(str(i), loaded[i]) for i in numbers[a:b]] for a, b in pairwise(ends)]
+            reports, flying, spurious = [], deque[Any](), tx.counters["spurious"]
             start = time.monotonic_ns()
-            report = tx.send(slice_elements, timeout=_SLICE_S)
+            for slice_elements in slices:
+                flying.append(tx.send(slice_elements, wait=False))
+                if len(flying) == _IN_FLIGHT:
+                    reports.append(flying.popleft().result(_SLICE_S))
+            reports += [ticket.result(_SLICE_S) for ticket in flying]
             end = time.monotonic_ns()
             told = {
-                "frames": report.frames_sent,
-                "retransmitted": report.frames_retransmitted,
-                "port_frames": [port.frames for port in report.ports],
-                "port_bytes": [port.nbytes for port in report.ports],
+                "frames": sum(report.frames_sent for report in reports),
+                "retransmitted": sum(report.frames_retransmitted for report in reports),
+                "spurious": tx.counters["spurious"] - spurious,
             }
             pipe.send(("sent", start, end, told))
 
@@ -55,7 +69,11 @@ def receive(
     pipe: Connection, number: int, ports: list[str], addresses: list[str], nb_senders: int, elements: Elements,
     options: dict[str, Any],
 ) -> None:  # fmt: skip
-    """Receive a slice of each sender as often as we are told; say ``("received", elements, identical)``."""
+    """Receive so many slices of each sender as we are told; say ``("received", elements, identical, trace)``.
+
+    A single slice of each is looked at when all have come, so that looking takes nothing from what is measured. The
+    trace, when it is wanted, is of (ns, bytes of the slice so far), a row whenever there were more.
+    """
     from aiflow import Receiver
 
     del addresses
@@ -64,29 +82,57 @@ def receive(
         pipe.send(("ready",))
         held: list[Any] = []
         while True:
-            expected = 0
-            if pipe.poll():
-                if not pipe.recv():
-                    return
-                expected = nb_senders
-            if not expected:
+            if not pipe.poll():
                 held += _early(rx)
                 continue
-            deadline = time.monotonic() + _SLICE_S
-            while len(held) < expected and time.monotonic() < deadline:
-                time_slice = rx.recv(timeout=_SLICE_S)
-                if _is_warm_up(time_slice):
-                    time_slice.release()
-                else:
+            if not (message := pipe.recv()):
+                return
+            nb_slices, wants_trace = message[1:]
+            expected, counted, identical = nb_senders * nb_slices - len(held), 0, 0
+            with _traced(rx) if wants_trace else contextlib.nullcontext([]) as trace:
+                while expected:
+                    time_slice = rx.recv(timeout=_SLICE_S)
+                    if _is_warm_up(time_slice):
+                        time_slice.release()
+                        continue
                     held.append(time_slice)
-            counted = sum(len(time_slice) for time_slice in held)
-            identical = sum(
-                loaded.equal(int(element.stream), element.array) for time_slice in held for element in time_slice
-            )
-            for time_slice in held:
-                time_slice.release()
-            held.clear()
-            pipe.send(("received", counted, identical))
+                    expected -= 1
+                    if nb_slices > 1:
+                        counted, identical = counted + len(time_slice), identical + _release(held, loaded)
+            counted += sum(map(len, held))
+            identical += _release(held, loaded)
+            pipe.send(("received", counted, identical, trace))
+
+
+def _release(held: list[Any], loaded: Any) -> int:
+    """How many elements of these slices are what they were."""
+    identical = sum(loaded.equal(int(element.stream), element.array) for time_slice in held for element in time_slice)
+    while held:
+        held.pop().release()
+    return identical
+
+
+@contextlib.contextmanager
+def _traced(rx: Any) -> Iterator[list[tuple[int, int]]]:
+    """When how much of the slice had arrived that comes in the body: a list that is whole on leaving it."""
+    trace: list[tuple[int, int]] = []
+    over = threading.Event()
+    left = rx.progress  # of the slice before
+
+    def look() -> None:
+        while not over.is_set():
+            now, progress = time.monotonic_ns(), rx.progress
+            if progress[0] != trace[-1][1] if trace else progress != left:
+                trace.append((now, progress[0]))
+            time.sleep(_TRACE_S)
+
+    thread = threading.Thread(target=look, name="trace", daemon=True)
+    thread.start()
+    try:
+        yield trace
+    finally:
+        over.set()
+        thread.join()
 
 
 def _is_warm_up(time_slice: Any) -> bool:

@@ -59,6 +59,8 @@ class Bench:
         Small slices and few of them, to see that all of it works; the figures mean little.
     bar : callable
         Gives a progress bar for a text and a total.
+    faults : dict, optional
+        Made on purpose by our senders (`aiflow.config.FAULTS`).
     """
 
     images: Elements
@@ -66,6 +68,7 @@ class Bench:
     repeats: int = 3
     quick: bool = False
     bar: Callable[[str, int], AbstractContextManager[Bar]] = _silent
+    faults: dict[str, Any] | None = None
 
     def cut(self, nbytes: int) -> Elements:
         """The images, each cut to so many bytes."""
@@ -168,6 +171,7 @@ def row(run: int, system: str, measured: Measured, **keys: Any) -> Row:
         "share": measured.share,
         "frames": measured.frames,
         "retransmitted": measured.retransmitted,
+        "spurious": measured.spurious,
         "lost": measured.lost.in_network,
         "refused_at_sender": measured.lost.links,
         "slowest_over_fastest": max(each) / min(each),
@@ -196,6 +200,7 @@ def write(results: Results, directory: Path, bench: Bench) -> list[Path]:
         "quick": bench.quick,
         "repeats": bench.repeats,
         "rate_bps": bench.rate_bps,
+        "faults": bench.faults,
         "machine": _machine(),
         "checks": [vars(check) for check in results.checks],
         "theory": results.theory,

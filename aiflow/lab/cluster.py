@@ -236,7 +236,7 @@ class Cluster:
             sum(row.queue_drops for row in nodes),
             sum(row.wire_drops for row in nodes) + sum(row.queue_drops + row.wire_drops for row in ports),
             sum(row.queue_drops + row.wire_drops for row in trunks),
-            sum(switch.lost() for switch in self.switches()) if self.layout.loss else 0,
+            sum(switch.lost() for switch in self.switches()),
         )
 
 

@@ -1,4 +1,4 @@
-"""The published experiments by their names, and all that one run of some of them needs."""
+"""The experiments by their names, and all that one run of some of them needs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from aiflow.lab.errors import LabError
 
 __all__ = ["EXPERIMENTS", "check_packages", "images", "run"]
 
-EXPERIMENTS = "fig6", "fig7", "fig8", "policies"
+EXPERIMENTS = "fig6", "fig7", "fig8", "policies", "loss", "cut"
 """Each is a module of this package with a function ``run(bench)``."""
 
 _QUICK_PHOTOS, _QUICK_BYTES = 16, 16 * 267_000

@@ -30,7 +30,7 @@ def run(bench: Bench) -> Results:
     ):
         for done, (n, count, system) in enumerate(runs):
             bar.show(done)
-            with running(cluster, system, routes(count), bench.images) as trial:
+            with running(cluster, system, routes(count), bench.images, bench.faults) as trial:
                 # A process's first slice goes to memory that the kernel has still to clear. Where that is no small part
                 # of the time, the second one counts; for all systems alike.
                 if count > 1:

@@ -57,7 +57,7 @@ def run(bench: Bench) -> Results:
             bar.show(done)
             routes = [Route(0, 2, PORTS)] if load == "one sender" else [Route(0, 2, PORTS), Route(1, 2, PORTS)]
             wanted = [overload] if load == "two senders" else [sizes[-1]] if label == "bare law" else sizes
-            with running(cluster, known[label], routes, elements) as trial:
+            with running(cluster, known[label], routes, elements, bench.faults) as trial:
                 for nb_elements in wanted:
                     measured = trial.send(nb_elements)
                     results.rows.append(row(n, label, measured, scenario=load) | _by_frame(measured.frames, measured))

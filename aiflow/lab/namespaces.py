@@ -136,6 +136,11 @@ class Namespace:
             ethtool.set_features(name, features)
             ip.link("set", ifname=name, state="up")
 
+    def plug(self, name: str, *, up: bool) -> None:
+        """Set an interface up, or down: the other end of its wire loses the carrier."""
+        with self.link() as ip:
+            ip.link("set", ifname=name, state="up" if up else "down")
+
     def shape(self, name: str, rate_bps: int, burst_bytes: int, queue_bytes: int) -> None:
         """What leaves through an interface gets no more than a rate; behind a full queue it is dropped."""
         with self.link() as ip:
@@ -180,18 +185,21 @@ class Namespace:
                 for mac in behind:
                     ip.fdb("replace", ifindex=index, lladdr=mac, state="noarp")
 
-    def lose(self, probability: float, seed: int) -> None:
-        """From now on this switch loses frames that enter it: of each 65536 the same ones for the same seed."""
+    def lose(self, probability: float, seed: int = 1) -> None:
+        """From now on this switch loses frames that enter it: of each 65536 the same ones for the same seed; 1: all."""
         rules = "add table bridge loss\ndelete table bridge loss\n"
         if nb_lost := round(probability * _LOSS_PERIOD):
-            lost = sorted(random.Random(seed).sample(range(_LOSS_PERIOD), nb_lost))
+            verdict = "jump lost"
+            if nb_lost < _LOSS_PERIOD:
+                lost = sorted(random.Random(seed).sample(range(_LOSS_PERIOD), nb_lost))
+                each = ", ".join(f"{number} : jump lost" for number in lost)
+                verdict = f"numgen inc mod {_LOSS_PERIOD} vmap {{ {each} }}"
             rules += (
                 "add table bridge loss\n"
                 "add chain bridge loss lost\n"
                 "add rule bridge loss lost counter drop\n"
                 "add chain bridge loss forward { type filter hook forward priority 0; }\n"
-                f'add rule bridge loss forward iifname "n*" numgen inc mod {_LOSS_PERIOD} vmap '
-                f"{{ {', '.join(f'{number} : jump lost' for number in lost)} }}\n"
+                f'add rule bridge loss forward iifname "n*" {verdict}\n'
             )
         self._nft("-f", "-", stdin=rules)
 

@@ -175,4 +175,45 @@ def _policies(figure: Figure, results: Results) -> None:
     _limit(axes, 1.0, "the ideal: bytes over the sum of the rates")
 
 
-_PICTURES = {"fig6": _fig6, "fig7": _fig7, "fig8": _fig8, "policies": _policies}
+def _loss(figure: Figure, results: Results) -> None:
+    rows = results.medians
+    losses = sorted({r["probability"] for r in rows})
+    ticks = [f"{loss:.1%}" for loss in losses]
+    axes = _axes(figure, 2, 1, "Share of the line rate that is payload", "frames lost at the switch", "")
+    for system in ("aiflow", "TCP"):
+        shares = _column(rows, "probability", "share", system=system)
+        _line(axes, system, {tick: shares[loss] for tick, loss in zip(ticks, losses, strict=True)})
+    _limit(axes, results.theory["header_bound"], "the most that headers leave")
+    axes.set_ylim(bottom=0, top=1.02)
+    axes.legend(frameon=False, loc="lower left")
+
+    axes = _axes(figure, 2, 2, "Goodput in that without loss", "frames lost at the switch", "%")
+    for system in ("aiflow", "TCP"):
+        kept = _column(rows, "probability", "kept", system=system)
+        _line(axes, system, {tick: 100 * kept[loss] for tick, loss in zip(ticks, losses, strict=True)})
+    ideal = {tick: 100 * (1 - loss) for tick, loss in zip(ticks, losses, strict=True)}
+    dashed: dict[str, Any] = {"color": _INK, "linewidth": 1, "linestyle": (0, (4, 3))}
+    axes.plot(list(ideal), list(ideal.values()), label="all that is left", **dashed)
+    least = {tick: 100 * results.theory["least"][loss] for tick, loss in zip(ticks, losses, strict=True) if loss}
+    axes.scatter(list(least), list(least.values()), marker="_", s=400, color=_COLOURS["static"], label="at the least")
+    axes.set_ylim(bottom=70, top=101)
+    axes.legend(frameon=False, loc="lower left")
+
+
+def _cut(figure: Figure, results: Results) -> None:
+    axes = _axes(figure, 2, 1, "What had arrived", "seconds", "MB")
+    colours = dict(zip(results.theory["traces"], ("#14506b", "#e07a5f", "#2a9d8f"), strict=True))
+    for scenario, points in results.theory["traces"].items():
+        axes.plot(*zip(*points, strict=True), color=colours[scenario], linewidth=1.8, label=scenario)
+        if scenario != "uncut":
+            axes.axvline(results.theory["struck"][scenario], color=colours[scenario], linewidth=1, linestyle=":")
+    axes.legend(frameon=False, loc="lower right")
+
+    axes = _axes(figure, 2, 2, "The longest pause in it", "", "ms")
+    stalls = _column(results.medians, "scenario", "stall_ms")
+    bars = axes.bar(list(stalls), list(stalls.values()), color=[colours[scenario] for scenario in stalls], width=0.5)
+    axes.bar_label(bars, [f"{stall:.1f}" for stall in stalls.values()], padding=3, color=_SOFT)
+    _limit(axes, stalls["uncut"] + 10, "10 ms beyond the uncut run's")
+
+
+_PICTURES = {"fig6": _fig6, "fig7": _fig7, "fig8": _fig8, "policies": _policies, "loss": _loss, "cut": _cut}

@@ -29,7 +29,7 @@ def run(bench: Bench) -> Results:
     with Cluster(layout, name=owned_name("policies"), owned=True) as cluster, bench.bar("policies", len(runs)) as bar:
         for done, (n, system) in enumerate(runs):
             bar.show(done)
-            with running(cluster, system, [Route(0, 2, len(rates))], bench.images) as trial:
+            with running(cluster, system, [Route(0, 2, len(rates))], bench.images, bench.faults) as trial:
                 measured = trial.send(nb_images)
                 ideal = 8 * measured.nbytes / sum(rates) / paper.header_bound()
                 results.rows.append(row(n, system.label, measured) | {"over_ideal": measured.seconds / ideal})

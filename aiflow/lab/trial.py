@@ -64,12 +64,16 @@ class Measured:
         Element bits a second, of what the receivers' ports carry.
     lost : Loss
         By the kernel's counters.
-    frames, retransmitted : int
-        By aiflow's report; 0 for others.
+    frames, retransmitted, spurious : int
+        By aiflow's report; 0 for others. Spurious are those that had arrived after all.
     delivered : bool
         Whether every element arrived identical.
     load : float
         The machine's load average of the last minute.
+    end_ns : int
+        When the last sender's slice was over (monotonic clock).
+    trace : tuple of (int, int)
+        Of the first receiver, where it was asked for: when (ns, monotonic) how many bytes of the slice had arrived.
     """
 
     nbytes: int
@@ -80,8 +84,11 @@ class Measured:
     lost: Loss
     frames: int
     retransmitted: int
+    spurious: int
     delivered: bool
     load: float
+    end_ns: int
+    trace: tuple[tuple[int, int], ...] = ()
 
 
 class Trial:
@@ -98,15 +105,26 @@ class Trial:
         self._receivers = receivers
         self._line_bps = _line_bps(cluster.layout, routes)
 
-    def send(self, nb_elements: int) -> Measured:
-        """Send one slice of so many elements, dealt out evenly by bytes over the senders."""
+    def send(self, nb_elements: int, *, slices: int = 1, during: Callable[[], None] | None = None) -> Measured:
+        """Send so many elements, dealt out evenly by bytes over the senders.
+
+        Parameters
+        ----------
+        nb_elements : int
+        slices : int
+            As so many slices, of which a few are under way at a time. The kernel's peers know one only.
+        during : callable, optional
+            What shall happen meanwhile; then there is a trace.
+        """
         sizes = [self._elements.nbytes(i) for i in range(nb_elements)]
         parts = balanced(sizes, len(self._senders))
         before = self._cluster.loss()
         for receiver in self._receivers:
-            receiver.tell("expect")
+            receiver.tell("expect", slices, during is not None)
         for sender, part in zip(self._senders, parts, strict=True):
-            sender.tell(part)
+            sender.tell(part, slices)
+        if during is not None:
+            during()
         sent = hear_all(self._senders, _SLICE_S)
         load = os.getloadavg()[0]
         received = hear_all(self._receivers, _CHECK_S)
@@ -122,8 +140,11 @@ class Trial:
             lost=Loss(*(now - then for now, then in zip(after, before, strict=True))),
             frames=sum(row[3].get("frames", 0) for row in sent),
             retransmitted=sum(row[3].get("retransmitted", 0) for row in sent),
+            spurious=sum(row[3].get("spurious", 0) for row in sent),
             delivered=all(row[1] == row[2] for row in received) and sum(row[1] for row in received) == nb_elements,
             load=load,
+            end_ns=max(row[2] for row in sent),
+            trace=tuple(received[0][3]) if during is not None else (),
         )
 
 
@@ -134,8 +155,13 @@ def _line_bps(layout: Layout, routes: Sequence[Route]) -> int:
 
 
 @contextlib.contextmanager
-def running(cluster: Cluster, system: System, routes: Sequence[Route], elements: Elements) -> Iterator[Trial]:
+def running(
+    cluster: Cluster, system: System, routes: Sequence[Route], elements: Elements,
+    faults: dict[str, Any] | None = None,
+) -> Iterator[Trial]:  # fmt: skip
     """Start a system's processes in the cluster's nodes; they are ended on exit.
+
+    `faults` are made by our own senders (`aiflow.config.FAULTS`), and leave the kernel's peers alone.
 
     Raises
     ------
@@ -143,6 +169,7 @@ def running(cluster: Cluster, system: System, routes: Sequence[Route], elements:
         When one of them fails.
     """
     layout = cluster.layout
+    options = system.options | ({"faults": faults} if faults and system.send is aiflow_peers.send else {})
     with contextlib.ExitStack() as stack:
         receivers, senders = [], []
         for target in sorted({route.target for route in routes}):
@@ -157,7 +184,7 @@ def running(cluster: Cluster, system: System, routes: Sequence[Route], elements:
             ours, theirs = (layout.ports_of(node)[: route.ports] for node in (route.source, route.target))
             pairs = [(one.address, other.address) for one, other in zip(ours, theirs, strict=True)]
             arguments = (
-                route.source, [p.interface for p in ours], pairs, f"node{route.target}", elements, system.options,
+                route.source, [p.interface for p in ours], pairs, f"node{route.target}", elements, options,
             )  # fmt: skip
             senders.append(stack.enter_context(Child(cluster, route.source, system.send, *arguments)))
         hear_all(senders, _START_S)
