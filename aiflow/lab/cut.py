@@ -1,7 +1,7 @@
 """Paths that die in mid-slice: a cable pulled, then a switch that swallows every frame while its links are up.
 
 The receiver's trace says when how much of the slice had arrived. Its longest pause is the stall; and from it and the
-moment of the fault follows how long the ports that are left should take for the rest.
+moment of the fault follows how long the ports left should take for the rest.
 """
 
 from __future__ import annotations
@@ -84,15 +84,21 @@ def _turn(cluster: Cluster, scenario: str, *, mended: bool) -> None:
 
 
 def _figures(measured: Measured, struck_ns: int, ports_left: int, rate_bps: int) -> dict[str, Any]:
-    """Stall, and the time from the fault to the end over the ideal: the rest over what the ports left can carry."""
-    times = [ns for ns, _ in measured.trace]
-    at = bisect.bisect_right(times, struck_ns) - 1
-    left = measured.nbytes - measured.trace[at][1]
+    """Stall, when it began, and the time from the fault to the end over the ideal of the ports left.
+
+    A stall is a time in which every look saw the same bytes. What a late look has missed is counted apart.
+    """
+    trace = measured.trace
+    at = bisect.bisect_right([ns for ns, _, _ in trace], struck_ns) - 1
+    left = measured.nbytes - trace[at][2]
     if at < 0 or left <= 0:
         raise LabError("the slice was over before its fault: run the experiment again")
     ideal = 8 * left / (ports_left * rate_bps * paper.header_bound())
+    stall_ns, since_ns = max((last - first, first) for first, last, _ in trace[:-1])
     return {
-        "stall_ms": max(later - ns for ns, later in pairwise(times)) / 1e6,
+        "stall_ms": stall_ns / 1e6,
+        "stall_begins": (since_ns - struck_ns) / 1e9,
+        "unseen_ms": max(later[0] - before[1] for before, later in pairwise(trace)) / 1e6,
         "bytes_left": left,
         "seconds_left": (measured.end_ns - struck_ns) / 1e9,
         "over_ideal": (measured.end_ns - struck_ns) / 1e9 / ideal,
@@ -102,7 +108,7 @@ def _figures(measured: Measured, struck_ns: int, ports_left: int, rate_bps: int)
 def _thinned(measured: Measured) -> list[tuple[float, float]]:
     """The trace for a picture: seconds and megabytes, a point each few milliseconds."""
     first, points, last = measured.trace[0][0], [], 0
-    for ns, nbytes in measured.trace:
+    for ns, _, nbytes in measured.trace:
         if ns - last >= _PICTURE_NS:
             points.append(((ns - first) / 1e9, nbytes / 1e6))
             last = ns

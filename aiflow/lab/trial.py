@@ -72,8 +72,9 @@ class Measured:
         The machine's load average of the last minute.
     end_ns : int
         When the last sender's slice was over (monotonic clock).
-    trace : tuple of (int, int)
-        Of the first receiver, where it was asked for: when (ns, monotonic) how many bytes of the slice had arrived.
+    trace : tuple of (int, int, int)
+        Of the first receiver, where it was asked for: the first and the last look (ns, monotonic) at which so many
+        bytes of the slice had arrived.
     """
 
     nbytes: int
@@ -88,7 +89,7 @@ class Measured:
     delivered: bool
     load: float
     end_ns: int
-    trace: tuple[tuple[int, int], ...] = ()
+    trace: tuple[tuple[int, int, int], ...] = ()
 
 
 class Trial:
@@ -144,7 +145,7 @@ class Trial:
             delivered=all(row[1] == row[2] for row in received) and sum(row[1] for row in received) == nb_elements,
             load=load,
             end_ns=max(row[2] for row in sent),
-            trace=tuple(received[0][3]) if during is not None else (),
+            trace=tuple(map(tuple, received[0][3])) if during is not None else (),
         )
 
 
