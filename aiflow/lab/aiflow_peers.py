@@ -99,7 +99,8 @@ def receive(
                     held.append(time_slice)
                     expected -= 1
                     if nb_slices > 1:
-                        counted, identical = counted + len(time_slice), identical + _release(held, loaded)
+                        counted += sum(map(len, held))
+                        identical += _release(held, loaded)
             counted += sum(map(len, held))
             identical += _release(held, loaded)
             pipe.send(("received", counted, identical, trace))
