@@ -90,7 +90,10 @@ def receive(
                 return
             nb_slices, wants_trace = message[1:]
             expected, counted, identical = nb_senders * nb_slices - len(held), 0, 0
-            with _traced(rx) if wants_trace else contextlib.nullcontext([]) as trace:
+            looking: contextlib.AbstractContextManager[list[tuple[int, int]]] = (
+                _traced(rx) if wants_trace else contextlib.nullcontext([])
+            )
+            with looking as trace:
                 while expected:
                     time_slice = rx.recv(timeout=_SLICE_S)
                     if _is_warm_up(time_slice):
@@ -108,7 +111,9 @@ def receive(
 
 def _release(held: list[Any], loaded: Any) -> int:
     """How many elements of these slices are what they were."""
-    identical = sum(loaded.equal(int(element.stream), element.array) for time_slice in held for element in time_slice)
+    identical = 0
+    for time_slice in held:
+        identical += sum(loaded.equal(int(element.stream), element.array) for element in time_slice)
     while held:
         held.pop().release()
     return identical
