@@ -90,10 +90,7 @@ def receive(
                 return
             nb_slices, wants_trace = message[1:]
             expected, counted, identical = nb_senders * nb_slices - len(held), 0, 0
-            looking: contextlib.AbstractContextManager[list[tuple[int, int]]] = (
-                _traced(rx) if wants_trace else contextlib.nullcontext([])
-            )
-            with looking as trace:
+            with _traced(rx, wants_trace) as trace:
                 while expected:
                     time_slice = rx.recv(timeout=_SLICE_S)
                     if _is_warm_up(time_slice):
