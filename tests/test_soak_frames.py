@@ -121,7 +121,6 @@ LONG = int(float(os.environ.get("AIFLOW_SOAK_FRAMES", "1e9")))
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize(
     "nb_frames", [300_000, pytest.param(LONG, marks=[pytest.mark.soak, pytest.mark.timeout(24 * 3600)])]
 )
