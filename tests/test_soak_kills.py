@@ -132,14 +132,20 @@ def left(directory: str, pids: list[int]) -> list[str]:
     return [*sockets, *map(str, Path(directory).rglob("*")), *pages, *dpdk]
 
 
+@pytest.fixture
+def directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A runtime directory of this test's own, with a name short enough for sockets."""
+    with tempfile.TemporaryDirectory(prefix="aiflow-") as path:
+        monkeypatch.setenv("AIFLOW_RUNTIME_DIR", path)
+        yield path
+
+
 LONG = int(os.environ.get("AIFLOW_SOAK_KILLS", "1000"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kills", [8, pytest.param(LONG, marks=[pytest.mark.soak, pytest.mark.timeout(24 * 3600)])])
-def test_the_receiver_of_killed_senders_is_as_it_was_before(kills: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    directory = tempfile.mkdtemp(prefix="aiflow-")
-    monkeypatch.setenv("AIFLOW_RUNTIME_DIR", directory)
+def test_the_receiver_of_killed_senders_is_as_it_was_before(kills: int, directory: str) -> None:
     endpoint = f"local:{name()}*{NB_PORTS}"
     before = left(directory, [])
     pids, dead, late, longest, started = [], 0, 0, 0.0, time.monotonic()
@@ -170,4 +176,3 @@ def test_the_receiver_of_killed_senders_is_as_it_was_before(kills: int, monkeypa
     assert shared[1] - shared[0] <= 2e6 + LEAK * NB_PORTS * (dead + late)
     run(CLEAN, endpoint)  # what a kill leaves is removed at the next start
     assert left(directory, pids) == before
-    Path(directory).rmdir()
