@@ -117,9 +117,12 @@ def _release(held: list[Any], loaded: Any) -> int:
 
 
 @contextlib.contextmanager
-def _traced(rx: Any) -> Iterator[list[list[int]]]:
+def _traced(rx: Any, wanted: bool) -> Iterator[list[list[int]]]:
     """When how much of the slice had arrived that comes in the body: a list that is whole on leaving it."""
     trace: list[list[int]] = []
+    if not wanted:
+        yield trace
+        return
     over = threading.Event()
     left = rx.progress  # of the slice before
 
