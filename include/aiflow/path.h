@@ -139,7 +139,7 @@ af_tx_on_path(struct af_tx *tx, struct af_tx_port *port, const struct af_path_re
 		if (!arrived)
 			continue;
 		if (sent->state == AF_SENT_LOST && n >= base) {
-			if (!sent->probe)
+			if (!sent->probe && !sent->requeued)
 				af_path_was_late(w, n, sent, now);
 			af_tx_ack(tx, port, sent);
 		} else if (sent->state == AF_SENT_FLYING) {
@@ -207,9 +207,14 @@ af_tx_watch_path(struct af_tx *tx, struct af_tx_port *port, uint64_t now)
 	since = since > w->acked_ns ? since : w->acked_ns;
 	if (now < since + patience || !af_path_others_hear(tx, port, since + patience / 2))
 		return;
-	for (uint64_t n = w->judged; n < w->next; n++)
-		if (af_tx_sent(w, n)->state == AF_SENT_FLYING && !af_tx_sent(w, n)->probe)
-			af_tx_lost(tx, port, af_tx_sent(w, n));
+	for (uint64_t n = w->judged; n < w->next; n++) {
+		struct af_sent *sent = af_tx_sent(w, n);
+
+		if (sent->state == AF_SENT_FLYING && !sent->probe) {
+			af_tx_lost(tx, port, sent);
+			sent->requeued = true;
+		}
+	}
 	port->aside = true;
 	port->answered = 0;
 	tx->asides++;

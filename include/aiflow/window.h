@@ -91,6 +91,7 @@ struct af_sent {
 	uint32_t slice, chunk;
 	uint8_t state;
 	uint8_t probe; /* carries no chunk; everything before it on this path was meant to arrive earlier */
+	uint8_t requeued; /* given up with its path: that it arrived after all says nothing about reordering */
 };
 
 struct af_tx_window {
@@ -151,6 +152,7 @@ af_tx_take(struct af_tx_window *w, uint64_t now_ns, uint32_t slice, uint32_t chu
 	sent->chunk = chunk;
 	sent->state = AF_SENT_FLYING;
 	sent->probe = probe;
+	sent->requeued = false;
 	w->flying += !probe;
 	w->sent_ns = now_ns;
 	return w->next++;
