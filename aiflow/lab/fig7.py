@@ -1,8 +1,8 @@
 """Fig. 7: flow control. 170 KB elements over 4 ports in 1024-byte frames, then two senders onto one receiver's ports.
 
 The senders' own links are ten times as fast as the switch's ports, so what a flow control sends too much is lost where
-a network loses it: at a switch port whose queue is full. The ports have half the cluster's rate: a sender that shares its
-core with the emulated network must be able to offer more than they carry.
+a network loses it: at a switch port whose queue is full. The ports have half the cluster's rate: a sender that shares
+its core with the emulated network must be able to offer more than they carry.
 """
 
 from __future__ import annotations
