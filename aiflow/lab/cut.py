@@ -28,6 +28,7 @@ LEFT = {"uncut": PORTS, "a port cut": PORTS - 1, "a switch swallows": PORTS - PO
 MOST_STALL_MS, MOST_OVER = 10.0, 1.05
 _PATIENCE_S, _LOOK_S = 60.0, 0.002
 _PICTURE_NS = 5_000_000
+_NEAR_NS = 300_000_000  # after the fault: longer than a path's silence is borne
 
 
 def run(bench: Bench) -> Results:
@@ -86,7 +87,8 @@ def _turn(cluster: Cluster, scenario: str, *, mended: bool) -> None:
 def _figures(measured: Measured, struck_ns: int, ports_left: int, rate_bps: int) -> dict[str, Any]:
     """Stall, when it began, and the time from the fault to the end over the ideal of the ports left.
 
-    A stall is a time in which every look saw the same bytes. What a late look has missed is counted apart.
+    A stall is a time in which every look saw the same bytes; near: soon after the fault. What a late look has missed
+    is counted apart.
     """
     trace = measured.trace
     at = bisect.bisect_right([ns for ns, _, _ in trace], struck_ns) - 1
@@ -94,10 +96,12 @@ def _figures(measured: Measured, struck_ns: int, ports_left: int, rate_bps: int)
     if at < 0 or left <= 0:
         raise LabError("the slice was over before its fault: run the experiment again")
     ideal = 8 * left / (ports_left * rate_bps * paper.header_bound())
+    near = [each for each in trace[:-1] if 0 <= each[1] - struck_ns <= _NEAR_NS] or [(0, 0, 0)]
     stall_ns, since_ns = max((last - first, first) for first, last, _ in trace[:-1])
     return {
         "stall_ms": stall_ns / 1e6,
         "stall_begins": (since_ns - struck_ns) / 1e9,
+        "stall_near_ms": max(last - first for first, last, _ in near) / 1e6,
         "unseen_ms": max(later[0] - before[1] for before, later in pairwise(trace)) / 1e6,
         "bytes_left": left,
         "seconds_left": (measured.end_ns - struck_ns) / 1e9,
