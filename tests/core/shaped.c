@@ -20,7 +20,7 @@
 #define WAY_NS 50000ull /* from the switch to a host, and back */
 
 static struct {
-	int senders, ports, bytes, elements, limit_kb, access, loss, stall_us, stall_every_ms, frame_gap_ns, gain, late_ms;
+	int senders, ports, bytes, elements, limit_kb, access, loss, loss_back, stall_us, stall_every_ms, frame_gap_ns, gain, late_ms;
 	int rate0, rate1, rate2, rate3;     /* Mbit/s of each switch port; the access links have `access`, or this if it is 0 */
 	int quota0, quota1, quota2, quota3; /* per mille; all 0: none */
 	int shortest, whole, rate_based, die_ms, slices, seed;
@@ -30,7 +30,7 @@ static struct {
 
 #define OPTION(name) {#name, &o.name}
 static const struct { const char *name; int *value; } options[] = {
-	OPTION(senders), OPTION(ports), OPTION(bytes), OPTION(elements), OPTION(limit_kb), OPTION(access), OPTION(loss), OPTION(stall_us),
+	OPTION(senders), OPTION(ports), OPTION(bytes), OPTION(elements), OPTION(limit_kb), OPTION(access), OPTION(loss), OPTION(loss_back), OPTION(stall_us),
 	OPTION(stall_every_ms), OPTION(frame_gap_ns), OPTION(gain), OPTION(late_ms), OPTION(rate0), OPTION(rate1), OPTION(rate2),
 	OPTION(rate3), OPTION(quota0), OPTION(quota1), OPTION(quota2), OPTION(quota3), OPTION(shortest), OPTION(whole),
 	OPTION(rate_based), OPTION(die_ms), OPTION(slices), OPTION(seed), OPTION(trunk), OPTION(trunk_kb),
@@ -234,10 +234,13 @@ poll_all(uint64_t now, const uint64_t *awake_ns)
 				break;
 			fifo_push(&back[p], frame, len, 0, 0, WAY_NS, now);
 		}
-		while ((in = fifo_pop(&back[p], now)))
+		while ((in = fifo_pop(&back[p], now))) {
+			if (o.loss_back && draw(10000) < (uint32_t)o.loss_back)
+				continue;
 			for (int s = 0; s < o.senders; s++)
 				if (!memcmp(in->bytes, senders[s].ports[p].p.mac, 6))
 					af_tx_on_frame(&senders[s], (uint32_t)p, now, in->bytes, in->len, NULL);
+		}
 	}
 }
 
