@@ -21,6 +21,7 @@ _TCP_PORT = 7700
 _GREETING = struct.Struct("!I")  # the sender
 _HEADER = struct.Struct("!III")  # an element's number and bytes, and how many there are in the slice
 _PATIENCE_S = 60.0
+_SEND_BUFFER = 128 << 10
 
 
 def send(
@@ -57,6 +58,8 @@ def _connect(source: str, target: str, options: dict[str, Any]) -> socket.socket
     while True:
         connection = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, options.get("congestion", "cubic").encode())
+        # The kernel would let one connection's buffer grow to megabytes, and a port would pull what it cannot send yet.
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
         connection.bind((source, 0))
         try:
             connection.connect((target, _TCP_PORT))
