@@ -11,7 +11,6 @@ import errno
 import fcntl
 import os
 import socket
-import stat
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +44,7 @@ KERNEL_OVERHEAD = 850
 _SIOCGIFFLAGS, _SIOCGIFMTU = 0x8913, 0x8921
 _SO_SNDBUFFORCE = 32
 _SEND_BUFFER = 212992  # Linux's default
+_SOCKADDR_LL = struct.Struct("HHi12x")  # family, protocol, interface
 _IFF_UP = 0x1
 _PAGE = os.sysconf("SC_PAGESIZE")
 _DPDK_KERNEL_DRIVERS = ("vfio-pci", "uio_pci_generic", "igb_uio", "mlx5_core", "mlx4_core")
@@ -184,20 +184,26 @@ def widen_send_buffer(name: str, nbytes: int) -> int:
     DPDK leaves its sockets the system's default, and says nothing of their descriptors: they are found among ours.
     Without CAP_NET_ADMIN the kernel grants twice net.core.wmem_max at the most.
     """
-    granted = []
-    for entry in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError):  # the listing's own descriptor, and those that others close meanwhile
-            if not stat.S_ISSOCK(os.stat(f"/proc/self/fd/{entry}").st_mode):
+    libc, granted = ctypes.CDLL(None, use_errno=True), _SEND_BUFFER
+    wanted, size = ctypes.c_int(nbytes // 2), ctypes.c_uint(4)  # the kernel doubles it
+    # By libc: a socket object would apply socket.setdefaulttimeout() to what it is made of, and most are not ours.
+    with contextlib.suppress(OSError):  # the interface has gone, or no descriptor is left to list them with
+        index = socket.if_nametoindex(name)
+        for fd in map(int, os.listdir("/proc/self/fd")):
+            address = ctypes.create_string_buffer(_SOCKADDR_LL.size)
+            length = ctypes.c_uint(len(address))
+            if libc.getsockname(fd, address, ctypes.byref(length)) or length.value < 8:
+                continue  # no socket
+            family, _, bound = _SOCKADDR_LL.unpack(address.raw)
+            if (family, bound) != (socket.AF_PACKET, index):
                 continue
-            with socket.socket(fileno=os.dup(int(entry))) as sock:
-                if sock.family != socket.AF_PACKET or sock.getsockname()[0] != name:
-                    continue
-                try:
-                    sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, nbytes // 2)  # the kernel doubles it
-                except PermissionError:
-                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, nbytes // 2)
-                granted.append(sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF))
-    return min(granted, default=_SEND_BUFFER)
+            for option in (_SO_SNDBUFFORCE, socket.SO_SNDBUF):  # the first needs CAP_NET_ADMIN
+                if not libc.setsockopt(fd, socket.SOL_SOCKET, option, ctypes.byref(wanted), size):
+                    break
+            got = ctypes.c_int()
+            if not libc.getsockopt(fd, socket.SOL_SOCKET, socket.SO_SNDBUF, ctypes.byref(got), ctypes.byref(size)):
+                granted = got.value
+    return granted
 
 
 def unacknowledged_frames(frame_size: int, nb_frames: int, send_buffer: int) -> int:

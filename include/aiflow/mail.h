@@ -164,13 +164,13 @@ af_idle_worked(struct af_idle *idle, uint64_t now, int work)
 
 /* Let others run; find out whether there are any. */
 static inline void
-af_idle_yield(struct af_idle *idle, uint64_t now)
+af_idle_yield(struct af_idle *idle)
 {
-	uint64_t then;
+	uint64_t before = af_now_ns(), then;
 
 	sched_yield();
 	then = af_now_ns();
-	if (then - now > AF_WANTED_NS)
+	if (then - before > AF_WANTED_NS)
 		idle->shared_ns = then + AF_SHARED_NS;
 }
 
@@ -186,7 +186,7 @@ af_idle_wait(struct af_idle *idle, struct af_mail *mail, uint64_t now)
 		for (int i = 0; i < 16; i++)
 			__asm__ volatile("" ::: "memory");
 	} else if (awake && now - idle->worked_ns < AF_YIELD_NS) {
-		af_idle_yield(idle, now);
+		af_idle_yield(idle);
 	} else {
 		idle->sleep_ns += idle->sleep_ns / 8;
 		if (idle->sleep_ns < first)
