@@ -11,7 +11,8 @@ from .errors import ConfigError
 __all__ = ["FLOW_CONTROLS", "FlowControl", "Pace", "parse_rate"]
 
 FLOW_CONTROLS = {
-    "credit": "the receiver grants memory for whole slices, and each path a window that its links can take",
+    "credit": "the receiver grants memory for whole slices, and each path a window that its links can take; "
+    "a port whose link_speed was given gets no more than that",
     "reverse": "the receiver's measured loss widens the gap between frames (the paper's)",
     "static": "a fixed gap between frames",
     "token_bucket": "a rate, and a bucket of what may go at once",
@@ -83,6 +84,10 @@ class Pace(NamedTuple):
     threshold: float = 0.0
 
 
+LINE_SHARE = 0.998
+"""Of a configured speed; the rest is for what a link carries besides our frames and for clocks that differ, so that a
+queue that once filled empties again."""
+
 LATE_NS = 4_000_000
 """A loop that was not run for so long may make up for it; what is older is lost."""
 
@@ -138,13 +143,15 @@ class FlowControl:
         """What ``flow_control=`` says: a name, or one with constants of its own."""
         return asked if isinstance(asked, FlowControl) else cls(asked)
 
-    def pace(self, speed_bps: float | None) -> Pace:
+    def pace(self, speed_bps: float | None, *, given: bool = False) -> Pace:
         """The law for a port.
 
         Parameters
         ----------
         speed_bps : float or None
             Its link's speed; None: nobody said, and 1 Gbit/s is taken, which the gaps are for.
+        given : bool
+            It was configured. A driver that knows its link's speed keeps it, too, and leaves nothing to do for us.
 
         Returns
         -------
@@ -160,4 +167,6 @@ class FlowControl:
         if self.name == "token_bucket":
             byte_ns = 8e9 / (parse_rate(self.rate, "rate") if self.rate is not None else speed)
             return Pace(True, 0.0, byte_ns, round(self.burst * byte_ns))
+        if self.name == "credit" and speed_bps and given:
+            return Pace(False, 0.0, 8e9 / (LINE_SHARE * speed_bps), LATE_NS)
         return Pace(self.name == "none", 0.0, 0.0, 0)

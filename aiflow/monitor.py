@@ -110,12 +110,14 @@ class LinkSpeeds:
         if len(self._each) != nb_ports:
             raise ConfigError(f"link_speed= has {len(self._each)} rates for {nb_ports} ports: one, or one for each")
 
+    def given(self, index: int) -> float | None:
+        """Bit/s configured for the port at this place of the loop."""
+        return self._each[index] if index < len(self._each) else self._one
+
     def of(self, index: int, port: Any) -> float | None:
         """Bit/s of the port at this place of the loop; None where nobody knows."""
-        if index < len(self._each):
-            return self._each[index]
-        if self._one is not None:
-            return self._one
+        if given := self.given(index):
+            return given
         try:
             speed: int | None = port.link()[1]
         except PortError:  # it hung up just now

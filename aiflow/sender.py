@@ -67,8 +67,9 @@ class Sender:
         Largest Ethernet frame in bytes, header included. Default: what the ports take. A port or path that takes less
         than what is asked for is an error.
     link_speed : str or number, or a list of them, optional
-        What each port's link carries, such as ``"100mbit"`` or bit/s, one for all or one for each port: for the port
-        table, the shares and the gaps, where the driver makes its speed up.
+        What each port's link carries, such as ``"100mbit"`` or bit/s, one for all or one for each port, where the
+        driver makes its speed up or a network behind it carries less: for the port table, the shares and the gaps.
+        No more than that is sent over it, but with ``flow_control="none"``.
     place : str
         What a policy deals out: ``"chunks"``, so that an element travels over all ports, or whole ``"elements"``.
     score_weights : sequence of float
@@ -142,7 +143,8 @@ class Sender:
             self.peer_timeout,
             frame_size is not None,
             faults,
-            lambda index, port: flow.pace(speeds.of(index, port)),  # the loop's thread must not hold the Sender
+            # the loop's thread must not hold the Sender
+            lambda index, port: flow.pace(speeds.of(index, port), given=speeds.given(index) is not None),
             monitor_interval,
         )
         self._monitor = monitor.Monitor(self._loop, speeds, score_weights, switches)

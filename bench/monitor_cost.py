@@ -23,7 +23,7 @@ from transfer import ROTATION, make_slices, pinned
 
 import aiflow
 
-ON: dict[str, Any] = {"policy": "score", "link_speed": "40gbit", "monitor_interval": 0.1}
+ON: dict[str, Any] = {"policy": "score", "link_speed": "400gbit", "monitor_interval": 0.1}
 OFF: dict[str, Any] = {"policy": "pull", "monitor_interval": 0}
 
 

@@ -15,13 +15,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from subprocesses import environment
 from test_core import compiled
 
 import aiflow
 from aiflow.errors import ConfigError
-from aiflow.flow import FLOW_CONTROLS, FlowControl, parse_rate
+from aiflow.flow import FLOW_CONTROLS, LATE_NS, FlowControl, parse_rate
 
 Outcome = dict[str, Any]
 unit = pytest.mark.unit
@@ -51,6 +52,15 @@ def test_credit_is_a_window_and_the_others_are_gaps() -> None:
     assert FlowControl("token_bucket", rate="80mbit").pace(1e8).byte_ns == pytest.approx(100)
     assert FlowControl("token_bucket").pace(1e8).byte_ns == pytest.approx(80)
     assert FlowControl("none").pace(None)[1:4] == (0, 0, 0)
+
+
+@unit
+def test_a_link_s_speed_that_was_given_is_kept_under_credit_too() -> None:
+    given = FlowControl("credit").pace(1e8, given=True)
+    assert not given.rate_based  # the receiver's credit still bounds what is under way
+    assert 80 <= given.byte_ns <= 80.4
+    assert FlowControl("credit").pace(1e8)[1:4] == (0, 0, 0)  # a driver that knows its speed keeps it
+    assert FlowControl("none").pace(1e8, given=True)[1:4] == (0, 0, 0)
 
 
 @unit
@@ -238,7 +248,23 @@ def test_every_flow_control_delivers_exactly(flow_control: str) -> None:
             assert [bytes(element) for element in got] == content
         ticket.result(30)
         gaps = [row.send_interval for row in tx.port_table]
-        assert all(gaps) if flow_control in ("static", "reverse", "token_bucket") else not any(gaps)
+        assert not any(gaps) if flow_control == "none" else all(gaps)
+
+
+@unit
+def test_a_port_gets_no_more_than_its_link_s_speed() -> None:
+    """Two ports of 100 and 300 Mbit/s: 10 MB can't be there before 0.2 s, whatever the driver takes."""
+    endpoint = "ring:paced*2"
+    content = np.zeros(10_000_000, np.uint8)
+    with aiflow.Receiver(endpoint) as rx, aiflow.Sender(endpoint, link_speed=["100mbit", "300mbit"]) as tx:
+        ticket = tx.send([content], wait=False)
+        rx.recv(timeout=30).release()
+        report = ticket.result(30)
+    burst = 2 * LATE_NS / 1e9
+    assert report.seconds > 8 * content.nbytes / 400e6 - burst
+    slow, fast = sorted(port.nbytes for port in report.ports)
+    for nbytes, rate in ((slow, 100e6), (fast, 300e6)):
+        assert 8 * nbytes / rate <= report.seconds + burst
 
 
 RECEIVE = """

@@ -211,7 +211,7 @@ class Cluster:
                 here = [port for port in ports if (port.node < layout.senders) == senders]
                 switch.bridge(bridge, [trunk, *(port.switch_interface for port in here)])
                 macs[trunk] = [port.mac for port in ports if port not in here]
-                switch.shape(trunk, layout.trunk_bps, 4 * SWITCH_BURSTS * layout.burst_bytes, 4 * layout.queue_bytes)
+                switch.shape(trunk, layout.trunk_bps, SWITCH_BURSTS * layout.burst_bytes, 4 * layout.queue_bytes)
         switch.forward(macs)
         switch.take_over([port.switch_interface for port in ports])
         if layout.loss:

@@ -32,7 +32,7 @@ def systems(bench: Bench) -> dict[str, System]:
         return ours(label, flow_control=flow_control, frame_size=FRAME_BYTES, link_speed=_rate_bps(bench))
 
     return {
-        "credit": system("credit", "credit"),
+        "credit": ours("credit", frame_size=FRAME_BYTES),  # it has to find out what the ports of the switch carry
         "reverse": system("reverse", "reverse"),
         "static": system("static", "static"),
         "bare law": system("bare law", FlowControl("reverse", capped=False)),
@@ -48,7 +48,7 @@ def run(bench: Bench) -> Results:
     overload = sizes[-1] if bench.quick else OVERLOAD_ELEMENTS
     elements = bench.cut(ELEMENT_BYTES)
     rate = _rate_bps(bench)
-    layout = Layout(rates_bps=(rate,), link_bps=10 * rate)
+    layout = Layout(rates_bps=(rate,), link_bps=10 * rate, burst_bytes=16 << 10)
     plan = [("one sender", n, label) for n in range(bench.repeats) for label in known]
     plan += [("two senders", n, label) for n in range(bench.repeats) for label in known]
     with (

@@ -115,7 +115,7 @@ class Layout:
     link_bps: int | None = None
     trunk_bps: int | None = None
     queue_bytes: int = 256 << 10
-    burst_bytes: int = 16 << 10
+    burst_bytes: int = 64 << 10
     loss: float = 0.0
     seed: int = 1
     mtu: int = 1500

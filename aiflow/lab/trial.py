@@ -170,7 +170,6 @@ def running(
         When one of them fails.
     """
     layout = cluster.layout
-    options = system.options | ({"faults": faults} if faults and system.send is aiflow_peers.send else {})
     with contextlib.ExitStack() as stack:
         receivers, senders = [], []
         for target in sorted({route.target for route in routes}):
@@ -184,6 +183,9 @@ def running(
         for route in routes:
             ours, theirs = (layout.ports_of(node)[: route.ports] for node in (route.source, route.target))
             pairs = [(one.address, other.address) for one, other in zip(ours, theirs, strict=True)]
+            options = system.options
+            if system.send is aiflow_peers.send:  # a veth makes its speed up
+                options = {"link_speed": [p.link_bps for p in ours], **options} | ({"faults": faults} if faults else {})
             arguments = (
                 route.source, [p.interface for p in ours], pairs, f"node{route.target}", elements, options,
             )  # fmt: skip
