@@ -21,6 +21,7 @@ cdef extern from "aiflow/wire.h" nogil:
         uint8_t src[6]
         const uint8_t *payload
         uint32_t nbytes, frame_bytes, header_crc, crc
+        uint8_t *to
 
     int af_wire_parse(const uint8_t *frame, uint32_t len, const uint8_t *mac, uint32_t max_frame,
                       af_frame *out) noexcept

@@ -104,7 +104,7 @@ def seal(uint8_t kind, const uint8_t[::1] payload=b"", *, bytes dst, bytes src, 
     cdef uint32_t room = <uint32_t>AF_HEADER + nbytes
     cdef uint8_t *frame
     cdef af_frame f
-    f.payload = NULL
+    f.payload = f.to = NULL
     if len(dst) != 6 or len(src) != 6:
         raise ValueError("a MAC address has 6 bytes")
     if kind > 15 or number >> 48 or AF_HEADER + nbytes > AF_MAX_FRAME:

@@ -7,6 +7,7 @@ took place. Worlds drawn from seeds are test_simulator.py's.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -40,9 +41,9 @@ def simulate(tmp_path_factory) -> Path:
     return compiled("simulate.c", tmp_path_factory.mktemp("core") / "simulate")
 
 
-def run(program: Path, *options: str) -> Outcome:
+def run(program: Path, *options: str, **environment: str) -> Outcome:
     # Of its own sanitizers, not those of the Python that runs us.
-    environment = {"ASAN_OPTIONS": "detect_leaks=1", "UBSAN_OPTIONS": "print_stacktrace=1"}
+    environment |= {"ASAN_OPTIONS": "detect_leaks=1", "UBSAN_OPTIONS": "print_stacktrace=1"}
     ran = subprocess.run(
         [str(program), *options], capture_output=True, text=True, timeout=100, env=environment, check=False
     )
@@ -50,9 +51,11 @@ def run(program: Path, *options: str) -> Outcome:
     return json.loads(ran.stdout)
 
 
-def run_seeds(program: Path, options: str, seeds: int = SEEDS) -> list[Outcome]:
+def run_seeds(program: Path, options: str, seeds: int = SEEDS, **environment: str) -> list[Outcome]:
     with ThreadPoolExecutor(2) as pool:
-        return list(pool.map(lambda seed: run(program, *options.split(), f"seed={seed}"), range(1, seeds + 1)))
+        return list(
+            pool.map(lambda seed: run(program, *options.split(), f"seed={seed}", **environment), range(1, seeds + 1))
+        )
 
 
 def network(outcome: Outcome, what: str) -> int:
@@ -158,10 +161,44 @@ def test_a_receiver_that_falls_silent_holds_up_nobody(fan, apart) -> None:
         assert outcome["ms"][1] > 1000
 
 
+CRC_WAYS = {"strands": {"sse4_2"}, "pclmul": {"sse4_2", "pclmulqdq"}, "avx512": {"vpclmulqdq", "avx512bw", "avx512vl"}}
+
+
+def cpu_flags() -> set[str]:
+    return set(Path("/proc/cpuinfo").read_text().partition("flags")[2].partition("\n")[0].split())
+
+
 @pytest.mark.parametrize("flags", [(), ("-msse4.2",)], ids=["portable", "sse4.2"])
-def test_crc32c_with_and_without_the_instruction(tmp_path, flags) -> None:
-    """Both ways give RFC 3720's values and agree with the bitwise definition for every length and alignment."""
-    if flags and "sse4_2" not in Path("/proc/cpuinfo").read_text():
+def test_crc32c_by_every_way_that_this_cpu_has(tmp_path, flags) -> None:
+    """All give RFC 3720's values, agree with the bitwise definition for every length and alignment, and copy just that."""
+    ways = [way for way, needed in CRC_WAYS.items() if needed <= cpu_flags()] if flags else ["strands"]
+    if not ways:
         pytest.skip("this CPU has no SSE4.2")
     program = compiled("crc.c", tmp_path / "crc", *flags)
-    subprocess.run([str(program)], check=True, timeout=100)
+    ran = subprocess.run([str(program)], check=True, timeout=100, capture_output=True, text=True)
+    assert ran.stdout.split() == ways[::-1]
+
+
+@pytest.mark.parametrize("way", CRC_WAYS)
+def test_a_lesser_way_can_be_asked_for(tmp_path, way) -> None:
+    """So that each can be tested on one machine: AIFLOW_CRC32C."""
+    if not CRC_WAYS[way] <= cpu_flags():
+        pytest.skip(f"this CPU has no {way}")
+    program = compiled("crc.c", tmp_path / "crc", "-msse4.2")
+    asked = {**os.environ, "AIFLOW_CRC32C": way}
+    ran = subprocess.run([str(program)], check=True, timeout=100, capture_output=True, text=True, env=asked)
+    assert ran.stdout.split()[0] == way
+
+
+@pytest.mark.parametrize("way", CRC_WAYS)
+@pytest.mark.parametrize("options", ["dup=10000 corrupt=1000", "bytes=200000 loss=100 corrupt=500", "small=1 corrupt=500"])
+def test_damaged_payloads_never_stay(tmp_path_factory, way, options) -> None:
+    """A payload is copied while it is checked: what is there already is never written again, what was damaged is."""
+    if not CRC_WAYS[way] <= cpu_flags():
+        pytest.skip(f"this CPU has no {way}")
+    program = tmp_path_factory.getbasetemp() / "simulate-sse4.2"
+    if not program.exists():
+        compiled("simulate.c", program, "-msse4.2")
+    outcomes = run_seeds(program, options, 4, AIFLOW_CRC32C=way)
+    assert all(network(outcome, "damaged") > 5 and outcome["drops"].get("11", 0) > 0 for outcome in outcomes)
+    assert not any(outcome["failed"] for outcome in outcomes)

@@ -369,6 +369,18 @@ def test_fault_16_one_bit_flipped_anywhere(flowing) -> None:
 
 
 @root
+def test_fault_16_damaged_payloads_harm_neither_what_is_there_nor_what_is_to_come(flowing) -> None:
+    """A payload is copied while its CRC is computed: never over a chunk that is there, and never as if it were one."""
+    forger = flowing.forger
+    for seq in (3, 7):
+        frame = bytearray(forger.chunk(ELEMENT, seq))
+        frame[54:] = bytes(len(frame) - 54)
+        with flowing.drops("crc"):
+            forger.send(bytes(frame))
+    complete(flowing)
+
+
+@root
 def test_fault_17_replayed_frame(flowing) -> None:
     frame = flowing.forger.chunk(ELEMENT, 6)
     flowing.forger.send(frame)

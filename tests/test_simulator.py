@@ -47,12 +47,16 @@ PLANTED = {
     "a_lost_chunk_is_not_sent_again": (
         "tx_state.h", "\t\taf_tx_send_again(tx, sent->slice, sent->chunk);\n", "\t\t(void)tx;\n",
     ),
-    "a_duplicate_is_placed_twice": ("place.h", "if (af_rx_has_chunk(s, s->nb_manifest + chunk))", "if (0)"),
+    "a_duplicate_is_placed_twice": (
+        "place.h", "place->held = af_rx_has_chunk(s, s->nb_manifest + place->chunk)", "place->held = false",
+    ),
     "a_lost_frame_stays_in_its_window": (
         "tx_state.h", "\tport->w.flying--;\n\tport->count.lost++;", "\tport->count.lost++;",
     ),
     "memory_is_not_given_back": ("store.h", "\tstore->used -= block->charged;\n", ""),
-    "damage_is_not_noticed": ("wire.h", "if (crc != AF_BE32(h.crc))", "if (0)"),
+    "damage_is_not_noticed": (
+        "wire.h", "af_wire_crc(frame, f) == f->crc ? AF_OK : AF_DROP_CRC", "(af_wire_crc(frame, f), AF_OK)",
+    ),
     "a_number_is_used_twice": ("window.h", "\tw->next = w->judged = first_number;", "\tw->next = w->judged = 0;"),
     "an_end_is_said_too_early": ("report.h", ".done = AF_BE32(session->done)}", ".done = AF_BE32(session->granted)}"),
 }  # fmt: skip

@@ -7,35 +7,44 @@
  *
  * With SSE4.2 or the ARMv8 CRC extension three strands run interleaved, because the instruction has a latency of three
  * cycles and a throughput of one (Gopal et al., "Fast CRC Computation for iSCSI Polynomial Using CRC32 Instruction").
- * A CPU with carry-less multiplication of 512-bit vectors folds 256 bytes at a time, four times as fast; that is asked
- * for at run time, because DPDK's compiler flags are those of an older CPU.
+ * A CPU with carry-less multiplication folds (crc32c_fold.h): a little faster with vectors of 128 bits, four times with
+ * those of 512. That is asked for at run time, because DPDK's compiler flags are those of an older CPU.
  */
 #ifndef AIFLOW_CRC32C_H
 #define AIFLOW_CRC32C_H
 
 #include <stddef.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 
 #if defined(__x86_64__) && defined(__SSE4_2__)
-#include <immintrin.h>
-#define AF_CRC_WIDE __attribute__((target("avx512f,avx512vl,avx512bw,vpclmulqdq,pclmul,sse4.2")))
-#elif defined(__SSE4_2__)
-#include <nmmintrin.h>
+#define AF_CRC_FOLDS
+#include "crc32c_fold.h"
+#else
+enum af_copy { AF_COPY_NONE, AF_COPY_STORE, AF_COPY_STREAM };
 #endif
 #if defined(__SSE4_2__)
+#include <nmmintrin.h>
 #define AF_CRC_U64(c, v) ((uint32_t)_mm_crc32_u64((c), (v)))
+#define AF_CRC_U32(c, v) _mm_crc32_u32((c), (v))
+#define AF_CRC_U16(c, v) _mm_crc32_u16((c), (v))
 #define AF_CRC_U8(c, v) _mm_crc32_u8((c), (v))
 #elif defined(__ARM_FEATURE_CRC32)
 #include <arm_acle.h>
 #define AF_CRC_U64(c, v) __crc32cd((c), (v))
+#define AF_CRC_U32(c, v) __crc32cw((c), (v))
+#define AF_CRC_U16(c, v) __crc32ch((c), (v))
 #define AF_CRC_U8(c, v) __crc32cb((c), (v))
 #endif
 
 #define AF_CRC_POLY 0x82f63b78u /* reflected */
 #define AF_CRC_LONG 1536u       /* bytes of one strand: long payloads, then what is left of them */
 #define AF_CRC_SHORT 160u
-#define AF_CRC_FOLDED 256u      /* bytes that one step of folding takes */
+#define AF_CRC_LEAST 128u       /* fewer bytes are not folded */
+
+/* Ways of computing, each faster than the one before. */
+enum af_crc_way { AF_CRC_STRANDS, AF_CRC_PCLMUL, AF_CRC_AVX512 };
 
 /* A multiplication by x^(8 * nbytes) as four table look-ups. */
 struct af_crc_shift {
@@ -47,9 +56,13 @@ struct af_crc_tables {
 	uint32_t byte[256];         /* one byte at a time, where the CPU has no instruction */
 	uint32_t power[2][256];     /* x^(8 n) for n = low byte, x^(8 * 256 n) for n = high byte */
 	struct af_crc_shift long_strand, short_strand;
-	uint64_t fold[2][2]; /* multipliers that carry a lane on by 256 and by 64 bytes */
-	int wide;            /* this CPU folds */
+	enum af_crc_way way; /* of this CPU; tests set lesser ones */
+#ifdef AF_CRC_FOLDS
+	struct af_crc_multipliers multipliers;
+#endif
 };
+
+static struct af_crc_tables af_crc;
 
 /* a * b modulo the polynomial, both reflected: bit 31 is x^0. */
 static inline uint32_t
@@ -57,6 +70,10 @@ af_crc_multiply(uint32_t a, uint32_t b)
 {
 	uint32_t product = 0;
 
+#ifdef AF_CRC_FOLDS
+	if (af_crc.way)
+		return af_crc_multiply_by_clmul(a, b);
+#endif
 	for (int i = 0; i < 32; i++) {
 		product ^= b & (0u - (a >> 31));
 		a <<= 1;
@@ -77,8 +94,6 @@ af_crc_shift_of(struct af_crc_shift *shift, uint32_t nbytes, uint32_t operand)
 	}
 }
 
-static struct af_crc_tables af_crc;
-
 /* x^(8 * nbytes): any length, in as many multiplications as it has 16-bit digits. */
 static inline uint32_t
 af_crc_power(uint64_t nbytes)
@@ -98,6 +113,30 @@ af_crc_power(uint64_t nbytes)
 	}
 	return result;
 }
+
+#ifdef AF_CRC_FOLDS
+static inline void
+af_crc_carry_over(uint64_t multipliers[2], uint32_t nbytes)
+{
+	multipliers[0] = (uint64_t)af_crc_power(nbytes + 4) << 1;
+	multipliers[1] = (uint64_t)af_crc_power(nbytes - 4) << 1;
+}
+
+/* AIFLOW_CRC32C=strands or pclmul asks for a lesser one: for tests. */
+static inline enum af_crc_way
+af_crc_best_way(void)
+{
+	const char *most = getenv("AIFLOW_CRC32C");
+
+	__builtin_cpu_init();
+	if ((most && !strcmp(most, "strands")) || !__builtin_cpu_supports("pclmul"))
+		return AF_CRC_STRANDS;
+	if ((most && !strcmp(most, "pclmul")) || !__builtin_cpu_supports("vpclmulqdq") ||
+	    !__builtin_cpu_supports("avx512bw") || !__builtin_cpu_supports("avx512vl"))
+		return AF_CRC_PCLMUL;
+	return AF_CRC_AVX512;
+}
+#endif
 
 __attribute__((constructor)) static void
 af_crc_prepare(void)
@@ -122,16 +161,11 @@ af_crc_prepare(void)
 		af_crc.power[1][n] = af_crc_multiply(af_crc.power[1][n - 1], af_crc.power[1][1]);
 	af_crc_shift_of(&af_crc.long_strand, AF_CRC_LONG, af_crc_power(AF_CRC_LONG));
 	af_crc_shift_of(&af_crc.short_strand, AF_CRC_SHORT, af_crc_power(AF_CRC_SHORT));
-	for (int i = 0; i < 2; i++) {
-		uint32_t distance = i ? 64 : AF_CRC_FOLDED;
-
-		af_crc.fold[i][0] = (uint64_t)af_crc_power(distance + 4) << 1;
-		af_crc.fold[i][1] = (uint64_t)af_crc_power(distance - 4) << 1;
-	}
-#ifdef AF_CRC_WIDE
-	__builtin_cpu_init();
-	af_crc.wide = __builtin_cpu_supports("vpclmulqdq") && __builtin_cpu_supports("avx512bw") &&
-		      __builtin_cpu_supports("avx512vl");
+#ifdef AF_CRC_FOLDS
+	af_crc_carry_over(af_crc.multipliers.over_16, 16);
+	af_crc_carry_over(af_crc.multipliers.over_64, 64);
+	af_crc_carry_over(af_crc.multipliers.over_256, 256);
+	af_crc.way = af_crc_best_way();
 #endif
 }
 
@@ -173,44 +207,38 @@ af_crc_strands(uint32_t c0, const uint8_t *p, const struct af_crc_shift *shift, 
 }
 #endif
 
-#ifdef AF_CRC_WIDE
-/* next + lane * x^(8 * distance), in each of the four lanes: the two halves of a lane have a multiplier each
- * (Gopal et al., "Fast CRC Computation for Generic Polynomials Using PCLMULQDQ Instruction"). */
-AF_CRC_WIDE static inline __m512i
-af_crc_fold(__m512i lanes, __m512i multipliers, __m512i next)
+/* Extend an inverted CRC without folding. */
+static inline uint32_t
+af_crc_unfolded(uint32_t crc, const uint8_t *p, size_t nbytes)
 {
-	return _mm512_ternarylogic_epi64(_mm512_clmulepi64_epi128(lanes, multipliers, 0x00),
-					 _mm512_clmulepi64_epi128(lanes, multipliers, 0x11), next, 0x96);
-}
+#ifdef AF_CRC_U64
+	uint32_t four;
+	uint16_t two;
 
-/* The (inverted) CRC of nbytes bytes, a multiple of AF_CRC_FOLDED and not 0. */
-AF_CRC_WIDE static uint32_t
-af_crc_folded(uint32_t crc, const uint8_t *p, size_t nbytes)
-{
-	const uint8_t *end = p + nbytes;
-	__m512i far = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)af_crc.fold[0]));
-	__m512i near = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)af_crc.fold[1]));
-	__m512i a = _mm512_loadu_si512(p), b = _mm512_loadu_si512(p + 64);
-	__m512i c = _mm512_loadu_si512(p + 128), d = _mm512_loadu_si512(p + 192);
-	uint8_t last[64];
-	uint64_t sum = 0;
-
-	a = _mm512_xor_si512(a, _mm512_zextsi128_si512(_mm_cvtsi32_si128((int)crc)));
-	for (p += AF_CRC_FOLDED; p != end; p += AF_CRC_FOLDED) {
-		a = af_crc_fold(a, far, _mm512_loadu_si512(p));
-		b = af_crc_fold(b, far, _mm512_loadu_si512(p + 64));
-		c = af_crc_fold(c, far, _mm512_loadu_si512(p + 128));
-		d = af_crc_fold(d, far, _mm512_loadu_si512(p + 192));
+	for (; nbytes >= 3 * AF_CRC_LONG; p += 3 * AF_CRC_LONG, nbytes -= 3 * AF_CRC_LONG)
+		crc = af_crc_strands(crc, p, &af_crc.long_strand, AF_CRC_LONG);
+	for (; nbytes >= 3 * AF_CRC_SHORT; p += 3 * AF_CRC_SHORT, nbytes -= 3 * AF_CRC_SHORT)
+		crc = af_crc_strands(crc, p, &af_crc.short_strand, AF_CRC_SHORT);
+	for (; nbytes >= 8; p += 8, nbytes -= 8)
+		crc = AF_CRC_U64(crc, af_crc_word(p));
+	if (nbytes & 4) {
+		memcpy(&four, p, 4);
+		crc = AF_CRC_U32(crc, four);
+		p += 4;
 	}
-	b = af_crc_fold(a, near, b);
-	c = af_crc_fold(b, near, c);
-	d = af_crc_fold(c, near, d);
-	_mm512_storeu_si512(last, d);
-	for (int i = 0; i < 64; i += 8)
-		sum = AF_CRC_U64(sum, af_crc_word(last + i));
-	return (uint32_t)sum;
-}
+	if (nbytes & 2) {
+		memcpy(&two, p, 2);
+		crc = AF_CRC_U16(crc, two);
+		p += 2;
+	}
+	if (nbytes & 1)
+		crc = AF_CRC_U8(crc, *p);
+#else
+	for (; nbytes; p++, nbytes--)
+		crc = (crc >> 8) ^ af_crc.byte[(crc ^ *p) & 255];
 #endif
+	return crc;
+}
 
 /* Extend `crc` (0 to begin with) by `nbytes` bytes. */
 static inline uint32_t
@@ -219,29 +247,78 @@ af_crc32c(uint32_t crc, const void *bytes, size_t nbytes)
 	const uint8_t *p = (const uint8_t *)bytes;
 
 	crc = ~crc;
-#ifdef AF_CRC_WIDE
-	if (nbytes >= 2 * AF_CRC_FOLDED && af_crc.wide) {
-		size_t folded = nbytes - nbytes % AF_CRC_FOLDED;
+#ifdef AF_CRC_FOLDS
+	if (nbytes >= AF_CRC_LEAST && af_crc.way) {
+		size_t folded = nbytes & ~(size_t)15;
 
-		crc = af_crc_folded(crc, p, folded);
+		crc = (af_crc.way == AF_CRC_AVX512 ? af_crc_sum_by_64 : af_crc_sum_by_16)(crc, p, folded, NULL, &af_crc.multipliers);
 		p += folded;
 		nbytes -= folded;
 	}
 #endif
-#ifdef AF_CRC_U64
-	for (; nbytes >= 3 * AF_CRC_LONG; p += 3 * AF_CRC_LONG, nbytes -= 3 * AF_CRC_LONG)
-		crc = af_crc_strands(crc, p, &af_crc.long_strand, AF_CRC_LONG);
-	for (; nbytes >= 3 * AF_CRC_SHORT; p += 3 * AF_CRC_SHORT, nbytes -= 3 * AF_CRC_SHORT)
-		crc = af_crc_strands(crc, p, &af_crc.short_strand, AF_CRC_SHORT);
-	for (; nbytes >= 8; p += 8, nbytes -= 8)
-		crc = AF_CRC_U64(crc, af_crc_word(p));
-	for (; nbytes; p++, nbytes--)
-		crc = AF_CRC_U8(crc, *p);
-#else
-	for (; nbytes; p++, nbytes--)
-		crc = (crc >> 8) ^ af_crc.byte[(crc ^ *p) & 255];
+	return ~af_crc_unfolded(crc, p, nbytes);
+}
+
+#ifdef AF_CRC_FOLDS
+/* Fewer bytes than a cache line, copied and summed by way of a register. */
+static inline uint32_t
+af_crc_copied(uint32_t crc, uint8_t *to, const uint8_t *from, size_t nbytes)
+{
+	for (; nbytes >= 8; to += 8, from += 8, nbytes -= 8) {
+		uint64_t word = af_crc_word(from);
+
+		memcpy(to, &word, 8);
+		crc = AF_CRC_U64(crc, word);
+	}
+#define AF_CRC_PART(type, nbytes_of, sum)                                                                                    \
+	if (nbytes & nbytes_of) {                                                                                            \
+		type part;                                                                                                   \
+                                                                                                                             \
+		memcpy(&part, from, nbytes_of);                                                                              \
+		memcpy(to, &part, nbytes_of);                                                                                \
+		crc = sum(crc, part);                                                                                        \
+		to += nbytes_of;                                                                                             \
+		from += nbytes_of;                                                                                           \
+	}
+	AF_CRC_PART(uint32_t, 4, AF_CRC_U32)
+	AF_CRC_PART(uint16_t, 2, AF_CRC_U16)
+	AF_CRC_PART(uint8_t, 1, AF_CRC_U8)
+	return crc;
+}
 #endif
-	return ~crc;
+
+/* Copy bytes and extend `crc` by them, in one pass where the CPU folds. What was streamed is seen by other threads after
+ * af_copy_settle. */
+static inline uint32_t
+af_copy_crc32c(uint32_t crc, void *dst, const void *src, size_t nbytes, enum af_copy how)
+{
+	const uint8_t *from = (const uint8_t *)src;
+	uint8_t *to = (uint8_t *)dst;
+
+#ifdef AF_CRC_FOLDS
+	if (nbytes >= AF_CRC_LEAST && af_crc.way) {
+		af_crc_fold *const *folds = af_crc.way == AF_CRC_AVX512 ? af_crc_by_64s : af_crc_by_16s;
+		size_t head = -(uintptr_t)to & 63, folded = (nbytes - head) & ~(size_t)15;
+
+		crc = af_crc_copied(~crc, to, from, head); /* whole cache lines from here on */
+		crc = folds[how](crc, from + head, folded, to + head, &af_crc.multipliers);
+		head += folded;
+		return ~af_crc_copied(crc, to + head, from + head, nbytes - head);
+	}
+#endif
+	crc = af_crc32c(crc, from, nbytes);
+	if (nbytes)
+		memcpy(to, from, nbytes);
+	return crc;
+}
+
+/* Let what this thread has streamed be seen before what it does next. */
+static inline void
+af_copy_settle(void)
+{
+#ifdef AF_CRC_FOLDS
+	_mm_sfence();
+#endif
 }
 
 #endif

@@ -24,8 +24,8 @@ af_tx_element_at(const struct af_tx_slice *s, uint32_t chunk)
 	return low;
 }
 
-/* Copy the payload of one data chunk that begins at byte `offset` of element e; by reference, one
- * long piece stays where it is. Returns the element that follows. */
+/* Say where the payload of one data chunk is that begins at byte `offset` of element e, and where it goes; by reference, one
+ * long piece stays where it is. Elements that share a frame are copied at once. Returns the element that follows. */
 static inline uint32_t
 af_tx_cut(const struct af_tx_slice *s, uint32_t e, uint64_t offset, bool by_reference, uint8_t *payload, struct af_frame *f)
 {
@@ -38,10 +38,9 @@ af_tx_cut(const struct af_tx_slice *s, uint32_t e, uint64_t offset, bool by_refe
 		f->seq = (uint32_t)(offset / s->payload_bytes);
 		f->end = rest <= s->payload_bytes;
 		f->nbytes = rest < s->payload_bytes ? (uint32_t)rest : s->payload_bytes;
-		if (by_reference && f->nbytes >= AF_TAIL_LEAST)
-			f->payload = s->elements[e].ptr + offset;
-		else
-			memcpy(payload, s->elements[e].ptr + offset, f->nbytes);
+		f->payload = s->elements[e].ptr + offset;
+		f->to = by_reference && f->nbytes >= AF_TAIL_LEAST ? NULL : payload;
+		f->how = AF_COPY_STORE;
 		return f->end ? e + 1 : e;
 	}
 	f->end = 1;
@@ -108,7 +107,7 @@ af_tx_send_chunk(struct af_tx *tx, uint32_t p, struct af_tx_slice *s, uint32_t c
 
 	f.number = af_tx_take(&port->w, now, s->id, chunk, false);
 	size = af_wire_seal(frame, port->dst, port->p.mac, &f);
-	if (f.payload)
+	if (f.payload != frame + AF_HEADER && !f.to)
 		tx->tail = (struct af_span){f.payload, f.nbytes};
 	if (at) {
 		s->taken[p] += f.nbytes;

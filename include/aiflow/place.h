@@ -23,33 +23,35 @@ af_rx_pack_bytes(const struct af_rx_slice *s, uint32_t e, uint32_t count)
 	return sum;
 }
 
-static inline void
-af_rx_copy(struct af_rx_slice *s, uint32_t e, uint32_t count, uint64_t offset, const struct af_frame *f)
-{
-	uint8_t *base = s->store->base + s->block->offset;
-	const struct af_rx_element *first = &s->elements[e], *last = &s->elements[e + count - 1];
-	const uint8_t *from = f->payload;
+/* Where a data frame belongs. */
+struct af_rx_place {
+	enum af_drop drop; /* or why nowhere */
+	struct af_rx_slot *slot;
+	struct af_rx_element *el; /* the first of `count` */
+	uint32_t chunk, count;
+	bool held; /* it is there already */
+};
 
-	if (count == 1 || last->offset + last->nbytes - first->offset == f->nbytes) {
-		memcpy(base + first->offset + offset, from, f->nbytes);
-		return;
-	}
-	for (; first <= last; first++) {
-		memcpy(base + first->offset, from, first->nbytes);
-		from += first->nbytes;
+/* The elements of a pack that do not lie end to end: runs begin at cache lines. */
+static inline void
+af_rx_spread(struct af_rx_slice *s, const struct af_rx_place *place, const uint8_t *from)
+{
+	for (uint32_t i = 0; i < place->count; i++) {
+		memcpy(s->store->base + s->block->offset + place->el[i].offset, from, place->el[i].nbytes);
+		from += place->el[i].nbytes;
 	}
 }
 
-/* One chunk of data: is it one that the manifest announced, with just that size? Then it goes where it belongs. */
+/* Is this chunk of data one that the manifest announced, with just that size? Where then does it go? Changes nothing, and
+ * relies on nothing that the frame says: it is not checked yet. f->to becomes the chunk's memory when that lies in one
+ * piece and was not written. */
 static inline enum af_drop
-af_rx_on_data(struct af_rx *rx, struct af_rx_session *session, const struct af_frame *f, uint64_t now, void *handle,
-	      bool *kept)
+af_rx_find(const struct af_rx *rx, struct af_rx_session *session, struct af_frame *f, struct af_rx_place *place)
 {
 	struct af_rx_slot *slot = &session->slots[f->slice % AF_RX_SLOTS];
 	struct af_rx_slice *s = slot->slice;
-	struct af_rx_element *el;
-	uint32_t chunk, count = 1, crc;
-	uint64_t expected, offset = 0, latency;
+	struct af_rx_element *el, *last;
+	uint64_t expected, offset = 0;
 
 	if (af_before(f->slice, session->done))
 		return AF_DROP_DUPLICATE;
@@ -61,22 +63,24 @@ af_rx_on_data(struct af_rx *rx, struct af_rx_session *session, const struct af_f
 		return AF_DROP_NOT_GRANTED;
 	if (f->element >= s->nb_elements)
 		return AF_DROP_ELEMENT;
-	el = &s->elements[f->element];
+	el = last = &s->elements[f->element];
+	place->count = 1;
 	if (f->kind == AF_PACKED) {
-		count = f->seq;
-		if (count < 2 || count > AF_PACK_MOST || el->packed != count)
+		place->count = f->seq;
+		if (f->seq < 2 || f->seq > AF_PACK_MOST || el->packed != f->seq)
 			return AF_DROP_SEQ;
 		if (!f->end)
 			return AF_DROP_END;
-		expected = af_rx_pack_bytes(s, f->element, count);
-		chunk = el->first_chunk;
+		expected = af_rx_pack_bytes(s, f->element, f->seq);
+		last = el + f->seq - 1;
+		place->chunk = el->first_chunk;
 	} else if (el->packed) {
 		if (el->packed != 1 || f->seq != 0)
 			return AF_DROP_SEQ;
 		if (!f->end)
 			return AF_DROP_END;
 		expected = el->nbytes;
-		chunk = el->first_chunk;
+		place->chunk = el->first_chunk;
 	} else {
 		offset = (uint64_t)f->seq * s->payload_bytes;
 		if (offset >= el->nbytes)
@@ -86,21 +90,44 @@ af_rx_on_data(struct af_rx *rx, struct af_rx_session *session, const struct af_f
 			return AF_DROP_END;
 		if (expected > s->payload_bytes)
 			expected = s->payload_bytes;
-		chunk = el->first_chunk + f->seq;
+		place->chunk = el->first_chunk + f->seq;
 	}
 	if (f->nbytes != expected)
 		return AF_DROP_SIZE;
+	place->slot = slot;
+	place->el = el;
+	place->held = af_rx_has_chunk(s, s->nb_manifest + place->chunk);
+	if (!place->held && !rx->keeps_mbufs && (last == el || last->offset + last->nbytes - el->offset == expected)) {
+		f->to = s->store->base + s->block->offset + el->offset + offset;
+		f->how = s->nbytes >= AF_STREAM_SLICE && f->nbytes >= AF_STREAM_FRAME ? AF_COPY_STREAM : AF_COPY_STORE;
+	}
+	return AF_OK;
+}
+
+/* One chunk of data, checked and, where it lies in one piece, copied. */
+static inline enum af_drop
+af_rx_on_data(struct af_rx *rx, struct af_rx_session *session, const struct af_frame *f, const struct af_rx_place *place,
+	      uint64_t now, void *handle, bool *kept)
+{
+	struct af_rx_element *el = place->el;
+	struct af_rx_slice *s;
+	uint32_t chunk = place->chunk, crc;
+	uint64_t latency;
+
+	if (place->drop != AF_OK)
+		return place->drop;
+	s = place->slot->slice;
 	crc = af_payload_crc(f, &rx->full);
-	if (af_rx_has_chunk(s, s->nb_manifest + chunk))
+	if (place->held)
 		return crc == s->chunk_crc[chunk] ? AF_DROP_DUPLICATE : AF_DROP_CONFLICT;
 	if (rx->keeps_mbufs) {
 		s->kept[chunk] = (struct af_kept){.handle = handle, .payload = f->payload, .nbytes = f->nbytes};
 		*kept = true;
-	} else if (f->nbytes) {
-		af_rx_copy(s, f->element, count, offset, f);
+	} else if (!f->to) {
+		af_rx_spread(s, place, f->payload);
 	}
 	latency = af_rx_latency(rx, f, now);
-	for (uint32_t i = 0; i < count; i++)
+	for (uint32_t i = 0; i < place->count; i++)
 		if (el[i].latency_ns < latency)
 			el[i].latency_ns = latency;
 	s->chunk_crc[chunk] = crc;
@@ -109,7 +136,7 @@ af_rx_on_data(struct af_rx *rx, struct af_rx_session *session, const struct af_f
 	s->frames++;
 	atomic_store_explicit(&rx->progress_bytes, s->got_bytes, memory_order_relaxed);
 	if (--s->nb_missing == 0)
-		af_rx_whole(rx, session, slot, now);
+		af_rx_whole(rx, session, place->slot, now);
 	return AF_OK;
 }
 
@@ -175,8 +202,8 @@ af_rx_learn_path(struct af_rx *rx, struct af_rx_session *session, struct af_rx_p
 }
 
 static inline enum af_drop
-af_rx_on_session(struct af_rx *rx, struct af_rx_session *session, uint32_t p, const struct af_frame *f, uint64_t now,
-		 void *handle, bool *kept)
+af_rx_on_session(struct af_rx *rx, struct af_rx_session *session, uint32_t p, const struct af_frame *f,
+		 const struct af_rx_place *place, uint64_t now, void *handle, bool *kept)
 {
 	struct af_rx_path *path = &session->paths[f->path % AF_MAX_PORTS];
 	enum af_drop drop;
@@ -210,7 +237,7 @@ af_rx_on_session(struct af_rx *rx, struct af_rx_session *session, uint32_t p, co
 	}
 	switch (f->kind) {
 	case AF_DATA:
-	case AF_PACKED: drop = af_rx_on_data(rx, session, f, now, handle, kept); break;
+	case AF_PACKED: drop = af_rx_on_data(rx, session, f, place, now, handle, kept); break;
 	case AF_MANIFEST: drop = af_rx_on_manifest(rx, session, f, now); break;
 	case AF_CLOSE: drop = af_rx_on_close(rx, session, f, now); break;
 	case AF_VOID: drop = af_rx_on_void(rx, session, f, now); break;

@@ -72,16 +72,23 @@ af_rx_on_frame(void *state, uint32_t p, uint64_t now, const uint8_t *frame, uint
 	struct af_rx_port *port = &rx->ports[p];
 	struct af_rx_session *session = NULL;
 	struct af_frame f;
-	enum af_drop drop = af_wire_parse(frame, len, port->p.mac, port->p.frame_size, &f);
+	struct af_rx_place place = {.drop = AF_OK};
+	enum af_drop drop = af_wire_read(frame, len, port->p.mac, port->p.frame_size, &f);
 	bool kept = false;
 
 	port->count.rx_frames++;
 	port->count.rx_bytes += len;
+	if (drop == AF_OK) {
+		session = f.kind == AF_HELLO ? NULL : af_rx_session_of(rx, f.session);
+		if (session && (f.kind == AF_DATA || f.kind == AF_PACKED))
+			place.drop = af_rx_find(rx, session, &f, &place);
+		/* A frame that is damaged may leave its payload where a chunk is missing: that is written again. */
+		drop = af_wire_check(frame, &f);
+	}
 	if (drop == AF_OK && f.kind == AF_HELLO) {
 		drop = af_rx_on_hello(rx, p, &f, now);
 	} else if (drop == AF_OK) {
-		session = af_rx_session_of(rx, f.session);
-		drop = session ? af_rx_on_session(rx, session, p, &f, now, handle, &kept) : AF_DROP_SESSION;
+		drop = session ? af_rx_on_session(rx, session, p, &f, &place, now, handle, &kept) : AF_DROP_SESSION;
 		if (session && drop != AF_OK)
 			session->drops++;
 	}

@@ -17,6 +17,8 @@
 #define AF_REPORT_EVERY 32u         /* frames, at the most */
 #define AF_REPORT_BYTES 1400u
 #define AF_SILENCE_NS 3000000000ull /* a sender silent for so long holds no memory that another waits for */
+#define AF_STREAM_SLICE (1u << 20)  /* bytes: slices from here on find no room in a core's cache, and are streamed to memory */
+#define AF_STREAM_FRAME 512u        /* … in pieces of at least so many */
 #define AF_TOMB_TIMEOUTS 4u         /* a silent session is remembered for so many peer timeouts */
 
 enum af_rx_state { AF_RX_EMPTY, AF_RX_READING, AF_RX_READ, AF_RX_WAITING, AF_RX_FLOWING, AF_RX_WHOLE, AF_RX_VOID };
@@ -345,6 +347,7 @@ af_rx_whole(struct af_rx *rx, struct af_rx_session *session, struct af_rx_slot *
 {
 	struct af_rx_slice *s = slot->slice;
 
+	af_copy_settle();
 	if (!af_rx_digest_agrees(rx, s)) {
 		af_rx_refuse(rx, session, slot, AF_VOID_INTEGRITY, 0);
 	} else {

@@ -183,6 +183,8 @@ struct af_frame {
 	uint32_t nbytes;
 	uint32_t frame_bytes;
 	uint32_t header_crc, crc; /* over the headers alone; over headers and payload */
+	uint8_t *to;              /* where the payload is copied to while its CRC is computed; NULL: nowhere */
+	enum af_copy how;
 };
 
 #define AF_BE16(v) __builtin_bswap16(v)
@@ -194,20 +196,24 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "aiflow is built for l
 
 static const uint8_t af_broadcast[6] = {0xff, 0xff, 0xff, 0xff, 0xff, 0xff};
 
+/* The CRC of a frame's headers and f->nbytes bytes of payload at f->payload, which are copied to f->to on the way when that
+ * is set. Sets f->header_crc. */
 static inline uint32_t
-af_wire_crc(const uint8_t *frame, const uint8_t *payload, uint32_t payload_bytes, uint32_t *header_crc)
+af_wire_crc(const uint8_t *frame, struct af_frame *f)
 {
-	*header_crc = af_crc32c(0, frame + 12, 50 - 12);
-	return af_crc32c(*header_crc, payload, payload_bytes);
+	f->header_crc = af_crc32c(0, frame + 12, 50 - 12);
+	if (f->to)
+		return af_copy_crc32c(f->header_crc, f->to, f->payload, f->nbytes, f->how);
+	return af_crc32c(f->header_crc, f->payload, f->nbytes);
 }
 
-/* Check a frame of `len` bytes that arrived on a port with address `mac` and frames of at most `max_frame` bytes.
- * Returns AF_OK and fills `out`, or says why not. Reads nothing beyond `len`. */
+/* Read a frame of `len` bytes that arrived on a port with address `mac` and frames of at most `max_frame` bytes.
+ * Returns AF_OK and fills `out`, or says why not: nothing of it can be relied on before af_wire_check. Reads nothing beyond `len`. */
 static inline enum af_drop
-af_wire_parse(const uint8_t *frame, uint32_t len, const uint8_t *mac, uint32_t max_frame, struct af_frame *out)
+af_wire_read(const uint8_t *frame, uint32_t len, const uint8_t *mac, uint32_t max_frame, struct af_frame *out)
 {
 	struct af_header h;
-	uint32_t length, crc;
+	uint32_t length;
 
 	if (len < AF_MIN_FRAME)
 		return AF_DROP_RUNT;
@@ -231,10 +237,6 @@ af_wire_parse(const uint8_t *frame, uint32_t len, const uint8_t *mac, uint32_t m
 	if (34 + length > len)
 		return AF_DROP_LENGTH;
 	out->nbytes = length - (AF_HEADER - 34);
-	crc = af_wire_crc(frame, frame + AF_HEADER, out->nbytes, &out->header_crc);
-	if (crc != AF_BE32(h.crc))
-		return AF_DROP_CRC;
-	out->crc = crc;
 	out->end = h.end;
 	out->element = AF_BE32(h.element);
 	out->seq = AF_BE32(h.seq);
@@ -246,11 +248,30 @@ af_wire_parse(const uint8_t *frame, uint32_t len, const uint8_t *mac, uint32_t m
 	memcpy(out->src, h.src, 6);
 	out->payload = frame + AF_HEADER;
 	out->frame_bytes = len;
+	out->crc = AF_BE32(h.crc);
+	out->to = NULL;
 	return AF_OK;
 }
 
-/* Write both headers in front of `f->nbytes` payload bytes that already stand at frame + AF_HEADER (or, more than a
- * frame's least, at f->payload, when that is set), pad, and seal with the CRC. Sets f->crc and f->header_crc. Returns the frame's size. `frame` has room for max(60, 54 + nbytes). */
+/* Check a frame that was read, and copy its payload to f->to on the way when that is set. */
+static inline enum af_drop
+af_wire_check(const uint8_t *frame, struct af_frame *f)
+{
+	return af_wire_crc(frame, f) == f->crc ? AF_OK : AF_DROP_CRC;
+}
+
+/* Both. */
+static inline enum af_drop
+af_wire_parse(const uint8_t *frame, uint32_t len, const uint8_t *mac, uint32_t max_frame, struct af_frame *out)
+{
+	enum af_drop drop = af_wire_read(frame, len, mac, max_frame, out);
+
+	return drop == AF_OK ? af_wire_check(frame, out) : drop;
+}
+
+/* Write both headers in front of `f->nbytes` payload bytes that already stand at frame + AF_HEADER (or at f->payload, when that is
+ * set: they are copied to f->to, or, more than a frame's least, stay where they are when that is NULL), pad, and seal with the
+ * CRC. Sets f->crc and f->header_crc. Returns the frame's size. `frame` has room for max(60, 54 + nbytes). */
 static inline uint32_t
 af_wire_seal(uint8_t *frame, const uint8_t *dst, const uint8_t *src, struct af_frame *f)
 {
@@ -273,7 +294,9 @@ af_wire_seal(uint8_t *frame, const uint8_t *dst, const uint8_t *src, struct af_f
 	h.number_low = AF_BE32((uint32_t)f->number);
 	h.crc = 0;
 	memcpy(frame, &h, sizeof h);
-	f->crc = af_wire_crc(frame, f->payload ? f->payload : frame + AF_HEADER, f->nbytes, &f->header_crc);
+	if (!f->payload)
+		f->payload = frame + AF_HEADER;
+	f->crc = af_wire_crc(frame, f);
 	h.crc = AF_BE32(f->crc);
 	memcpy(frame + 50, &h.crc, 4);
 	if (size < AF_MIN_FRAME) {

@@ -56,7 +56,7 @@ int
 LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	uint8_t *frame;
-	uint32_t length, unused, crc;
+	uint32_t length, crc;
 
 	read_frame(data, (uint32_t)size);
 	read_manifest(data, size);
@@ -74,7 +74,7 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		frame[31] = (uint8_t)(length >> 8);
 		frame[32] = (uint8_t)length;
 	}
-	crc = AF_BE32(af_wire_crc(frame, frame + AF_HEADER, length - (AF_HEADER - 34), &unused));
+	crc = AF_BE32(af_crc32c(af_crc32c(0, frame + 12, 50 - 12), frame + AF_HEADER, length - (AF_HEADER - 34)));
 	memcpy(frame + 50, &crc, 4);
 	read_frame(frame, (uint32_t)size);
 	free(frame);

@@ -43,7 +43,7 @@ static void
 put_right(struct record *r, const uint8_t *dst, const uint8_t *src, uint32_t session)
 {
 	uint8_t *frame = r->frame;
-	uint32_t length, unused, crc, wire_session = AF_BE32(session);
+	uint32_t length, crc, wire_session = AF_BE32(session);
 
 	if (r->flags & RECORD_RAW || r->len < AF_MIN_FRAME)
 		return;
@@ -60,7 +60,7 @@ put_right(struct record *r, const uint8_t *dst, const uint8_t *src, uint32_t ses
 	}
 	if ((frame[14] & 15) != AF_HELLO)
 		memcpy(frame + 34, &wire_session, 4);
-	crc = AF_BE32(af_wire_crc(frame, frame + AF_HEADER, length - (AF_HEADER - 34), &unused));
+	crc = AF_BE32(af_crc32c(af_crc32c(0, frame + 12, 50 - 12), frame + AF_HEADER, length - (AF_HEADER - 34)));
 	memcpy(frame + 50, &crc, 4);
 }
 

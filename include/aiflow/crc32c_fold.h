@@ -1,0 +1,209 @@
+/* CRC32C by carry-less multiplication, and copying on the way: crc32c.h chooses among these at run time.
+ *
+ * What stands before is carried over what follows it by two multiplications modulo the polynomial, a lane of 16 bytes at a
+ * time (Gopal et al., "Fast CRC Computation for Generic Polynomials Using PCLMULQDQ Instruction"); the last lane's 16 bytes are
+ * left to the CRC instruction. A copy stores each vector that was loaded for the sum.
+ */
+#ifndef AIFLOW_CRC32C_FOLD_H
+#define AIFLOW_CRC32C_FOLD_H
+
+#include <immintrin.h>
+#include <stddef.h>
+#include <stdint.h>
+
+enum af_copy {
+	AF_COPY_NONE,
+	AF_COPY_STORE, /* into the caches */
+	AF_COPY_STREAM /* around them: memory that is not read before it is written, nor used soon (Intel SDM 1, 10.4.6.2) */
+};
+
+/* Multipliers that carry a lane over so many bytes: x^(8 * (bytes + 4)), x^(8 * (bytes - 4)), in 33 bits. */
+struct af_crc_multipliers {
+	uint64_t over_16[2], over_64[2], over_256[2];
+};
+
+#define AF_PCLMUL __attribute__((target("pclmul,sse4.2")))
+#define AF_AVX512 __attribute__((target("avx512f,avx512vl,avx512bw,vpclmulqdq,pclmul,sse4.2")))
+#define AF_READ_AHEAD 2048 /* bytes: a sum without a copy is of payloads that lay in memory */
+#define AF_OWN_AHEAD 1024  /* so is what a copy that does not stream overwrites */
+
+/* ---- 16 bytes in a vector: any x86-64 since 2010 ---- */
+
+AF_PCLMUL static inline __m128i
+af_crc_lane(const void *p)
+{
+	return _mm_loadu_si128((const __m128i *)p);
+}
+
+AF_PCLMUL static inline __m128i
+af_crc_carry(__m128i lane, __m128i over, __m128i next)
+{
+	return _mm_xor_si128(_mm_xor_si128(_mm_clmulepi64_si128(lane, over, 0x00), _mm_clmulepi64_si128(lane, over, 0x11)), next);
+}
+
+AF_PCLMUL static inline void
+af_crc_put(uint8_t *to, __m128i lane, enum af_copy how)
+{
+	if (how == AF_COPY_STREAM)
+		_mm_stream_si128((__m128i *)to, lane);
+	else if (how == AF_COPY_STORE)
+		_mm_storeu_si128((__m128i *)to, lane);
+}
+
+AF_PCLMUL static inline uint32_t
+af_crc_last(__m128i lane)
+{
+	return (uint32_t)_mm_crc32_u64(_mm_crc32_u64(0, (uint64_t)_mm_cvtsi128_si64(lane)), (uint64_t)_mm_extract_epi64(lane, 1));
+}
+
+/* Extend an (inverted) CRC by nbytes, a multiple of 16 and at least 64; `to` is aligned to 64 when it is streamed to. What
+ * does not fill a cache line is stored: streamed, it would cost a turn to memory of its own. */
+AF_PCLMUL static inline __attribute__((always_inline)) uint32_t
+af_crc_by_16(uint32_t crc, const uint8_t *from, size_t nbytes, uint8_t *to, enum af_copy how, const struct af_crc_multipliers *k)
+{
+	__m128i over_64 = af_crc_lane(k->over_64), over_16 = af_crc_lane(k->over_16), lanes[4], rest;
+
+	for (int i = 0; i < 4; i++) {
+		lanes[i] = af_crc_lane(from + 16 * i);
+		af_crc_put(to + 16 * i, lanes[i], how);
+	}
+	lanes[0] = _mm_xor_si128(lanes[0], _mm_cvtsi32_si128((int)crc));
+	for (from += 64, to += 64, nbytes -= 64; nbytes >= 64; from += 64, to += 64, nbytes -= 64) {
+		__m128i next[4];
+
+		if (how == AF_COPY_NONE)
+			__builtin_prefetch(from + AF_READ_AHEAD);
+		if (how == AF_COPY_STORE)
+			__builtin_prefetch(to + AF_OWN_AHEAD, 1);
+		for (int i = 0; i < 4; i++)
+			next[i] = af_crc_lane(from + 16 * i);
+		for (int i = 0; i < 4; i++)
+			af_crc_put(to + 16 * i, next[i], how);
+		for (int i = 0; i < 4; i++)
+			lanes[i] = af_crc_carry(lanes[i], over_64, next[i]);
+	}
+	rest = lanes[0];
+	for (int i = 1; i < 4; i++)
+		rest = af_crc_carry(rest, over_16, lanes[i]);
+	for (; nbytes; from += 16, to += 16, nbytes -= 16) {
+		__m128i next = af_crc_lane(from);
+
+		af_crc_put(to, next, how != AF_COPY_NONE);
+		rest = af_crc_carry(rest, over_16, next);
+	}
+	return af_crc_last(rest);
+}
+
+/* ---- 64 bytes in a vector: Ice Lake, Zen 4 and later ---- */
+
+AF_AVX512 static inline __m512i
+af_crc_over(const uint64_t *multipliers)
+{
+	return _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)multipliers));
+}
+
+AF_AVX512 static inline __m512i
+af_crc_carry_4(__m512i lanes, __m512i over, __m512i next)
+{
+	return _mm512_ternarylogic_epi64(_mm512_clmulepi64_epi128(lanes, over, 0x00), _mm512_clmulepi64_epi128(lanes, over, 0x11),
+					 next, 0x96);
+}
+
+AF_AVX512 static inline void
+af_crc_put_4(uint8_t *to, __m512i lanes, enum af_copy how)
+{
+	if (how == AF_COPY_STREAM)
+		_mm512_stream_si512((void *)to, lanes);
+	else if (how == AF_COPY_STORE)
+		_mm512_storeu_si512(to, lanes);
+}
+
+/* As af_crc_by_16. */
+AF_AVX512 static inline __attribute__((always_inline)) uint32_t
+af_crc_by_64(uint32_t crc, const uint8_t *from, size_t nbytes, uint8_t *to, enum af_copy how, const struct af_crc_multipliers *k)
+{
+	__m512i over_64 = af_crc_over(k->over_64), first = _mm512_zextsi128_si512(_mm_cvtsi32_si128((int)crc)), lanes;
+	__m128i over_16 = _mm_loadu_si128((const __m128i *)k->over_16), rest;
+
+	if (nbytes >= 512) {
+		__m512i over_256 = af_crc_over(k->over_256), sums[4];
+
+		for (int i = 0; i < 4; i++) {
+			sums[i] = _mm512_loadu_si512(from + 64 * i);
+			af_crc_put_4(to + 64 * i, sums[i], how);
+		}
+		sums[0] = _mm512_xor_si512(sums[0], first);
+		for (from += 256, to += 256, nbytes -= 256; nbytes >= 256; from += 256, to += 256, nbytes -= 256) {
+			__m512i next[4];
+
+			for (int i = 0; i < 4 && how == AF_COPY_NONE; i++)
+				__builtin_prefetch(from + AF_READ_AHEAD + 64 * i);
+			for (int i = 0; i < 4 && how == AF_COPY_STORE; i++)
+				__builtin_prefetch(to + AF_OWN_AHEAD + 64 * i, 1);
+			for (int i = 0; i < 4; i++)
+				next[i] = _mm512_loadu_si512(from + 64 * i);
+			for (int i = 0; i < 4; i++)
+				af_crc_put_4(to + 64 * i, next[i], how);
+			for (int i = 0; i < 4; i++)
+				sums[i] = af_crc_carry_4(sums[i], over_256, next[i]);
+		}
+		lanes = sums[0];
+		for (int i = 1; i < 4; i++)
+			lanes = af_crc_carry_4(lanes, over_64, sums[i]);
+	} else {
+		lanes = _mm512_loadu_si512(from);
+		af_crc_put_4(to, lanes, how);
+		lanes = _mm512_xor_si512(lanes, first);
+		from += 64, to += 64, nbytes -= 64;
+	}
+	for (; nbytes >= 64; from += 64, to += 64, nbytes -= 64) {
+		__m512i next = _mm512_loadu_si512(from);
+
+		af_crc_put_4(to, next, how);
+		lanes = af_crc_carry_4(lanes, over_64, next);
+	}
+	rest = _mm512_castsi512_si128(lanes);
+	rest = af_crc_carry(rest, over_16, _mm512_extracti32x4_epi32(lanes, 1));
+	rest = af_crc_carry(rest, over_16, _mm512_extracti32x4_epi32(lanes, 2));
+	rest = af_crc_carry(rest, over_16, _mm512_extracti32x4_epi32(lanes, 3));
+	for (; nbytes; from += 16, to += 16, nbytes -= 16) {
+		__m128i next = _mm_loadu_si128((const __m128i *)from);
+
+		af_crc_put(to, next, how != AF_COPY_NONE);
+		rest = af_crc_carry(rest, over_16, next);
+	}
+	return af_crc_last(rest);
+}
+
+/* ---- a function for each way and each copy ---- */
+
+typedef uint32_t af_crc_fold(uint32_t crc, const uint8_t *from, size_t nbytes, uint8_t *to, const struct af_crc_multipliers *k);
+
+#define AF_FOLD(name, target, fold, how)                                                                                     \
+	target static uint32_t                                                                                               \
+	name(uint32_t crc, const uint8_t *from, size_t nbytes, uint8_t *to, const struct af_crc_multipliers *k)              \
+	{                                                                                                                    \
+		return fold(crc, from, nbytes, how == AF_COPY_NONE ? (uint8_t *)from : to, how, k);                          \
+	}
+
+AF_FOLD(af_crc_sum_by_16, AF_PCLMUL, af_crc_by_16, AF_COPY_NONE)
+AF_FOLD(af_crc_store_by_16, AF_PCLMUL, af_crc_by_16, AF_COPY_STORE)
+AF_FOLD(af_crc_stream_by_16, AF_PCLMUL, af_crc_by_16, AF_COPY_STREAM)
+AF_FOLD(af_crc_sum_by_64, AF_AVX512, af_crc_by_64, AF_COPY_NONE)
+AF_FOLD(af_crc_store_by_64, AF_AVX512, af_crc_by_64, AF_COPY_STORE)
+AF_FOLD(af_crc_stream_by_64, AF_AVX512, af_crc_by_64, AF_COPY_STREAM)
+
+static af_crc_fold *const af_crc_by_16s[] = {af_crc_sum_by_16, af_crc_store_by_16, af_crc_stream_by_16};
+static af_crc_fold *const af_crc_by_64s[] = {af_crc_sum_by_64, af_crc_store_by_64, af_crc_stream_by_64};
+
+/* a * b modulo the polynomial, as af_crc_multiply. */
+AF_PCLMUL static uint32_t
+af_crc_multiply_by_clmul(uint32_t a, uint32_t b)
+{
+	uint64_t product = (uint64_t)_mm_cvtsi128_si64(_mm_clmulepi64_si128(_mm_cvtsi32_si128((int)a), _mm_cvtsi32_si128((int)b), 0))
+			   << 1;
+
+	return (uint32_t)(product >> 32) ^ _mm_crc32_u32(0, (uint32_t)product);
+}
+
+#endif
