@@ -1,9 +1,18 @@
-"""What every test gets and must give back: mbufs, threads, descriptors."""
+"""What every test gets and must give back: mbufs, threads, descriptors; and that no test is judged by the clock.
+
+Property tests draw the same examples in every run, without a deadline for one: a busy machine is no finding. New ones
+are drawn with ``--hypothesis-profile=default``.
+"""
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
+import shutil
+import signal
+import socket
+import subprocess
 import sys
 import threading
 import time
@@ -11,18 +20,44 @@ from collections.abc import Callable, Iterator
 from itertools import count
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("suite", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # what a shell starts in its background: we interrupt programs
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _serial = count()
 
 
+def why_not_root() -> str | None:
+    """What is missing for the tests that need root; not every root may make network namespaces."""
+    if os.geteuid() != 0:
+        return "needs root: network namespaces, raw sockets, other users' processes"
+    if shutil.which("unshare") and subprocess.run(["unshare", "--net", "true"], capture_output=True).returncode:
+        return "needs a root that may make network namespaces: CAP_SYS_ADMIN, which this container does not give"
+    return None
+
+
+def knows_xdp() -> bool:
+    """Has this kernel AF_XDP sockets?"""
+    try:
+        socket.socket(44, socket.SOCK_RAW).close()  # AF_XDP, which Python has no name for
+    except OSError as error:
+        return error.errno != errno.EAFNOSUPPORT
+    return True
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that need root say so when there is none."""
-    if os.geteuid() == 0:
-        return
-    skip = pytest.mark.skip(reason="needs root: network namespaces, raw sockets, other users' processes")
+    """Tests that need root, or what the kernel does not have, say so."""
+    why = why_not_root()
+    xdp = knows_xdp()
     for item in items:
-        if item.get_closest_marker("root"):
-            item.add_marker(skip)
+        if why is not None and item.get_closest_marker("root"):
+            item.add_marker(pytest.mark.skip(reason=why))
+        elif not xdp and item.get_closest_marker("root") and "xdp" in item.name:
+            item.add_marker(pytest.mark.skip(reason="needs a kernel with AF_XDP sockets (CONFIG_XDP_SOCKETS)"))
 
 
 def mbufs_out() -> dict[str, int]:
@@ -36,7 +71,7 @@ def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-def settle(condition: Callable[[], object], seconds: float = 5.0) -> bool:
+def settle(condition: Callable[[], object], seconds: float = 30.0) -> bool:
     """Wait for what ends by itself but not at once: a thread that is joined by nobody, a driver's last reference."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -79,8 +114,8 @@ def endpoint(name: str) -> str:
 @pytest.fixture
 def net() -> Iterator[object]:
     """Network namespaces that go when the test ends, however it ends."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root: network namespaces")
+    if (why := why_not_root()) is not None:
+        pytest.skip(why)
     from netns import Net
 
     with Net() as network:

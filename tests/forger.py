@@ -52,7 +52,7 @@ class Forger:
     def send(self, frame: bytes) -> None:
         self.socket.send(frame)
 
-    def hear(self, kinds: tuple[str, ...], seconds: float = 5.0) -> _wire.Frame | None:
+    def hear(self, kinds: tuple[str, ...], seconds: float = 30.0) -> _wire.Frame | None:
         """The next frame of these kinds that is for us."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
@@ -91,7 +91,7 @@ class Forger:
         self.send(self.frame("MANIFEST", manifest, element=len(manifest), seq=0))
         return self.report()
 
-    def report(self, seconds: float = 5.0) -> tuple[int, ...]:
+    def report(self, seconds: float = 30.0) -> tuple[int, ...]:
         """The receiver's next report, asked for by a PROBE; it may have been on its way already."""
         self.socket.setblocking(False)
         with contextlib.suppress(BlockingIOError):
@@ -103,7 +103,7 @@ class Forger:
         assert frame is not None, "the receiver reports nothing"
         return REPORT.unpack_from(frame.payload)
 
-    def report_of(self, index: int, value: int, seconds: float = 5.0) -> tuple[int, ...]:
+    def report_of(self, index: int, value: int, seconds: float = 30.0) -> tuple[int, ...]:
         """The first report that has a value at an index."""
         deadline = time.monotonic() + seconds
         while (report := self.report())[index] != value:

@@ -15,7 +15,7 @@ def environment(**variables: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **variables}
 
 
-def run(code: str, *arguments: str, prefix: tuple[str, ...] = (), timeout: float = 60, **variables: str) -> str:
+def run(code: str, *arguments: str, prefix: tuple[str, ...] = (), timeout: float = 100, **variables: str) -> str:
     """Run `code` to its end and return what it printed; `prefix` is a command in front, such as ``ip netns exec``."""
     done = subprocess.run(
         [*prefix, sys.executable, "-c", textwrap.dedent(code), *arguments],
@@ -28,7 +28,7 @@ def run(code: str, *arguments: str, prefix: tuple[str, ...] = (), timeout: float
     return done.stdout
 
 
-def wait_for(condition: Callable[[], object], what: str, seconds: float = 20) -> None:
+def wait_for(condition: Callable[[], object], what: str, seconds: float = 60) -> None:
     """Poll `condition` until it holds; fail after `seconds`."""
     deadline = time.monotonic() + seconds
     while not condition():

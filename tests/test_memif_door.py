@@ -15,7 +15,7 @@ import pytest
 from aiflow.memif_door import Door
 
 pytestmark = pytest.mark.unit
-PATIENCE_S = 5.0
+PATIENCE_S = 60.0
 
 
 def connection(path: Path) -> socket.socket:

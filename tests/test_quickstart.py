@@ -20,7 +20,8 @@ def test_the_notebook_is_kept_without_outputs() -> None:
 
 def test_the_notebook_runs(tmp_path: Path) -> None:
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    nbclient.NotebookClient(notebook, timeout=60, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    options = {"timeout": 250, "startup_timeout": 250, "resources": {"metadata": {"path": str(tmp_path)}}}
+    nbclient.NotebookClient(notebook, **options).execute()
 
     shown = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     printed = "".join(output["text"] for output in shown if output.output_type == "stream" and output.name == "stdout")
