@@ -27,8 +27,8 @@ PATIENCE_S = 60.0
 """For what is no promise, on a machine that may be busy."""
 MiB = 1 << 20
 BIG = 128 * MiB
-SLOWLY = {"copies": 8}
-"""Every frame eight times: a slice of `BIG` takes long enough to be met in its middle."""
+SLOWLY = {"copies": 16}
+"""Every frame sixteen times: a slice of `BIG` takes long enough to be met in its middle."""
 
 _serial = itertools.count()
 
@@ -69,7 +69,7 @@ class Peer:
         try:
             message = self.pipe.recv()
         except EOFError:
-            self.process.join(10)
+            self.process.join(PATIENCE_S)
             raise AssertionError(f"the process died, exit code {self.process.exitcode}") from None
         if isinstance(message, tuple) and message[0] == "failed":
             raise AssertionError(f"the process failed:\n{message[1]}")
@@ -95,7 +95,7 @@ class Peer:
     def __exit__(self, *exc: object) -> None:
         if self.process.is_alive():
             self.process.kill()
-        self.process.join(10)
+        self.process.join(PATIENCE_S)
         self.pipe.close()
 
 
@@ -138,11 +138,11 @@ class Resident:
 
 @contextmanager
 def everything_returned() -> Iterator[None]:
-    """At its end every mbuf of every pool of this process is back, within a second."""
+    """At its end every mbuf of every pool of this process is back, soon."""
     from aiflow import _eal
 
     yield
-    deadline = time.monotonic() + 1
+    deadline = time.monotonic() + PATIENCE_S
     while True:
         gc.collect()
         out = {pool.name: pool.in_use for pool in _eal.mempools() if pool.in_use}
@@ -172,5 +172,5 @@ def no_slice(rx: aiflow.Receiver, seconds: float) -> bool:
 
 
 def send_once(pipe: Connection, endpoint: str, seed: int, nbytes: int, options: dict[str, Any] | None = None) -> None:
-    with everything_returned(), aiflow.Sender(endpoint, **(options or {})) as tx:
+    with everything_returned(), aiflow.Sender(endpoint, **{"peer_timeout": PATIENCE_S, **(options or {})}) as tx:
         pipe.send(tx.send({"x": content(seed, nbytes)}, timeout=PATIENCE_S).nbytes)

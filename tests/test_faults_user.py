@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -13,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from peers import BIG, PATIENCE_S, SLOWLY, MiB, Peer, content, everything_returned, in_the_middle, name, send_once
+from stalls import Stalls
+from subprocesses import wait_for
 
 import aiflow
 from aiflow.errors import PoolExhausted
@@ -29,11 +32,12 @@ def test_fault_48_a_user_who_holds_every_view_is_told_which(timeout: float | Non
             time_slice = rx.recv(timeout=30)
             held.append(time_slice["x"].array)
             time_slice.release()  # the views still hold it
-        started = time.monotonic()
-        with pytest.raises(PoolExhausted, match=r"slice 1 from .* slice 2 from|slice 2 from .* slice 1 from") as caught:
-            rx.recv(timeout=timeout)
-        patience = 10.0 if timeout is None else timeout
-        assert 0.5 * patience <= time.monotonic() - started <= patience + 1
+        either_order = r"slice 1 from .* slice 2 from|slice 2 from .* slice 1 from"
+        started, patience = time.monotonic(), 10.0 if timeout is None else timeout
+        with Stalls() as stalls:
+            with pytest.raises(PoolExhausted, match=either_order) as caught:
+                rx.recv(timeout=timeout)
+            assert 0.5 * patience <= time.monotonic() - started <= patience + 1 + stalls.allowance
         assert str(24 * MiB) in str(caught.value)
         assert not tickets[2].done()
         assert rx.counters["slices"] == 2
@@ -47,6 +51,7 @@ def test_fault_48_a_user_who_holds_every_view_is_told_which(timeout: float | Non
 
 def send_several(pipe: Connection, endpoint: str, count: int, nbytes: int) -> None:
     with aiflow.Sender(endpoint, peer_timeout=2.0) as tx:
+        wait_for(lambda: tx.receiver, "the receiver")
         for seed in range(count):
             pipe.send(tx.send({"x": content(seed, nbytes)}).seconds)
 
@@ -82,13 +87,14 @@ def test_fault_49_a_loop_that_fails_or_pauses_lets_the_sender_wait(trouble: str)
 
 
 def interrupted_sender(pipe: Connection, endpoint: str) -> None:
-    with everything_returned(), aiflow.Sender(endpoint, faults=SLOWLY) as tx:
+    with everything_returned(), aiflow.Sender(endpoint, peer_timeout=PATIENCE_S, faults=SLOWLY) as tx:
         buffer = bytearray(content(53, BIG))
         pipe.send(os.getpid())
-        try:
-            tx.send({"x": buffer})
-        except KeyboardInterrupt:
-            pipe.send(time.monotonic())
+        with Stalls() as stalls:
+            try:
+                tx.send({"x": buffer})
+            except KeyboardInterrupt:
+                pipe.send((time.monotonic(), stalls.allowance))
         buffer.clear()  # refused while anything may read it
         pipe.send(tx.send({"x": content(54, MiB)}, timeout=PATIENCE_S).nbytes)
     pipe.send("nothing is out")
@@ -113,7 +119,8 @@ def test_fault_53_ctrl_c_in_send_returns_at_once_and_leaves_the_buffers_alone() 
         assert receiver.hear() == "open"
         receiver.tell(sender.hear())
         interrupted = receiver.hear()
-        assert sender.hear() - interrupted < 0.5
+        returned, allowance = sender.hear()
+        assert returned - interrupted < 0.5 + allowance
         assert receiver.hear() is True
         slices, used = receiver.hear()
         assert slices == 1  # it was in mid-slice, and that slice is gone
@@ -131,23 +138,25 @@ def interrupted_receiver(pipe: Connection, endpoint: str, when: str) -> None:
 
         def interrupt() -> None:
             if when == "in mid-slice":
-                in_the_middle(lambda: rx.progress)
+                met = in_the_middle(lambda: rx.progress)
             else:
                 time.sleep(0.3)
-            sent.append(time.monotonic())
+                met = rx.progress
+            sent.append((time.monotonic(), met))
             os.kill(os.getpid(), signal.SIGINT)
 
         thread = threading.Thread(target=interrupt)
         thread.start()
         if when == "in mid-slice":
             pipe.send("open")
-        try:
-            rx.recv()
-        except KeyboardInterrupt:
-            raised = time.monotonic()
+        with Stalls() as stalls:
+            try:
+                rx.recv()
+            except KeyboardInterrupt:
+                raised = time.monotonic() - stalls.allowance
         thread.join()
-        got, total = rx.progress
-        pipe.send((raised - sent[0], got, total))
+        interrupted, met = sent[0]
+        pipe.send((raised - interrupted, *met))
         if when == "while idle":
             pipe.send("open")
         with rx.recv(timeout=PATIENCE_S) as time_slice:
@@ -223,7 +232,7 @@ def send_one_huge_element(pipe: Connection, endpoint: str) -> None:
     with aiflow.Sender(endpoint) as tx:
         started = time.monotonic()
         try:
-            report = tx.send({"huge": huge}, timeout=100)
+            report = tx.send({"huge": huge}, timeout=250)
         except PoolExhausted as error:
             pipe.send((time.monotonic() - started, str(error), error.delivered))
             report = tx.send({"small": b"goes"}, timeout=PATIENCE_S)
@@ -234,7 +243,7 @@ def test_fault_59_an_element_larger_than_memory_is_refused_at_once() -> None:
     endpoint = f"local:{name()}"
     with aiflow.Receiver(endpoint, memory="1GiB") as rx, Peer(send_one_huge_element, endpoint) as sender:
         seconds, message, delivered = sender.hear()
-        assert seconds < 5  # the wait for two processes to find each other included
+        assert seconds < 20  # the wait for two processes to find each other included, on any machine
         assert str(HUGE) in message
         assert str(1 << 30) in message
         assert delivered is False
@@ -245,14 +254,26 @@ def test_fault_59_an_element_larger_than_memory_is_refused_at_once() -> None:
         sender.ends()
 
 
+def free_memory() -> int:
+    """Bytes that this process may still use: what the machine has, and what our control group leaves us of it."""
+    free = [int(re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())[1]) * 1024]
+    group = Path("/sys/fs/cgroup")
+    for limit, used in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
+        for directory in (group, group / "memory"):
+            with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
+                free.append(int((directory / limit).read_text()) - int((directory / used).read_text()))
+    return min(free)
+
+
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_fault_59_an_element_of_4_gb_is_delivered() -> None:
-    free = int(re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())[1]) * 1024
+    free = free_memory()
     if free < 3 * HUGE // 2:
         pytest.skip(f"needs {3 * HUGE // 2} bytes of free memory, there are {free}")
     endpoint = f"local:{name()}*4"
     with aiflow.Receiver(endpoint, memory="5GiB") as rx, Peer(send_one_huge_element, endpoint) as sender:
-        with rx.recv(timeout=110) as time_slice:
+        with rx.recv(timeout=250) as time_slice:
             huge = time_slice["huge"].array
             assert huge.shape == (HUGE,)
             expected = np.zeros(64 * MiB, np.uint8)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import json
 import os
-import resource
 import shutil
 import signal
 import socket
@@ -18,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from stalls import Stalls
 from subprocesses import environment, wait_for
 
 from aiflow import _eal
@@ -126,8 +126,9 @@ def test_connections_leave_no_descriptor_or_thread_behind() -> None:
             with Side("memif:demo", "sender") as sender:
                 wait_for(lambda: sender.up() and receiver.up(), f"connection {turn}")
             wait_for(lambda: _eal.nb_ports() == before, f"hang-up {turn}")
-            if turn == 2:
-                files, threads = count()
+            if turn == 2:  # the most of several looks: the interrupt thread makes its epoll set anew now and then
+                looks = [(count(), time.sleep(0.01)) for _ in range(20)]
+                files, threads = map(max, zip(*(look for look, _ in looks), strict=True))
         wait_for(lambda: count()[0] <= files and count()[1] <= threads, f"{files} descriptors, {threads} threads")
 
 
@@ -220,7 +221,7 @@ class Other:
     def end(self) -> int:
         """Let it close."""
         if self.process.poll() is None:
-            self.process.communicate(timeout=20)
+            self.process.communicate(timeout=60)
         return self.process.returncode
 
 
@@ -245,8 +246,9 @@ def test_the_name_of_a_killed_receiver_is_free_at_once_and_its_sockets_go(scheme
                 other.process.send_signal(signal.SIGKILL)
                 other.process.wait()
                 killed = time.monotonic()
-                wait_for(lambda: not sender.up(), "the sender to let go")
-                assert time.monotonic() - killed < 1
+                with Stalls() as stalls:
+                    wait_for(lambda: not sender.up(), "the sender to let go")
+                    assert time.monotonic() - killed < 1 + stalls.allowance
                 left = [path.name for path in (directory / f"{scheme}-dead").iterdir()]
                 assert "control" in left  # the fault took place
     with Side(f"{scheme}:dead*2", "receiver"):
@@ -274,8 +276,9 @@ def test_the_ports_of_a_killed_sender_are_removed_within_a_second(scheme: str) -
                 other.process.send_signal(signal.SIGKILL)
                 other.process.wait()
                 killed = time.monotonic()
-                wait_for(lambda: _eal.nb_ports() == before, "the ports to go")
-                assert time.monotonic() - killed < 1
+                with Stalls() as stalls:
+                    wait_for(lambda: _eal.nb_ports() == before, "the ports to go")
+                    assert time.monotonic() - killed < 1 + stalls.allowance
                 assert len(receiver.detached) == turn
         assert all(pool.in_use == 0 for pool in receiver.pools)
 
@@ -310,7 +313,7 @@ def test_a_stranger_at_the_control_socket_does_no_harm(directory: Path) -> None:
         ]
         for message in messages:
             with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
-                sock.settimeout(20)
+                sock.settimeout(60)
                 sock.connect(str(directory / "local-open" / "control"))
                 sock.send(message)
                 answer = sock.recv(16384)
@@ -327,12 +330,13 @@ def test_a_stranger_at_the_control_socket_does_no_harm(directory: Path) -> None:
 def test_waiting_sides_sleep() -> None:
     with Side("local:idle", "receiver") as receiver, Side("local:idle", "sender") as sender:
         wait_for(lambda: receiver.up() and sender.up(), "a connection")
-        start, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF)
-        threading.Event().wait(1.0)
-        used = resource.getrusage(resource.RUSAGE_SELF)
-        seconds = time.monotonic() - start
-        cpu = used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime
-        assert cpu / seconds < 0.03
+
+        def share_of_a_core() -> float:
+            started, used = time.monotonic(), time.process_time()
+            threading.Event().wait(1.0)
+            return (time.process_time() - used) / (time.monotonic() - started)
+
+        assert min(share_of_a_core() for _ in range(3)) < 0.03
 
 
 def test_closing_ends_the_thread_and_a_second_close_does_nothing() -> None:

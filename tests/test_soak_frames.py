@@ -80,7 +80,8 @@ def send_frames(pipe: Connection, endpoint: str, nb_frames: int) -> None:
     made, resident, number = Content(), Resident(WARM_UP), 0
     memory = [np.zeros(SLICE, np.uint8) for _ in range(DEPTH)]
     tickets: deque[aiflow.Ticket] = deque()
-    with everything_returned(), aiflow.Sender(endpoint, frame_size=FRAME, faults=faults(1)) as tx:
+    options = {"frame_size": FRAME, "faults": faults(1), "peer_timeout": PATIENCE_S}
+    with everything_returned(), aiflow.Sender(endpoint, **options) as tx:
         while total(tx, "frames") < nb_frames:
             if len(tickets) == DEPTH:
                 tickets.popleft().result(PATIENCE_S)
