@@ -29,7 +29,7 @@ RECEIVE = """
 SEND = """
     import hashlib, sys, time, numpy as np, aiflow
     rng = np.random.default_rng(1)
-    used, deadline = set(), time.monotonic() + 20
+    used, deadline = set(), time.monotonic() + 60
     with aiflow.Sender(sys.argv[1].split(",")) as tx:
         while len(used) < len(tx.endpoints): # a port joins in when its path is found
             assert time.monotonic() < deadline, used
@@ -55,9 +55,9 @@ def test_between_two_hosts(net, scheme, nb_ports) -> None:
         net.veth(source, f"s{i}", sink, f"r{i}")
     receiver = start(RECEIVE, ",".join(f"{scheme}:r{i}" for i in range(nb_ports)), prefix=sink.prefix)
     try:
+        assert receiver.stdout.readline() == "ready\n"
         sent = run(SEND, ",".join(f"{scheme}:s{i}" for i in range(nb_ports)), prefix=source.prefix).split()
-        ready, *got = receiver.communicate(timeout=30)[0].split()
-        assert ready == "ready"
+        got = receiver.communicate(timeout=60)[0].split()
         assert receiver.returncode == 0
         assert got == sent
         assert got
@@ -71,8 +71,9 @@ def test_peers_find_each_other_through_a_switch(net) -> None:
     source, _, sink = net.switched(3)
     receiver = start(RECEIVE, "af_packet:r0,af_packet:r1,af_packet:r2", prefix=sink.prefix)
     try:
+        assert receiver.stdout.readline() == "ready\n"
         sent = run(SEND, "af_packet:s0,af_packet:s1,af_packet:s2", prefix=source.prefix).split()
-        assert receiver.communicate(timeout=30)[0].split() == ["ready", *sent]
+        assert receiver.communicate(timeout=60)[0].split() == sent
     finally:
         receiver.kill()
         receiver.wait()
@@ -87,7 +88,7 @@ def test_jumbo_frames_where_the_port_allows(net) -> None:
         with rx.recv(timeout=20) as time_slice:
             report = ticket.result(20)
             assert np.array_equal(time_slice[0].array, data)
-        assert report.frames_sent < 2_000_000 / 8000
+        assert report.frames_sent - report.frames_retransmitted < 2_000_000 / 8000
 
 
 def test_a_packet_sockets_send_buffer_is_widened(net) -> None:

@@ -340,7 +340,7 @@ def test_fault_15_elements_that_are_never_sent(net) -> None:
         scene.forger.report_of(0, 2)
         assert settle(lambda: scene.rx.memory_used > 1_000_000)
         scene.good_goes_on()
-        assert settle(lambda: scene.rx.memory_used == 0, 4)
+        assert settle(lambda: scene.rx.memory_used == 0)
         scene.good_goes_on()
     finally:
         scene.close()
@@ -412,7 +412,7 @@ def test_fault_18_frames_of_the_session_before_the_sender_restarted(flowing, ret
     forger = flowing.forger
     stale = unsaid(forger)
     forger.instance = (forger.instance & ~0xFFFF) | ((forger.instance + 1) & 0xFFFF)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while flowing.rx.memory_used:  # of the half slice: another instance must have been silent for a while
         assert time.monotonic() < deadline
         if returns_as == "another_instance":

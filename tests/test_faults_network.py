@@ -9,14 +9,15 @@ from __future__ import annotations
 import mmap
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
 import pytest
 from conftest import settle
-from peers import content, in_the_middle
+from peers import PATIENCE_S, content, in_the_middle
+from stalls import Stalls
 
 import aiflow
 from aiflow.errors import PeerLost, PoolExhausted, SliceTimeout
@@ -35,6 +36,20 @@ def peers(endpoint: str, tx: Faults = None, rx: Faults = None, **options: Any) -
         aiflow.Sender(endpoint, faults=tx) as sender,
     ):
         yield sender, receiver
+
+
+def exchange_until(tx: aiflow.Sender, rx: aiflow.Receiver, slices: int, enough: Callable[[int], object]) -> int:
+    """So many slices, and again, until those sent again are `enough`; give their number.
+
+    How many frames go, by which port, depends on the machine: a fault that strikes at random takes its time.
+    """
+    passed = again = 0
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        again += sum(report.frames_retransmitted for report in exchange(tx, rx, slices, passed))
+        passed += slices
+        if enough(again) or time.monotonic() > deadline:
+            return again
 
 
 def exchange(tx: aiflow.Sender, rx: aiflow.Receiver, slices: int = 6, passed: int = 0) -> list[aiflow.SliceReport]:
@@ -61,9 +76,9 @@ def test_fault_24_random_loss(name, drop, nb_ports) -> None:
     fault = {"drop": drop, "seed": 3}
     # Small frames: at a thousandth there must be thousands of them.
     with peers(f"local:{name}*{nb_ports}", fault, {"drop": drop, "seed": 4}, frame_size=1514) as (tx, rx):
-        reports = exchange(tx, rx, 3 if drop > 0.05 else 9)
+        again = exchange_until(tx, rx, 3 if drop > 0.05 else 9, lambda again: again and faults_of(tx)["dropped"])
         assert faults_of(tx)["dropped"] > 0
-        assert sum(report.frames_retransmitted for report in reports) > 0
+        assert again > 0
 
 
 @pytest.mark.parametrize("nb_ports", [1, 4])
@@ -71,9 +86,9 @@ def test_fault_25_burst_loss(name, nb_ports) -> None:
     """Gilbert and Elliott's two states: in the bad one, ten frames long, all is lost; in the good one, a thousandth."""
     fault = {"burst": 0.01, "burst_frames": 10, "drop": 0.001}
     with peers(f"local:{name}*{nb_ports}", {**fault, "seed": 25}, {**fault, "seed": 26}, frame_size=1514) as (tx, rx):
-        reports = exchange(tx, rx, 9)
-        assert faults_of(tx)["burst"] > 30  # of some forty bursts
-        assert sum(report.frames_retransmitted for report in reports) > 30
+        again = exchange_until(tx, rx, 9, lambda again: again > 30 and faults_of(tx)["burst"] > 30)
+        assert faults_of(tx)["burst"] > 30  # of three or more bursts
+        assert again > 30
 
 
 @pytest.mark.parametrize("kind", ["HELLO", "MANIFEST", "DATA", "PACKED", "CLOSE", "BYE"])
@@ -97,22 +112,23 @@ def test_fault_27_last_frame_lost(endpoint, nbytes) -> None:
     """Nothing follows that could betray the hole: the tail probe finds it, within milliseconds and not seconds."""
     with peers(endpoint, {"drop_first": 3, "kinds": ("CLOSE",)}) as (tx, rx):
         start = time.monotonic()
-        ticket = tx.send([bytes(nbytes)], wait=False)
-        with rx.recv(timeout=20) as time_slice:
-            assert time_slice.nbytes == nbytes
-        assert ticket.result(20).frames_retransmitted >= 3
-        assert faults_of(tx)["dropped"] == 3
-        assert tx.counters["probes"] > 0
-        assert time.monotonic() - start < 3
+        with Stalls() as stalls:
+            ticket = tx.send([bytes(nbytes)], wait=False)
+            with rx.recv(timeout=20) as time_slice:
+                assert time_slice.nbytes == nbytes
+            assert ticket.result(20).frames_retransmitted >= 3
+            assert faults_of(tx)["dropped"] == 3
+            assert tx.counters["probes"] > 0
+            assert time.monotonic() - start < 3 + stalls.allowance
 
 
 @pytest.mark.parametrize("nb_ports", [1, 4])
 def test_fault_28_all_feedback_lost_for_50_ms(name, nb_ports) -> None:
     faults = {"drop_for": 0.05, "kinds": ("GRANT", "FEEDBACK")}
-    with peers(f"local:{name}*{nb_ports}", None, faults) as (tx, rx):
+    with peers(f"local:{name}*{nb_ports}", None, faults) as (tx, rx), Stalls() as stalls:
         reports = exchange(tx, rx)
         assert faults_of(rx)["dropped"] > 0
-        assert max(report.seconds for report in reports) < 5
+        assert max(report.seconds for report in reports) < 5 + stalls.allowance
 
 
 IN_A_SESSION = ("DATA", "PACKED", "MANIFEST", "GRANT", "FEEDBACK", "PROBE", "VOID", "CLOSE")
@@ -136,17 +152,21 @@ def test_fault_29_one_direction_of_one_path_dead(name, way, goes_on) -> None:
         exchange(tx, rx, 6, passed)
         assert settle(lambda: path()["usable"] == goes_on, 20)
         assert faults_of(tx)["down"] > 1
-        assert all(row["usable"] for row in tx._loop.port_rows() if row["index"] != 1)
+        assert settle(lambda: all(row["usable"] for row in tx._loop.port_rows() if row["index"] != 1))
 
 
 def test_fault_30_reordering(endpoint) -> None:
     """Held back for so long that it is sent again, and then comes twice. How far: `test_core.py` counts it."""
     with peers(endpoint, {"reorder": 0.05, "reorder_for": 0.02, "seed": 30}, frame_size=1514) as (tx, rx):
-        reports = exchange(tx, rx, 9)
+
+        def came_twice() -> int:
+            return rx.counters["duplicate"] + rx.counters["replay"]
+
+        again = exchange_until(tx, rx, 9, lambda again: again and came_twice() and faults_of(tx)["reordered"] > 100)
         assert faults_of(tx)["reordered"] > 100
-        assert sum(report.frames_retransmitted for report in reports) > 0
-        assert rx.counters["duplicate"] + rx.counters["replay"] > 0
-        assert rx.counters["slices"] == 9  # each once
+        assert again > 0
+        assert came_twice() > 0
+        assert rx.counters["slices"] % 9 == 0  # each once
 
 
 @pytest.mark.parametrize("nb_ports", [1, 4])
@@ -161,9 +181,13 @@ def test_fault_31_every_frame_ten_times(name, nb_ports) -> None:
 def test_corrupted_frames_are_lost_frames(endpoint) -> None:
     """Row 16 between real peers: one flipped bit in one frame of fifty."""
     with peers(endpoint, {"corrupt": 0.02, "seed": 5}, frame_size=1514) as (tx, rx):
-        exchange(tx, rx)
+
+        def refused() -> int:
+            return sum(rx.counters[reason] for reason in ("crc", "dst_mac", "broadcast", "src_mac", "kind", "length"))
+
+        exchange_until(tx, rx, 6, lambda _: refused() and faults_of(tx)["corrupted"])
         assert faults_of(tx)["corrupted"] > 0
-        assert sum(rx.counters[reason] for reason in ("crc", "dst_mac", "broadcast", "src_mac", "kind", "length")) > 0
+        assert refused() > 0
 
 
 def test_fault_33_more_chunks_than_there_are_numbers_for(endpoint) -> None:
@@ -208,9 +232,10 @@ def test_fault_41_send_waits_and_its_timeout_is_kept(endpoint) -> None:
         assert settle(lambda: tx.receiver, 20)
         tx.send([bytes(5_000_000)], timeout=20)
         start = time.monotonic()
-        with pytest.raises(SliceTimeout) as caught:
-            tx.send([bytes(5_000_000)], timeout=1.5)
-        assert 1.5 <= time.monotonic() - start < 3
+        with Stalls() as stalls:
+            with pytest.raises(SliceTimeout) as caught:
+                tx.send([bytes(5_000_000)], timeout=1.5)
+            assert 1.5 <= time.monotonic() - start < 3 + stalls.allowance
         assert caught.value.delivered is False
         with rx.recv(timeout=20) as time_slice:
             assert time_slice.slice_id == 1
@@ -223,9 +248,10 @@ def test_fault_41_send_waits_and_its_timeout_is_kept(endpoint) -> None:
 def test_nobody_there_is_peer_lost_in_time(endpoint) -> None:
     with aiflow.Sender(endpoint, peer_timeout=0.5) as tx:
         start = time.monotonic()
-        with pytest.raises(PeerLost, match="no receiver answered") as caught:
-            tx.send([b"x"])
-        assert 0.5 <= time.monotonic() - start < 2
+        with Stalls() as stalls:
+            with pytest.raises(PeerLost, match="no receiver answered") as caught:
+                tx.send([b"x"])
+            assert 0.5 <= time.monotonic() - start < 2 + stalls.allowance
         assert caught.value.delivered is False
 
 
@@ -277,9 +303,9 @@ def test_fault_40_eight_senders_share_the_only_port_of_a_receiver(net) -> None:
         with source.entered():
             senders = [stack.enter_context(aiflow.Sender(f"af_packet:s{k}", name=f"s{k}")) for k in range(8)]
         assert settle(lambda: all(tx.receiver for tx in senders), 20)
-        sent = {tx.name: [content(40 + 8 * i + k, 1_000_000) for i in range(2)] for k, tx in enumerate(senders)}
+        sent = {tx.name: [content(40 + 8 * i + k, 2_000_000) for i in range(2)] for k, tx in enumerate(senders)}
         tickets = [[tx.send([data], wait=False) for data in sent[tx.name]] for tx in senders]
-        assert settle(lambda: all(first.progress[0] for first, _ in tickets), 20)
+        assert settle(lambda: all(first.progress[0] for first, _ in tickets))
         assert not any(second.done() for _, second in tickets)  # all eight at once
         seen: dict[str, int] = dict.fromkeys(sent, 0)
         for _ in range(16):
@@ -298,7 +324,7 @@ class Cables:
     """Two hosts with two ports each at a switch; the sender's cables can be pulled there."""
 
     def __init__(self, net: Any, peer_timeout: float) -> None:
-        source, self.switch, sink = net.switched(2, rate="50mbit")
+        source, self.switch, sink = net.switched(2, rate="25mbit")
         with sink.entered():
             self.rx = aiflow.Receiver(["af_packet:r0", "af_packet:r1"], name="sink")
         with source.entered():
@@ -323,6 +349,7 @@ class Cables:
             self.switch.ip("link", "set", "dev", port, "up")
 
     def __enter__(self) -> Cables:
+        assert settle(lambda: self.tx.receiver)
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -330,7 +357,7 @@ class Cables:
         self.rx.close()
 
 
-CUT = content(37, 16_000_000)  # 1.3 s at the rate of both ports
+CUT = content(37, 16_000_000)  # 2.6 s at the rate of both ports
 
 
 @pytest.mark.root

@@ -240,7 +240,7 @@ def test_one_that_never_comes_and_one_that_is_slow() -> None:
         assert late.value.delivered_by[names[1]] is False
         assert rx.counters["slices"] >= 1
         for _ in range(rx.counters["slices"]):
-            rx.recv(timeout=1).release()
+            rx.recv(timeout=PATIENCE_S).release()
         with aiflow.Receiver(ports[1]) as other:
             sent(tx, [rx, other], [b"1" * 5000, b"2" * 5000])
 
@@ -392,9 +392,8 @@ def test_one_of_two_behind_the_same_ports_is_killed_in_mid_slice(net) -> None:
             tx = stack.enter_context(
                 aiflow.Sender(["af_packet:s0", "af_packet:s1"], to=["a", "b"], peer_timeout=3.0)
             )
-        started = time.monotonic()
-        with killed_in_mid_slice(tx, victim, elements) as error:
-            assert time.monotonic() - started < 20
+        assert settle(lambda: set(tx.receivers) == {"a", "b"})
+        with killed_in_mid_slice(tx, victim, elements) as error:  # soon, or it would lose patience
             assert error.delivered_by == {"a": True, "b": False}
         part = survivor.hear()
         assert part == {stream: digest for stream, digest in digests(elements).items() if stream in part}
