@@ -41,11 +41,12 @@ tap.bind(("dissect-b", 0))
 tap.settimeout(0.1)
 
 def listen():
-    while not stop.is_set():
+    while True:
         try:
             frames.append((time.time(), tap.recv(65535)))
-        except TimeoutError:
-            pass
+        except TimeoutError:  # nothing is left
+            if stop.is_set():
+                return
 
 thread = threading.Thread(target=listen)
 thread.start()
@@ -55,7 +56,6 @@ with aiflow.Receiver("af_packet:dissect-b", name="sink") as rx, aiflow.Sender("a
     with rx.recv(timeout=30) as time_slice:
         assert np.array_equal(time_slice["big"].array, big)
     ticket.result(timeout=30)
-time.sleep(0.2)
 stop.set()
 thread.join()
 with open(sys.argv[1], "wb") as capture:
@@ -125,7 +125,7 @@ def capture(tmp_path_factory) -> Path:
             ["ip", "netns", "exec", namespace, sys.executable, "-c", RUN, str(path)],
             capture_output=True,
             text=True,
-            timeout=90,
+            timeout=200,
             check=False,
         )
         assert ran.returncode == 0, ran.stderr

@@ -90,7 +90,7 @@ def run(program: Path, options: str) -> Outcome:
     # It ends by exiting, with its peers still up: leaks are exchange.c's business.
     ran = subprocess.run(
         [str(program), *options.split()],
-        capture_output=True, text=True, timeout=100, env={"ASAN_OPTIONS": "detect_leaks=0"}, check=False,
+        capture_output=True, text=True, timeout=250, env={"ASAN_OPTIONS": "detect_leaks=0"}, check=False,
     )
     assert ran.returncode == 0, f"{options}\n{ran.stdout}{ran.stderr}"
     return json.loads(ran.stdout)
@@ -281,7 +281,7 @@ SEND = """
         tx.send([np.full(1000, 7, np.uint8)] * 20, timeout=30)
         print("ready", flush=True)
         sys.stdin.readline()
-        report = tx.send([np.full(170_000, 7, np.uint8)] * int(sys.argv[3]), timeout=60)
+        report = tx.send([np.full(170_000, 7, np.uint8)] * int(sys.argv[3]), timeout=100)
         print(report.frames_sent, report.frames_retransmitted, *(row.drop_rate for row in tx.port_table))
 """
 
@@ -301,7 +301,6 @@ def queues(switch, nb_ports: int) -> tuple[int, int]:
 
 @pytest.mark.root
 @pytest.mark.slow
-@pytest.mark.timeout(120)
 def test_two_senders_onto_one_receiver_s_ports_overflow_no_switch_queue(net) -> None:
     """Overload 2:1 at two real switch ports: credit loses at most a frame of ten thousand."""
     nb_ports = 2
@@ -327,14 +326,14 @@ def test_two_senders_onto_one_receiver_s_ports_overflow_no_switch_queue(net) -> 
             sender.stdin.write("go\n")
             sender.stdin.flush()
         for sender in senders:
-            out, errors = sender.communicate(timeout=60)
+            out, errors = sender.communicate(timeout=120)
             assert sender.returncode == 0, errors
             frames, again, *_ = map(float, re.findall(r"[\d.e-]+", out))
             assert again <= 0.01 * frames
         sent, lost = queues(switch, nb_ports)
         assert sent - sent_before > 2 * 60 * 170_000 / 1500  # both went this way
         assert lost - lost_before <= 1e-4 * (sent - sent_before)
-        assert receiver.wait(30) == 0
+        assert receiver.wait(60) == 0
     finally:
         for each in (receiver, *senders):
             each.kill()
@@ -355,7 +354,7 @@ DUAL = """
     ports = sys.argv[1].split(",")
     with aiflow.Sender(ports, policy="weighted", switches="probe", link_speed="100mbit",
                        switch_limits={"switch 2": "100mbit"}) as tx:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while sum(row.dest_mac != "" for row in tx.port_table) < len(ports):
             assert time.monotonic() < deadline, tx.port_table
             tx.send([np.full(5, 7, np.uint8)], timeout=30)
@@ -382,7 +381,7 @@ def test_two_switches_are_told_apart_by_who_answers_and_share_a_slice(net) -> No
         assert receiver.stdout is not None
         assert receiver.stdout.readline() == "ready\n"
         sender = process(source.prefix, DUAL, ",".join(ours))
-        out, errors = sender.communicate(timeout=60)
+        out, errors = sender.communicate(timeout=120)
         assert sender.returncode == 0, errors
         switches, nbytes, *reasons = out.splitlines()
         assert dict(json.loads(switches)) == {

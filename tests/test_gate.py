@@ -106,7 +106,8 @@ int main(void)
         pthread_create(&threads[i], NULL, worker, (void *)i);
     pthread_create(&threads[6], NULL, control, NULL);
     pthread_create(&threads[7], NULL, control, NULL);
-    nanosleep(&second, NULL);
+    for (int i = 0; i < 60 && (i < 1 || turns <= 10 || entries <= 1000 || holds <= 10); i++)
+        nanosleep(&second, NULL);
     stop = 1;
     for (int i = 1; i < 8; i++)
         pthread_join(threads[i], NULL);
@@ -141,7 +142,7 @@ def test_turns_and_bursts_exclude_each_other_under_more_threads_than_cores(
     program = compile_c(STRESS, tmp_path, *flags)
     # one core for all: the owner of the gate is descheduled again and again
     for cpus in (str(min(os.sched_getaffinity(0))), ",".join(map(str, os.sched_getaffinity(0)))):
-        done = subprocess.run(["taskset", "-c", cpus, str(program)], capture_output=True, text=True, timeout=60)
+        done = subprocess.run(["taskset", "-c", cpus, str(program)], capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done
         wrong, turns, entries, holds, word = map(int, done.stdout.split())
         assert wrong == 0
@@ -163,12 +164,18 @@ def test_the_interrupt_thread_rests_without_gated_ports_and_hurries_while_connec
             time.sleep(seconds)
             return (_eal.gate_turns() - before) / seconds
 
+        def measure():
+            idle = turns(1)
+            with _eal.connecting():
+                return idle, turns(1)
+
         none = turns(0.3)
         port = _eal.Port.open('m', 'net_memif_gate',
                               'role=server,id=0,socket={tmp_path}/s,socket-abstract=no,bsize=2048,rsize=8', pool)
-        idle = turns(1)
-        with _eal.connecting():
-            connecting = turns(1)
+        for _ in range(20):  # a machine with other things to do lets it wait, at either pace
+            idle, connecting = measure()
+            if idle >= 5 and connecting > idle * 3:
+                break
         port.close()
         after = turns(0.3)
         print(none, idle, connecting, after)

@@ -73,12 +73,15 @@ def wait_and_count(pipe: Connection, endpoint: str) -> None:
         pipe.send("open")
         rx.recv(timeout=PATIENCE_S).release()
         wait_for(lambda: len(rx.port_table) == 4, "all ports")
-        time.sleep(2.5)  # an idle loop sleeps longer and longer
-        started, used = time.monotonic(), time.process_time()
-        try:
-            rx.recv(timeout=2)
-        except aiflow.SliceTimeout:
-            pipe.send((time.process_time() - used) / (time.monotonic() - started))
+        time.sleep(2)  # an idle loop sleeps longer and longer
+        pipe.send(min(share_of_a_core(rx) for _ in range(3)))  # on a busy machine, or a hot one, each turn costs more
+
+
+def share_of_a_core(rx: aiflow.Receiver) -> float:
+    started, used = time.monotonic(), time.process_time()
+    with pytest.raises(aiflow.SliceTimeout):
+        rx.recv(timeout=1)
+    return (time.process_time() - used) / (time.monotonic() - started)
 
 
 def test_a_waiting_receiver_uses_under_5_percent_of_a_core() -> None:

@@ -53,7 +53,7 @@ def test_link_speed_is_read_for_all_ports_or_for_each() -> None:
             LinkSpeeds(nonsense, 1)
 
 
-def wait_for(what, seconds: float = 10.0):
+def wait_for(what, seconds: float = 60.0):
     deadline = time.monotonic() + seconds
     while not (found := what()):
         assert time.monotonic() < deadline
@@ -68,10 +68,20 @@ def test_the_table_shows_what_went_over_each_port() -> None:
         aiflow.Receiver(endpoint, link_speed="1gbit", monitor_interval=0.05) as rx,
         aiflow.Sender(endpoint, link_speed=["1gbit", "10gbit"], monitor_interval=0.05) as tx,
     ):
-        tx.send({"x": bytes(1_000_000)}, wait=False)
-        rx.recv(timeout=10).release()
-        # the interval in which it went
-        rows = wait_for(lambda: all(row.tx_rate > 100 for row in tx.port_table) and list(tx.port_table))
+
+        def busy_rows():
+            """Of an interval in which something went over both; one that we look at too late is over."""
+            tx.send({"x": bytes(1_000_000)}, wait=False)
+            rx.recv(timeout=20).release()
+            deadline = time.monotonic() + 0.1
+            while time.monotonic() < deadline:
+                rows = list(tx.port_table)
+                if all(row.tx_rate > 100 for row in rows):
+                    return rows
+                time.sleep(0.005)
+            return None
+
+        rows = wait_for(busy_rows)
         for row, speed in zip(rows, (1e9, 1e10), strict=True):
             assert row.link_speed_bps == speed
             assert row.bandwidth_rate == pytest.approx(row.rate_bps / speed)
@@ -100,10 +110,11 @@ def test_loss_is_the_receiver_s_count_of_the_present_slice() -> None:
     ):
         ticket = tx.send({"x": bytes(2_000_000)}, wait=False)
         rx.recv(timeout=20).release()
-        report = ticket.result(10)
+        report = ticket.result(20)
         assert report.frames_retransmitted > 0  # the fault took place
-        assert tx.port_table[0].drop_rate == pytest.approx(report.frames_retransmitted / report.frames_sent, rel=0.25)
-        tx.send({"y": b"small"}, wait=False).result(10)
+        dropped = tx._loop.fault_counts()["dropped"]
+        assert tx.port_table[0].drop_rate == pytest.approx(dropped / report.frames_sent, rel=0.25)
+        tx.send({"y": b"small"}, wait=False).result(20)
         assert tx.port_table[0].drop_rate < 0.05  # another slice, another count
 
 
@@ -112,7 +123,7 @@ def test_monitoring_can_be_switched_off() -> None:
     endpoint = "ring:monitor-off"
     with aiflow.Receiver(endpoint) as rx, aiflow.Sender(endpoint, monitor_interval=0) as tx:
         tx.send({"x": bytes(100_000)}, wait=False)
-        rx.recv(timeout=10).release()
+        rx.recv(timeout=20).release()
         assert tx._loop.samples() is None
         assert tx.port_table[0].tx_rate == 0
         assert tx.port_table[0].frames > 0
@@ -144,7 +155,7 @@ SEND = """
         while not ticket.done():
             time.sleep(0.2)
             rates.append([row.bandwidth_rate for row in tx.port_table])
-        ticket.result(30)
+        ticket.result(100)
         seconds = time.monotonic() - began
         after = [interface(row) for row in tx.port_table]
         print(json.dumps({
@@ -189,14 +200,14 @@ def test_the_columns_agree_with_the_kernel_s_counters(net) -> None:
         sender.stdin.flush()
         got = json.loads(sender.stdout.readline())
         came = received() - came_before  # before it closes: goodbyes are no part of it
-        _, errors = sender.communicate("close\n", timeout=60)
+        _, errors = sender.communicate("close\n", timeout=120)
         assert sender.returncode == 0, errors
         for table, interface in zip(got["table"], got["interface"], strict=True):
             assert table == pytest.approx(interface, rel=0.02)
         lost = sum(rate * frames for rate, frames in zip(got["drop_rates"], got["frames"], strict=True))
         left = sum(frames for frames, _ in got["interface"])
         assert switch.lost() > 100
-        assert lost == pytest.approx(left - came, rel=0.02)
+        assert lost == pytest.approx(left - came, rel=0.02, abs=12)  # a few words are under way at each look
         # no interval carries more than the link, and what the sender's own queue holds
         assert all(0 < max(column) < 1.3 for column in zip(*got["rates"], strict=True))
     finally:

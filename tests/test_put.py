@@ -67,17 +67,20 @@ def test_a_stream_of_windows_loses_nothing_and_keeps_its_order() -> None:
     with aiflow.pair(slice_ms=10, nb_ports=2) as (tx, rx):
         sent = [(f"cam-{k % 3}", rng.bytes(int(rng.integers(0, 30_000)))) for k in range(600)]
 
+        slices = got = 0
+
         def produce() -> None:
             for k, (stream, data) in enumerate(sent):
                 tx.put(stream, data)
                 if k % 20 == 0:
                     time.sleep(0.004)  # so that it takes several windows
+                if k % 150 == 149:  # at the least these
+                    assert settle(lambda k=k: slices > k // 150)
             tx.flush()
 
         producer = threading.Thread(target=produce)
         producer.start()
         try:
-            slices = got = 0
             while got < len(sent):
                 with rx.recv(timeout=PATIENCE_S) as time_slice:
                     slices += 1

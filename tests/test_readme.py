@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,32 +112,53 @@ def said(process: subprocess.Popen[str], stream: str = "out") -> str:
     return Path(str(process.args[1])).with_suffix(f".{stream}").read_text()  # type: ignore[index]
 
 
+NOBODY_CAME = "no receiver answered"
+START_S = 3.0
+"""A second program that takes longer to start may be too late for the first one's patience of ten seconds."""
+
+
 @pytest.mark.parametrize("first", ["receiver", "sender"])
 def test_the_programs_of_the_readme_run_as_they_are(user: User, first: str) -> None:
-    programs = {"receiver": RECEIVER, "sender": SENDER}
+    """Where the machine did not let the second one start in time, they are started again."""
     assert "aiflow.Receiver(" in RECEIVER
     assert "aiflow.Sender(" in SENDER
+    while not run_both(user, first):
+        pass
+
+
+def run_both(user: User, first: str) -> bool:
+    """Run the two; False when the sender lost its patience before the receiver was able to start."""
+    programs = {"receiver": RECEIVER, "sender": SENDER}
     second = "sender" if first == "receiver" else "receiver"
     processes = {}
     try:
         processes[first] = user.start(programs[first])
-        maps = Path(f"/proc/{processes[first].pid}/maps")
-        wait_for(lambda: "librte_ethdev" in maps.read_text(), "the first program to open its side", 60)
+        wait_for(lambda: has_ports(processes[first]), "the first program to open its side", 120)
         assert processes[first].poll() is None  # it waits for the other
         assert said(processes[first]) == ""
+        began = time.monotonic()
         processes[second] = user.start(programs[second])
         receiver, sender = processes["receiver"], processes["sender"]
+        wait_for(lambda: processes[second].poll() is not None or has_ports(processes[second]), "the second one", 120)
+        late = time.monotonic() - began > START_S
         if user.identity:
             assert Path(f"/proc/{receiver.pid}").stat().st_uid == user.identity["user"] != 0
-        assert sender.wait(60) == 0, said(sender, "err")
-        wait_for(lambda: said(receiver).count("\n") >= 2, "the receiver to print both elements", 60)
+        if sender.wait(120) and late and NOBODY_CAME in said(sender, "err"):
+            return False
+        assert sender.returncode == 0, said(sender, "err")
+        wait_for(lambda: said(receiver).count("\n") >= 2, "the receiver to print both elements")
         assert said(receiver) == "cam-0 (480, 640, 3)\ncam-1 (480, 640, 3)\n"
         assert receiver.poll() is None  # it waits for the next slice
         assert re.match(
             r"slice 1: 2 elements, 1,843,200 bytes in .* frames, \d+ sent again\n  local:demo", said(sender)
         )
         assert said(sender, "err") == said(receiver, "err") == ""
+        return True
     finally:
         for process in processes.values():
             process.terminate()
-            process.wait(30)
+            process.wait(60)
+
+
+def has_ports(process: subprocess.Popen[str]) -> bool:
+    return "librte_ethdev" in Path(f"/proc/{process.pid}/maps").read_text()

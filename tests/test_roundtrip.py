@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from peers import PATIENCE_S, Peer, content, name, send_once
+from stalls import Stalls
 from subprocesses import environment, run
 
 import aiflow
@@ -296,9 +297,10 @@ def test_an_event_loop_waits_without_a_thread(pair) -> None:
 
 def test_recv_times_out_and_goes_on(pair) -> None:
     start = time.monotonic()
-    with pytest.raises(SliceTimeout, match=r"0\.2 s"):
-        pair.receiver.recv(timeout=0.2)
-    assert 0.2 <= time.monotonic() - start < 2
+    with Stalls() as stalls:
+        with pytest.raises(SliceTimeout, match=r"0\.2 s"):
+            pair.receiver.recv(timeout=0.2)
+        assert 0.2 <= time.monotonic() - start < 2 + stalls.allowance
     with exchanged(pair, [b"x"]) as time_slice:
         assert time_slice[0].tobytes() == b"x"
 
@@ -318,8 +320,8 @@ def test_a_report_counts_what_was_sent(pair) -> None:
 
 
 def test_several_ports_share_a_slice(name) -> None:
-    with aiflow.pair(4) as both, exchanged(both, [bytes(4_000_000)]) as time_slice:
-        assert time_slice[0].tobytes() == bytes(4_000_000)
+    with aiflow.pair(4) as both, exchanged(both, [bytes(20_000_000)]) as time_slice:
+        assert time_slice[0].tobytes() == bytes(20_000_000)
         rows = list(both.sender.port_table)
         assert len(rows) == 4
         assert all(row.frames > 10 for row in rows)
@@ -438,10 +440,11 @@ def test_an_unprivileged_user_can_do_all_this(tmp_path, name) -> None:
     os.chown(home, 65534, 65534)
     for directory in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
         directory.chmod(directory.stat().st_mode | 0o011)
+    own = {name: value for name, value in environment().items() if name != "AIFLOW_RUNTIME_DIR"}  # not root's
     ran = subprocess.run(
         [*AS_NOBODY, python, "-c", textwrap.dedent(code), f"local:{name}", textwrap.dedent(SEND), python],
-        env={**environment(), "HOME": str(home), "XDG_RUNTIME_DIR": str(home), "TMPDIR": "/tmp"},
-        cwd="/", capture_output=True, text=True, timeout=90,
+        env={**own, "HOME": str(home), "XDG_RUNTIME_DIR": str(home), "TMPDIR": "/tmp"},
+        cwd="/", capture_output=True, text=True, timeout=200,
     )
     assert ran.returncode == 0, ran.stderr
     nbytes, memory = ran.stdout.splitlines()[-1].split()
