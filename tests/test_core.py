@@ -170,7 +170,7 @@ def cpu_flags() -> set[str]:
 
 @pytest.mark.parametrize("flags", [(), ("-msse4.2",)], ids=["portable", "sse4.2"])
 def test_crc32c_by_every_way_that_this_cpu_has(tmp_path, flags) -> None:
-    """All give RFC 3720's values, agree with the bitwise definition for every length and alignment, and copy just that."""
+    """All give RFC 3720's values and the bitwise definition's for every length and alignment, and copy just that."""
     ways = [way for way, needed in CRC_WAYS.items() if needed <= cpu_flags()] if flags else ["strands"]
     if not ways:
         pytest.skip("this CPU has no SSE4.2")
@@ -191,7 +191,9 @@ def test_a_lesser_way_can_be_asked_for(tmp_path, way) -> None:
 
 
 @pytest.mark.parametrize("way", CRC_WAYS)
-@pytest.mark.parametrize("options", ["dup=10000 corrupt=1000", "bytes=200000 loss=100 corrupt=500", "small=1 corrupt=500"])
+@pytest.mark.parametrize(
+    "options", ["dup=10000 corrupt=1000", "bytes=200000 loss=100 corrupt=500", "small=1 corrupt=500"]
+)
 def test_damaged_payloads_never_stay(tmp_path_factory, way, options) -> None:
     """A payload is copied while it is checked: what is there already is never written again, what was damaged is."""
     if not CRC_WAYS[way] <= cpu_flags():
