@@ -25,12 +25,14 @@ af_tx_element_at(const struct af_tx_slice *s, uint32_t chunk)
 }
 
 /* Say where the payload of one data chunk is that begins at byte `offset` of element e, and where it goes; by reference, one
- * long piece stays where it is. Elements that share a frame are copied at once. Returns the element that follows. */
+ * long piece stays where it is, be it one element's or several that lie end to end. Elements that share a frame and don't
+ * are copied at once. Returns the element that follows. */
 static inline uint32_t
 af_tx_cut(const struct af_tx_slice *s, uint32_t e, uint64_t offset, bool by_reference, uint8_t *payload, struct af_frame *f)
 {
 	uint32_t chunk = s->first_chunk[e], first = e;
 	uint64_t rest = s->elements[e].nbytes - offset;
+	const uint8_t *from = s->elements[e].ptr, *next = from;
 
 	f->element = e;
 	if (s->elements[e].nbytes > s->payload_bytes) {
@@ -45,9 +47,19 @@ af_tx_cut(const struct af_tx_slice *s, uint32_t e, uint64_t offset, bool by_refe
 	}
 	f->end = 1;
 	for (f->nbytes = 0; e < s->nb_elements && s->first_chunk[e] == chunk && s->elements[e].nbytes <= s->payload_bytes; e++) {
-		if (s->elements[e].nbytes)
-			memcpy(payload + f->nbytes, s->elements[e].ptr, s->elements[e].nbytes);
+		next = next && next == s->elements[e].ptr ? next + s->elements[e].nbytes : NULL;
 		f->nbytes += (uint32_t)s->elements[e].nbytes;
+	}
+	if (next) { /* rows of a batch lie end to end */
+		f->payload = from;
+		f->to = by_reference && f->nbytes >= AF_TAIL_LEAST ? NULL : payload;
+		f->how = AF_COPY_STORE;
+	} else {
+		for (uint32_t i = first; i < e; i++) {
+			if (s->elements[i].nbytes)
+				memcpy(payload, s->elements[i].ptr, s->elements[i].nbytes);
+			payload += s->elements[i].nbytes;
+		}
 	}
 	f->kind = e - first == 1 ? AF_DATA : AF_PACKED;
 	f->seq = e - first == 1 ? 0 : e - first;
