@@ -32,7 +32,7 @@ SANITIZE = os.environ.get("AIFLOW_SANITIZE", "")
 WERROR = os.environ.get("AIFLOW_WERROR", "0") not in ("", "0")
 
 # The wire format and its state machines are plain C: modules over them must load where no DPDK is.
-WITHOUT_DPDK = ("_wire",)
+WITHOUT_DPDK = ("_encode", "_wire")
 
 DIRECTIVES = {"language_level": 3, "embedsignature": True}
 # Only where every index is computed by our own loops: elsewhere a wrong one must raise, not read foreign memory.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import struct
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from math import prod
 from typing import Any, NamedTuple
@@ -20,6 +20,7 @@ __all__ = [
     "Run",
     "Span",
     "as_bytes",
+    "checked_stream",
     "describe",
     "described",
     "encode",
@@ -28,12 +29,15 @@ __all__ = [
     "named",
     "parse",
     "pieces",
+    "spans_of",
     "streams_of",
 ]
 
 _HEADER = struct.Struct(">HHIIQ")
 _RUN = struct.Struct(">IQIBBHH")
 MAX_STREAM_BYTES = 4096
+REMEMBERED_BYTES = 1024
+"""Manifests up to this size are parsed once for many slices."""
 MAX_AXES = 32  # numpy 1's; numpy 2 has 64
 
 
@@ -161,7 +165,7 @@ def pieces(elements: Any) -> Iterator[tuple[str | int, Any]]:
     """(stream, buffer) of each element of what `send` was given; the stream is its index where none was named."""
     if isinstance(elements, Mapping):
         for stream, element in elements.items():
-            yield _stream(stream), element
+            yield checked_stream(stream), element
         return
     if isinstance(elements, (bytes, bytearray, memoryview, str, np.ndarray)) or hasattr(elements, "__dlpack__"):
         raise TypeError("send takes a mapping or an iterable of elements: write send([buffer]) for a single one")
@@ -169,12 +173,13 @@ def pieces(elements: Any) -> Iterator[tuple[str | int, Any]]:
         raise TypeError(f"send takes a mapping or an iterable of elements, not {type(elements).__name__}")
     for index, item in enumerate(elements):
         if isinstance(item, tuple) and len(item) == 2:
-            yield _stream(item[0]), item[1]
+            yield checked_stream(item[0]), item[1]
         else:
             yield index, item
 
 
-def _stream(stream: Any) -> str:
+def checked_stream(stream: Any) -> str:
+    """A stream's name that can be sent; TypeError for any other."""
     if not isinstance(stream, str):
         raise TypeError(f"a stream's name is a str, not {type(stream).__name__}: {stream!r}")
     try:
@@ -252,7 +257,7 @@ class Piece(NamedTuple):
 
 def describe(stream: str, element: Any) -> Piece:
     """One element, which a manifest can carry (TypeError or ConfigError where not), its bytes in one piece."""
-    piece = Piece(_stream(stream), *as_bytes(element, f"element {stream!r}"))
+    piece = Piece(checked_stream(stream), *as_bytes(element, f"element {stream!r}"))
     named(piece.stream, piece.form)
     return piece
 
@@ -281,7 +286,7 @@ def encode_rows(stream: str, form: Form, count: int) -> bytes:
         raise ConfigError(f"{count} elements are more than a slice can number: send several slices")
     runs = _Runs()
     if count:
-        runs.add(_stream(stream), form, count)
+        runs.add(checked_stream(stream), form, count)
     return runs.manifest()
 
 
@@ -342,7 +347,20 @@ class Span(NamedTuple):
     nb_elements: int
 
 
-def streams_of(spans: list[Span]) -> dict[str, list[Span]]:
+def spans_of(manifest: bytes) -> Sequence[Span]:
+    """The runs of a received manifest, each as a span."""
+    if len(manifest) > REMEMBERED_BYTES:
+        return [Span(run, run.start, run.nb_elements) for run in parse(manifest)]
+    return _remembered_spans(manifest)
+
+
+@lru_cache(maxsize=256)
+def _remembered_spans(manifest: bytes) -> tuple[Span, ...]:
+    """Small slices are often like the one before."""
+    return tuple(Span(run, run.start, run.nb_elements) for run in parse(manifest))
+
+
+def streams_of(spans: Sequence[Span]) -> dict[str, list[Span]]:
     """Which elements each stream has, in order."""
     streams: dict[str, list[Span]] = {}
     for span in spans:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from ._dp_rx import Exporter
 from .errors import ConfigError
-from .manifest import Run, Span, parse, streams_of
+from .manifest import Run, Span, spans_of, streams_of
 from .partition import even
 
 __all__ = ["Element", "Shard", "TimeSlice"]
@@ -141,14 +141,16 @@ def _shaped(buffer: Any, run: Run) -> np.ndarray[Any, Any]:
     form = run.form
     if run.nbytes == 0:
         return np.empty(form.shape, form.dtype, order="F" if form.order == "F" else "C")
-    flat = np.frombuffer(buffer, np.uint8).view(form.dtype)
+    flat = np.frombuffer(buffer, form.dtype)
+    if len(form.shape) == 1:
+        return flat
     return flat.reshape(form.shape, order="F" if form.order == "F" else "C")
 
 
 class _Elements:
     """Elements of one slice, as runs of them: what a slice and its shards have in common."""
 
-    _spans: list[Span]
+    _spans: Sequence[Span]
     _length: int
     _streams: dict[str, list[Span]] | None = None
     _places: list[int] | None = None  # of each span's first element
@@ -269,7 +271,7 @@ class TimeSlice(_Elements):
         self.nbytes: int = incoming.nbytes
         self.seconds: float = incoming.seconds
         self._length = incoming.nb_elements
-        self._spans = [Span(run, run.start, run.nb_elements) for run in parse(incoming.manifest)]
+        self._spans = spans_of(incoming.manifest)
 
     def _whole(self) -> TimeSlice:
         return self
@@ -364,7 +366,7 @@ class Shard(_Elements):
         )
 
 
-def _spans_of(numbers: np.ndarray[Any, Any], spans: list[Span]) -> list[Span]:
+def _spans_of(numbers: np.ndarray[Any, Any], spans: Sequence[Span]) -> list[Span]:
     """The elements of ascending `numbers`, as pieces of `spans`."""
     if not len(numbers):
         return []

@@ -1,0 +1,3 @@
+from typing import Any
+
+def encode(elements: Any) -> tuple[bytes, list[Any], int]: ...

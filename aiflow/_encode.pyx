@@ -1,0 +1,229 @@
+"""What `Sender.send` was given → a manifest and buffers: the loop over the elements, compiled.
+
+A million small elements pass here one by one, and so does the one that somebody waits for. What is plain, bytes and
+numpy's own arrays of numbers in one piece, costs some attribute look-ups; everything else takes `manifest.as_bytes`.
+"""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from libc.stdint cimport uint32_t, uint64_t
+from libc.string cimport memcpy
+
+import numpy as np
+
+from aiflow.errors import ConfigError
+from aiflow.manifest import MAX_AXES, MAX_STREAM_BYTES, Form, as_bytes, checked_stream, named, pieces
+
+cdef extern from *:
+    """
+    #include "aiflow/layout.h"
+    /* A run's header, in wire order. */
+    static inline void aiflow_put_run(char *at, uint32_t count, uint64_t nbytes, uint32_t first, int numbered,
+                                      Py_ssize_t stream_len, Py_ssize_t form_len)
+    {
+        struct af_run run = {.count = AF_BE32(count), .nbytes = AF_BE64(nbytes), .first = AF_BE32(first),
+                             .numbered = (uint8_t)numbered, .stream_len = AF_BE16((uint16_t)stream_len),
+                             .form_len = AF_BE16((uint16_t)form_len)};
+
+        memcpy(at, &run, sizeof run);
+    }
+    static inline void aiflow_put_manifest(char *at, uint32_t nb_runs, uint32_t nb_elements, uint64_t nbytes)
+    {
+        struct af_manifest m = {.payload_bytes = AF_BE16(1), .nb_runs = AF_BE32(nb_runs),
+                                .nb_elements = AF_BE32(nb_elements), .nbytes = AF_BE64(nbytes)};
+
+        memcpy(at, &m, sizeof m);
+    }
+    """
+    enum:
+        AF_RUN_HEADER
+        AF_MANIFEST_HEADER
+    void aiflow_put_run(char *at, uint32_t count, uint64_t nbytes, uint32_t first, int numbered,
+                        Py_ssize_t stream_len, Py_ssize_t form_len) noexcept
+    void aiflow_put_manifest(char *at, uint32_t nb_runs, uint32_t nb_elements, uint64_t nbytes) noexcept
+
+cdef object ndarray = np.ndarray
+cdef object uint8 = np.dtype(np.uint8)
+cdef str PLAIN = "biufc?"  # kinds of dtype whose arrays have the buffer protocol as they are
+cdef dict forms = {}       # dtype → {shape → (form as a manifest carries it, bytes of such an array)}
+
+
+cdef tuple form_of(object dtype, tuple shape):
+    """How a manifest carries the form of a plain array, and its bytes; None where `as_bytes` must judge."""
+    cdef dict shapes = forms.get(dtype)
+    cdef tuple found
+    if shapes is None:
+        if dtype.kind not in PLAIN:
+            return None
+        if len(forms) > 256:
+            forms.clear()
+        shapes = forms[dtype] = {}
+    found = shapes.get(shape)
+    if found is None:
+        if len(shape) > MAX_AXES:
+            return None
+        if len(shapes) > 4096:
+            shapes.clear()
+        form = Form(dtype, shape)
+        found = shapes[shape] = (form.encode(), form.nbytes)
+    return found
+
+
+cdef bytes name_of(object stream):
+    """A stream's name as a manifest carries it."""
+    cdef bytes name
+    try:
+        name = stream.encode()
+    except UnicodeEncodeError:
+        return named(checked_stream(stream), Form(uint8, ()))[0]
+    if len(name) > MAX_STREAM_BYTES:
+        named(stream, Form(uint8, ()))  # raises
+    return name
+
+
+cdef class _Runs:
+    """Joins like neighbours."""
+
+    cdef list encoded
+    cdef list buffers
+    cdef uint64_t nbytes
+    cdef uint64_t nb_elements
+    # the run that is open
+    cdef object stream       # a str, or None where they are numbered
+    cdef object dtype        # of its arrays, None for bytes and what `as_bytes` made
+    cdef object shape
+    cdef bytes form
+    cdef uint64_t count, first, size
+
+    def __cinit__(self):
+        self.encoded = []
+        self.buffers = []
+
+    cdef int add(self, object stream, object element, uint64_t number) except -1:
+        """Take one element; its stream is a str, or None for the number."""
+        cdef object kind = type(element)
+        cdef object dtype = None, shape
+        cdef tuple known
+        cdef uint64_t size
+        cdef bytes form
+        if kind is bytes:
+            size = PyBytes_GET_SIZE(element)
+            if self.count and self.dtype is bytes and size == self.size and self._follows(stream, number):
+                self._count_in(element)
+                return 0
+            known = form_of(uint8, (size,))
+            self._open(stream, number, bytes, None, known[0], size)
+            self._count_in(element)
+            return 0
+        if kind is ndarray and element.flags.c_contiguous:
+            dtype = element.dtype
+            shape = element.shape
+            if self.count and dtype is self.dtype and shape == self.shape and self._follows(stream, number):
+                self._count_in(element)
+                return 0
+            known = form_of(dtype, shape)
+            if known is not None:
+                self._open(stream, number, dtype, shape, known[0], known[1])
+                self._count_in(element)
+                return 0
+        buffer, wide = as_bytes(element, f"element {number if stream is None else stream!r}")
+        form = named(None, wide)[1]
+        size = wide.nbytes
+        self._open(stream, number, None, None, form, size)
+        self._count_in(buffer)
+        return 0
+
+    cdef bint _follows(self, object stream, uint64_t number):
+        if stream is None:
+            return self.stream is None and number == self.first + self.count
+        return stream is self.stream or stream == self.stream
+
+    cdef int _count_in(self, object buffer) except -1:
+        self.buffers.append(buffer)
+        self.count += 1
+        self.nbytes += self.size
+        self.nb_elements += 1
+        return 0
+
+    cdef int _open(self, object stream, uint64_t number, object dtype, object shape, bytes form,
+                   uint64_t size) except -1:
+        """What follows is of this form. No new run where that is only another type of object."""
+        self.dtype = dtype
+        self.shape = shape
+        if self.count and size == self.size and form == self.form and self._follows(stream, number):
+            return 0
+        self.flush()
+        self.stream = stream
+        self.first = number if stream is None else 0
+        self.form = form
+        self.size = size
+        return 0
+
+    cdef int flush(self) except -1:
+        cdef bytes name, run
+        cdef char *at
+        if not self.count:
+            return 0
+        name = b"" if self.stream is None else name_of(self.stream)
+        run = PyBytes_FromStringAndSize(NULL, AF_RUN_HEADER + len(name) + len(self.form))
+        at = PyBytes_AS_STRING(run)
+        aiflow_put_run(at, <uint32_t>self.count, self.size, <uint32_t>self.first, self.stream is None, len(name),
+                       len(self.form))
+        memcpy(at + AF_RUN_HEADER, PyBytes_AS_STRING(name), len(name))
+        memcpy(at + AF_RUN_HEADER + len(name), PyBytes_AS_STRING(self.form), len(self.form))
+        self.encoded.append(run)
+        self.count = 0
+        return 0
+
+    cdef bytes manifest(self):
+        self.flush()
+        cdef bytes header = PyBytes_FromStringAndSize(NULL, AF_MANIFEST_HEADER)
+        if self.nb_elements > 0xFFFFFFFFu:
+            raise ConfigError(f"{self.nb_elements} elements are more than a slice can number: send several slices")
+        aiflow_put_manifest(PyBytes_AS_STRING(header), <uint32_t>len(self.encoded), <uint32_t>self.nb_elements,
+                            self.nbytes)
+        if len(self.encoded) == 1:
+            return header + <bytes>self.encoded[0]
+        return header + b"".join(self.encoded)
+
+
+def encode(elements):
+    """The manifest of what `Sender.send` was given.
+
+    Parameters
+    ----------
+    elements : mapping or iterable
+        See `Sender.send`.
+
+    Returns
+    -------
+    manifest : bytes
+    buffers : list
+        Of each element, in one piece, for the buffer protocol.
+    nbytes : int
+        Of all of them.
+
+    Raises
+    ------
+    TypeError, ConfigError
+        For what cannot be sent.
+    """
+    cdef _Runs runs = _Runs.__new__(_Runs)
+    cdef uint64_t number = 0
+    if type(elements) is dict:
+        for stream, element in (<dict>elements).items():
+            runs.add(stream if type(stream) is str else checked_stream(stream), element, 0)
+    elif type(elements) is list or type(elements) is tuple:
+        for item in elements:
+            if isinstance(item, tuple) and len(<tuple>item) == 2:
+                stream, element = item
+                runs.add(stream if type(stream) is str else checked_stream(stream), element, 0)
+            else:
+                runs.add(None, item, number)
+            number += 1
+    else:
+        for stream, element in pieces(elements):
+            if isinstance(stream, str):
+                runs.add(stream, element, 0)
+            else:
+                runs.add(None, element, stream)
+    return runs.manifest(), runs.buffers, runs.nbytes
