@@ -70,24 +70,49 @@ cdef extern from "aiflow/agent.h" nogil:
 
 
 cdef extern from "aiflow/mail.h" nogil:
+    enum:
+        AF_PARK_FIRST_NS
+        AF_PARK_MOST_NS
+
     struct af_mail:
-        int attention, posted, asleep, armed, event_fd
-        uint64_t generation
+        int attention, posted, turn, wanted, left, asleep, armed, event_fd
+        uint64_t driven, generation
 
     int af_mail_init(af_mail *mail) noexcept
     void af_mail_free(af_mail *mail) noexcept
     void af_mail_wake(af_mail *mail) noexcept
+    void af_mail_rest(af_mail *mail, uint64_t ns) noexcept
+    void af_mail_sleep(af_mail *mail, uint64_t ns) noexcept
+    bint af_mail_is_wanted(af_mail *mail) noexcept
+    bint af_mail_take_turn(af_mail *mail) noexcept
+    void af_mail_leave_turn(af_mail *mail) noexcept
+    void af_mail_park(af_mail *mail, uint64_t *ns) noexcept
     void af_mail_notify(af_mail *mail) noexcept
     void af_mail_wait(af_mail *mail, uint64_t seen, uint64_t ns) noexcept
     void af_mail_drain(af_mail *mail) noexcept
     uint64_t af_now_ns() noexcept
 
+
+cdef extern from "aiflow/idle.h" nogil:
     struct af_idle:
         uint64_t worked_ns, sleep_ns, shared_ns
         uint32_t turns
 
+    void af_idle_begin(af_idle *idle, uint64_t now) noexcept
     void af_idle_worked(af_idle *idle, uint64_t now, int work) noexcept
-    void af_idle_wait(af_idle *idle, af_mail *mail, uint64_t now) noexcept
+    void af_idle_spin() noexcept
+    uint64_t af_idle_turn(af_idle *idle, uint64_t now) noexcept
+    unsigned long af_idle_exact_timers() noexcept
+    void af_idle_timers_as(unsigned long slack_ns) noexcept
+
+
+cdef extern from "aiflow/quota.h" nogil:
+    struct af_quota:
+        double cores
+        uint64_t rests
+
+    void af_quota_begin(af_quota *q) noexcept
+    uint64_t af_quota_rest(af_quota *q, uint64_t now) noexcept
 
 
 cdef extern from "aiflow/faults.h" nogil:

@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
-from aiflow._core cimport AF_NB_FAULTS, af_agent, af_agent_port, af_line, af_mail, af_monitor, af_span
+from aiflow._core cimport AF_NB_FAULTS, af_agent, af_agent_port, af_idle, af_line, af_mail, af_monitor, af_quota, af_span
 from aiflow._eal cimport Mempool, Port, af_gate
 from aiflow.librte.rte_mbuf cimport rte_mbuf, rte_mbuf_ext_shared_info
 from aiflow.librte.rte_mempool cimport rte_mempool
@@ -43,6 +43,13 @@ cdef class Loop:
     cdef uint32_t nb_gated
     cdef uint64_t unseen[2]    # frames that never reach the agent: chained mbufs, VLAN tags
     cdef uint64_t iterations
+    cdef af_idle idle          # whoever has the turn
+    cdef af_quota quota        # likewise
+    cdef bint in_vain          # likewise: the newest caller that drove has met nothing
+    cdef uint64_t now          # likewise: the time of this iteration
+    cdef unsigned int lcore    # DPDK's number of the worker, which its mempool caches go by; callers that drive borrow it
+    cdef int last_cpu          # that the loop ran on
+    cdef public bint spins     # a caller that waits polls without a pause
     cdef readonly list attached_ports
     cdef readonly list port_names      # (name, driver) of the port that is, or was last, at each index
     cdef readonly bint stopped
@@ -57,19 +64,21 @@ cdef class Loop:
     cdef object __weakref__
 
     cdef void run(self) noexcept nogil
+    cdef void ring(self) noexcept nogil
+    cdef bint drive(self, uint64_t seen, uint64_t until) noexcept nogil
+    cdef int iterate(self) noexcept nogil
+    cdef bint busy_ports(self) noexcept nogil
+    cdef bint unfinished(self) noexcept nogil
     cdef int poll(self, uint32_t index, uint64_t now) noexcept nogil
     cdef int receive(self, loop_port *port, uint32_t index, uint64_t now) noexcept nogil
     cdef void last_look(self, uint32_t index) noexcept nogil
     cdef void stage(self, loop_port *port, uint32_t index, uint64_t now) noexcept nogil
     cdef void refer(self, rte_mbuf *m, const af_span *tail) noexcept nogil
     cdef void make_own(self, loop_port *port) noexcept nogil
-    cdef int impaired(self, loop_port *port, rte_mbuf **pkts, uint16_t nb_rx, uint64_t now) noexcept nogil
     cdef void collect(self, uint64_t now) noexcept nogil
     cdef void publish(self) noexcept nogil
     cdef int place_port(self, Port port, uint32_t peer, af_agent_port *out) except -1
     cdef set_faults(self, faults)
-    cdef _open_lines(self, uint32_t index)
-    cdef _close_lines(self, uint32_t index)
 
 
 cdef char *name_bytes(object name, char *out) except NULL

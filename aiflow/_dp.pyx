@@ -1,8 +1,9 @@
 """Data plane: the only code that calls rte_eth_rx_burst and rte_eth_tx_burst.
 
-A `Loop` polls the ports of one Sender or Receiver in a thread of its own. It feeds what arrives to the state machine
-(`agent`), sends what the state machine has to say, and sleeps when neither happens. The thread leaves nogil only when
-the control plane wants something done between two iterations: a port attached or removed, or the end.
+A `Loop` polls the ports of one Sender or Receiver. It feeds what arrives to the state machine (`agent`), sends what the
+state machine has to say, and sleeps when neither happens. One thread at a time drives it: its worker, or a caller that
+waits for what the loop does (include/aiflow/mail.h says who when). The worker leaves nogil only when the control plane
+wants something done between two iterations: a port attached or removed, or the end.
 """
 
 import atexit
@@ -10,21 +11,22 @@ import os
 import threading
 import weakref
 
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport free, malloc
+from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from aiflow._core cimport (
-    AF_MIN_PATH_FRAME, AF_NAME_BYTES, AF_NB_FAULTS,
-    af_agent_port, af_fault_rule, af_idle, af_idle_wait, af_idle_worked, af_line, af_line_due, af_line_enter,
-    af_line_hold, af_line_init, af_line_leave, af_mail_drain, af_mail_free, af_mail_init, af_mail_notify, af_mail_wait,
-    af_mail_wake, af_monitor, af_monitor_read, af_now_ns, af_sample, af_span,
+    AF_MIN_PATH_FRAME, AF_NAME_BYTES, AF_NB_FAULTS, AF_PARK_FIRST_NS, AF_PARK_MOST_NS, af_agent_port, af_idle_begin,
+    af_idle_exact_timers, af_idle_spin, af_idle_timers_as, af_idle_turn, af_idle_worked, af_line_leave, af_mail_drain,
+    af_mail_free, af_mail_init, af_mail_is_wanted, af_mail_leave_turn, af_mail_notify, af_mail_park, af_mail_rest,
+    af_mail_sleep, af_mail_take_turn, af_mail_wait, af_mail_wake, af_monitor, af_monitor_read, af_now_ns,
+    af_quota_begin, af_quota_rest, af_sample, af_span,
 )
+from aiflow._dp_faults cimport close_lines, impair, impaired, open_lines
 from aiflow._eal cimport Mempool, Port, af_gate_enter, af_gate_leave, gate, register_thread, unregister_thread
 from aiflow.librte.rte_ethdev cimport rte_eth_rx_burst, rte_eth_tx_burst
 from aiflow.librte.rte_mbuf cimport (
     rte_mbuf, rte_mbuf_ext_refcnt_set, rte_mbuf_ext_refcnt_update, rte_pktmbuf_alloc, rte_pktmbuf_attach_extbuf,
-    rte_pktmbuf_copy, rte_pktmbuf_free, rte_pktmbuf_free_bulk, rte_pktmbuf_mtod,
+    rte_pktmbuf_free, rte_pktmbuf_free_bulk, rte_pktmbuf_mtod,
 )
 from aiflow._eal import start as start_eal
 from aiflow.config import parse_faults
@@ -38,21 +40,35 @@ cdef extern from "rte_mbuf.h" nogil:
 cdef extern from *:
     """
     #include "aiflow/mail.h"
+    #include <rte_lcore.h>
+    #include <sched.h>
     #define aiflow_attention(mail) atomic_load_explicit(&(mail)->attention, memory_order_relaxed)
     #define aiflow_posted(mail) atomic_load_explicit(&(mail)->posted, memory_order_relaxed)
+    #define aiflow_wanted(mail) atomic_load_explicit(&(mail)->wanted, memory_order_relaxed)
+    #define aiflow_generation(mail) atomic_load_explicit(&(mail)->generation, memory_order_relaxed)
     #define aiflow_set(field, value) atomic_store(&(field), (value))
     #define aiflow_lock(mail) pthread_mutex_lock(&(mail)->lock)
     #define aiflow_unlock(mail) pthread_mutex_unlock(&(mail)->lock)
     #define aiflow_prefetch(p) __builtin_prefetch(p)
-    static inline void aiflow_timer_slack(void) { prctl(PR_SET_TIMERSLACK, 1000, 0, 0, 0); }
+    static inline unsigned int aiflow_as_lcore(unsigned int lcore)
+    {
+        unsigned int was = RTE_PER_LCORE(_lcore_id);
+
+        RTE_PER_LCORE(_lcore_id) = lcore;
+        return was;
+    }
     """
     int aiflow_attention(af_mail *mail) noexcept nogil
     int aiflow_posted(af_mail *mail) noexcept nogil
+    int aiflow_wanted(af_mail *mail) noexcept nogil
+    uint64_t aiflow_generation(af_mail *mail) noexcept nogil
     void aiflow_set(int field, int value) noexcept nogil
     void aiflow_lock(af_mail *mail) noexcept nogil
     void aiflow_unlock(af_mail *mail) noexcept nogil
     void aiflow_prefetch(const void *p) noexcept nogil
-    void aiflow_timer_slack() noexcept nogil
+    unsigned int aiflow_as_lcore(unsigned int lcore) noexcept nogil
+    unsigned int rte_lcore_id() noexcept nogil
+    int sched_getcpu() noexcept nogil
 
 DROPS = ("ok", "runt", "length", "mtu", "header", "foreign", "vlan", "kind", "dst_mac", "broadcast", "segments", "crc",
          "session", "src_mac", "path", "number", "replay", "duplicate", "not_granted", "element", "seq", "end", "size",
@@ -107,24 +123,6 @@ cdef rte_mbuf *adopted(rte_mbuf *m, rte_mempool *pool) noexcept nogil:
     return copy
 
 
-cdef void impair(af_line *line, rte_mbuf *m, uint64_t now) noexcept nogil:
-    """Let a line have a frame: it is lost, or held until it is due, and so are the copies that are made of it."""
-    cdef uint32_t size = m.data_len
-    cdef uint8_t kind = rte_pktmbuf_mtod(m)[14] & 15 if size > 14 else 0
-    cdef uint32_t copies = af_line_enter(line, rte_pktmbuf_mtod(m), &size, now)
-    cdef rte_mbuf *copy
-    if m.nb_segs == 1:
-        m.data_len = <uint16_t>size
-        m.pkt_len = size
-    while copies > 1:
-        copies -= 1
-        copy = rte_pktmbuf_copy(m, m.pool, 0, <uint32_t>-1)
-        if copy != NULL and not af_line_hold(line, af_line_due(line, kind, now), copy):
-            rte_pktmbuf_free(copy)
-    if copies == 0 or not af_line_hold(line, af_line_due(line, kind, now), m):
-        rte_pktmbuf_free(m)
-
-
 cdef class Loop:
     """Polls ports for one agent. Subclasses set `agent` and say what a post and an event are."""
 
@@ -133,6 +131,8 @@ cdef class Loop:
         if rc:
             raise PortError(f"no event descriptor to be had ({os.strerror(rc)}): close some files, or raise ulimit -n")
         self.has_mail = True
+        self.last_cpu = -1
+        self.lcore = -1
         self.lent.free_cb = given_back
         rte_mbuf_ext_refcnt_set(&self.lent, 1)  # ours: it never falls to 0
         self.requests = []
@@ -162,11 +162,13 @@ cdef class Loop:
     def _main(self):
         try:
             register_thread()
-            aiflow_timer_slack()
+            self.lcore = rte_lcore_id()
+            af_idle_exact_timers()
             while not self.stopped:
                 with nogil:
                     self.run()
                 self._serve()
+                af_mail_leave_turn(&self.mail)
         finally:
             self.stopped = True
             self._serve()
@@ -232,9 +234,13 @@ cdef class Loop:
 
     def tell(self):
         """Wake everybody who waits, as after an event."""
+        self.ring()
+
+    cdef void ring(self) noexcept nogil:
         aiflow_lock(&self.mail)
         af_mail_notify(&self.mail)
         aiflow_unlock(&self.mail)
+
 
     def check_process(self):
         """Raise when this is a forked child: the thread and the ports are the parent's."""
@@ -260,7 +266,7 @@ cdef class Loop:
         slot.port_id = port.port_id
         slot.gated = port.gated
         slot.pool = pool.ptr
-        self._open_lines(index)
+        open_lines(slot, self.faults, index)
         slot.attached = True
         self.attached_ports[index] = port
         self.port_names[index] = (port.name, port.driver)
@@ -321,40 +327,11 @@ cdef class Loop:
             port.head = port.count = 0
             rte_pktmbuf_free(port.spare)
             port.spare = NULL
-            self._close_lines(index)
+            close_lines(port, self.fault_sums)
 
     cdef set_faults(self, faults):
         """`faults=` of a Sender or Receiver, before any port is attached: see `aiflow.config.FAULTS`."""
         self.faults = parse_faults(faults)
-
-    cdef _open_lines(self, uint32_t index):
-        """Give a port the lines whose faults were asked for: for each way the first rule that names it."""
-        cdef af_fault_rule rule
-        cdef uint32_t way
-        for way in range(2):
-            for asked in self.faults:
-                if way in asked["ways"] and (asked["ports"] is None or index in asked["ports"]):
-                    rule = asked["rule"]
-                    self.ports[index].lines[way] = <af_line *>malloc(sizeof(af_line))
-                    if self.ports[index].lines[way] == NULL:
-                        raise MemoryError
-                    af_line_init(self.ports[index].lines[way], &rule, asked["seed"], index, way)
-                    break
-
-    cdef _close_lines(self, uint32_t index):
-        cdef af_line *line
-        cdef rte_mbuf *m
-        for way in range(2):
-            line = self.ports[index].lines[way]
-            if line == NULL:
-                continue
-            while line.nb_held:
-                m = <rte_mbuf *>af_line_leave(line, <uint64_t>-1)
-                rte_pktmbuf_free(m)
-            for kind in range(AF_NB_FAULTS):
-                self.fault_sums[kind] += line.counts[kind]
-            free(line)
-            self.ports[index].lines[way] = NULL
 
     def fault_counts(self):
         """How many frames the fault shim has dropped, corrupted, …: a dict."""
@@ -371,15 +348,35 @@ cdef class Loop:
 
     def cpu(self):
         """The CPU that the loop ran on last, or None."""
-        try:
-            with open(f"/proc/self/task/{self.thread.native_id}/stat") as stat:
-                return int(stat.read().rpartition(")")[2].split()[36])
-        except (AttributeError, OSError, ValueError, IndexError):
-            return None
+        return self.last_cpu if self.last_cpu >= 0 else None
 
     def busy_iterations(self):
         """Iterations of the loop so far: for tests of its idle cost."""
         return self.iterations
+
+    @property
+    def thread_id(self):
+        """The worker's, as the kernel numbers it."""
+        return self.thread.native_id
+
+    @property
+    def driven(self):
+        """How often a thread that waited has driven the loop by itself."""
+        return self.mail.driven
+
+    @property
+    def max_cores(self):
+        """The most processor time that it takes, in cores; None: no limit. To be set before `start`."""
+        return self.quota.cores or None
+
+    @max_cores.setter
+    def max_cores(self, cores):
+        self.quota.cores = 0.0 if cores is None else cores
+
+    @property
+    def rests(self):
+        """How often it has paused for the sake of `max_cores`."""
+        return self.quota.rests
 
     # ---- waiting threads ----
 
@@ -402,10 +399,25 @@ cdef class Loop:
         af_mail_drain(&self.mail)
 
     def wait(self, uint64_t seen, double seconds):
-        """Sleep until the generation is not `seen` any more, or for `seconds`. Releases the GIL; no signal ends it."""
+        """Until the generation is not `seen` any more, or for `seconds`. Releases the GIL; no signal ends it.
+
+        The calling thread drives the loop itself where it can: nobody has to be woken then, at either end.
+        """
         cdef uint64_t ns = <uint64_t>(max(seconds, 0.0) * 1e9)
+        cdef uint64_t begin
         with nogil:
-            af_mail_wait(&self.mail, seen, ns)
+            if not self.stopped and af_mail_take_turn(&self.mail):
+                begin = af_now_ns()
+                if self.drive(seen, begin + ns):
+                    aiflow_set(self.mail.left, 1)
+                af_mail_leave_turn(&self.mail)
+                if af_mail_is_wanted(&self.mail) or self.now - begin > <uint64_t>AF_PARK_MOST_NS:
+                    af_mail_wake(&self.mail)
+            else:
+                aiflow_set(self.mail.wanted, 1)
+                if aiflow_posted(&self.mail):
+                    af_mail_wake(&self.mail)
+                af_mail_wait(&self.mail, seen, ns)
 
     # ---- the loop ----
 
@@ -415,42 +427,123 @@ cdef class Loop:
     cdef void publish(self) noexcept nogil:
         """Hand over what the agent has finished. Loop thread, the mail's lock held."""
 
-    cdef void run(self) noexcept nogil:
-        """Poll until the control plane wants attention."""
-        cdef uint64_t now = af_now_ns()
-        cdef af_idle idle
-        idle.worked_ns = now
-        idle.sleep_ns = 0
-        idle.shared_ns = 0
-        idle.turns = 0
+    cdef bint unfinished(self) noexcept nogil:
+        """Is there work that will not wait? With the turn."""
+        return False
+
+    cdef bint busy_ports(self) noexcept nogil:
+        """Do frames wait for a driver to take them? With the turn."""
         cdef uint32_t i
-        cdef int work
-        while not aiflow_attention(&self.mail):
-            work = 0
-            self.iterations += 1
-            if aiflow_posted(&self.mail):
-                aiflow_set(self.mail.posted, 0)
-                self.collect(now)
-                work = BURST
-            if self.nb_gated:
-                af_gate_enter(self.gate)
-            for i in range(self.nb_ports):
-                if self.ports[i].attached:
-                    work += self.poll(i, now)
-            if self.nb_gated:
-                af_gate_leave(self.gate)
-            now = af_now_ns()
-            if self.agent.tick(self.agent.state, now):
-                aiflow_lock(&self.mail)
-                self.publish()
-                af_mail_notify(&self.mail)
-                aiflow_unlock(&self.mail)
-                work += 1
-            if work:
-                af_idle_worked(&idle, now, work)
+        for i in range(self.nb_ports):
+            if self.ports[i].attached and self.ports[i].count:
+                return True
+        return False
+
+    cdef void run(self) noexcept nogil:
+        """Drive the loop until the control plane wants attention; returns with the turn. The worker."""
+        cdef uint64_t driven = self.mail.driven, park_ns = AF_PARK_FIRST_NS, sleep_ns
+        self.now = af_now_ns()
+        while True:
+            if driven != self.mail.driven and not af_mail_is_wanted(&self.mail):
+                driven = self.mail.driven
+                if park_ns > <uint64_t>AF_PARK_MOST_NS:
+                    park_ns = AF_PARK_FIRST_NS
+                af_mail_park(&self.mail, &park_ns)
+                continue
+            if not af_mail_take_turn(&self.mail):
+                af_mail_park(&self.mail, &park_ns)
+                continue
+            if aiflow_attention(&self.mail):
+                return
+            if driven != self.mail.driven:
+                af_idle_begin(&self.idle, af_now_ns())
+                driven = self.mail.driven
+            aiflow_set(self.mail.left, 0)
+            park_ns = AF_PARK_FIRST_NS
+            self.last_cpu = sched_getcpu()
+            af_quota_begin(&self.quota)
+            sleep_ns = 0
+            while sleep_ns == 0 and not aiflow_attention(&self.mail):
+                if self.iterate():
+                    continue
+                if aiflow_wanted(&self.mail):
+                    break
+                sleep_ns = af_idle_turn(&self.idle, self.now)
+                self.now = af_now_ns()
+            if aiflow_attention(&self.mail):
+                return
+            af_mail_leave_turn(&self.mail)
+            if sleep_ns:
+                af_mail_sleep(&self.mail, sleep_ns)
             else:
-                af_idle_wait(&idle, &self.mail, now)
-                now = af_now_ns()
+                aiflow_set(self.mail.wanted, 0)
+                self.ring()
+                af_mail_park(&self.mail, &park_ns)
+            self.now = af_now_ns()
+
+    cdef bint drive(self, uint64_t seen, uint64_t until) noexcept nogil:
+        """Drive the loop until the generation is not `seen` any more; is there more to do? A caller with the turn."""
+        cdef unsigned int lcore = aiflow_as_lcore(self.lcore)
+        cdef unsigned long slack_ns = 0
+        cdef uint64_t sleep_ns
+        self.last_cpu = sched_getcpu()
+        af_quota_begin(&self.quota)
+        self.now = af_now_ns()
+        if aiflow_posted(&self.mail) or not self.in_vain:
+            af_idle_begin(&self.idle, self.now)  # not when it goes on waiting
+        while aiflow_generation(&self.mail) == seen and not self.stopped and not aiflow_attention(&self.mail):
+            if self.iterate():
+                continue
+            if self.now >= until:
+                break
+            if self.spins:
+                af_idle_spin()
+            else:
+                sleep_ns = af_idle_turn(&self.idle, self.now)
+                if sleep_ns:
+                    if slack_ns == 0:
+                        slack_ns = af_idle_exact_timers()
+                    af_mail_sleep(&self.mail, min(sleep_ns, until - self.now))
+            self.now = af_now_ns()
+        if slack_ns:
+            af_idle_timers_as(slack_ns)
+        self.in_vain = aiflow_generation(&self.mail) == seen
+        self.mail.driven += 1
+        aiflow_as_lcore(lcore)
+        return self.unfinished() or self.busy_ports()
+
+    cdef int iterate(self) noexcept nogil:
+        """One iteration: a burst in and a burst out of every port. Returns what was done; with the turn."""
+        cdef uint32_t i
+        cdef uint64_t rest_ns
+        cdef int work = 0
+        if self.quota.cores > 0:
+            rest_ns = af_quota_rest(&self.quota, self.now)
+            if rest_ns:
+                af_mail_rest(&self.mail, rest_ns)
+                self.now = af_now_ns()
+        self.iterations += 1
+        if aiflow_posted(&self.mail):
+            aiflow_set(self.mail.posted, 0)
+            self.collect(self.now)
+            work = BURST
+        if self.nb_gated:
+            af_gate_enter(self.gate)
+        for i in range(self.nb_ports):
+            if self.ports[i].attached:
+                work += self.poll(i, self.now)
+        if self.nb_gated:
+            af_gate_leave(self.gate)
+        self.now = af_now_ns()
+        if self.agent.tick(self.agent.state, self.now):
+            aiflow_lock(&self.mail)
+            self.publish()
+            af_mail_notify(&self.mail)
+            aiflow_unlock(&self.mail)
+            work += 1
+        if work:
+            af_idle_worked(&self.idle, self.now, work)
+        return work
 
     cdef int poll(self, uint32_t index, uint64_t now) noexcept nogil:
         """One burst in and one burst out of a port. Returns how many frames moved."""
@@ -474,7 +567,7 @@ cdef class Loop:
         cdef uint16_t nb_rx = rte_eth_rx_burst(port.port_id, 0, pkts, BURST)
         cdef uint16_t i, nb_free = 0
         if port.lines[IN] != NULL:
-            nb_rx = self.impaired(port, pkts, nb_rx, now)
+            nb_rx = impaired(port, pkts, nb_rx, now)
         for i in range(nb_rx):
             m = pkts[i]
             if i + 1 < nb_rx:
@@ -561,17 +654,6 @@ cdef class Loop:
                 m.next = NULL
                 m.nb_segs = 1
                 rte_pktmbuf_free(reference)
-
-    cdef int impaired(self, loop_port *port, rte_mbuf **pkts, uint16_t nb_rx, uint64_t now) noexcept nogil:
-        """Let what has arrived pass the line IN, and replace it by what comes out there now."""
-        cdef uint16_t i
-        for i in range(nb_rx):
-            impair(port.lines[IN], pkts[i], now)
-        for i in range(BURST):
-            pkts[i] = <rte_mbuf *>af_line_leave(port.lines[IN], now)
-            if pkts[i] == NULL:
-                return i
-        return BURST
 
 
 @atexit.register

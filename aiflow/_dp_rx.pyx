@@ -93,7 +93,7 @@ cdef class Incoming:
     @property
     def sender(self):
         """The sender's name."""
-        return bytes(self.s.sender).split(b"\0")[0].decode(errors="replace")
+        return (<const char *>self.s.sender).decode("utf-8", "replace")
 
     @property
     def nbytes(self):
@@ -413,6 +413,9 @@ cdef class RxLoop(Loop):
         return sample_rows(&self.rx.monitor, self.nb_ports)
 
     # ---- the loop ----
+
+    cdef bint unfinished(self) noexcept nogil:
+        return self.rx.flowing or self.rx.waiting != NULL or af_rx_owes(self.rx)
 
     cdef void publish(self) noexcept nogil:
         if self.rx.ready != NULL:

@@ -14,7 +14,7 @@ from libc.string cimport memcpy, memset
 
 from aiflow._core cimport (
     AF_FAN_MOST, AF_TAIL_LEAST, AF_TX_DONE, af_agent_port, af_fan, af_fan_next_frame, af_fan_on_frame, af_fan_tick,
-    af_now_ns, af_mail_notify, af_mail_wake, af_pace_reset, af_span, af_tx, af_tx_detach, af_tx_enqueue, af_tx_fail_all,
+    af_now_ns, af_mail_notify, af_mail_wake, af_pace_reset, af_span, af_tx, af_tx_busy, af_tx_detach, af_tx_enqueue, af_tx_fail_all,
     af_tx_init, af_tx_next_frame, af_tx_on_frame, af_tx_port, af_tx_slice, af_tx_tick,
 )
 from aiflow._dp cimport Loop, PORTS, name_bytes, sample_rows
@@ -157,8 +157,12 @@ cdef class Outgoing:
 
     def port_frames(self):
         """Frames and bytes of this slice by index of the port."""
-        return [(index, self.s.port_frames[index], self.s.port_bytes[index]) for index in range(PORTS)
-                if self.s.port_frames[index]]
+        cdef list rows = []
+        cdef uint32_t index
+        for index in range(<uint32_t>PORTS):
+            if self.s.port_frames[index]:
+                rows.append((index, self.s.port_frames[index], self.s.port_bytes[index]))
+        return rows
 
     def finish(self):
         """Give the buffers back. Only once it is done."""
@@ -212,6 +216,7 @@ cdef class TxLoop(Loop):
     cdef af_tx_slice **inbox_tail
     cdef set flying
     cdef object pace_of
+    cdef uint64_t began[PORTS][2]  # frames sent and arrived when the newest slice began
 
     def __cinit__(self):
         self.inbox_tail = &self.inbox
@@ -310,7 +315,7 @@ cdef class TxLoop(Loop):
                     af_tx_detach(self.fan.tx[i], index, af_now_ns())
         self.tell()
 
-    def post(self, list buffers, bytes manifest, plan, uint32_t receiver=0):
+    def post(self, list buffers, bytes manifest, plan, uint32_t receiver=0, bint wait=False):
         """Send a slice of which each buffer is an element.
 
         Parameters
@@ -323,6 +328,8 @@ cdef class TxLoop(Loop):
             What each port may take of it.
         receiver : int
             Which of `to` it is for.
+        wait : bool
+            The caller is about to wait for it, and will drive the loop: the worker need not be woken.
 
         Returns
         -------
@@ -336,9 +343,9 @@ cdef class TxLoop(Loop):
             out.spans[i].ptr = <const uint8_t *>out.buffers[i].buf
             out.spans[i].nbytes = out.buffers[i].len
             out.s.nbytes += out.buffers[i].len
-        return self._post(out, plan, receiver)
+        return self._post(out, plan, receiver, wait)
 
-    def post_rows(self, buffer, Py_ssize_t nb_rows, bytes manifest, plan, uint32_t receiver=0):
+    def post_rows(self, buffer, Py_ssize_t nb_rows, bytes manifest, plan, uint32_t receiver=0, bint wait=False):
         """Send a slice whose elements are the `nb_rows` equal rows of one C-contiguous buffer."""
         cdef Outgoing out = Outgoing.__new__(Outgoing)
         cdef Py_ssize_t i, row_bytes
@@ -349,9 +356,9 @@ cdef class TxLoop(Loop):
             out.spans[i].ptr = <const uint8_t *>out.buffers[0].buf + i * row_bytes
             out.spans[i].nbytes = row_bytes
         out.s.nbytes = nb_rows * row_bytes
-        return self._post(out, plan, receiver)
+        return self._post(out, plan, receiver, wait)
 
-    cdef _post(self, Outgoing out, plan, uint32_t receiver):
+    cdef _post(self, Outgoing out, plan, uint32_t receiver, bint wait):
         if receiver >= self.fan.nb:
             raise ConfigError(f"receiver {receiver} of {self.fan.nb}")
         out.loop = self
@@ -364,17 +371,19 @@ cdef class TxLoop(Loop):
             out.s.plan.quota[index] = quota
         out.s.posted_ns = af_now_ns()
         out.posted_at = time.monotonic()
-        for done in [other for other in list(self.flying) if other.done]:
-            done.finish()
+        if self.flying:
+            for done in [other for other in list(self.flying) if other.done]:
+                done.finish()
         self.flying.add(out)
         aiflow_tx_lock(&self.mail)
         out.s.next = NULL
         self.inbox_tail[0] = &out.s
         self.inbox_tail = &out.s.next
         aiflow_tx_unlock(&self.mail)
-        self.nudge()
-        if self.stopped:
-            self._fail_all()
+        if wait and not self.stopped:
+            aiflow_tx_set(self.mail.posted, 1)
+        else:
+            self.nudge()
         return out
 
     def nudge(self):
@@ -418,6 +427,21 @@ cdef class TxLoop(Loop):
 
     # ---- what is to be seen ----
 
+    def begin_slice(self):
+        """Note what every port has sent; which are attached, and which of them usable, as bits."""
+        cdef const af_tx_port *slot
+        cdef uint32_t i, k, attached = 0, usable = 0
+        for i in range(self.nb_ports):
+            if self.ports[i].attached:
+                attached |= 1u << i
+                self.began[i][0] = self.began[i][1] = 0
+                for k in range(self.fan.nb):
+                    slot = &self.fan.tx[k].ports[i]
+                    self.began[i][0] += slot.w.seen
+                    self.began[i][1] += slot.arrived
+                    usable |= <uint32_t>(slot.open and not slot.aside) << i
+        return attached, usable
+
     @property
     def receivers(self):
         """Names of the receivers that we are joined to."""
@@ -425,7 +449,7 @@ cdef class TxLoop(Loop):
 
     def last_receiver(self, uint32_t receiver=0):
         """Name of the receiver that we were joined to last at this place, "" before the first."""
-        return bytes(self.fan.tx[receiver].receiver).split(b"\0")[0].decode(errors="replace")
+        return (<const char *>self.fan.tx[receiver].receiver).decode("utf-8", "replace")
 
     @property
     def payload_bytes(self):
@@ -470,7 +494,8 @@ cdef class TxLoop(Loop):
                 continue
             row = dict.fromkeys(("frames", "bytes", "rx_frames", "rx_bytes", "again", "lost", "flying", "window",
                                  "rtt_ns", "gap_ns", "signals", "sent", "arrived"), 0)
-            row |= {"index": index, "port": port, "dst": None, "usable": False}
+            row |= {"index": index, "port": port, "dst": None, "usable": False,
+                    "began": (self.began[index][0], self.began[index][1])}
             for i in range(self.fan.nb):
                 slot = &self.fan.tx[i].ports[index]
                 row["frames"] += slot.count.tx_frames
@@ -518,6 +543,13 @@ cdef class TxLoop(Loop):
         return found
 
     # ---- the loop ----
+
+    cdef bint unfinished(self) noexcept nogil:
+        cdef uint32_t i
+        for i in range(self.fan.nb):
+            if af_tx_busy(self.fan.tx[i]) or self.fan.tx[i].closing:
+                return True
+        return False
 
     cdef void collect(self, uint64_t now) noexcept nogil:
         cdef af_tx_slice *s

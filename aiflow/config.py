@@ -10,7 +10,8 @@ from typing import Any
 from .errors import ConfigError
 
 __all__ = [
-    "FAULTS", "MAX_PORTS", "SCHEMES", "Endpoint", "parse_endpoint", "parse_endpoints", "parse_faults", "parse_size",
+    "FAULTS", "IDLE", "MAX_PORTS", "SCHEMES", "Endpoint", "parse_endpoint", "parse_endpoints", "parse_faults", "parse_idle", "parse_max_cores",
+    "parse_size",
 ]  # fmt: skip
 
 MAX_PORTS = 32
@@ -38,6 +39,34 @@ for _power, _letter in enumerate("KMGT", start=1):
     _UNITS[f"{_letter}B"] = 1000**_power
     _UNITS[f"{_letter}IB"] = 1024**_power
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*")
+
+
+IDLE = {
+    "backoff": "spin for 20 µs, yield for 80, then sleep, longer and longer",
+    "spin": "poll without a pause for as long as a call waits: the least latency, for a core's whole time",
+}
+"""What a thread does that waits in `send`, `recv` or a Ticket's ``result``, and polls the ports meanwhile."""
+
+
+def parse_idle(idle: str) -> bool:
+    """Whether ``idle=`` asks to spin; ConfigError for what it does not know."""
+    if idle not in IDLE:
+        raise ConfigError(f"idle={idle!r} is unknown: use {' or '.join(map(repr, IDLE))}")
+    return idle == "spin"
+
+
+def parse_max_cores(max_cores: float | None) -> float | None:
+    """``max_cores=``, checked: None, or a number above 0.
+
+    Raises
+    ------
+    ConfigError
+    """
+    if max_cores is None:
+        return None
+    if isinstance(max_cores, bool) or not isinstance(max_cores, (int, float)) or not 0.001 <= max_cores < 1e6:
+        raise ConfigError(f"max_cores={max_cores!r}: give a number of cores, such as 0.5, or None for no limit")
+    return float(max_cores)
 
 
 def parse_size(size: int | str) -> int:

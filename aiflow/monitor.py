@@ -149,7 +149,6 @@ class Monitor:
         self.speeds = speeds
         self.weights = weights
         self.switches = switches
-        self._begin: dict[int, tuple[int, int]] = {}
         self._fastest: dict[int, float] = {}
 
     def _metrics(self, rows: Sequence[Mapping[str, Any]]) -> dict[int, Metrics]:
@@ -157,10 +156,9 @@ class Monitor:
         found = {}
         for row in rows:
             index = row["index"]
-            sent, arrived = self._begin.get(index, (0, 0))
+            sent, arrived = row.get("began", (0, 0))
             if row["sent"] < sent:  # its path began anew, with number 0
                 sent = arrived = 0
-                self._begin.pop(index, None)
             seconds, older, newer = 0.0, _NOTHING, _NOTHING
             if samples is not None:
                 (then, before), (now, after) = samples
@@ -189,21 +187,32 @@ class Monitor:
             for row in rows
         ]
 
-    def port_states(self, measured: bool = True) -> list[PortState]:
-        """What the scheduler wants to know when a slice begins. Drop rates count from here.
+    def begin_slice(self) -> tuple[int, int]:
+        """A slice begins: drop rates count from here.
+
+        Returns
+        -------
+        attached, usable : int
+            Bit i: port i is up; a path goes over it.
+        """
+        masks: tuple[int, int] = self.loop.begin_slice()
+        return masks
+
+    def port_states(self, attached: int, usable: int, measured: bool = True) -> list[PortState]:
+        """What the scheduler wants to know of the ports when a slice begins.
 
         Parameters
         ----------
+        attached, usable : int
+            From `begin_slice`.
         measured : bool
             With speeds, rates and switches; False: only which ports are usable, which is all that some policies need.
         """
-        rows = self.loop.port_rows()
-        begin = {row["index"]: (row["sent"], row["arrived"]) for row in rows}
         if not measured:
-            self._begin = begin
-            return [PortState(row["index"], row["usable"]) for row in rows]
+            ports = range(attached.bit_length())
+            return [PortState(index, bool(usable >> index & 1)) for index in ports if attached >> index & 1]
+        rows = self.loop.port_rows()
         figures = self._metrics(rows)
-        self._begin = begin
         states = []
         switches = self.switch_of()
         for row in rows:

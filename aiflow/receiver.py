@@ -9,7 +9,7 @@ from typing import Any
 
 from ._dp_rx import RxLoop, Store
 from ._eal import Mempool
-from .config import parse_endpoints, parse_size
+from .config import parse_endpoints, parse_idle, parse_max_cores, parse_size
 from .errors import ConfigError, PoolExhausted, SliceTimeout
 from .monitor import INTERVAL_S, LinkSpeeds, Monitor
 from .paths import PortSet
@@ -57,6 +57,10 @@ class Receiver:
         ports), that happens at once.
     frame_size : int, optional
         Largest Ethernet frame in bytes; default: what the ports take.
+    idle : str
+        ``"backoff"`` or ``"spin"``: what a thread does that waits in `recv`, as for `Sender`.
+    max_cores : float, optional
+        The most processor time that it may take, in cores, as for `Sender`. Senders are slowed down to what it can take.
     link_speed, monitor_interval
         For the port table, as for `Sender`.
     faults : dict or list of dict, optional
@@ -84,12 +88,16 @@ class Receiver:
         until: str | None = None,
         peer_timeout: float = 10.0,
         frame_size: int | None = None,
+        idle: str = "backoff",
+        max_cores: float | None = None,
         link_speed: str | float | Sequence[str | float] | None = None,
         monitor_interval: float = INTERVAL_S,
         faults: dict[str, Any] | list[dict[str, Any]] | None = None,
     ) -> None:
         self._closed = True
         self.endpoints = parse_endpoints(ports)
+        spins = parse_idle(idle)
+        max_cores = parse_max_cores(max_cores)
         speeds = LinkSpeeds(link_speed, sum(endpoint.nb_ports for endpoint in self.endpoints))
         if until not in (None, "bye"):
             raise ConfigError(f"until={until!r} is unknown: use 'bye', or None to go on until close()")
@@ -117,6 +125,8 @@ class Receiver:
         )
         self._monitor = Monitor(self._loop, speeds)
         self._waiting = Waiting(self._loop)
+        self._loop.spins = spins
+        self._loop.max_cores = max_cores
         self._loop.start("aiflow-receiver")
         try:
             self._ports = PortSet(

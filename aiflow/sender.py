@@ -15,7 +15,8 @@ import numpy as np
 from . import monitor, scheduler
 from ._dp_tx import MOST_RECEIVERS, TxLoop
 from ._eal import Mempool
-from .config import parse_endpoints, parse_size
+from ._encode import encode as encode_elements
+from .config import parse_endpoints, parse_idle, parse_max_cores, parse_size
 from .errors import AiflowError, ConfigError, IntegrityError, PeerLost, PoolExhausted, PortError, SliceTimeout
 from .flow import FlowControl, parse_rate
 from .manifest import Form, Piece, as_bytes, described, encode, encode_rows
@@ -66,6 +67,14 @@ class Sender:
     frame_size : int, optional
         Largest Ethernet frame in bytes, header included. Default: what the ports take. A port or path that takes less
         than what is asked for is an error.
+    idle : str
+        What a thread does that waits for a slice, and polls the ports meanwhile. ``"backoff"``: it spins for some
+        microseconds, yields, then sleeps, longer and longer. ``"spin"``: it polls without a pause, for the least latency;
+        each such thread then takes a core's whole time while it waits, so give both ends a core of their own.
+    max_cores : float, optional
+        The most processor time that moving the frames may take, in cores: with 0.25 it rests for three quarters of the
+        time, and slices take longer. One thread at a time serves all ports, so 1 or more changes nothing. What your own
+        threads do besides (describing elements, for one) is not counted.
     link_speed : str or number, or a list of them, optional
         What each port's link carries, such as ``"100mbit"`` or bit/s, one for all or one for each port, where the
         driver makes its speed up or a network behind it carries less: for the port table, the shares and the gaps.
@@ -108,6 +117,8 @@ class Sender:
         put_memory: int | str = "256MiB",
         peer_timeout: float = 10.0,
         frame_size: int | None = None,
+        idle: str = "backoff",
+        max_cores: float | None = None,
         link_speed: str | float | Sequence[str | float] | None = None,
         place: str = "chunks",
         score_weights: Sequence[float] = scheduler.SCORE_WEIGHTS,
@@ -119,6 +130,8 @@ class Sender:
         self._closed = True
         self.endpoints = parse_endpoints(ports)
         scheduler.check(policy, place, score_weights)
+        spins = parse_idle(idle)
+        max_cores = parse_max_cores(max_cores)
         self.policy = policy
         self.place = place
         self.flow_control = FlowControl.of(flow_control)
@@ -134,6 +147,7 @@ class Sender:
         )
         self._to = _names(to)
         self._partition = Partition(partition, self._to)
+        self._planned: tuple[int, int, int] | None = None  # what the newest plan was made for
         self._posting = threading.Lock()  # every receiver sees the slices in the same order
         flow = self.flow_control
         self._loop = TxLoop(
@@ -150,6 +164,8 @@ class Sender:
         self._monitor = monitor.Monitor(self._loop, speeds, score_weights, switches)
         self._waiting = Waiting(self._loop)
         self._pools: dict[tuple[int, int], Mempool] = {}
+        self._loop.spins = spins
+        self._loop.max_cores = max_cores
         self._loop.start("aiflow-sender")
         try:
             self._ports = PortSet(
@@ -208,20 +224,20 @@ class Sender:
         """
         self._check_open()
         timeout = _timeout(timeout)
-        return self._sent(self._begin(described(elements), self._streaming.check), wait, timeout)
-
-    def _begin(self, elements: Iterable[Piece], check: Callable[[Sender, int], None] | None = None) -> Any:
-        """Post one slice, whoever collected it."""
         if len(self._to) > 1:
-            pieces = list(elements)
-            if check is not None:
-                check(self, sum(piece.form.nbytes for piece in pieces))
+            pieces = list(described(elements))
+            self._streaming.check(self, sum(piece.form.nbytes for piece in pieces), stacklevel=3)
+            return self._sent(self._spread(pieces), wait, timeout)
+        manifest, buffers, nbytes = encode_elements(elements)
+        self._streaming.check(self, nbytes, stacklevel=3)
+        return self._sent(self._loop.post(buffers, manifest, self._plan(nbytes), 0, wait), wait, timeout)
+
+    def _begin(self, pieces: list[Piece]) -> Any:
+        """Post one slice that `put` has collected."""
+        if len(self._to) > 1:
             return self._spread(pieces)
-        manifest, buffers = encode(elements)
-        nbytes = sum(len(buffer) for buffer in buffers)
-        if check is not None:
-            check(self, nbytes)
-        return self._loop.post(buffers, manifest, self._plan(nbytes))
+        manifest, buffers = encode(pieces)
+        return self._loop.post(buffers, manifest, self._plan(sum(len(buffer) for buffer in buffers)))
 
     def _spread(self, pieces: list[Piece]) -> Several:
         """Post one slice to several receivers, to each its part."""
@@ -294,7 +310,7 @@ class Sender:
             return self._sent(self._spread_rows(stream, buffer, row_form, count), wait, timeout)
         manifest = encode_rows(stream, row_form, count)
         plan = self._plan(form.nbytes)
-        return self._sent(self._loop.post_rows(buffer, count, manifest, plan), wait, timeout)
+        return self._sent(self._loop.post_rows(buffer, count, manifest, plan, 0, wait), wait, timeout)
 
     def put(self, stream: str, buffer: Any, *, copy: bool = True) -> PutTicket | None:
         """Give one element to the stream of slices: it is collected, and sent in the background.
@@ -355,14 +371,18 @@ class Sender:
         return not self._loop.busy or self._ports.error is not None
 
     def _plan(self, nbytes: int) -> scheduler.Plan:
-        self._last_plan = scheduler.plan(
-            self.policy,
-            nbytes,
-            self._monitor.port_states(self.policy in scheduler.SHARING),
-            weights=self._monitor.weights,
-            place=self.place,
-            switch_limits=self._switch_limits,
-        )
+        measured = self.policy in scheduler.SHARING
+        now = (nbytes, *self._monitor.begin_slice())
+        if now != self._planned or measured:  # without measures there is nothing else that it depends on
+            self._planned = now
+            self._last_plan = scheduler.plan(
+                self.policy,
+                nbytes,
+                self._monitor.port_states(*now[1:], measured),
+                weights=self._monitor.weights,
+                place=self.place,
+                switch_limits=self._switch_limits,
+            )
         return self._last_plan
 
     def explain(self) -> str:

@@ -1,26 +1,35 @@
-/* Between a burst loop and the threads that talk to it: a flag each way, and a place to sleep.
+/* Between a burst loop and the threads that talk to it: a flag each way, a place to sleep, and whose turn it is to drive.
  *
  * The loop reads one flag an iteration. Threads that wait for it sleep on a condition, or on an eventfd when they live
  * in an event loop. Locks are taken per slice, never per frame.
+ *
+ * One thread at a time drives a loop: its worker, or a caller that would only wait for what the loop does, and saves two
+ * hand-overs between threads by polling itself. Whoever drives has the turn.
+ *
+ *   caller   takes the turn when it is free; else says that it wants it, and sleeps until the worker has nothing to do
+ *   worker   keeps out of the way while callers drive: it comes back at once when one leaves work behind, else after a
+ *            pause that grows from AF_PARK_FIRST_NS to AF_PARK_MOST_NS while callers come and go
  */
 #ifndef AIFLOW_MAIL_H
 #define AIFLOW_MAIL_H
 
 #include <errno.h>
 #include <pthread.h>
-#include <sched.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <sys/eventfd.h>
-#include <sys/prctl.h>
 #include <time.h>
 #include <unistd.h>
 
 struct af_mail {
 	_Atomic int attention; /* control: rw; loop: ro, returns to Python when set */
 	_Atomic int posted;    /* control: sets; loop: clears: there is something in its inbox */
-	_Atomic int asleep;    /* loop: rw */
+	_Atomic int turn;      /* somebody drives the loop */
+	_Atomic int wanted;    /* callers: set; worker: clears: a caller would drive as soon as the worker has no work */
+	_Atomic int left;      /* callers: set; worker: clears: one that drove has left work behind */
+	_Atomic uint64_t driven; /* callers: rw, with the turn; worker: ro: how often a caller has driven */
+	_Atomic int asleep;    /* threads that sleep on `wake`: whoever drives, and the worker when it doesn't */
 	_Atomic uint64_t generation; /* loop: rw; goes up with every event that a waiter should see */
 	_Atomic int armed;           /* somebody listens on event_fd */
 	int event_fd;
@@ -84,7 +93,7 @@ af_mail_wake(struct af_mail *mail)
 {
 	if (atomic_load(&mail->asleep)) {
 		pthread_mutex_lock(&mail->lock);
-		pthread_cond_signal(&mail->wake);
+		pthread_cond_broadcast(&mail->wake);
 		pthread_mutex_unlock(&mail->lock);
 	}
 }
@@ -94,11 +103,63 @@ static inline void
 af_mail_sleep(struct af_mail *mail, uint64_t ns)
 {
 	pthread_mutex_lock(&mail->lock);
-	atomic_store(&mail->asleep, 1);
+	atomic_fetch_add(&mail->asleep, 1);
 	if (!atomic_load(&mail->attention) && !atomic_load(&mail->posted))
 		af_mail_timed_wait(mail, &mail->wake, ns);
-	atomic_store(&mail->asleep, 0);
+	atomic_fetch_sub(&mail->asleep, 1);
 	pthread_mutex_unlock(&mail->lock);
+}
+
+/* Loop: sleep for `ns`, whatever was posted; the control plane alone ends it. */
+static inline void
+af_mail_rest(struct af_mail *mail, uint64_t ns)
+{
+	uint64_t until = af_now_ns() + ns, now;
+
+	pthread_mutex_lock(&mail->lock);
+	atomic_fetch_add(&mail->asleep, 1);
+	while (!atomic_load(&mail->attention) && (now = af_now_ns()) < until)
+		af_mail_timed_wait(mail, &mail->wake, until - now);
+	atomic_fetch_sub(&mail->asleep, 1);
+	pthread_mutex_unlock(&mail->lock);
+}
+
+/* Take the turn to drive the loop, if it is free. */
+static inline bool
+af_mail_take_turn(struct af_mail *mail)
+{
+	return !atomic_load_explicit(&mail->turn, memory_order_relaxed) &&
+	       !atomic_exchange_explicit(&mail->turn, 1, memory_order_acquire);
+}
+
+static inline void
+af_mail_leave_turn(struct af_mail *mail)
+{
+	atomic_store(&mail->turn, 0);
+}
+
+/* Is there something for the worker, whoever drove last? */
+static inline bool
+af_mail_is_wanted(struct af_mail *mail)
+{
+	return atomic_load(&mail->attention) || atomic_load(&mail->posted) || atomic_load(&mail->left);
+}
+
+#define AF_PARK_FIRST_NS 50000ull
+#define AF_PARK_MOST_NS 1000000ull /* while callers come and go; one that has driven for longer wakes the worker */
+#define AF_PARK_LONG_NS 50000000ull /* while one of them drives on and on */
+
+/* Worker: a caller drives, or has just done so. Sleep, longer each time; who leaves work behind wakes it. */
+static inline void
+af_mail_park(struct af_mail *mail, uint64_t *ns)
+{
+	pthread_mutex_lock(&mail->lock);
+	atomic_fetch_add(&mail->asleep, 1);
+	if (atomic_load(&mail->turn) || !af_mail_is_wanted(mail))
+		af_mail_timed_wait(mail, &mail->wake, *ns);
+	atomic_fetch_sub(&mail->asleep, 1);
+	pthread_mutex_unlock(&mail->lock);
+	*ns = *ns * 2 < AF_PARK_LONG_NS ? *ns * 2 : AF_PARK_LONG_NS;
 }
 
 /* Loop: tell everybody who waits. The caller holds the lock. */
@@ -130,75 +191,6 @@ af_mail_drain(struct af_mail *mail)
 
 	if (read(mail->event_fd, &count, sizeof count) < 0)
 		return; /* it was empty */
-}
-
-/* What an idle loop does: spin while an answer may be microseconds away, then yield, then sleep, a little longer each
- * time: a millisecond at most, or 1/64 of the time that it has been idle. Work shortens the sleep by its amount, so that
- * a stream of frames is met awake and a heartbeat is not.
- *
- * Spinning is free on a core that nobody else wants. A yield that takes long says that somebody does (who may be the very
- * peer that we wait for, or the kernel's side of our ports): for some milliseconds the loop then sleeps at once. */
-#define AF_SPIN_NS 20000ull
-#define AF_YIELD_NS 100000ull
-#define AF_SLEEP_FIRST_NS 20000ull
-#define AF_SLEEP_MOST_NS 1000000ull
-#define AF_SLEEP_LONG_NS 5000000ull
-#define AF_PROBE_TURNS 16 /* idle turns between two yields of a loop that spins */
-#define AF_WANTED_NS 20000ull /* a yield that takes longer let somebody run */
-#define AF_SHARED_NS 10000000ull
-#define AF_SLEEP_SHARED_NS 150000ull
-
-struct af_idle {
-	uint64_t worked_ns; /* when the loop last had something to do */
-	uint64_t sleep_ns;  /* how long it will sleep next */
-	uint64_t shared_ns; /* until when the core counts as shared */
-	uint32_t turns;
-};
-
-static inline void
-af_idle_worked(struct af_idle *idle, uint64_t now, int work)
-{
-	idle->worked_ns = now;
-	idle->sleep_ns = work < 4 ? idle->sleep_ns / 4 : 0;
-}
-
-/* Let others run; find out whether there are any. */
-static inline void
-af_idle_yield(struct af_idle *idle)
-{
-	uint64_t before = af_now_ns(), then;
-
-	sched_yield();
-	then = af_now_ns();
-	if (then - before > AF_WANTED_NS)
-		idle->shared_ns = then + AF_SHARED_NS;
-}
-
-static inline void
-af_idle_wait(struct af_idle *idle, struct af_mail *mail, uint64_t now)
-{
-	bool shared = now < idle->shared_ns;
-	bool awake = idle->sleep_ns < AF_SLEEP_FIRST_NS && !shared;
-	uint64_t first = shared ? AF_SLEEP_SHARED_NS : AF_SLEEP_FIRST_NS;
-	uint64_t most = (now - idle->worked_ns) / 64;
-
-	if (awake && now - idle->worked_ns < AF_SPIN_NS && ++idle->turns % AF_PROBE_TURNS) {
-		for (int i = 0; i < 16; i++)
-			__asm__ volatile("" ::: "memory");
-	} else if (awake && now - idle->worked_ns < AF_YIELD_NS) {
-		af_idle_yield(idle);
-	} else {
-		idle->sleep_ns += idle->sleep_ns / 8;
-		if (idle->sleep_ns < first)
-			idle->sleep_ns = first;
-		if (most < AF_SLEEP_MOST_NS)
-			most = AF_SLEEP_MOST_NS;
-		if (most > AF_SLEEP_LONG_NS)
-			most = AF_SLEEP_LONG_NS;
-		if (idle->sleep_ns > most)
-			idle->sleep_ns = most;
-		af_mail_sleep(mail, idle->sleep_ns);
-	}
 }
 
 #endif
