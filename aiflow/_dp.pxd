@@ -2,7 +2,9 @@
 
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
-from aiflow._core cimport AF_NB_FAULTS, af_agent, af_agent_port, af_idle, af_line, af_mail, af_monitor, af_quota, af_span
+from aiflow._core cimport (
+    AF_NB_FAULTS, af_agent, af_agent_port, af_idle, af_line, af_mail, af_monitor, af_quota, af_span,
+)
 from aiflow._eal cimport Mempool, Port, af_gate
 from aiflow.librte.rte_mbuf cimport rte_mbuf, rte_mbuf_ext_shared_info
 from aiflow.librte.rte_mempool cimport rte_mempool
@@ -47,7 +49,7 @@ cdef class Loop:
     cdef af_quota quota        # likewise
     cdef bint in_vain          # likewise: the newest caller that drove has met nothing
     cdef uint64_t now          # likewise: the time of this iteration
-    cdef unsigned int lcore    # DPDK's number of the worker, which its mempool caches go by; callers that drive borrow it
+    cdef unsigned int lcore    # DPDK's number of the worker, for its mempool caches; callers that drive borrow it
     cdef int last_cpu          # that the loop ran on
     cdef public bint spins     # a caller that waits polls without a pause
     cdef readonly list attached_ports

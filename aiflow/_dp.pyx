@@ -241,7 +241,6 @@ cdef class Loop:
         af_mail_notify(&self.mail)
         aiflow_unlock(&self.mail)
 
-
     def check_process(self):
         """Raise when this is a forked child: the thread and the ports are the parent's."""
         if os.getpid() != self.pid:
@@ -446,8 +445,9 @@ cdef class Loop:
         while True:
             if driven != self.mail.driven and not af_mail_is_wanted(&self.mail):
                 driven = self.mail.driven
-                if park_ns > <uint64_t>AF_PARK_MOST_NS:
-                    park_ns = AF_PARK_FIRST_NS
+                if park_ns > 2 * <uint64_t>AF_PARK_MOST_NS:
+                    park_ns = AF_PARK_FIRST_NS  # it had driven on and on, and now has gone
+                park_ns = min(park_ns, <uint64_t>AF_PARK_MOST_NS)
                 af_mail_park(&self.mail, &park_ns)
                 continue
             if not af_mail_take_turn(&self.mail):

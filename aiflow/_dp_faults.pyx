@@ -1,4 +1,4 @@
-"""Faults made on purpose: the lines that frames pass on their way between a loop and a port, where ``faults=`` asks for them."""
+"""Faults made on purpose: the lines that frames pass between a loop and a port, where ``faults=`` asks for them."""
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc

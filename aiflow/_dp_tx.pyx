@@ -14,7 +14,8 @@ from libc.string cimport memcpy, memset
 
 from aiflow._core cimport (
     AF_FAN_MOST, AF_TAIL_LEAST, AF_TX_DONE, af_agent_port, af_fan, af_fan_next_frame, af_fan_on_frame, af_fan_tick,
-    af_now_ns, af_mail_notify, af_mail_wake, af_pace_reset, af_span, af_tx, af_tx_busy, af_tx_detach, af_tx_enqueue, af_tx_fail_all,
+    af_now_ns, af_mail_notify, af_mail_wake, af_pace_reset, af_span, af_tx, af_tx_busy, af_tx_detach, af_tx_enqueue,
+    af_tx_fail_all,
     af_tx_init, af_tx_next_frame, af_tx_on_frame, af_tx_port, af_tx_slice, af_tx_tick,
 )
 from aiflow._dp cimport Loop, PORTS, name_bytes, sample_rows

@@ -10,8 +10,8 @@ from typing import Any
 from .errors import ConfigError
 
 __all__ = [
-    "FAULTS", "IDLE", "MAX_PORTS", "SCHEMES", "Endpoint", "parse_endpoint", "parse_endpoints", "parse_faults", "parse_idle", "parse_max_cores",
-    "parse_size",
+    "FAULTS", "IDLE", "MAX_PORTS", "SCHEMES", "Endpoint", "parse_endpoint", "parse_endpoints", "parse_faults",
+    "parse_idle", "parse_max_cores", "parse_size",
 ]  # fmt: skip
 
 MAX_PORTS = 32

@@ -60,7 +60,7 @@ class Receiver:
     idle : str
         ``"backoff"`` or ``"spin"``: what a thread does that waits in `recv`, as for `Sender`.
     max_cores : float, optional
-        The most processor time that it may take, in cores, as for `Sender`. Senders are slowed down to what it can take.
+        The most processor time that it may take, in cores, as for `Sender`. Senders are slowed down to that.
     link_speed, monitor_interval
         For the port table, as for `Sender`.
     faults : dict or list of dict, optional

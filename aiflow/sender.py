@@ -69,8 +69,8 @@ class Sender:
         than what is asked for is an error.
     idle : str
         What a thread does that waits for a slice, and polls the ports meanwhile. ``"backoff"``: it spins for some
-        microseconds, yields, then sleeps, longer and longer. ``"spin"``: it polls without a pause, for the least latency;
-        each such thread then takes a core's whole time while it waits, so give both ends a core of their own.
+        microseconds, yields, then sleeps, longer and longer. ``"spin"``: it polls without a pause, for the least
+        latency, and takes a core's whole time while it waits: give both ends a core of their own.
     max_cores : float, optional
         The most processor time that moving the frames may take, in cores: with 0.25 it rests for three quarters of the
         time, and slices take longer. One thread at a time serves all ports, so 1 or more changes nothing. What your own

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
+
 import numpy as np
 import pytest
 
@@ -53,7 +55,13 @@ def test_same_manifest_and_same_bytes(elements: object) -> None:
 
 
 def test_iterators_and_other_mappings() -> None:
-    for make in (lambda: iter([GRID, ("a", GRID)]), lambda: (x for x in [b"1", b"2"]), lambda: {1: b"x", 2: b"y"}.values()):
+    makers = (
+        lambda: iter([GRID, ("a", GRID)]),
+        lambda: (x for x in [b"1", b"2"]),
+        lambda: {1: b"x", 2: b"y"}.values(),
+        lambda: MappingProxyType({"a": GRID, "b": GRID}),
+    )
+    for make in makers:
         assert _encode.encode(make())[0] == as_before(make())[0]
 
 
