@@ -1,0 +1,379 @@
+"""Rounds between two processes: whoever carries the load, it is done, timed and verified the same way.
+
+A `Link` is a source and a sink of one peer (`peers`), each in a process of its own and on a core of its own. A round:
+the sink is told to receive, the source to send; the clock of the source runs from its first call until the sink has
+said, over a pipe, that it has the slice as numpy arrays. After that, while no clock runs, the sink compares a checksum
+of all bytes. A round has also the CPU time that each process used meanwhile, all its threads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import statistics
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any, Self
+
+import numpy as np
+import peers
+import psutil
+from loads import ROTATION, Load, checksum
+
+PATIENCE_S = 120.0
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
+"""For every process: freed memory is used again, never first-touched in the loop, whoever allocates it."""
+
+
+class PeerError(Exception):
+    """A process of a peer failed; its traceback is the message."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one slice took: seconds, and CPU seconds of both sides."""
+
+    seconds: float
+    cpu_source: float
+    cpu_sink: float
+
+    @property
+    def cpu(self) -> float:
+        """CPU seconds, both sides."""
+        return self.cpu_source + self.cpu_sink
+
+
+@dataclass(frozen=True)
+class Talk:
+    """Seconds of each call of a round, and CPU seconds of both sides."""
+
+    seconds: list[float]
+    cpu: float
+
+    def quantile(self, share: float) -> float:
+        """Seconds that this share of the calls stayed within."""
+        return float(np.quantile(self.seconds, share))
+
+
+class _Process:
+    """One end of a link, and the pipe to it."""
+
+    def __init__(self, target: Any, *args: Any) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_guarded, args=(target, theirs, *args), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid
+        return self._process.pid
+
+    def tell(self, *command: Any) -> None:
+        self.pipe.send(command)
+
+    def answer(self, patience: float = PATIENCE_S) -> Any:
+        try:
+            if not self.pipe.poll(patience):
+                raise PeerError(f"no answer within {patience:.0f} s")
+            kind, value = self.pipe.recv()
+        except (EOFError, OSError):
+            self._process.join(5)
+            raise PeerError(f"the process ended with code {self._process.exitcode}") from None
+        if kind == "error":
+            raise PeerError(value)
+        return value
+
+    def ask(self, *command: Any) -> Any:
+        self.tell(*command)
+        return self.answer()
+
+    def close(self) -> None:
+        try:
+            self.tell("close")
+        except OSError:
+            pass
+        self._process.join(10)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+        self.pipe.close()
+
+
+def _guarded(target: Any, pipe: Connection, *args: Any) -> None:
+    try:
+        target(pipe, *args)
+    except (KeyboardInterrupt, BrokenPipeError, EOFError):
+        pass
+    except BaseException:
+        try:
+            pipe.send(("error", traceback.format_exc()))
+        except OSError:
+            pass
+        os._exit(1)  # not through atexit handlers of libraries that are in who knows what state
+    os._exit(0)
+
+
+class _Pair:
+    """The two processes of a peer, the sink started first; `about` is what they tell of themselves."""
+
+    def __init__(self, name: str, cores: tuple[int, int], source: Any, sink: Any, *args: Any) -> None:
+        self.name = name
+        self._directory = tempfile.TemporaryDirectory(prefix="aiflow-bench-")
+        told, tells = multiprocessing.get_context("spawn").Pipe(duplex=False)
+        self._ends: list[_Process] = []
+        try:
+            with _environment(ALLOCATOR):  # malloc reads it when a process begins
+                self.sink = _Process(sink, name, *args, cores[1], self._directory.name, tells)
+                self._ends.append(self.sink)
+                self.source = _Process(source, name, *args, cores[0], told)
+                self._ends.insert(0, self.source)
+            self.about: dict[str, Any] = self.sink.answer()
+            self.source.tell(self.about.pop("address"))
+            self.about.update(self.source.answer())
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            told.close()
+            tells.close()
+        self.busy = BusyMeter([self.source.pid, self.sink.pid])
+
+    def idle(self, seconds: float) -> float:
+        """Share of a CPU that both processes use while nothing is asked of them."""
+        before = [_cpu_seconds(end.pid) for end in self._ends]
+        begin = time.monotonic()
+        time.sleep(seconds)
+        used = sum(_cpu_seconds(end.pid) - then for end, then in zip(self._ends, before, strict=True))
+        return used / (time.monotonic() - begin)
+
+    def peak_memory(self) -> tuple[int, int]:
+        """Highest resident bytes so far, of source and sink."""
+        return self.source.ask("memory"), self.sink.ask("memory")
+
+    def close(self) -> None:
+        """End both processes."""
+        for end in self._ends:
+            end.close()
+        self._ends = []
+        self._directory.cleanup()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+@contextlib.contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+class Link(_Pair):
+    """A peer that carries a load.
+
+    Parameters
+    ----------
+    name : str
+        Of `peers.CONTESTANTS`.
+    load : Load
+    cores : (int, int)
+        CPUs of source and sink.
+    """
+
+    def __init__(self, name: str, load: Load, cores: tuple[int, int]) -> None:
+        super().__init__(name, cores, _source, _sink, load)
+        self.load = load
+        self.rounds: list[Round] = []
+        self._number = 0
+
+    def round(self) -> Round:
+        """Carry the next slice."""
+        which = self._number % ROTATION
+        self._number += 1
+        self.sink.tell("round", which)
+        self.source.tell("round", which)
+        seconds, cpu_source = self.source.answer()
+        result = Round(seconds, cpu_source, self.sink.answer())
+        self.rounds.append(result)
+        return result
+
+
+class Conversation(_Pair):
+    """A peer that carries one element there and the same one back, many times a round.
+
+    Parameters
+    ----------
+    name : str
+        Of `peers.CONTESTANTS`.
+    nbytes : int
+        Of the element.
+    polling : bool
+        Both sides poll; otherwise they wait as the peer's users do.
+    cores : (int, int)
+        CPUs of the caller and of the answering side.
+    """
+
+    def __init__(self, name: str, nbytes: int, polling: bool, cores: tuple[int, int]) -> None:
+        super().__init__(name, cores, _caller, _answerer, nbytes, polling)
+        self.rounds: list[Talk] = []
+
+    def round(self, calls: int, pause: float = 0.0) -> Talk:
+        """So many calls, `pause` seconds apart."""
+        self.sink.tell("round", calls)
+        self.source.tell("round", calls, pause)
+        seconds, cpu_source = self.source.answer()
+        talk = Talk(seconds, cpu_source + self.sink.answer())
+        self.rounds.append(talk)
+        return talk
+
+
+def _cpu_seconds(pid: int) -> float:
+    """CPU time of a process and all its threads, to the nanosecond (psutil counts ticks)."""
+    return time.clock_gettime(time.CLOCK_PROCESS_CPUTIME_ID if pid == os.getpid() else (~pid << 3) | 2)
+
+
+def _peak() -> int:
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) * 1024
+
+
+def _commands(pipe: Connection) -> Iterator[list[Any]]:
+    """Arguments of each round asked for, until the end."""
+    while True:
+        command, *arguments = pipe.recv()
+        if command == "close":
+            return
+        if command == "memory":
+            pipe.send(("ok", _peak()))
+        else:
+            yield arguments
+
+
+def _source(pipe: Connection, name: str, load: Load, core: int, told: Connection) -> None:
+    os.sched_setaffinity(0, {core})
+    peer, options = peers.find(name)
+    slices = load.slices()
+    (address,) = pipe.recv()
+    source = peer.Source(address, load, **options)
+    pipe.send(("ready", getattr(source, "about", {})))
+    for (which,) in _commands(pipe):
+        cpu = time.process_time()
+        begin = time.perf_counter()
+        source.send(slices[which])
+        if not told.poll(PATIENCE_S):
+            raise TimeoutError("the sink did not say that it has the slice")
+        told.recv_bytes()
+        took = time.perf_counter() - begin
+        pipe.send(("ok", (took, time.process_time() - cpu)))
+    source.close()
+
+
+def _sink(pipe: Connection, name: str, load: Load, core: int, directory: str, tells: Connection) -> None:
+    os.sched_setaffinity(0, {core})
+    peer, options = peers.find(name)
+    expected = [checksum(elements) for elements in load.slices()]
+    sink = peer.Sink(directory, load, **options)
+    pipe.send(("ready", {"address": sink.address, "version": peer.version(), **getattr(sink, "about", {})}))
+    for (which,) in _commands(pipe):
+        cpu = time.process_time()
+        arrays = sink.recv()
+        tells.send_bytes(b"!")
+        cpu = time.process_time() - cpu
+        parts = sink.parts(arrays) if hasattr(sink, "parts") else arrays
+        if checksum(parts) != expected[which]:
+            raise AssertionError(f"{name}: the slice did not arrive as it was sent")
+        del arrays, parts
+        if hasattr(sink, "release"):
+            sink.release()
+        pipe.send(("ok", cpu))
+    sink.close()
+
+
+def _caller(pipe: Connection, name: str, nbytes: int, polling: bool, core: int, told: Connection) -> None:
+    os.sched_setaffinity(0, {core})
+    peer, options = peers.find(name)
+    (address,) = pipe.recv()
+    caller = peer.Caller(address, nbytes, polling, **options)
+    array = np.random.default_rng(2024).integers(0, 256, nbytes, np.uint8)
+    pipe.send(("ready", {}))
+    for calls, pause in _commands(pipe):
+        cpu = time.process_time()
+        seconds = []
+        for _ in range(calls):
+            if pause:
+                time.sleep(pause)
+            array[:8] += 1
+            begin = time.perf_counter()
+            reply = caller.call(array)
+            seconds.append(time.perf_counter() - begin)
+            if not np.array_equal(reply, array):
+                raise AssertionError(f"{name}: what came back is not what was sent")
+        pipe.send(("ok", (seconds, time.process_time() - cpu)))
+    caller.close()
+
+
+def _answerer(
+    pipe: Connection, name: str, nbytes: int, polling: bool, core: int, directory: str, tells: Connection
+) -> None:
+    os.sched_setaffinity(0, {core})
+    peer, options = peers.find(name)
+    answerer = peer.Answerer(directory, nbytes, polling, **options)
+    pipe.send(("ready", {"address": answerer.address, "version": peer.version()}))
+    for (calls,) in _commands(pipe):
+        cpu = time.process_time()
+        for _ in range(calls):
+            answerer.answer()
+        pipe.send(("ok", time.process_time() - cpu))
+    answerer.close()
+
+
+class BusyMeter:
+    """How much of the machine others used meanwhile: the share of all CPUs that neither idled nor ran us."""
+
+    def __init__(self, pids: list[int]) -> None:
+        self._processes = [psutil.Process(pid) for pid in pids]
+        self._begin = self._read()
+
+    def _read(self) -> tuple[float, float, float]:
+        cpu = psutil.cpu_times()
+        idle = cpu.idle + cpu.iowait
+        busy = cpu.user + cpu.nice + cpu.system + cpu.irq + cpu.softirq + cpu.steal
+        own = sum(sum(process.cpu_times()[:2]) for process in self._processes)
+        return idle + busy, busy, own
+
+    def others(self) -> float:
+        """0 … 1 since the start."""
+        total, busy, own = (now - then for now, then in zip(self._read(), self._begin, strict=True))
+        return max(0.0, (busy - own) / total) if total else 0.0
+
+
+def take_turns(links: Sequence[Link], rounds: int, warm_up: int) -> None:
+    """Rounds of all links in turn, in changing order; `Link.rounds` then holds what came after the warm-up."""
+    for number in range(warm_up + rounds):
+        if number == warm_up:
+            for link in links:
+                link.rounds.clear()
+        for link in links if number % 2 else reversed(links):
+            link.round()
+
+
+def median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """Median of the paired ratios theirs ÷ ours: of times, so above 1 we are the faster."""
+    return statistics.median(their / our for our, their in zip(ours, theirs, strict=True))

@@ -1,0 +1,56 @@
+"""Who carries the load: aiflow, and what a Python user would take instead, each used as its documentation advises.
+
+A peer is a module with `version()` and two classes. `Sink(directory, load, **options)` is made first and has `address`;
+`recv()` returns a slice as numpy arrays in memory that is recycled (a list, or for a batch one array with rows), which
+stay valid until the next call. `Source(address, load, **options)` has `send(elements)`. Both have `close()`. Whoever can
+be asked and answer also has `Caller(address, nbytes, polling)` with `call(array)` and `Answerer(directory, nbytes,
+polling)` with `answer()`: one element there, the same one back.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+CONTESTANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "aiflow": ("ours", {}),
+    "aiflow, mbufs kept": ("ours", {"assemble": False}),
+    "memcpy": ("memcpy", {}),
+    "pyzmq ipc": ("pyzmq", {"transport": "ipc"}),
+    "pyzmq tcp": ("pyzmq", {"transport": "tcp"}),
+    "TCP sockets": ("tcp", {}),
+    "shared-memory ring": ("shm_ring", {}),
+    "iceoryx2": ("iceoryx", {}),
+    "zenoh": ("zenoh_shm", {}),
+    "Arrow Flight": ("flight", {}),
+    "gRPC": ("grpc_stream", {}),
+    "gRPC + gzip": ("grpc_stream", {"gzip": True}),
+}
+"""Name in tables → module and options."""
+
+PACKAGES = {
+    "pyzmq": "zmq",
+    "iceoryx": "iceoryx2",
+    "zenoh_shm": "zenoh",
+    "flight": "pyarrow.flight",
+    "grpc_stream": "grpc",
+}
+"""Module → what it imports that may be missing."""
+
+
+def find(name: str) -> tuple[Any, dict[str, Any]]:
+    """The module of a contestant, and its options."""
+    module, options = CONTESTANTS[name]
+    return importlib.import_module(f"peers.{module}"), options
+
+
+def missing(name: str) -> str:
+    """Why this contestant cannot run here, or an empty string."""
+    package = PACKAGES.get(CONTESTANTS[name][0])
+    if package is None:
+        return ""
+    try:
+        importlib.import_module(package)
+    except ImportError as exc:
+        return f"{package} cannot be imported ({exc}): pip install 'aiflow[bench]'"
+    return ""

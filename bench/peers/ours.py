@@ -1,0 +1,102 @@
+"""aiflow itself: `Sender.send` and `send_batch`, `Receiver.recv` and `as_arrays`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from loads import Load
+
+import aiflow
+
+TIMEOUT_S = 60
+
+
+def version() -> str:
+    return f"{aiflow.__version__}, DPDK {aiflow._eal.dpdk_version()}"
+
+
+class Sink:
+    def __init__(self, directory: str, load: Load, driver: str = "local", ports: int = 1, **options: Any) -> None:
+        name = f"{driver}:{Path(directory).name}"
+        self.address = f"{name}*{ports}" if ports > 1 else name
+        self._batch = load.batch
+        self._kept = not options.get("assemble", True)
+        self._rx = aiflow.Receiver(self.address, memory="1GiB", **options)
+        self.about = {key: self._rx.describe()[0][key] for key in ("driver", "memory")}
+        self.about["package"] = os.path.dirname(os.path.realpath(aiflow.__file__))
+
+    def recv(self) -> Any:
+        self._slice = self._rx.recv(TIMEOUT_S)
+        if self._kept:
+            return list(self._slice)
+        if self._batch:
+            return self._slice.as_arrays()["rows"]
+        return [element.array for element in self._slice]
+
+    def parts(self, elements: Any) -> Any:
+        return (part for element in elements for part in element.segments) if self._kept else elements
+
+    def release(self) -> None:
+        self._slice.release()
+
+    def close(self) -> None:
+        self._rx.close()
+
+
+class Source:
+    def __init__(self, address: str, load: Load, assemble: bool = True, driver: str = "", ports: int = 1) -> None:
+        self._batch = load.batch
+        self._tx = aiflow.Sender(address)
+
+    def send(self, elements: Any) -> None:
+        if self._batch:
+            self.report = self._tx.send_batch("rows", elements, timeout=TIMEOUT_S)
+        else:
+            self.report = self._tx.send(elements, timeout=TIMEOUT_S)
+
+    def close(self) -> None:
+        self._tx.close()
+
+
+class _End:
+    """A Sender and a Receiver: rings of one direction each."""
+
+    def __init__(self, out: str, back: str, polling: bool) -> None:
+        self._rx = aiflow.Receiver(back, memory="64MiB")
+        self._tx = aiflow.Sender(out)
+
+    def _send(self, array: np.ndarray[Any, Any]) -> None:
+        self._ticket = self._tx.send([array], wait=False)
+
+    def _recv(self) -> np.ndarray[Any, Any]:
+        with self._rx.recv(TIMEOUT_S) as time_slice:
+            (element,) = time_slice
+            array: np.ndarray[Any, Any] = element.array
+        return array
+
+    def close(self) -> None:
+        self._tx.close()
+        self._rx.close()
+
+
+class Answerer(_End):
+    def __init__(self, directory: str, nbytes: int, polling: bool) -> None:
+        self.address = f"local:{Path(directory).name}"
+        super().__init__(self.address + "-back", self.address, polling)
+
+    def answer(self) -> None:
+        self._send(self._recv())
+
+
+class Caller(_End):
+    def __init__(self, address: str, nbytes: int, polling: bool) -> None:
+        super().__init__(address, address + "-back", polling)
+
+    def call(self, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        self._send(array)
+        reply = self._recv()
+        self._ticket.result(TIMEOUT_S)
+        return reply
