@@ -7,11 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import tables
 from ratios import LEGEND, Row, table, warnings
 from testpmd import Baseline, BaselineError
 from testpmd import run as run_testpmd
 
-ROWS: pytest.StashKey[list[Row]] = pytest.StashKey()
+ROWS: pytest.StashKey[list[Any]] = pytest.StashKey()
 WHY_NOT: pytest.StashKey[dict[str, str]] = pytest.StashKey()
 
 
@@ -70,13 +71,24 @@ def testpmd(request: pytest.FixtureRequest, cores: tuple[int, int]) -> Callable[
 
 
 @pytest.fixture
-def row(request: pytest.FixtureRequest) -> Callable[[Row], None]:
-    """Adds a line to the table."""
-    return request.config.stash[ROWS].append
+def row(request: pytest.FixtureRequest) -> Callable[[Any], dict[str, Any]]:
+    """Adds a line to the tables; returns it as a dict for the JSON file."""
+
+    def add(one: Any) -> dict[str, Any]:
+        request.config.stash[ROWS].append(one)
+        as_dict: dict[str, Any] = one.as_dict()
+        return as_dict
+
+    return add
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    rows = config.stash[ROWS]
+    rows = [one for one in config.stash[ROWS] if isinstance(one, Row)]
+    others = [one.as_dict() for one in config.stash[ROWS] if not isinstance(one, Row)]
+    if others:
+        terminalreporter.section("beside what a Python user would take instead")
+        for line in tables.markdown(others).splitlines():
+            terminalreporter.write_line(line)
     if not rows:
         return
     terminalreporter.section("ratios measured in this run")

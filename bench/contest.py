@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
-import statistics
 import tempfile
 import time
 import traceback
@@ -95,10 +94,8 @@ class _Process:
         return self.answer()
 
     def close(self) -> None:
-        try:
+        with contextlib.suppress(OSError):
             self.tell("close")
-        except OSError:
-            pass
         self._process.join(10)
         if self._process.is_alive():
             self._process.kill()
@@ -112,10 +109,8 @@ def _guarded(target: Any, pipe: Connection, *args: Any) -> None:
     except (KeyboardInterrupt, BrokenPipeError, EOFError):
         pass
     except BaseException:
-        try:
+        with contextlib.suppress(OSError):
             pipe.send(("error", traceback.format_exc()))
-        except OSError:
-            pass
         os._exit(1)  # not through atexit handlers of libraries that are in who knows what state
     os._exit(0)
 
@@ -143,15 +138,21 @@ class _Pair:
         finally:
             told.close()
             tells.close()
-        self.busy = BusyMeter([self.source.pid, self.sink.pid])
 
     def idle(self, seconds: float) -> float:
         """Share of a CPU that both processes use while nothing is asked of them."""
-        before = [_cpu_seconds(end.pid) for end in self._ends]
-        begin = time.monotonic()
+        before, begin = self.cpu_seconds(), time.monotonic()
         time.sleep(seconds)
-        used = sum(_cpu_seconds(end.pid) - then for end, then in zip(self._ends, before, strict=True))
-        return used / (time.monotonic() - begin)
+        return (self.cpu_seconds() - before) / (time.monotonic() - begin)
+
+    def cpu_seconds(self) -> float:
+        """CPU time of both processes so far."""
+        return sum(_cpu_seconds(end.pid) for end in self._ends)
+
+    @property
+    def pids(self) -> list[int]:
+        """Of both processes."""
+        return [end.pid for end in self._ends]
 
     def peak_memory(self) -> tuple[int, int]:
         """Highest resident bytes so far, of source and sink."""
@@ -372,8 +373,3 @@ def take_turns(links: Sequence[Link], rounds: int, warm_up: int) -> None:
                 link.rounds.clear()
         for link in links if number % 2 else reversed(links):
             link.round()
-
-
-def median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """Median of the paired ratios theirs ÷ ours: of times, so above 1 we are the faster."""
-    return statistics.median(their / our for our, their in zip(ours, theirs, strict=True))

@@ -42,7 +42,7 @@ class Row:
 
     def as_dict(self) -> dict[str, Any]:
         """For the JSON file."""
-        return {**asdict(self), "of_testpmd": self.of_testpmd}
+        return {"kind": "transfer", **asdict(self), "of_testpmd": self.of_testpmd}
 
 
 def _cell(value: float | None, form: str) -> str:

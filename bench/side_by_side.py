@@ -14,7 +14,7 @@ import os
 import statistics
 from collections.abc import Sequence
 
-from contest import Conversation, Link, take_turns
+from contest import BusyMeter, Conversation, Link, take_turns
 from loads import Load, demo, huge, rows
 from peers import CONTESTANTS, missing
 
@@ -53,7 +53,9 @@ def carry(names: Sequence[str], load: Load, rounds: int, cores: tuple[int, int])
     """Slices of each in turn."""
     with contextlib.ExitStack() as life:
         links = [life.enter_context(Link(name, load, cores)) for name in names]
+        busy = BusyMeter([pid for link in links for pid in link.pids])
         take_turns(links, rounds, WARM_UP)
+        others = busy.others()
         for link in links:
             seconds = statistics.median(one.seconds for one in link.rounds)
             source, sink = (
@@ -63,8 +65,9 @@ def carry(names: Sequence[str], load: Load, rounds: int, cores: tuple[int, int])
             print(
                 f"{link.name:20} {gb / seconds:7.3f} GB/s {len(load.sizes) / seconds / 1e6:8.4f} M elements/s, "
                 f"CPU {(source + sink) / gb:6.3f} s/GB ({source / gb:.3f} + {sink / gb:.3f}), "
-                f"idle {link.idle(1):.2%}, others {link.busy.others():.0%}"
+                f"idle {link.idle(1):.2%}"
             )
+        print(f"others: {others:.0%} of the machine")
 
 
 def main() -> None:

@@ -1,10 +1,11 @@
 """Who carries the load: aiflow, and what a Python user would take instead, each used as its documentation advises.
 
 A peer is a module with `version()` and two classes. `Sink(directory, load, **options)` is made first and has `address`;
-`recv()` returns a slice as numpy arrays in memory that is recycled (a list, or for a batch one array with rows), which
-stay valid until the next call. `Source(address, load, **options)` has `send(elements)`. Both have `close()`. Whoever can
-be asked and answer also has `Caller(address, nbytes, polling)` with `call(array)` and `Answerer(directory, nbytes,
-polling)` with `answer()`: one element there, the same one back.
+`recv()` returns a slice as numpy arrays in memory that is recycled (a list, or for a batch one array with rows), valid
+until the next call. `Source(address, load, **options)` has `send(elements)`. Both have `close()`.
+
+Whoever can be asked and answer has `Caller(address, nbytes, polling)` with `call(array)`, and `Answerer(directory,
+nbytes, polling)` with `answer()`, too: one element there, the same one back.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ CONTESTANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "aiflow": ("ours", {}),
     "aiflow, mbufs kept": ("ours", {"assemble": False}),
     "memcpy": ("memcpy", {}),
+    "bare loop": ("bare", {}),
+    "bare loop, two copies": ("bare", {"zero_copy": True}),
     "pyzmq ipc": ("pyzmq", {"transport": "ipc"}),
     "pyzmq tcp": ("pyzmq", {"transport": "tcp"}),
     "TCP sockets": ("tcp", {}),

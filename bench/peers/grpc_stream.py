@@ -42,16 +42,13 @@ class Sink(_Listening):
 
     def _put(self, messages: Iterator[bytes], context: Any) -> bytes:
         if self._batch:
-            self._arrived.put([b"".join(messages)])
+            self._arrived.put([np.frombuffer(b"".join(messages), np.uint8)])
         else:
             self._arrived.put([np.frombuffer(message, np.uint8) for message in messages])
         return b""
 
     def recv(self) -> Any:
         return self._arrived.get()
-
-    def close(self) -> None:
-        super().close()
 
 
 class Source:

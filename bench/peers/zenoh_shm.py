@@ -67,7 +67,7 @@ class Sink:
     def recv(self) -> Any:
         recv = self._subscriber.recv
         if self._batch:
-            return [b"".join([recv().payload.to_bytes() for _ in range(self._count)])]
+            return [np.frombuffer(b"".join([recv().payload.to_bytes() for _ in range(self._count)]), np.uint8)]
         return [np.frombuffer(recv().payload.to_bytes(), np.uint8) for _ in range(self._count)]
 
     def close(self) -> None:

@@ -1,0 +1,121 @@
+"""No peer, a yardstick: bare_loop.c, which makes aiflow's copies over memif and nothing else. Built on first use."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from loads import Load
+
+from aiflow import eal_arguments, shared_memory
+
+SOURCE = Path(__file__).parent.parent / "bare_loop.c"
+FLAGS = ["-O3", "-shared", "-fPIC", "-DALLOW_EXPERIMENTAL_API"]
+START_S = 30.0
+
+
+class BuildError(Exception):
+    """The compiler's words."""
+
+
+def version() -> str:
+    return "C"
+
+
+def build() -> Path:
+    """The shared library, compiled anew when its source is newer."""
+    library = Path(tempfile.gettempdir()) / f"aiflow-bench-{os.getuid()}" / "bare_loop.so"
+    library.parent.mkdir(mode=0o700, exist_ok=True)
+    if library.parent.stat().st_uid != os.getuid():
+        raise BuildError(f"{library.parent} belongs to somebody else")
+    if library.exists() and library.stat().st_mtime > SOURCE.stat().st_mtime:
+        return library
+    pkg_config = os.environ.get("PKG_CONFIG", "pkg-config")
+    dpdk = subprocess.run([pkg_config, "--cflags", "--libs", "libdpdk"], capture_output=True, text=True, check=True)
+    made = library.with_suffix(f".{os.getpid()}")
+    command = [os.environ.get("CC", "cc").split()[-1], *FLAGS, str(SOURCE), "-o", str(made), *dpdk.stdout.split()]
+    result = subprocess.run([*command, "-lrte_net_memif", "-lrte_bus_vdev"], capture_output=True, text=True)
+    if result.returncode:
+        raise BuildError(result.stderr)
+    made.rename(library)
+    return library
+
+
+class _Port:
+    """A memif port of this process."""
+
+    def __init__(self, role: str, socket: str, zero_copy: bool) -> None:
+        driver = shared_memory.DRIVERS["memif"]
+        _, arguments = eal_arguments.choose(f"bare-{os.getpid()}")
+        arguments += ["--log-level", "error"]
+        self.library = ctypes.CDLL(str(build()))
+        self.library.bare_link_up.restype = ctypes.c_bool
+        argv = (ctypes.c_char_p * len(arguments))(*(argument.encode() for argument in arguments))
+        devargs = (
+            f"role={role},id=0,socket={socket},socket-abstract=no,bsize={driver.frame_size},"
+            f"rsize={driver.ring_size.bit_length() - 1}"
+        )
+        if zero_copy and role == "client":
+            devargs += ",zero-copy=yes"
+        failed = self.library.bare_open(
+            len(arguments),
+            argv,
+            devargs.encode(),
+            driver.frame_size,
+            driver.ring_size,
+            ctypes.c_bool(zero_copy and role == "server"),
+        )
+        if failed:
+            raise RuntimeError(f"bare_open: step {failed} failed")
+        self._argv = argv  # the EAL keeps it
+
+    def await_link(self) -> None:
+        deadline = time.monotonic() + START_S
+        while not self.library.bare_link_up():
+            if time.monotonic() > deadline:
+                raise TimeoutError("the other memif port is not there")
+            time.sleep(0.001)
+
+
+def _addresses(elements: Any) -> Any:
+    if isinstance(elements, np.ndarray):
+        elements = [elements]  # the rows of a batch lie end to end
+    sizes = (ctypes.c_uint64 * len(elements))(*(array.nbytes for array in elements))
+    return (ctypes.c_void_p * len(elements))(*(array.ctypes.data for array in elements)), sizes
+
+
+class Sink:
+    def __init__(self, directory: str, load: Load, zero_copy: bool = False) -> None:
+        self.address = f"{directory}/memif"
+        self._memory, self._nbytes, self._zero_copy = load.memory(), load.nbytes, zero_copy
+        self._addresses, _ = _addresses(self._memory)
+        # memif: the zero-copy side is the client, and a client must find its server
+        self._port = None if zero_copy else _Port("server", self.address, False)
+
+    def recv(self) -> Any:
+        if self._port is None:
+            self._port = _Port("client", self.address, True)
+        self._port.library.bare_recv(self._addresses, ctypes.c_uint64(self._nbytes))
+        return self._memory
+
+    def close(self) -> None:
+        pass
+
+
+class Source:
+    def __init__(self, address: str, load: Load, zero_copy: bool = False) -> None:
+        self._port = _Port("server" if zero_copy else "client", address, zero_copy)
+
+    def send(self, elements: Any) -> None:
+        self._port.await_link()
+        addresses, sizes = _addresses(elements)
+        self._port.library.bare_send(addresses, sizes, ctypes.c_uint32(len(addresses)))
+
+    def close(self) -> None:
+        pass
