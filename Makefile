@@ -4,6 +4,7 @@
 PY := .venv/bin/python
 ARGS ?=
 SECONDS ?= 60
+RESULTS := bench-results
 IN_REACH := @tools/in-reach.sh $(MAKE) --no-print-directory ARGS='$(ARGS)'
 
 .PHONY: help demo test bench soak lab fuzz lint sanitize setup fresh clean demo-here test-here bench-here soak-here sanitize-here
@@ -17,7 +18,7 @@ demo: ## one time slice of 512 photographs, process to process; writes demo-repo
 test: ## all tests; as root those with network namespaces too
 	$(IN_REACH) test-here
 
-bench: ## frames/s and GB/s on memif, vhost and ring, beside a C testpmd
+bench: ## beside what else Python users have, C testpmd and memcpy; writes bench-results/
 	$(IN_REACH) bench-here
 
 soak: ## the long runs
@@ -60,7 +61,11 @@ test-here:
 
 bench-here:
 	@tools/setup.sh bench
-	$(PY) -m pytest bench --benchmark-enable $(ARGS)
+	@mkdir -p $(RESULTS)
+	$(PY) -m pytest bench --benchmark-enable --benchmark-json=$(RESULTS)/bench.json $(ARGS)
+	$(PY) bench/tables.py $(RESULTS)/bench.json >$(RESULTS)/bench.md
+	$(PY) bench/plots.py $(RESULTS)/bench.json $(RESULTS)/bench.png
+	$(if $(ARGS),,$(PY) bench/scaling.py --out $(RESULTS))
 
 soak-here:
 	@tools/setup.sh dev

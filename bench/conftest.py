@@ -20,6 +20,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("aiflow's benchmarks")
     group.addoption("--images", type=int, default=512, help="images in a slice (512: 136 MB)")
     group.addoption("--rounds", type=int, default=15, help="slices measured a case, after the warm-up")
+    group.addoption("--seconds", type=float, default=6.0, help="for a peer's rounds: a slow one gets fewer")
     group.addoption("--cores", default="", help="CPUs of sender and receiver, as 0,1; default: the first two allowed")
     group.addoption("--no-testpmd", action="store_true", help="leave the C baseline out")
 
@@ -41,6 +42,12 @@ def cores(request: pytest.FixtureRequest) -> tuple[int, int]:
 def rounds(request: pytest.FixtureRequest) -> int:
     """Rounds measured."""
     return int(request.config.getoption("--rounds"))
+
+
+@pytest.fixture(scope="session")
+def seconds(request: pytest.FixtureRequest) -> float:
+    """For a peer's rounds."""
+    return float(request.config.getoption("--seconds"))
 
 
 @pytest.fixture(scope="session")

@@ -59,7 +59,7 @@ class Talk:
         return float(np.quantile(self.seconds, share))
 
 
-class _Process:
+class Process:
     """One end of a link, and the pipe to it."""
 
     def __init__(self, target: Any, *args: Any) -> None:
@@ -122,12 +122,12 @@ class _Pair:
         self.name = name
         self._directory = tempfile.TemporaryDirectory(prefix="aiflow-bench-")
         told, tells = multiprocessing.get_context("spawn").Pipe(duplex=False)
-        self._ends: list[_Process] = []
+        self._ends: list[Process] = []
         try:
             with _environment(ALLOCATOR):  # malloc reads it when a process begins
-                self.sink = _Process(sink, name, *args, cores[1], self._directory.name, tells)
+                self.sink = Process(sink, name, *args, cores[1], self._directory.name, tells)
                 self._ends.append(self.sink)
-                self.source = _Process(source, name, *args, cores[0], told)
+                self.source = Process(source, name, *args, cores[0], told)
                 self._ends.insert(0, self.source)
             self.about: dict[str, Any] = self.sink.answer()
             self.source.tell(self.about.pop("address"))

@@ -34,8 +34,7 @@ TALKS = {
     False: ["pyzmq ipc", "TCP sockets", "iceoryx2", "zenoh", "Arrow Flight", "gRPC"],
 }
 WARM_UP = 3  # rounds: memory that is touched for the first time
-SECONDS = 6.0  # of a peer's rounds; a slow one gets fewer, at least LEAST
-LEAST = 3
+LEAST = 3  # rounds of a peer that is slow
 IDLE_SETTLE_S, IDLE_S = 1.0, 5.0
 AddRow = Callable[[Any], dict[str, Any]]
 
@@ -78,28 +77,28 @@ def our_talk(request: pytest.FixtureRequest, cores: tuple[int, int]) -> Iterator
         yield pair
 
 
-def _settle(link: Link) -> int:
-    """Warm a link up; returns how many rounds there is time for."""
+def _settle(link: Link, seconds: float) -> int:
+    """Warm a link up; returns how many rounds there is time for in `seconds`."""
     begin = time.monotonic()
     link.round()
     once = time.monotonic() - begin
-    for _ in range(WARM_UP - 1 if once * WARM_UP < SECONDS else 0):
+    for _ in range(WARM_UP - 1 if once * WARM_UP < seconds else 0):
         begin = time.monotonic()
         link.round()
         once = time.monotonic() - begin
     link.rounds.clear()
-    return max(LEAST, int(SECONDS / once))
+    return max(LEAST, int(seconds / once))
 
 
 @pytest.mark.benchmark(timer=seconds_measured)
 @pytest.mark.parametrize(
     ("ours", "name"), [(load, name) for load, names in CASES.items() for name in names], indirect=["ours"]
 )
-def test_carry(benchmark: Any, ours: Link, name: str, cores: Any, rounds: int, row: AddRow) -> None:
+def test_carry(benchmark: Any, ours: Link, name: str, cores: Any, rounds: int, seconds: float, row: AddRow) -> None:
     _need(name)
     load: Load = ours.load
     with Link(name, load, cores) as theirs:
-        possible = _settle(theirs)
+        possible = _settle(theirs, seconds)
         ours.rounds.clear()
         busy = BusyMeter([*ours.pids, *theirs.pids])
 
@@ -114,9 +113,7 @@ def test_carry(benchmark: Any, ours: Link, name: str, cores: Any, rounds: int, r
     if not benchmark.stats:
         return  # --benchmark-disable
     result = CarryRow.of(load, ours.rounds, theirs, others)
-    benchmark.extra_info.update(
-        **row(result), aiflow_about=ours.about, about=theirs.about, cores=list(cores)
-    )
+    benchmark.extra_info.update(**row(result), aiflow_about=ours.about, about=theirs.about, cores=list(cores))
 
 
 @pytest.mark.benchmark(timer=seconds_measured)
@@ -165,9 +162,7 @@ def test_idle(benchmark: Any, cores: Any, row: AddRow) -> None:
             begin = time.monotonic()
             time.sleep(IDLE_S)
             took = time.monotonic() - begin
-            return {
-                link.name: (link.cpu_seconds() - before) / took for link, before in zip(links, begins, strict=True)
-            }
+            return {link.name: (link.cpu_seconds() - before) / took for link, before in zip(links, begins, strict=True)}
 
         benchmark.group = "idle"
         shares = benchmark.pedantic(idle)
@@ -175,5 +170,3 @@ def test_idle(benchmark: Any, cores: Any, row: AddRow) -> None:
         return
     result = IdleRow(shares)
     benchmark.extra_info.update(**row(result))
-
-

@@ -6,6 +6,7 @@ import statistics
 from typing import Any
 
 import pytest
+from intervals import Median
 from ratios import Row
 from transfer import Case, Memcpy, Transfer, pinned, versions
 
@@ -58,10 +59,10 @@ def test_transfer(benchmark: Any, case: Case, slices: Any, cores: Any, rounds: i
         others=others,
         frames_retransmitted=sum(report.frames_retransmitted for report in reports),
     )
-    row(result)
     benchmark.extra_info.update(
         versions(),
-        **result.as_dict(),
+        **row(result),
+        ratios={} if case.driver == "ring" else {"memcpy": Median.of_ratios(copies, seconds).as_dict()},
         slice_bytes=transfer.nbytes,
         slice_elements=len(slices[0]),
         bytes_copied_by_driver=case.driver != "ring",

@@ -11,14 +11,12 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
-import psutil
+from contest import BusyMeter
+from loads import ROTATION, demo
 from receiving import ReceiverProcess, checksum
 
 import aiflow
 from aiflow import _eal, shared_memory
-
-ROTATION = 3  # slices sent in turn, so that none is still in a cache
-IMAGE_BYTES = 220_000, 310_000
 
 DRIVER_COPIES = {"memif": 2, "vhost": 1, "ring": 0}
 """How often a driver pair copies a frame: memif into and out of its shared buffers, vhost out of the sender's mbufs."""
@@ -66,9 +64,8 @@ class Case:
 
 def make_slices(nb_images: int) -> list[list[np.ndarray[Any, Any]]]:
     """`ROTATION` slices of `nb_images` images of random bytes and random sizes; the sizes agree from slice to slice."""
-    random = np.random.default_rng(2024)
-    sizes = random.integers(*IMAGE_BYTES, nb_images)
-    return [[random.integers(0, 256, size, np.uint8) for size in sizes] for _ in range(ROTATION)]
+    slices: list[list[np.ndarray[Any, Any]]] = demo(nb_images).slices()
+    return slices
 
 
 class Memcpy:
@@ -97,26 +94,6 @@ def pinned(core: int) -> Any:
         yield
     finally:
         os.sched_setaffinity(0, before)
-
-
-class BusyMeter:
-    """How much of the machine others used meanwhile: the share of all CPUs that neither idled nor ran us."""
-
-    def __init__(self, pids: list[int]) -> None:
-        self._processes = [psutil.Process(pid) for pid in pids]
-        self._begin = self._read()
-
-    def _read(self) -> tuple[float, float, float]:
-        cpu = psutil.cpu_times()
-        idle = cpu.idle + cpu.iowait
-        busy = cpu.user + cpu.nice + cpu.system + cpu.irq + cpu.softirq + cpu.steal
-        own = sum(sum(process.cpu_times()[:2]) for process in self._processes)
-        return idle + busy, busy, own
-
-    def others(self) -> float:
-        """0 … 1 since the start."""
-        total, busy, own = (now - then for now, then in zip(self._read(), self._begin, strict=True))
-        return max(0.0, (busy - own) / total) if total else 0.0
 
 
 class Transfer:

@@ -69,7 +69,7 @@ def test_a_dpdk_too_old_is_refused_by_name(tmp_path, monkeypatch) -> None:
 @pytest.mark.unit
 def test_extras_are_spelt_out() -> None:
     dev = requirements.requirements("dev")
-    assert any(line.startswith("pytest-benchmark") for line in dev)  # through aiflow[bench]
+    assert any(line.startswith("pytest-benchmark") for line in dev)  # through aiflow[measure]
     assert not any(line.startswith("aiflow") for line in dev)
     assert set(requirements.requirements("demo")) <= set(dev)
 

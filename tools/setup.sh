@@ -104,6 +104,20 @@ install_requirements() {
     mv "$stamps/$extra.new" "$stamps/$extra"
 }
 
+# What benchmarks are compared with: one that cannot be installed here is missing from the tables, no more.
+install_peers() {
+    local wanted line
+    wanted=$($venv/bin/python tools/requirements.py peers)
+    if [ -f "$stamps/peers" ] && [ "$wanted" = "$(cat "$stamps/peers")" ]; then return; fi
+    say "installing what aiflow is compared with"
+    if ! printf '%s\n' "$wanted" | pip install -r /dev/stdin; then
+        while read -r line; do
+            pip install "$line" || say "$line cannot be installed: the benchmarks leave it out"
+        done <<<"$wanted"
+    fi
+    printf '%s\n' "$wanted" >"$stamps/peers"
+}
+
 # --- compiled modules ---------------------------------------------------------------------------------------------
 
 sources_changed() {
@@ -131,4 +145,5 @@ exec 9>build/.lock
 flock 9 # two makes at once: the second finds it done
 make_venv
 if [ "$profile" = demo ] && [ ! -f $stamps/dev ]; then install_requirements demo; else install_requirements dev; fi
+[ "$profile" != bench ] || install_peers
 build_in_place

@@ -1,0 +1,285 @@
+"""What a slice costs as it, its elements, the ports and the senders become more: curves, exponents, a picture.
+
+    python bench/scaling.py --out bench-results
+
+For each curve a fresh receiver and fresh senders at every point, each process on one core (senders share the first),
+some slices to warm up, then the median of CPU seconds (all processes) and of seconds. The exponent is that of a power
+law through the upper half of the points: below it, what a slice costs at all hides what an element costs. An exponent
+above 1.1 is an error: nothing may grow faster than linearly. What arrives is compared in other benchmarks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from contest import Process
+from loads import ROTATION, Load, rows
+
+STEEPEST = 1.1
+ROUNDS, WARM_UP = 7, 3
+POINT_S = 6.0  # of a point's rounds; at least LEAST are measured
+LEAST = 3
+TIMEOUT_S = 60.0
+MEMORY = 1 << 30
+KB, MB = 1 << 10, 1 << 20
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One point: what is sent, by how many senders, over how many ports each."""
+
+    load: Load
+    senders: int = 1
+    ports: int = 1
+
+
+@dataclass(frozen=True)
+class Point:
+    """What it cost at `x`; `memory` is what the receiver took at the most, above what it began with, in bytes."""
+
+    x: float
+    cpu_s: float
+    seconds: float
+    memory: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Points, and the exponents of cost ~ x ** exponent."""
+
+    name: str
+    unit: str
+    points: list[Point]
+
+    def exponent(self, what: str) -> float:
+        """Of `what` ("cpu_s", "seconds", "memory") through the upper half of the points."""
+        upper = [point for point in self.points[len(self.points) // 2 - 1 :] if getattr(point, what) > 0]
+        if len(upper) < 2:
+            return 0.0
+        slope, _ = np.polyfit(
+            np.log([point.x for point in upper]), np.log([getattr(point, what) for point in upper]), 1
+        )
+        return float(slope)
+
+    @property
+    def exponents(self) -> dict[str, float]:
+        """All of them."""
+        return {what: self.exponent(what) for what in ("cpu_s", "seconds", "memory")}
+
+
+def elements_of(count: int, size: int) -> Load:
+    """A list of like arrays."""
+    return Load(f"{count} × {size} B", (size,) * count)
+
+
+CURVES: dict[str, tuple[str, list[tuple[float, Setting]]]] = {
+    "elements, send_batch": (
+        "elements of 64 B",
+        [(count, Setting(rows(64, 64 * count))) for count in (1_000, 10_000, 100_000, 300_000, 1_000_000)],
+    ),
+    "elements, send": (
+        "arrays of 4 KB",
+        [(count, Setting(elements_of(count, 4 * KB))) for count in (100, 1_000, 3_000, 10_000, 30_000)],
+    ),
+    "element size": (
+        "bytes, 64 elements",
+        [(size, Setting(elements_of(64, size))) for size in (1 * KB, 16 * KB, 256 * KB, 1 * MB, 4 * MB)],
+    ),
+    "slice size": (
+        "bytes, in elements of 256 KB",
+        [(mb * MB, Setting(elements_of(4 * mb, 256 * KB))) for mb in (2, 8, 32, 128, 384)],
+    ),
+    "ports": (
+        "ports, 64 MB",
+        [(ports, Setting(elements_of(256, 256 * KB), ports=ports)) for ports in (1, 2, 4, 8, 16)],
+    ),
+    "senders": (
+        "senders, 16 MB each",
+        [(senders, Setting(elements_of(64, 256 * KB), senders=senders)) for senders in (1, 2, 4, 8)],
+    ),
+}  # fmt: skip
+
+
+def _resident() -> int:
+    with open("/proc/self/statm") as statm:
+        return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _sender(pipe: Connection, address: str, load: Load, core: int) -> None:
+    os.sched_setaffinity(0, {core})
+    import aiflow
+
+    slices = load.slices()
+    with aiflow.Sender(address) as tx:
+        pipe.send(("ready", None))
+        number = 0
+        while pipe.recv()[0] != "close":
+            cpu = time.process_time()
+            elements = slices[number % ROTATION]
+            if load.batch:
+                tx.send_batch("rows", elements, timeout=TIMEOUT_S)
+            else:
+                tx.send(elements, timeout=TIMEOUT_S)
+            pipe.send(("ok", time.process_time() - cpu))
+            number += 1
+
+
+def _receiver(pipe: Connection, address: str, senders: int, core: int) -> None:
+    os.sched_setaffinity(0, {core})
+    import aiflow
+
+    with aiflow.Receiver(address, memory=MEMORY) as rx:
+        began = _resident()
+        pipe.send(("ready", None))
+        while pipe.recv()[0] != "close":
+            cpu, most = time.process_time(), 0
+            for _ in range(senders):
+                with rx.recv(TIMEOUT_S) as time_slice:
+                    arrays = list(time_slice.as_arrays().values()) if len(time_slice) > 1 else list(time_slice)
+                    most = max(most, _resident())
+                    del arrays
+            pipe.send(("ok", (time.process_time() - cpu, most - began)))
+
+
+def measure(x: float, setting: Setting, cores: tuple[int, int], rounds: int) -> Point:
+    """One point, by processes of its own."""
+    address = f"local:scaling-{os.getpid()}-{time.monotonic_ns()}"
+    ports = f"*{setting.ports}" if setting.ports > 1 else ""
+    with contextlib.ExitStack() as life:
+
+        def start(*args: Any) -> Process:
+            process = Process(*args)
+            life.callback(process.close)
+            return process
+
+        # the receiver grants each sender the ports that it asks for
+        receiver = start(_receiver, address + ports, setting.senders, cores[1])
+        receiver.answer()
+        senders = [start(_sender, address + ports, setting.load, cores[0]) for _ in range(setting.senders)]
+        for sender in senders:
+            sender.answer()
+        cpu, seconds, memory = [], [], 0
+        deadline = time.monotonic() + POINT_S
+        for number in range(WARM_UP + rounds):
+            if number >= WARM_UP + LEAST and time.monotonic() > deadline:
+                break
+            begin = time.monotonic()
+            for process in (receiver, *senders):
+                process.tell("round")
+            used = sum(sender.answer() for sender in senders)
+            received, most = receiver.answer()
+            if number >= WARM_UP:
+                seconds.append(time.monotonic() - begin)
+                cpu.append(used + received)
+            memory = max(memory, most)
+    nbytes = setting.load.nbytes * setting.senders
+    return Point(x, statistics.median(cpu), statistics.median(seconds), memory, nbytes)
+
+
+def draw(curves: Sequence[Curve], path: Path) -> None:
+    """All curves, log on log, with their exponents."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    columns = 3
+    figure, grid = plt.subplots(
+        -(-len(curves) // columns), columns, figsize=(13, 7), layout="constrained", squeeze=False
+    )
+    for axes in grid.flat[len(curves) :]:
+        axes.set_visible(False)
+    for axes, curve in zip(grid.flat, curves, strict=False):
+        xs = [point.x for point in curve.points]
+        for what, label in (("cpu_s", "CPU s, all processes"), ("seconds", "s")):
+            ys = [getattr(point, what) for point in curve.points]
+            axes.loglog(xs, ys, marker="o", label=f"{label}: exponent {curve.exponent(what):.2f}")
+        last = curve.points[-1]
+        axes.loglog(xs, [last.cpu_s * x / last.x for x in xs], color="grey", lw=0.8, ls=":", label="linear")
+        axes.set(title=curve.name, xlabel=curve.unit)
+        axes.legend(fontsize="small")
+    figure.suptitle("What a slice costs")
+    figure.savefig(path, dpi=110)
+
+
+def write(curves: Sequence[Curve], out: Path) -> None:
+    """scaling.json, scaling.csv, scaling.png and scaling.md."""
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / "scaling.json").open("w") as file:
+        json.dump([{**asdict(curve), "exponents": curve.exponents} for curve in curves], file, indent=1)
+    with (out / "scaling.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["curve", "x", "cpu_s", "seconds", "memory", "nbytes"])
+        for curve in curves:
+            writer.writerows([curve.name, *asdict(point).values()] for point in curve.points)
+    with (out / "scaling.md").open("w") as file:
+        file.write("\n".join(table(curves)) + "\n")
+    draw(curves, out / "scaling.png")
+
+
+def table(curves: Sequence[Curve]) -> list[str]:
+    """The exponents as a Markdown table."""
+    lines = [
+        "| cost against | from – to | exponent of CPU time | of time | of the receiver's memory |",
+        "|---|--:|--:|--:|--:|",
+    ]
+    for curve in curves:
+        first, last = curve.points[0].x, curve.points[-1].x
+        values = " | ".join(f"{value:.2f}" for value in curve.exponents.values())
+        lines.append(f"| {curve.name} ({curve.unit}) | {first:,.0f} – {last:,.0f} | {values} |")
+    return lines
+
+
+def too_steep(curves: Sequence[Curve]) -> list[str]:
+    """What grows faster than linearly, or holds more than `MEMORY`."""
+    found = []
+    for curve in curves:
+        for what in ("cpu_s", "memory"):
+            if curve.exponent(what) > STEEPEST:
+                found.append(f"{curve.name}: {what} grows with exponent {curve.exponent(what):.2f}, above {STEEPEST}")
+        most = max(point.memory for point in curve.points)
+        if most > MEMORY:
+            found.append(f"{curve.name}: the receiver took {most} bytes, above its memory={MEMORY}")
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("curves", nargs="*", help=f"default: all of {', '.join(CURVES)}")
+    parser.add_argument("--out", type=Path, default=Path("bench-results"))
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    options = parser.parse_args()
+    numbers = sorted(os.sched_getaffinity(0))
+    curves = []
+    for name in options.curves or CURVES:
+        unit, settings = CURVES[name]
+        curve = Curve(name, unit, [])
+        for x, setting in settings:
+            curve.points.append(measure(x, setting, (numbers[0], numbers[1 % len(numbers)]), options.rounds))
+            point = curve.points[-1]
+            print(f"{name}: {x:,.0f}: {point.cpu_s * 1e3:.3f} ms of CPU, {point.seconds * 1e3:.3f} ms", flush=True)
+        curves.append(curve)
+    write(curves, options.out)
+    print("\n".join(table(curves)))
+    steep = too_steep(curves)
+    for line in steep:
+        print(line, file=sys.stderr)
+    return 1 if steep else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
