@@ -19,7 +19,7 @@ from loads import Load
 from peer_rows import CarryRow, IdleRow, TalkRow
 from side_by_side import CALLS, LATENCY_BYTES, load_of
 
-YARDSTICKS = ["memcpy", "bare loop", "bare loop, two copies"]
+YARDSTICKS = ["memcpy", *(f"bare loop, {copies} copies" for copies in ("four", "three", "two"))]
 FEW_COPIES = ["shared-memory ring", "iceoryx2", "zenoh"]
 LIBRARIES = ["pyzmq ipc", "TCP sockets", *FEW_COPIES, "Arrow Flight"]
 CASES = {

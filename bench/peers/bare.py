@@ -1,4 +1,8 @@
-"""No peer, a yardstick: bare_loop.c, which makes aiflow's copies over memif and nothing else. Built on first use."""
+"""No peer, a yardstick: bare_loop.c, which makes aiflow's copies over memif and nothing else. Built on first use.
+
+Its ways: "copied" makes memif's two copies and ours on each side; "lent" saves the sender's, whose mbufs are the shared
+memory (it is the zero-copy client); "external" leaves two, see bare_loop.c.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +54,7 @@ def build() -> Path:
 class _Port:
     """A memif port of this process."""
 
-    def __init__(self, role: str, socket: str, zero_copy: bool) -> None:
+    def __init__(self, role: str, socket: str, zero_copy: bool = False, by_reference: bool = False) -> None:
         driver = shared_memory.DRIVERS["memif"]
         _, arguments = eal_arguments.choose(f"bare-{os.getpid()}")
         arguments += ["--log-level", "error"]
@@ -61,7 +65,7 @@ class _Port:
             f"role={role},id=0,socket={socket},socket-abstract=no,bsize={driver.frame_size},"
             f"rsize={driver.ring_size.bit_length() - 1}"
         )
-        if zero_copy and role == "client":
+        if zero_copy:
             devargs += ",zero-copy=yes"
         failed = self.library.bare_open(
             len(arguments),
@@ -69,7 +73,7 @@ class _Port:
             devargs.encode(),
             driver.frame_size,
             driver.ring_size,
-            ctypes.c_bool(zero_copy and role == "server"),
+            ctypes.c_bool(by_reference),
         )
         if failed:
             raise RuntimeError(f"bare_open: step {failed} failed")
@@ -91,16 +95,16 @@ def _addresses(elements: Any) -> Any:
 
 
 class Sink:
-    def __init__(self, directory: str, load: Load, zero_copy: bool = False) -> None:
+    def __init__(self, directory: str, load: Load, way: str) -> None:
         self.address = f"{directory}/memif"
-        self._memory, self._nbytes, self._zero_copy = load.memory(), load.nbytes, zero_copy
+        self._memory, self._nbytes = load.memory(), load.nbytes
         self._addresses, _ = _addresses(self._memory)
         # memif: the zero-copy side is the client, and a client must find its server
-        self._port = None if zero_copy else _Port("server", self.address, False)
+        self._port = None if way == "external" else _Port("server", self.address)
 
     def recv(self) -> Any:
         if self._port is None:
-            self._port = _Port("client", self.address, True)
+            self._port = _Port("client", self.address, zero_copy=True)
         self._port.library.bare_recv(self._addresses, ctypes.c_uint64(self._nbytes))
         return self._memory
 
@@ -109,8 +113,11 @@ class Sink:
 
 
 class Source:
-    def __init__(self, address: str, load: Load, zero_copy: bool = False) -> None:
-        self._port = _Port("server" if zero_copy else "client", address, zero_copy)
+    def __init__(self, address: str, load: Load, way: str) -> None:
+        if way == "external":
+            self._port = _Port("server", address, by_reference=True)
+        else:
+            self._port = _Port("client", address, zero_copy=way == "lent")
 
     def send(self, elements: Any) -> None:
         self._port.await_link()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from loads import Load
 import aiflow
 
 TIMEOUT_S = 60
+CAN_SPIN = "idle" in inspect.signature(aiflow.Sender).parameters  # not in trees of before, which may be compared
 
 
 def version() -> str:
@@ -65,8 +67,9 @@ class _End:
     """A Sender and a Receiver: rings of one direction each."""
 
     def __init__(self, out: str, back: str, polling: bool) -> None:
-        self._rx = aiflow.Receiver(back, memory="64MiB")
-        self._tx = aiflow.Sender(out)
+        idle: dict[str, Any] = {"idle": "spin"} if polling and CAN_SPIN else {}
+        self._rx = aiflow.Receiver(back, memory="64MiB", **idle)
+        self._tx = aiflow.Sender(out, **idle)
 
     def _send(self, array: np.ndarray[Any, Any]) -> None:
         self._ticket = self._tx.send([array], wait=False)
