@@ -59,17 +59,17 @@ def slices(request: pytest.FixtureRequest) -> Any:
 
 
 @pytest.fixture
-def testpmd(request: pytest.FixtureRequest, cores: tuple[int, int]) -> Callable[[Any], Baseline | None]:
+def testpmd(request: pytest.FixtureRequest, cores: tuple[int, int]) -> Callable[..., Baseline | None]:
     """Runs testpmd as a case needs it; None, with the reason kept for the table, where it cannot."""
 
-    def run(case: Any) -> Baseline | None:
+    def run(case: Any, interfaces: tuple[str, str] | None = None) -> Baseline | None:
         from aiflow import _eal
 
         if request.config.getoption("--no-testpmd") or not request.config.getoption("--benchmark-enable"):
             return None
         _eal.start()  # so that both run in the same memory mode
         try:
-            return run_testpmd(case.driver, case.frame_bytes, case.ring_size, cores, _eal.memory_mode())
+            return run_testpmd(case.driver, case.frame_bytes, case.ring_size, cores, _eal.memory_mode(), interfaces)
         except BaselineError as exc:
             request.config.stash[WHY_NOT][case.name] = str(exc)
             return None

@@ -6,9 +6,10 @@ import statistics
 from typing import Any
 
 import pytest
+import veth
 from intervals import Median
 from ratios import Row
-from transfer import Case, Memcpy, Transfer, pinned, versions
+from transfer import KERNEL, Case, Memcpy, Transfer, pinned, versions
 
 SLICES = [
     Case("memif"),
@@ -19,6 +20,8 @@ FRAMES = [
     Case("memif", 1514),
     Case("vhost", 1514),
     Case("ring", 1514),
+    Case("af_packet"),
+    Case("af_xdp"),
 ]
 WARM_UP = 4  # rounds: the first slices touch the receiver's memory for the first time
 
@@ -28,8 +31,29 @@ WARM_UP = 4  # rounds: the first slices touch the receiver's memory for the firs
     [pytest.param(case, id=case.name) for case in [*SLICES, *FRAMES]],
 )
 def test_transfer(benchmark: Any, case: Case, slices: Any, cores: Any, rounds: int, testpmd: Any, row: Any) -> None:
+    if case.driver not in KERNEL:
+        return _transfer(benchmark, case, slices, cores, rounds, testpmd, row)
+    if why := veth.missing():
+        pytest.skip(why)
+    # a pair for each: af_xdp keeps its queue until the process ends
+    with veth.pair() as interfaces:
+        baseline = testpmd(case, interfaces)
+    with veth.pair() as interfaces:
+        return _transfer(benchmark, case, slices, cores, rounds, lambda _: baseline, row, interfaces)
+
+
+def _transfer(
+    benchmark: Any,
+    case: Case,
+    slices: Any,
+    cores: Any,
+    rounds: int,
+    testpmd: Any,
+    row: Any,
+    interfaces: tuple[str, str] | None = None,
+) -> None:
     baseline = testpmd(case)
-    with Transfer(case, slices, cores) as transfer:
+    with Transfer(case, slices, cores, interfaces) as transfer:
         benchmark.group = "frames" if case in FRAMES else "slice"
         benchmark.pedantic(transfer.send, setup=transfer.prepare, rounds=rounds, warmup_rounds=WARM_UP)
         others = transfer.busy.others()

@@ -17,6 +17,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import veth
+
 PROGRAM = "dpdk-testpmd"
 PACKAGE = "dpdk-dev"  # Debian 12 has it there
 SAMPLES, SAMPLE_S = 10, 0.2
@@ -136,12 +138,19 @@ def _rate(receiver: _Testpmd) -> tuple[float, float, float]:
     return median, max(rates), (max(rates) - min(rates)) / median
 
 
-def run(driver: str, frame_size: int, ring_size: int, cores: tuple[int, int], memory_mode: str) -> Baseline:
+def run(
+    driver: str,
+    frame_size: int,
+    ring_size: int,
+    cores: tuple[int, int],
+    memory_mode: str,
+    interfaces: tuple[str, str] | None = None,
+) -> Baseline:
     """Frames a second from one testpmd to another.
 
     Parameters
     ----------
-    driver : {"memif", "vhost", "ring"}
+    driver : {"memif", "vhost", "ring", "af_packet", "af_xdp"}
         Rings do not span processes: for "ring" one testpmd on one core makes frames, sends them through a net_ring port
         to itself, and frees them.
     frame_size : int
@@ -152,6 +161,8 @@ def run(driver: str, frame_size: int, ring_size: int, cores: tuple[int, int], me
         CPUs of the sending and the receiving side.
     memory_mode : str
         As `aiflow` runs: "no-huge" or "hugepages".
+    interfaces : (str, str), optional
+        Of the sending and the receiving side, for a kernel's driver.
 
     Raises
     ------
@@ -161,7 +172,7 @@ def run(driver: str, frame_size: int, ring_size: int, cores: tuple[int, int], me
     if why := missing():
         raise BaselineError(why)
     sizes = [
-        *(f"--mbuf-size={frame_size + 256}", "--total-num-mbufs=4096", f"--txpkts={frame_size}"),
+        *(f"--mbuf-size={max(frame_size, 2048) + 256}", "--total-num-mbufs=16384", f"--txpkts={frame_size}"),
         *(f"--rxd={ring_size}", f"--txd={ring_size}"),
     ]
     with tempfile.TemporaryDirectory(prefix="aiflow-bench-") as directory:
@@ -176,7 +187,10 @@ def run(driver: str, frame_size: int, ring_size: int, cores: tuple[int, int], me
                 one.say("start", "packet forwarding")
                 return Baseline(*_rate(one), "one testpmd on one core, flowgen in a loop")
             socket = where / "socket"
-            if driver == "memif":
+            vdevs: tuple[str, ...]
+            if interfaces is not None:
+                vdevs = tuple(veth.vdev(driver, interface) for interface in interfaces)
+            elif driver == "memif":
                 ring = f"socket={socket},socket-abstract=no,bsize={frame_size},rsize={ring_size.bit_length() - 1}"
                 vdevs = f"net_memif0,role=client,{ring}", f"net_memif0,role=server,{ring}"
             else:

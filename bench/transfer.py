@@ -18,8 +18,12 @@ from receiving import ReceiverProcess, checksum
 import aiflow
 from aiflow import _eal, shared_memory
 
-DRIVER_COPIES = {"memif": 2, "vhost": 1, "ring": 0}
-"""How often a driver pair copies a frame: memif into and out of its shared buffers, vhost out of the sender's mbufs."""
+DRIVER_COPIES = {"memif": 2, "vhost": 1, "ring": 0, "af_packet": 3, "af_xdp": 3}
+"""How often a driver pair copies a frame: memif into and out of its shared buffers, vhost out of the sender's mbufs;
+over veth into the ring or umem, from the kernel's packet into the other one, and once on either side between."""
+
+KERNEL = {"af_packet": 512, "af_xdp": 1024}
+"""Drivers of kernel interfaces, and how many frames their rings hold."""
 
 RING_FRAMES = 512  # aiflow's net_ring pairs
 
@@ -30,7 +34,7 @@ class Case:
 
     Attributes
     ----------
-    driver : {"memif", "vhost", "ring"}
+    driver : {"memif", "vhost", "ring", "af_packet", "af_xdp"}
     frame_size : int or None
         Ethernet frame in bytes; None: the driver's default.
     assemble : bool
@@ -49,11 +53,15 @@ class Case:
     @property
     def frame_bytes(self) -> int:
         """Ethernet frame in bytes."""
+        if self.driver in KERNEL:
+            return 1514
         return self.frame_size or shared_memory.DRIVERS[self.driver].frame_size
 
     @property
     def ring_size(self) -> int:
         """Frames that a ring of its ports holds."""
+        if self.driver in KERNEL:
+            return KERNEL[self.driver]
         return RING_FRAMES if self.driver == "ring" else shared_memory.DRIVERS[self.driver].ring_size
 
     @property
@@ -107,9 +115,17 @@ class Transfer:
     slices : list of list of ndarray
     cores : (int, int)
         CPUs of the sending and the receiving side.
+    interfaces : (str, str), optional
+        Of both sides, for a kernel's driver.
     """
 
-    def __init__(self, case: Case, slices: list[list[np.ndarray[Any, Any]]], cores: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        case: Case,
+        slices: list[list[np.ndarray[Any, Any]]],
+        cores: tuple[int, int],
+        interfaces: tuple[str, str] | None = None,
+    ) -> None:
         self.case = case
         self.slices = slices
         self.checksums = [checksum(images) for images in slices]
@@ -119,6 +135,8 @@ class Transfer:
         self.reports: list[aiflow.SliceReport] = []
         self.drivers = ""
         self._cores = cores
+        shared = f"bench-{os.getpid()}"
+        self._endpoints = [f"{case.driver}:{end}" for end in interfaces or (shared, shared)]
         self._sent = 0
         self._unverified = False
         self._life = contextlib.ExitStack()
@@ -127,14 +145,14 @@ class Transfer:
         self._held: aiflow.TimeSlice | None = None
 
     def __enter__(self) -> Self:
-        name = f"{self.case.driver}:bench-{os.getpid()}"
+        name, other = self._endpoints
         with contextlib.ExitStack() as life:
             life.enter_context(pinned(self._cores[0]))
             pids = [os.getpid()]
             if self.case.driver == "ring":
                 self._local = life.enter_context(aiflow.Receiver(name, frame_size=self.case.frame_size))
             else:
-                self._remote = life.enter_context(ReceiverProcess(name, self._cores[1], self.case.assemble))
+                self._remote = life.enter_context(ReceiverProcess(other, self._cores[1], self.case.assemble))
                 pids.append(self._remote.pid)
             self.tx = life.enter_context(aiflow.Sender(name, frame_size=self.case.frame_size))
             if self._local is not None:
