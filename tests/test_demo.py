@@ -148,7 +148,7 @@ class RunningDemo:
 
     def __init__(self, tmp_path: Path) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "aiflow", "demo", "--images", "64", "--ports", "2", "--seconds", "200"],
+            [sys.executable, "-m", "aiflow", "demo", "--images", "64", "--ports", "2", "--seconds", "60"],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
