@@ -266,7 +266,8 @@ def too_steep(curves: Sequence[Curve]) -> list[str]:
                 found.append(f"{curve.name}: {what} grows with exponent {curve.exponent(what):.2f}, above {STEEPEST}")
         for point in curve.points:
             if point.memory > point.allowed:
-                found.append(f"{curve.name}: the receiver took {point.memory} bytes, above the {point.allowed} of its memory= and mbufs")
+                over = f"{point.memory} bytes, above the {point.allowed} of its memory= and mbufs"
+                found.append(f"{curve.name}: the receiver took {over}")
     return found
 
 
