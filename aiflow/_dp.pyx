@@ -405,7 +405,8 @@ cdef class Loop:
         cdef uint64_t ns = <uint64_t>(max(seconds, 0.0) * 1e9)
         cdef uint64_t begin
         with nogil:
-            if not self.stopped and af_mail_take_turn(&self.mail):
+            # The control plane's turn is the worker's: to ask for it again and again would keep it away.
+            if not self.stopped and not aiflow_attention(&self.mail) and af_mail_take_turn(&self.mail):
                 begin = af_now_ns()
                 if self.drive(seen, begin + ns):
                     aiflow_set(self.mail.left, 1)
@@ -451,6 +452,8 @@ cdef class Loop:
                 af_mail_park(&self.mail, &park_ns)
                 continue
             if not af_mail_take_turn(&self.mail):
+                if aiflow_attention(&self.mail):
+                    park_ns = AF_PARK_FIRST_NS
                 af_mail_park(&self.mail, &park_ns)
                 continue
             if aiflow_attention(&self.mail):

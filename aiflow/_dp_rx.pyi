@@ -1,6 +1,5 @@
 """Data plane of a Receiver."""
 
-import weakref
 from collections.abc import Iterable
 from typing import Any
 
@@ -69,7 +68,7 @@ class RxLoop(Loop):
     @property
     def store(self) -> Store: ...
     @property
-    def slices(self) -> weakref.WeakSet[Incoming]: ...
+    def slices(self) -> list[Incoming]: ...
     @property
     def finished(self) -> bool: ...
     @property

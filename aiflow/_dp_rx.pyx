@@ -6,9 +6,9 @@ next, so no view outlives its memory, whoever drops what first and in whatever t
 
 import os
 import time
-import weakref
 
 from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_FillInfo, PyObject_GetBuffer
+from cpython.weakref cimport PyWeakref_NewRef
 from libc.stdint cimport uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
@@ -245,7 +245,8 @@ cdef class RxLoop(Loop):
     cdef af_rx_slice *ready
     cdef af_rx_slice **ready_tail
     cdef readonly Store store
-    cdef readonly object slices   # every Incoming that is still held: a WeakSet
+    cdef list held   # weak references to every Incoming that somebody may still hold
+    cdef Py_ssize_t most_held
 
     def __cinit__(self):
         self.rx = <af_rx *>calloc(1, sizeof(af_rx))
@@ -253,7 +254,8 @@ cdef class RxLoop(Loop):
             raise MemoryError("no memory for a receiver's state")
         af_rx_init(self.rx)
         self.ready_tail = &self.ready
-        self.slices = weakref.WeakSet()
+        self.held = []
+        self.most_held = 64
 
     def __init__(self, name, Store store, keeps_mbufs, peer_timeout, tx_pool=None, faults=None, interval=0.1):
         self.rx.monitor.interval_ns = int(interval * 1e9)
@@ -337,8 +339,16 @@ cdef class RxLoop(Loop):
         incoming = Incoming.__new__(Incoming)
         incoming.s = s
         incoming.store = self.store
-        self.slices.add(incoming)
+        if len(self.held) >= self.most_held:
+            self.held = [one for one in self.held if one() is not None]
+            self.most_held = max(64, 2 * len(self.held))
+        self.held.append(PyWeakref_NewRef(incoming, None))
         return incoming
+
+    @property
+    def slices(self):
+        """Every slice that was handed over and is still held."""
+        return [incoming for incoming in [one() for one in self.held] if incoming is not None]
 
     def close(self):
         """Say what is still to be said, stop, and free what nobody has taken."""
