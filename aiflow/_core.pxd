@@ -225,7 +225,7 @@ cdef extern from "aiflow/tx.h" nogil:
         af_monitor monitor
 
     int af_tx_init(af_tx *tx) noexcept
-    bint af_tx_busy(const af_tx *tx) noexcept
+    bint af_tx_is_pressed(const af_tx *tx) noexcept
     void af_tx_enqueue(af_tx *tx, af_tx_slice *s) noexcept
     void af_tx_fail_all(af_tx *tx, int error, uint64_t now) noexcept
     void af_tx_detach(af_tx *tx, uint32_t p, uint64_t now) noexcept

@@ -67,6 +67,7 @@ cdef class Loop:
 
     cdef void run(self) noexcept nogil
     cdef void ring(self) noexcept nogil
+    cdef void push(self) noexcept nogil
     cdef bint drive(self, uint64_t seen, uint64_t until) noexcept nogil
     cdef int iterate(self) noexcept nogil
     cdef bint busy_ports(self) noexcept nogil

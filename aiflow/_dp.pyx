@@ -515,6 +515,25 @@ cdef class Loop:
         aiflow_as_lcore(lcore)
         return self.unfinished() or self.busy_ports()
 
+    cdef void push(self) noexcept nogil:
+        """Let what was posted begin its way now, and no sooner wake the worker than there is something left for it."""
+        cdef unsigned int lcore
+        if self.stopped or aiflow_attention(&self.mail) or not af_mail_take_turn(&self.mail):
+            af_mail_wake(&self.mail)
+            return
+        lcore = aiflow_as_lcore(self.lcore)
+        af_quota_begin(&self.quota)
+        self.now = af_now_ns()
+        self.iterate()  # it is taken in …
+        self.iterate()  # … and its first frames go out
+        self.mail.driven += 1
+        aiflow_as_lcore(lcore)
+        if self.unfinished() or self.busy_ports() or self.mail.armed:
+            aiflow_set(self.mail.left, 1)
+        af_mail_leave_turn(&self.mail)
+        if af_mail_is_wanted(&self.mail):
+            af_mail_wake(&self.mail)
+
     cdef int iterate(self) noexcept nogil:
         """One iteration: a burst in and a burst out of every port. Returns what was done; with the turn."""
         cdef uint32_t i

@@ -14,9 +14,8 @@ from libc.string cimport memcpy, memset
 
 from aiflow._core cimport (
     AF_FAN_MOST, AF_TAIL_LEAST, AF_TX_DONE, af_agent_port, af_fan, af_fan_next_frame, af_fan_on_frame, af_fan_tick,
-    af_now_ns, af_mail_notify, af_mail_wake, af_pace_reset, af_span, af_tx, af_tx_busy, af_tx_detach, af_tx_enqueue,
-    af_tx_fail_all,
-    af_tx_init, af_tx_next_frame, af_tx_on_frame, af_tx_port, af_tx_slice, af_tx_tick,
+    af_now_ns, af_mail_notify, af_mail_wake, af_pace_reset, af_span, af_tx, af_tx_detach, af_tx_enqueue, af_tx_fail_all,
+    af_tx_init, af_tx_is_pressed, af_tx_next_frame, af_tx_on_frame, af_tx_port, af_tx_slice, af_tx_tick,
 )
 from aiflow._dp cimport Loop, PORTS, name_bytes, sample_rows
 from aiflow._eal cimport Mempool, Port
@@ -381,10 +380,12 @@ cdef class TxLoop(Loop):
         self.inbox_tail[0] = &out.s
         self.inbox_tail = &out.s.next
         aiflow_tx_unlock(&self.mail)
-        if wait and not self.stopped:
-            aiflow_tx_set(self.mail.posted, 1)
-        else:
-            self.nudge()
+        aiflow_tx_set(self.mail.posted, 1)
+        if self.stopped:
+            self._fail_all()
+        elif not wait:
+            with nogil:
+                self.push()
         return out
 
     def nudge(self):
@@ -548,7 +549,7 @@ cdef class TxLoop(Loop):
     cdef bint unfinished(self) noexcept nogil:
         cdef uint32_t i
         for i in range(self.fan.nb):
-            if af_tx_busy(self.fan.tx[i]) or self.fan.tx[i].closing:
+            if af_tx_is_pressed(self.fan.tx[i]):
                 return True
         return False
 

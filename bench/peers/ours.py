@@ -72,7 +72,7 @@ class _End:
         self._tx = aiflow.Sender(out, **idle)
 
     def _send(self, array: np.ndarray[Any, Any]) -> None:
-        self._ticket = self._tx.send([array], wait=False)
+        self._tx.send([array], timeout=TIMEOUT_S)  # it drives the loop itself until the other end has it
 
     def _recv(self) -> np.ndarray[Any, Any]:
         with self._rx.recv(TIMEOUT_S) as time_slice:
@@ -100,6 +100,4 @@ class Caller(_End):
 
     def call(self, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         self._send(array)
-        reply = self._recv()
-        self._ticket.result(TIMEOUT_S)
-        return reply
+        return self._recv()

@@ -197,6 +197,20 @@ af_tx_busy(const struct af_tx *tx)
 	return tx->queue || tx->first_id != tx->next_id;
 }
 
+/* Is there more to do than to hear that slices of one frame have arrived? */
+static inline bool
+af_tx_is_pressed(const struct af_tx *tx)
+{
+	bool pressed = tx->queue || tx->closing || tx->again_head != tx->again_tail;
+
+	for (uint32_t id = tx->first_id; id != tx->next_id && !pressed; id++) {
+		const struct af_tx_slice *s = tx->slots[id % AF_TX_SLICES].slice;
+
+		pressed = !s || !s->inlined || !s->all_sent;
+	}
+	return pressed;
+}
+
 /* ---- the life of a slice ---- */
 
 static inline void
