@@ -1,7 +1,7 @@
-"""pyzmq: PUSH to PULL, a message an element, large ones without a copy at the sender; a PAIR of sockets for latency.
+"""pyzmq: PUSH to PULL, a message an element; a PAIR of sockets for latency.
 
-`recv_into` copies out of libzmq's message into the array that is to hold it, which is as fast as keeping the message
-(`copy=False`), and an array that can be written.
+Large ones without a copy of pyzmq's: `copy=False` on either side, arrays over libzmq's messages. Small ones by
+`recv_into`, out of the message into the row that is to hold it.
 """
 
 from __future__ import annotations
@@ -40,9 +40,13 @@ class Sink(_Closing):
     def __init__(self, directory: str, load: Load, transport: str) -> None:
         self._context = zmq.Context()
         self._socket, self.address = _bound(self._context, zmq.PULL, transport, directory)
+        self._large = load.sizes[0] >= KEEP_AT
         self._memory = load.memory()
 
     def recv(self) -> Any:
+        if self._large:
+            recv = self._socket.recv
+            return [np.frombuffer(recv(copy=False).buffer, np.uint8) for _ in self._memory]
         recv_into = self._socket.recv_into
         for array in self._memory:
             recv_into(array)
