@@ -24,6 +24,7 @@ CONTESTANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "pyzmq tcp": ("pyzmq", {"transport": "tcp"}),
     "TCP sockets": ("tcp", {}),
     "shared-memory ring": ("shm_ring", {}),
+    "shared-memory ring, tuned": ("shm_ring", {"tuned": True}),
     "iceoryx2": ("iceoryx", {}),
     "zenoh": ("zenoh_shm", {}),
     "Arrow Flight": ("flight", {}),
