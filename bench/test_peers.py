@@ -23,7 +23,11 @@ YARDSTICKS = ["memcpy", *(f"bare loop, {copies} copies" for copies in ("four", "
 FEW_COPIES = ["shared-memory ring", "iceoryx2", "zenoh"]
 LIBRARIES = ["pyzmq ipc", "TCP sockets", *FEW_COPIES, "Arrow Flight"]
 CASES = {
-    "demo": [*YARDSTICKS, *LIBRARIES, "shared-memory ring, tuned", "pyzmq tcp", "gRPC", "gRPC + gzip", "aiflow, mbufs kept"],
+    "demo": [
+        *YARDSTICKS,
+        *LIBRARIES,
+        *("shared-memory ring, tuned", "pyzmq tcp", "gRPC", "gRPC + gzip", "aiflow, mbufs kept"),
+    ],
     "huge": [*YARDSTICKS, *LIBRARIES, "gRPC"],
     "64": LIBRARIES,
     "512": LIBRARIES,

@@ -1,7 +1,7 @@
 """A ring in shared memory, as one writes it by hand: slots of a `multiprocessing.shared_memory` block, two counters.
 
 A slot is written and read by one copy each; an element larger than a slot takes several. Both sides poll. It relies on
-the order in which x86 keeps stores. As one writes it, a slot holds an element and there are sixteen. `tuned` it has slots
+the order in which x86 keeps stores. As one writes it, a slot holds an element and there are sixteen. `tuned` has slots
 of 256 KB in a megabyte, which both cores' caches hold: near the best that two copies can do, and found by trying.
 """
 
