@@ -26,7 +26,7 @@ CASES = {
     "demo": [
         *YARDSTICKS,
         *LIBRARIES,
-        *("shared-memory ring, tuned", "pyzmq tcp", "gRPC", "gRPC + gzip", "aiflow, mbufs kept"),
+        *("shared-memory ring, 1 MB", "pyzmq tcp", "gRPC", "gRPC + gzip", "aiflow, mbufs kept"),
     ],
     "huge": [*YARDSTICKS, *LIBRARIES, "gRPC"],
     "64": LIBRARIES,

@@ -24,7 +24,7 @@ CONTESTANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "pyzmq tcp": ("pyzmq", {"transport": "tcp"}),
     "TCP sockets": ("tcp", {}),
     "shared-memory ring": ("shm_ring", {}),
-    "shared-memory ring, tuned": ("shm_ring", {"tuned": True}),
+    "shared-memory ring, 1 MB": ("shm_ring", {"small": True}),
     "iceoryx2": ("iceoryx", {}),
     "zenoh": ("zenoh_shm", {}),
     "Arrow Flight": ("flight", {}),

@@ -1,8 +1,8 @@
 """A ring in shared memory, as one writes it by hand: slots of a `multiprocessing.shared_memory` block, two counters.
 
 A slot is written and read by one copy each; an element larger than a slot takes several. Both sides poll. It relies on
-the order in which x86 keeps stores. As one writes it, a slot holds an element and there are sixteen. `tuned` has slots
-of 256 KB in a megabyte, which both cores' caches hold: near the best that two copies can do, and found by trying.
+the order in which x86 keeps stores. As one writes it, a slot holds an element and there are sixteen. `small` has four
+slots of 256 KB, a megabyte that both cores' caches hold: what such a ring gives depends on its size.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from loads import Load
 SLOTS = 16
 LEAST_RING = 1 << 20  # bytes: small elements get more slots
 LARGEST_SLOT = 1 << 20
-TUNED_SLOT, TUNED_SLOTS = 1 << 18, 4
+SMALL_SLOT, SMALL_SLOTS = 1 << 18, 4
 COUNTERS_BYTES = 128  # the two counters, a cache line each
 
 
@@ -29,9 +29,9 @@ def version() -> str:
 class _Ring:
     """Slots, and how many were written and read since the beginning."""
 
-    def __init__(self, name: str | None, element_bytes: int, tuned: bool = False) -> None:
-        self.slot_bytes = slot_bytes = min(TUNED_SLOT if tuned else LARGEST_SLOT, element_bytes)
-        self.slots = max(TUNED_SLOTS if tuned else SLOTS, LEAST_RING // slot_bytes)
+    def __init__(self, name: str | None, element_bytes: int, small: bool = False) -> None:
+        self.slot_bytes = slot_bytes = min(SMALL_SLOT if small else LARGEST_SLOT, element_bytes)
+        self.slots = max(SMALL_SLOTS if small else SLOTS, LEAST_RING // slot_bytes)
         self.block = shared_memory.SharedMemory(name, name is None, COUNTERS_BYTES + self.slots * slot_bytes)
         assert self.block.buf
         self.counters = self.block.buf[:COUNTERS_BYTES].cast("Q")
@@ -71,8 +71,8 @@ class _Ring:
 
 
 class Sink:
-    def __init__(self, directory: str, load: Load, tuned: bool = False) -> None:
-        self._ring = _Ring(None, max(load.sizes), tuned)
+    def __init__(self, directory: str, load: Load, small: bool = False) -> None:
+        self._ring = _Ring(None, max(load.sizes), small)
         self.address = self._ring.block.name
         self._memory = load.memory()
         self._views = [memoryview(array) for array in self._memory]
@@ -88,8 +88,8 @@ class Sink:
 
 
 class Source:
-    def __init__(self, address: str, load: Load, tuned: bool = False) -> None:
-        self._ring = _Ring(address, max(load.sizes), tuned)
+    def __init__(self, address: str, load: Load, small: bool = False) -> None:
+        self._ring = _Ring(address, max(load.sizes), small)
 
     def send(self, elements: Any) -> None:
         put = self._ring.put
