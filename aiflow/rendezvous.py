@@ -378,7 +378,7 @@ class Rendezvous:
             "driver": driver.name,
             "peer": connection.peer,
             "frame_size": frame_size,
-            "ring_size": driver.ring_size,
+            "ring_size": driver.ring_for(frame_size),
         }
         _write(connection.sock, {**offer, "paths": places})
 

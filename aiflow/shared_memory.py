@@ -31,7 +31,9 @@ class Driver:
     max_frame_size : int
         What the driver can do.
     ring_size : int
-        Frames a ring holds, a power of two.
+        The most frames that a ring holds, a power of two.
+    ring_bytes : int
+        What they may come to where that is more than a few of them: see `ring_for`.
     sender_needs_eal_memory : bool
         The receiver reads the sender's mbufs where they are.
     least_mbuf : int
@@ -44,14 +46,22 @@ class Driver:
     frame_size: int
     max_frame_size: int
     ring_size: int
+    ring_bytes: int
     sender_needs_eal_memory: bool
     least_mbuf: int
 
+    def ring_for(self, frame_size: int) -> int:
+        """Frames of this size that a ring holds: enough to keep both sides busy, few enough to stay in cache."""
+        frames = max(_RING_LEAST, min(self.ring_size, self.ring_bytes // frame_size))
+        return 1 << frames.bit_length() - 1
+
+
+_RING_LEAST = 64
 
 DRIVERS = {
-    # one copy on each core; frames and rings small enough to stay in cache
-    "memif": Driver("memif", "net_memif", "net_memif", 16384, 65000, 256, False, 64),
-    "vhost": Driver("vhost", "net_vhost", "net_virtio_user", 9216, 65000, 1024, True, 1536),
+    # one copy on each core; rings of 4 MiB at the most
+    "memif": Driver("memif", "net_memif", "net_memif", 16384, 65000, 1024, 4 << 20, False, 64),
+    "vhost": Driver("vhost", "net_vhost", "net_virtio_user", 9216, 65000, 1024, 1 << 30, True, 1536),
 }
 """What can serve a shared-memory endpoint."""
 
@@ -116,7 +126,7 @@ def open_receiving(
     PortError
     """
     number = _eal.next_serial()
-    ring = driver.ring_size
+    ring = driver.ring_for(frame_size)
     if driver.name == "vhost":
         path = str(directory / f"vhost-{number}")
         port = _eal.Port.open(

@@ -450,7 +450,7 @@ def test_ports_leave_no_descriptor_or_thread_behind(pool: _eal.Mempool, tmp_path
 
     def cycle(number: int) -> None:
         port, path, identity = open_receiving(DRIVERS["memif"], f"m{number}", tmp_path, 2048, pool)
-        assert (port.gated, port.frame_size, port.rx_ring, port.link()[0]) == (True, 2048, 256, False)
+        assert (port.gated, port.frame_size, port.rx_ring, port.link()[0]) == (True, 2048, 1024, False)
         assert Path(path).is_socket()
         assert identity not in identities
         identities.add(identity)
@@ -505,3 +505,12 @@ def test_errors_are_the_contracts_and_survive_pickling() -> None:
         assert (str(error), error.delivered, error.delivered_by) == ("why", None, {"a": True})
     assert issubclass(EalError, AiflowError)
     assert issubclass(PoolExhausted, MemoryError)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "frame_size", "frames"),
+    [("memif", 512, 1024), ("memif", 1514, 1024), ("memif", 9014, 256), ("memif", 16384, 256), ("memif", 65000, 64),
+     ("vhost", 9216, 1024)],
+)  # fmt: skip
+def test_rings_are_as_long_as_4_mib_allow(scheme, frame_size, frames) -> None:
+    assert DRIVERS[scheme].ring_for(frame_size) == frames
