@@ -83,7 +83,7 @@ af_rx_on_frame(void *state, uint32_t p, uint64_t now, const uint8_t *frame, uint
 		if (session && (f.kind == AF_DATA || f.kind == AF_PACKED))
 			place.drop = af_rx_find(rx, session, &f, &place);
 		/* A frame that is damaged may leave its payload where a chunk is missing: that is written again. */
-		drop = af_wire_check(frame, &f);
+		drop = af_wire_check(&f);
 	}
 	if (drop == AF_OK && f.kind == AF_HELLO) {
 		drop = af_rx_on_hello(rx, p, &f, now);

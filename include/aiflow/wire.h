@@ -196,12 +196,41 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "aiflow is built for l
 
 static const uint8_t af_broadcast[6] = {0xff, 0xff, 0xff, 0xff, 0xff, 0xff};
 
-/* The CRC of a frame's headers and f->nbytes bytes of payload at f->payload, which are copied to f->to on the way when that
- * is set. Sets f->header_crc. */
-static inline uint32_t
-af_wire_crc(const uint8_t *frame, struct af_frame *f)
+/* Bytes 12 to 49 of a frame as five words, the last of six bytes. They go to and from memory as words too: a field that is
+ * loaded across the ends of two stores has to wait until the CPU's store buffer, full of payload, has drained. */
+struct af_words {
+	uint64_t w[5];
+};
+
+static inline struct af_words
+af_wire_words(const uint8_t *frame)
 {
-	f->header_crc = af_crc32c(0, frame + 12, 50 - 12);
+	struct af_words words;
+
+	memcpy(words.w, frame + 12, sizeof words.w);
+	words.w[4] &= 0xffffffffffffull;
+	return words;
+}
+
+static inline uint32_t
+af_wire_header_crc(const struct af_words *words)
+{
+#ifdef AF_CRC_U64
+	uint32_t crc = 0xffffffffu;
+
+	for (int i = 0; i < 4; i++)
+		crc = AF_CRC_U64(crc, words->w[i]);
+	crc = AF_CRC_U32(crc, (uint32_t)words->w[4]);
+	return ~AF_CRC_U16(crc, (uint16_t)(words->w[4] >> 32));
+#else
+	return af_crc32c(0, words->w, 50 - 12);
+#endif
+}
+
+/* The CRC of a frame: its header's is known, its payload is at f->payload, and is copied to f->to on the way when that is set. */
+static inline uint32_t
+af_wire_crc(const struct af_frame *f)
+{
 	if (f->to)
 		return af_copy_crc32c(f->header_crc, f->to, f->payload, f->nbytes, f->how);
 	return af_crc32c(f->header_crc, f->payload, f->nbytes);
@@ -212,24 +241,27 @@ af_wire_crc(const uint8_t *frame, struct af_frame *f)
 static inline enum af_drop
 af_wire_read(const uint8_t *frame, uint32_t len, const uint8_t *mac, uint32_t max_frame, struct af_frame *out)
 {
-	struct af_header h;
+	struct af_words words;
+	const uint64_t *w = words.w;
 	uint32_t length;
+	uint8_t id;
 
 	if (len < AF_MIN_FRAME)
 		return AF_DROP_RUNT;
-	memcpy(&h, frame, sizeof h);
-	if (h.ethertype != AF_BE16(AF_ETHERTYPE))
-		return h.ethertype == AF_BE16(0x8100) || h.ethertype == AF_BE16(0x88A8) ? AF_DROP_VLAN : AF_DROP_FOREIGN;
-	if (h.frame_id >> 4 != AF_VERSION || (h.frame_id & 15) == 0 || (h.frame_id & 15) >= AF_NB_KINDS)
+	words = af_wire_words(frame);
+	if ((uint16_t)w[0] != AF_BE16(AF_ETHERTYPE))
+		return (uint16_t)w[0] == AF_BE16(0x8100) || (uint16_t)w[0] == AF_BE16(0x88A8) ? AF_DROP_VLAN : AF_DROP_FOREIGN;
+	id = (uint8_t)(w[0] >> 16);
+	if (id >> 4 != AF_VERSION || (id & 15) == 0 || (id & 15) >= AF_NB_KINDS)
 		return AF_DROP_KIND;
-	out->kind = h.frame_id & 15;
-	if (memcmp(h.dst, mac, 6)) {
-		if (!(h.dst[0] & 1))
+	out->kind = id & 15;
+	if (memcmp(frame, mac, 6)) {
+		if (!(frame[0] & 1))
 			return AF_DROP_DST_MAC;
-		if (out->kind != AF_HELLO || memcmp(h.dst, af_broadcast, 6))
+		if (out->kind != AF_HELLO || memcmp(frame, af_broadcast, 6))
 			return AF_DROP_BROADCAST;
 	}
-	length = AF_BE16(h.length);
+	length = AF_BE16((uint16_t)(w[2] >> 24));
 	if (length < AF_HEADER - 34)
 		return AF_DROP_HEADER;
 	if (34 + length > max_frame)
@@ -237,27 +269,29 @@ af_wire_read(const uint8_t *frame, uint32_t len, const uint8_t *mac, uint32_t ma
 	if (34 + length > len)
 		return AF_DROP_LENGTH;
 	out->nbytes = length - (AF_HEADER - 34);
-	out->end = h.end;
-	out->element = AF_BE32(h.element);
-	out->seq = AF_BE32(h.seq);
-	out->timestamp_ns = AF_BE64(h.timestamp_ns);
-	out->session = AF_BE32(h.session);
-	out->slice = AF_BE32(h.slice);
-	out->path = AF_BE16(h.path);
-	out->number = (uint64_t)AF_BE16(h.number_high) << 32 | AF_BE32(h.number_low);
-	memcpy(out->src, h.src, 6);
+	out->element = AF_BE32((uint32_t)(w[0] >> 24));
+	out->seq = AF_BE32((uint32_t)(w[0] >> 56 | w[1] << 8));
+	out->timestamp_ns = AF_BE64(w[1] >> 24 | w[2] << 40);
+	out->end = (uint8_t)(w[2] >> 40);
+	out->session = AF_BE32((uint32_t)(w[2] >> 48 | w[3] << 16));
+	out->slice = AF_BE32((uint32_t)(w[3] >> 16));
+	out->path = AF_BE16((uint16_t)(w[3] >> 48));
+	out->number = (uint64_t)AF_BE16((uint16_t)w[4]) << 32 | AF_BE32((uint32_t)(w[4] >> 16));
+	memcpy(out->src, frame + 6, 6);
+	memcpy(&out->crc, frame + 50, 4);
+	out->crc = AF_BE32(out->crc);
+	out->header_crc = af_wire_header_crc(&words);
 	out->payload = frame + AF_HEADER;
 	out->frame_bytes = len;
-	out->crc = AF_BE32(h.crc);
 	out->to = NULL;
 	return AF_OK;
 }
 
 /* Check a frame that was read, and copy its payload to f->to on the way when that is set. */
 static inline enum af_drop
-af_wire_check(const uint8_t *frame, struct af_frame *f)
+af_wire_check(const struct af_frame *f)
 {
-	return af_wire_crc(frame, f) == f->crc ? AF_OK : AF_DROP_CRC;
+	return af_wire_crc(f) == f->crc ? AF_OK : AF_DROP_CRC;
 }
 
 /* Both. */
@@ -266,7 +300,7 @@ af_wire_parse(const uint8_t *frame, uint32_t len, const uint8_t *mac, uint32_t m
 {
 	enum af_drop drop = af_wire_read(frame, len, mac, max_frame, out);
 
-	return drop == AF_OK ? af_wire_check(frame, out) : drop;
+	return drop == AF_OK ? af_wire_check(out) : drop;
 }
 
 /* Write both headers in front of `f->nbytes` payload bytes that already stand at frame + AF_HEADER (or at f->payload, when that is
@@ -275,30 +309,26 @@ af_wire_parse(const uint8_t *frame, uint32_t len, const uint8_t *mac, uint32_t m
 static inline uint32_t
 af_wire_seal(uint8_t *frame, const uint8_t *dst, const uint8_t *src, struct af_frame *f)
 {
-	struct af_header h;
-	uint32_t size = AF_HEADER + f->nbytes;
+	uint32_t size = AF_HEADER + f->nbytes, crc;
+	uint64_t element = AF_BE32(f->element), seq = AF_BE32(f->seq), timestamp = AF_BE64(f->timestamp_ns);
+	uint64_t length = AF_BE16((uint16_t)(AF_HEADER - 34 + f->nbytes)), session = AF_BE32(f->session);
+	uint64_t high = AF_BE16((uint16_t)(f->number >> 32)), low = AF_BE32((uint32_t)f->number);
+	struct af_words words = {
+		{AF_BE16(AF_ETHERTYPE) | (uint64_t)(AF_VERSION << 4 | f->kind) << 16 | element << 24 | seq << 56,
+		 seq >> 8 | timestamp << 24,
+		 timestamp >> 40 | length << 24 | (uint64_t)f->end << 40 | session << 48,
+		 session >> 16 | (uint64_t)AF_BE32(f->slice) << 16 | (uint64_t)AF_BE16(f->path) << 48,
+		 high | low << 16}};
 
-	memcpy(h.dst, dst, 6);
-	memcpy(h.src, src, 6);
-	h.ethertype = AF_BE16(AF_ETHERTYPE);
-	h.frame_id = (uint8_t)(AF_VERSION << 4 | f->kind);
-	h.element = AF_BE32(f->element);
-	h.seq = AF_BE32(f->seq);
-	h.timestamp_ns = AF_BE64(f->timestamp_ns);
-	h.length = AF_BE16((uint16_t)(AF_HEADER - 34 + f->nbytes));
-	h.end = f->end;
-	h.session = AF_BE32(f->session);
-	h.slice = AF_BE32(f->slice);
-	h.path = AF_BE16(f->path);
-	h.number_high = AF_BE16((uint16_t)(f->number >> 32));
-	h.number_low = AF_BE32((uint32_t)f->number);
-	h.crc = 0;
-	memcpy(frame, &h, sizeof h);
+	memcpy(frame, dst, 6);
+	memcpy(frame + 6, src, 6);
+	memcpy(frame + 12, words.w, 50 - 12);
 	if (!f->payload)
 		f->payload = frame + AF_HEADER;
-	f->crc = af_wire_crc(frame, f);
-	h.crc = AF_BE32(f->crc);
-	memcpy(frame + 50, &h.crc, 4);
+	f->header_crc = af_wire_header_crc(&words);
+	f->crc = af_wire_crc(f);
+	crc = AF_BE32(f->crc);
+	memcpy(frame + 50, &crc, 4);
 	if (size < AF_MIN_FRAME) {
 		memset(frame + size, 0, AF_MIN_FRAME - size);
 		size = AF_MIN_FRAME;
