@@ -24,8 +24,8 @@ struct af_crc_multipliers {
 
 #define AF_PCLMUL __attribute__((target("pclmul,sse4.2")))
 #define AF_AVX512 __attribute__((target("avx512f,avx512vl,avx512bw,vpclmulqdq,pclmul,sse4.2")))
-#define AF_READ_AHEAD 2048 /* bytes: a sum without a copy is of payloads that lay in memory */
-#define AF_OWN_AHEAD 1024  /* so is what a copy that does not stream overwrites */
+#define AF_READ_AHEAD 2048 /* bytes: what is not streamed comes from memory, mostly */
+#define AF_OWN_AHEAD 1024  /* and what it overwrites may be there, too */
 
 /* ---- 16 bytes in a vector: any x86-64 since 2010 ---- */
 
@@ -71,7 +71,7 @@ af_crc_by_16(uint32_t crc, const uint8_t *from, size_t nbytes, uint8_t *to, enum
 	for (from += 64, to += 64, nbytes -= 64; nbytes >= 64; from += 64, to += 64, nbytes -= 64) {
 		__m128i next[4];
 
-		if (how == AF_COPY_NONE)
+		if (how != AF_COPY_STREAM)
 			__builtin_prefetch(from + AF_READ_AHEAD);
 		if (how == AF_COPY_STORE)
 			__builtin_prefetch(to + AF_OWN_AHEAD, 1);
@@ -136,7 +136,7 @@ af_crc_by_64(uint32_t crc, const uint8_t *from, size_t nbytes, uint8_t *to, enum
 		for (from += 256, to += 256, nbytes -= 256; nbytes >= 256; from += 256, to += 256, nbytes -= 256) {
 			__m512i next[4];
 
-			for (int i = 0; i < 4 && how == AF_COPY_NONE; i++)
+			for (int i = 0; i < 4 && how != AF_COPY_STREAM; i++)
 				__builtin_prefetch(from + AF_READ_AHEAD + 64 * i);
 			for (int i = 0; i < 4 && how == AF_COPY_STORE; i++)
 				__builtin_prefetch(to + AF_OWN_AHEAD + 64 * i, 1);
