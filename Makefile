@@ -62,7 +62,7 @@ test-here:
 bench-here:
 	@tools/setup.sh bench
 	@mkdir -p $(RESULTS)
-	$(PY) -m pytest bench --benchmark-enable --benchmark-json=$(RESULTS)/bench.json $(ARGS)
+	$(PY) -m pytest bench --benchmark-enable -o timeout=600 --benchmark-json=$(RESULTS)/bench.json $(ARGS)
 	$(PY) bench/tables.py $(RESULTS)/bench.json >$(RESULTS)/bench.md
 	$(PY) bench/plots.py $(RESULTS)/bench.json $(RESULTS)/bench.png
 	$(if $(ARGS),,$(PY) bench/scaling.py --out $(RESULTS))
