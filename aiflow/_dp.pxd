@@ -2,9 +2,8 @@
 
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
-from aiflow._core cimport (
-    AF_NB_FAULTS, af_agent, af_agent_port, af_idle, af_line, af_mail, af_monitor, af_quota, af_span,
-)
+from aiflow._core cimport AF_NB_FAULTS, af_agent, af_agent_port, af_line, af_monitor, af_span
+from aiflow._dp_driven cimport Driven
 from aiflow._eal cimport Mempool, Port, af_gate
 from aiflow.librte.rte_mbuf cimport rte_mbuf, rte_mbuf_ext_shared_info
 from aiflow.librte.rte_mempool cimport rte_mempool
@@ -33,45 +32,21 @@ cdef struct loop_port:
     uint64_t tx_nombuf         # the pool had no mbuf for a frame that we wanted to send
 
 
-cdef class Loop:
+cdef class Loop(Driven):
     cdef af_agent agent
-    cdef af_mail mail
     cdef list faults                   # rules of `config.parse_faults`
     cdef uint64_t fault_sums[AF_NB_FAULTS]  # of lines that are no more
-    cdef bint has_mail
     cdef af_gate *gate
     cdef loop_port ports[PORTS]
     cdef uint32_t nb_ports
     cdef uint32_t nb_gated
     cdef uint64_t unseen[2]    # frames that never reach the agent: chained mbufs, VLAN tags
-    cdef uint64_t iterations
-    cdef af_idle idle          # whoever has the turn
-    cdef af_quota quota        # likewise
-    cdef bint in_vain          # likewise: the newest caller that drove has met nothing
-    cdef uint64_t now          # likewise: the time of this iteration
-    cdef unsigned int lcore    # DPDK's number of the worker, for its mempool caches; callers that drive borrow it
-    cdef int last_cpu          # that the loop ran on
-    cdef public bint spins     # a caller that waits polls without a pause
     cdef readonly list attached_ports
     cdef readonly list port_names      # (name, driver) of the port that is, or was last, at each index
-    cdef readonly bint stopped
     cdef object tx_pool
     cdef Mempool references             # mbufs that refer to an agent's bytes, where ports send by reference
     cdef rte_mbuf_ext_shared_info lent  # common to all those bytes: nobody waits for them, the agent keeps them
-    cdef object thread
-    cdef object requests
-    cdef object guard
-    cdef object allowed_cpus   # of the thread that made it
-    cdef int pid
-    cdef object __weakref__
 
-    cdef void run(self) noexcept nogil
-    cdef void ring(self) noexcept nogil
-    cdef void push(self) noexcept nogil
-    cdef bint drive(self, uint64_t seen, uint64_t until) noexcept nogil
-    cdef int iterate(self) noexcept nogil
-    cdef bint busy_ports(self) noexcept nogil
-    cdef bint unfinished(self) noexcept nogil
     cdef int poll(self, uint32_t index, uint64_t now) noexcept nogil
     cdef int receive(self, loop_port *port, uint32_t index, uint64_t now) noexcept nogil
     cdef void last_look(self, uint32_t index) noexcept nogil

@@ -425,7 +425,7 @@ cdef class RxLoop(Loop):
     # ---- the loop ----
 
     cdef bint unfinished(self) noexcept nogil:
-        return self.rx.flowing or self.rx.waiting != NULL or af_rx_owes(self.rx)
+        return self.rx.flowing or self.rx.waiting != NULL or af_rx_owes(self.rx) or Loop.unfinished(self)
 
     cdef void publish(self) noexcept nogil:
         if self.rx.ready != NULL:

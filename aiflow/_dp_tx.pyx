@@ -551,7 +551,7 @@ cdef class TxLoop(Loop):
         for i in range(self.fan.nb):
             if af_tx_is_pressed(self.fan.tx[i]):
                 return True
-        return False
+        return Loop.unfinished(self)
 
     cdef void collect(self, uint64_t now) noexcept nogil:
         cdef af_tx_slice *s
