@@ -83,6 +83,7 @@ cdef extern from "aiflow/mail.h" nogil:
     void af_mail_wake(af_mail *mail) noexcept
     void af_mail_rest(af_mail *mail, uint64_t ns) noexcept
     void af_mail_sleep(af_mail *mail, uint64_t ns) noexcept
+    void af_mail_doze(af_mail *mail, uint64_t ns) noexcept
     bint af_mail_is_wanted(af_mail *mail) noexcept
     bint af_mail_take_turn(af_mail *mail) noexcept
     void af_mail_leave_turn(af_mail *mail) noexcept
@@ -112,6 +113,7 @@ cdef extern from "aiflow/quota.h" nogil:
         uint64_t rests
 
     void af_quota_begin(af_quota *q) noexcept
+    void af_quota_end(af_quota *q) noexcept
     uint64_t af_quota_rest(af_quota *q, uint64_t now) noexcept
 
 

@@ -43,6 +43,7 @@ cdef class Driven:
     cdef int pid
     cdef object __weakref__
 
+    cdef bint take_turn(self) noexcept nogil
     cdef void run(self) noexcept nogil
     cdef void ring(self) noexcept nogil
     cdef void push(self) noexcept nogil

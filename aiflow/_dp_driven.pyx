@@ -13,8 +13,9 @@ from libc.stdint cimport uint64_t
 
 from aiflow._core cimport (
     AF_PARK_FIRST_NS, AF_PARK_MOST_NS, af_idle_begin, af_idle_exact_timers, af_idle_spin, af_idle_timers_as,
-    af_idle_turn, af_mail_drain, af_mail_free, af_mail_init, af_mail_is_wanted, af_mail_leave_turn, af_mail_notify,
-    af_mail_park, af_mail_sleep, af_mail_take_turn, af_mail_wait, af_mail_wake, af_now_ns, af_quota_begin,
+    af_idle_turn, af_mail_doze, af_mail_drain, af_mail_free, af_mail_init, af_mail_is_wanted, af_mail_leave_turn,
+    af_mail_notify, af_mail_park, af_mail_sleep, af_mail_take_turn, af_mail_wait, af_mail_wake, af_now_ns,
+    af_quota_begin, af_quota_end,
 )
 from aiflow._eal cimport register_thread, unregister_thread
 from aiflow._eal import start as start_eal
@@ -205,13 +206,13 @@ cdef class Driven:
         cdef uint64_t ns = <uint64_t>(max(seconds, 0.0) * 1e9)
         cdef uint64_t begin
         with nogil:
-            # The control plane's turn is the worker's: to ask for it again and again would keep it away.
-            if not self.stopped and not aiflow_attention(&self.mail) and af_mail_take_turn(&self.mail):
+            if self.take_turn():
                 begin = af_now_ns()
                 if self.drive(seen, begin + ns):
                     aiflow_set(self.mail.left, 1)
+                ns = self.now - begin
                 af_mail_leave_turn(&self.mail)
-                if af_mail_is_wanted(&self.mail) or self.now - begin > <uint64_t>AF_PARK_MOST_NS:
+                if af_mail_is_wanted(&self.mail) or ns > <uint64_t>AF_PARK_MOST_NS:
                     af_mail_wake(&self.mail)
             else:
                 aiflow_set(self.mail.wanted, 1)
@@ -228,10 +229,18 @@ cdef class Driven:
         """Is there work that will not wait? With the turn."""
         return False
 
+    cdef bint take_turn(self) noexcept nogil:
+        """A caller: not once the worker has ended, and not while the control plane waits for the worker's turn."""
+        if self.stopped or aiflow_attention(&self.mail) or not af_mail_take_turn(&self.mail):
+            return False
+        if self.stopped:  # just now: the ports may be closed
+            af_mail_leave_turn(&self.mail)
+            return False
+        return True
+
     cdef void run(self) noexcept nogil:
         """Drive the loop until the control plane wants attention; returns with the turn. The worker."""
         cdef uint64_t driven = self.mail.driven, park_ns = AF_PARK_FIRST_NS, sleep_ns
-        self.now = af_now_ns()
         while True:
             if driven != self.mail.driven and not af_mail_is_wanted(&self.mail):
                 driven = self.mail.driven
@@ -247,8 +256,9 @@ cdef class Driven:
                 continue
             if aiflow_attention(&self.mail):
                 return
+            self.now = af_now_ns()
             if driven != self.mail.driven:
-                af_idle_begin(&self.idle, af_now_ns())
+                af_idle_begin(&self.idle, self.now)
                 driven = self.mail.driven
             aiflow_set(self.mail.left, 0)
             park_ns = AF_PARK_FIRST_NS
@@ -262,32 +272,34 @@ cdef class Driven:
                     break
                 sleep_ns = af_idle_turn(&self.idle, self.now)
                 self.now = af_now_ns()
+            af_quota_end(&self.quota)
             if aiflow_attention(&self.mail):
                 return
             af_mail_leave_turn(&self.mail)
             if sleep_ns:
-                af_mail_sleep(&self.mail, sleep_ns)
+                af_mail_doze(&self.mail, sleep_ns)
             else:
                 aiflow_set(self.mail.wanted, 0)
                 self.ring()
                 af_mail_park(&self.mail, &park_ns)
-            self.now = af_now_ns()
 
     cdef bint drive(self, uint64_t seen, uint64_t until) noexcept nogil:
         """Drive the loop until the generation is not `seen` any more; is there more to do? A caller with the turn."""
         cdef unsigned int lcore = aiflow_as_lcore(self.lcore)
         cdef unsigned long slack_ns = 0
         cdef uint64_t sleep_ns
+        cdef int work
         self.last_cpu = sched_getcpu()
         af_quota_begin(&self.quota)
         self.now = af_now_ns()
         if aiflow_posted(&self.mail) or not self.in_vain:
             af_idle_begin(&self.idle, self.now)  # not when it goes on waiting
         while aiflow_generation(&self.mail) == seen and not self.stopped and not aiflow_attention(&self.mail):
-            if self.iterate():
-                continue
+            work = self.iterate()
             if self.now >= until:
                 break
+            if work:
+                continue
             if self.spins:
                 af_idle_spin()
             else:
@@ -299,6 +311,7 @@ cdef class Driven:
             self.now = af_now_ns()
         if slack_ns:
             af_idle_timers_as(slack_ns)
+        af_quota_end(&self.quota)
         self.in_vain = aiflow_generation(&self.mail) == seen
         self.mail.driven += 1
         aiflow_as_lcore(lcore)
@@ -307,11 +320,10 @@ cdef class Driven:
     cdef void push(self) noexcept nogil:
         """Let what was posted begin its way now, and no sooner wake the worker than there is something left for it."""
         cdef unsigned int lcore
-        if self.stopped or aiflow_attention(&self.mail) or not af_mail_take_turn(&self.mail):
+        if self.quota.cores > 0 or not self.take_turn():  # it may have to rest, and a push never waits
             af_mail_wake(&self.mail)
             return
         lcore = aiflow_as_lcore(self.lcore)
-        af_quota_begin(&self.quota)
         self.now = af_now_ns()
         self.iterate()  # it is taken in …
         self.iterate()  # … and its first frames go out
@@ -322,6 +334,9 @@ cdef class Driven:
         af_mail_leave_turn(&self.mail)
         if af_mail_is_wanted(&self.mail):
             af_mail_wake(&self.mail)
+        if aiflow_wanted(&self.mail):  # who found the turn taken meanwhile
+            aiflow_set(self.mail.wanted, 0)
+            self.ring()
 
 
 @atexit.register

@@ -43,7 +43,7 @@ cdef extern from *:
 
 cdef object ndarray = np.ndarray
 cdef object uint8 = np.dtype(np.uint8)
-cdef str PLAIN = "biufc?"  # kinds of dtype whose arrays have the buffer protocol as they are
+cdef str PLAIN = "biufc"  # kinds of dtype whose arrays have the buffer protocol as they are
 cdef dict forms = {}       # dtype → {shape → (form as a manifest carries it, bytes of such an array)}
 
 

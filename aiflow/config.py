@@ -50,13 +50,13 @@ IDLE = {
 
 def parse_idle(idle: str) -> bool:
     """Whether ``idle=`` asks to spin; ConfigError for what it does not know."""
-    if idle not in IDLE:
+    if not isinstance(idle, str) or idle not in IDLE:
         raise ConfigError(f"idle={idle!r} is unknown: use {' or '.join(map(repr, IDLE))}")
     return idle == "spin"
 
 
 def parse_max_cores(max_cores: float | None) -> float | None:
-    """``max_cores=``, checked: None, or a number above 0.
+    """``max_cores=``, checked: None, or a number of at least 0.001.
 
     Raises
     ------
@@ -65,7 +65,7 @@ def parse_max_cores(max_cores: float | None) -> float | None:
     if max_cores is None:
         return None
     if isinstance(max_cores, bool) or not isinstance(max_cores, (int, float)) or not 0.001 <= max_cores < 1e6:
-        raise ConfigError(f"max_cores={max_cores!r}: give a number of cores, such as 0.5, or None for no limit")
+        raise ConfigError(f"max_cores={max_cores!r}: give cores from 0.001 on, such as 0.5, or None for no limit")
     return float(max_cores)
 
 

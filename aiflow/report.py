@@ -109,7 +109,7 @@ class PortRow:
     dest_mac : str
         Where its path leads, "" before a receiver answered.
     lcore_id : int
-        The CPU that its worker ran on last; 65535 when that is not known.
+        The CPU that its loop was last driven on; 65535 when that is not known.
     tx_rate : float
         Frames per second in the newest interval: sent by a Sender's port, received by a Receiver's.
     bandwidth_rate : float

@@ -147,7 +147,7 @@ class Sender:
         )
         self._to = _names(to)
         self._partition = Partition(partition, self._to)
-        self._planned: tuple[int, int, int] | None = None  # what the newest plan was made for
+        self._planned: tuple[tuple[int, int, int], scheduler.Plan] | None = None  # what the newest plan was made for
         self._posting = threading.Lock()  # every receiver sees the slices in the same order
         flow = self.flow_control
         self._loop = TxLoop(
@@ -230,7 +230,9 @@ class Sender:
             return self._sent(self._spread(pieces), wait, timeout)
         manifest, buffers, nbytes = encode_elements(elements)
         self._streaming.check(self, nbytes, stacklevel=3)
-        return self._sent(self._loop.post(buffers, manifest, self._plan(nbytes), 0, wait), wait, timeout)
+        outgoing = self._loop.post(buffers, manifest, self._plan(nbytes), 0, wait)
+        del buffers  # the traceback of an error would keep them, and a mapping of the caller's from being closed
+        return self._sent(outgoing, wait, timeout)
 
     def _begin(self, pieces: list[Piece]) -> Any:
         """Post one slice that `put` has collected."""
@@ -373,9 +375,9 @@ class Sender:
     def _plan(self, nbytes: int) -> scheduler.Plan:
         measured = self.policy in scheduler.SHARING
         now = (nbytes, *self._monitor.begin_slice())
-        if now != self._planned or measured:  # without measures there is nothing else that it depends on
-            self._planned = now
-            self._last_plan = scheduler.plan(
+        planned = self._planned  # another thread may send, too
+        if planned is None or planned[0] != now or measured:  # without measures it depends on nothing else
+            plan = scheduler.plan(
                 self.policy,
                 nbytes,
                 self._monitor.port_states(*now[1:], measured),
@@ -383,14 +385,15 @@ class Sender:
                 place=self.place,
                 switch_limits=self._switch_limits,
             )
-        return self._last_plan
+            self._planned = planned = now, plan
+        return planned[1]
 
     def explain(self) -> str:
         """Why each port got what it got in the newest slice, and what it asked of them beside what they can give."""
-        if not hasattr(self, "_last_plan"):
+        if self._planned is None:
             return "nothing was sent yet"
         demand = self.demand
-        return "\n".join([self._last_plan.explain(), *([demand.explain()] if demand is not None else [])])
+        return "\n".join([self._planned[1].explain(), *([demand.explain()] if demand is not None else [])])
 
     def _sent(self, outgoing: Any, wait: bool, timeout: float | None) -> Any:
         ticket = Ticket(self, outgoing)

@@ -55,7 +55,7 @@ PLANTED = {
     ),
     "memory_is_not_given_back": ("store.h", "\tstore->used -= block->charged;\n", ""),
     "damage_is_not_noticed": (
-        "wire.h", "af_wire_crc(frame, f) == f->crc ? AF_OK : AF_DROP_CRC", "(af_wire_crc(frame, f), AF_OK)",
+        "wire.h", "af_wire_crc(f) == f->crc ? AF_OK : AF_DROP_CRC", "(af_wire_crc(f), AF_OK)",
     ),
     "a_number_is_used_twice": ("window.h", "\tw->next = w->judged = first_number;", "\tw->next = w->judged = 0;"),
     "an_end_is_said_too_early": ("report.h", ".done = AF_BE32(session->done)}", ".done = AF_BE32(session->granted)}"),

@@ -110,6 +110,19 @@ af_mail_sleep(struct af_mail *mail, uint64_t ns)
 	pthread_mutex_unlock(&mail->lock);
 }
 
+/* Worker: the same, unless a caller has left something to it meanwhile, or waits for the turn. */
+static inline void
+af_mail_doze(struct af_mail *mail, uint64_t ns)
+{
+	pthread_mutex_lock(&mail->lock);
+	atomic_fetch_add(&mail->asleep, 1);
+	if (!atomic_load(&mail->attention) && !atomic_load(&mail->posted) && !atomic_load(&mail->left) &&
+	    !atomic_load(&mail->wanted))
+		af_mail_timed_wait(mail, &mail->wake, ns);
+	atomic_fetch_sub(&mail->asleep, 1);
+	pthread_mutex_unlock(&mail->lock);
+}
+
 /* Loop: sleep for `ns`, whatever was posted; the control plane alone ends it. */
 static inline void
 af_mail_rest(struct af_mail *mail, uint64_t ns)
@@ -132,6 +145,7 @@ af_mail_take_turn(struct af_mail *mail)
 	       !atomic_exchange_explicit(&mail->turn, 1, memory_order_acquire);
 }
 
+/* A full barrier: what was streamed around the caches is in memory before another thread goes on (crc32c.h). */
 static inline void
 af_mail_leave_turn(struct af_mail *mail)
 {

@@ -25,6 +25,14 @@ af_quota_begin(struct af_quota *q)
 		q->cpu_ns = af_clock_ns(CLOCK_THREAD_CPUTIME_ID);
 }
 
+/* Who drove stops: it pays for what it used since the newest look. */
+static inline void
+af_quota_end(struct af_quota *q)
+{
+	if (q->cores > 0)
+		q->saved_ns -= (double)(af_clock_ns(CLOCK_THREAD_CPUTIME_ID) - q->cpu_ns);
+}
+
 /* How long to rest now; 0 for not at all. */
 static inline uint64_t
 af_quota_rest(struct af_quota *q, uint64_t now)
