@@ -22,6 +22,9 @@ DRIVER_COPIES = {"memif": 2, "vhost": 1, "ring": 0, "af_packet": 3, "af_xdp": 3}
 """How often a driver pair copies a frame: memif into and out of its shared buffers, vhost out of the sender's mbufs;
 over veth into the ring or umem, from the kernel's packet into the other one, and once on either side between."""
 
+REFERRED = 4096
+"""Frames of so many bytes refer to the user's memory where the driver copies anyway (`TxLoop.by_reference`)."""
+
 KERNEL = {"af_packet": 512, "af_xdp": 1024}
 """Drivers of kernel interfaces, and how many frames their rings hold."""
 
@@ -62,12 +65,13 @@ class Case:
         """Frames that a ring of its ports holds."""
         if self.driver in KERNEL:
             return KERNEL[self.driver]
-        return RING_FRAMES if self.driver == "ring" else shared_memory.DRIVERS[self.driver].ring_size
+        return RING_FRAMES if self.driver == "ring" else shared_memory.DRIVERS[self.driver].ring_for(self.frame_bytes)
 
     @property
     def copies(self) -> int:
         """How often each payload byte is copied from the sender's array to where the receiver's user finds it."""
-        return 1 + DRIVER_COPIES[self.driver] + self.assemble
+        staged = self.driver != "memif" or self.frame_bytes < REFERRED  # else memif reads the user's array
+        return staged + DRIVER_COPIES[self.driver] + self.assemble
 
 
 def make_slices(nb_images: int) -> list[list[np.ndarray[Any, Any]]]:
