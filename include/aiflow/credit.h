@@ -35,6 +35,7 @@
 #define AF_DRAIN_APART_NS 1000000000ull /* a crowd of newcomers must not keep a port drained */
 #define AF_DRAIN_FRAMES 4u         /* of each path, meanwhile */
 #define AF_BASE_NS 10000000000ull  /* a least delay that was not met again for so long is doubted */
+#define AF_DELAY_MOST (1ll << 61)  /* ns either way: a stranger's clock may say anything */
 #define AF_BASE_NEAR 500000        /* ns by which it counts as met */
 
 #define AF_TRIAL_NS 200000000ull   /* for which fewer are in flight, to see whether that ends a loss */
@@ -178,6 +179,10 @@ af_trial_step(struct af_trial *t, struct af_credit *c, uint64_t sent, uint64_t a
 static inline void
 af_delay_note(struct af_delay *d, int64_t delay, uint64_t now)
 {
+	if (delay > AF_DELAY_MOST)
+		delay = AF_DELAY_MOST;
+	if (delay < -AF_DELAY_MOST)
+		delay = -AF_DELAY_MOST;
 	if (!d->any || delay < d->least)
 		d->least = delay;
 	d->any = true;
