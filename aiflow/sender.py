@@ -12,16 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from . import monitor, scheduler
+from . import monitor, outcome, scheduler
 from ._dp_tx import MOST_RECEIVERS, TxLoop
 from ._eal import Mempool
 from ._encode import encode as encode_elements
 from .config import parse_endpoints, parse_idle, parse_max_cores, parse_size
-from .errors import AiflowError, ConfigError, IntegrityError, PeerLost, PoolExhausted, PortError, SliceTimeout
+from .errors import ConfigError, SliceTimeout
 from .flow import FlowControl, parse_rate
 from .manifest import Form, Piece, as_bytes, described, encode, encode_rows
 from .paths import PortSet
-from .report import PortReport, PortTable, ReceiverReport, SliceReport, port_table
+from .report import PortTable, SliceReport, port_table
 from .several import Partition, Several, array_of
 from .streaming import PutTicket, Streaming
 from .ticket import Ticket, again
@@ -250,7 +250,7 @@ class Sender:
                 lambda: [(str(piece.stream), array_of(piece.buffer, piece.form)) for piece in pieces],
             )
             parts = [encode(pieces[i] for i in np.flatnonzero(chosen == k)) for k in range(len(self._to))]
-            return _all_or_none(
+            return Several.post(
                 partial(self._loop.post, buffers, manifest, self._plan(sum(map(len, buffers))), k)
                 for k, (manifest, buffers) in enumerate(parts)
             )
@@ -273,7 +273,7 @@ class Sender:
             chosen = self._partition.split([stream] * count, [row.nbytes] * count, elements)
             parts = [np.flatnonzero(chosen == k) for k in range(len(self._to))]
             manifests = [encode_rows(stream, row, len(numbers)) for numbers in parts]
-            return _all_or_none(partial(post, k, *part) for k, part in enumerate(zip(parts, manifests, strict=True)))
+            return Several.post(partial(post, k, *part) for k, part in enumerate(zip(parts, manifests, strict=True)))
 
     def send_batch(self, stream: str, array: Any, *, wait: bool = True, timeout: float | None = None) -> Any:
         """Send every row of the first axis as an element of `stream`, with no Python object for each.
@@ -410,81 +410,11 @@ class Sender:
 
     def _report(self, outgoing: Any) -> SliceReport:
         if any(part.error != "ok" for part in outgoing.parts):
-            raise self._failure(outgoing)
-        ports = tuple(
-            PortReport(self._loop.port_names[index][0], self._loop.port_names[index][1], frames, nbytes)
-            for index, frames, nbytes in outgoing.port_frames()
-        )
-        frames, again = outgoing.frames
-        return SliceReport(
-            slice_id=outgoing.slice_id,
-            elements=outgoing.nb_elements,
-            nbytes=outgoing.nbytes,
-            seconds=outgoing.seconds,
-            frames_sent=frames,
-            frames_retransmitted=again,
-            ports=ports,
-            receivers=tuple(
-                ReceiverReport(self._name_of(part), part.nb_elements, part.nbytes, True) for part in outgoing.parts
-            ),
-        )
+            raise outcome.failure(outgoing, self.endpoints, self.peer_timeout, self._name_of)
+        return outcome.report(outgoing, self._loop.port_names, self._name_of)
 
     def _name_of(self, part: Any) -> str:
         return self._to[part.receiver] if len(self._to) > 1 else str(self._loop.last_receiver())
-
-    def _lasting(self, error: AiflowError, whole: Any) -> AiflowError:
-        """An error of the ports, for a slice that it stopped."""
-        delivered_by = {self._name_of(part): part.delivered for part in whole.parts}
-        return type(error)(str(error), delivered=whole.delivered, delivered_by=delivered_by)
-
-    def _failure(self, whole: Any) -> AiflowError:
-        failed = [part for part in whole.parts if part.error != "ok"]
-        outgoing = min(failed, key=lambda part: part.error == "cancelled")  # why, rather than that we then gave up
-        where = ", ".join(map(str, self.endpoints))
-        what = f"the slice of {outgoing.nb_elements} elements and {outgoing.nbytes} bytes"
-        if len(self._to) > 1:
-            name = self._name_of(outgoing)
-            where = f"{where}, to={name!r},"
-            what = f"the part of {outgoing.nb_elements} elements and {outgoing.nbytes} bytes for {name!r}"
-        kind, text = {
-            "no_peer": (
-                PeerLost,
-                f"no receiver answered on {where} for {self.peer_timeout} s: start one with Receiver(…) on its side, "
-                "or check the names and the link",
-            ),
-            "silent": (
-                PeerLost,
-                f"the receiver on {where} gave no sign of life for {self.peer_timeout} s: check its process and the "
-                "link; the next send looks for it again",
-            ),
-            "restarted": (
-                PeerLost,
-                f"the receiver on {where} went away while {what} was under way: send it again to the one that returns",
-            ),
-            "too_large": (
-                PoolExhausted,
-                f"{what} needs more than the receiver's memory of {outgoing.detail} bytes: split it, or give the "
-                f"receiver memory= of at least {outgoing.nbytes + 32 * outgoing.nb_elements}",
-            ),
-            "integrity": (
-                IntegrityError,
-                f"{what} did not arrive as it was sent: its CRC32C differs. Don't change buffers while they are sent",
-            ),
-            "refused": (IntegrityError, f"the receiver refused {what}: its manifest is not sound (version mismatch?)"),
-            "cancelled": (SliceTimeout, f"{what} was given up before the receiver had it all: send it again"),
-            "ambiguous": (ConfigError, f"several receivers answer on {where}: say which one with to='NAME'"),
-            "mtu": (
-                PortError,
-                f"the paths on {where} carry small frames but not full ones: an MTU on the way, or the receiver's "
-                "frames, are smaller than ours; pass frame_size= of what they take",
-            ),
-            "no_memory": (PoolExhausted, f"no memory left to describe {what}: send smaller slices"),
-        }[outgoing.error]
-        delivered_by = {self._name_of(part): part.delivered for part in whole.parts}
-        if len(self._to) > 1:
-            holders = [name for name, delivered in delivered_by.items() if delivered]
-            text += f". Receivers that hold their parts: {', '.join(holders) or 'none'}"
-        return kind(text, delivered=whole.delivered, delivered_by=delivered_by)
 
     # ---- what is to be seen ----
 
@@ -585,18 +515,6 @@ def _names(to: Any) -> list[str]:
     if len(names) > MOST_RECEIVERS:
         raise ConfigError(f"to= names {len(names)} receivers: {MOST_RECEIVERS} is the most, open a second Sender")
     return names
-
-
-def _all_or_none(posts: Iterable[Callable[[], Any]]) -> Several:
-    """Post the parts of one slice; should one fail or be interrupted, nothing of the others is under way any more."""
-    parts: list[Any] = []
-    try:
-        parts.extend(post() for post in posts)
-    except BaseException:
-        for part in parts:
-            part.cancel()
-        raise
-    return Several(parts)
 
 
 def _timeout(timeout: Any) -> float | None:

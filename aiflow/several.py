@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -112,6 +112,18 @@ class Several:
     def __init__(self, parts: list[Any]) -> None:
         self.parts = parts
         self.posted_at: float = min(part.posted_at for part in parts)
+
+    @classmethod
+    def post(cls, posts: Iterable[Callable[[], Any]]) -> Several:
+        """Post the parts; should one fail or be interrupted, nothing of the others is under way any more."""
+        parts: list[Any] = []
+        try:
+            parts.extend(post() for post in posts)
+        except BaseException:
+            for part in parts:
+                part.cancel()
+            raise
+        return cls(parts)
 
     @property
     def done(self) -> bool:

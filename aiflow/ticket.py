@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
+from . import outcome
 from .errors import AiflowError, SliceTimeout
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class Ticket:
         error = self._sender._ports.error
         if not self._outgoing.done and error is not None:
             self._outgoing.cancel()
-            raise self._sender._lasting(error, self._outgoing)
+            raise outcome.lasting(error, self._outgoing, self._sender._name_of)
         self._outgoing.finish()
         if self._report is None:
             self._report = self._sender._report(self._outgoing)
