@@ -37,12 +37,13 @@ root = pytest.mark.root
 FRAME_BYTES = 1514
 
 
-def namespaces() -> set[str]:
-    return {path.name for path in Path("/run/netns").glob(f"{lab.PREFIX}*")} if Path("/run/netns").is_dir() else set()
+def namespaces(name: str) -> set[str]:
+    """Those of one cluster: another run of the tests may have some of its own at the same time."""
+    return {path.name for path in Path("/run/netns").glob(f"{lab.PREFIX}{name}-*")}
 
 
-def ours(pid: int | None = None) -> set[str]:
-    return {name for name in namespaces() if f"_{pid or os.getpid()}-" in name}
+def ours() -> set[str]:
+    return namespaces(f"*_{os.getpid()}")
 
 
 def command(*arguments: str, code: int = 0) -> dict:
@@ -143,12 +144,12 @@ def host_interfaces() -> list[tuple[int, str]]:
 
 @root
 def test_up_status_down_are_idempotent_and_leave_the_host_alone(label) -> None:
-    before, others = host_interfaces(), namespaces()
+    before = host_interfaces()
     words = ("up", "--name", label, "--ports", "2", "--rates", "100,10", "--trunk", "50mbit")
     assert command(*words)["made"]
     assert not command(*words)["made"]
     assert host_interfaces() == before
-    assert len(namespaces() - others) == 6
+    assert len(namespaces(label)) == 6
 
     (shown,) = (found for found in command("status")["clusters"] if found["name"] == label)
     assert set(shown["hosts"]) == {"node0", "node1", "node2", "node3", "switch0", "switch1"}
@@ -156,10 +157,10 @@ def test_up_status_down_are_idempotent_and_leave_the_host_alone(label) -> None:
     assert shown["layout"]["rates_bps"] == [100 * MBIT, 10 * MBIT]
 
     assert command("up", "--name", label, "--ports", "1", "--switches", "1")["made"], "another layout replaces it"
-    assert len(namespaces() - others) == 5
+    assert len(namespaces(label)) == 5
     assert command("down", "--name", label)["removed"] == [label]
     assert command("down", "--name", label)["removed"] == []
-    assert namespaces() == others
+    assert not namespaces(label)
     assert host_interfaces() == before
 
 
@@ -333,13 +334,13 @@ def hugepage_files() -> set[str]:
     return {str(path) for mount in mounts for path in Path(mount).iterdir()}
 
 
-def sockets_named_aiflow() -> set[str]:
-    return {line.split()[-1] for line in Path("/proc/net/unix").read_text().splitlines() if lab.STATE.name in line}
+def sockets_of(name: str) -> set[str]:
+    return {line.split()[-1] for line in Path("/proc/net/unix").read_text().splitlines() if f"{lab.STATE}/{name}" in line}
 
 
 @root
 def test_down_after_kill_9_in_mid_experiment_leaves_nothing(tmp_path) -> None:
-    others, files, sockets = namespaces(), hugepage_files(), sockets_named_aiflow()
+    files = hugepage_files()
     experiment = subprocess.Popen(
         [sys.executable, "-m", "aiflow", "lab", "run", "fig6", "--quick", "--repeats", "99", "--out", str(tmp_path)],
         env=environment(),
@@ -364,12 +365,12 @@ def test_down_after_kill_9_in_mid_experiment_leaves_nothing(tmp_path) -> None:
         experiment.kill()
         experiment.wait(60)
     assert command("down", "--name", name)["removed"] == [name]
-    assert namespaces() == others
+    assert not namespaces(name)
     assert not (lab.STATE / name).exists()
     assert not (lab.STATE / f"{name}.json").exists()
     wait_for(lambda: not [pid for pid in pids if Path(f"/proc/{pid}").exists()], "the children's end")
     assert hugepage_files() <= files
-    assert sockets_named_aiflow() <= sockets
+    assert not sockets_of(name)
     assert not list(Path("/var/run/dpdk").glob(f"aiflow-{pids[0]}-*"))
 
 
@@ -378,22 +379,25 @@ def test_down_after_kill_9_in_mid_experiment_leaves_nothing(tmp_path) -> None:
 
 def experiment(name: str, out: Path, *options: str) -> dict:
     """Run the quick form of an experiment; what its JSON file says, its other files looked at."""
-    others = namespaces()
-    ran = subprocess.run(
+    child = subprocess.Popen(
         [sys.executable, "-m", "aiflow", "lab", "run", name, "--quick", "--out", str(out), "--json", *options],
         env=environment(),
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=280,
     )
-    assert ran.returncode == 0, ran.stderr[-3000:]
-    told = json.loads(ran.stdout)["experiments"][name]
+    try:
+        stdout, stderr = child.communicate(timeout=280)
+    finally:
+        child.kill()
+    assert child.returncode == 0, stderr[-3000:]
+    told = json.loads(stdout)["experiments"][name]
     assert [Path(path).suffix for path in told["files"]] == [".json", ".csv", ".png"]
     assert Path(told["files"][2]).read_bytes().startswith(b"\x89PNG")
     document = json.loads(Path(told["files"][0]).read_text())
     assert len(Path(told["files"][1]).read_text().splitlines()) == 1 + len(document["runs"])
     assert all(row["delivered"] for row in document["runs"])
-    assert namespaces() == others
+    assert not namespaces(f"*_{child.pid}")
     return document
 
 
