@@ -335,7 +335,8 @@ def hugepage_files() -> set[str]:
 
 
 def sockets_of(name: str) -> set[str]:
-    return {line.split()[-1] for line in Path("/proc/net/unix").read_text().splitlines() if f"{lab.STATE}/{name}" in line}
+    lines = Path("/proc/net/unix").read_text().splitlines()
+    return {line.split()[-1] for line in lines if f"{lab.STATE}/{name}" in line}
 
 
 @root
