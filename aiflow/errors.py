@@ -64,19 +64,19 @@ class PortError(AiflowError):
 
 
 class PeerLost(AiflowError, ConnectionError):
-    """No sign of life from the peer for `peer_timeout` seconds."""
+    """No sign of life from the peer for `peer_timeout` seconds, or it went away, or came back as another."""
 
 
 class SliceTimeout(AiflowError, TimeoutError):
-    """The time given to `send` or `recv` ran out."""
+    """The time given to `send`, `recv`, `flush` or `Ticket.result` ran out, or a slice was given up."""
 
 
 class PoolExhausted(AiflowError, MemoryError):
-    """No memory left for frames or elements."""
+    """No memory left for frames or elements, or a slice needs more than there can be."""
 
 
 class IntegrityError(AiflowError):
-    """What arrived is not what was sent."""
+    """What arrived is not what was sent, and was not shown."""
 
 
 class DemandWarning(UserWarning):

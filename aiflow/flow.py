@@ -105,7 +105,7 @@ class FlowControl:
     base_us : float
         `reverse`: T_base, likewise.
     gain : float
-        `reverse`: k in T = T_base · (1 + k · loss).
+        `reverse`: k in T = T_0 · (1 + k · loss), T_0 the larger of `base_us` and, if `capped`, the frame's own time.
     threshold : float
         `reverse`: loss that counts as a signal.
     capped : bool

@@ -47,7 +47,8 @@ def pair(
     slice_ms, put_memory
         For the Sender: see `Sender.put`.
     **receiver_options
-        For the Receiver: ``assemble``, ``memory``, ``timeout`` …
+        For the Receiver: ``assemble``, ``memory``, ``timeout`` … The Sender has its defaults for all else: for more,
+        open both on the same ``"ring:NAME"``.
 
     Returns
     -------

@@ -41,13 +41,14 @@ class Receiver:
     ports : str or list of str
         Endpoints, as for `Sender`.
     name : str, optional
-        What senders may ask for with ``to=``; default: the endpoint's NAME, else the host's.
+        What senders may ask for with ``to=``, at most 63 bytes; default: the endpoint's NAME, else the host's.
     assemble : bool
         True: every element is one contiguous array. False: elements stay in the mbufs that brought them
         (`Element.segments`), one copy less.
     memory : int or str
-        The most it will hold, in bytes or as "1GiB": slices being received, waiting, and held by you. Grown on demand.
-        A slice larger than that is refused at once.
+        The most it will hold, in bytes or as "1GiB": slices being received, waiting, and held by you, with tables of 32
+        bytes an element and 4 a frame. A slice larger than that is refused at once. Grown on demand; with
+        ``assemble=False`` mbufs for all of it, which count whole, are made with the first ports.
     timeout : float, optional
         Default of `recv`, in seconds.
     until : str, optional
@@ -56,7 +57,7 @@ class Receiver:
         Seconds of a sender's silence after which its unfinished slice is freed. Where its death can be seen (local
         ports), that happens at once.
     frame_size : int, optional
-        Largest Ethernet frame in bytes; default: what the ports take.
+        Largest Ethernet frame in bytes, header included, from 512 to 65000; default: what the ports take.
     idle : str
         ``"backoff"`` or ``"spin"``: what a thread does that waits in `recv`, as for `Sender`.
     max_cores : float, optional
@@ -68,8 +69,10 @@ class Receiver:
 
     Raises
     ------
-    ConfigError, PortError, EalError
-        When a port cannot be had.
+    ConfigError
+        An argument cannot be used as given.
+    PortError, EalError, PoolExhausted
+        A port cannot be had, DPDK cannot start here, or there is no memory for it.
 
     Notes
     -----
@@ -163,7 +166,7 @@ class Receiver:
         Parameters
         ----------
         timeout : float, optional
-            Seconds; default: the Receiver's.
+            Seconds, 0 to only look; default: the Receiver's.
 
         Returns
         -------
@@ -175,9 +178,14 @@ class Receiver:
         SliceTimeout
             Nothing came in time.
         PoolExhausted
-            A sender has been waiting for memory, and you hold it all: the message says which slices.
+            A sender has been waiting for memory for 10 seconds or until the timeout, and you hold it all: the message
+            says which slices.
+        PortError
+            A port cannot come up.
         ConfigError
             The Receiver is closed, or, with ``until="bye"``, every sender has closed.
+        EalError
+            This process was forked from the Receiver's.
         """
         wanted = self.timeout if timeout is None else _timeout(timeout)
         self._loop.check_process()
@@ -294,7 +302,10 @@ class Receiver:
 
     @property
     def counters(self) -> dict[str, int]:
-        """Frames that were not taken, by reason; slices, elements and bytes handed over; senders that went silently."""
+        """Frames that were not taken, by reason; what was handed over; senders that went without a goodbye.
+
+        ``slices``, ``elements`` and ``bytes`` handed over, ``senders_gone``.
+        """
         return {**self._loop.drops(), **self._loop.counters()}
 
     @property

@@ -39,7 +39,7 @@ class SliceReport:
     Attributes
     ----------
     slice_id : int
-        Number within the session.
+        Number within the session; with several receivers, the first one's.
     elements : int
         Elements sent.
     nbytes : int

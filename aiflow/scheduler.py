@@ -299,7 +299,7 @@ def demand(
     seconds : float
         The slice's length.
     port_rates : sequence of float
-        Speed of each port in bit/s, as `PortRow.max_bandwidth_bps` gives it; with two switches the smaller of the
+        Speed of each port in bit/s, as `PortRow.link_speed_bps` gives it; with two switches the smaller of the
         ports' sum and what the switch carries, for each switch.
     payload_share : float
         Share of a frame that is element bytes.

@@ -42,12 +42,13 @@ class Sender:
     Parameters
     ----------
     ports : str or list of str
-        Endpoints: ``"local:NAME"``, ``"local:NAME*4"``, ``"af_packet:IFNAME"``, … (`aiflow ports` lists them all).
+        Endpoints: ``"local:NAME"``, ``"local:NAME*4"``, ``"af_packet:IFNAME"``, … (`aiflow ports` lists them all); 32
+        ports in a process at the most.
     to : str or list of str, optional
-        The receiver's name; default: the only one that answers. Several names: each slice is spread over these
-        receivers, over the same ports or over ports of their own.
+        The receiver's name; default: the only one that answers. Several names, 16 at the most: each slice is spread
+        over these receivers, over the same ports or over ports of their own.
     name : str, optional
-        What receivers see as `TimeSlice.sender`; default: host and process id.
+        What receivers see as `TimeSlice.sender`, at most 63 bytes; default: host and process id.
     partition : str or callable
         How a slice is spread over several receivers. ``"balanced"``: even by bytes. ``"by_stream"``: each stream stays
         with one receiver. Or ``(elements, receivers) → an index into receivers for each element``; it is given a list
@@ -65,8 +66,8 @@ class Sender:
         Seconds without a sign of life from the receiver before `PeerLost`. A receiver that lives and grants nothing,
         because its reader is slow, never counts.
     frame_size : int, optional
-        Largest Ethernet frame in bytes, header included. Default: what the ports take. A port or path that takes less
-        than what is asked for is an error.
+        Largest Ethernet frame in bytes, header included, from 512 to 65000. Default: what the ports take. A port or
+        path that takes less than what is asked for is an error.
     idle : str
         What a thread does that waits for a slice, and polls the ports meanwhile. ``"backoff"``: it spins for some
         microseconds, yields, then sleeps, longer and longer. ``"spin"``: it polls without a pause, for the least
@@ -74,19 +75,20 @@ class Sender:
     max_cores : float, optional
         The most processor time that moving the frames may take, in cores: with 0.25 it rests for three quarters of the
         time, and slices take longer. One thread at a time serves all ports, so 1 or more changes nothing. What your own
-        threads do besides (describing elements, for one) is not counted.
+        threads do besides (describing elements, for one) is not counted. From 0.001 on; default: no limit.
     link_speed : str or number, or a list of them, optional
         What each port's link carries, such as ``"100mbit"`` or bit/s, one for all or one for each port, where the
         driver makes its speed up or a network behind it carries less: for the port table, the shares and the gaps.
-        No more than that is sent over it, but with ``flow_control="none"``.
+        Under ``"credit"`` no more than 0.998 of it is sent; the gaps of the other flow controls scale with it.
     place : str
         What a policy deals out: ``"chunks"``, so that an element travels over all ports, or whole ``"elements"``.
     score_weights : sequence of float
-        Of bandwidth use, ring fill and loss in a port's score.
+        Of bandwidth use, ring fill and loss in a port's score: three numbers that add up to 1.
     switches : list of str or "probe", optional
         The switch that each port hangs on; ``"probe"`` finds it out from which ports answer each other.
     switch_limits : mapping, optional
-        What each switch carries at most (such as ``{"switch 1": "700mbit"}``), where that is less than its ports.
+        What each switch carries at most (such as ``{"switch 1": "700mbit"}``), where that is less than its ports: for
+        policies that deal out shares.
     monitor_interval : float
         Seconds over which the port table's rates are measured; 0: not at all.
     faults : dict or list of dict, optional
@@ -95,8 +97,11 @@ class Sender:
 
     Raises
     ------
-    ConfigError, PortError, EalError
-        When a port cannot be had. That no receiver is there yet is no error: `send` awaits it.
+    ConfigError
+        An argument cannot be used as given.
+    PortError, EalError, PoolExhausted
+        A port cannot be had, DPDK cannot start here, or there is no memory for it. That no receiver is there yet is
+        no error: `send` awaits it.
 
     Notes
     -----
@@ -197,9 +202,10 @@ class Sender:
             memoryview, a numpy array of any dtype, shape and order, or whatever has the buffer protocol or DLPack on
             the CPU. Arrays that are not in one piece are copied, all others are read where they lie.
         wait : bool
-            Return once the receiver holds all of it; False: return a `Ticket` at once.
+            Return once the receiver holds all of it; False: return a `Ticket` at once, with the first frames on their
+            way. The buffers must not change until the Ticket is done.
         timeout : float, optional
-            Seconds for the whole call, the wait for a receiver included.
+            Seconds for the whole call, the wait for a receiver included. Only with `wait`.
 
         Returns
         -------
@@ -215,12 +221,20 @@ class Sender:
             The slice is larger than the receiver's ``memory``.
         IntegrityError
             What arrived is not what was sent: a buffer was changed meanwhile.
+        PortError
+            A port cannot come up, or a path carries small frames and not full ones.
+        ConfigError
+            Several receivers answer and `to` names none, or the Sender is closed.
+        EalError
+            This process was forked from the Sender's.
         TypeError
             For a bare buffer, a str, or objects.
 
         Notes
         -----
-        It delivers, or raises. Once it has returned, raised or been interrupted, nothing reads the buffers any more.
+        It delivers, or raises; ``delivered`` on the error says whether the receiver holds the slice (None: that cannot
+        be known), ``delivered_by`` the same of several. Once it has returned, raised or been interrupted, nothing reads
+        the buffers any more.
         """
         self._check_open()
         timeout = _timeout(timeout)
@@ -295,7 +309,7 @@ class Sender:
         ------
         ConfigError
             If the array has no axis.
-        SliceTimeout, PeerLost, PoolExhausted, IntegrityError, TypeError
+        SliceTimeout, PeerLost, PoolExhausted, IntegrityError, PortError, EalError, TypeError
             As `send`.
         """
         self._check_open()
@@ -389,7 +403,7 @@ class Sender:
         return planned[1]
 
     def explain(self) -> str:
-        """Why each port got what it got in the newest slice, and what it asked of them beside what they can give."""
+        """Why each port got what it got in the newest slice, and what that asked of them beside what they can give."""
         if self._planned is None:
             return "nothing was sent yet"
         demand = self.demand
@@ -435,7 +449,10 @@ class Sender:
 
     @property
     def counters(self) -> dict[str, int]:
-        """Frames that were not taken, by reason; what the delivery did; slices that asked too much of the ports."""
+        """Frames that were not taken, by reason; what the delivery did; slices that asked too much of the ports.
+
+        ``reports`` heard, ``probes`` sent, ``spurious``: frames called lost that had only been late, ``demands_unmet``.
+        """
         return {**self._loop.drops(), **self._loop.counters(), "demands_unmet": self._streaming.unmet}
 
     @property
@@ -460,7 +477,7 @@ class Sender:
             raise again(self._ports.error)
 
     def close(self) -> None:
-        """Wait for what is under way, say goodbye, close the ports. Idempotent."""
+        """Wait for what is under way, say goodbye, close the ports; raises what `flush` raises. Idempotent."""
         self._close(abort=False)
 
     def _close(self, abort: bool) -> None:

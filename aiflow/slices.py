@@ -262,6 +262,8 @@ class TimeSlice(_Elements):
         The sender's name.
     nbytes : int
         Bytes of all elements.
+    seconds : float
+        From its first frame's arrival to its last one's, the wait for memory included.
     """
 
     def __init__(self, incoming: Any) -> None:

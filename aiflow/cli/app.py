@@ -21,7 +21,7 @@ _ports = click.option(
     "--ports", "-p", multiple=True, required=True, metavar="ENDPOINT", help=f"{ENDPOINTS}. May be given several times."
 )
 _json = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, nothing else.")
-_name = click.option("--name", help="Our own name; default the endpoint's, or the host's.")
+_name = click.option("--name", help="Our own name; default: recv's the endpoint's or host's, send's host and process.")
 _timeout = click.option(
     "--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="Give up after so long a wait."
 )
