@@ -131,7 +131,7 @@ def test_text_for_people_goes_to_stdout_and_the_rest_to_stderr(
 
 def test_the_sender_may_start_first(aiflow: Any, endpoint: str, tree: Path, tmp_path: Path) -> None:
     send = aiflow("send", tree, "--ports", endpoint, "--json")
-    time.sleep(1)  # long enough to be waiting; if it is not, the test is only easier
+    wait_for(lambda: has_started(send.process.pid), "the sender's DPDK", DEADLINE)
     recv = aiflow("recv", tmp_path / "out", "--ports", endpoint, "--json")
     send.ends(0)
     recv.ends(0)

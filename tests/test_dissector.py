@@ -18,7 +18,7 @@ import aiflow_scapy as wire  # noqa: E402
 from scapy.layers.l2 import Ether  # noqa: E402
 from scapy.utils import rdpcap  # noqa: E402
 
-# DESIGN.md §3: name of a field of Table 1 → offset in the frame, struct format
+# docs/design.md, Wire: name of a field of Table 1 → offset in the frame, struct format
 TABLE_1 = {
     "frame_id": (14, "!B"),
     "element": (15, "!I"),

@@ -1,4 +1,4 @@
-"""FAULTS.md, part A: bad frames are dropped and counted by reason, and good traffic goes on.
+"""Bad frames are dropped and counted by reason, and good traffic goes on.
 
 A receiver with two af_packet ports: a real sender keeps sending to one, the faults come in at the other.
 """

@@ -1,4 +1,4 @@
-"""FAULTS.md, part B: a lossy network costs time, never data. Faults made in the frames we send (`faults=`), over memif.
+"""A lossy network costs time, never data. Faults made in the frames we send (`faults=`), over memif.
 
 Loss at a switch (24) is in test_lossy.py, MTUs (42) in test_af_packet.py, and everything again on a simulated clock in
 test_core.py.

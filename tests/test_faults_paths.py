@@ -1,4 +1,4 @@
-"""FAULTS.md, part B, the rows that need links: paths that crawl, die, flap, swallow, slow down and change places.
+"""Faults of links: paths that crawl, die, flap, swallow, slow down and change places.
 
 Four shaped ports through one switch or two. Every test makes sure that the kernel saw its fault while a slice was under
 way, and compares every byte that arrives. No figure of time is asserted here: `aiflow lab run cut` measures.

@@ -1,4 +1,4 @@
-"""FAULTS.md, part C: processes that are killed or forked, mempools that run dry, clocks that step."""
+"""Processes that are killed or forked, mempools that run dry, clocks that step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every row of FAULTS.md has a test that is named after it."""
+"""Each of the sixty faults that aiflow has to stand has a test that is named after it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""FAULTS.md, part C: users who hold, pause and interrupt; elements by the million, and larger than 4 GB."""
+"""Users who hold, pause and interrupt; elements by the million, and larger than 4 GB."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ def transfer(net, per_mille: int, nb_images: int, nbytes: int, slices: int) -> t
 
 
 def test_one_percent_loss_costs_at_most_half_the_time_again(net) -> None:
-    """20 slices of 128 images, all identical (acceptance 8)."""
+    """20 slices of 128 images, all identical."""
     clean, again_clean, _, _, _ = transfer(net, 0, 128, 265_000, 20)
     for _ in range(3):  # what the machine takes from one run it need not take from another
         lossy, again, frames, lost, spurious = transfer(net, 10, 128, 265_000, 20)
