@@ -48,7 +48,8 @@ class Receiver:
     memory : int or str
         The most it will hold, in bytes or as "1GiB": slices being received, waiting, and held by you, with tables of 32
         bytes an element and 4 a frame. A slice larger than that is refused at once. Grown on demand; with
-        ``assemble=False`` mbufs for all of it, which count whole, are made with the first ports.
+        ``assemble=False`` mbufs for all of it, which count whole, are made with the first ports, and those that the
+        ports themselves need: 24,568, or 410 MB at the default frame size of ``local:``.
     timeout : float, optional
         Default of `recv`, in seconds.
     until : str, optional
