@@ -117,7 +117,7 @@ cdef class Outgoing:
 
     @property
     def detail(self):
-        """With "too_large": the receiver's memory in bytes."""
+        """With "too_large": the bytes of the receiver's memory that it needs, as far as the receiver knows."""
         return self.s.detail
 
     @property

@@ -53,7 +53,7 @@ KINDS = {
     9: "VOID",
     10: "CLOSE",
 }
-VOID_REASONS = {0: "none", 1: "too large", 2: "integrity", 3: "manifest", 4: "cancelled"}
+VOID_REASONS = {0: "none", 1: "too large", 2: "integrity", 3: "manifest", 4: "cancelled", 5: "silence"}
 
 
 def _crc32c_table() -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import threading
 import time
 import warnings
@@ -13,7 +14,7 @@ import pytest
 from conftest import mbufs_out, settle
 
 import aiflow
-from aiflow.errors import ConfigError, SliceTimeout
+from aiflow.errors import ConfigError, PoolExhausted, SliceTimeout
 
 BOTH = pytest.mark.parametrize("assemble", [True, False], ids=["assembled", "kept"])
 MEMORY = "64MiB"
@@ -261,3 +262,16 @@ def test_a_hundred_pairs_leave_no_descriptor() -> None:
         gc.collect()
         counts.append(max(count() for _ in range(5)))
     assert settle(lambda: count() <= counts[1])
+
+
+@BOTH
+@pytest.mark.parametrize(("count", "size"), [(1000, 3000), (5, 700_000), (200_000, 64)])
+def test_the_memory_that_an_error_asks_for_is_enough(assemble, count, size) -> None:
+    rows = np.ones((count, size), np.uint8)
+    with aiflow.pair(assemble=assemble, memory="1MiB") as (tx, _), pytest.raises(PoolExhausted) as caught:
+        tx.send_batch("rows", rows, timeout=20)
+    wanted = int(re.search(r"at least (\d+) bytes", str(caught.value))[1])
+    with aiflow.pair(assemble=assemble, memory=wanted) as (tx, rx):
+        ticket = tx.send_batch("rows", rows, wait=False)
+        assert len(rx.recv(timeout=20)) == count
+        ticket.result(20)
