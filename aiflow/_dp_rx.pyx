@@ -7,6 +7,7 @@ next, so no view outlives its memory, whoever drops what first and in whatever t
 import os
 import time
 
+cimport cython
 from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_FillInfo, PyObject_GetBuffer
 from cpython.weakref cimport PyWeakref_NewRef
 from libc.stdint cimport uint8_t, uint32_t, uint64_t, uintptr_t
@@ -72,6 +73,7 @@ cdef class Store:
         return self.store.limit
 
 
+@cython.no_gc_clear  # in a cycle that is collected it would lose its Store first, and give nothing back
 cdef class Incoming:
     """A whole slice. Its memory goes back when this object and every View of it are gone."""
 

@@ -112,6 +112,19 @@ def test_last_view_may_die_in_another_thread(assemble) -> None:
         assert settle(lambda: pair.receiver.memory_used == 0)
 
 
+@BOTH
+def test_memory_comes_back_from_cycles(assemble) -> None:
+    """A slice that an exception's frames hold, for one, goes by the garbage collector, its oldest object first."""
+    with aiflow.pair(assemble=assemble, memory=MEMORY) as pair:
+        for _ in range(3):
+            cycle: list[object] = [received(pair)]
+            cycle.append(cycle)
+            assert pair.receiver.memory_used > 0
+            del cycle
+            gc.collect()
+        assert settle(lambda: pair.receiver.memory_used == 0, 5)
+
+
 def test_released_slice_says_so() -> None:
     with aiflow.pair() as pair:
         time_slice = received(pair)
