@@ -18,8 +18,8 @@ from aiflow._dp_driven cimport Driven, aiflow_lock, aiflow_posted, aiflow_set, a
 from aiflow._eal cimport Mempool, Port, af_gate_enter, af_gate_leave, gate
 from aiflow.librte.rte_ethdev cimport rte_eth_rx_burst, rte_eth_tx_burst
 from aiflow.librte.rte_mbuf cimport (
-    rte_mbuf, rte_mbuf_ext_refcnt_set, rte_mbuf_ext_refcnt_update, rte_pktmbuf_alloc, rte_pktmbuf_attach_extbuf,
-    rte_pktmbuf_free, rte_pktmbuf_free_bulk, rte_pktmbuf_mtod,
+    RTE_PKTMBUF_HEADROOM, rte_mbuf, rte_mbuf_ext_refcnt_set, rte_mbuf_ext_refcnt_update, rte_pktmbuf_alloc,
+    rte_pktmbuf_attach_extbuf, rte_pktmbuf_data_room_size, rte_pktmbuf_free, rte_pktmbuf_free_bulk, rte_pktmbuf_mtod,
 )
 from aiflow.config import parse_faults
 from aiflow.errors import ConfigError, PortError
@@ -71,17 +71,19 @@ cdef void given_back(void *addr, void *opaque) noexcept nogil:
     """An agent's bytes are the agent's: nothing is to be freed."""
 
 
+cdef bint fits(rte_mbuf *m, rte_mempool *pool) noexcept nogil:
+    """Does a frame of one segment fit into an mbuf of `pool`? A sender's first ones are as long as its port takes."""
+    return m.data_len + RTE_PKTMBUF_HEADROOM <= rte_pktmbuf_data_room_size(pool)
+
+
 cdef rte_mbuf *adopted(rte_mbuf *m, rte_mempool *pool) noexcept nogil:
-    """Move a frame of one segment into an mbuf of `pool`; NULL (and the frame is gone) when that is empty."""
+    """Move a frame that fits into an mbuf of `pool`; NULL (and the frame is gone) when that is empty."""
     cdef rte_mbuf *copy = rte_pktmbuf_alloc(pool)
-    if copy != NULL and m.nb_segs == 1:
+    if copy != NULL:
         memcpy(rte_pktmbuf_mtod(copy), rte_pktmbuf_mtod(m), m.data_len)
         copy.data_len = m.data_len
         copy.pkt_len = m.data_len
         copy.ol_flags = m.ol_flags
-    elif copy != NULL:
-        rte_pktmbuf_free(copy)
-        copy = NULL
     rte_pktmbuf_free(m)
     return copy
 
@@ -288,7 +290,7 @@ cdef class Loop(Driven):
             m = pkts[i]
             if i + 1 < nb_rx:
                 aiflow_prefetch(rte_pktmbuf_mtod(pkts[i + 1]))
-            if port.adopt != NULL:
+            if port.adopt != NULL and m.nb_segs == 1 and fits(m, port.adopt):  # what doesn't is refused below
                 m = adopted(m, port.adopt)
                 if m == NULL:
                     port.rx_nombuf += 1

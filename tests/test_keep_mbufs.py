@@ -74,6 +74,19 @@ def test_segments_are_the_payloads_of_the_received_mbufs(scheme, name) -> None:
         assert settle(lambda: mbufs_out() < held)
 
 
+def test_a_frame_is_kept_only_where_it_fits() -> None:
+    """The Sender's first frames are as large as its own port takes, and the Receiver's mbufs are smaller."""
+    out = run("""
+        import aiflow
+        with aiflow.Sender("ring:x") as tx, aiflow.Receiver("ring:x", assemble=False, frame_size=1514) as rx:
+            ticket = tx.send([bytes(range(256)) * 40], wait=False)
+            time_slice = rx.recv(timeout=20)
+            ticket.result(20)
+            print(rx.counters["mtu"] > 0, time_slice[0].tobytes() == bytes(range(256)) * 40)
+    """)
+    assert out == "True True\n"
+
+
 def test_kept_mbufs_outlive_the_receiver(name) -> None:
     with aiflow.Receiver(f"local:{name}", assemble=False, memory=MEMORY) as rx, aiflow.Sender(f"local:{name}") as tx:
         ticket = tx.send([bytes(200_000)], wait=False)
