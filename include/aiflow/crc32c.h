@@ -287,8 +287,8 @@ af_crc_copied(uint32_t crc, uint8_t *to, const uint8_t *from, size_t nbytes)
 }
 #endif
 
-/* Copy bytes and extend `crc` by them, in one pass where the CPU folds. What was streamed is seen by other threads after
- * af_copy_settle. */
+/* Copy bytes and extend `crc` by the copy, whoever changes the original meanwhile; in one pass where the CPU folds. What was
+ * streamed is seen by other threads after af_copy_settle. */
 static inline uint32_t
 af_copy_crc32c(uint32_t crc, void *dst, const void *src, size_t nbytes, enum af_copy how)
 {
@@ -306,10 +306,9 @@ af_copy_crc32c(uint32_t crc, void *dst, const void *src, size_t nbytes, enum af_
 		return ~af_crc_copied(crc, to + head, from + head, nbytes - head);
 	}
 #endif
-	crc = af_crc32c(crc, from, nbytes);
 	if (nbytes)
 		memcpy(to, from, nbytes);
-	return crc;
+	return af_crc32c(crc, to, nbytes);
 }
 
 /* Let what this thread has streamed be seen before what it does next. */

@@ -1,5 +1,7 @@
 /* CRC32C against its definition, a bit at a time: lengths, alignments and beginnings, each way of computing that this CPU has,
  * with and without a copy, and joining. Prints the ways that were tried. */
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -72,6 +74,37 @@ check_length(size_t n, uint32_t seed, uint32_t wanted)
 	free(bytes);
 }
 
+static uint8_t restless[MOST];
+static _Atomic int resting;
+
+static void *
+never_rests(void *unused)
+{
+	for (uint8_t value = 0; !atomic_load(&resting); value++)
+		memset(restless, value, sizeof restless);
+	return unused;
+}
+
+/* The CRC is that of the copy also when somebody changes the original, until that was seen to happen in the midst of some. */
+static void
+check_changes(size_t n)
+{
+	uint8_t *to = malloc(n);
+	pthread_t thread;
+	int torn = 0;
+
+	atomic_store(&resting, 0);
+	pthread_create(&thread, NULL, never_rests, NULL);
+	for (int i = 0; i < 1000 || (torn < 3 && i < 100000000); i++) {
+		expect(af_copy_crc32c(1, to, restless, n, AF_COPY_STORE), af_crc32c(1, to, n), "the CRC of what changed", n);
+		torn += to[0] != to[n - 1];
+	}
+	atomic_store(&resting, 1);
+	pthread_join(thread, NULL);
+	expect(torn >= 3, 1, "a change in the midst of a copy", n);
+	free(to);
+}
+
 static void
 check_way(void)
 {
@@ -89,6 +122,8 @@ check_way(void)
 	for (size_t n = 120; n < 700; n += 29)
 		for (size_t to = 0; to < 64; to++)
 			check_copy(n, n, to, to * 5 % 64, by_definition((uint32_t)n, text, n));
+	check_changes(AF_CRC_LEAST - 1);
+	check_changes(MOST);
 }
 
 int
