@@ -204,6 +204,7 @@ cdef extern from "aiflow/tx.h" nogil:
         uint8_t dst[6]
         uint32_t path_size, nb_candidates
         uint64_t attached_ns, arrived
+        uint64_t began[2]
         af_candidate candidates[32]
         af_pace pace
         af_tx_window w

@@ -417,7 +417,7 @@ cdef class RxLoop(Loop):
                          "rx_frames": slot.count.rx_frames, "rx_bytes": slot.count.rx_bytes,
                          "tx_frames": slot.count.tx_frames, "again": 0, "lost": 0, "flying": 0,
                          "window": slot.p.rx_ring, "rtt_ns": 0, "usable": True, "gap_ns": 0.0, "signals": 0,
-                         "sent": slot.sent, "arrived": slot.arrived})
+                         "sent": slot.sent, "arrived": slot.arrived, "sent_before": 0, "arrived_before": 0})
         return rows
 
     def samples(self):

@@ -216,7 +216,6 @@ cdef class TxLoop(Loop):
     cdef af_tx_slice **inbox_tail
     cdef set flying
     cdef object pace_of
-    cdef uint64_t began[PORTS][2]  # frames sent and arrived when the newest slice began
 
     def __cinit__(self):
         self.inbox_tail = &self.inbox
@@ -431,16 +430,15 @@ cdef class TxLoop(Loop):
 
     def begin_slice(self):
         """Note what every port has sent; which are attached, and which of them usable, as bits."""
-        cdef const af_tx_port *slot
+        cdef af_tx_port *slot
         cdef uint32_t i, k, attached = 0, usable = 0
         for i in range(self.nb_ports):
             if self.ports[i].attached:
                 attached |= 1u << i
-                self.began[i][0] = self.began[i][1] = 0
                 for k in range(self.fan.nb):
                     slot = &self.fan.tx[k].ports[i]
-                    self.began[i][0] += slot.w.seen
-                    self.began[i][1] += slot.arrived
+                    slot.began[0] = slot.w.seen
+                    slot.began[1] = slot.arrived
                     usable |= <uint32_t>(slot.open and not slot.aside) << i
         return attached, usable
 
@@ -495,9 +493,8 @@ cdef class TxLoop(Loop):
             if port is None:
                 continue
             row = dict.fromkeys(("frames", "bytes", "rx_frames", "rx_bytes", "again", "lost", "flying", "window",
-                                 "rtt_ns", "gap_ns", "signals", "sent", "arrived"), 0)
-            row |= {"index": index, "port": port, "dst": None, "usable": False,
-                    "began": (self.began[index][0], self.began[index][1])}
+                                 "rtt_ns", "gap_ns", "signals", "sent", "arrived", "sent_before", "arrived_before"), 0)
+            row |= {"index": index, "port": port, "dst": None, "usable": False}
             for i in range(self.fan.nb):
                 slot = &self.fan.tx[i].ports[index]
                 row["frames"] += slot.count.tx_frames
@@ -513,6 +510,8 @@ cdef class TxLoop(Loop):
                 row["signals"] += slot.pace.signals
                 row["sent"] += slot.w.seen
                 row["arrived"] += slot.arrived
+                row["sent_before"] += slot.began[0]
+                row["arrived_before"] += slot.began[1]
                 row["usable"] |= slot.open and not slot.aside
                 if slot.open and row["dst"] is None:
                     row["dst"] = bytes(slot.dst[:6])

@@ -156,9 +156,6 @@ class Monitor:
         found = {}
         for row in rows:
             index = row["index"]
-            sent, arrived = row.get("began", (0, 0))
-            if row["sent"] < sent:  # its path began anew, with number 0
-                sent = arrived = 0
             seconds, older, newer = 0.0, _NOTHING, _NOTHING
             if samples is not None:
                 (then, before), (now, after) = samples
@@ -168,8 +165,8 @@ class Monitor:
                 newer,
                 seconds,
                 self.speeds.of(index, row["port"]),
-                row["sent"] - sent,
-                row["arrived"] - arrived,
+                row["sent"] - row["sent_before"],
+                row["arrived"] - row["arrived_before"],
             )
         return found
 

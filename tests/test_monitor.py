@@ -119,6 +119,24 @@ def test_loss_is_the_receiver_s_count_of_the_present_slice() -> None:
 
 
 @unit
+def test_loss_is_of_the_path_that_there_is() -> None:
+    """A slice that was posted before its path began anew, with number 0, and that goes beyond the old one's numbers."""
+    endpoint, slice_bytes = "ring:monitor-anew", 6_000_000
+    with aiflow.Sender(endpoint) as tx:
+        with aiflow.Receiver(endpoint) as rx:
+            ticket = tx.send({"x": bytes(slice_bytes)}, wait=False)
+            rx.recv(timeout=20).release()
+            before = ticket.result(20).frames_sent
+        ticket = tx.send({"x": bytes(slice_bytes)}, wait=False)
+        with aiflow.Receiver(endpoint, faults={"drop": 0.2, "ways": "in", "kinds": ("DATA",), "seed": 7}) as rx:
+            rx.recv(timeout=20).release()
+            sent = ticket.result(20).frames_sent
+            dropped = rx._loop.fault_counts()["dropped"]
+            assert sent > before + 100 > 200  # the old path's numbers were reached again
+            assert tx.port_table[0].drop_rate == pytest.approx(dropped / sent, rel=0.25)
+
+
+@unit
 def test_monitoring_can_be_switched_off() -> None:
     endpoint = "ring:monitor-off"
     with aiflow.Receiver(endpoint) as rx, aiflow.Sender(endpoint, monitor_interval=0) as tx:

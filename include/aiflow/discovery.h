@@ -91,7 +91,7 @@ af_tx_open_path(struct af_tx *tx, struct af_tx_port *port)
 	port->aside = false;
 	af_tx_window_reset(&port->w, window, tx->next_number[port - tx->ports]);
 	af_pace_reset(&port->pace);
-	port->arrived = 0;
+	port->arrived = port->began[0] = port->began[1] = 0;
 	port->open = true;
 }
 

@@ -108,6 +108,7 @@ struct af_tx_port {
 	uint32_t backoff, answered; /* answered: probes in a row while aside */
 	struct af_pace pace;
 	uint64_t arrived; /* frames that the receiver has counted, of the numbers below w.seen */
+	uint64_t began[2]; /* control: rw: w.seen and arrived when the newest slice began, 0 when the path is newer */
 	struct af_tx_window w;
 };
 
