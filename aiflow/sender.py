@@ -239,12 +239,13 @@ class Sender:
         self._check_open()
         timeout = _timeout(timeout)
         if len(self._to) > 1:
-            pieces = list(described(elements))
-            self._streaming.check(self, sum(piece.form.nbytes for piece in pieces), stacklevel=3)
-            return self._sent(self._spread(pieces), wait, timeout)
-        manifest, buffers, nbytes = encode_elements(elements)
-        self._streaming.check(self, nbytes, stacklevel=3)
-        outgoing = self._loop.post(buffers, manifest, self._plan(nbytes), 0, wait)
+            buffers = list(described(elements))
+            self._streaming.check(self, sum(piece.form.nbytes for piece in buffers), stacklevel=3)
+            outgoing: Any = self._spread(buffers)
+        else:
+            manifest, buffers, nbytes = encode_elements(elements)
+            self._streaming.check(self, nbytes, stacklevel=3)
+            outgoing = self._loop.post(buffers, manifest, self._plan(nbytes), 0, wait)
         del buffers  # the traceback of an error would keep them, and a mapping of the caller's from being closed
         return self._sent(outgoing, wait, timeout)
 
@@ -323,10 +324,12 @@ class Sender:
         row_form = Form(form.dtype, tuple(row))
         self._streaming.check(self, form.nbytes, stacklevel=3)
         if len(self._to) > 1:
-            return self._sent(self._spread_rows(stream, buffer, row_form, count), wait, timeout)
-        manifest = encode_rows(stream, row_form, count)
-        plan = self._plan(form.nbytes)
-        return self._sent(self._loop.post_rows(buffer, count, manifest, plan, 0, wait), wait, timeout)
+            outgoing: Any = self._spread_rows(stream, buffer, row_form, count)
+        else:
+            manifest = encode_rows(stream, row_form, count)
+            outgoing = self._loop.post_rows(buffer, count, manifest, self._plan(form.nbytes), 0, wait)
+        del buffer  # as in `send`
+        return self._sent(outgoing, wait, timeout)
 
     def put(self, stream: str, buffer: Any, *, copy: bool = True) -> PutTicket | None:
         """Give one element to the stream of slices: it is collected, and sent in the background.

@@ -212,6 +212,17 @@ def test_buffers_are_free_once_send_has_returned_or_raised(endpoint) -> None:
     buffer.append(4)
 
 
+@pytest.mark.parametrize("to", [None, ["a", "b"]], ids=["one", "several"])
+def test_the_traceback_of_an_error_holds_no_buffer(endpoint, to) -> None:
+    with aiflow.Sender(endpoint, to=to) as tx:
+        for send in (lambda buffer: tx.send([buffer], timeout=0.1), lambda buffer: tx.send_batch("x", buffer, timeout=0.1)):
+            buffer = bytearray(1000)
+            with pytest.raises(SliceTimeout) as caught:
+                send(buffer)
+            buffer.append(1)  # a BufferError while anything still exports it
+            assert caught.value.delivered is False
+
+
 def test_fault_60_a_buffer_changed_during_send_is_refused_or_sent_as_it_was_read(endpoint) -> None:
     """Documented: the receiver shows either bytes under a right CRC, or nothing."""
     with aiflow.pair() as pair:
