@@ -21,20 +21,11 @@ from aiflow._core cimport (
     af_store_init,
 )
 from aiflow._dp cimport Loop, name_bytes, sample_rows
+from aiflow._dp_driven cimport aiflow_lock, aiflow_unlock
 from aiflow._eal cimport Port
 from aiflow.librte.rte_mbuf cimport rte_mbuf, rte_pktmbuf_free, rte_pktmbuf_mtod
 from aiflow._dp import DROPS
 from aiflow.errors import PoolExhausted
-
-cdef extern from *:
-    """
-    #include "aiflow/mail.h"
-    #define aiflow_rx_lock(mail) pthread_mutex_lock(&(mail)->lock)
-    #define aiflow_rx_unlock(mail) pthread_mutex_unlock(&(mail)->lock)
-    """
-    void aiflow_rx_lock(void *mail) noexcept nogil
-    void aiflow_rx_unlock(void *mail) noexcept nogil
-
 
 LAST_WORDS_S = 0.1  # for the reports that are due when a Receiver closes
 
@@ -329,13 +320,13 @@ cdef class RxLoop(Loop):
         cdef af_rx_slice *s
         cdef Incoming incoming
         self.check_process()
-        aiflow_rx_lock(&self.mail)
+        aiflow_lock(&self.mail)
         s = self.ready
         if s != NULL:
             self.ready = s.next
             if self.ready == NULL:
                 self.ready_tail = &self.ready
-        aiflow_rx_unlock(&self.mail)
+        aiflow_unlock(&self.mail)
         if s == NULL:
             return None
         incoming = Incoming.__new__(Incoming)

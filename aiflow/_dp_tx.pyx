@@ -14,24 +14,14 @@ from libc.string cimport memcpy, memset
 
 from aiflow._core cimport (
     AF_FAN_MOST, AF_TAIL_LEAST, AF_TX_DONE, af_agent_port, af_fan, af_fan_next_frame, af_fan_on_frame, af_fan_tick,
-    af_now_ns, af_mail_notify, af_mail_wake, af_pace_reset, af_span, af_tx, af_tx_detach, af_tx_enqueue, af_tx_fail_all,
+    af_now_ns, af_mail_wake, af_pace_reset, af_span, af_tx, af_tx_detach, af_tx_enqueue, af_tx_fail_all,
     af_tx_init, af_tx_is_pressed, af_tx_next_frame, af_tx_on_frame, af_tx_port, af_tx_slice, af_tx_tick,
 )
 from aiflow._dp cimport Loop, PORTS, name_bytes, sample_rows
+from aiflow._dp_driven cimport aiflow_lock, aiflow_set, aiflow_unlock
 from aiflow._eal cimport Mempool, Port
 from aiflow._dp import DROPS
 from aiflow.errors import ConfigError
-
-cdef extern from *:
-    """
-    #include "aiflow/mail.h"
-    #define aiflow_tx_set(field, value) atomic_store(&(field), (value))
-    #define aiflow_tx_lock(mail) pthread_mutex_lock(&(mail)->lock)
-    #define aiflow_tx_unlock(mail) pthread_mutex_unlock(&(mail)->lock)
-    """
-    void aiflow_tx_set(int field, int value) noexcept nogil
-    void aiflow_tx_lock(void *mail) noexcept nogil
-    void aiflow_tx_unlock(void *mail) noexcept nogil
 
 # In the order of enum af_tx_error.
 ERRORS = ("ok", "no_peer", "silent", "restarted", "too_large", "integrity", "refused", "cancelled", "ambiguous", "mtu",
@@ -172,7 +162,7 @@ cdef class Outgoing:
 
     def cancel(self):
         """Give the slice up: returns once it has ended, delivered or not."""
-        aiflow_tx_set(self.s.cancel, 1)
+        aiflow_set(self.s.cancel, 1)
         while self.s.state < AF_TX_DONE:
             generation = self.loop.generation
             self.loop.nudge()
@@ -374,12 +364,12 @@ cdef class TxLoop(Loop):
             for done in [other for other in list(self.flying) if other.done]:
                 done.finish()
         self.flying.add(out)
-        aiflow_tx_lock(&self.mail)
+        aiflow_lock(&self.mail)
         out.s.next = NULL
         self.inbox_tail[0] = &out.s
         self.inbox_tail = &out.s.next
-        aiflow_tx_unlock(&self.mail)
-        aiflow_tx_set(self.mail.posted, 1)
+        aiflow_unlock(&self.mail)
+        aiflow_set(self.mail.posted, 1)
         if self.stopped:
             self._fail_all()
         elif not wait:
@@ -389,7 +379,7 @@ cdef class TxLoop(Loop):
 
     def nudge(self):
         """Make the loop look at its inbox now."""
-        aiflow_tx_set(self.mail.posted, 1)
+        aiflow_set(self.mail.posted, 1)
         af_mail_wake(&self.mail)
         if self.stopped:
             self._fail_all()
@@ -422,9 +412,7 @@ cdef class TxLoop(Loop):
             self.collect(af_now_ns())
             for i in range(self.fan.nb):
                 af_tx_fail_all(self.fan.tx[i], CANCELLED, af_now_ns())
-            aiflow_tx_lock(&self.mail)
-            af_mail_notify(&self.mail)
-            aiflow_tx_unlock(&self.mail)
+            self.ring()
 
     # ---- what is to be seen ----
 
@@ -555,11 +543,11 @@ cdef class TxLoop(Loop):
     cdef void collect(self, uint64_t now) noexcept nogil:
         cdef af_tx_slice *s
         cdef af_tx_slice *following
-        aiflow_tx_lock(&self.mail)
+        aiflow_lock(&self.mail)
         s = self.inbox
         self.inbox = NULL
         self.inbox_tail = &self.inbox
-        aiflow_tx_unlock(&self.mail)
+        aiflow_unlock(&self.mail)
         while s != NULL:
             following = s.next
             af_tx_enqueue(self.fan.tx[s.receiver], s)
