@@ -18,11 +18,15 @@
 #include <stdlib.h>
 #include <string.h>
 
+enum af_copy {
+	AF_COPY_NONE,
+	AF_COPY_STORE, /* into the caches */
+	AF_COPY_STREAM /* around them: memory that is not read before it is written, nor used soon (Intel SDM 1, 10.4.6.2) */
+};
+
 #if defined(__x86_64__) && defined(__SSE4_2__)
 #define AF_CRC_FOLDS
 #include "crc32c_fold.h"
-#else
-enum af_copy { AF_COPY_NONE, AF_COPY_STORE, AF_COPY_STREAM };
 #endif
 #if defined(__SSE4_2__)
 #include <nmmintrin.h>

@@ -11,12 +11,6 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum af_copy {
-	AF_COPY_NONE,
-	AF_COPY_STORE, /* into the caches */
-	AF_COPY_STREAM /* around them: memory that is not read before it is written, nor used soon (Intel SDM 1, 10.4.6.2) */
-};
-
 /* Multipliers that carry a lane over so many bytes: x^(8 * (bytes + 4)), x^(8 * (bytes - 4)), in 33 bits. */
 struct af_crc_multipliers {
 	uint64_t over_16[2], over_64[2], over_256[2];
@@ -50,14 +44,20 @@ af_crc_put(uint8_t *to, __m128i lane, enum af_copy how)
 		_mm_storeu_si128((__m128i *)to, lane);
 }
 
-AF_PCLMUL static inline uint32_t
-af_crc_last(__m128i lane)
+/* What does not fill a cache line, lane by lane, and the CRC. It is stored: streamed, it would cost a turn to memory of its own. */
+AF_PCLMUL static inline __attribute__((always_inline)) uint32_t
+af_crc_rest(__m128i lane, __m128i over_16, const uint8_t *from, size_t nbytes, uint8_t *to, enum af_copy how)
 {
+	for (; nbytes; from += 16, to += 16, nbytes -= 16) {
+		__m128i next = af_crc_lane(from);
+
+		af_crc_put(to, next, how == AF_COPY_NONE ? AF_COPY_NONE : AF_COPY_STORE);
+		lane = af_crc_carry(lane, over_16, next);
+	}
 	return (uint32_t)_mm_crc32_u64(_mm_crc32_u64(0, (uint64_t)_mm_cvtsi128_si64(lane)), (uint64_t)_mm_extract_epi64(lane, 1));
 }
 
-/* Extend an (inverted) CRC by nbytes, a multiple of 16 and at least 64; `to` is aligned to 64 when it is streamed to. What
- * does not fill a cache line is stored: streamed, it would cost a turn to memory of its own. */
+/* Extend an (inverted) CRC by nbytes, a multiple of 16 and at least 64; `to` is aligned to 64 when it is streamed to. */
 AF_PCLMUL static inline __attribute__((always_inline)) uint32_t
 af_crc_by_16(uint32_t crc, const uint8_t *from, size_t nbytes, uint8_t *to, enum af_copy how, const struct af_crc_multipliers *k)
 {
@@ -85,13 +85,7 @@ af_crc_by_16(uint32_t crc, const uint8_t *from, size_t nbytes, uint8_t *to, enum
 	rest = lanes[0];
 	for (int i = 1; i < 4; i++)
 		rest = af_crc_carry(rest, over_16, lanes[i]);
-	for (; nbytes; from += 16, to += 16, nbytes -= 16) {
-		__m128i next = af_crc_lane(from);
-
-		af_crc_put(to, next, how != AF_COPY_NONE);
-		rest = af_crc_carry(rest, over_16, next);
-	}
-	return af_crc_last(rest);
+	return af_crc_rest(rest, over_16, from, nbytes, to, how);
 }
 
 /* ---- 64 bytes in a vector: Ice Lake, Zen 4 and later ---- */
@@ -166,13 +160,7 @@ af_crc_by_64(uint32_t crc, const uint8_t *from, size_t nbytes, uint8_t *to, enum
 	rest = af_crc_carry(rest, over_16, _mm512_extracti32x4_epi32(lanes, 1));
 	rest = af_crc_carry(rest, over_16, _mm512_extracti32x4_epi32(lanes, 2));
 	rest = af_crc_carry(rest, over_16, _mm512_extracti32x4_epi32(lanes, 3));
-	for (; nbytes; from += 16, to += 16, nbytes -= 16) {
-		__m128i next = _mm_loadu_si128((const __m128i *)from);
-
-		af_crc_put(to, next, how != AF_COPY_NONE);
-		rest = af_crc_carry(rest, over_16, next);
-	}
-	return af_crc_last(rest);
+	return af_crc_rest(rest, over_16, from, nbytes, to, how);
 }
 
 /* ---- a function for each way and each copy ---- */
