@@ -19,7 +19,7 @@ WHY_NOT: pytest.StashKey[dict[str, str]] = pytest.StashKey()
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("aiflow's benchmarks")
     group.addoption("--images", type=int, default=512, help="images in a slice (512: 136 MB)")
-    group.addoption("--rounds", type=int, default=15, help="slices measured a case, after the warm-up")
+    group.addoption("--rounds", type=int, default=15, help="rounds measured a case, after the warm-up")
     group.addoption("--seconds", type=float, default=6.0, help="for a peer's rounds: a slow one gets fewer")
     group.addoption("--cores", default="", help="CPUs of sender and receiver, as 0,1; default: the first two allowed")
     group.addoption("--no-testpmd", action="store_true", help="leave the C baseline out")

@@ -1,9 +1,10 @@
 """Rounds between two processes: whoever carries the load, it is done, timed and verified the same way.
 
-A `Link` is a source and a sink of one peer (`peers`), each in a process of its own and on a core of its own. A round:
-the sink is told to receive, the source to send; the clock of the source runs from its first call until the sink has
-said, over a pipe, that it has the slice as numpy arrays. After that, while no clock runs, the sink compares a checksum
-of all bytes. A round has also the CPU time that each process used meanwhile, all its threads.
+A `Link` is a source and a sink of one peer (`peers`), each in a process of its own and on a core of its own. A round is
+some slices in a row. For each the sink is told to receive, the source to send; the clock of the source runs from its
+first call until the sink has said, over a pipe, that it has the slice as numpy arrays. After that, while no clock runs,
+the sink compares a checksum of all bytes. The first of them finds the caches as somebody else has left them and does not
+count. A round has also the CPU time that each process used meanwhile, all its threads.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import statistics
 import tempfile
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from multiprocessing.connection import Connection
 from typing import Any, Self
 
@@ -25,6 +27,8 @@ import psutil
 from loads import ROTATION, Load, checksum
 
 PATIENCE_S = 120.0
+IN_A_ROW = 4
+"""Slices of a round: data comes slice after slice, and whoever has just had the machine is the faster for it."""
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
 """For every process: freed memory is used again, never first-touched in the loop, whoever allocates it."""
 
@@ -35,7 +39,7 @@ class PeerError(Exception):
 
 @dataclass(frozen=True)
 class Round:
-    """What one slice took: seconds, and CPU seconds of both sides."""
+    """What a slice took: seconds, and CPU seconds of both sides."""
 
     seconds: float
     cpu_source: float
@@ -204,16 +208,21 @@ class Link(_Pair):
         self.rounds: list[Round] = []
         self._number = 0
 
-    def round(self) -> Round:
-        """Carry the next slice."""
+    def round(self, in_a_row: int = IN_A_ROW) -> Round:
+        """Carry the next slices; what all but the first took on average."""
+        carried = [self._carry() for _ in range(in_a_row)]
+        counted = carried[1:] or carried
+        result = Round(*(statistics.fmean(column) for column in zip(*map(astuple, counted), strict=True)))
+        self.rounds.append(result)
+        return result
+
+    def _carry(self) -> Round:
         which = self._number % ROTATION
         self._number += 1
         self.sink.tell("round", which)
         self.source.tell("round", which)
         seconds, cpu_source = self.source.answer()
-        result = Round(seconds, cpu_source, self.sink.answer())
-        self.rounds.append(result)
-        return result
+        return Round(seconds, cpu_source, self.sink.answer())
 
 
 class Conversation(_Pair):

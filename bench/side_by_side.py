@@ -20,7 +20,7 @@ from peers import CONTESTANTS, missing
 
 LATENCY_BYTES = 1024
 CALLS = 1000  # a round
-WARM_UP = 4
+WARM_UP = 1
 ROWS_BYTES = {64: 12_800_000, 512: 51_200_000, 4096: 1 << 27}  # of a batch, by the size of its elements
 HUGE_BYTES = 1 << 27
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import peers
 import pytest
-from contest import BusyMeter, Conversation, Link
+from contest import IN_A_ROW, BusyMeter, Conversation, Link
 from loads import Load
 from peer_rows import CarryRow, IdleRow, TalkRow
 from side_by_side import CALLS, LATENCY_BYTES, load_of
@@ -37,8 +37,8 @@ TALKS = {
     True: ["pyzmq ipc", "TCP sockets", *FEW_COPIES],
     False: ["pyzmq ipc", "TCP sockets", "iceoryx2", "zenoh", "Arrow Flight", "gRPC"],
 }
-WARM_UP = 3  # rounds: memory that is touched for the first time
-LEAST = 3  # rounds of a peer that is slow
+WARM_UP = 3  # slices: memory that is touched for the first time
+LEAST = 3  # rounds of a peer that is slow, be they one slice each
 IDLE_SETTLE_S, IDLE_S = 1.0, 5.0
 AddRow = Callable[[Any], dict[str, Any]]
 
@@ -68,8 +68,7 @@ def _need(name: str) -> None:
 def ours(request: pytest.FixtureRequest, cores: tuple[int, int]) -> Iterator[Link]:
     """Our processes, the same ones beside each peer that carries the load."""
     with Link("aiflow", load_of(request.param), cores) as link:
-        for _ in range(WARM_UP):
-            link.round()
+        link.round(WARM_UP)
         yield link
 
 
@@ -81,17 +80,18 @@ def our_talk(request: pytest.FixtureRequest, cores: tuple[int, int]) -> Iterator
         yield pair
 
 
-def _settle(link: Link, seconds: float) -> int:
-    """Warm a link up; returns how many rounds there is time for in `seconds`."""
+def _settle(link: Link, seconds: float) -> tuple[int, int]:
+    """Warm a link up; how many rounds there is time for in `seconds`, and of how many slices in a row."""
     begin = time.monotonic()
-    link.round()
+    link.round(1)
     once = time.monotonic() - begin
-    for _ in range(WARM_UP - 1 if once * WARM_UP < seconds else 0):
+    if once * WARM_UP < seconds:
         begin = time.monotonic()
-        link.round()
-        once = time.monotonic() - begin
+        link.round(WARM_UP - 1)
+        once = (time.monotonic() - begin) / (WARM_UP - 1)
     link.rounds.clear()
-    return max(LEAST, int(seconds / once))
+    in_a_row = max(1, min(IN_A_ROW, int(seconds / once / LEAST)))
+    return max(LEAST, int(seconds / once / in_a_row)), in_a_row
 
 
 @pytest.mark.benchmark(timer=seconds_measured)
@@ -102,13 +102,13 @@ def test_carry(benchmark: Any, ours: Link, name: str, cores: Any, rounds: int, s
     _need(name)
     load: Load = ours.load
     with Link(name, load, cores) as theirs:
-        possible = _settle(theirs, seconds)
+        possible, in_a_row = _settle(theirs, seconds)
         ours.rounds.clear()
         busy = BusyMeter([*ours.pids, *theirs.pids])
 
         def both() -> None:
             for link in (ours, theirs) if len(ours.rounds) % 2 else (theirs, ours):
-                link.round()
+                link.round(in_a_row)
             _CLOCK.advance(theirs.rounds[-1].seconds)
 
         benchmark.group = load.name
@@ -157,7 +157,7 @@ def test_idle(benchmark: Any, cores: Any, row: AddRow) -> None:
     with contextlib.ExitStack() as life:
         links = [life.enter_context(Link(name, load, cores)) for name in names]
         for link in links:
-            link.round()
+            link.round(1)
 
         def idle() -> dict[str, float]:
             time.sleep(IDLE_SETTLE_S)

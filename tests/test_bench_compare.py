@@ -134,7 +134,7 @@ def planted_tree(where: Path, ns_per_byte: float) -> Path:
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_a_fifth_slower_is_red_and_the_same_again_is_green(tmp_path) -> None:
-    rounds = 40
+    rounds = 15
     baseline = measured(ROOT, tmp_path / "first.json", rounds)
     ns_per_byte = SLOWDOWN * baseline["benchmarks"][0]["extra_info"]["aiflow_cpu_s_per_gb"] / 2
     tree = planted_tree(tmp_path / "planted", ns_per_byte)

@@ -1,7 +1,7 @@
 """pyzmq: PUSH to PULL, a message an element; a PAIR of sockets for latency.
 
-Large ones without a copy of pyzmq's: `copy=False` on either side, arrays over libzmq's messages. Small ones by
-`recv_into`, out of the message into the row that is to hold it.
+Large ones are sent without a copy of pyzmq's (`copy=False`). All are received by `recv_into`, out of libzmq's message into
+recycled memory: whoever keeps libzmq's messages has the memory of each mapped, cleared and unmapped by the kernel.
 """
 
 from __future__ import annotations
@@ -40,13 +40,9 @@ class Sink(_Closing):
     def __init__(self, directory: str, load: Load, transport: str) -> None:
         self._context = zmq.Context()
         self._socket, self.address = _bound(self._context, zmq.PULL, transport, directory)
-        self._large = load.sizes[0] >= KEEP_AT
         self._memory = load.memory()
 
     def recv(self) -> Any:
-        if self._large:
-            recv = self._socket.recv
-            return [np.frombuffer(recv(copy=False).buffer, np.uint8) for _ in self._memory]
         recv_into = self._socket.recv_into
         for array in self._memory:
             recv_into(array)
