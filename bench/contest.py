@@ -3,8 +3,8 @@
 A `Link` is a source and a sink of one peer (`peers`), each in a process of its own and on a core of its own. A round is
 some slices in a row. For each the sink is told to receive, the source to send; the clock of the source runs from its
 first call until the sink has said, over a pipe, that it has the slice as numpy arrays. After that, while no clock runs,
-the sink compares a checksum of all bytes. The first of them finds the caches as somebody else has left them and does not
-count. A round has also the CPU time that each process used meanwhile, all its threads.
+the sink compares a checksum of all bytes. The first of them finds the caches as somebody else has left them and does
+not count. A round has also the CPU time that each process used meanwhile, all its threads.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """pyzmq: PUSH to PULL, a message an element; a PAIR of sockets for latency.
 
-Large ones are sent without a copy of pyzmq's (`copy=False`). All are received by `recv_into`, out of libzmq's message into
-recycled memory: whoever keeps libzmq's messages has the memory of each mapped, cleared and unmapped by the kernel.
+Large ones are sent without a copy of pyzmq's (`copy=False`). All are received by `recv_into`, out of libzmq's message
+into recycled memory: whoever keeps libzmq's messages has the memory of each mapped, cleared and unmapped by the kernel.
 """
 
 from __future__ import annotations
