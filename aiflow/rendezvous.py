@@ -295,11 +295,15 @@ class Rendezvous:
             with contextlib.suppress(OSError):
                 connection.sock.shutdown(socket.SHUT_WR)
         deadline = time.monotonic() + _FAREWELL
-        waiting = [connection.sock for connection in self._connections if connection.state == "farewell"]
+        waiting = {c.sock.fileno(): c.sock for c in self._connections if c.state == "farewell"}
+        poll = select.poll()  # select() knows no descriptor above 1023
+        for fd in waiting:
+            poll.register(fd, select.POLLIN)
         while waiting and (left := deadline - time.monotonic()) > 0:
-            for sock in select.select(waiting, [], [], left)[0]:
-                if _read(sock) is None:
-                    waiting.remove(sock)
+            for fd, _ in poll.poll(left * 1000):
+                if _read(waiting[fd]) is None:
+                    poll.unregister(fd)
+                    del waiting[fd]
         for connection in list(self._connections):
             self._part(connection)
 

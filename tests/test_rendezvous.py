@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 from stalls import Stalls
-from subprocesses import environment, wait_for
+from subprocesses import environment, run, wait_for
 
 from aiflow import _eal
 from aiflow.errors import ConfigError, PortError
@@ -346,6 +346,25 @@ def test_closing_ends_the_thread_and_a_second_close_does_nothing() -> None:
     side.__exit__()
     side.__exit__()
     assert threading.active_count() == threads
+
+
+def test_a_process_with_a_thousand_descriptors_parts_like_any_other() -> None:
+    out = run("""
+        import os, resource, threading
+        import aiflow
+        failures = []
+        threading.excepthook = failures.append
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))
+        held = [os.open("/dev/null", os.O_RDONLY) for _ in range(1100)]
+        for _ in range(2):  # the second time over the same name
+            with aiflow.Receiver("local:many") as rx, aiflow.Sender("local:many") as tx:
+                ticket = tx.send([b"x"], wait=False)
+                print(rx.recv(timeout=20)[0].tobytes())
+                ticket.result(20)
+        print(failures)
+    """)
+    assert out.splitlines() == ["b'x'", "b'x'", "[]"]
 
 
 def test_a_directory_of_somebody_else_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
