@@ -219,6 +219,7 @@ cdef class Driven:
                 if aiflow_posted(&self.mail):
                     af_mail_wake(&self.mail)
                 af_mail_wait(&self.mail, seen, ns)
+
     # ---- the turns ----
 
     cdef int iterate(self) noexcept nogil:

@@ -26,7 +26,7 @@ struct af_mail {
 	_Atomic int attention; /* control: rw; loop: ro, returns to Python when set */
 	_Atomic int posted;    /* control: sets; loop: clears: there is something in its inbox */
 	_Atomic int turn;      /* somebody drives the loop */
-	_Atomic int wanted;    /* callers: set; worker: clears: a caller would drive as soon as the worker has no work */
+	_Atomic int wanted;    /* callers: set; who leaves the turn and rings clears: another caller would drive */
 	_Atomic int left;      /* callers: set; worker: clears: one that drove has left work behind */
 	_Atomic uint64_t driven; /* callers: rw, with the turn; worker: ro: how often a caller has driven */
 	_Atomic int asleep;    /* threads that sleep on `wake`: whoever drives, and the worker when it doesn't */
