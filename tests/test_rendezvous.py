@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -348,6 +349,7 @@ def test_closing_ends_the_thread_and_a_second_close_does_nothing() -> None:
     assert threading.active_count() == threads
 
 
+@pytest.mark.skipif(resource.getrlimit(resource.RLIMIT_NOFILE)[1] < 2048, reason="needs ulimit -Hn of 2048")
 def test_a_process_with_a_thousand_descriptors_parts_like_any_other() -> None:
     out = run("""
         import os, resource, threading
