@@ -38,11 +38,19 @@ cdef extern from "aiflow/layout.h" nogil:
         uint32_t payload_bytes
         uint64_t next
 
+    struct af_manifest:
+        uint32_t nb_runs
+
+    struct af_extent:
+        uint64_t nb_elements, nbytes, block_bytes
+
+    bint af_manifest_measure(const uint8_t *bytes, uint64_t len, af_manifest *m, af_extent *out) noexcept
     uint64_t af_chunk_of(af_chunker *c, uint64_t nbytes) noexcept
 
 
 cdef extern from "aiflow/agent.h" nogil:
     enum:
+        AF_MBUF_OVERHEAD
         AF_TAIL_LEAST
         AF_MAX_PORTS
         AF_NAME_BYTES
@@ -184,7 +192,7 @@ cdef extern from "aiflow/tx.h" nogil:
         int error
         bint all_sent
         uint64_t detail
-        uint32_t id
+        uint32_t id, payload_bytes, nb_data, nb_chunks
         uint64_t granted_ns, done_ns, frames, again
         uint64_t port_frames[32]
         uint64_t port_bytes[32]
@@ -218,7 +226,7 @@ cdef extern from "aiflow/tx.h" nogil:
         bint fixed_frame_size
         af_tx_port ports[32]
         uint32_t nb_ports
-        bint open, closing, bye_heard
+        bint open, closing, keeps_mbufs, bye_heard
         char receiver[64]
         uint32_t session, payload_bytes
         af_tx_slice *queue
@@ -267,6 +275,9 @@ cdef extern from "aiflow/store.h" nogil:
 
 
 cdef extern from "aiflow/rx.h" nogil:
+    uint64_t af_rx_need(const af_extent *extent, uint64_t manifest_bytes, uint64_t nb_chunks, uint64_t nb_data,
+                        uint64_t mbuf_bytes) noexcept
+
     struct af_rx_element:
         uint64_t offset, nbytes, latency_ns
         uint32_t first_chunk, packed

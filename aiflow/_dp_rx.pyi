@@ -6,6 +6,8 @@ from typing import Any
 from ._dp import Loop
 from ._eal import Mempool, Port
 
+MBUF_OVERHEAD: int
+
 class Exporter:
     def __buffer__(self, flags: int, /) -> memoryview: ...
 

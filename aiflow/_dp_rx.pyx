@@ -16,9 +16,9 @@ from libc.string cimport memset
 from posix.unistd cimport getpid
 
 from aiflow._core cimport (
-    AF_HEADER, AF_NB_DROPS, af_agent_port, af_now_ns, af_rx, af_rx_detach, af_rx_free, af_rx_init, af_rx_next_frame,
-    af_rx_on_frame, af_rx_owes, af_rx_port, af_rx_slice, af_rx_slice_free, af_rx_tick, af_store, af_store_free,
-    af_store_init,
+    AF_HEADER, AF_MBUF_OVERHEAD, AF_NB_DROPS, af_agent_port, af_now_ns, af_rx, af_rx_detach, af_rx_free, af_rx_init,
+    af_rx_next_frame, af_rx_on_frame, af_rx_owes, af_rx_port, af_rx_slice, af_rx_slice_free, af_rx_tick, af_store,
+    af_store_free, af_store_init,
 )
 from aiflow._dp cimport Loop, name_bytes, sample_rows
 from aiflow._dp_driven cimport aiflow_lock, aiflow_unlock
@@ -27,6 +27,7 @@ from aiflow.librte.rte_mbuf cimport rte_mbuf, rte_pktmbuf_free, rte_pktmbuf_mtod
 from aiflow._dp import DROPS
 from aiflow.errors import PoolExhausted
 
+MBUF_OVERHEAD = AF_MBUF_OVERHEAD
 LAST_WORDS_S = 0.1  # for the reports that are due when a Receiver closes
 
 

@@ -13,9 +13,10 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
 from aiflow._core cimport (
-    AF_FAN_MOST, AF_TAIL_LEAST, AF_TX_DONE, af_agent_port, af_fan, af_fan_next_frame, af_fan_on_frame, af_fan_tick,
-    af_now_ns, af_mail_wake, af_pace_reset, af_span, af_tx, af_tx_detach, af_tx_enqueue, af_tx_fail_all,
-    af_tx_init, af_tx_is_pressed, af_tx_next_frame, af_tx_on_frame, af_tx_port, af_tx_slice, af_tx_tick,
+    AF_FAN_MOST, AF_HEADER, AF_MBUF_OVERHEAD, AF_TAIL_LEAST, AF_TX_DONE, af_agent_port, af_extent, af_fan,
+    af_fan_next_frame, af_fan_on_frame, af_fan_tick, af_mail_wake, af_manifest, af_manifest_measure, af_now_ns,
+    af_pace_reset, af_rx_need, af_span, af_tx, af_tx_detach, af_tx_enqueue, af_tx_fail_all, af_tx_init,
+    af_tx_is_pressed, af_tx_next_frame, af_tx_on_frame, af_tx_port, af_tx_slice, af_tx_tick,
 )
 from aiflow._dp cimport Loop, PORTS, name_bytes, sample_rows
 from aiflow._dp_driven cimport aiflow_lock, aiflow_set, aiflow_unlock
@@ -107,8 +108,18 @@ cdef class Outgoing:
 
     @property
     def detail(self):
-        """With "too_large": the bytes of the receiver's memory that it needs, as far as the receiver knows."""
+        """With "too_large": the receiver's memory in bytes."""
         return self.s.detail
+
+    @property
+    def needs(self):
+        """Bytes of a receiver's memory that it takes, tables included, once it has been laid out."""
+        cdef af_manifest manifest
+        cdef af_extent extent
+        cdef af_tx *tx = self.loop.fan.tx[self.s.receiver]
+        cdef uint64_t mbuf_bytes = AF_HEADER + self.s.payload_bytes + AF_MBUF_OVERHEAD if tx.keeps_mbufs else 0
+        af_manifest_measure(self.s.manifest, self.s.manifest_bytes, &manifest, &extent)
+        return af_rx_need(&extent, self.s.manifest_bytes, self.s.nb_chunks, self.s.nb_data, mbuf_bytes)
 
     @property
     def slice_id(self):

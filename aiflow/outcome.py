@@ -74,8 +74,8 @@ def failure(whole: Any, endpoints: Sequence[Any], peer_timeout: float, name_of: 
         ),
         "too_large": (
             PoolExhausted,
-            f"{what} needs at least {outgoing.detail} bytes of the receiver's memory, more than it has: split it, or "
-            "give the receiver so much with memory=",
+            f"{what} needs more than the receiver's memory of {outgoing.detail} bytes: split it, or give the "
+            f"receiver memory= of at least {outgoing.needs}",
         ),
         "integrity": (
             IntegrityError,

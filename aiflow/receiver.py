@@ -7,7 +7,7 @@ import warnings
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from typing import Any
 
-from ._dp_rx import RxLoop, Store
+from ._dp_rx import MBUF_OVERHEAD, RxLoop, Store
 from ._eal import Mempool
 from .config import parse_endpoints, parse_idle, parse_max_cores, parse_size
 from .errors import ConfigError, PoolExhausted, SliceTimeout
@@ -20,9 +20,6 @@ from .ticket import again
 from .waiting import Waiting
 
 __all__ = ["Receiver"]
-
-MBUF_OVERHEAD = 320
-"""Bytes an mbuf takes beside its frame: its header, headroom and alignment."""
 
 MEMORY_MOST = 1 << 46
 """A fraction of the address space."""

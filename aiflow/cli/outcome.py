@@ -169,7 +169,8 @@ class Bar:
         """End the following. What `sample` reads may be closed afterwards."""
         self._stopping.set()
         if self._sampler is not None:
-            self._sampler.join()
+            with contextlib.suppress(RuntimeError):  # an interrupt came while it began: it ends before it samples
+                self._sampler.join()
 
     def _run(self, sample: Callable[[], float]) -> None:
         while not self._stopping.wait(_SAMPLE_SECONDS):

@@ -19,6 +19,7 @@ struct af_span {
 	uint64_t nbytes;
 };
 
+#define AF_MBUF_OVERHEAD 320u /* what an mbuf takes beside its frame: its header, headroom and alignment */
 #define AF_TAIL_LEAST 2048u /* fewer bytes are copied: a reference costs more */
 
 struct af_agent {

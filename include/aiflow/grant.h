@@ -6,14 +6,14 @@
 
 #define AF_PACKED_INSIDE 0xffffffffu /* of an element that is in a pack, but not its first */
 
-/* Memory for a slice: elements or mbufs, and tables. */
+/* Memory for a slice of `nb_chunks` chunks, `nb_data` of them data: tables, and its elements, or where those stay in mbufs
+ * (mbuf_bytes not 0) one for each chunk. */
 static inline uint64_t
-af_rx_need(const struct af_rx *rx, const struct af_rx_slice *s, const struct af_extent *extent, uint64_t nb_data)
+af_rx_need(const struct af_extent *extent, uint64_t manifest_bytes, uint64_t nb_chunks, uint64_t nb_data, uint64_t mbuf_bytes)
 {
-	uint64_t nb_chunks = s->nb_manifest + nb_data + 1;
-	uint64_t tables = s->manifest_bytes + extent->nb_elements * sizeof(struct af_rx_element) + nb_chunks * 4 + nb_chunks / 8;
+	uint64_t tables = manifest_bytes + extent->nb_elements * sizeof(struct af_rx_element) + nb_chunks * 4 + nb_chunks / 8;
 
-	return tables + (rx->keeps_mbufs ? nb_data * (rx->mbuf_bytes + sizeof(struct af_kept)) : extent->block_bytes);
+	return tables + (mbuf_bytes ? nb_data * (mbuf_bytes + sizeof(struct af_kept)) : extent->block_bytes);
 }
 
 /* The manifest is whole: is it sound, and can it ever be granted? */
@@ -31,10 +31,8 @@ af_rx_read(struct af_rx *rx, struct af_rx_session *session, struct af_rx_slot *s
 		af_rx_refuse(rx, session, slot, AF_VOID_MANIFEST, 0);
 		return;
 	}
-	if (extent.nb_elements * sizeof(struct af_rx_element) > limit) { /* they are not even counted: a bound must do */
-		uint64_t most = extent.nbytes / m.payload_bytes * 3 + extent.nb_elements / AF_PACK_MOST + 2;
-
-		af_rx_refuse(rx, session, slot, AF_VOID_TOO_LARGE, af_rx_need(rx, s, &extent, most));
+	if (extent.nbytes > limit || extent.nb_elements * sizeof(struct af_rx_element) > limit) {
+		af_rx_refuse(rx, session, slot, AF_VOID_TOO_LARGE, limit);
 		return;
 	}
 	s->inlined = m.flags & AF_FLAG_INLINE;
@@ -52,9 +50,9 @@ af_rx_read(struct af_rx *rx, struct af_rx_session *session, struct af_rx_slot *s
 			af_chunk_of(&chunker, runs.run.nbytes);
 	s->nb_data = s->inlined ? 0 : (uint32_t)chunker.next;
 	s->nb_chunks = s->nb_manifest + s->nb_data + 1;
-	s->data_bytes = af_rx_need(rx, s, &extent, s->inlined ? 0 : chunker.next);
+	s->data_bytes = af_rx_need(&extent, s->manifest_bytes, s->nb_chunks, s->nb_data, rx->keeps_mbufs ? rx->mbuf_bytes : 0);
 	if (s->data_bytes > limit || chunker.next > 0xfffffff0u - s->nb_manifest) {
-		af_rx_refuse(rx, session, slot, AF_VOID_TOO_LARGE, s->data_bytes);
+		af_rx_refuse(rx, session, slot, AF_VOID_TOO_LARGE, limit);
 		return;
 	}
 	slot->state = AF_RX_READ;
@@ -234,7 +232,7 @@ af_rx_on_manifest(struct af_rx *rx, struct af_rx_session *session, const struct 
 	s = slot->slice;
 	if (!s) {
 		if (total > rx->store->limit / 4 + 65536) {
-			af_rx_refuse(rx, session, slot, AF_VOID_TOO_LARGE, 4 * (uint64_t)(total - 65536));
+			af_rx_refuse(rx, session, slot, AF_VOID_TOO_LARGE, rx->store->limit);
 			af_rx_ask(rx, session, now);
 			return AF_OK;
 		}
