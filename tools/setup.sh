@@ -106,16 +106,16 @@ install_requirements() {
 
 # What benchmarks are compared with: one that cannot be installed here is missing from the tables, no more.
 install_peers() {
-    local wanted line
+    local wanted line failed=
     wanted=$($venv/bin/python tools/requirements.py peers)
     if [ -f "$stamps/peers" ] && [ "$wanted" = "$(cat "$stamps/peers")" ]; then return; fi
     say "installing what aiflow is compared with"
     if ! printf '%s\n' "$wanted" | pip install -r /dev/stdin; then
         while read -r line; do
-            pip install "$line" || say "$line cannot be installed: the benchmarks leave it out"
+            pip install "$line" || { failed=yes && say "$line cannot be installed: the benchmarks leave it out"; }
         done <<<"$wanted"
     fi
-    printf '%s\n' "$wanted" >"$stamps/peers"
+    [ -n "$failed" ] || printf '%s\n' "$wanted" >"$stamps/peers"
 }
 
 # --- compiled modules ---------------------------------------------------------------------------------------------
