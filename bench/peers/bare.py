@@ -23,6 +23,9 @@ SOURCE = Path(__file__).parent.parent / "bare_loop.c"
 FLAGS = ["-O3", "-shared", "-fPIC", "-DALLOW_EXPERIMENTAL_API"]
 START_S = 30.0
 
+_MEMIF = shared_memory.DRIVERS["memif"]
+FRAME_BYTES, RING = _MEMIF.frame_size, _MEMIF.ring_for(_MEMIF.frame_size)
+
 
 class BuildError(Exception):
     """The compiler's words."""
@@ -55,15 +58,13 @@ class _Port:
     """A memif port of this process."""
 
     def __init__(self, role: str, socket: str, zero_copy: bool = False, by_reference: bool = False) -> None:
-        driver = shared_memory.DRIVERS["memif"]
         _, arguments = eal_arguments.choose(f"bare-{os.getpid()}")
         arguments += ["--log-level", "error"]
         self.library = ctypes.CDLL(str(build()))
         self.library.bare_link_up.restype = ctypes.c_bool
         argv = (ctypes.c_char_p * len(arguments))(*(argument.encode() for argument in arguments))
         devargs = (
-            f"role={role},id=0,socket={socket},socket-abstract=no,bsize={driver.frame_size},"
-            f"rsize={driver.ring_size.bit_length() - 1}"
+            f"role={role},id=0,socket={socket},socket-abstract=no,bsize={FRAME_BYTES},rsize={RING.bit_length() - 1}"
         )
         if zero_copy:
             devargs += ",zero-copy=yes"
@@ -71,8 +72,8 @@ class _Port:
             len(arguments),
             argv,
             devargs.encode(),
-            driver.frame_size,
-            driver.ring_size,
+            FRAME_BYTES,
+            RING,
             ctypes.c_bool(by_reference),
         )
         if failed:
