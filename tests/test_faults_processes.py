@@ -326,6 +326,8 @@ def test_fault_45_a_receiver_stopped_in_mid_slice(peer_timeout: float) -> None:
 
 # ---- 46: mempool empty ----
 
+UNHURRIED = {"link_speed": "4gbit"}  # a quarter of a second for a slice: its middle cannot be missed
+
 
 def with_pool_of(kind: type, nb_mbufs: int) -> type:
     """A Sender or Receiver whose ports have one pool of so few mbufs that nothing stays in a cache."""
@@ -374,7 +376,7 @@ def hold_all(end: Any, progress: Callable[[], tuple[int, int]]) -> dict[str, Any
 
 
 def scant_sender(pipe: Connection, endpoint: str) -> None:
-    with everything_returned(), with_pool_of(aiflow.Sender, 15)(endpoint) as tx:
+    with everything_returned(), with_pool_of(aiflow.Sender, 15)(endpoint, **UNHURRIED) as tx:
         ticket = tx.send({"x": content(47, BIG)}, wait=False)
         pipe.send(hold_all(tx, lambda: ticket.progress))
         pipe.send(ticket.result(timeout=PATIENCE_S).nbytes)
@@ -409,7 +411,7 @@ def test_fault_46_an_empty_mempool_of_the_sender_costs_time_only() -> None:
 
 def test_fault_46_an_empty_mempool_of_the_receiver_costs_time_only() -> None:
     endpoint = f"local:{name()}"
-    with Peer(scant_receiver, endpoint) as receiver, Peer(send_once, endpoint, 48, BIG) as sender:
+    with Peer(scant_receiver, endpoint) as receiver, Peer(send_once, endpoint, 48, BIG, UNHURRIED) as sender:
         assert receiver.hear() == "open"
         facts = receiver.hear()
         assert was_empty(facts), facts
