@@ -1,11 +1,12 @@
 # Every target does the set-up it needs (tools/setup.sh) and is quick when nothing changed.
-# ARGS passes arguments on:  make test ARGS="-k wire -x"   make demo ARGS="--images 64"
+# ARGS passes arguments on:  make test ARGS="-k 'wire or encode' -x"   make demo ARGS="--images 64"
+# (a sub-make has it through MAKEFLAGS, quotes and all)
 
 PY := .venv/bin/python
 ARGS ?=
 SECONDS ?= 60
 RESULTS := bench-results
-IN_REACH := @tools/in-reach.sh $(MAKE) --no-print-directory ARGS='$(ARGS)'
+IN_REACH := @tools/in-reach.sh $(MAKE) --no-print-directory
 
 .PHONY: help demo test bench soak lab fuzz lint sanitize setup fresh clean demo-here test-here bench-here soak-here sanitize-here
 
