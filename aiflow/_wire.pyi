@@ -5,6 +5,7 @@ from _typeshed import ReadableBuffer
 HEADER: Final[int]
 MIN_FRAME: Final[int]
 MAX_FRAME: Final[int]
+MIN_PATH_FRAME: Final[int]
 VERSION: Final[int]
 ETHERTYPE: Final[int]
 KINDS: Final[dict[str, int]]

@@ -17,12 +17,14 @@ from aiflow._core cimport (
 cdef extern from "aiflow/wire.h" nogil:
     enum:
         AF_MIN_FRAME
+        AF_MIN_PATH_FRAME
         AF_VERSION
         AF_ETHERTYPE
 
 HEADER = AF_HEADER
 MIN_FRAME = AF_MIN_FRAME
 MAX_FRAME = AF_MAX_FRAME
+MIN_PATH_FRAME = AF_MIN_PATH_FRAME
 VERSION = AF_VERSION
 ETHERTYPE = AF_ETHERTYPE
 

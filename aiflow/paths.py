@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from . import _eal, interfaces, rings
+from ._wire import MAX_FRAME, MIN_PATH_FRAME
 from .config import Endpoint, parse_endpoints
 from .errors import AiflowError, ConfigError, PortError
 from .names import live_names, runtime_directory
@@ -80,8 +81,8 @@ class PortSet:
             self.endpoints: tuple[Endpoint, ...] = endpoints
         else:
             self.endpoints = parse_endpoints(endpoints)  # type: ignore[arg-type]
-        if frame_size is not None and not 64 <= frame_size <= 65000:
-            raise ConfigError(f"frame_size={frame_size}: frames have 64 to 65000 bytes")
+        if frame_size is not None and not MIN_PATH_FRAME <= frame_size <= MAX_FRAME:
+            raise ConfigError(f"frame_size={frame_size}: a path's frames have {MIN_PATH_FRAME} to {MAX_FRAME} bytes")
         self.role = role
         self.link_name = link_name
         self.nb_ports = sum(endpoint.nb_ports for endpoint in self.endpoints)

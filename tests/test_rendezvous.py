@@ -167,9 +167,10 @@ def test_the_smaller_frame_size_is_agreed() -> None:
         assert receiver.up()[0].frame_size == sender.up()[0].frame_size == 4110
 
 
-def test_a_frame_size_no_driver_can_carry_is_refused() -> None:
-    with pytest.raises(ConfigError, match="64 to 65000"):
-        Side("local:size", "sender", frame_size=70000)
+@pytest.mark.parametrize("frame_size", [64, 511, 65001, 70000])
+def test_a_frame_size_no_path_can_have_is_refused(frame_size: int) -> None:
+    with pytest.raises(ConfigError, match="512 to 65000"):
+        Side("local:size", "sender", frame_size=frame_size)
 
 
 def test_sides_with_other_drivers_learn_why_they_do_not_meet() -> None:
