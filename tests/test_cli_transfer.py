@@ -281,6 +281,27 @@ def test_a_waiting_receiver_is_interrupted_at_once(
     assert "interrupted" in stderr
 
 
+def test_an_interrupt_while_a_module_is_imported_ends_with_130(tmp_path: Path) -> None:
+    """An import may run exec(), as dataclasses do: CPython would end ``python -m`` by SIGINT, caught or not."""
+    (tmp_path / "interrupted.py").write_text(
+        """\
+from aiflow.cli import app, main
+
+def import_something(*_, **__):
+    exec("raise KeyboardInterrupt")
+
+app.run = lambda run=app.run: run(["recv"], invoke=import_something)
+main()
+"""
+    )
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": path}
+    ended = subprocess.run(
+        [sys.executable, "-m", "interrupted"], env=environment, capture_output=True, text=True, timeout=DEADLINE
+    )
+    assert (ended.returncode, ended.stderr) == (130, "aiflow: interrupted\n")
+
+
 def test_a_waiting_sender_is_interrupted_at_once(aiflow: Any, endpoint: str, tree: Path) -> None:
     send = aiflow("send", tree, "--ports", endpoint, "--json")
     wait_for(lambda: has_started(send.process.pid), "the sender's DPDK", DEADLINE)
