@@ -366,24 +366,20 @@ class Rendezvous:
             raise PortError(f"{endpoint}: a frame size of {frame_size} is not possible over {driver.name}")
         connection.peer = next(self._peers)
         pool = self._pool_for(max(frame_size, driver.least_mbuf), -1, nb_ports, False)
+        ring = driver.ring_for(frame_size, nb_ports)
         directory = self._names[endpoint].directory
         places = []
         which = f"@{connection.peer}" if connection.peer > 1 else ""
         for number in range(nb_ports):
             label = f"{endpoint.scheme}:{endpoint.target}#{number}{which}"
-            port, path, identity = open_receiving(driver, label, directory, frame_size, pool)
+            port, path, identity = open_receiving(driver, label, directory, frame_size, ring, pool)
             connection.ports.append(port)
             places.append([self._door(endpoint, path) if driver.name == "memif" else path, identity])
         connection.hurry = _eal.connecting()
         connection.hurry.__enter__()
         connection.state = "offered"
         connection.deadline = time.monotonic() + _HANDSHAKE
-        offer = {
-            "driver": driver.name,
-            "peer": connection.peer,
-            "frame_size": frame_size,
-            "ring_size": driver.ring_for(frame_size),
-        }
+        offer = {"driver": driver.name, "peer": connection.peer, "frame_size": frame_size, "ring_size": ring}
         _write(connection.sock, {**offer, "paths": places})
 
     def _door(self, endpoint: Endpoint, server: str) -> str:

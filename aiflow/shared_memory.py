@@ -33,7 +33,7 @@ class Driver:
     ring_size : int
         The most frames that a ring holds, a power of two.
     ring_bytes : int
-        What they may come to where that is more than a few of them: see `ring_for`.
+        What the rings of a connection's ports may come to where that is more than a few frames: see `ring_for`.
     sender_needs_eal_memory : bool
         The receiver reads the sender's mbufs where they are.
     least_mbuf : int
@@ -50,16 +50,19 @@ class Driver:
     sender_needs_eal_memory: bool
     least_mbuf: int
 
-    def ring_for(self, frame_size: int) -> int:
-        """Frames of this size that a ring holds: enough to keep both sides busy, few enough to stay in cache."""
-        frames = max(_RING_LEAST, min(self.ring_size, self.ring_bytes // frame_size))
+    def ring_for(self, frame_size: int, nb_ports: int = 1) -> int:
+        """Frames of this size in the ring of each of a connection's ports.
+
+        Together enough to keep both sides busy, few enough to stay in cache.
+        """
+        frames = max(_RING_LEAST, min(self.ring_size, self.ring_bytes // (frame_size * nb_ports)))
         return 1 << frames.bit_length() - 1
 
 
 _RING_LEAST = 64
 
 DRIVERS = {
-    # one copy on each core; rings of 4 MiB at the most
+    # one copy on each core; rings of 4 MiB at the most, all ports of a connection together
     "memif": Driver("memif", "net_memif", "net_memif", 16384, 65000, 1024, 4 << 20, False, 64),
     "vhost": Driver("vhost", "net_vhost", "net_virtio_user", 9216, 65000, 1024, 1 << 30, True, 1536),
 }
@@ -98,9 +101,9 @@ def _unlink_socket() -> None:
 
 
 def open_receiving(
-    driver: Driver, label: str, directory: Path, frame_size: int, pool: _eal.Mempool
+    driver: Driver, label: str, directory: Path, frame_size: int, ring: int, pool: _eal.Mempool
 ) -> tuple[_eal.Port, str, int]:
-    """Open a receiver's port.
+    """Open a receiver's port; `ring` frames in each direction.
 
     Parameters
     ----------
@@ -111,6 +114,8 @@ def open_receiving(
         The endpoint's own.
     frame_size : int
         Bytes.
+    ring : int
+        A power of two: see `Driver.ring_for`.
     pool : Mempool
 
     Returns
@@ -126,7 +131,6 @@ def open_receiving(
     PortError
     """
     number = _eal.next_serial()
-    ring = driver.ring_for(frame_size)
     if driver.name == "vhost":
         path = str(directory / f"vhost-{number}")
         port = _eal.Port.open(

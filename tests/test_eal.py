@@ -449,7 +449,7 @@ def test_ports_leave_no_descriptor_or_thread_behind(pool: _eal.Mempool, tmp_path
     before = _eal.nb_ports()
 
     def cycle(number: int) -> None:
-        port, path, identity = open_receiving(DRIVERS["memif"], f"m{number}", tmp_path, 2048, pool)
+        port, path, identity = open_receiving(DRIVERS["memif"], f"m{number}", tmp_path, 2048, 1024, pool)
         assert (port.gated, port.frame_size, port.rx_ring, port.link()[0]) == (True, 2048, 1024, False)
         assert Path(path).is_socket()
         assert identity not in identities
@@ -508,9 +508,10 @@ def test_errors_are_the_contracts_and_survive_pickling() -> None:
 
 
 @pytest.mark.parametrize(
-    ("scheme", "frame_size", "frames"),
-    [("memif", 512, 1024), ("memif", 1514, 1024), ("memif", 9014, 256), ("memif", 16384, 256), ("memif", 65000, 64),
-     ("vhost", 9216, 1024)],
+    ("scheme", "frame_size", "nb_ports", "frames"),
+    [("memif", 512, 1, 1024), ("memif", 1514, 1, 1024), ("memif", 9014, 1, 256), ("memif", 16384, 1, 256),
+     ("memif", 65000, 1, 64), ("memif", 16384, 2, 128), ("memif", 16384, 3, 64), ("memif", 16384, 32, 64),
+     ("memif", 1514, 4, 512), ("vhost", 9216, 1, 1024), ("vhost", 9216, 32, 1024)],
 )  # fmt: skip
-def test_rings_are_as_long_as_4_mib_allow(scheme, frame_size, frames) -> None:
-    assert DRIVERS[scheme].ring_for(frame_size) == frames
+def test_the_rings_of_a_connection_are_as_long_as_4_mib_allow(scheme, frame_size, nb_ports, frames) -> None:
+    assert DRIVERS[scheme].ring_for(frame_size, nb_ports) == frames
