@@ -185,7 +185,8 @@ def start():
 
 def _start(outcome):
     try:
-        outcome.append((_initialise(), None))
+        with eal_arguments.one_at_a_time():
+            outcome.append((_initialise(), None))
     except AiflowError as exc:
         outcome.append((None, exc))
     except Exception as exc:

@@ -129,10 +129,10 @@ cdef class Mempool:
         if pool == NULL:
             size = <uint64_t>nb_mbufs * (room + 192) >> 20
             where = "this machine's memory" if own_memory else f"DPDK's {memory_mode()} memory"
+            advice = "" if own_memory else f", or {eal_arguments.advice(memory_mode())}"
             raise PoolExhausted(
                 f"mempool {name}: {nb_mbufs} mbufs of {data_room} bytes ({size} MiB) do not fit in {where}: "
-                f"{rte_strerror(rte_errno).decode()}; use fewer or smaller frames, or set AIFLOW_EAL_MEMORY "
-                f"(now {eal_arguments.memory_mib()}MiB) higher{logged(mark)}"
+                f"{rte_strerror(rte_errno).decode()}; use fewer or smaller frames{advice}{logged(mark)}"
             )
         self.ptr = pool
         _mempools.add(self)

@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import mmap
 import os
 import resource
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from .config import parse_size
 from .errors import ConfigError, EalError
 
-__all__ = ["choose", "hugepages_usable", "memory_mib", "open_files_limit_kept", "remove_stale_directories"]
+__all__ = [
+    "advice",
+    "choose",
+    "hugepages_usable",
+    "memory_mib",
+    "one_at_a_time",
+    "open_files_limit_kept",
+    "remove_stale_directories",
+]
 
 _HUGEPAGES_MIB = 64  # taken at start; the EAL takes more when pools ask
 _RTE_MAX_LCORE = 128
 _MAP_HUGETLB = 0x40000
+_HUGEPAGES = "/sys/kernel/mm/hugepages"  # of the whole machine: what processes of any user can lock
+_TURN_SECONDS = 5.0
 
 
 def memory_mib() -> int:
@@ -36,6 +48,39 @@ def hugepages_usable(nbytes: int) -> bool:
     except (OSError, ValueError):
         return False
     return True
+
+
+@contextlib.contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """Let no other process of ours take the hugepages that this one finds free, until it has started.
+
+    DPDK's start fails, and cannot be repeated, when they are gone by then. Who must wait too long goes on.
+    """
+    if os.environ.get("AIFLOW_MEMORY") == "no-huge" or not hugepages_usable(_HUGEPAGES_MIB << 20):
+        yield
+        return
+    try:
+        turn = os.open(_HUGEPAGES, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        yield
+        return
+    try:
+        deadline = time.monotonic() + _TURN_SECONDS
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError):
+                fcntl.flock(turn, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            time.sleep(0.01)
+        yield
+    finally:
+        os.close(turn)
+
+
+def advice(mode: str | None) -> str:
+    """What gives mempools more room in this memory mode."""
+    if mode == "hugepages":
+        return "have more hugepages (as root, `sysctl vm.nr_hugepages=512`), or set AIFLOW_MEMORY=no-huge"
+    return f"set AIFLOW_EAL_MEMORY (now {memory_mib()}MiB) higher"
 
 
 def _affinity() -> str:

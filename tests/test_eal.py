@@ -203,6 +203,41 @@ def test_fault_47_hugepages_exhausted() -> None:
                 print(_eal.memory_mode(), exc)
         """)
         assert out.startswith("hugepages mempool large: 65536 mbufs")
+        assert "sysctl vm.nr_hugepages" in out
+        assert "AIFLOW_MEMORY=no-huge" in out
+
+
+@root
+def test_fault_47_processes_that_start_at_once_do_not_take_each_others_hugepages() -> None:
+    code = textwrap.dedent("""
+        import sys
+        from aiflow import _eal
+        print('here', flush=True)
+        sys.stdin.readline()
+        _eal.start()
+        print(_eal.memory_mode(), flush=True)
+        sys.stdin.readline()
+    """)
+    with hugepages(64):  # DPDK starts with 32 of them
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-c", code],
+                env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            )
+            for _ in range(6)
+        ]  # fmt: skip
+        try:
+            for process in processes:
+                assert process.stdout is not None
+                assert process.stdout.readline() == "here\n"
+            for process in processes:
+                assert process.stdin is not None
+                process.stdin.write("start\n")
+                process.stdin.flush()
+            modes = [process.stdout.readline().strip() for process in processes if process.stdout is not None]
+        finally:
+            said = [process.communicate("end\n")[1] for process in processes]
+        assert sorted(modes) == ["hugepages"] * 2 + ["no-huge"] * 4, said
 
 
 @root
