@@ -54,26 +54,27 @@ def hugepages_usable(nbytes: int) -> bool:
 def one_at_a_time() -> Iterator[None]:
     """Let no other process of ours take the hugepages that this one finds free, until it has started.
 
-    DPDK's start fails, and cannot be repeated, when they are gone by then. Who must wait too long goes on.
+    DPDK's start fails, and cannot be repeated, when they are gone by then. Who must wait too long goes on, and who
+    cannot lock goes on at once.
     """
-    if os.environ.get("AIFLOW_MEMORY") == "no-huge" or not hugepages_usable(_HUGEPAGES_MIB << 20):
-        yield
-        return
-    try:
-        turn = os.open(_HUGEPAGES, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        yield
-        return
-    try:
-        deadline = time.monotonic() + _TURN_SECONDS
-        while time.monotonic() < deadline:
+    with contextlib.ExitStack() as turn:
+        if os.environ.get("AIFLOW_MEMORY") != "no-huge" and hugepages_usable(_HUGEPAGES_MIB << 20):
             with contextlib.suppress(OSError):
-                fcntl.flock(turn, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            time.sleep(0.01)
+                _lock_hugepages(turn)
         yield
-    finally:
-        os.close(turn)
+
+
+def _lock_hugepages(turn: contextlib.ExitStack) -> None:
+    """Until `turn` ends. Raises OSError where that is not possible."""
+    lock = os.open(_HUGEPAGES, os.O_RDONLY | os.O_CLOEXEC)
+    turn.callback(os.close, lock)
+    deadline = time.monotonic() + _TURN_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            time.sleep(0.01)
 
 
 def advice(mode: str | None) -> str:
