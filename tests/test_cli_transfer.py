@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -81,8 +82,11 @@ def endpoint() -> str:
 
 def has_started(pid: int) -> bool:
     """Does DPDK run in that process, as it does from the first port on? Its interrupt thread tells."""
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    return any("intr" in (task / "comm").read_text() for task in tasks if (task / "comm").exists())
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(OSError):  # a thread that has just ended
+            if "intr" in (task / "comm").read_text():
+                return True
+    return False
 
 
 @pytest.fixture

@@ -328,7 +328,7 @@ def test_fault_51_second_start_does_nothing() -> None:
         _eal.start()
         threads = len(os.listdir('/proc/self/task'))
         _eal.start()
-        assert len(os.listdir('/proc/self/task')) == threads
+        assert len(os.listdir('/proc/self/task')) <= threads  # one may just have been on its way out
         print(_eal.memory_mode())
     """)
     assert out.strip()
