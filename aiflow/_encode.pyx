@@ -11,6 +11,7 @@ from libc.string cimport memcpy
 import numpy as np
 
 from aiflow.errors import ConfigError
+from aiflow.filemarks import ELEMENT, Marked
 from aiflow.manifest import MAX_AXES, MAX_STREAM_BYTES, Form, as_bytes, checked_stream, named, pieces
 
 cdef extern from *:
@@ -18,11 +19,12 @@ cdef extern from *:
     #include "aiflow/layout.h"
     /* A run's header, in wire order. */
     static inline void aiflow_put_run(char *at, uint32_t count, uint64_t nbytes, uint32_t first, int numbered,
-                                      Py_ssize_t stream_len, Py_ssize_t form_len)
+                                      int kind, Py_ssize_t stream_len, Py_ssize_t form_len, Py_ssize_t marks_len)
     {
         struct af_run run = {.count = AF_BE32(count), .nbytes = AF_BE64(nbytes), .first = AF_BE32(first),
-                             .numbered = (uint8_t)numbered, .stream_len = AF_BE16((uint16_t)stream_len),
-                             .form_len = AF_BE16((uint16_t)form_len)};
+                             .numbered = (uint8_t)numbered, .kind = (uint8_t)kind,
+                             .stream_len = AF_BE16((uint16_t)stream_len), .form_len = AF_BE16((uint16_t)form_len),
+                             .marks_len = AF_BE16((uint16_t)marks_len)};
 
         memcpy(at, &run, sizeof run);
     }
@@ -37,8 +39,8 @@ cdef extern from *:
     enum:
         AF_RUN_HEADER
         AF_MANIFEST_HEADER
-    void aiflow_put_run(char *at, uint32_t count, uint64_t nbytes, uint32_t first, int numbered,
-                        Py_ssize_t stream_len, Py_ssize_t form_len) noexcept
+    void aiflow_put_run(char *at, uint32_t count, uint64_t nbytes, uint32_t first, int numbered, int kind,
+                        Py_ssize_t stream_len, Py_ssize_t form_len, Py_ssize_t marks_len) noexcept
     void aiflow_put_manifest(char *at, uint32_t nb_runs, uint32_t nb_elements, uint64_t nbytes) noexcept
 
 cdef object ndarray = np.ndarray
@@ -92,9 +94,12 @@ cdef class _Runs:
     cdef object dtype        # of its arrays, None for bytes and what `as_bytes` made
     cdef object shape
     cdef bytes form
+    cdef bytes marks         # of a file's run: it is never joined with another
+    cdef int kind
     cdef uint64_t count, first, size
 
     def __cinit__(self):
+        self.marks = b""
         self.encoded = []
         self.buffers = []
 
@@ -125,11 +130,25 @@ cdef class _Runs:
                 self._open(stream, number, dtype, shape, known[0], known[1])
                 self._count_in(element)
                 return 0
+        if kind is Marked:
+            return self._add_file(element)
         buffer, wide = as_bytes(element, f"element {number if stream is None else stream!r}")
         form = named(None, wide)[1]
         size = wide.nbytes
         self._open(stream, number, None, None, form, size)
         self._count_in(buffer)
+        return 0
+
+    cdef int _add_file(self, object marked) except -1:
+        """A file is a run of its own."""
+        buffer, wide = as_bytes(marked.buffer, f"file {marked.stream!r}")
+        self.flush()
+        self.kind, self.marks = marked.mark.encode()
+        self._open(checked_stream(marked.stream), 0, None, None, named(None, wide)[1], wide.nbytes)
+        self._count_in(buffer)
+        self.flush()
+        self.kind, self.marks = ELEMENT, b""
+        self.dtype = None
         return 0
 
     cdef bint _follows(self, object stream, uint64_t number):
@@ -164,12 +183,13 @@ cdef class _Runs:
         if not self.count:
             return 0
         name = b"" if self.stream is None else name_of(self.stream)
-        run = PyBytes_FromStringAndSize(NULL, AF_RUN_HEADER + len(name) + len(self.form))
+        run = PyBytes_FromStringAndSize(NULL, AF_RUN_HEADER + len(name) + len(self.form) + len(self.marks))
         at = PyBytes_AS_STRING(run)
-        aiflow_put_run(at, <uint32_t>self.count, self.size, <uint32_t>self.first, self.stream is None, len(name),
-                       len(self.form))
+        aiflow_put_run(at, <uint32_t>self.count, self.size, <uint32_t>self.first, self.stream is None, self.kind,
+                       len(name), len(self.form), len(self.marks))
         memcpy(at + AF_RUN_HEADER, PyBytes_AS_STRING(name), len(name))
         memcpy(at + AF_RUN_HEADER + len(name), PyBytes_AS_STRING(self.form), len(self.form))
+        memcpy(at + AF_RUN_HEADER + len(name) + len(self.form), PyBytes_AS_STRING(self.marks), len(self.marks))
         self.encoded.append(run)
         self.count = 0
         return 0

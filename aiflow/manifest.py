@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .errors import ConfigError
+from .filemarks import ELEMENT, FileMark, Marked
 
 __all__ = [
     "Form",
@@ -34,7 +35,7 @@ __all__ = [
 ]
 
 _HEADER = struct.Struct(">HHIIQ")
-_RUN = struct.Struct(">IQIBBHH")
+_RUN = struct.Struct(">IQIBBHHH")
 MAX_STREAM_BYTES = 4096
 REMEMBERED_BYTES = 1024
 """Manifests up to this size are parsed once for many slices."""
@@ -112,6 +113,8 @@ def as_bytes(element: Any, what: str) -> tuple[Any, Form]:
     TypeError
         For what cannot be sent: str, object dtype, a tensor that is not in the CPU's memory.
     """
+    if isinstance(element, Marked):
+        element = element.buffer
     if isinstance(element, bytes):
         return element, form_of_bytes(len(element))
     if isinstance(element, bytearray):
@@ -174,6 +177,8 @@ def pieces(elements: Any) -> Iterator[tuple[str | int, Any]]:
     for index, item in enumerate(elements):
         if isinstance(item, tuple) and len(item) == 2:
             yield checked_stream(item[0]), item[1]
+        elif isinstance(item, Marked):
+            yield checked_stream(item.stream), item
         else:
             yield index, item
 
@@ -216,12 +221,12 @@ class _Runs:
         self.encoded: list[bytes] = []
         self.nb_elements = 0
         self.nbytes = 0
-        self._last: tuple[str | None, Form] | None = None
+        self._last: tuple[str | None, Form, FileMark | None] | None = None
         self._first = 0
         self._count = 0
 
-    def add(self, stream: str | int, form: Form, count: int = 1) -> None:
-        key = (None if isinstance(stream, int) else stream, form)
+    def add(self, stream: str | int, form: Form, count: int = 1, mark: FileMark | None = None) -> None:
+        key = (None if isinstance(stream, int) else stream, form, mark)
         if key != self._last or (isinstance(stream, int) and stream != self._first + self._count):
             self._flush()
             self._last = key
@@ -233,12 +238,14 @@ class _Runs:
     def _flush(self) -> None:
         if self._last is None:
             return
-        stream, form = self._last
+        stream, form, mark = self._last
         name, encoded = named(stream, form)
+        kind, marks = (ELEMENT, b"") if mark is None else mark.encode()
         self.encoded.append(
-            _RUN.pack(self._count, form.nbytes, self._first, stream is None, 0, len(name), len(encoded))
+            _RUN.pack(self._count, form.nbytes, self._first, stream is None, kind, len(name), len(encoded), len(marks))
             + name
             + encoded
+            + marks
         )
         self._count = 0
 
@@ -253,6 +260,7 @@ class Piece(NamedTuple):
     stream: str | int
     buffer: Any
     form: Form
+    mark: FileMark | None = None
 
 
 def describe(stream: str, element: Any) -> Piece:
@@ -265,15 +273,16 @@ def describe(stream: str, element: Any) -> Piece:
 def described(elements: Any) -> Iterator[Piece]:
     """Each element of what `send` was given, its bytes in one piece."""
     for stream, element in pieces(elements):
-        yield Piece(stream, *as_bytes(element, f"element {stream!r}"))
+        mark = element.mark if isinstance(element, Marked) else None
+        yield Piece(stream, *as_bytes(element, f"element {stream!r}"), mark)
 
 
 def encode(elements: Iterable[Piece]) -> tuple[bytes, list[Any]]:
     """The manifest of these elements, and the buffer of each."""
     runs = _Runs()
     buffers = []
-    for stream, buffer, form in elements:
-        runs.add(stream, form)
+    for stream, buffer, form, mark in elements:
+        runs.add(stream, form, mark=mark)
         buffers.append(buffer)
     if runs.nb_elements > 0xFFFFFFFF:
         raise ConfigError(f"{runs.nb_elements} elements are more than a slice can number: send several slices")
@@ -303,6 +312,8 @@ class Run(NamedTuple):
     nbytes : int
         Of each element.
     form : Form
+    mark : FileMark or None
+        Of elements that are files.
     """
 
     start: int
@@ -311,6 +322,7 @@ class Run(NamedTuple):
     first: int
     nbytes: int
     form: Form
+    mark: FileMark | None = None
 
     def stream_of(self, number: int) -> str:
         """The stream of element `number`."""
@@ -322,7 +334,7 @@ def parse(manifest: bytes) -> list[Run]:
     _, _, nb_runs, _, _ = _HEADER.unpack_from(manifest)
     at, start, runs = _HEADER.size, 0, []
     for _ in range(nb_runs):
-        count, nbytes, first, numbered, _, stream_len, form_len = _RUN.unpack_from(manifest, at)
+        count, nbytes, first, numbered, kind, stream_len, form_len, marks_len = _RUN.unpack_from(manifest, at)
         at += _RUN.size
         stream = None if numbered else manifest[at : at + stream_len].decode("utf-8", "surrogateescape")
         at += stream_len
@@ -333,8 +345,10 @@ def parse(manifest: bytes) -> list[Run]:
         if form.nbytes != nbytes:
             form = form_of_bytes(nbytes)
         at += form_len
+        mark = None if kind == ELEMENT else FileMark.decode(kind, manifest[at : at + marks_len])
+        at += marks_len
         if count:  # a run of none names a stream that has no element
-            runs.append(Run(start, count, stream, first, nbytes, form))
+            runs.append(Run(start, count, stream, first, nbytes, form, mark))
         start += count
     return runs
 

@@ -3,10 +3,13 @@
  * The manifest is a header and runs of like elements:
  *
  *     header   u16 flags | u16 payload_bytes | u32 nb_runs | u32 nb_elements | u64 nbytes
- *     run      u32 count | u64 nbytes of each | u32 first | u8 numbered | u8 0 | u16 stream_len | u16 form_len
- *              | stream | form
+ *     run      u32 count | u64 nbytes of each | u32 first | u8 numbered | u8 kind | u16 stream_len | u16 form_len
+ *              | u16 marks_len | stream | form | marks
+ *     mark     u8 key | u8 length | value, big-endian
  *
- * `form` (dtype, shape, order) is for Python alone. A numbered run's streams are stream + str(first), str(first + 1) …
+ * `form` (dtype, shape, order) is read by Python alone. A numbered run's streams are stream + str(first), str(first + 1) …
+ * `kind` and marks say what else an element is than an array: a file, with its mode; only `aiflow send` sets them.
+ * A receiver refuses what it does not know (af_manifest_unknown): a kind, a mark, a form.
  *
  * Chunks are numbered through the slice: first the manifest's own pieces, then the data, then the closing record. An
  * element larger than one payload is cut into pieces of `payload_bytes`; consecutive smaller ones are packed greedily.
@@ -22,10 +25,27 @@
 #include "wire.h"
 
 #define AF_MANIFEST_HEADER 20u
-#define AF_RUN_HEADER 22u
+#define AF_RUN_HEADER 24u
 #define AF_FLAG_INLINE 1u      /* the data follows the manifest in the same frame */
 #define AF_ALIGN 64u           /* a run begins on a cache line */
 #define AF_PACK_MOST 60000u    /* elements in one PACKED frame */
+
+enum af_run_kind {
+	AF_RUN_ELEMENT,
+	AF_RUN_FILE,
+	AF_RUN_PART,      /* of a file: AF_MARK_OFFSET and AF_MARK_SIZE say which */
+	AF_RUN_DIRECTORY, /* no bytes: the directory is there, and may be empty */
+	AF_NB_RUN_KINDS
+};
+
+enum af_mark {
+	AF_MARK_NONE,
+	AF_MARK_MODE,   /* u32: permission bits */
+	AF_MARK_MTIME,  /* i64: nanoseconds since 1970 */
+	AF_MARK_OFFSET, /* u64: where a part begins */
+	AF_MARK_SIZE,   /* u64: bytes of the whole file */
+	AF_NB_MARKS
+};
 
 struct __attribute__((packed)) af_manifest {
 	uint16_t flags, payload_bytes;
@@ -37,8 +57,8 @@ struct __attribute__((packed)) af_run {
 	uint32_t count;
 	uint64_t nbytes;
 	uint32_t first;
-	uint8_t numbered, reserved;
-	uint16_t stream_len, form_len;
+	uint8_t numbered, kind;
+	uint16_t stream_len, form_len, marks_len;
 };
 
 _Static_assert(sizeof(struct af_manifest) == AF_MANIFEST_HEADER, "wire size");
@@ -90,7 +110,7 @@ af_align(uint64_t offset)
 struct af_run_cursor {
 	const uint8_t *at, *end;
 	struct af_run run; /* host order */
-	const uint8_t *stream, *form;
+	const uint8_t *stream, *form, *marks;
 };
 
 static inline bool
@@ -124,11 +144,13 @@ af_run_next(struct af_run_cursor *c)
 	r->first = AF_BE32(r->first);
 	r->stream_len = AF_BE16(r->stream_len);
 	r->form_len = AF_BE16(r->form_len);
+	r->marks_len = AF_BE16(r->marks_len);
 	c->stream = c->at + AF_RUN_HEADER;
-	if (c->end - c->stream < (ptrdiff_t)r->stream_len + r->form_len)
+	if (c->end - c->stream < (ptrdiff_t)r->stream_len + r->form_len + r->marks_len)
 		return false;
 	c->form = c->stream + r->stream_len;
-	c->at = c->form + r->form_len;
+	c->marks = c->form + r->form_len;
+	c->at = c->marks + r->marks_len;
 	return true;
 }
 
@@ -162,6 +184,50 @@ af_manifest_measure(const uint8_t *bytes, uint64_t len, struct af_manifest *m, s
 	if (out->nb_elements != m->nb_elements || out->nbytes != m->nbytes)
 		return false;
 	return true;
+}
+
+/* ---- what a receiver knows ---- */
+
+/* A form "C[2, 3]'<f4'" of one of numpy's own types. Others, structured ones, are judged by numpy. */
+static inline bool
+af_form_is_plain(const uint8_t *form, uint32_t len)
+{
+	uint32_t at = 1;
+
+	if (len < 7 || (form[0] != 'C' && form[0] != 'F') || form[at++] != '[')
+		return false;
+	while (at < len && ((form[at] >= '0' && form[at] <= '9') || form[at] == ',' || form[at] == ' '))
+		at++;
+	if (len - at < 5 || form[at] != ']' || form[at + 1] != '\'' || form[len - 1] != '\'')
+		return false;
+	at += 2;
+	if (!memchr("<>|=", form[at], 4) || !memchr("?biufcSUV", form[at + 1], 9) || at + 2 == len - 1)
+		return false;
+	for (at += 2; at < len - 1; at++)
+		if (form[at] < '0' || form[at] > '9')
+			return false;
+	return true;
+}
+
+/* The first thing in a run that this build does not know, if any: its kind, and which value. */
+enum af_unknown { AF_KNOWN, AF_UNKNOWN_KIND, AF_UNKNOWN_MARK, AF_UNKNOWN_FORM };
+
+static inline enum af_unknown
+af_run_unknown(const struct af_run_cursor *c, uint32_t *value)
+{
+	static const uint8_t sizes[AF_NB_MARKS] = {0, 4, 8, 8, 8};
+	const uint8_t *at = c->marks, *end = c->marks + c->run.marks_len;
+
+	*value = c->run.kind;
+	if (c->run.kind >= AF_NB_RUN_KINDS || c->run.numbered > 1)
+		return AF_UNKNOWN_KIND;
+	for (; at < end; at += 2 + at[1]) {
+		*value = at[0];
+		if (end - at < 2 || at[0] == AF_MARK_NONE || at[0] >= AF_NB_MARKS || at[1] != sizes[at[0]] ||
+		    end - at < 2 + at[1])
+			return AF_UNKNOWN_MARK;
+	}
+	return AF_KNOWN;
 }
 
 #endif
