@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .errors import (
         AiflowError,
         ConfigError,
+        DeliveryError,
         DemandWarning,
         EalError,
         IntegrityError,
@@ -35,6 +36,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AiflowError",
     "ConfigError",
+    "DeliveryError",
     "DemandWarning",
     "EalError",
     "Element",

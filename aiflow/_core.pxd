@@ -172,6 +172,7 @@ cdef extern from "aiflow/pace.h" nogil:
 cdef extern from "aiflow/tx.h" nogil:
     enum:
         AF_TX_QUEUED
+        AF_TX_ASKING
         AF_TX_DONE
         AF_TX_FAILED
 
@@ -179,6 +180,11 @@ cdef extern from "aiflow/tx.h" nogil:
         uint32_t ports
         bint elements, quotas, shortest
         uint64_t quota[32]
+
+    struct af_rival:
+        char name[64]
+        uint8_t mac[6]
+        uint64_t epoch
 
     struct af_tx_slice:
         const af_span *elements
@@ -190,9 +196,11 @@ cdef extern from "aiflow/tx.h" nogil:
         int state, cancel
         uint64_t acked_bytes
         int error
-        bint all_sent
+        bint all_sent, held
         uint64_t detail
-        uint32_t id, payload_bytes, nb_data, nb_chunks
+        char *text
+        uint32_t text_got
+        uint32_t id, payload_bytes, nb_manifest, nb_data, nb_chunks
         uint64_t granted_ns, done_ns, frames, again
         uint64_t port_frames[32]
         uint64_t port_bytes[32]
@@ -228,6 +236,10 @@ cdef extern from "aiflow/tx.h" nogil:
         uint32_t nb_ports
         bint open, closing, keeps_mbufs, bye_heard
         char receiver[64]
+        char others[4][64]
+        af_rival rivals[2]
+        uint8_t drop
+        uint32_t nb_dropped
         uint32_t session, payload_bytes
         af_tx_slice *queue
         void *again
@@ -274,6 +286,18 @@ cdef extern from "aiflow/store.h" nogil:
     void af_store_free(af_store *store) noexcept
 
 
+cdef extern from "aiflow/verdict.h" nogil:
+    enum:
+        AF_TEXT_MOST
+
+    struct af_verdicts:
+        pass
+
+    bint af_verdicts_push(af_verdicts *verdicts, uint32_t session, uint32_t slice, bint failed, const char *text,
+                          uint32_t nbytes) noexcept
+    void af_verdicts_free(af_verdicts *verdicts) noexcept
+
+
 cdef extern from "aiflow/rx.h" nogil:
     uint64_t af_rx_need(const af_extent *extent, uint64_t manifest_bytes, uint64_t nb_chunks, uint64_t nb_data,
                         uint64_t mbuf_bytes) noexcept
@@ -290,6 +314,8 @@ cdef extern from "aiflow/rx.h" nogil:
     struct af_rx_slice:
         af_rx_slice *next
         char sender[64]
+        uint64_t instance
+        uint32_t session_id
         uint32_t id, manifest_bytes, payload_bytes, nb_data, nb_elements
         uint64_t nbytes, first_ns, whole_ns, frames
         uint8_t *manifest
@@ -307,7 +333,10 @@ cdef extern from "aiflow/rx.h" nogil:
     struct af_rx:
         char name[64]
         uint64_t epoch, peer_timeout_ns, clock_offset_ns
-        bint keeps_mbufs
+        bint keeps_mbufs, confirms
+        bint (*knows_form)(void *context, const uint8_t *form, uint32_t nbytes) noexcept nogil
+        void *context
+        af_verdicts *verdicts
         uint64_t mbuf_bytes
         void (*release)(void *handle) noexcept nogil
         af_store *store
@@ -323,6 +352,8 @@ cdef extern from "aiflow/rx.h" nogil:
 
     void af_rx_init(af_rx *rx) noexcept
     void af_rx_free(af_rx *rx) noexcept
+    void af_rx_hear_verdicts(af_rx *rx) noexcept
+    void af_rx_fail_pending(af_rx *rx, const char *text, uint32_t nbytes) noexcept
     void af_rx_detach(af_rx *rx, uint32_t p) noexcept
     bint af_rx_owes(const af_rx *rx) noexcept
     void af_rx_slice_free(af_rx_slice *s, void (*release)(void *handle) noexcept nogil) noexcept

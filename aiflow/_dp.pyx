@@ -37,7 +37,7 @@ cdef extern from *:
 
 DROPS = ("ok", "runt", "length", "mtu", "header", "foreign", "vlan", "kind", "dst_mac", "broadcast", "segments", "crc",
          "session", "src_mac", "path", "number", "replay", "duplicate", "not_granted", "element", "seq", "end", "size",
-         "conflict", "manifest", "hello", "report", "busy")
+         "conflict", "manifest", "hello", "report", "busy", "version")
 
 FAULT_COUNTS = ("dropped", "burst", "down", "corrupted", "truncated", "repeated", "reordered", "delayed", "stalls",
                 "overflow")

@@ -16,29 +16,42 @@ from libc.string cimport memset
 from posix.unistd cimport getpid
 
 from aiflow._core cimport (
-    AF_HEADER, AF_MBUF_OVERHEAD, AF_NB_DROPS, af_agent_port, af_now_ns, af_rx, af_rx_detach, af_rx_free, af_rx_init,
-    af_rx_next_frame, af_rx_on_frame, af_rx_owes, af_rx_port, af_rx_slice, af_rx_slice_free, af_rx_tick, af_store,
-    af_store_free, af_store_init,
+    AF_HEADER, AF_MBUF_OVERHEAD, AF_NB_DROPS, af_agent_port, af_mail_wake, af_now_ns, af_rx, af_rx_detach, af_rx_free, af_rx_init,
+    af_rx_fail_pending, af_rx_hear_verdicts, af_rx_next_frame, af_rx_on_frame, af_rx_owes, af_rx_port, af_rx_slice,
+    af_rx_slice_free, af_rx_tick, af_store, af_store_free, af_store_init, af_verdicts, af_verdicts_free,
+    af_verdicts_push,
 )
 from aiflow._dp cimport Loop, name_bytes, sample_rows
-from aiflow._dp_driven cimport aiflow_lock, aiflow_unlock
+from aiflow._dp_driven cimport aiflow_lock, aiflow_set, aiflow_unlock
 from aiflow._eal cimport Port
 from aiflow.librte.rte_mbuf cimport rte_mbuf, rte_pktmbuf_free, rte_pktmbuf_mtod
 from aiflow._dp import DROPS
 from aiflow.errors import PoolExhausted
+from aiflow.manifest import Form
 
 MBUF_OVERHEAD = AF_MBUF_OVERHEAD
 LAST_WORDS_S = 0.1  # for the reports that are due when a Receiver closes
+cdef bytes DROPPED = b"the receiver dropped it without confirm() or release()"
 
 
 cdef void release_mbuf(void *handle) noexcept nogil:
     rte_pktmbuf_free(<rte_mbuf *>handle)
 
 
+cdef bint knows_form(void *context, const uint8_t *form, uint32_t nbytes) noexcept with gil:
+    """Can numpy read this description of a dtype? Asked once for each that is not plain."""
+    try:
+        Form.decode((<const char *>form)[:nbytes])
+    except Exception:  # whatever a stranger may have written there
+        return False
+    return True
+
+
 cdef class Store:
     """Element memory of one Receiver; lives until the last slice out of it is gone."""
 
     cdef af_store store
+    cdef af_verdicts verdicts  # here, since a slice may outlive its Receiver
     cdef bint ready
     cdef readonly list pools   # that kept mbufs belong to
     cdef int pid
@@ -51,6 +64,7 @@ cdef class Store:
         self.pid = os.getpid()
 
     def __dealloc__(self):
+        af_verdicts_free(&self.verdicts)
         if self.ready:
             af_store_free(&self.store)
 
@@ -71,13 +85,41 @@ cdef class Incoming:
 
     cdef af_rx_slice *s
     cdef readonly Store store
+    cdef readonly bint confirms  # its user says when it is delivered …
+    cdef readonly bint awaited   # … and has not said so yet
+    cdef object loop            # a weak reference
     cdef object __weakref__
 
     def __dealloc__(self):
         # A forked child has the parent's addresses, not its pools.
         if self.s != NULL and getpid() == self.store.pid:
+            if self.awaited:
+                self._judge(True, DROPPED)
             with nogil:
                 af_rx_slice_free(self.s, release_mbuf)
+
+    cdef int _judge(self, bint failed, bytes text) except -1:
+        if not af_verdicts_push(&self.store.verdicts, self.s.session_id, self.s.id, failed, text, <uint32_t>len(text)):
+            raise MemoryError("no memory for what has become of a slice")
+        self.awaited = False
+        return 0
+
+    def confirm(self):
+        """Tell the sender that the slice is where the user wants it. Once; more calls do nothing."""
+        if self.awaited:
+            self._judge(False, b"")
+            self._nudge()
+
+    def fail(self, bytes text):
+        """Tell the sender that it is not, and why (see `aiflow.outcome.Failures`)."""
+        if self.awaited:
+            self._judge(True, text)
+            self._nudge()
+
+    cdef _nudge(self):
+        loop = self.loop()
+        if loop is not None:
+            loop.nudge()
 
     @property
     def slice_id(self):
@@ -88,6 +130,11 @@ cdef class Incoming:
     def sender(self):
         """The sender's name."""
         return (<const char *>self.s.sender).decode("utf-8", "replace")
+
+    @property
+    def instance(self):
+        """The sender's instance: 48 random bits, the same through all its sessions."""
+        return self.s.instance
 
     @property
     def nbytes(self):
@@ -233,6 +280,8 @@ cdef class RxLoop(Loop):
         For tests.
     interval : float
         Seconds between two samples for the monitor; 0: none.
+    confirms : bool
+        A slice is delivered when its user says so, not when it is whole.
     """
 
     cdef af_rx *rx
@@ -251,13 +300,17 @@ cdef class RxLoop(Loop):
         self.held = []
         self.most_held = 64
 
-    def __init__(self, name, Store store, keeps_mbufs, peer_timeout, tx_pool=None, faults=None, interval=0.1):
+    def __init__(self, name, Store store, keeps_mbufs, peer_timeout, tx_pool=None, faults=None, interval=0.1,
+                 confirms=False):
         self.rx.monitor.interval_ns = int(interval * 1e9)
         name_bytes(name, self.rx.name)
         self.store = store
         self.tx_pool = tx_pool
         self.rx.store = &store.store
         self.rx.keeps_mbufs = keeps_mbufs
+        self.rx.confirms = confirms
+        self.rx.verdicts = &store.verdicts
+        self.rx.knows_form = knows_form
         self.rx.release = release_mbuf
         self.rx.epoch = int.from_bytes(os.urandom(8), "big") | 1
         # A receiver that comes back must not mint its predecessor's numbers: senders would not see the difference.
@@ -313,6 +366,15 @@ cdef class RxLoop(Loop):
     def mbuf_bytes(self, uint64_t nbytes):
         self.rx.mbuf_bytes = nbytes
 
+    def nudge(self):
+        """Make the loop look at what users have said of their slices."""
+        aiflow_set(self.mail.posted, 1)
+        af_mail_wake(&self.mail)
+
+    def _fail_pending(self, bytes reason):
+        af_rx_hear_verdicts(self.rx)
+        af_rx_fail_pending(self.rx, reason, <uint32_t>len(reason))
+
     def _said_all(self):
         return not af_rx_owes(self.rx) and self.settled()
 
@@ -333,6 +395,8 @@ cdef class RxLoop(Loop):
         incoming = Incoming.__new__(Incoming)
         incoming.s = s
         incoming.store = self.store
+        incoming.confirms = incoming.awaited = self.rx.confirms
+        incoming.loop = PyWeakref_NewRef(self, None)
         if len(self.held) >= self.most_held:
             self.held = [one for one in self.held if one() is not None]
             self.most_held = max(64, 2 * len(self.held))
@@ -344,10 +408,15 @@ cdef class RxLoop(Loop):
         """Every slice that was handed over and is still held."""
         return [incoming for incoming in [one() for one in self.held] if incoming is not None]
 
-    def close(self):
-        """Say what is still to be said, stop, and free what nobody has taken."""
+    def close(self, bytes reason=b"the receiver closed before it confirmed the slice"):
+        """Say what is still to be said, stop, and free what nobody has taken.
+
+        A slice that waits for its user's word has failed, for that reason.
+        """
         if os.getpid() != self.pid:
             return
+        if self.rx.confirms:
+            self.between(lambda: self._fail_pending(reason))
         until = time.monotonic() + LAST_WORDS_S
         while not self.stopped and not self.between(self._said_all) and time.monotonic() < until:
             self.wait(self.generation, 0.0005)

@@ -13,7 +13,7 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
 from aiflow._core cimport (
-    AF_FAN_MOST, AF_HEADER, AF_MBUF_OVERHEAD, AF_TAIL_LEAST, AF_TX_DONE, af_agent_port, af_extent, af_fan,
+    AF_FAN_MOST, AF_HEADER, AF_MBUF_OVERHEAD, AF_TAIL_LEAST, AF_TX_ASKING, AF_TX_DONE, af_agent_port, af_extent, af_fan,
     af_fan_next_frame, af_fan_on_frame, af_fan_tick, af_mail_wake, af_manifest, af_manifest_measure, af_now_ns,
     af_pace_reset, af_rx_need, af_span, af_tx, af_tx_detach, af_tx_enqueue, af_tx_fail_all, af_tx_init,
     af_tx_is_pressed, af_tx_next_frame, af_tx_on_frame, af_tx_port, af_tx_slice, af_tx_tick,
@@ -26,7 +26,7 @@ from aiflow.errors import ConfigError
 
 # In the order of enum af_tx_error.
 ERRORS = ("ok", "no_peer", "silent", "restarted", "too_large", "integrity", "refused", "cancelled", "ambiguous", "mtu",
-          "no_memory")
+          "no_memory", "unknown", "failed", "stalled")
 CANCELLED = ERRORS.index("cancelled")
 MOST_RECEIVERS = AF_FAN_MOST
 
@@ -43,6 +43,7 @@ cdef class Outgoing:
 
     def __dealloc__(self):
         self._release()
+        free(self.s.text)
         free(self.s.manifest)
         free(self.spans)
 
@@ -112,6 +113,26 @@ cdef class Outgoing:
         return self.s.detail
 
     @property
+    def held(self):
+        """Has the receiver all of it, and its user not said yet that it is delivered?"""
+        return self.s.held and self.s.state < AF_TX_DONE
+
+    @property
+    def waits_for_memory(self):
+        """Has the receiver been asked, and not granted it yet?"""
+        return self.s.state == AF_TX_ASKING
+
+    @property
+    def text(self):
+        """With "unknown" and "failed": the receiver's words."""
+        return (self.s.text[:self.s.text_got] if self.s.text != NULL else b"").decode("utf-8", "replace")
+
+    @property
+    def manifest(self):
+        """The manifest, as it was sent."""
+        return (<char *>self.s.manifest)[:self.s.manifest_bytes]
+
+    @property
     def needs(self):
         """Bytes of a receiver's memory that it takes, tables included, once it has been laid out."""
         cdef af_manifest manifest
@@ -119,7 +140,9 @@ cdef class Outgoing:
         cdef af_tx *tx = self.loop.fan.tx[self.s.receiver]
         cdef uint64_t mbuf_bytes = AF_HEADER + self.s.payload_bytes + AF_MBUF_OVERHEAD if tx.keeps_mbufs else 0
         af_manifest_measure(self.s.manifest, self.s.manifest_bytes, &manifest, &extent)
-        return af_rx_need(&extent, self.s.manifest_bytes, self.s.nb_chunks, self.s.nb_data, mbuf_bytes)
+        need = af_rx_need(&extent, self.s.manifest_bytes, self.s.nb_manifest + self.s.nb_data + 1, self.s.nb_data,
+                          mbuf_bytes)
+        return max(need, 4 * (self.s.manifest_bytes - 65536))  # the most that a manifest may be of the memory
 
     @property
     def slice_id(self):
@@ -445,6 +468,21 @@ cdef class TxLoop(Loop):
     def receivers(self):
         """Names of the receivers that we are joined to."""
         return [self.last_receiver(i) for i in range(self.fan.nb) if self.fan.tx[i].open]
+
+    def others(self, uint32_t receiver=0):
+        """Names of receivers that answered, though another was asked for."""
+        names = [(<const char *>self.fan.tx[receiver].others[i]).decode("utf-8", "replace") for i in range(4)]
+        return [name for name in names if name]
+
+    def rivals(self, uint32_t receiver=0):
+        """(name, MAC) of receivers that answer beside each other, or beside ours under its name."""
+        cdef af_tx *tx = self.fan.tx[receiver]
+        return [((<const char *>tx.rivals[i].name).decode("utf-8", "replace"), bytes(tx.rivals[i].mac[:6]).hex(":"))
+                for i in range(2) if tx.rivals[i].epoch]
+
+    def dropped(self, uint32_t receiver=0):
+        """Why the receiver has dropped most frames, as it says, and how many; ("ok", 0) when it has not."""
+        return DROPS[self.fan.tx[receiver].drop], self.fan.tx[receiver].nb_dropped
 
     def last_receiver(self, uint32_t receiver=0):
         """Name of the receiver that we were joined to last at this place, "" before the first."""

@@ -33,7 +33,7 @@ KINDS = {"DATA": 1, "PACKED": 2, "MANIFEST": 3, "GRANT": 4, "FEEDBACK": 5, "HELL
 
 DROPS = ("ok", "runt", "length", "mtu", "header", "foreign", "vlan", "kind", "dst_mac", "broadcast", "segments", "crc",
          "session", "src_mac", "path", "number", "replay", "duplicate", "not_granted", "element", "seq", "end", "size",
-         "conflict", "manifest", "hello", "report", "busy")
+         "conflict", "manifest", "hello", "report", "busy", "version")
 
 if len(KINDS) != AF_NB_KINDS - 1 or len(DROPS) != AF_NB_DROPS:
     raise ImportError("aiflow._wire was built against another include/aiflow/wire.h: build again with make setup")

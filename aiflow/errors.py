@@ -7,6 +7,7 @@ from collections.abc import Mapping
 __all__ = [
     "AiflowError",
     "ConfigError",
+    "DeliveryError",
     "DemandWarning",
     "EalError",
     "IntegrityError",
@@ -77,6 +78,34 @@ class PoolExhausted(AiflowError, MemoryError):
 
 class IntegrityError(AiflowError):
     """What arrived is not what was sent, and was not shown."""
+
+
+class DeliveryError(AiflowError):
+    """The receiver had all of the slice, and its user could not use it: a disk was full, for instance.
+
+    Attributes
+    ----------
+    failed : dict of str to str
+        Stream → why. The streams of the slice that are not in it are where the receiver's user wants them.
+    failed_elements : dict of int to str
+        The same by the element's number in the slice.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        failed: Mapping[str, str] | None = None,
+        failed_elements: Mapping[int, str] | None = None,
+        delivered: bool | None = None,
+        delivered_by: Mapping[str, bool | None] | None = None,
+    ) -> None:
+        super().__init__(message, delivered=delivered, delivered_by=delivered_by)
+        self.failed: dict[str, str] = dict(failed or {})
+        self.failed_elements: dict[int, str] = dict(failed_elements or {})
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), self.args, self.__dict__
 
 
 class DemandWarning(UserWarning):

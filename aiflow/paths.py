@@ -124,6 +124,10 @@ class PortSet:
         with self._lock:
             return list(self._ports)
 
+    def hints(self) -> list[str]:
+        """What is known of the ports that may explain why a peer is not heard, a clause each."""
+        return []
+
     def close(self) -> None:
         """Detach and close all ports, hang up, give names back. Idempotent; does nothing in a forked child."""
         if self._closed or os.getpid() != self._pid:

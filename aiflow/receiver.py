@@ -13,6 +13,7 @@ from .config import parse_endpoints, parse_idle, parse_max_cores, parse_size
 from .errors import ConfigError, PoolExhausted, SliceTimeout
 from .monitor import INTERVAL_S, LinkSpeeds, Monitor
 from .paths import PortSet
+from .reasons import joined, of_drops
 from .report import PortTable, port_table
 from .sender import MBUFS_PER_PORT, _seconds, _timeout
 from .slices import TimeSlice
@@ -51,6 +52,11 @@ class Receiver:
         Default of `recv`, in seconds.
     until : str, optional
         "bye": iteration ends when every sender seen has closed.
+    confirm : str
+        When a sender is told that its slice is delivered. "held": as soon as the slice is whole and checked in this
+        process's memory. "release": when you say so by `TimeSlice.confirm` or `TimeSlice.release`, which advancing the
+        iteration does too; `TimeSlice.fail` makes the sender's `send` raise, and so does a slice that was dropped
+        without a word. Up to 8 slices of a sender, 2 large ones, may wait for your word at a time.
     peer_timeout : float
         Seconds of a sender's silence after which its unfinished slice is freed. Where its death can be seen (local
         ports), that happens at once.
@@ -87,6 +93,7 @@ class Receiver:
         memory: int | str = "1GiB",
         timeout: float | None = None,
         until: str | None = None,
+        confirm: str = "held",
         peer_timeout: float = 10.0,
         frame_size: int | None = None,
         idle: str = "backoff",
@@ -102,6 +109,8 @@ class Receiver:
         speeds = LinkSpeeds(link_speed, sum(endpoint.nb_ports for endpoint in self.endpoints))
         if until not in (None, "bye"):
             raise ConfigError(f"until={until!r} is unknown: use 'bye', or None to go on until close()")
+        if confirm not in ("held", "release"):
+            raise ConfigError(f"confirm={confirm!r} is unknown: use 'held', or 'release'")
         names = [endpoint.target for endpoint in self.endpoints if endpoint.scheme in NAMED]
         self.name = name if name is not None else names[0] if names else socket.gethostname()[:60]
         self.assemble = bool(assemble)
@@ -110,6 +119,7 @@ class Receiver:
             raise ConfigError(f"memory={memory!r} is more than any machine has: give less than 64 TiB")
         self.timeout = None if timeout is None else _seconds(timeout, "timeout")
         self.until = until
+        self.confirm = confirm
         self._current: TimeSlice | None = None
         self._pools: dict[int, Mempool] = {}
         self._reports: Mempool | None = None
@@ -123,6 +133,7 @@ class Receiver:
             self._reports,
             faults,
             monitor_interval,
+            confirm == "release",
         )
         self._monitor = Monitor(self._loop, speeds)
         self._waiting = Waiting(self._loop)
@@ -242,7 +253,13 @@ class Receiver:
         nbytes, _ = self._loop.starving
         if nbytes:
             return self._exhausted(nbytes)
-        return SliceTimeout(f"no whole slice arrived within {timeout} s: check the sender, or wait longer")
+        got, total = self._loop.progress
+        facts = [*of_drops(self._loop.drops()), *self._ports.hints()]
+        if got < total:
+            facts.append(f"{got} of {total} bytes of the newest slice have arrived")
+        elif not self._loop.nb_sessions:
+            facts.append("no sender has been heard yet")
+        return SliceTimeout(f"no whole slice arrived within {timeout} s: check the sender, or wait longer{joined(facts)}")
 
     def _exhausted(self, nbytes: int) -> PoolExhausted:
         held = sorted(self._loop.slices, key=lambda incoming: -incoming.charged)
@@ -328,28 +345,33 @@ class Receiver:
 
     def close(self) -> None:
         """Close the ports and free what nobody holds. Arrays taken out stay valid. Idempotent."""
+        self._close("")
+
+    def _close(self, failed: str) -> None:
+        """Close; `failed`: why what waits for the user's word has failed, "" where it has not."""
         if self._closed:
             return
         self._closed = True
-        self._release_current()
+        if not failed:
+            self._release_current()
         if not self._loop.pid_is_ours():
             return
         self._loop.tell()  # whoever waits in another thread
-        self._loop.close()
+        self._loop.close(*([failed.encode("utf-8", "backslashreplace")] if failed else []))
         self._ports.close()
         self._pools.clear()
 
     def __enter__(self) -> Receiver:
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        self._close("" if error is None else f"the receiver ended by {type(error).__name__}: {error}")
 
     async def __aenter__(self) -> Receiver:
         return self
 
-    async def __aexit__(self, *exc: object) -> None:
-        self.close()
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        self.__exit__(kind, error, trace)
 
     def __del__(self) -> None:
         if not getattr(self, "_closed", True) and self._loop.pid_is_ours():

@@ -417,18 +417,37 @@ class Sender:
         if not wait:
             return ticket
         try:
-            arrived = self._waiting.until(ticket._ended, timeout)
-            if not arrived:
+            waited_for = ""
+            if not self._waiting.until(ticket._ended, timeout):
+                waited_for = f"in {timeout} s {self._waits_for(outgoing)}"
                 outgoing.cancel()
-            return ticket._finish()
+            return ticket._finish(waited_for)
         except BaseException:
             outgoing.cancel()  # nothing reads the buffers after this
             raise
 
-    def _report(self, outgoing: Any) -> SliceReport:
+    def _report(self, outgoing: Any, waited_for: str = "") -> SliceReport:
         if any(part.error != "ok" for part in outgoing.parts):
-            raise outcome.failure(outgoing, self.endpoints, self.peer_timeout, self._name_of)
+            known = self._known(outcome.blamed(outgoing).receiver)
+            raise outcome.failure(outgoing, known, self._name_of, waited_for)
         return outcome.report(outgoing, self._loop.port_names, self._name_of)
+
+    def _known(self, receiver: int) -> outcome.Known:
+        return outcome.Known(
+            self.endpoints,
+            self.peer_timeout,
+            self._to[receiver] if self._to else "",
+            self._loop.others(receiver),
+            self._loop.rivals(receiver),
+            self._loop.drops(),
+            self._loop.dropped(receiver),
+            self._ports.hints(),
+        )
+
+    def _waits_for(self, outgoing: Any) -> str:
+        """What a slice that has not ended waits for."""
+        receiver = next((part.receiver for part in outgoing.parts if not part.done), 0)
+        return outcome.waits_for(outgoing, self._known(receiver))
 
     def _name_of(self, part: Any) -> str:
         return self._to[part.receiver] if len(self._to) > 1 else str(self._loop.last_receiver())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -11,8 +11,10 @@ import numpy as np
 
 from ._dp_rx import Exporter
 from .errors import ConfigError
+from .filemarks import FileMark
 from .manifest import Run, Span, spans_of, streams_of
 from .partition import even
+from .verdicts import told
 
 __all__ = ["Element", "Shard", "TimeSlice"]
 
@@ -62,6 +64,11 @@ class Element(Exporter):
     def shape(self) -> tuple[int, ...]:
         """As sent; (nbytes,) for plain bytes."""
         return self._run.form.shape
+
+    @property
+    def mark(self) -> FileMark | None:
+        """What it is on a disk, of an element that ``aiflow send`` has sent; None for all others."""
+        return self._run.mark
 
     @property
     def latency_ns(self) -> int:
@@ -259,17 +266,22 @@ class TimeSlice(_Elements):
     slice_id : int
         Its number within the sender's session, from 1.
     sender : str
-        The sender's name.
+        The sender's name. Several may have the same.
+    instance : int
+        Which Sender it was: 48 random bits, the same through all its sessions.
     nbytes : int
         Bytes of all elements.
     seconds : float
         From its first frame's arrival to its last one's, the wait for memory included.
     """
 
+    _failed: bool | None = None  # what was said of it; None: nothing yet
+
     def __init__(self, incoming: Any) -> None:
         self._incoming = incoming
         self.slice_id: int = incoming.slice_id
         self.sender: str = incoming.sender
+        self.instance: int = incoming.instance
         self.nbytes: int = incoming.nbytes
         self.seconds: float = incoming.seconds
         self._length = incoming.nb_elements
@@ -316,14 +328,80 @@ class TimeSlice(_Elements):
 
     # ---- life ----
 
+    def confirm(self) -> None:
+        """With ``Receiver(confirm="release")``: tell the sender that the slice is where you want it.
+
+        Only then does its `send` return, and report it delivered. More calls do nothing; with ``confirm="held"`` the
+        sender has its word already. The slice stays yours until `release`.
+
+        Raises
+        ------
+        ConfigError
+            If the slice was failed, or released.
+        """
+        self._judge(None)
+
+    def fail(self, reasons: Mapping[str | int, str] | str) -> None:
+        """With ``Receiver(confirm="release")``: tell the sender what could not be used, and why.
+
+        Its `send` raises `DeliveryError` with these reasons. The elements that are not named are confirmed.
+
+        Parameters
+        ----------
+        reasons : mapping or str
+            Stream, or an element's number → why; a str is the reason for all of the slice.
+
+        Raises
+        ------
+        KeyError
+            For a stream or a number that the slice has not.
+        ConfigError
+            If the slice was confirmed or released, or with ``confirm="held"``: its sender has been told that it is
+            delivered.
+        """
+        incoming = self._held()
+        if not incoming.confirms:
+            raise ConfigError("its sender has been told that it is delivered: open the Receiver with confirm='release'")
+        if isinstance(reasons, str):
+            failed = dict.fromkeys(range(self._length), reasons)
+        else:
+            failed = {number: why for key, why in reasons.items() for number in self._numbers(key)}
+        self._judge(failed)
+
+    def _numbers(self, key: str | int) -> list[int]:
+        if isinstance(key, str):
+            return [element.number for element in self.stream(key)]
+        if not 0 <= key < self._length:
+            raise KeyError(f"element {key}: the slice has {self._length}")
+        return [key]
+
+    def _judge(self, failed: dict[int, str] | None) -> None:
+        incoming = self._held()
+        if not incoming.confirms or (self._failed is False and failed is None):
+            return
+        if self._failed is not None:
+            raise ConfigError(f"this time slice was {'failed' if self._failed else 'confirmed'} already")
+        self._failed = failed is not None
+        if failed is None:
+            incoming.confirm()
+        else:
+            incoming.fail(told(failed))
+
     def release(self) -> None:
-        """Give the slice up; its memory goes back when no array taken out of it is left. Idempotent."""
-        self._incoming = None
+        """Give the slice up; its memory goes back when no array taken out of it is left. Idempotent.
+
+        With ``Receiver(confirm="release")`` it confirms the slice, unless `fail` was called.
+        """
+        incoming, self._incoming = self._incoming, None
+        if incoming is not None:
+            incoming.confirm()
 
     def __enter__(self) -> TimeSlice:
         return self
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if error is not None and self._incoming is not None and self._incoming.awaited:
+            self.fail(f"{type(error).__name__}: {error}")
         self.release()
 
     def __repr__(self) -> str:

@@ -55,7 +55,8 @@ class Ticket:
         self._sender._loop.check_process()
         if not self._sender._waiting.until(self._ended, timeout):
             raise SliceTimeout(
-                f"the slice has not arrived within {timeout} s and is still under way: wait longer, or cancel() it",
+                f"the slice is not delivered within {timeout} s, and still in flight: "
+                f"{self._sender._waits_for(self._outgoing)}. Wait longer, or cancel() it",
                 delivered=None,
             )
         return self._finish()
@@ -73,14 +74,14 @@ class Ticket:
     def _ended(self) -> bool:
         return bool(self._outgoing.done) or self._sender._ports.error is not None
 
-    def _finish(self) -> SliceReport:
+    def _finish(self, waited_for: str = "") -> SliceReport:
         error = self._sender._ports.error
         if not self._outgoing.done and error is not None:
             self._outgoing.cancel()
             raise outcome.lasting(error, self._outgoing, self._sender._name_of)
         self._outgoing.finish()
         if self._report is None:
-            self._report = self._sender._report(self._outgoing)
+            self._report = self._sender._report(self._outgoing, waited_for)
         return self._report
 
 

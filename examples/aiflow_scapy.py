@@ -53,7 +53,7 @@ KINDS = {
     9: "VOID",
     10: "CLOSE",
 }
-VOID_REASONS = {0: "none", 1: "too large", 2: "integrity", 3: "manifest", 4: "cancelled", 5: "silence"}
+VOID_REASONS = {0: "none", 1: "too large", 2: "integrity", 3: "manifest", 4: "cancelled", 5: "silence", 6: "unknown", 7: "failed"}
 
 
 def _crc32c_table() -> list[int]:
@@ -110,7 +110,7 @@ class Aiflow(Packet):
 
     name = "aiflow"
     fields_desc = [
-        BitField("version", 1, 4),  # frame_id: version in the high nibble,
+        BitField("version", 2, 4),  # frame_id: version in the high nibble,
         BitEnumField("kind", 1, 4, KINDS),  # kind in the low one
         IntField("element", 0),
         IntField("seq", 0),
@@ -186,7 +186,6 @@ class PathReport(Packet):
         LongField("frames", 0),
         LongField("echo_ns", 0),
         IntField("hold_ns", 0),
-        IntField("drops", 0),
         FieldListField("bitmap", [], XLongField("word", 0), count_from=lambda packet: packet.words),
     ]
 
@@ -202,12 +201,20 @@ class Report(Packet):
     fields_desc = [
         IntField("granted", 0),
         IntField("done", 0),
+        IntField("confirmed", 0),
         IntField("ask_slice", 0),
         IntField("ask_chunk", 0),
+        IntField("text_slice", 0),
+        ShortField("text_total", 0),
+        ShortField("text_at", 0),
+        FieldLenField("text_bytes", None, length_of="text"),
+        ByteField("drop", 0),
+        IntField("drops", 0),
         LongField("free_bytes", 0),
-        *(PacketField(f"void{number}", Void(), Void) for number in range(4)),
+        *(PacketField(f"void{number}", Void(), Void) for number in range(8)),
         FieldLenField("nb_paths", None, count_of="paths", fmt="B"),
         PacketListField("paths", [], PathReport, count_from=lambda packet: packet.nb_paths),
+        StrLenField("text", b"", length_from=lambda packet: packet.text_bytes),
     ]
 
 

@@ -152,7 +152,7 @@ af_tx_next_chunk(struct af_tx *tx, uint32_t p, uint64_t now, uint8_t *frame)
 		struct af_again again = tx->again[tx->again_head++ % AF_AGAIN_RING];
 		struct af_tx_slot *slot = af_tx_slot(tx, again.slice);
 
-		if (slot && slot->slice && !af_tx_is_acked(slot->slice, again.chunk))
+		if (slot && slot->slice && !slot->slice->held && !af_tx_is_acked(slot->slice, again.chunk))
 			return af_tx_send_chunk(tx, p, slot->slice, again.chunk, NULL, true, now, frame);
 	}
 	for (uint32_t id = tx->first_id; id != tx->next_id; id++) {
@@ -168,7 +168,7 @@ af_tx_next_chunk(struct af_tx *tx, uint32_t p, uint64_t now, uint8_t *frame)
 			return af_tx_send_control(tx, p, AF_VOID, id, af_tx_take(&tx->ports[p].w, now, id, AF_CHUNK_VOID, false),
 						  now, frame);
 		}
-		if (s->next_chunk == s->nb_chunks || !(s->plan.ports >> p & 1))
+		if (s->next_chunk == s->nb_chunks || s->held || !(s->plan.ports >> p & 1))
 			continue;
 		if (s->next_chunk >= s->nb_manifest &&
 		    atomic_load_explicit(&s->state, memory_order_relaxed) != AF_TX_FLOWING)

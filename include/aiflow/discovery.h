@@ -110,6 +110,43 @@ af_tx_forget_epoch(struct af_tx *tx, uint64_t epoch)
 	}
 }
 
+static inline struct af_rival
+af_tx_rival(const struct af_candidate *c)
+{
+	struct af_rival rival = {.epoch = c->epoch};
+
+	memcpy(rival.name, c->name, sizeof rival.name);
+	memcpy(rival.mac, c->mac, 6);
+	return rival;
+}
+
+/* Another receiver of our receiver's name has answered. Either ours has come back as another, and is silent as what it was;
+ * or both are there, and the one that we have goes on. */
+static inline void
+af_tx_watch_suspect(struct af_tx *tx, uint64_t now)
+{
+	if (!tx->suspect_ns)
+		return;
+	if (!tx->open || tx->heard_ns > tx->suspect_ns)
+		tx->suspect_ns = 0;
+	else if (now - tx->suspect_ns > AF_DISCOVERY_NS)
+		af_tx_lose_session(tx, AF_TX_RESTARTED, now);
+}
+
+/* A receiver of another name than the one that we asked for. */
+static inline void
+af_tx_note_other(struct af_tx *tx, const char *name)
+{
+	for (uint32_t i = 0; i < AF_OTHERS; i++) {
+		if (!strcmp(tx->others[i], name))
+			return;
+		if (!tx->others[i][0]) {
+			memcpy(tx->others[i], name, AF_NAME_BYTES);
+			return;
+		}
+	}
+}
+
 static inline void
 af_tx_discover(struct af_tx *tx, uint64_t now)
 {
@@ -139,8 +176,11 @@ af_tx_discover(struct af_tx *tx, uint64_t now)
 				}
 				/* Two, if each was heard after the other; else one may have come in the other's place. */
 				contradiction = true;
-				if (first->heard_ns > c->first_ns && c->heard_ns > first->first_ns)
+				if (first->heard_ns > c->first_ns && c->heard_ns > first->first_ns) {
 					tx->trouble = AF_TX_AMBIGUOUS;
+					tx->rivals[0] = af_tx_rival(first);
+					tx->rivals[1] = af_tx_rival(c);
+				}
 			}
 		}
 		if (!port->nb_candidates && port->mtu_trials > AF_MTU_TRIALS)
@@ -164,6 +204,7 @@ af_tx_discover(struct af_tx *tx, uint64_t now)
 	af_crc_shift_of(&tx->full, tx->payload_bytes, af_crc_power(tx->payload_bytes));
 	tx->first_id = tx->next_id = 1;
 	tx->heard_ns = now;
+	tx->suspect_ns = 0;
 	tx->open = true;
 	tx->changed = true;
 }
@@ -180,15 +221,20 @@ af_tx_on_hello(struct af_tx *tx, struct af_tx_port *port, const struct af_frame 
 		return AF_DROP_HELLO;
 	if (!h.answer || AF_BE64(h.sender) != tx->instance)
 		return AF_OK; /* another sender's business */
-	if (tx->to[0] && strcmp(tx->to, c.name))
+	if (!h.session || (tx->to[0] && strcmp(tx->to, c.name))) {
+		af_tx_note_other(tx, c.name);
 		return AF_OK;
+	}
 	if (AF_BE16(h.frame_size) < AF_MIN_PATH_FRAME)
 		return AF_DROP_HELLO;
 	c.epoch = AF_BE64(h.epoch);
 	c.session = AF_BE32(h.session);
 	if (tx->open && c.epoch != tx->epoch) {
-		if (!strcmp(c.name, tx->receiver))
-			af_tx_lose_session(tx, AF_TX_RESTARTED, now); /* it has come back as another */
+		if (!strcmp(c.name, tx->receiver)) {
+			memcpy(c.mac, f->src, 6);
+			tx->rivals[0] = af_tx_rival(&c);
+			tx->suspect_ns = tx->suspect_ns ? tx->suspect_ns : now;
+		}
 		return AF_OK;
 	}
 	if (tx->open && c.session != tx->session) {

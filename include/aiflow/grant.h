@@ -16,7 +16,35 @@ af_rx_need(const struct af_extent *extent, uint64_t manifest_bytes, uint64_t nb_
 	return tables + (mbuf_bytes ? nb_data * (mbuf_bytes + sizeof(struct af_kept)) : extent->block_bytes);
 }
 
-/* The manifest is whole: is it sound, and can it ever be granted? */
+/* Refuse a manifest that says what this build does not know: by name, and with what to do. */
+static inline void
+af_rx_refuse_unknown(struct af_rx *rx, struct af_rx_session *session, struct af_rx_slot *slot, enum af_unknown unknown,
+		     uint32_t value, const struct af_run_cursor *run)
+{
+	static const char *const what[] = {"", "run kind", "mark", "form"};
+	char text[512];
+	int n = unknown == AF_UNKNOWN_FORM
+			? snprintf(text, sizeof text, "it does not know the form %.*s", run->run.form_len < 200 ? run->run.form_len : 200,
+				   (const char *)run->form)
+			: snprintf(text, sizeof text, "it does not know the %s %u", what[unknown], (unsigned)value);
+
+	n += snprintf(text + n, sizeof text - (size_t)n, " of stream '%.*s'", run->run.stream_len < 200 ? run->run.stream_len : 200,
+		      (const char *)run->stream);
+	af_rx_keep_text(session, slot->id, text, (uint32_t)n);
+	af_rx_refuse(rx, session, slot, AF_VOID_UNKNOWN, session->texts[slot->id % AF_RX_SLOTS].nbytes);
+}
+
+static inline enum af_unknown
+af_rx_unknown(const struct af_rx *rx, const struct af_run_cursor *run, uint32_t *value)
+{
+	enum af_unknown unknown = af_run_unknown(run, value);
+
+	if (unknown != AF_KNOWN || !run->run.form_len || af_form_is_plain(run->form, run->run.form_len))
+		return unknown;
+	return rx->knows_form && !rx->knows_form(rx->context, run->form, run->run.form_len) ? AF_UNKNOWN_FORM : AF_KNOWN;
+}
+
+/* The manifest is whole: is it sound, known, and can it ever be granted? */
 static inline void
 af_rx_read(struct af_rx *rx, struct af_rx_session *session, struct af_rx_slot *slot)
 {
@@ -45,9 +73,17 @@ af_rx_read(struct af_rx *rx, struct af_rx_session *session, struct af_rx_slot *s
 	s->nbytes = m.nbytes;
 	chunker = (struct af_chunker){.payload_bytes = m.payload_bytes};
 	af_manifest_read(s->manifest, s->manifest_bytes, &m, &runs);
-	for (uint32_t r = 0; r < m.nb_runs && af_run_next(&runs); r++)
+	for (uint32_t r = 0; r < m.nb_runs && af_run_next(&runs); r++) {
+		uint32_t value;
+		enum af_unknown unknown = af_rx_unknown(rx, &runs, &value);
+
+		if (unknown != AF_KNOWN) {
+			af_rx_refuse_unknown(rx, session, slot, unknown, value, &runs);
+			return;
+		}
 		for (uint32_t i = 0; i < runs.run.count; i++)
 			af_chunk_of(&chunker, runs.run.nbytes);
+	}
 	s->nb_data = s->inlined ? 0 : (uint32_t)chunker.next;
 	s->nb_chunks = s->nb_manifest + s->nb_data + 1;
 	s->data_bytes = af_rx_need(&extent, s->manifest_bytes, s->nb_chunks, s->nb_data, rx->keeps_mbufs ? rx->mbuf_bytes : 0);
@@ -194,8 +230,10 @@ af_rx_open_slot(struct af_rx_session *session, uint32_t id)
 {
 	struct af_rx_slot *slot = &session->slots[id % AF_RX_SLOTS];
 
-	if (af_before(id, session->done) || !af_before(id, session->done + AF_RX_SLOTS))
-		return NULL;
+	if (af_before(id, session->done) || !af_before(id, session->confirmed + AF_RX_SLOTS))
+		return NULL; /* `confirmed`: a verdict is kept for each slice in between */
+	if (af_before(session->newest, id))
+		session->newest = id;
 	if (slot->state == AF_RX_EMPTY)
 		slot->id = id;
 	return slot->id == id ? slot : NULL;
@@ -246,6 +284,8 @@ af_rx_on_manifest(struct af_rx *rx, struct af_rx_session *session, const struct 
 			return AF_DROP_BUSY;
 		}
 		s->session = session;
+		s->session_id = session->id;
+		s->instance = session->sender >> AF_LIFE_BITS;
 		s->id = f->slice;
 		s->manifest_bytes = total;
 		s->nb_manifest = nb_pieces;

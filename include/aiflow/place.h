@@ -223,6 +223,8 @@ af_rx_on_session(struct af_rx *rx, struct af_rx_session *session, uint32_t p, co
 		return AF_OK;
 	}
 	if (session->silenced) { /* it lives, and must be told what has become of its slices */
+		if (session->confirmed != session->done)
+			session->heard_ns = now; /* until its user has said so of all that were handed over */
 		af_rx_learn_path(rx, session, path, p, f);
 		path->urgent = true;
 		return AF_DROP_SESSION;

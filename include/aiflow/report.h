@@ -6,6 +6,8 @@
 #include "rx_state.h"
 #include "share.h"
 
+#define AF_COURTESY_NS 50000000ull /* between two answers to senders that ask for another receiver */
+
 /* A session is told from its sender's instance; a restarted sender is another one. */
 static inline struct af_rx_session *
 af_rx_open_session(struct af_rx *rx, uint64_t sender, const uint8_t *mac, const char *name, uint64_t now)
@@ -44,7 +46,7 @@ af_rx_open_session(struct af_rx *rx, uint64_t sender, const uint8_t *mac, const 
 	session->sender = sender;
 	session->spoke = spoke;
 	session->heard_ns = now;
-	session->asked = session->granted = session->done = 1;
+	session->asked = session->granted = session->done = session->confirmed = 1;
 	memcpy(session->name, name, AF_NAME_BYTES);
 	rx->sessions[rx->nb_sessions++] = session;
 	return session;
@@ -60,10 +62,20 @@ af_rx_on_hello(struct af_rx *rx, uint32_t p, const struct af_frame *f, uint64_t 
 
 	if (!af_hello_read(f, &h, name, to) || (f->src[0] & 1))
 		return AF_DROP_HELLO;
-	if (h.answer || (to[0] && strcmp(to, rx->name)))
-		return AF_OK; /* somebody else's business */
+	if (h.answer)
+		return AF_OK;
 	if (rx->answers_tail - rx->answers_head == AF_ANSWERS)
 		return AF_DROP_BUSY;
+	answer = &rx->answers[rx->answers_tail % AF_ANSWERS];
+	*answer = (struct af_answer){.sender = AF_BE64(h.sender), .port = p, .heard_bytes = (uint16_t)f->frame_bytes};
+	memcpy(answer->mac, f->src, 6);
+	if (to[0] && strcmp(to, rx->name)) { /* it asks for another: only so that its user learns who is there */
+		if (now - rx->courtesy_ns >= AF_COURTESY_NS) {
+			rx->courtesy_ns = now;
+			rx->answers_tail++;
+		}
+		return AF_OK;
+	}
 	session = af_rx_open_session(rx, AF_BE64(h.sender), f->src, name, now);
 	if (!session)
 		return AF_DROP_BUSY;
@@ -74,9 +86,8 @@ af_rx_on_hello(struct af_rx *rx, uint32_t p, const struct af_frame *f, uint64_t 
 	}
 	session->ports |= 1u << p;
 	session->heard_ns = now;
-	answer = &rx->answers[rx->answers_tail++ % AF_ANSWERS];
-	*answer = (struct af_answer){.session = session->id, .port = p, .heard_bytes = (uint16_t)f->frame_bytes};
-	memcpy(answer->mac, f->src, 6);
+	answer->session = session->id;
+	rx->answers_tail++;
 	return AF_OK;
 }
 
@@ -85,16 +96,16 @@ af_rx_answer(struct af_rx *rx, uint32_t p, uint64_t now, uint8_t *frame)
 {
 	struct af_rx_port *port = &rx->ports[p];
 	const struct af_answer *answer = &rx->answers[rx->answers_head % AF_ANSWERS];
-	struct af_rx_session *session = af_rx_session_of(rx, answer->session);
+	struct af_rx_session *session = answer->session ? af_rx_session_of(rx, answer->session) : NULL;
 	uint32_t others = port->nb_paths;
 	struct af_hello h;
 
 	if (answer->port != p && rx->ports[answer->port].p.attached)
 		return 0; /* its port's turn comes */
 	rx->answers_head++;
-	if (answer->port != p || !session)
+	if (answer->port != p || (answer->session && !session))
 		return 0;
-	for (uint32_t i = 0; i < session->nb_paths; i++)
+	for (uint32_t i = 0; session && i < session->nb_paths; i++)
 		others -= session->paths[i].known && session->paths[i].port == p && others;
 	h = (struct af_hello){
 		.answer = 1,
@@ -105,8 +116,8 @@ af_rx_answer(struct af_rx *rx, uint32_t p, uint64_t now, uint8_t *frame)
 		.heard_bytes = AF_BE16(answer->heard_bytes),
 		.nb_paths = AF_BE16((uint16_t)others),
 		.window = AF_BE32(port->p.rx_ring),
-		.session = AF_BE32(session->id),
-		.sender = AF_BE64(session->sender),
+		.session = AF_BE32(answer->session),
+		.sender = AF_BE64(answer->sender),
 		.epoch = AF_BE64(rx->epoch),
 	};
 	return af_hello_write(frame, port->p.mac, answer->mac, &h, rx->name, "", 0, now + rx->clock_offset_ns);
@@ -159,6 +170,49 @@ af_rx_ask_for(const struct af_rx_session *session, struct af_report *r)
 	r->ask_chunk = AF_BE32(chunk);
 }
 
+/* Why most frames were dropped, of reasons that hint at what is wrong. */
+static inline uint8_t
+af_rx_main_drop(const struct af_rx *rx)
+{
+	static const uint8_t telling[] = {AF_DROP_LENGTH, AF_DROP_MTU, AF_DROP_HEADER, AF_DROP_VLAN, AF_DROP_KIND, AF_DROP_VERSION,
+					  AF_DROP_SEGMENTS, AF_DROP_CRC, AF_DROP_SIZE};
+	uint8_t most = AF_OK;
+
+	for (size_t i = 0; i < sizeof telling; i++)
+		if (rx->drops[telling[i]] > (most ? rx->drops[most] : 0))
+			most = telling[i];
+	return most;
+}
+
+/* The next piece of a text that its sender may not have heard, at the report's end. */
+static inline uint8_t *
+af_rx_report_text(struct af_rx_session *session, struct af_report *r, uint8_t *at, size_t room)
+{
+	if (!room || !session->text_due)
+		return at;
+	for (uint32_t i = 0; i <= AF_RX_SLOTS; i++) {
+		struct af_rx_text *text = &session->texts[session->text_slot];
+		uint32_t left = text->nbytes - session->text_at;
+
+		if (!text->nbytes || !left || !af_before(session->newest, text->slice + AF_NB_VOIDS)) {
+			session->text_slot = (session->text_slot + 1) % AF_RX_SLOTS;
+			session->text_at = 0;
+			continue;
+		}
+		left = left < room ? left : (uint32_t)room;
+		r->text_slice = AF_BE32(text->slice);
+		r->text_total = AF_BE16((uint16_t)text->nbytes);
+		r->text_at = AF_BE16((uint16_t)session->text_at);
+		r->text_bytes = AF_BE16((uint16_t)left);
+		memcpy(at, text->bytes + session->text_at, left);
+		session->text_at += left;
+		session->text_due -= left < session->text_due ? left : session->text_due;
+		return at + left;
+	}
+	session->text_due = 0; /* all is told */
+	return at;
+}
+
 /* State of one session: of the path that triggered it, of every path that has news, and after a probe of all: a path's
  * own reports may be lost for good, where only its way back is dead. */
 static inline uint32_t
@@ -170,13 +224,20 @@ af_rx_report(struct af_rx *rx, struct af_rx_session *session, uint32_t first, bo
 			     .timestamp_ns = now + rx->clock_offset_ns};
 	uint32_t frame_size = rx->ports[path->port].p.frame_size;
 	size_t limit = frame_size < AF_REPORT_BYTES ? frame_size : AF_REPORT_BYTES;
-	struct af_report r = {.granted = AF_BE32(session->granted), .done = AF_BE32(session->done)};
+	struct af_report r = {.granted = AF_BE32(session->granted), .done = AF_BE32(session->done),
+			      .confirmed = AF_BE32(session->confirmed)};
 	uint8_t *at = frame + AF_HEADER + sizeof r;
 
 	r.free_bytes = AF_BE64(rx->store->limit > rx->store->used ? rx->store->limit - rx->store->used : 0);
 	memcpy(r.voids, session->voids, sizeof r.voids);
-	if (probed)
+	r.drop = af_rx_main_drop(rx);
+	r.drops = AF_BE32(rx->drops[r.drop] < 0xffffffffu && r.drop ? (uint32_t)rx->drops[r.drop] : 0);
+	if (probed) {
 		af_rx_ask_for(session, &r);
+		session->text_due = 0; /* what was told may have been lost */
+		for (uint32_t i = 0; i < AF_RX_SLOTS; i++)
+			session->text_due += session->texts[i].nbytes;
+	}
 	at = af_rx_report_path(rx, path, first, now, at);
 	r.nb_paths = 1;
 	for (uint32_t i = 0; i < session->nb_paths; i++) {
@@ -188,9 +249,11 @@ af_rx_report(struct af_rx *rx, struct af_rx_session *session, uint32_t first, bo
 		at = af_rx_report_path(rx, other, i, now, at);
 		r.nb_paths++;
 	}
+	at = af_rx_report_text(session, &r, at, limit - (size_t)(at - frame));
 	memcpy(frame + AF_HEADER, &r, sizeof r);
 	f.nbytes = (uint32_t)(at - frame - AF_HEADER);
-	session->urgent = session->granted_now = false;
+	session->urgent = session->text_due > 0;
+	session->granted_now = false;
 	return af_wire_seal(frame, path->mac, rx->ports[path->port].p.mac, &f);
 }
 

@@ -7,6 +7,8 @@
  *   READING --manifest whole--> WAITING --memory--> FLOWING --nothing missing--> WHOLE --in order--> handed over
  *      \___________________________\___________________\___ refused, VOID, peer gone ___> freed
  *
+ * Handed over is not yet delivered where the user asked to say so (`confirms`): see verdict.h.
+ *
  * Per frame: no allocation, no lock. Per slice: malloc for its tables, a lock for its block.
  */
 #ifndef AIFLOW_RX_H
@@ -89,8 +91,6 @@ af_rx_on_frame(void *state, uint32_t p, uint64_t now, const uint8_t *frame, uint
 		drop = af_rx_on_hello(rx, p, &f, now);
 	} else if (drop == AF_OK) {
 		drop = session ? af_rx_on_session(rx, session, p, &f, &place, now, handle, &kept) : AF_DROP_SESSION;
-		if (session && drop != AF_OK)
-			session->drops++;
 	}
 	rx->drops[drop]++;
 	return kept;
@@ -104,6 +104,7 @@ af_rx_tick(void *state, uint64_t now)
 	bool changed;
 
 	af_rx_sample(rx, now);
+	af_rx_hear_verdicts(rx);
 	if (releases != rx->releases || rx->left_the_line) {
 		rx->releases = releases;
 		rx->left_the_line = false;

@@ -2,11 +2,14 @@
 #ifndef AIFLOW_RX_STATE_H
 #define AIFLOW_RX_STATE_H
 
+#include <stdio.h>
+
 #include "agent.h"
 #include "credit.h"
 #include "layout.h"
 #include "monitor.h"
 #include "store.h"
+#include "verdict.h"
 #include "window.h"
 
 #define AF_RX_SLOTS 16u /* twice a sender's slices */
@@ -42,6 +45,8 @@ struct af_rx_slice {
 	struct af_rx_slice *next, *next_waiting;
 	struct af_rx_session *session;
 	char sender[AF_NAME_BYTES];
+	uint64_t instance;   /* of its sender, the same through all its sessions */
+	uint32_t session_id; /* which the user's word is for */
 	uint32_t id, manifest_bytes, payload_bytes, nb_manifest, nb_data, nb_chunks, nb_missing, nb_elements;
 	uint32_t nb_read; /* manifest pieces */
 	bool inlined, closed;
@@ -62,6 +67,14 @@ struct af_rx_slot {
 	uint32_t id;
 	uint8_t state;
 	struct af_rx_slice *slice;
+};
+
+enum af_rx_judged { AF_RX_CONFIRMED, AF_RX_PENDING };
+
+struct af_rx_text { /* why a slice is void, in words */
+	uint32_t slice;
+	uint32_t nbytes; /* 0: none */
+	char *bytes;
 };
 
 struct af_rx_path {
@@ -86,15 +99,21 @@ struct af_rx_session {
 	uint8_t macs[AF_MAX_PORTS][6];
 	uint32_t asked, granted, done; /* every slice below has asked, may flow, is finished */
 	struct af_rx_slot slots[AF_RX_SLOTS];
+	uint32_t confirmed; /* every slice below is where the user wants it, or void */
+	uint8_t verdicts[AF_RX_SLOTS]; /* of slices in [confirmed, done) */
+	struct af_rx_text texts[AF_RX_SLOTS];
+	uint32_t newest;               /* the last slice that was begun: its sender has heard of all that is eight older */
+	uint32_t text_slot, text_at;   /* the next piece to be told */
+	uint64_t text_due;             /* bytes of texts that were not told yet, or are asked for */
 	struct af_void voids[AF_NB_VOIDS]; /* wire order */
 	uint32_t nb_voids;
-	uint32_t drops;
 	uint32_t nb_paths; /* highest known index, plus one */
 	struct af_rx_path paths[AF_MAX_PORTS];
 };
 
 struct af_answer {
-	uint32_t session, port;
+	uint32_t session, port; /* session 0: the sender asked for another receiver */
+	uint64_t sender;
 	uint8_t mac[6];
 	uint16_t heard_bytes;
 };
@@ -115,6 +134,10 @@ struct af_rx {
 	char name[AF_NAME_BYTES];
 	uint64_t epoch, peer_timeout_ns, clock_offset_ns;
 	bool keeps_mbufs;
+	bool confirms; /* a slice is delivered when the user says so, not when it is whole */
+	bool (*knows_form)(void *context, const uint8_t *form, uint32_t nbytes); /* of forms that are not plain; NULL: all */
+	void *context;
+	struct af_verdicts *verdicts; /* of the user; NULL: there are none */
 	uint64_t mbuf_bytes;                /* keeps_mbufs: what one chunk occupies */
 	void (*release)(void *handle);      /* gives a kept mbuf back */
 	struct af_store *store;
@@ -136,6 +159,7 @@ struct af_rx {
 	_Atomic uint64_t progress_bytes, progress_total;
 	struct af_crc_shift full;
 	uint64_t drops[AF_NB_DROPS];
+	uint64_t courtesy_ns; /* when a sender was last told our name that asks for another */
 	uint64_t slices, elements, bytes;
 	struct af_monitor monitor;
 };
@@ -213,12 +237,97 @@ af_rx_drop_slot(struct af_rx *rx, struct af_rx_slot *slot, uint8_t state)
 	slot->state = state;
 }
 
+/* ---- what became of it: voids, verdicts, texts ---- */
+
+static inline void
+af_rx_void(struct af_rx_session *session, uint32_t slice, uint32_t reason, uint64_t detail)
+{
+	session->voids[session->nb_voids++ % AF_NB_VOIDS] =
+		(struct af_void){.slice = AF_BE32(slice), .reason = AF_BE32(reason), .detail = AF_BE64(detail)};
+	session->urgent = true;
+}
+
+/* Keep a text until its sender has heard of it. Without memory the reason alone is told. */
+static inline void
+af_rx_keep_text(struct af_rx_session *session, uint32_t slice, const char *text, uint32_t nbytes)
+{
+	struct af_rx_text *kept = &session->texts[slice % AF_RX_SLOTS];
+
+	free(kept->bytes);
+	*kept = (struct af_rx_text){.slice = slice};
+	nbytes = nbytes < AF_TEXT_MOST ? nbytes : AF_TEXT_MOST;
+	if (!nbytes || !(kept->bytes = malloc(nbytes)))
+		return;
+	memcpy(kept->bytes, text, nbytes);
+	kept->nbytes = nbytes;
+	session->text_due += nbytes;
+}
+
+static inline void
+af_rx_forget_texts(struct af_rx_session *session)
+{
+	for (uint32_t i = 0; i < AF_RX_SLOTS; i++) {
+		free(session->texts[i].bytes);
+		session->texts[i] = (struct af_rx_text){0};
+	}
+	session->text_due = 0;
+}
+
+/* Move `confirmed` past all that has its verdict. */
+static inline void
+af_rx_settle(struct af_rx_session *session)
+{
+	while (session->confirmed != session->done && session->verdicts[session->confirmed % AF_RX_SLOTS] != AF_RX_PENDING)
+		session->confirmed++;
+}
+
+/* The user's word on a slice that was handed over. */
+static inline void
+af_rx_judge(struct af_rx_session *session, uint32_t slice, bool failed, const char *text, uint32_t nbytes)
+{
+	uint8_t *verdict = &session->verdicts[slice % AF_RX_SLOTS];
+
+	if (af_before(slice, session->confirmed) || !af_before(slice, session->done) || *verdict != AF_RX_PENDING)
+		return;
+	*verdict = AF_RX_CONFIRMED;
+	if (failed) {
+		af_rx_keep_text(session, slice, text, nbytes);
+		af_rx_void(session, slice, AF_VOID_FAILED, session->texts[slice % AF_RX_SLOTS].nbytes);
+	}
+	af_rx_settle(session);
+	session->urgent = true;
+}
+
+/* Every slice that still waits for its user's word will have none. */
+static inline void
+af_rx_fail_pending(struct af_rx *rx, const char *text, uint32_t nbytes)
+{
+	for (uint32_t i = 0; i < rx->nb_sessions; i++)
+		for (uint32_t id = rx->sessions[i]->confirmed; id != rx->sessions[i]->done; id++)
+			af_rx_judge(rx->sessions[i], id, true, text, nbytes);
+}
+
+static inline void
+af_rx_hear_verdicts(struct af_rx *rx)
+{
+	struct af_verdict *v = rx->verdicts ? af_verdicts_take(rx->verdicts) : NULL;
+
+	while (v) {
+		struct af_rx_session *session = af_rx_session_of(rx, v->session);
+		struct af_verdict *next = v->next;
+
+		if (session)
+			af_rx_judge(session, v->slice, v->failed, v->text, v->nbytes);
+		free(v);
+		v = next;
+	}
+}
+
 static inline void
 af_rx_refuse(struct af_rx *rx, struct af_rx_session *session, struct af_rx_slot *slot, uint32_t reason, uint64_t detail)
 {
 	if (reason != AF_VOID_CANCELLED) /* that one is its sender's own word */
-		session->voids[session->nb_voids++ % AF_NB_VOIDS] = (struct af_void){
-			.slice = AF_BE32(slot->id), .reason = AF_BE32(reason), .detail = AF_BE64(detail)};
+		af_rx_void(session, slot->id, reason, detail);
 	session->urgent = true;
 	af_rx_drop_slot(rx, slot, AF_RX_VOID);
 }
@@ -243,6 +352,7 @@ af_rx_forget(struct af_rx *rx, uint32_t index)
 		if (session->paths[i].known && rx->ports[session->paths[i].port].nb_paths)
 			rx->ports[session->paths[i].port].nb_paths--;
 	af_rx_count_out(rx, session);
+	af_rx_forget_texts(session);
 	free(session);
 	rx->sessions[index] = rx->sessions[--rx->nb_sessions];
 	rx->changed = true;
@@ -254,8 +364,7 @@ af_rx_silence(struct af_rx *rx, struct af_rx_session *session)
 {
 	for (uint32_t i = 0; i < AF_RX_SLOTS; i++)
 		af_rx_drop_slot(rx, &session->slots[i], AF_RX_EMPTY);
-	session->voids[session->nb_voids++ % AF_NB_VOIDS] =
-		(struct af_void){.slice = AF_BE32(session->done), .reason = AF_BE32(AF_VOID_SILENCE)};
+	af_rx_void(session, session->done, AF_VOID_SILENCE, 0);
 	session->silenced = true;
 	rx->changed = true;
 }
@@ -331,9 +440,12 @@ af_rx_advance(struct af_rx *rx, struct af_rx_session *session)
 			rx->bytes += s->nbytes;
 			rx->changed = true;
 		}
+		session->verdicts[slot->id % AF_RX_SLOTS] =
+			slot->state == AF_RX_WHOLE && rx->confirms ? AF_RX_PENDING : AF_RX_CONFIRMED;
 		slot->slice = NULL;
 		slot->state = AF_RX_EMPTY;
 		session->done++;
+		af_rx_settle(session);
 		if (af_before(session->asked, session->done))
 			session->asked = session->done;
 		if (af_before(session->granted, session->done))

@@ -4,8 +4,8 @@
  * that it holds all of it. A path with room in its window, whose gap is over (pace.h), takes the next chunk that the
  * slice's plan has for it (plan.h); what a path has lost goes out again before anything new, on whichever path asks next. Nothing here allocates per frame, locks or does I/O.
  *
- *   QUEUED --manifest--> ASKING --grant--> FLOWING --report: done--> DONE
- *      \___________________\________________\____ void, cancel, silence ____> FAILED
+ *   QUEUED --manifest--> ASKING --grant--> FLOWING --report: done--> held --report: confirmed--> DONE
+ *      \___________________\________________\_____________________\____ void, cancel, silence ____> FAILED
  */
 #ifndef AIFLOW_TX_H
 #define AIFLOW_TX_H
@@ -20,7 +20,62 @@ af_tx_error_of(uint32_t reason)
 	switch (reason) {
 	case AF_VOID_TOO_LARGE: return AF_TX_TOO_LARGE;
 	case AF_VOID_INTEGRITY: return AF_TX_INTEGRITY;
+	case AF_VOID_UNKNOWN: return AF_TX_UNKNOWN;
+	case AF_VOID_FAILED: return AF_TX_FAILED_BY_USER;
 	default: return AF_TX_REFUSED;
+	}
+}
+
+/* A piece of the receiver's words on a slice. Pieces are told again and again: one that leaves a gap comes again. */
+static inline void
+af_tx_take_text(struct af_tx *tx, const struct af_report *r, const uint8_t *piece)
+{
+	struct af_tx_slot *slot = af_tx_slot(tx, AF_BE32(r->text_slice));
+	struct af_tx_slice *s = slot ? slot->slice : NULL;
+	uint32_t total = AF_BE16(r->text_total), at = AF_BE16(r->text_at), nbytes = AF_BE16(r->text_bytes);
+
+	if (!s || !nbytes || at + nbytes > total || (s->text && total != s->text_bytes))
+		return;
+	if (!s->text) {
+		s->text = malloc(total);
+		if (!s->text)
+			return;
+		s->text_bytes = total;
+		s->text_got = 0;
+	}
+	if (at > s->text_got || at + nbytes <= s->text_got)
+		return;
+	memcpy(s->text + at, piece, nbytes); /* of any length: what is known of it is the same */
+	s->text_got = at + nbytes;
+}
+
+/* Slices that are at their end: up to `confirmed`, but not past one whose words are still to come. */
+static inline void
+af_tx_retire(struct af_tx *tx, const struct af_report *r, uint64_t now)
+{
+	uint32_t confirmed = AF_BE32(r->confirmed), done = AF_BE32(r->done);
+
+	for (uint32_t id = tx->first_id; af_before(id, done); id++) {
+		struct af_tx_slot *slot = af_tx_slot(tx, id);
+		struct af_tx_slice *s = slot ? slot->slice : NULL;
+		const struct af_void *found = NULL;
+		uint32_t reason;
+
+		if (s)
+			s->held = true;
+		if (tx->first_id != id || (s && !af_before(id, confirmed)))
+			continue; /* held, no more */
+		for (uint32_t i = 0; i < AF_NB_VOIDS; i++)
+			if (AF_BE32(r->voids[i].slice) == id && r->voids[i].reason)
+				found = &r->voids[i];
+		reason = found ? AF_BE32(found->reason) : AF_VOID_NONE;
+		if (s && (reason == AF_VOID_UNKNOWN || reason == AF_VOID_FAILED) && s->text_got < AF_BE64(found->detail))
+			continue;
+		if (s)
+			af_tx_end(tx, s, found ? af_tx_error_of(reason) : AF_TX_OK, found ? AF_BE64(found->detail) : 0, now);
+		if (slot)
+			slot->used = false;
+		tx->first_id = id + 1;
 	}
 }
 
@@ -36,7 +91,7 @@ af_tx_on_report(struct af_tx *tx, const struct af_frame *f, uint64_t now)
 	memcpy(&r, f->payload, sizeof r);
 	done = AF_BE32(r.done);
 	granted = AF_BE32(r.granted);
-	if (af_before(tx->next_id, done) || af_before(tx->next_id, granted))
+	if (af_before(tx->next_id, done) || af_before(tx->next_id, granted) || af_before(done, AF_BE32(r.confirmed)))
 		return AF_DROP_REPORT; /* about slices that we never sent */
 	for (uint32_t i = 0; i < r.nb_paths; i++) {
 		struct af_path_report path;
@@ -53,38 +108,27 @@ af_tx_on_report(struct af_tx *tx, const struct af_frame *f, uint64_t now)
 			af_tx_on_path(tx, &tx->ports[p], &path, at, now);
 		at += path.words * 8;
 	}
+	if (end - at >= AF_BE16(r.text_bytes))
+		af_tx_take_text(tx, &r, at);
 	if (f->number < tx->report_number)
 		return AF_OK; /* a newer one has told us more */
 	tx->report_number = f->number;
 	tx->reports++;
+	tx->drop = r.drop < AF_NB_DROPS ? r.drop : AF_OK;
+	tx->nb_dropped = AF_BE32(r.drops);
 	for (uint32_t id = tx->first_id; af_before(id, granted) && id != tx->next_id; id++) {
 		struct af_tx_slot *slot = af_tx_slot(tx, id);
 		struct af_tx_slice *s = slot ? slot->slice : NULL;
 
 		if (s && atomic_load_explicit(&s->state, memory_order_relaxed) == AF_TX_ASKING) {
 			s->granted_ns = s->inlined ? 0 : now;
+			tx->moved_ns = now;
 			atomic_store_explicit(&s->state, AF_TX_FLOWING, memory_order_relaxed);
 		}
 	}
-	for (uint32_t id = tx->first_id; af_before(id, done); id++) {
-		struct af_tx_slot *slot = af_tx_slot(tx, id);
-
-		if (slot && slot->slice) {
-			int error = AF_TX_OK;
-			uint64_t detail = 0;
-
-			for (int i = 0; i < (int)AF_NB_VOIDS; i++)
-				if (AF_BE32(r.voids[i].slice) == id && r.voids[i].reason) {
-					error = af_tx_error_of(AF_BE32(r.voids[i].reason));
-					detail = AF_BE64(r.voids[i].detail);
-				}
-			af_tx_end(tx, slot->slice, error, detail, now);
-		}
-		if (slot)
-			slot->used = false;
-		tx->first_id = id + 1;
-	}
-	for (int i = 0; i < (int)AF_NB_VOIDS; i++)
+	af_tx_retire(tx, &r, now);
+	/* Freed unseen, what follows `done` goes into another session; but first the user's word on what came before. */
+	for (int i = 0; i < (int)AF_NB_VOIDS && !af_before(tx->first_id, done); i++)
 		if (AF_BE32(r.voids[i].reason) == AF_VOID_SILENCE && AF_BE32(r.voids[i].slice) == done) {
 			af_tx_lose_session(tx, AF_TX_OK, now);
 			return AF_OK;
@@ -123,6 +167,21 @@ af_tx_detach(struct af_tx *tx, uint32_t p, uint64_t now)
 		any |= tx->ports[i].p.attached; /* without a path as yet, perhaps: it keeps asking */
 	if (tx->open && !any)
 		af_tx_lose_session(tx, AF_TX_RESTARTED, now);
+}
+
+/* Does a slice flow, and has the receiver taken none of its frames for the peer's time-out, though it answers? */
+static inline bool
+af_tx_is_stalled(const struct af_tx *tx, uint64_t now)
+{
+	if (now < tx->moved_ns || now - tx->moved_ns < tx->peer_timeout_ns)
+		return false;
+	for (uint32_t id = tx->first_id; id != tx->next_id; id++) {
+		const struct af_tx_slice *s = tx->slots[id % AF_TX_SLICES].slice;
+
+		if (s && atomic_load_explicit(&s->state, memory_order_relaxed) == AF_TX_FLOWING && !s->held && s->again)
+			return true;
+	}
+	return false;
 }
 
 static inline void
@@ -206,12 +265,16 @@ af_tx_tick(void *state, uint64_t now)
 		if (!tx->open && tx->queue && tx->queue->posted_ns > tx->heard_ns)
 			tx->heard_ns = tx->queue->posted_ns; /* since then it is searched for */
 		tx->heard_ns = af_heard_while_away(tx->heard_ns, tx->ticked_ns, now);
+		tx->moved_ns = now;
 	}
 	tx->ticked_ns = now;
 	if (!tx->open)
 		af_tx_discover(tx, now);
+	af_tx_watch_suspect(tx, now);
 	for (uint32_t p = 0; p < tx->nb_ports; p++)
 		af_tx_watch_path(tx, &tx->ports[p], now);
+	if (tx->open && af_tx_is_stalled(tx, now))
+		af_tx_lose_session(tx, AF_TX_STALLED, now);
 	if (tx->trouble && !tx->open && tx->queue) {
 		af_tx_fail_all(tx, tx->trouble, now);
 		af_tx_forget_answers(tx, now); /* the next slice finds out anew */

@@ -37,7 +37,10 @@ enum af_tx_error {
 	AF_TX_CANCELLED,
 	AF_TX_AMBIGUOUS, /* two receivers answer and none was named */
 	AF_TX_MTU,       /* small frames pass, full ones don't */
-	AF_TX_NO_MEMORY
+	AF_TX_NO_MEMORY,
+	AF_TX_UNKNOWN,   /* the receiver does not know what its manifest says */
+	AF_TX_FAILED_BY_USER, /* the receiver's user could not use it */
+	AF_TX_STALLED    /* the receiver answers, and takes none of its frames */
 };
 
 /* What the scheduler decided for one slice: the law that the loop applies. control: rw before posting, dataplane: ro */
@@ -70,8 +73,10 @@ struct af_tx_slice {
 	_Atomic int cancel; /* control: w, dataplane: ro */
 	_Atomic uint64_t acked_bytes;
 	int error;
-	bool all_sent, inlined;
+	bool all_sent, inlined, held; /* held: the receiver has all of it, and its user has not said yet that it is delivered */
 	uint64_t detail;
+	char *text;                   /* of AF_TX_UNKNOWN and AF_TX_FAILED_BY_USER: the receiver's words; freed by its owner */
+	uint32_t text_bytes, text_got;
 	uint32_t id, payload_bytes, nb_manifest, nb_data, nb_chunks, next_chunk, nb_acked;
 	uint32_t *first_chunk; /* of each element, relative to the first data chunk */
 	uint64_t *acked;
@@ -122,6 +127,15 @@ struct af_again {
 	uint32_t slice, chunk;
 };
 
+/* A receiver that answers beside the one that was meant. */
+struct af_rival {
+	char name[AF_NAME_BYTES];
+	uint8_t mac[6];
+	uint64_t epoch; /* 0: none */
+};
+
+#define AF_OTHERS 4u
+
 #define AF_AGAIN_RING (1u << 16) /* more than all windows together */
 
 struct af_tx {
@@ -137,6 +151,12 @@ struct af_tx {
 	bool open, changed, closing, keeps_mbufs;
 	int trouble; /* AF_TX_AMBIGUOUS, AF_TX_MTU: found by discovery */
 	char receiver[AF_NAME_BYTES];
+	char others[AF_OTHERS][AF_NAME_BYTES]; /* receivers of other names than `to`, which have answered */
+	struct af_rival rivals[2]; /* AF_TX_AMBIGUOUS: who answered. Else the first one: of our receiver's name, but not it */
+	uint64_t suspect_ns;       /* since when a receiver of that name answers that is another; 0: none */
+	uint8_t drop;              /* what the receiver says it drops most, and how many */
+	uint32_t nb_dropped;
+	uint64_t moved_ns; /* when a chunk was granted or acknowledged last */
 	uint64_t epoch, heard_ns, ticked_ns, first_answer_ns, report_number;
 	uint32_t session, payload_bytes, next_id;
 	struct af_crc_shift full;
@@ -266,7 +286,7 @@ af_tx_lay_out(struct af_tx *tx, struct af_tx_slice *s)
 	s->cursor = (struct af_cursor){0};
 	memset(s->hands, 0, sizeof s->hands);
 	memset(s->taken, 0, sizeof s->taken);
-	s->all_sent = false;
+	s->all_sent = s->held = false;
 	s->nb_manifest = af_manifest_chunks(s->manifest_bytes, s->payload_bytes);
 	s->nb_data = 0;
 	s->nb_chunks = 1;
@@ -318,7 +338,7 @@ af_tx_lose_session(struct af_tx *tx, int error, uint64_t now)
 			slot->used = false;
 		if (!s)
 			continue;
-		if (error == AF_TX_OK ||
+		if ((error == AF_TX_OK && !s->held) ||
 		    (atomic_load_explicit(&s->state, memory_order_relaxed) == AF_TX_ASKING && !(s->inlined && s->all_sent))) {
 			free(s->first_chunk);
 			free(s->acked);
@@ -328,7 +348,7 @@ af_tx_lose_session(struct af_tx *tx, int error, uint64_t now)
 			*tail = s;
 			tail = &s->next;
 		} else {
-			af_tx_end(tx, s, error, 0, now);
+			af_tx_end(tx, s, error ? error : AF_TX_SILENT, 0, now);
 		}
 	}
 	/* Numbers begin again, so the session must be another: the receiver must not take the new ones for the old. */
@@ -432,6 +452,7 @@ af_tx_ack(struct af_tx *tx, struct af_tx_port *port, struct af_sent *sent)
 		return;
 	s->acked[sent->chunk / 64] |= 1ull << (sent->chunk % 64);
 	s->nb_acked++;
+	tx->moved_ns = tx->ticked_ns;
 	if (s->nb_chunks)
 		atomic_store_explicit(&s->acked_bytes, s->nbytes * (s->nb_acked / (double)s->nb_chunks),
 				      memory_order_relaxed);

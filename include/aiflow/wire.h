@@ -27,7 +27,7 @@
 #include "crc32c.h"
 
 #define AF_ETHERTYPE 0x88B5u /* IEEE 802 local experimental 1 */
-#define AF_VERSION 1u
+#define AF_VERSION 2u
 #define AF_MIN_FRAME 60u /* Ethernet's minimum without its FCS */
 #define AF_MIN_PATH_FRAME 512u /* of a path: the largest HELLO and a report of one path fit */
 #define AF_MAX_FRAME 65000u
@@ -85,13 +85,13 @@ struct __attribute__((packed)) af_hello {
 	uint16_t heard_bytes; /* answer: the size of the HELLO that arrived, so that a path's MTU is proved */
 	uint16_t nb_paths;    /* answer: paths of other senders on this port */
 	uint32_t window;      /* answer: frames that the port can hold */
-	uint32_t session;     /* answer: minted by the receiver */
+	uint32_t session;     /* answer: minted by the receiver; 0: only to say its name, the sender asked for another */
 	uint64_t sender;      /* its instance: 48 random bits, and 16 that count its lives (sessions begun) */
 	uint64_t epoch;       /* answer: the receiver's instance */
 	uint8_t name_len, to_len; /* followed by the two names */
 };
 
-/* The receiver's state for one session. State, not events: the newest report replaces every older one. */
+/* A slice that the receiver does not hold, and why. */
 struct __attribute__((packed)) af_void {
 	uint32_t slice;
 	uint32_t reason;
@@ -100,12 +100,21 @@ struct __attribute__((packed)) af_void {
 
 #define AF_NB_VOIDS 8 /* as many as a sender may have under way: none is forgotten before it was heard */
 
+/* The receiver's state for one session. State, not events: the newest report replaces every older one. The records of
+ * paths follow, then `text_bytes` bytes of a text: why the slice `text_slice` is void, in its user's words. */
 struct __attribute__((packed)) af_report {
 	uint32_t granted;     /* every slice below may flow */
 	uint32_t done;        /* every slice below is held whole, or void */
+	uint32_t confirmed;   /* every slice below is where the receiver's user wants it, or void; never beyond `done` */
 	uint32_t ask_slice;   /* oldest slice that lacks a chunk, or 0 */
 	uint32_t ask_chunk;   /* the first chunk that it lacks */
-	uint64_t free_bytes;
+	uint32_t text_slice;  /* whose text a piece is below, or 0 */
+	uint16_t text_total;  /* bytes of that text, */
+	uint16_t text_at;     /* where the piece stands in it, */
+	uint16_t text_bytes;  /* and its own bytes */
+	uint8_t drop;         /* why the receiver has dropped most frames, of reasons that its user should know; enum af_drop */
+	uint32_t drops;       /* how many */
+	uint64_t free_bytes;  /* diagnostic: the sender never reads it */
 	struct af_void voids[AF_NB_VOIDS];
 	uint8_t nb_paths;
 };
@@ -120,14 +129,13 @@ struct __attribute__((packed)) af_path_report {
 	uint64_t frames;
 	uint64_t echo_ns; /* timestamp of the newest frame, and how long ago that was */
 	uint32_t hold_ns;
-	uint32_t drops;
 	/* uint64_t bitmap[words], oldest numbers first, lowest bit first */
 };
 
 _Static_assert(sizeof(struct af_hello) == 38, "wire size");
 _Static_assert(sizeof(struct af_void) == 16, "wire size");
-_Static_assert(sizeof(struct af_report) == 25 + 16 * AF_NB_VOIDS, "wire size");
-_Static_assert(sizeof(struct af_path_report) == 40, "wire size");
+_Static_assert(sizeof(struct af_report) == 44 + 16 * AF_NB_VOIDS, "wire size");
+_Static_assert(sizeof(struct af_path_report) == 36, "wire size");
 
 /* AF_VOID_SILENCE: this slice and all after it were freed unseen, for its sender was silent; they may come again. */
 enum af_void_reason {
@@ -136,7 +144,9 @@ enum af_void_reason {
 	AF_VOID_INTEGRITY,
 	AF_VOID_MANIFEST,
 	AF_VOID_CANCELLED,
-	AF_VOID_SILENCE
+	AF_VOID_SILENCE,
+	AF_VOID_UNKNOWN, /* its manifest says what this receiver does not know; the text says what */
+	AF_VOID_FAILED   /* the receiver's user could not use it; the text says which elements, and why */
 };
 
 /* Why a frame was not taken. Every drop is counted under one of these. */
@@ -169,6 +179,7 @@ enum af_drop {
 	AF_DROP_HELLO,
 	AF_DROP_REPORT,
 	AF_DROP_BUSY,
+	AF_DROP_VERSION,
 	AF_NB_DROPS
 };
 
@@ -252,7 +263,9 @@ af_wire_read(const uint8_t *frame, uint32_t len, const uint8_t *mac, uint32_t ma
 	if ((uint16_t)w[0] != AF_BE16(AF_ETHERTYPE))
 		return (uint16_t)w[0] == AF_BE16(0x8100) || (uint16_t)w[0] == AF_BE16(0x88A8) ? AF_DROP_VLAN : AF_DROP_FOREIGN;
 	id = (uint8_t)(w[0] >> 16);
-	if (id >> 4 != AF_VERSION || (id & 15) == 0 || (id & 15) >= AF_NB_KINDS)
+	if (id >> 4 != AF_VERSION)
+		return AF_DROP_VERSION;
+	if ((id & 15) == 0 || (id & 15) >= AF_NB_KINDS)
 		return AF_DROP_KIND;
 	out->kind = id & 15;
 	if (memcmp(frame, mac, 6)) {

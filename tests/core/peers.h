@@ -12,6 +12,7 @@ struct sender {
 	struct af_tx tx;
 	struct af_tx_slice slices[MAX_SLICES];
 	int handed_over[MAX_SLICES];
+	char judged[MAX_SLICES]; /* by the receiver's user: 'c'onfirmed, 'f'ailed, 0: not */
 	bool posted_again[MAX_SLICES]; /* by the process that followed: what its forerunner had sent may come, too */
 	int nb_posted, next_in_order;
 };
@@ -19,6 +20,7 @@ struct sender {
 struct held {
 	struct af_rx_slice *slice;
 	uint64_t until;
+	int sender, index; /* whose, and which of its slices */
 };
 
 static struct sender *senders[MAX_SENDERS];
@@ -26,6 +28,7 @@ static struct af_rx *rx;
 static struct af_store assembled, in_place, *store; /* element memory, or mbufs that are only counted */
 static struct held held[MAX_SENDERS * MAX_SLICES];
 static uint32_t nb_held, receivers_made;
+static struct af_verdicts verdicts; /* of the receiver's user */
 static uint64_t rx_drops[AF_NB_DROPS], bytes_in, kept_out, waited, senders_made;
 static uint64_t now; /* the simulated clock */
 
@@ -70,15 +73,42 @@ make_receiver(void)
 	rx->next_session = 1 + 1000 * receivers_made;
 	rx->epoch = 1000 + receivers_made++;
 	rx->peer_timeout_ns = (uint64_t)o.timeout_ms * MS;
+	rx->confirms = o.confirm > 0;
+	rx->verdicts = &verdicts;
 	strcpy(rx->name, "sink");
 	rx->nb_ports = (uint32_t)o.ports;
 	for (int p = 0; p < o.ports; p++)
 		rx->ports[p].p = port_of(200, (uint32_t)p);
 }
 
+/* What the user says of the n-th slice that it may fail: more than one report can carry, and of many pieces. */
+static uint32_t
+text_of(int index, char *text)
+{
+	uint32_t nbytes = 1 + (uint32_t)(index * 797) % 3000;
+
+	for (uint32_t i = 0; i < nbytes; i++)
+		text[i] = (char)('a' + (i * 7 + (uint32_t)index) % 26);
+	return nbytes;
+}
+
+static void
+judge(const struct held *h)
+{
+	bool failed = o.confirm > 1 && h->index % o.confirm == o.confirm - 1;
+	char text[3000];
+
+	if (!o.confirm)
+		return;
+	note(now, "slice %d of sender %d is %s", h->index, h->sender, failed ? "failed" : "confirmed");
+	af_verdicts_push(&verdicts, h->slice->session_id, h->slice->id, failed, text, failed ? text_of(h->index, text) : 0);
+	senders[h->sender]->judged[h->index] = failed ? 'f' : 'c';
+}
+
 static void
 drop_receiver(void)
 {
+	af_verdicts_free(&verdicts); /* killed between its user's word and the report */
 	for (uint32_t i = 0; i < nb_held; i++)
 		af_rx_slice_free(held[i].slice, release_packet);
 	nb_held = 0;
@@ -182,6 +212,7 @@ free_slice(struct af_tx_slice *s)
 	free((void *)(uintptr_t)s->elements[s->nb_elements].ptr);
 	free((void *)(uintptr_t)s->elements);
 	free(s->manifest);
+	free(s->text);
 }
 
 static void
@@ -302,7 +333,8 @@ take_slice(struct af_rx_slice *got)
 		break;
 	}
 	bytes_in += got->nbytes;
-	held[nb_held++] = (struct held){got, now + (uint64_t)o.hold_ms * MS};
+	held[nb_held++] = (struct held){got, now + (uint64_t)o.hold_ms * MS + (o.confirm ? draw64() % (2 * MS) : 0), index,
+					s->next_in_order - 1};
 }
 
 static void
@@ -321,6 +353,7 @@ use_slices(void)
 			i++;
 			continue;
 		}
+		judge(&held[i]);
 		af_rx_slice_free(held[i].slice, release_packet);
 		held[i] = held[--nb_held];
 	}

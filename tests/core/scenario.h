@@ -39,6 +39,7 @@ struct scenario {
 	int unplug_ms, unplug_for_ms; /* the last port of sender 0 goes, and comes back */
 	int first_lost, last_lost; /* the first DATA frame is lost; CLOSE frames are lost once each */
 	int keep;                  /* the receiver keeps frames in place (assemble=False) */
+	int confirm;               /* slices are delivered when the user says so, after up to 2 ms more; n > 1: every n-th fails */
 	int apart, silent_ms;      /* fan.c: each receiver has ports of its own; the last one says nothing from then on */
 	int timeout_ms;            /* peer_timeout of both ends */
 	int limit_ms;
@@ -56,7 +57,7 @@ static const struct { const char *name; size_t at; } options[] = {
 	OPTION(seed), OPTION(seeds), OPTION(draw), OPTION(trace), OPTION(capture), OPTION(slices), OPTION(senders), OPTION(ports), OPTION(window),
 	OPTION(ring), OPTION(frame), OPTION(loss), OPTION(dup), OPTION(corrupt), OPTION(truncate), OPTION(stall), OPTION(burst),
 	OPTION(jitter_us), OPTION(reorder), OPTION(delay_us), OPTION(stall_ms), OPTION(small), OPTION(zero), OPTION(bytes), OPTION(memory_kb),
-	OPTION(hold_ms), OPTION(die_ms), OPTION(die_way), OPTION(back_ms), OPTION(outage_ms), OPTION(outage_for_ms),
+	OPTION(hold_ms), OPTION(confirm), OPTION(die_ms), OPTION(die_way), OPTION(back_ms), OPTION(outage_ms), OPTION(outage_for_ms),
 	OPTION(mute_ms), OPTION(cancel), OPTION(rx_restart_ms), OPTION(tx_restart_ms), OPTION(pause_ms), OPTION(pause_for_ms),
 	OPTION(pause_way), OPTION(unplug_ms), OPTION(unplug_for_ms), OPTION(first_lost), OPTION(last_lost), OPTION(keep),
 	OPTION(apart), OPTION(silent_ms), OPTION(timeout_ms), OPTION(limit_ms),
@@ -235,6 +236,7 @@ draw_scenario(void)
 	o.small = draw(4) == 0;
 	o.zero = draw(4) == 0 ? 2 : 0;
 	o.keep = draw(4) == 0;
+	o.confirm = draw(3) ? 0 : between(1, 4);
 	o.timeout_ms = draw(4) ? 10000 : 4000;
 	o.slices = MAX_SLICES;
 	o.limit_ms = 300000; /* a path up and down in step with the round trip may take a minute */

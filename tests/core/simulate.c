@@ -5,6 +5,7 @@
  *
  *   - a slice that its sender was told is delivered was handed over once, in order, with the same bytes;
  *   - none was handed over that its sender did not send, and none twice;
+ *   - where the receiver's user confirms, or fails, slices (confirm=1, or every n-th fails), senders are told just that;
  *   - no window is ever exceeded, and each counts just what flies on it; the receiver's counts are those of its lists;
  *   - all memory comes back; everything ends within the scenario's time, and so does the goodbye.
  *
@@ -284,6 +285,18 @@ check_outcome(void)
 				fail("handed over twice", s, i);
 			if (atomic_load(&slice->state) == AF_TX_DONE && !times)
 				fail("reported as delivered, but it was not", s, i);
+			if (o.confirm && atomic_load(&slice->state) == AF_TX_DONE && senders[s]->judged[i] != 'c')
+				fail("reported as delivered, but its receiver's user has not said so", s, i);
+			if (slice->error == AF_TX_FAILED_BY_USER) {
+				char text[3000];
+
+				if (senders[s]->judged[i] != 'f')
+					fail("reported as failed by its receiver's user, who did not", s, i);
+				if (slice->text_bytes != text_of(i, text) || slice->text_got != slice->text_bytes ||
+				    memcmp(slice->text, text, slice->text_bytes))
+					fail("the user's words are not those that were said", s, i);
+				continue;
+			}
 			if (slice->error && slice->error != AF_TX_CANCELLED &&
 			    !(o.rx_restart_ms && slice->error == AF_TX_RESTARTED) &&
 			    !((o.outage_for_ms >= o.timeout_ms || (o.pause_for_ms >= o.timeout_ms && o.pause_way & 1)) &&

@@ -1,0 +1,38 @@
+"""What the counters of dropped frames mean, in words for a user: what came, and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+__all__ = ["joined", "of_drops"]
+
+_WORDS = {
+    "vlan": "came with a VLAN tag: let the switch send this port its frames untagged",
+    "version": "are of another version of aiflow's wire format: install the same aiflow on both sides",
+    "segments": "came in more pieces than this build joins: pass a smaller frame_size=",
+    "mtu": "are larger than this port takes: pass frame_size= of what both sides take",
+    "length": "were cut short on the way: an MTU there is smaller than the frames, pass a smaller frame_size=",
+    "crc": "were damaged on the way: check cables and switches",
+    "size": "have other sizes than their slice says",
+    "header": "have a header that contradicts itself",
+    "kind": "are of a kind that this build does not know: install the same aiflow on both sides",
+    "dst_mac": "are for another MAC address",
+}
+"""Reasons that hint at what is wrong. Others (duplicates, frames of other protocols) belong to an ordinary run."""
+
+
+def of_drops(drops: Mapping[str, int]) -> list[str]:
+    """A clause for each telling reason, the most frequent first.
+
+    Parameters
+    ----------
+    drops : mapping of str to int
+        Reason → frames, as `Receiver.counters` has them.
+    """
+    telling = sorted((reason for reason in _WORDS if drops.get(reason)), key=lambda reason: -drops[reason])
+    return [f"{drops[reason]} frame{'s' * (drops[reason] != 1)} {_WORDS[reason]}" for reason in telling]
+
+
+def joined(facts: Iterable[str]) -> str:
+    """Facts as the end of a message: "" when there are none."""
+    return "".join(f". {fact[:1].upper()}{fact[1:]}" for fact in facts)

@@ -1,0 +1,67 @@
+/* What a receiver's user says of slices that were handed over: confirmed, or failed and why.
+ *
+ *   handed over --confirm()--> CONFIRMED ----> the report's `confirmed` moves past it, and its sender's `send` returns
+ *        \------fail(text)---> FAILED -------> the same, with AF_VOID_FAILED and the text: `send` raises
+ *
+ * Any thread pushes a word; the loop takes them all at once. A word whose session has ended is nobody's.
+ */
+#ifndef AIFLOW_VERDICT_H
+#define AIFLOW_VERDICT_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define AF_TEXT_MOST 60000u /* bytes of a text: a report says its size in 16 bits */
+
+struct af_verdict {
+	struct af_verdict *next;
+	uint32_t session, slice;
+	bool failed;
+	uint32_t nbytes;
+	char text[];
+};
+
+struct af_verdicts {
+	_Atomic(struct af_verdict *) newest;
+};
+
+/* Say what has become of a slice. False when there is no memory for it. */
+static inline bool
+af_verdicts_push(struct af_verdicts *verdicts, uint32_t session, uint32_t slice, bool failed, const char *text, uint32_t nbytes)
+{
+	struct af_verdict *verdict = malloc(sizeof *verdict + nbytes);
+
+	if (!verdict)
+		return false;
+	*verdict = (struct af_verdict){.session = session, .slice = slice, .failed = failed, .nbytes = nbytes};
+	if (nbytes)
+		memcpy(verdict->text, text, nbytes);
+	verdict->next = atomic_load_explicit(&verdicts->newest, memory_order_relaxed);
+	while (!atomic_compare_exchange_weak_explicit(&verdicts->newest, &verdict->next, verdict, memory_order_release,
+						      memory_order_relaxed))
+		;
+	return true;
+}
+
+/* All of them, the newest first. */
+static inline struct af_verdict *
+af_verdicts_take(struct af_verdicts *verdicts)
+{
+	if (!atomic_load_explicit(&verdicts->newest, memory_order_relaxed))
+		return NULL;
+	return atomic_exchange_explicit(&verdicts->newest, NULL, memory_order_acquire);
+}
+
+static inline void
+af_verdicts_free(struct af_verdicts *verdicts)
+{
+	for (struct af_verdict *verdict = af_verdicts_take(verdicts), *next; verdict; verdict = next) {
+		next = verdict->next;
+		free(verdict);
+	}
+}
+
+#endif
