@@ -498,9 +498,15 @@ class Sender:
         if self._ports.error is not None:
             raise again(self._ports.error)
 
-    def close(self) -> None:
-        """Wait for what is under way, say goodbye, close the ports; raises what `flush` raises. Idempotent."""
-        self._close(abort=False)
+    def close(self, *, abort: bool = False) -> None:
+        """Wait for what is in flight, say goodbye, close the ports; raises what `flush` raises. Idempotent.
+
+        Parameters
+        ----------
+        abort : bool
+            Give up what is in flight instead of waiting for it.
+        """
+        self._close(abort=abort)
 
     def _close(self, abort: bool) -> None:
         if self._closed or not self._loop.pid_is_ours():

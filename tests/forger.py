@@ -14,7 +14,8 @@ from aiflow.manifest import described, encode
 
 HELLO = struct.Struct(">BBHHHHHIIQQBB")
 VOIDS = 8
-REPORT = struct.Struct(">IIIIQ" + "IIQ" * VOIDS + "B")
+REPORT = struct.Struct(">IIIIIIHHHBIQ" + "IIQ" * VOIDS + "B")  # granted, done, confirmed, …
+FIRST_VOID = 12
 PAYLOAD = 1460
 KIND = _wire.KINDS
 
@@ -113,7 +114,7 @@ class Forger:
     def refusals(self) -> dict[int, int]:
         """The reasons (enum af_void_reason) of the newest refused slices, by slice, once this one is done with."""
         report = self.report_of(1, self.slice + 1)
-        return dict(zip(report[5 : 5 + 3 * VOIDS : 3], report[6 : 5 + 3 * VOIDS : 3], strict=True))
+        return dict(zip(report[FIRST_VOID:-1:3], report[FIRST_VOID + 1 : -1 : 3], strict=True))
 
     def chunk(self, whole: bytes, place: int, /, **fields: int | bytes) -> bytes:
         """A DATA frame: chunk number `place` of element 0, which is larger than one payload."""

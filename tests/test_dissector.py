@@ -86,8 +86,8 @@ def test_layers_have_the_sizes_of_the_header() -> None:
     assert len(wire.Transport()) == 20
     assert len(wire.Hello()) == 38
     assert len(wire.Void()) == 16
-    assert len(wire.Report()) == 25 + 4 * 16
-    assert len(wire.PathReport()) == 40
+    assert len(wire.Report()) == 44 + 8 * 16
+    assert len(wire.PathReport()) == 36
     assert len(wire.Manifest()) == 20
 
 

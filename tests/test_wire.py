@@ -52,7 +52,7 @@ def test_fields_stand_at_the_offsets_of_the_design(kind, payload, fields) -> Non
     assert frame[6:12] == SRC
     assert struct.unpack_from("!HBIIQHB", frame, 12) == (
         0x88B5,
-        1 << 4 | kind,
+        wire.VERSION << 4 | kind,
         fields["element"],
         fields["seq"],
         fields["timestamp_ns"],
@@ -109,7 +109,7 @@ def test_random_bytes_are_refused(junk) -> None:
 @given(st.binary(min_size=46, max_size=3000), KINDS, st.integers(0, 2**16 - 1))
 @settings(max_examples=500)
 def test_random_bytes_behind_a_right_beginning_are_refused(junk, kind, length) -> None:
-    frame = bytearray(DST + SRC + struct.pack("!HB", 0x88B5, 0x10 | kind) + junk)
+    frame = bytearray(DST + SRC + struct.pack("!HB", 0x88B5, 0x20 | kind) + junk)
     assert isinstance(wire.parse(frame, DST), str)
     frame[31:33] = struct.pack("!H", length)
     assert isinstance(wire.parse(frame, DST), str)
@@ -126,10 +126,11 @@ def resealed(frame: bytearray, covered: int) -> bytearray:
         (12, b"\x81\x00", "vlan"),
         (12, b"\x88\xa8", "vlan"),
         (12, b"\x08\x00", "foreign"),
-        (14, b"\x21", "kind"),  # version 2
-        (14, b"\x01", "kind"),  # version 0
-        (14, b"\x10", "kind"),  # kind 0
-        (14, b"\x1f", "kind"),  # kind 15
+        (14, b"\x11", "version"),
+        (14, b"\x01", "version"),
+        (14, b"\x31", "version"),
+        (14, b"\x20", "kind"),  # kind 0
+        (14, b"\x2f", "kind"),  # kind 15
         (0, b"\x02\0\0\0\0\x09", "dst_mac"),
         (0, b"\xff" * 6, "broadcast"),  # of data
         (0, b"\x01\0\x5e\0\0\x01", "broadcast"),

@@ -52,6 +52,30 @@ af_rx_open_session(struct af_rx *rx, uint64_t sender, const uint8_t *mac, const 
 	return session;
 }
 
+/* May a sender be answered now that is none of ours? */
+static inline bool
+af_rx_is_courteous(struct af_rx *rx, uint64_t now)
+{
+	if (now - rx->courtesy_ns < AF_COURTESY_NS)
+		return false;
+	rx->courtesy_ns = now;
+	return true;
+}
+
+/* A HELLO of another version of the wire: ours is the answer, so that its sender's user learns that we are of another. */
+static inline void
+af_rx_on_other_version(struct af_rx *rx, uint32_t p, const uint8_t *frame, uint64_t now)
+{
+	struct af_answer *answer = &rx->answers[rx->answers_tail % AF_ANSWERS];
+
+	if ((frame[14] & 15) != AF_HELLO || (frame[6] & 1) || rx->answers_tail - rx->answers_head == AF_ANSWERS ||
+	    !af_rx_is_courteous(rx, now))
+		return;
+	*answer = (struct af_answer){.port = p};
+	memcpy(answer->mac, frame + 6, 6);
+	rx->answers_tail++;
+}
+
 static inline enum af_drop
 af_rx_on_hello(struct af_rx *rx, uint32_t p, const struct af_frame *f, uint64_t now)
 {
@@ -70,10 +94,7 @@ af_rx_on_hello(struct af_rx *rx, uint32_t p, const struct af_frame *f, uint64_t 
 	*answer = (struct af_answer){.sender = AF_BE64(h.sender), .port = p, .heard_bytes = (uint16_t)f->frame_bytes};
 	memcpy(answer->mac, f->src, 6);
 	if (to[0] && strcmp(to, rx->name)) { /* it asks for another: only so that its user learns who is there */
-		if (now - rx->courtesy_ns >= AF_COURTESY_NS) {
-			rx->courtesy_ns = now;
-			rx->answers_tail++;
-		}
+		rx->answers_tail += af_rx_is_courteous(rx, now);
 		return AF_OK;
 	}
 	session = af_rx_open_session(rx, AF_BE64(h.sender), f->src, name, now);

@@ -87,7 +87,9 @@ af_rx_on_frame(void *state, uint32_t p, uint64_t now, const uint8_t *frame, uint
 		/* A frame that is damaged may leave its payload where a chunk is missing: that is written again. */
 		drop = af_wire_check(&f);
 	}
-	if (drop == AF_OK && f.kind == AF_HELLO) {
+	if (drop == AF_DROP_VERSION) {
+		af_rx_on_other_version(rx, p, frame, now);
+	} else if (drop == AF_OK && f.kind == AF_HELLO) {
 		drop = af_rx_on_hello(rx, p, &f, now);
 	} else if (drop == AF_OK) {
 		drop = session ? af_rx_on_session(rx, session, p, &f, &place, now, handle, &kept) : AF_DROP_SESSION;
