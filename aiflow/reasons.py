@@ -30,7 +30,14 @@ def of_drops(drops: Mapping[str, int]) -> list[str]:
         Reason → frames, as `Receiver.counters` has them.
     """
     telling = sorted((reason for reason in _WORDS if drops.get(reason)), key=lambda reason: -drops[reason])
-    return [f"{drops[reason]} frame{'s' * (drops[reason] != 1)} {_WORDS[reason]}" for reason in telling]
+    return [_counted(drops[reason], _WORDS[reason]) for reason in telling]
+
+
+def _counted(count: int, words: str) -> str:
+    if count != 1:
+        return f"{count} frames {words}"
+    verb, _, rest = words.partition(" ")
+    return f"1 frame {dict(are='is', have='has').get(verb, verb)} {rest}"
 
 
 def joined(facts: Iterable[str]) -> str:

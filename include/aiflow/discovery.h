@@ -11,6 +11,7 @@
 #include "hello.h"
 #include "tx_state.h"
 
+#define AF_RIVAL_NS 20000000ull /* ours was heard so recently: both are there, and answer one HELLO */
 #define AF_MTU_TRIALS 20u /* full-sized HELLOs without an answer, each after a small one that got its own */
 
 static inline bool
@@ -233,7 +234,8 @@ af_tx_on_hello(struct af_tx *tx, struct af_tx_port *port, const struct af_frame 
 		if (!strcmp(c.name, tx->receiver)) {
 			memcpy(c.mac, f->src, 6);
 			tx->rivals[0] = af_tx_rival(&c);
-			tx->suspect_ns = tx->suspect_ns ? tx->suspect_ns : now;
+			if (!tx->suspect_ns && now - tx->heard_ns > AF_RIVAL_NS)
+				tx->suspect_ns = now;
 		}
 		return AF_OK;
 	}

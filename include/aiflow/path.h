@@ -44,7 +44,7 @@ af_path_probe_due(const struct af_tx *tx, const struct af_tx_port *port, uint64_
 	if (w->flying && port->p.kick && now - w->sent_ns >= (w->rtt_ns / 2 > AF_KICK_NS ? w->rtt_ns / 2 : AF_KICK_NS))
 		return true;
 	/* Nothing may fly and a report still be wanted: a grant, an end, the answer to a heartbeat. */
-	if (w->judged != w->next || port->aside || (af_tx_busy(tx) && now - tx->heard_ns >= af_path_probe_wait(port)))
+	if (w->judged != w->next || port->aside || ((af_tx_busy(tx) || tx->suspect_ns) && now - tx->heard_ns >= af_path_probe_wait(port)))
 		return now - last >= af_path_probe_wait(port);
 	return now - last >= AF_HEARTBEAT_NS;
 }
