@@ -493,7 +493,7 @@ def test_fault_21_forged_feedback_to_a_sender(scene) -> None:
         forger, target = Forger("rx1"), Forger("good")
     forger.dst = target.mac
     target.close()
-    payload = REPORT.pack(2**31, 2**31, 0, 0, 0, *[0] * (3 * VOIDS), 0)
+    payload = REPORT.pack(2**31, 2**31, 2**31, *[0] * (9 + 3 * VOIDS + 1))
 
     def refused() -> int:
         return scene.tx.counters["session"] + scene.tx.counters["report"]
