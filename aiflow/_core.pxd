@@ -231,7 +231,7 @@ cdef extern from "aiflow/tx.h" nogil:
         char to[64]
         uint64_t instance, peer_timeout_ns, clock_offset_ns
         uint32_t nb_expected
-        bint fixed_frame_size
+        bint fixed_frame_size, joining
         af_tx_port ports[32]
         uint32_t nb_ports
         bint open, closing, keeps_mbufs, bye_heard

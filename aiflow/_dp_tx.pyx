@@ -295,6 +295,12 @@ cdef class TxLoop(Loop):
             self.references = Mempool("references", 255, 64, -1, True)  # a burst at once; the rest sits in caches
         self.between(lambda: self._attach(port, peer))
 
+    def set_joining(self, bint joining):
+        """While a receiver is at work on our ports, its silence does not count."""
+        cdef uint32_t i
+        for i in range(self.fan.nb):
+            aiflow_set(self.fan.tx[i].joining, joining)
+
     def by_reference(self, Port port):
         """Whether the driver takes large payloads from where they lie: it copies, and from more than one place."""
         return port.copies and port.multi_segs and port.frame_size > 2 * <int>AF_TAIL_LEAST and not self.faults

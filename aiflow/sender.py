@@ -180,6 +180,7 @@ class Sender:
                 attach=self._loop.attach,
                 detach=self._loop.detach,
                 frame_size=frame_size,
+                joining=self._loop.set_joining,
             )
         except BaseException:
             self._loop.stop()

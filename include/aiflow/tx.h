@@ -261,7 +261,9 @@ af_tx_tick(void *state, uint64_t now)
 		}
 	}
 	af_tx_sample(tx, now);
-	if (tx->ticked_ns && now - tx->ticked_ns > AF_AWAY_NS) {
+	if (tx->ticked_ns &&
+	    (now - tx->ticked_ns > AF_AWAY_NS ||
+	     (!tx->open && atomic_load_explicit(&tx->joining, memory_order_relaxed)))) {
 		if (!tx->open && tx->queue && tx->queue->posted_ns > tx->heard_ns)
 			tx->heard_ns = tx->queue->posted_ns; /* since then it is searched for */
 		tx->heard_ns = af_heard_while_away(tx->heard_ns, tx->ticked_ns, now);

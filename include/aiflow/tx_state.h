@@ -144,6 +144,7 @@ struct af_tx {
 	uint64_t instance, peer_timeout_ns, clock_offset_ns;
 	uint32_t nb_expected;  /* ports that were asked for */
 	bool fixed_frame_size; /* the user named it: a smaller one on the way is an error */
+	atomic_bool joining;   /* control: rw at any time. A receiver makes our ports: no silence */
 	/* dataplane: rw */
 	struct af_tx_port ports[AF_MAX_PORTS];
 	uint64_t next_number[AF_MAX_PORTS]; /* of paths whose port has gone: one that comes back goes on from there */
