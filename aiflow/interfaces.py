@@ -17,6 +17,7 @@ from pathlib import Path
 
 from .config import Endpoint
 from .errors import PortError
+from .private import keep
 
 __all__ = [
     "XDP_FRAME",
@@ -132,14 +133,14 @@ def claim(endpoint: Endpoint, role: str) -> socket.socket:
 
     Two senders on one interface would share a MAC address, and a receiver could not tell them apart. An XDP queue has
     one owner in any case. An abstract socket holds the claim: such names belong to the network namespace, and go with
-    the process.
+    the process; forked children let go of it.
 
     Raises
     ------
     PortError
         If it is taken.
     """
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    sock = keep(lambda: socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
     try:
         use = "xdp" if endpoint.scheme == "af_xdp" else role
         sock.bind(f"\0aiflow/{use}/{endpoint.target}")

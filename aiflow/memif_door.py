@@ -20,6 +20,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from .names import Listener
+from .private import keep
+
 __all__ = ["Door"]
 
 _MAX_MESSAGE = 4096  # bytes; memif's own have 128
@@ -90,39 +93,41 @@ class Door:
 
     Attributes
     ----------
+    listener : Listener
     server : str
         The socket that DPDK listens on; set before a client is told the path.
     """
 
     def __init__(self, path: Path, allowed: Callable[[socket.socket], bool]) -> None:
-        self.path = str(path)
+        self.listener = Listener(path)
         self.server = ""
         self._allowed = allowed
         self._passages: list[_Passage] = []
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
-        self._listener.bind(self.path)
-        self._listener.listen(64)
+
+    @property
+    def path(self) -> str:
+        """The socket that clients are told."""
+        return str(self.listener.path)
 
     def sockets(self) -> list[socket.socket]:
         """What to wait for."""
-        return [self._listener, *(sock for passage in self._passages for sock in passage.sockets())]
+        return [self.listener.sock, *(sock for passage in self._passages for sock in passage.sockets())]
 
     def turn(self, ready: set[int]) -> None:
         """Do what there is to do on the descriptors that are readable."""
         for passage in self._passages:
             passage.turn(ready)
         self._passages = [passage for passage in self._passages if passage.sockets()]
-        if self._listener.fileno() in ready:
+        if self.listener.fileno() in ready:
             self._accept()
 
     def _accept(self) -> None:
         with contextlib.ExitStack() as undo:
             try:
-                outer = undo.enter_context(self._listener.accept()[0])
-                outer.setblocking(False)
+                outer = undo.enter_context(self.listener.accept())
                 if not self._allowed(outer):
                     return
-                inner = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+                inner = undo.enter_context(keep(lambda: socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)))
                 inner.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", 1, 0))  # DPDK's backlog is 1
                 inner.connect(self.server)
                 inner.setblocking(False)
@@ -135,7 +140,7 @@ class Door:
 
     def close(self) -> None:
         """Hang up everywhere. Call it once the endpoint's ports are closed."""
-        self._listener.close()
+        self.listener.close()
         for passage in self._passages:
             passage.hang_up()
         left = [passage for passage in (*_unanswered, *self._passages) if passage.sockets()]

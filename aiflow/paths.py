@@ -45,6 +45,9 @@ class PortSet:
         Largest frame wanted, in bytes with the Ethernet header.
     link_name : str, optional
         Whom these ports belong to, for messages.
+    joining : callable, optional
+        A sender's: told that a receiver has begun to make our ports, and that it has ended. Called from the rendezvous
+        thread.
 
     Attributes
     ----------
@@ -74,6 +77,7 @@ class PortSet:
         detach: Callable[[list[Any], int], None],
         frame_size: int | None = None,
         link_name: str | None = None,
+        joining: Callable[[bool], None] | None = None,
     ) -> None:
         if role not in ("sender", "receiver"):
             raise ConfigError(f"role={role!r}: it is 'sender' or 'receiver'")
@@ -114,6 +118,7 @@ class PortSet:
                     detach=self._detach,
                     frame_size=frame_size,
                     failed=self._fail,
+                    joining=joining,
                 )
         except BaseException:
             self.close()
@@ -174,7 +179,7 @@ class PortSet:
 
     # -------------------------------------------------------------------------------------------------- coming, going
 
-    def _fail(self, error: AiflowError) -> None:
+    def _fail(self, error: AiflowError | None) -> None:
         self.error = error
 
     def _attach(self, port: Any, peer: int) -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import secrets
 import threading
 from dataclasses import dataclass
 from pathlib import Path
 
 from . import _eal
-from .errors import ConfigError
-from .names import runtime_directory
+from .errors import ConfigError, PortError
+from .names import lock
+from .private import Descriptor
 
 __all__ = ["DRIVERS", "Driver", "close_receiving", "driver_of", "open_receiving", "open_sending"]
 
@@ -82,22 +84,41 @@ def driver_of(scheme: str) -> Driver:
 # ---------------------------------------------------------------------------------------------------- memif's server
 
 _lock = threading.Lock()
-_memif_socket = ""  # all server ports of this process listen on it, each with an id of its own: see Port.park
+_memif_socket: Path | None = None  # all server ports of this process listen on it, each with an id: see Port.park
+_memif_alive: Descriptor | None = None  # the lock beside it, held for as long as this process lives
 _memif_ports: set[_eal.Port] = set()
 
 
-def _memif_path() -> str:
-    global _memif_socket
-    if not _memif_socket or not Path(_memif_socket).exists():
-        _memif_socket = str(runtime_directory() / f"sock-{os.getpid()}-{_eal.next_serial()}")
-    return _memif_socket
+def _forked() -> None:
+    """Runs in every forked child: a lock that another thread of the parent held would stay locked."""
+    global _lock
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_forked)
+
+
+def _memif_path(root: Path) -> str:
+    """A name that no process of any container has: the lock is ours, so that the name is."""
+    global _memif_socket, _memif_alive
+    if _memif_socket is None or not _memif_socket.exists():
+        with contextlib.suppress(OSError):
+            root.mkdir(mode=0o700, exist_ok=True)  # a cleaner may have been there
+        path = root / f"sock-{secrets.token_hex(4)}"
+        _memif_alive = lock(path.with_suffix(".lock"))
+        if _memif_alive is None:
+            raise PortError(f"{root} was removed; make it again, or set AIFLOW_RUNTIME_DIR to another directory")
+        _memif_socket = path
+    return str(_memif_socket)
 
 
 @atexit.register
 def _unlink_socket() -> None:
-    if _memif_socket.rpartition("/")[2].startswith(f"sock-{os.getpid()}-"):
+    if _memif_socket is not None and _memif_alive is not None and _memif_alive.fd >= 0:  # not a forked child's
         with contextlib.suppress(OSError):
-            Path(_memif_socket).unlink()
+            _memif_socket.unlink()
+        with contextlib.suppress(OSError):
+            _memif_socket.with_suffix(".lock").unlink()
 
 
 def open_receiving(
@@ -144,7 +165,7 @@ def open_receiving(
         )
         return port, path, number
     with _lock:
-        path = _memif_path()
+        path = _memif_path(directory.parent)
         devargs = _memif_devargs("server", path, number, frame_size, ring)
         port = _eal.Port.open(
             label, f"net_memif_aiflow{number}", devargs, pool, frame_size=frame_size, nb_rxd=ring, nb_txd=ring

@@ -22,6 +22,7 @@ from stalls import Stalls
 from subprocesses import environment, run, wait_for
 
 from aiflow import _eal
+from aiflow.control import VERSION
 from aiflow.errors import ConfigError, PortError
 from aiflow.names import live_names, runtime_directory
 from aiflow.paths import PortSet
@@ -72,6 +73,10 @@ class Side:
 
     def up(self) -> list[_eal.Port]:
         return self.ports.ports()
+
+    def hints(self) -> str:
+        assert self.ports._rendezvous is not None
+        return "\n".join(self.ports._rendezvous.hints())
 
     def __enter__(self) -> Side:
         return self
@@ -150,9 +155,8 @@ def test_more_than_32_ports_in_all_are_refused_with_a_reason() -> None:
         with Side("local:full*12", "sender") as first:
             wait_for(lambda: len(first.up()) == 12, "the first sender")
             with Side("local:full*12", "sender") as second:
-                wait_for(lambda: second.ports.error, "a refusal")
-                assert isinstance(second.ports.error, PortError)
-                assert "room for 8 of the 12 ports" in str(second.ports.error)
+                wait_for(lambda: "room for 8 of the 12 ports" in second.hints(), "a refusal")
+                assert second.ports.error is None  # there may be room soon
             assert len(first.up()) == 12
         with Side("local:full*12", "sender") as third:
             wait_for(lambda: len(third.up()) == 12, "a sender after the first has gone")
@@ -176,7 +180,7 @@ def test_a_frame_size_no_path_can_have_is_refused(frame_size: int) -> None:
 def test_sides_with_other_drivers_learn_why_they_do_not_meet() -> None:
     with Other("local:other", "receiver", AIFLOW_LOCAL="vhost"), Side("local:other", "sender") as sender:
         wait_for(lambda: sender.ports.error, "a refusal")
-        assert "use the same aiflow and AIFLOW_LOCAL" in str(sender.ports.error)
+        assert "use the same AIFLOW_LOCAL on both sides" in str(sender.ports.error)
 
 
 RECEIVER = """
@@ -256,7 +260,8 @@ def test_the_name_of_a_killed_receiver_is_free_at_once_and_its_sockets_go(scheme
     with Side(f"{scheme}:dead*2", "receiver"):
         there = {path.name for path in (directory / f"{scheme}-dead").iterdir()}
         assert there == {"control", "lock"}
-        assert not [path for path in directory.glob("sock-*") if not path.name.startswith(f"sock-{os.getpid()}-")]
+        assert len(list(directory.glob("sock-*.lock"))) <= 1  # our own
+        assert len(list(directory.glob("sock-????????"))) <= 1
 
 
 def test_what_a_killed_receiver_left_under_another_name_goes_too(directory: Path) -> None:
@@ -303,14 +308,20 @@ def test_a_stranger_at_the_control_socket_does_no_harm(directory: Path) -> None:
             b"{}",
             b'"x"',
             b"{" * 10000,
-            b'{"version": 1}',
-            b'{"version": 2, "driver": "memif"}',
-            b'{"version": 1, "driver": "memif", "nb_ports": "many"}',
-            b'{"version": 1, "driver": "memif", "nb_ports": 1e99}',
-            b'{"version": 1, "driver": "memif", "nb_ports": -1}',
-            b'{"version": 1, "driver": "memif", "nb_ports": 99}',
-            b'{"version": 1, "driver": "memif", "nb_ports": 1, "frame_size": -5}',
-            b'{"version": 1, "driver": "memif", "nb_ports": 1, "frame_size": [1]}',
+            b"[" * 16000,
+            b'{"version": 2}',
+            b'{"version": 3, "driver": "memif"}',
+            b'{"version": "\\u001b[31m", "driver": "memif"}',
+            b'{"version": 2, "driver": ["memif"]}',
+            b'{"version": 2, "driver": "memif", "nb_ports": "many"}',
+            b'{"version": 2, "driver": "memif", "nb_ports": true}',
+            b'{"version": 2, "driver": "memif", "nb_ports": Infinity}',
+            b'{"version": 2, "driver": "memif", "nb_ports": 1e99}',
+            b'{"version": 2, "driver": "memif", "nb_ports": -1}',
+            b'{"version": 2, "driver": "memif", "nb_ports": 99}',
+            b'{"version": 2, "driver": "memif", "nb_ports": 1, "frame_size": -5}',
+            b'{"version": 2, "driver": "memif", "nb_ports": 1, "frame_size": 1e400}',
+            b'{"version": 2, "driver": "memif", "nb_ports": 1, "frame_size": [1]}',
             b'{"ready": true}',
         ]
         for message in messages:
@@ -320,7 +331,8 @@ def test_a_stranger_at_the_control_socket_does_no_harm(directory: Path) -> None:
                 sock.send(message)
                 answer = sock.recv(16384)
                 if answer:
-                    assert "refused" in json.loads(answer), message
+                    said = json.loads(answer)
+                    assert said["refused"].isprintable() and said["version"] == VERSION, message
         idle = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         idle.connect(str(directory / "local-open" / "control"))
         with idle, Side("local:open", "sender") as sender:
@@ -382,11 +394,9 @@ def test_a_directory_of_somebody_else_is_not_used(tmp_path: Path, monkeypatch: p
     finally:
         shared.rmdir()
     monkeypatch.setenv("AIFLOW_RUNTIME_DIR", f"/tmp/{'x' * 60}-{os.getpid()}")
-    try:
-        with pytest.raises(PortError, match="too long"):
-            Side("local:demo", "receiver")
-    finally:
-        Path(os.environ["AIFLOW_RUNTIME_DIR"]).rmdir()
+    with pytest.raises(PortError, match="too long"):
+        Side("local:demo", "receiver")
+    assert not Path(os.environ["AIFLOW_RUNTIME_DIR"]).exists()
 
 
 def test_names_cannot_leave_their_directory(directory: Path) -> None:
