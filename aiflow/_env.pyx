@@ -222,13 +222,12 @@ def _initialise():
     argv[argc] = NULL
     mark = log_mark()
     init_was_called = True
-    with eal_arguments.open_files_limit_kept():  # rte_eal_init raises it
+    with eal_arguments.open_files_limit_kept(), eal_arguments.directory_held(prefix):
         with nogil:
             rc = rte_eal_init(argc, argv)
     if rc < 0:
         what = f"DPDK's environment (EAL) did not start in {mode} mode (AIFLOW_MEMORY=no-huge does without hugepages)"
         raise error(EalError, -1, what if mode == "hugepages" else "DPDK's environment (EAL) did not start", mark)
-    eal_arguments.remove_directory(prefix)  # empty without shared configuration: kill -9 then leaves nothing
     rte_openlog_stream(stream)  # newer versions put their own in place
     _install_gate()
     owner_pid = os.getpid()

@@ -14,10 +14,13 @@ from pathlib import Path
 
 from .config import parse_size
 from .errors import ConfigError, EalError
+from .names import lock
+from .private import Descriptor, keep
 
 __all__ = [
     "advice",
     "choose",
+    "directory_held",
     "hugepages_usable",
     "memory_mib",
     "one_at_a_time",
@@ -30,6 +33,8 @@ _RTE_MAX_LCORE = 128
 _MAP_HUGETLB = 0x40000
 _HUGEPAGES = "/sys/kernel/mm/hugepages"  # of the whole machine: what processes of any user can lock
 _TURN_SECONDS = 5.0
+_STARTED = 10.0  # seconds after which a process that starts has its lock
+_LOCK = "aiflow-lock"
 
 
 def memory_mib() -> int:
@@ -66,12 +71,12 @@ def one_at_a_time() -> Iterator[None]:
 
 def _lock_hugepages(turn: contextlib.ExitStack) -> None:
     """Until `turn` ends. Raises OSError where that is not possible."""
-    lock = os.open(_HUGEPAGES, os.O_RDONLY | os.O_CLOEXEC)
-    turn.callback(os.close, lock)
+    lock = keep(lambda: Descriptor(os.open(_HUGEPAGES, os.O_RDONLY | os.O_CLOEXEC)))
+    turn.callback(lock.close)
     deadline = time.monotonic() + _TURN_SECONDS
     while time.monotonic() < deadline:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
         except BlockingIOError:
             time.sleep(0.01)
@@ -149,24 +154,47 @@ def _runtime_root() -> Path:
     return Path(os.environ.get("XDG_RUNTIME_DIR") or "/tmp") / "dpdk"
 
 
-def remove_directory(prefix: str) -> None:
-    """Remove the runtime directory of `prefix`, and the one above it, as far as they are empty."""
+@contextlib.contextmanager
+def directory_held(prefix: str) -> Iterator[None]:
+    """While DPDK starts, hold a lock in its runtime directory: `remove_stale_directories` leaves it alone.
+
+    At the end it is removed, and the one above it, as far as they are empty. They are without shared configuration, so
+    that kill -9 leaves nothing behind later.
+    """
     root = _runtime_root()
-    for directory in (root / prefix, root):
-        with contextlib.suppress(OSError):
-            directory.rmdir()
+    path = root / prefix / _LOCK
+    held = None
+    with contextlib.suppress(OSError):  # DPDK will say what is wrong there
+        root.mkdir(mode=0o700, exist_ok=True)
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        held = lock(path)
+    try:
+        yield
+    finally:
+        if held is not None:
+            path.unlink(missing_ok=True)
+            held.close()
+        for directory in (path.parent, root):
+            with contextlib.suppress(OSError):
+                directory.rmdir()
 
 
 def remove_stale_directories() -> list[str]:
-    """Remove runtime directories of our processes that are dead; returns their names."""
+    """Remove runtime directories of our processes that died while DPDK started; returns their names.
+
+    A process that lives holds a lock there. Its process id says nothing where containers share the directory.
+    """
     removed = []
     with contextlib.suppress(OSError):
-        for path in _runtime_root().iterdir():
-            label, _, rest = path.name.partition("-")
-            pid, _, _ = rest.partition("-")
-            if label == "aiflow" and pid.isdecimal() and not Path(f"/proc/{pid}").exists():
-                shutil.rmtree(path, ignore_errors=True)
-                removed.append(path.name)
+        for path in _runtime_root().glob("aiflow-*"):
+            with contextlib.suppress(OSError):
+                if time.time() - path.stat().st_mtime < _STARTED:
+                    continue
+                held = lock(path / _LOCK)
+                if held is not None:
+                    shutil.rmtree(path, ignore_errors=True)
+                    held.close()
+                    removed.append(path.name)
     return removed
 
 

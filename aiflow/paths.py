@@ -15,7 +15,7 @@ from . import _eal, interfaces, rings
 from ._wire import MAX_FRAME, MIN_PATH_FRAME
 from .config import Endpoint, parse_endpoints
 from .errors import AiflowError, ConfigError, PortError
-from .names import live_names, runtime_directory
+from .names import live, runtime_directory
 from .rendezvous import Rendezvous
 from .shared_memory import DRIVERS, driver_of
 
@@ -313,7 +313,7 @@ def available() -> list[tuple[str, bool, str]]:
     for name, driver in DRIVERS.items():
         rows.append((f"{name}:NAME", not why_not, why_not or f"{driver.receiver} receives, {driver.sender} sends"))
     if not why_not:
-        rows.extend((name, True, f"a receiver waits there (process {pid})") for name, pid in live_names())
+        rows.extend((name.endpoint, True, f"a receiver waits there ({name.owner})") for name in live())
     rows.append(("ring:NAME", True, "both ends in one process"))
     for name in interfaces.names():
         for scheme in ("af_packet", "af_xdp"):

@@ -7,6 +7,7 @@ import gc
 import mmap
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -260,21 +261,24 @@ def test_fault_47_stale_hugepage_files(tmp_path: Path) -> None:
 
 
 def test_fault_47_stale_runtime_directories_are_removed() -> None:
-    from aiflow import eal_arguments
+    from aiflow import eal_arguments, names
 
-    dead = subprocess.Popen(["true"])
-    dead.wait()
     runtime = eal_arguments._runtime_root()
-    stale, alive = runtime / f"aiflow-{dead.pid}-abc", runtime / f"aiflow-{os.getpid()}-test"
-    for path in (stale, alive):
+    stale, alive, starting = (runtime / f"aiflow-test-{os.getpid()}-{what}" for what in ("stale", "alive", "starting"))
+    long_ago = time.time() - 3600
+    for path in (stale, alive, starting):
         path.mkdir(parents=True)
+    held = names.lock(alive / eal_arguments._LOCK)
+    (stale / "config").write_bytes(b"x")
     try:
-        (stale / "config").write_bytes(b"x")
+        for path in (stale, alive):
+            os.utime(path, (long_ago, long_ago))
         run("from aiflow import _eal; _eal.start()")
-        assert not stale.exists()
-        assert alive.exists()
+        assert [path.exists() for path in (stale, alive, starting)] == [False, True, True]
     finally:
-        alive.rmdir()
+        for path in (alive, starting):
+            shutil.rmtree(path)
+        held.close()
 
 
 def test_fault_50_forked_child_gets_an_error_and_the_parent_goes_on() -> None:

@@ -332,7 +332,8 @@ def test_a_stranger_at_the_control_socket_does_no_harm(directory: Path) -> None:
                 answer = sock.recv(16384)
                 if answer:
                     said = json.loads(answer)
-                    assert said["refused"].isprintable() and said["version"] == VERSION, message
+                    assert said["version"] == VERSION, message
+                    assert said["refused"].isprintable(), message
         idle = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         idle.connect(str(directory / "local-open" / "control"))
         with idle, Side("local:open", "sender") as sender:

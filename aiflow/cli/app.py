@@ -96,7 +96,12 @@ def recv(as_json: bool, **options: Any) -> None:
 @app.command()
 @_json
 def ports(as_json: bool) -> None:
-    """Show which endpoints can be used here, and why the others can't."""
+    """Show which endpoints can be used here, and why the others can't.
+
+    The document of --json has three keys of its own. "endpoints": a list of "endpoint", "usable" and "note".
+    "runtime_directory": where the names of local endpoints lie, null if there can be none. "live_names": what receivers
+    have now, a list of "endpoint", "process" and "owner".
+    """
     from aiflow.cli.ports import show_ports
 
     with Terminal(as_json).outcome("ports") as outcome:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from aiflow.cli.outcome import NOT_DELIVERED, Outcome
 
 
@@ -11,12 +13,22 @@ def show_ports(outcome: Outcome) -> None:
     Parameters
     ----------
     outcome : Outcome
-        Receives ``endpoints``: a list of ``endpoint``, ``usable`` and ``note``. Exit code 1 when none is usable.
+        Receives ``endpoints``: a list of ``endpoint``, ``usable`` and ``note``; ``runtime_directory``: where names
+        lie, or None where there can be none; ``live_names``: what receivers have there, a list of ``endpoint``,
+        ``process`` (as the receiver's own container counts) and ``owner`` (in words). Exit code 1 when no endpoint is
+        usable.
     """
+    from aiflow.errors import PortError
+    from aiflow.names import live, runtime_directory
     from aiflow.paths import available
 
     rows = [{"endpoint": pattern, "usable": usable, "note": note} for pattern, usable, note in available()]
-    outcome.document["endpoints"] = rows
+    outcome.document.update(endpoints=rows, runtime_directory=None, live_names=[])
+    with contextlib.suppress(PortError):  # the table says why
+        outcome.document["runtime_directory"] = str(runtime_directory())
+        outcome.document["live_names"] = [
+            {"endpoint": name.endpoint, "process": name.pid, "owner": name.owner} for name in live()
+        ]
     if not any(row["usable"] for row in rows):
         outcome.fail("no endpoint can be used here; the notes say why", NOT_DELIVERED)
     if outcome.terminal.as_json:
@@ -34,3 +46,5 @@ def show_ports(outcome: Outcome) -> None:
         mark = Text("yes", style="green") if row["usable"] else Text("no", style="red")
         table.add_row(Text(str(row["endpoint"])), mark, Text(str(row["note"])))
     outcome.terminal.console().print(table, soft_wrap=False)
+    if directory := outcome.document["runtime_directory"]:
+        outcome.terminal.console().print(Text(f"  Names of local endpoints lie in {directory}."))
