@@ -20,6 +20,7 @@ from .errors import PortError
 from .private import keep
 
 __all__ = [
+    "AF_XDP",
     "XDP_FRAME",
     "Interface",
     "PacketRing",
@@ -35,6 +36,8 @@ __all__ = [
 ]
 
 PCI_DEVICES = Path("/sys/bus/pci/devices")
+
+AF_XDP = 44  # which Python has no name for
 
 XDP_FRAME = 3498
 """Largest frame XDP takes in one page, bytes."""

@@ -16,6 +16,7 @@ from ._wire import MAX_FRAME, MIN_PATH_FRAME
 from .config import Endpoint, parse_endpoints
 from .errors import AiflowError, ConfigError, PortError
 from .names import live, runtime_directory
+from .private import kept_sockets
 from .rendezvous import Rendezvous
 from .shared_memory import DRIVERS, driver_of
 
@@ -202,7 +203,9 @@ class PortSet:
             "vdev": self._open_vdev,
             "ring": self._open_ring,
         }[endpoint.scheme]
-        for port in opener(endpoint):
+        with kept_sockets(interfaces.AF_XDP):  # one in a child would keep the queue
+            ports = opener(endpoint)
+        for port in ports:
             self._static.append(port)
             self._attach(port, 0)
 

@@ -7,13 +7,18 @@ child would hold the name of its dead parent. Close-on-exec helps only where exe
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
+import socket
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol, TypeVar
 
-__all__ = ["Descriptor", "keep"]
+__all__ = ["Descriptor", "keep", "kept_sockets"]
+
+_SO_DOMAIN = 39
+_MADV_DONTFORK = 10
 
 
 class _Closable(Protocol):
@@ -23,6 +28,7 @@ class _Closable(Protocol):
 _Kept = TypeVar("_Kept", bound=_Closable)
 
 _kept: weakref.WeakSet[Any] = weakref.WeakSet()
+_of_libraries: set[tuple[int, int]] = set()  # (descriptor, inode): who opened one closes it in this process
 _making = threading.RLock()  # held while one is made, and by a fork: a child misses none
 
 
@@ -59,6 +65,40 @@ def keep(make: Callable[[], _Kept]) -> _Kept:
     return made
 
 
+def _sockets(family: int) -> set[tuple[int, int]]:
+    """Descriptor and inode of the process's sockets of an address family."""
+    libc, found = ctypes.CDLL(None), set()
+    domain, size = ctypes.c_int(), ctypes.c_uint(4)
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        # no socket object: it would set a time-out on what is not ours
+        if not libc.getsockopt(fd, socket.SOL_SOCKET, _SO_DOMAIN, ctypes.byref(domain), ctypes.byref(size)):
+            with contextlib.suppress(OSError):
+                found |= {(fd, os.fstat(fd).st_ino)} if domain.value == family else set()
+    return found
+
+
+@contextlib.contextmanager
+def kept_sockets(family: int) -> Iterator[None]:
+    """Let no child have the sockets of a family that a library opens meanwhile, nor what is mapped of them.
+
+    A mapping keeps a socket open as a descriptor does, and fork copies both.
+    """
+    before = _sockets(family)
+    yield
+    opened = _sockets(family) - before
+    _of_libraries.update(opened)
+    for fd, _ in opened:
+        os.set_inheritable(fd, False)
+    names = {f"socket:[{inode}]" for _, inode in opened}
+    madvise = ctypes.CDLL(None).madvise
+    with open("/proc/self/maps") as maps:
+        for line in maps:
+            fields = line.split()
+            if fields[-1] in names:
+                begin, end = (int(address, 16) for address in fields[0].split("-"))
+                madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), _MADV_DONTFORK)
+
+
 def _forked() -> None:
     """Runs in every forked child."""
     global _making
@@ -67,6 +107,11 @@ def _forked() -> None:
         with contextlib.suppress(OSError):
             opened.close()
     _kept.clear()
+    for fd, inode in _of_libraries:
+        with contextlib.suppress(OSError):
+            if os.fstat(fd).st_ino == inode:
+                os.close(fd)
+    _of_libraries.clear()
 
 
 def _before() -> None:
