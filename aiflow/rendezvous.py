@@ -293,6 +293,8 @@ class Rendezvous:
         message = read(connection.sock)
         if message is None:
             self._part(connection)
+            if self._role == "sender":
+                self._is_news(connection.endpoint)
         elif message:
             try:
                 if self._role == "receiver":
@@ -609,7 +611,7 @@ class Rendezvous:
         self._ask_again(endpoint, _RETRY_LAST if cheap else _longer(pause))
         self._refusals[endpoint] = str(error)
         self._in_vain.pop(endpoint, None)
-        self._fail(endpoint, None if message.get("again") is True else error)
+        self._fail(endpoint, None if message.get("again") is True and version == VERSION else error)
 
 
 _open: weakref.WeakSet[Rendezvous] = weakref.WeakSet()
