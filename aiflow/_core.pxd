@@ -234,13 +234,13 @@ cdef extern from "aiflow/tx.h" nogil:
         bint fixed_frame_size, joining
         af_tx_port ports[32]
         uint32_t nb_ports
-        bint open, closing, keeps_mbufs, bye_heard
+        bint open, closing, keeps_mbufs, bye_heard, unsaid
         char receiver[64]
         char others[4][64]
         af_rival rivals[2]
         uint8_t drop
         uint32_t nb_dropped
-        uint32_t session, payload_bytes
+        uint32_t session, payload_bytes, first_id, next_id
         af_tx_slice *queue
         void *again
         uint64_t drops[32]

@@ -240,6 +240,7 @@ cdef class TxLoop(Loop):
     cdef af_tx_slice **inbox_tail
     cdef set flying
     cdef object pace_of
+    cdef bint death   # see `note_death`
 
     def __cinit__(self):
         self.inbox_tail = &self.inbox
@@ -301,6 +302,13 @@ cdef class TxLoop(Loop):
         for i in range(self.fan.nb):
             aiflow_set(self.fan.tx[i].joining, joining)
 
+    def note_death(self):
+        """The ports that are detached next lead to a receiver that has died: the next `send` says so, if none is there.
+
+        A slice under way fails because of it; what is posted a moment later must not depend on that moment.
+        """
+        self.death = True
+
     def by_reference(self, Port port):
         """Whether the driver takes large payloads from where they lie: it copies, and from more than one place."""
         return port.copies and port.multi_segs and port.frame_size > 2 * <int>AF_TAIL_LEAST and not self.faults
@@ -317,6 +325,7 @@ cdef class TxLoop(Loop):
             slot.p = place
             slot.path_size = place.frame_size
             slot.attached_ns = af_now_ns()
+            self.fan.tx[i].unsaid = False
             if self.pace_of is not None:
                 pace = self.pace_of(index, port)
                 slot.pace.rate_based = pace.rate_based
@@ -335,6 +344,10 @@ cdef class TxLoop(Loop):
 
     def _detach(self, ports):
         cdef uint32_t i
+        cdef af_tx *tx
+        for i in range(self.fan.nb):
+            tx = self.fan.tx[i]
+            tx.unsaid = self.death and tx.open and tx.first_id == tx.next_id
         for port in ports:
             index = self.index_of(port)
             if index >= 0:
@@ -342,6 +355,9 @@ cdef class TxLoop(Loop):
                 self._remove_port(port)
                 for i in range(self.fan.nb):
                     af_tx_detach(self.fan.tx[i], index, af_now_ns())
+        for i in range(self.fan.nb):
+            self.fan.tx[i].unsaid &= not self.fan.tx[i].open
+        self.death = False
         self.tell()
 
     def post(self, list buffers, bytes manifest, plan, uint32_t receiver=0, bint wait=False):

@@ -49,6 +49,8 @@ class PortSet:
     joining : callable, optional
         A sender's: told that a receiver has begun to make our ports, and that it has ended. Called from the rendezvous
         thread.
+    died : callable, optional
+        A sender's: told, before `detach`, that a receiver has hung up without a goodbye. Called from that thread, too.
 
     Attributes
     ----------
@@ -79,6 +81,7 @@ class PortSet:
         frame_size: int | None = None,
         link_name: str | None = None,
         joining: Callable[[bool], None] | None = None,
+        died: Callable[[], None] | None = None,
     ) -> None:
         if role not in ("sender", "receiver"):
             raise ConfigError(f"role={role!r}: it is 'sender' or 'receiver'")
@@ -120,6 +123,7 @@ class PortSet:
                     frame_size=frame_size,
                     failed=self._fail,
                     joining=joining,
+                    died=died,
                 )
         except BaseException:
             self.close()

@@ -8,6 +8,7 @@ comes first (SEQPACKET, one JSON message a packet, in a directory only its owner
     receiver    → {"driver": "memif", "peer": 3, "frame_size": 16384, "ring_size": 256, "sockets": [[name, id], …]}
                   its ports are open and started by then; or {"refused": "why", "version": 2, "again": false}
     sender      → {"ready": true}        its ports are open and their links up
+    either      → {"bye": true}          if it closes, rather than dies
     either      closes: the other lets go of the ports, removes them, and closes too
 
 The receiver owns NAME through a flock'ed file, so liveness never depends on files a killed process left behind. A
@@ -93,6 +94,7 @@ class _Connection:
     state: str = "hello"  # receiver: → "offered" → "joining" → "up"; sender: "asked" → "coming" → "joining" → "up"
     deadline: float = field(default_factory=lambda: time.monotonic() + _HANDSHAKE)
     ports: list[_eal.Port] = field(default_factory=list)
+    bye: bool = False  # heard
     hurry: Any = None  # the interrupt thread runs often while this is set
 
 
@@ -112,6 +114,8 @@ class Rendezvous:
         Told what `send` or `recv` shall raise, and None when that is over.
     joining : callable, optional
         A sender's: told whether `connecting` is true, each time that this changes.
+    died : callable, optional
+        A sender's: told, before `detach`, that a receiver has hung up without a goodbye.
 
     Raises
     ------
@@ -132,6 +136,7 @@ class Rendezvous:
         frame_size: int | None,
         failed: Callable[[AiflowError | None], None],
         joining: Callable[[bool], None] | None = None,
+        died: Callable[[], None] | None = None,
     ) -> None:
         self._role = role
         self._pool_for = pool_for
@@ -140,6 +145,7 @@ class Rendezvous:
         self._frame_size = frame_size
         self._failed = failed
         self._joining = joining
+        self._died = died
         self._root = runtime_directory()
         self._connections: list[_Connection] = []
         self._listeners: dict[Listener, Endpoint] = {}
@@ -154,6 +160,7 @@ class Rendezvous:
         self._told = False
         self._peers = itertools.count(1)
         self._closing = False
+        self._says_bye = True
         self._pid = os.getpid()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         try:
@@ -292,9 +299,13 @@ class Rendezvous:
     def _hear(self, connection: _Connection) -> None:
         message = read(connection.sock)
         if message is None:
+            if connection.state == "up" and not connection.bye and self._died is not None:
+                self._died()
             self._part(connection)
             if self._role == "sender":
                 self._is_news(connection.endpoint)
+        elif "bye" in message:
+            connection.bye = True
         elif message:
             try:
                 if self._role == "receiver":
@@ -393,6 +404,8 @@ class Rendezvous:
             if connection.state == "up":
                 self._detach(list(connection.ports), connection.peer)
                 connection.state = "farewell"
+                if self._says_bye:
+                    write(connection.sock, {"bye": True})
             with contextlib.suppress(OSError):
                 connection.sock.shutdown(socket.SHUT_WR)
         deadline = time.monotonic() + _FAREWELL
@@ -621,4 +634,5 @@ _open: weakref.WeakSet[Rendezvous] = weakref.WeakSet()
 def _hang_up() -> None:
     """A process that ends without `close` and waits for its children meanwhile lets its peers go first."""
     for rendezvous in list(_open):
+        rendezvous._says_bye = False
         rendezvous.close()

@@ -181,6 +181,7 @@ class Sender:
                 detach=self._loop.detach,
                 frame_size=frame_size,
                 joining=self._loop.set_joining,
+                died=self._loop.note_death,
             )
         except BaseException:
             self._loop.stop()

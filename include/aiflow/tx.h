@@ -273,6 +273,10 @@ af_tx_tick(void *state, uint64_t now)
 	if (!tx->open)
 		af_tx_discover(tx, now);
 	af_tx_watch_suspect(tx, now);
+	if (tx->unsaid && tx->queue && !atomic_load_explicit(&tx->joining, memory_order_relaxed)) {
+		tx->unsaid = false; /* else it would wait for another receiver, though its like a moment ago had failed */
+		af_tx_end(tx, af_tx_dequeue(tx), AF_TX_RESTARTED, 0, now);
+	}
 	for (uint32_t p = 0; p < tx->nb_ports; p++)
 		af_tx_watch_path(tx, &tx->ports[p], now);
 	if (tx->open && af_tx_is_stalled(tx, now))

@@ -150,6 +150,7 @@ struct af_tx {
 	uint64_t next_number[AF_MAX_PORTS]; /* of paths whose port has gone: one that comes back goes on from there */
 	uint32_t nb_ports; /* highest attached index, plus one */
 	bool open, changed, closing, keeps_mbufs;
+	bool unsaid; /* control: w, between two iterations. The receiver has died, and no slice was there to say so */
 	int trouble; /* AF_TX_AMBIGUOUS, AF_TX_MTU: found by discovery */
 	char receiver[AF_NAME_BYTES];
 	char others[AF_OTHERS][AF_NAME_BYTES]; /* receivers of other names than `to`, which have answered */

@@ -7,13 +7,14 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Iterator
 
 import pytest
 from subprocesses import environment, wait_for
 
 import aiflow
-from aiflow.errors import AiflowError
+from aiflow.errors import AiflowError, PeerLost
 
 OPEN = {
     "Receiver": "aiflow.Receiver(ENDPOINT, memory='16MiB')",
@@ -129,6 +130,47 @@ def test_the_name_of_a_receiver_is_free_and_its_sender_hears_of_it(endpoint: str
         wait_for(lambda: tx.receiver is None, "the hang-up", 2)
         attempts = opened(endpoint)
         wait_for(lambda: next(attempts), "the name", 2)
+
+
+@pytest.mark.parametrize(
+    ("ending", "when"),
+    [("killed", "at once"), ("killed", "once it is known"), ("os._exit", "at once"), ("sys.exit", "once it is known")],
+)
+def test_a_send_after_the_death_says_so_and_the_next_one_awaits_another(endpoint: str, when: str, ending: str) -> None:
+    """Whatever the moment: a slice posted earlier fails in the same way."""
+    with Parent("Receiver", endpoint, "os.fork", ending) as parent, aiflow.Sender(endpoint) as tx:
+        tx.send([b"x"], timeout=60)
+        parent.have_child()
+        parent.end(ending)
+        parent.process.wait()
+        if when == "once it is known":
+            wait_for(lambda: tx.receiver is None, "the hang-up", 2)
+        begin = time.monotonic()
+        with pytest.raises(PeerLost, match="went away"):
+            tx.send([b"y"])
+        assert time.monotonic() - begin < 2
+        ticket = tx.send([b"z"], wait=False)
+        with aiflow.Receiver(endpoint, memory="16MiB") as rx:
+            assert rx.recv(timeout=60)[0].tobytes() == b"z"
+            ticket.result(60)
+
+
+def test_a_receiver_that_closes_or_has_a_successor_is_no_loss(endpoint: str) -> None:
+    with aiflow.Sender(endpoint) as tx:
+        for number in range(4):
+            with aiflow.Receiver(endpoint, memory="16MiB") as rx:
+                ticket = tx.send([b"%d" % number], wait=False)
+                assert rx.recv(timeout=60)[0].tobytes() == b"%d" % number
+                ticket.result(60)
+            wait_for(lambda: tx.receiver is None, "the goodbye", 2)
+        with Parent("Receiver", endpoint, "os.fork", "killed") as parent:
+            tx.send([b"x"], timeout=60)
+            parent.have_child()
+            parent.end("killed")
+            wait_for(lambda: tx.receiver is None, "the hang-up", 2)
+            with Parent("Receiver", endpoint, "os.fork", "killed"):
+                wait_for(lambda: tx.port_table, "the ports of its successor")
+                tx.send([b"y"], timeout=60)
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
