@@ -4,8 +4,6 @@ A `Loop` polls the ports of one Sender or Receiver. It feeds what arrives to the
 the state machine has to say. Who drives it, and when, is said in `_dp_driven.pyx`.
 """
 
-import threading
-
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
@@ -21,6 +19,7 @@ from aiflow.librte.rte_mbuf cimport (
     RTE_PKTMBUF_HEADROOM, rte_mbuf, rte_mbuf_ext_refcnt_set, rte_mbuf_ext_refcnt_update, rte_pktmbuf_alloc,
     rte_pktmbuf_attach_extbuf, rte_pktmbuf_data_room_size, rte_pktmbuf_free, rte_pktmbuf_free_bulk, rte_pktmbuf_mtod,
 )
+from aiflow import _threads
 from aiflow.config import parse_faults
 from aiflow.errors import ConfigError, PortError
 from aiflow.numa import settle
@@ -184,7 +183,7 @@ cdef class Loop(Driven):
 
     def _settle(self):
         """Poll from the ports' own NUMA node."""
-        if threading.current_thread() is self.thread:
+        if self.thread is not None and _threads.is_current(self.thread):
             settle([port.socket_id for port in self.attached_ports if port is not None], self.allowed_cpus)
 
     def _free_staged(self, int index):

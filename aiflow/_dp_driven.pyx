@@ -6,7 +6,6 @@ plane wants something done between two iterations: a port attached or removed, o
 
 import atexit
 import os
-import threading
 import weakref
 
 from libc.stdint cimport uint64_t
@@ -19,6 +18,7 @@ from aiflow._core cimport (
 )
 from aiflow._eal cimport register_thread, unregister_thread
 from aiflow._eal import start as start_eal
+from aiflow import _threads
 from aiflow.errors import EalError, PortError
 
 cdef extern from *:
@@ -51,7 +51,7 @@ cdef class Driven:
         self.last_cpu = -1
         self.lcore = -1
         self.requests = []
-        self.guard = threading.Lock()
+        self.guard = _threads.unpatched("threading").Lock()
         self.pid = os.getpid()
         self.stopped = True
 
@@ -66,8 +66,11 @@ cdef class Driven:
         start_eal()  # in a forked child this raises, here rather than in the thread
         self.allowed_cpus = os.sched_getaffinity(0)
         self.stopped = False
-        self.thread = threading.Thread(target=self._main, name=name, daemon=True)
-        self.thread.start()
+        try:
+            self.thread = _threads.start(self._main, name)
+        except BaseException:
+            self.stopped = True
+            raise
         _driven.add(self)
 
     def _main(self):
@@ -100,9 +103,9 @@ cdef class Driven:
     def between(self, call):
         """Run `call` while no burst is under way, and return what it returns."""
         cdef list result = []
-        if self.stopped or self.thread is None or os.getpid() != self.pid or threading.current_thread() is self.thread:
+        if self.stopped or self.thread is None or os.getpid() != self.pid or _threads.is_current(self.thread):
             return call()
-        done = threading.Event()
+        done = _threads.unpatched("threading").Event()
         with self.guard:
             self.requests.append((call, result, done))
             aiflow_set(self.mail.attention, 1)

@@ -28,9 +28,8 @@ from aiflow.librte.rte_ring cimport (
 
 import itertools
 import os
-import threading
 
-from . import _mempool
+from . import _mempool, _threads
 from ._env import (
     connecting, dpdk_version, error, gate_turns, log_tail, memory_mode, register_thread, start, started,
     unregister_thread,
@@ -51,7 +50,7 @@ cdef extern from "aiflow/gate.h" nogil:
 
 globals()["Mempool"] = _mempool.Mempool  # a cimported class is no attribute of the module
 
-_plug_lock = threading.RLock()  # opening and closing ports
+_plug_lock = _threads.unpatched("threading").RLock()  # opening and closing ports
 _serial = itertools.count()
 _parked = []  # at most one port that `Port.park` keeps plugged
 
@@ -59,7 +58,7 @@ _parked = []  # at most one port that `Port.park` keeps plugged
 def _forked():
     """Runs in every forked child: a lock that another thread of the parent held would stay locked."""
     global _plug_lock
-    _plug_lock = threading.RLock()
+    _plug_lock = _threads.unpatched("threading").RLock()
 
 
 os.register_at_fork(after_in_child=_forked)

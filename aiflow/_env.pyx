@@ -23,9 +23,9 @@ from aiflow.librte.rte_interrupts cimport (
 import atexit
 import errno
 import os
-import threading
+from functools import partial
 
-from . import eal_arguments
+from . import _threads, eal_arguments
 from .errors import AiflowError, EalError, PoolExhausted, PortError
 
 
@@ -42,19 +42,23 @@ cdef extern from "aiflow/log_tail.h" nogil:
         uint64_t written
 
     FILE *af_log_open(af_log *log, int echo)
+    FILE *af_log_stderr(FILE *stream)
     size_t af_log_since(af_log *log, uint64_t mark, char *out)
 
 
 cdef af_gate the_gate
 cdef af_log dpdk_log
+cdef FILE *stream = NULL  # of DPDK's log
 cdef bint log_is_open = False
 cdef bint init_was_called = False
 cdef bint process_ends = False
 cdef int owner_pid = 0  # the process that started the EAL; 0: not started
 
-_lock = threading.Lock()  # starting
+_lock = _threads.unpatched("threading").Lock()  # starting
 _memory_mode = None
 _failed = None            # why an earlier start failed: rte_eal_init runs once, well or not
+_starting = None          # the start under way: its thread, and what came of it
+_START_SECONDS = 60.0
 
 # errno -> what to do about it; the exception class is the caller's
 _ADVICE = {
@@ -66,7 +70,8 @@ _ADVICE = {
     errno.EINVAL: "the driver refused its arguments; AIFLOW_LOG=debug shows all it logs",
     errno.ENODEV: "no such device here; `aiflow ports` lists what can be used",
     errno.ENOENT: "no such device, file or driver here; `aiflow ports` lists what can be used",
-    errno.ENOMEM: "out of memory: ask for fewer or smaller frames, or start with more (AIFLOW_EAL_MEMORY=512MiB)",
+    errno.ENOMEM: "out of memory: ask for fewer or smaller frames, or a smaller memory=, or start with more "
+                  "(AIFLOW_EAL_MEMORY=512MiB)",
     errno.ENOSPC: "no room for another port or pool: close some first",
     errno.ENOTSUP: "the driver cannot do this; choose another endpoint",
 }
@@ -115,7 +120,7 @@ def error(kind, int rc, str what, mark=None):
 def _forked():
     """Runs in every forked child."""
     global _lock
-    _lock = threading.Lock()
+    _lock = _threads.unpatched("threading").Lock()
 
 
 os.register_at_fork(after_in_child=_forked)
@@ -158,7 +163,7 @@ def start():
     EalError
         If DPDK cannot start, if other code started it in this process, or in a forked child of a process that did.
     """
-    global _memory_mode, _failed
+    global _memory_mode, _failed, _starting
     if ours():
         return
     if owner_pid != 0:
@@ -171,10 +176,15 @@ def start():
             return
         if _failed is not None:
             raise EalError(_failed)
-        outcome = []
-        thread = threading.Thread(target=_start, args=(outcome,), name="aiflow-eal-init")
-        thread.start()
-        thread.join()
+        if _starting is None:  # else an interrupt ended the wait for it
+            outcome = []
+            _starting = _threads.start(partial(_start, outcome, eal_arguments.scheduling()), "aiflow-eal-init"), outcome
+        thread, outcome = _starting
+        thread.join(_START_SECONDS)
+        if thread.is_alive():
+            raise EalError(f"DPDK's environment (EAL) has not started within {_START_SECONDS:.0f} s: give the process "
+                           "more processor time, or stop real-time threads that keep it from its cores; then try again")
+        _starting = None
         (mode, failure) = outcome[0]
         if failure is not None:
             if init_was_called:
@@ -183,9 +193,9 @@ def start():
         _memory_mode = mode
 
 
-def _start(outcome):
+def _start(outcome, scheduling):
     try:
-        with eal_arguments.one_at_a_time():
+        with eal_arguments.one_at_a_time(), eal_arguments.ordinary_start(scheduling):
             outcome.append((_initialise(), None))
     except AiflowError as exc:
         outcome.append((None, exc))
@@ -195,8 +205,8 @@ def _start(outcome):
 
 def _initialise():
     """Runs once, in the start thread; returns the memory mode."""
-    global init_was_called, log_is_open, owner_pid
-    cdef FILE *stream = NULL
+    global init_was_called, log_is_open, owner_pid, stream
+    cdef FILE *errors = NULL
     cdef char **argv
     cdef int rc, argc
     cdef bint debug = os.environ.get("AIFLOW_LOG", "") == "debug"
@@ -204,10 +214,11 @@ def _initialise():
     prefix = f"aiflow-{os.getpid()}-{os.urandom(3).hex()}"
     eal_arguments.remove_stale_directories()
     mode, arguments = eal_arguments.choose(prefix)
+    eal_arguments.start_possible(mode)
     if not log_is_open:
         stream = af_log_open(&dpdk_log, debug)
         if stream == NULL:
-            raise EalError("no memory for DPDK's log")
+            raise EalError("no memory for DPDK's log: end other programs, or raise the container's limit")
         rte_openlog_stream(stream)
         log_is_open = True
         if debug:
@@ -224,7 +235,9 @@ def _initialise():
     init_was_called = True
     with eal_arguments.open_files_limit_kept(), eal_arguments.directory_held(prefix):
         with nogil:
+            errors = af_log_stderr(stream)  # it writes to both
             rc = rte_eal_init(argc, argv)
+            af_log_stderr(errors)
     if rc < 0:
         what = f"DPDK's environment (EAL) did not start in {mode} mode (AIFLOW_MEMORY=no-huge does without hugepages)"
         raise error(EalError, -1, what if mode == "hugepages" else "DPDK's environment (EAL) did not start", mark)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import mmap
 import os
@@ -12,6 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from . import _threads, containers
 from .config import parse_size
 from .errors import ConfigError, EalError
 from .names import lock
@@ -25,12 +27,18 @@ __all__ = [
     "memory_mib",
     "one_at_a_time",
     "open_files_limit_kept",
+    "ordinary_start",
     "remove_stale_directories",
+    "scheduling",
+    "start_possible",
 ]
 
 _HUGEPAGES_MIB = 64  # taken at start; the EAL takes more when pools ask
+_BESIDE_MIB = 64  # of address space that DPDK maps at its start beside its heap, and stacks
+_DPDK_THREADS = 3  # at most, at its start
 _RTE_MAX_LCORE = 128
 _MAP_HUGETLB = 0x40000
+_MADV_POPULATE_WRITE = 23
 _HUGEPAGES = "/sys/kernel/mm/hugepages"  # of the whole machine: what processes of any user can lock
 _TURN_SECONDS = 5.0
 _STARTED = 10.0  # seconds after which a process that starts has its lock
@@ -46,13 +54,32 @@ def memory_mib() -> int:
     return max(32, parse_size(text) >> 20) if text else 256
 
 
-def hugepages_usable(nbytes: int) -> bool:
-    """True if the kernel grants `nbytes` of hugepages to this process now (they are given back at once)."""
+def hugepages_usable(nbytes: int, *, touch: bool = False) -> bool:
+    """True if the kernel grants `nbytes` of hugepages to this process now (they are given back at once).
+
+    A mapping only reserves them. A cgroup's limit counts the pages that are touched, and kills who goes beyond by
+    SIGBUS: with `touch` the kernel does it for us, and fails instead.
+    """
     try:
-        mmap.mmap(-1, nbytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_HUGETLB).close()
+        with mmap.mmap(-1, nbytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_HUGETLB) as pages:
+            if touch:
+                _touch(pages)
     except (OSError, ValueError):
         return False
     return True
+
+
+def _touch(pages: mmap.mmap) -> None:
+    """Have every page of a mapping. Raises OSError if that is not possible."""
+    try:
+        pages.madvise(_MADV_POPULATE_WRITE)
+    except OSError as exc:
+        if exc.errno != errno.EINVAL:
+            raise
+        with open("/dev/zero", "rb", buffering=0) as zeros:  # Linux before 5.14
+            for offset in range(0, len(pages), 1 << 20):
+                with memoryview(pages) as view, view[offset : offset + (1 << 20)] as part:
+                    os.readv(zeros.fileno(), [part])
 
 
 @contextlib.contextmanager
@@ -85,7 +112,13 @@ def _lock_hugepages(turn: contextlib.ExitStack) -> None:
 def advice(mode: str | None) -> str:
     """What gives mempools more room in this memory mode."""
     if mode == "hugepages":
-        return "have more hugepages (as root, `sysctl vm.nr_hugepages=512`), or set AIFLOW_MEMORY=no-huge"
+        limit = containers.hugepage_limit()
+        more = (
+            "have more hugepages (as root, `sysctl vm.nr_hugepages=512`)"
+            if limit is None
+            else f"raise the cgroup's limit on hugepages ({limit >> 20} MiB: hugetlb.*.max or hugetlb.*.limit_in_bytes)"
+        )
+        return f"{more}, or set AIFLOW_MEMORY=no-huge"
     return f"set AIFLOW_EAL_MEMORY (now {memory_mib()}MiB) higher"
 
 
@@ -118,12 +151,16 @@ def choose(prefix: str) -> tuple[str, list[str]]:
     asked = os.environ.get("AIFLOW_MEMORY", "")
     if asked not in ("", "hugepages", "no-huge"):
         raise ConfigError(f"AIFLOW_MEMORY={asked!r}: set it to hugepages or no-huge, or leave it unset")
-    usable = asked != "no-huge" and hugepages_usable(_HUGEPAGES_MIB << 20)
+    limit = containers.hugepage_limit()
+    usable = asked != "no-huge" and hugepages_usable(_HUGEPAGES_MIB << 20, touch=True)
     if asked == "hugepages" and not usable:
+        which = "" if limit is None else f" (the cgroup's limit is {limit >> 20} MiB)"
         raise EalError(
-            f"AIFLOW_MEMORY=hugepages, but {_HUGEPAGES_MIB} MiB of hugepages are not free: "
+            f"AIFLOW_MEMORY=hugepages, but {_HUGEPAGES_MIB} MiB of hugepages are not free{which}: "
             "as root, `sysctl vm.nr_hugepages=256` (or stop what holds them), or unset AIFLOW_MEMORY"
         )
+    if asked != "hugepages":  # not where they give less room than ordinary memory, or DPDK could not reserve addresses
+        usable = usable and (limit is None or limit >= memory_mib() << 20) and containers.address_space_left() is None
     arguments = [
         "aiflow",
         "--lcores",
@@ -145,6 +182,60 @@ def choose(prefix: str) -> tuple[str, list[str]]:
     else:
         arguments += ["--no-pci"]
     return ("hugepages" if usable else "no-huge"), arguments
+
+
+def start_possible(mode: str) -> None:
+    """Try what rte_eal_init will do that may not be granted: it runs once a process, well or not.
+
+    Raises
+    ------
+    EalError
+        If it would fail. It may be tried again.
+    """
+    mib = _BESIDE_MIB + (memory_mib() if mode == "no-huge" else 0)
+    try:
+        room = mmap.mmap(-1, mib << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as exc:
+        raise EalError(
+            f"DPDK's environment (EAL) needs {mib} MiB of address space, and the system does not grant them "
+            f"({exc.strerror}{containers.address_space_words()}): pass a smaller memory=, set AIFLOW_EAL_MEMORY (now "
+            f"{memory_mib()}MiB) lower, or raise the limit; then try again"
+        ) from exc
+    with room:
+        threads = []
+        enough = _threads.unpatched("threading").Event()
+        try:
+            for number in range(_DPDK_THREADS):
+                threads.append(_threads.start(enough.wait, f"aiflow-trial-{number}"))
+        finally:
+            enough.set()
+            for thread in threads:
+                thread.join()
+
+
+def scheduling() -> tuple[int, os.sched_param]:
+    """The scheduling policy of the calling thread, and its parameter."""
+    return os.sched_getscheduler(0), os.sched_getparam(0)
+
+
+@contextlib.contextmanager
+def ordinary_start(caller: tuple[int, os.sched_param]) -> Iterator[None]:
+    """Run the calling thread without real-time priority; DPDK's threads born meanwhile get `caller`'s in the end.
+
+    DPDK polls for a new thread with sleeps of 1 us. On one core, at equal priority under SCHED_FIFO, that thread never
+    runs.
+    """
+    policy, parameter = caller
+    if policy & ~os.SCHED_RESET_ON_FORK not in (os.SCHED_FIFO, os.SCHED_RR):
+        yield
+        return
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    before = set(os.listdir("/proc/self/task"))
+    yield
+    for task in set(os.listdir("/proc/self/task")) - before:
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/self/task/{task}/comm").read_text().startswith(("eal-", "dpdk-", "rte_", "vhost")):
+                os.sched_setscheduler(int(task), policy, parameter)
 
 
 def _runtime_root() -> Path:

@@ -143,7 +143,7 @@ def claim(endpoint: Endpoint, role: str) -> socket.socket:
     PortError
         If it is taken.
     """
-    sock = keep(lambda: socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+    sock = keep(lambda: _threads.unpatched("socket").socket(socket.AF_UNIX, socket.SOCK_DGRAM))
     try:
         use = "xdp" if endpoint.scheme == "af_xdp" else role
         sock.bind(f"\0aiflow/{use}/{endpoint.target}")

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from . import _threads
 from .names import Listener
 from .private import keep
 
@@ -127,7 +128,7 @@ class Door:
                 outer = undo.enter_context(self.listener.accept())
                 if not self._allowed(outer):
                     return
-                inner = undo.enter_context(keep(lambda: socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)))
+                inner = undo.enter_context(keep(lambda: _threads.unpatched("socket").socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)))
                 inner.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", 1, 0))  # DPDK's backlog is 1
                 inner.connect(self.server)
                 inner.setblocking(False)
@@ -147,7 +148,7 @@ class Door:
         self._passages.clear()
         deadline = time.monotonic() + _ANSWERED
         while left and time.monotonic() < deadline:
-            poll = select.poll()
+            poll = _threads.unpatched("select").poll()
             for passage in left:
                 poll.register(passage.sockets()[0], select.POLLIN)
             ready = {fd for fd, _ in poll.poll(50)}

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from . import _threads
 from .config import Endpoint
 from .errors import PortError
 from .private import Descriptor, keep
@@ -388,7 +389,7 @@ class Listener:
 
 
 def _listening(path: Path) -> socket.socket:
-    sock = keep(lambda: socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK))
+    sock = keep(lambda: _threads.unpatched("socket").socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK))
     try:
         sock.bind(str(path))
         sock.listen(64)

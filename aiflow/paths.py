@@ -7,11 +7,10 @@ peers come and go, by the rendezvous thread.
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from . import _eal, interfaces, rings
+from . import _eal, _threads, interfaces, rings
 from ._wire import MAX_FRAME, MIN_PATH_FRAME
 from .config import Endpoint, parse_endpoints
 from .errors import AiflowError, ConfigError, PortError
@@ -99,7 +98,7 @@ class PortSet:
         self._attach_port = attach
         self._detach_ports = detach
         self._frame_size = frame_size
-        self._lock = threading.Lock()
+        self._lock = _threads.unpatched("threading").Lock()
         self._ports: list[Any] = []
         self._static: list[Any] = []
         self._claims: list[Any] = []

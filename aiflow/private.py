@@ -10,10 +10,11 @@ import contextlib
 import ctypes
 import os
 import socket
-import threading
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, TypeVar
+
+from . import _threads
 
 __all__ = ["Descriptor", "keep", "kept_sockets"]
 
@@ -29,7 +30,7 @@ _Kept = TypeVar("_Kept", bound=_Closable)
 
 _kept: weakref.WeakSet[Any] = weakref.WeakSet()
 _of_libraries: set[tuple[int, int]] = set()  # (descriptor, inode): who opened one closes it in this process
-_making = threading.RLock()  # held while one is made, and by a fork: a child misses none
+_making = _threads.unpatched("threading").RLock()  # held while one is made, and by a fork: a child misses none
 
 
 class Descriptor:
@@ -102,7 +103,7 @@ def kept_sockets(family: int) -> Iterator[None]:
 def _forked() -> None:
     """Runs in every forked child."""
     global _making
-    _making = threading.RLock()
+    _making = _threads.unpatched("threading").RLock()
     for opened in list(_kept):
         with contextlib.suppress(OSError):
             opened.close()

@@ -27,14 +27,13 @@ import itertools
 import os
 import select
 import socket
-import threading
 import time
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from . import _eal
+from . import _eal, _threads
 from .config import MAX_PORTS, Endpoint
 from .control import VERSION, names_and_numbers, other_versions, peer_of, read, shown, whole, write
 from .errors import AiflowError, ConfigError, EalError, PoolExhausted, PortError
@@ -175,11 +174,7 @@ class Rendezvous:
                     self._listen(endpoint)
                 else:
                     self._awaited[endpoint] = (0.0, _RETRY_FIRST)
-            self._thread = threading.Thread(target=self._run, name="aiflow-rendezvous", daemon=True)
-            try:
-                self._thread.start()
-            except RuntimeError as exc:
-                raise EalError(f"{exc}: let this user or container have more (ulimit -u, pids.max)") from exc
+            self._thread = _threads.start(self._run, "aiflow-rendezvous")
         except BaseException:
             self._forget_names()
             os.close(self._wake)
@@ -232,7 +227,7 @@ class Rendezvous:
             return
         self._closing = True
         os.eventfd_write(self._wake, 1)
-        if threading.current_thread() is not self._thread:
+        if not _threads.is_current(self._thread):
             self._thread.join()
             os.close(self._wake)
 
@@ -257,7 +252,7 @@ class Rendezvous:
                 self._awaited[endpoint] = (now + pause, min(pause * 1.5, max(pause, _RETRY_LAST)))
                 self._call(endpoint)
         self._say_connecting()
-        poll = select.poll()
+        poll = _threads.unpatched("select").poll()
         poll.register(self._wake, select.POLLIN)
         sockets = [connection.sock for connection in self._connections]
         sockets += [sock for door in self._doors.values() for sock in door.sockets()]
@@ -410,7 +405,7 @@ class Rendezvous:
                 connection.sock.shutdown(socket.SHUT_WR)
         deadline = time.monotonic() + _FAREWELL
         waiting = {c.sock.fileno(): c.sock for c in self._connections if c.state == "farewell"}
-        poll = select.poll()  # select() knows no descriptor above 1023
+        poll = _threads.unpatched("select").poll()  # select() knows no descriptor above 1023
         for fd in waiting:
             poll.register(fd, select.POLLIN)
         while waiting and (left := deadline - time.monotonic()) > 0:
@@ -537,7 +532,7 @@ class Rendezvous:
         if any(connection.endpoint == endpoint for connection in self._connections):
             return
         try:
-            sock = keep(lambda: socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK))
+            sock = keep(lambda: _threads.unpatched("socket").socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK))
         except OSError as exc:
             self._fail(endpoint, PortError(f"{endpoint}: {exc.strerror}; close some files, or raise ulimit -n"))
             return

@@ -5,11 +5,10 @@ The same mbufs go from end to end: never to be reported as bandwidth.
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import _eal
+from . import _eal, _threads
 from .config import Endpoint
 from .errors import ConfigError, PortError
 
@@ -28,7 +27,7 @@ class _Ring:
 
 
 _rings: dict[str, _Ring] = {}
-_lock = threading.Lock()
+_lock = _threads.unpatched("threading").Lock()
 
 
 def take(endpoint: Endpoint, role: str, mempool: Any) -> list[Any]:

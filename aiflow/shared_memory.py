@@ -6,11 +6,10 @@ import atexit
 import contextlib
 import os
 import secrets
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import _eal
+from . import _eal, _threads
 from .errors import ConfigError, PortError
 from .names import lock
 from .private import Descriptor
@@ -83,7 +82,7 @@ def driver_of(scheme: str) -> Driver:
 
 # ---------------------------------------------------------------------------------------------------- memif's server
 
-_lock = threading.Lock()
+_lock = _threads.unpatched("threading").Lock()
 _memif_socket: Path | None = None  # all server ports of this process listen on it, each with an id: see Port.park
 _memif_alive: Descriptor | None = None  # the lock beside it, held for as long as this process lives
 _memif_ports: set[_eal.Port] = set()
@@ -92,7 +91,7 @@ _memif_ports: set[_eal.Port] = set()
 def _forked() -> None:
     """Runs in every forked child: a lock that another thread of the parent held would stay locked."""
     global _lock
-    _lock = threading.Lock()
+    _lock = _threads.unpatched("threading").Lock()
 
 
 os.register_at_fork(after_in_child=_forked)

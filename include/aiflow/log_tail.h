@@ -48,6 +48,20 @@ static inline FILE *af_log_open(struct af_log *log, int echo)
     return stream;
 }
 
+/* What is written to stderr goes to `stream` (glibc lets programs assign it; file descriptor 2 stays as it is). Returns
+ * the stream that it went to before; NULL changes nothing.
+ */
+static inline FILE *af_log_stderr(FILE *stream)
+{
+    FILE *before = stderr;
+
+#ifdef __GLIBC__
+    if (stream != NULL)
+        stderr = stream;
+#endif
+    return before;
+}
+
 /* Copy what was written since `mark` (at most AF_LOG_BYTES) to `out`; returns the number of bytes. */
 static inline size_t af_log_since(struct af_log *log, uint64_t mark, char *out)
 {

@@ -1,0 +1,99 @@
+"""Threads of the system, and what they wait with, also where gevent or eventlet have put theirs in place of Python's.
+
+A loop in C never gives a greenlet's turn back. So its thread is always one that the kernel schedules, and what two such
+threads share (locks, sockets, polls) must not belong to a greenlet's hub.
+"""
+
+from __future__ import annotations
+
+import _thread
+import importlib.machinery
+import importlib.util
+import select
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from types import BuiltinFunctionType
+from typing import Any
+
+from .errors import EalError
+
+__all__ = ["is_current", "start", "unpatched"]
+
+NO_THREAD = (
+    "no thread to be had ({}): raise the limit of processes (ulimit -u, pids.max of the container) or of the address "
+    "space (ulimit -v), or pass a smaller memory=; then try again"
+)
+
+# module: it, what of it must be a copy first, and whether it is as Python made it
+_MODULES: dict[str, tuple[Any, str, Callable[[], bool]]] = {
+    "threading": (threading, "_thread", lambda: isinstance(_thread.start_new_thread, BuiltinFunctionType)),
+    "select": (select, "", lambda: isinstance(getattr(select, "poll", None), BuiltinFunctionType)),
+    "socket": (socket, "", lambda: socket.socket.__module__ == "socket"),
+}
+_copies: dict[str, Any] = {}
+
+
+def unpatched(name: str) -> Any:
+    """A module as Python made it: ``threading``, ``select`` or ``socket``, or a copy while another library patches it.
+
+    Parameters
+    ----------
+    name : {"threading", "select", "socket"}
+
+    Raises
+    ------
+    EalError
+        If it is patched and no copy of it can be made.
+    """
+    module, below, is_python_s = _MODULES[name]
+    if is_python_s():
+        return module
+    if name not in _copies:
+        _copies[name] = _copy(name, below)
+    return _copies[name]
+
+
+def _copy(name: str, below: str) -> Any:
+    names = [below, name] if below else [name]
+    patched = {name: sys.modules[name] for name in names}
+    try:
+        for each in names:
+            _load(each)
+        return sys.modules[name]
+    finally:
+        sys.modules.update(patched)
+
+
+def _load(name: str) -> None:
+    """Put a new copy of a module in its place: it may look for itself there, and the next one imports it."""
+    spec = importlib.machinery.BuiltinImporter.find_spec(name) or importlib.machinery.PathFinder.find_spec(name)
+    if spec is None or spec.loader is None:
+        raise EalError(
+            f"the module {name} is patched (gevent, eventlet), and Python's own cannot be found: leave it as it is, as "
+            "monkey.patch_all(thread=False, select=False, socket=False) does"
+        )
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+
+def start(target: Callable[[], object], name: str) -> threading.Thread:
+    """Run `target` in a daemon thread of the system's.
+
+    Raises
+    ------
+    EalError
+        If there is none to be had. It may be tried again.
+    """
+    thread: threading.Thread = unpatched("threading").Thread(target=target, name=name, daemon=True)
+    try:
+        thread.start()
+    except RuntimeError as exc:
+        raise EalError(NO_THREAD.format(exc)) from exc
+    return thread
+
+
+def is_current(thread: threading.Thread) -> bool:
+    """Whether the calling thread is this one."""
+    return bool(thread.native_id == unpatched("threading").get_native_id())
