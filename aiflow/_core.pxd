@@ -284,6 +284,7 @@ cdef extern from "aiflow/store.h" nogil:
 
     int af_store_init(af_store *store, uint64_t limit, bint with_memory) noexcept
     void af_store_free(af_store *store) noexcept
+    void af_store_trim(af_store *store) noexcept
 
 
 cdef extern from "aiflow/verdict.h" nogil:

@@ -16,15 +16,16 @@ from libc.string cimport memset
 from posix.unistd cimport getpid
 
 from aiflow._core cimport (
-    AF_HEADER, AF_MBUF_OVERHEAD, AF_NB_DROPS, af_agent_port, af_mail_wake, af_now_ns, af_rx, af_rx_detach, af_rx_free, af_rx_init,
-    af_rx_fail_pending, af_rx_hear_verdicts, af_rx_next_frame, af_rx_on_frame, af_rx_owes, af_rx_port, af_rx_slice,
-    af_rx_slice_free, af_rx_tick, af_store, af_store_free, af_store_init, af_verdicts, af_verdicts_free,
-    af_verdicts_push,
+    AF_HEADER, AF_MBUF_OVERHEAD, AF_NB_DROPS, af_agent_port, af_mail_wake, af_now_ns, af_rx, af_rx_detach, af_rx_free,
+    af_rx_init, af_rx_fail_pending, af_rx_hear_verdicts, af_rx_next_frame, af_rx_on_frame, af_rx_owes, af_rx_port,
+    af_rx_slice, af_rx_slice_free, af_rx_tick, af_store, af_store_free, af_store_init, af_store_trim, af_verdicts,
+    af_verdicts_free, af_verdicts_push,
 )
 from aiflow._dp cimport Loop, name_bytes, sample_rows
 from aiflow._dp_driven cimport aiflow_lock, aiflow_set, aiflow_unlock
 from aiflow._eal cimport Port
 from aiflow.librte.rte_mbuf cimport rte_mbuf, rte_pktmbuf_free, rte_pktmbuf_mtod
+from aiflow import containers
 from aiflow._dp import DROPS
 from aiflow.errors import PoolExhausted
 from aiflow.manifest import Form
@@ -58,7 +59,8 @@ cdef class Store:
 
     def __init__(self, uint64_t limit, bint with_memory):
         if af_store_init(&self.store, limit, with_memory):
-            raise PoolExhausted(f"no address space for {limit} bytes of element memory: pass a smaller memory=")
+            raise PoolExhausted(f"no address space for {limit} bytes of element memory: pass a smaller memory="
+                                f"{containers.address_space_words()}")
         self.ready = True
         self.pools = []
         self.pid = os.getpid()
@@ -67,6 +69,12 @@ cdef class Store:
         af_verdicts_free(&self.verdicts)
         if self.ready:
             af_store_free(&self.store)
+
+    def trim(self):
+        """Give back what no slice holds, and from now on what comes back: no slice is taken any more."""
+        if self.ready and self.pid == os.getpid():
+            with nogil:
+                af_store_trim(&self.store)
 
     @property
     def used(self):

@@ -34,8 +34,8 @@ __all__ = [
 ]
 
 _HUGEPAGES_MIB = 64  # taken at start; the EAL takes more when pools ask
-_BESIDE_MIB = 64  # of address space that DPDK maps at its start beside its heap, and stacks
-_DPDK_THREADS = 3  # at most, at its start
+_BESIDE_MIB = 192  # of address space that DPDK maps at its start beside its heap, and stacks
+_DPDK_THREADS = 2  # at most, at its start
 _RTE_MAX_LCORE = 128
 _MAP_HUGETLB = 0x40000
 _MADV_POPULATE_WRITE = 23

@@ -17,8 +17,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 
 #define AF_STORE_SMALL 65536u
+#define AF_STORE_STEP (64u << 20) /* what may be written grows by so many bytes */
 
 struct af_block {
 	struct af_block *next, *previous; /* by address */
@@ -30,10 +32,22 @@ struct af_store {
 	pthread_mutex_t lock; /* per slice, never per frame */
 	uint8_t *base;
 	uint64_t address_space, limit, used;
-	uint64_t warm; /* pages below are kept, pages above go back to the kernel with their block */
+	uint64_t writable; /* the rest is reserved only, so that it counts nowhere (vm.overcommit_memory=2) */
+	_Atomic uint64_t warm; /* pages below are kept, pages above go back to the kernel with their block */
 	struct af_block first; /* sentinel */
 	_Atomic uint32_t releases;
 };
+
+/* Addresses are free, and gaps between blocks must never be what refuses a slice; unless addresses are counted, too. */
+static inline uint64_t
+af_store_addresses(uint64_t limit, uint64_t warm)
+{
+	struct rlimit most;
+
+	if (getrlimit(RLIMIT_AS, &most) == 0 && most.rlim_cur != RLIM_INFINITY)
+		return warm;
+	return 2 * warm + limit;
+}
 
 /* limit: bytes that may be out at once. with_memory: false when the elements stay in mbufs and only the count matters. */
 static inline int
@@ -44,10 +58,9 @@ af_store_init(struct af_store *store, uint64_t limit, bool with_memory)
 	store->limit = limit;
 	store->first.next = store->first.previous = &store->first;
 	if (with_memory) {
-		/* Addresses are free, and gaps between blocks must never be what refuses a slice. */
 		store->warm = limit + limit / 4 + (4u << 20);
-		store->address_space = 2 * store->warm + limit;
-		store->base = mmap(NULL, store->address_space, PROT_READ | PROT_WRITE,
+		store->address_space = (af_store_addresses(limit, store->warm) + 4095) & ~(uint64_t)4095;
+		store->base = mmap(NULL, store->address_space, PROT_NONE,
 				   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 		if (store->base == MAP_FAILED)
 			return -1;
@@ -75,6 +88,23 @@ af_store_round(uint64_t nbytes)
 	return nbytes ? (nbytes + step - 1) / step * step : step;
 }
 
+/* Let bytes be written up to `end`; false when the system grants no more. With the lock. */
+static inline bool
+af_store_grow(struct af_store *store, uint64_t end)
+{
+	uint64_t ample = (end + AF_STORE_STEP - 1) / AF_STORE_STEP * AF_STORE_STEP;
+
+	if (ample > store->address_space)
+		ample = store->address_space;
+	if (mprotect(store->base, ample, PROT_READ | PROT_WRITE)) {
+		ample = end;
+		if (mprotect(store->base, ample, PROT_READ | PROT_WRITE))
+			return false;
+	}
+	store->writable = ample;
+	return true;
+}
+
 /* Take `nbytes` of memory and charge `charged` bytes. NULL when that does not fit now. */
 static inline struct af_block *
 af_store_take(struct af_store *store, uint64_t nbytes, uint64_t charged)
@@ -96,6 +126,8 @@ af_store_take(struct af_store *store, uint64_t nbytes, uint64_t charged)
 	}
 	if (size && at == &store->first && store->address_space - offset < size)
 		goto full;
+	if (offset + size > store->writable && !af_store_grow(store, offset + size))
+		goto full;
 	*block = (struct af_block){.next = at, .previous = at->previous, .offset = offset, .size = size,
 				   .charged = charged};
 	at->previous->next = block;
@@ -107,6 +139,27 @@ full:
 	pthread_mutex_unlock(&store->lock);
 	free(block);
 	return NULL;
+}
+
+/* No slice is taken any more: pages that no block uses go back to the kernel, those of blocks that come back later, too. */
+static inline void
+af_store_trim(struct af_store *store)
+{
+	struct af_block *at;
+	uint64_t offset = 0;
+
+	if (!store->base || store->base == MAP_FAILED)
+		return;
+	pthread_mutex_lock(&store->lock);
+	store->warm = 0;
+	for (at = store->first.next; at != &store->first; at = at->next) {
+		if (at->offset > offset)
+			madvise(store->base + offset, at->offset - offset, MADV_DONTNEED);
+		offset = at->offset + at->size;
+	}
+	if (store->writable > offset)
+		madvise(store->base + offset, store->writable - offset, MADV_DONTNEED);
+	pthread_mutex_unlock(&store->lock);
 }
 
 static inline void
