@@ -34,11 +34,11 @@ from ._env import (
     connecting, dpdk_version, error, gate_turns, log_tail, memory_mode, register_thread, start, started,
     unregister_thread,
 )
-from ._mempool import mempools
+from ._mempool import MOST_ROOM, mempools
 from .errors import ConfigError, EalError, PortError
 
 __all__ = [
-    "Mempool", "Port", "connecting", "dpdk_version", "gate_turns", "log_tail", "memory_mode", "mempools", "nb_ports",
+    "MOST_ROOM", "Mempool", "Port", "connecting", "dpdk_version", "gate_turns", "log_tail", "memory_mode", "mempools", "nb_ports",
     "next_serial", "register_thread", "start", "started", "unpark", "unregister_thread",
 ]
 

@@ -45,6 +45,7 @@ cdef extern from "<sys/mman.h>" nogil:
     int madvise(void *addr, size_t length, int advice)
 
 
+MOST_ROOM = 65535 - RTE_PKTMBUF_HEADROOM  # bytes a frame may have in an mbuf
 _mempools = weakref.WeakSet()
 _in_use_pools = []  # addresses of pools that lost their owner while mbufs were out
 _serial = itertools.count()
@@ -102,10 +103,10 @@ cdef class Mempool:
                  bint own_memory=False):
         if self.ptr != NULL:
             raise RuntimeError("a Mempool is initialised once")
-        if nb_mbufs == 0 or not 64 <= data_room <= 65535 - RTE_PKTMBUF_HEADROOM:
+        if nb_mbufs == 0 or not 64 <= data_room <= MOST_ROOM:
             raise ConfigError(
                 f"mempool {name}: {nb_mbufs} mbufs of {data_room} bytes; there must be some, "
-                f"of 64 to {65535 - RTE_PKTMBUF_HEADROOM} bytes"
+                f"of 64 to {MOST_ROOM} bytes"
             )
         start()
         free_returned_pools()

@@ -67,9 +67,10 @@ def address_space_left() -> int | None:
 
 
 def address_space_words() -> str:
-    """The same for an error message; "" without a limit."""
-    left = address_space_left()
-    if left is None:
-        return ""
-    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    return f"; ulimit -v is {limit >> 10}, and {left >> 20} MiB are left"
+    """The process's own limits on its memory, for an error message; "" without one."""
+    words = ""
+    if (left := address_space_left()) is not None:
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+        words = f"; ulimit -v is {limit >> 10}, and {left >> 20} MiB are left"
+    limit, _ = resource.getrlimit(resource.RLIMIT_DATA)
+    return words if limit == resource.RLIM_INFINITY else f"{words}; ulimit -d is {limit >> 10}"

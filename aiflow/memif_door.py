@@ -128,7 +128,8 @@ class Door:
                 outer = undo.enter_context(self.listener.accept())
                 if not self._allowed(outer):
                     return
-                inner = undo.enter_context(keep(lambda: _threads.unpatched("socket").socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)))
+                kind = _threads.unpatched("socket").socket
+                inner = undo.enter_context(keep(lambda: kind(socket.AF_UNIX, socket.SOCK_SEQPACKET)))
                 inner.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", 1, 0))  # DPDK's backlog is 1
                 inner.connect(self.server)
                 inner.setblocking(False)

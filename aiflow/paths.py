@@ -6,14 +6,20 @@ peers come and go, by the rendezvous thread.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import time
+import warnings
+import weakref
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 from . import _eal, _threads, interfaces, rings
 from ._wire import MAX_FRAME, MIN_PATH_FRAME
-from .config import Endpoint, parse_endpoints
+from .config import Endpoint, parse_endpoint, parse_endpoints
 from .errors import AiflowError, ConfigError, PortError
+from .interfaces import Interface
 from .names import live, runtime_directory
 from .private import kept_sockets
 from .rendezvous import Rendezvous
@@ -21,8 +27,47 @@ from .shared_memory import DRIVERS, driver_of
 
 __all__ = ["PortSet", "available"]
 
-_ETHERNET = 14
 _RING_FRAME = 9216  # bytes; nothing is copied, so that any size would do
+_LOOK_S = 0.5  # between two looks at the interfaces
+_SPANNING_TREE_S = 60.0  # after its link came up a switch port forwards nothing for some 30 s, at most 60
+
+
+@dataclass
+class _Watched:
+    """An af_packet or af_xdp endpoint: a socket stays bound to what it was opened on, though that may go."""
+
+    endpoint: Endpoint
+    interface: Interface
+    port: Any = None
+    sockets: set[int] = field(default_factory=set)
+    up_since: float = field(default_factory=time.monotonic)  # seen to come up, or opened
+    came_up: bool = False  # the former
+    lost: AiflowError | None = None
+
+    def is_there(self) -> bool:
+        if self.sockets:
+            return all(interfaces.bound(fd) == self.interface.index for fd in self.sockets)
+        return interfaces.exists(self.interface.index)
+
+    def look(self) -> None:
+        """Learn whether it has a carrier, and what else the kernel says of it."""
+        before = self.interface
+        self.interface = interfaces.inspect(self.endpoint)
+        if self.interface.carrier and not before.carrier:
+            self.up_since, self.came_up = time.monotonic(), True
+
+    def hints(self) -> list[str]:
+        if self.lost is not None:
+            return [str(self.lost)]
+        hints = [f"{self.endpoint}: {note}" for note in self.interface.notes]
+        seconds = time.monotonic() - self.up_since
+        if self.interface.carrier and seconds < _SPANNING_TREE_S:
+            when = "its link came up" if self.came_up else "it was opened"
+            hints.append(
+                f"{self.endpoint}: {when} {seconds:.0f} s ago; a switch port with spanning tree forwards nothing for "
+                "30 s after link-up (wait, or pass peer_timeout=60)"
+            )
+        return hints
 
 
 class PortSet:
@@ -104,6 +149,9 @@ class PortSet:
         self._claims: list[Any] = []
         self._rings: list[Endpoint] = []
         self._rendezvous: Rendezvous | None = None
+        self._watched: list[_Watched] = []
+        self._watch: Any = None
+        self._watch_ends = _threads.unpatched("threading").Event()
         self._closed = False
         self._pid = os.getpid()
         try:
@@ -124,6 +172,8 @@ class PortSet:
                     joining=joining,
                     died=died,
                 )
+            if self._watched:
+                self._watch = _threads.start(_watching(weakref.ref(self), self._watch_ends), "aiflow-watch")
         except BaseException:
             self.close()
             raise
@@ -133,15 +183,14 @@ class PortSet:
         with self._lock:
             return list(self._ports)
 
-    def hints(self) -> list[str]:
-        """What is known of the ports that may explain why a peer is not heard, a clause each."""
-        return []
-
     def close(self) -> None:
         """Detach and close all ports, hang up, give names back. Idempotent; does nothing in a forked child."""
         if self._closed or os.getpid() != self._pid:
             return
         self._closed = True
+        self._watch_ends.set()
+        if self._watch is not None and not _threads.is_current(self._watch):
+            self._watch.join()
         if self._rendezvous is not None:
             self._rendezvous.close()
         static = [port for port in self._static if port in self._ports]
@@ -162,7 +211,7 @@ class PortSet:
         -------
         list of dict
             A dict an endpoint: ``endpoint`` (as typed), ``driver`` (DPDK's name), ``nb_ports`` (asked for),
-            ``memory`` (the EAL's memory mode).
+            ``memory`` (the EAL's memory mode), ``hints`` (what may keep frames from getting through now: see `hints`).
         """
         rows = []
         for endpoint in self.endpoints:
@@ -177,9 +226,22 @@ class PortSet:
                     "driver": name,
                     "nb_ports": endpoint.nb_ports,
                     "memory": _eal.memory_mode(),
+                    "hints": [hint for each in self._watched if each.endpoint == endpoint for hint in each.hints()],
                 }
             )
         return rows
+
+    def hints(self) -> list[str]:
+        """What is known about these ports right now that may keep frames from getting through, a sentence each."""
+        hints = [hint for each in self._watched for hint in each.hints()]
+        for port in self.ports():
+            if port.name.startswith("pci:"):
+                with contextlib.suppress(AiflowError):  # it is being closed
+                    if not port.link()[0]:
+                        hints.append(f"{port.name}: no link: it is not plugged in, or its other end is down")
+        if self._rendezvous is not None:
+            hints += self._rendezvous.hints()
+        return hints
 
     # -------------------------------------------------------------------------------------------------- coming, going
 
@@ -196,6 +258,60 @@ class PortSet:
             self._ports = [port for port in self._ports if port not in ports]
         self._detach_ports(ports, peer)
 
+    # ------------------------------------------------------------------------------------- interfaces that go and come
+
+    def _look(self) -> None:
+        """Once in a while, in the thread that watches."""
+        for watched in self._watched:
+            if self._closed:
+                return
+            if watched.lost is not None:
+                self._regain(watched)
+            elif not watched.is_there():
+                self._lose(watched)
+            else:
+                with contextlib.suppress(PortError):  # it is down, which the kernel mends by itself
+                    watched.look()
+
+    def _lose(self, watched: _Watched) -> None:
+        """The interface has gone: let go of its port; the others of this side go on."""
+        gone = f"{watched.endpoint}: the interface was removed (deleted, or moved to another network namespace)"
+        next_step = (
+            "it is opened again when it is back"
+            if watched.endpoint.scheme == "af_packet"
+            else f"open another {self.role.capitalize()} when it is back"
+        )
+        watched.lost = PortError(f"{gone}; {next_step}")
+        self._detach([watched.port], 0)
+        self._static.remove(watched.port)
+        watched.port.close()
+        watched.port = None
+        with contextlib.suppress(Warning):  # a filter may make an error of it, and nobody would see that
+            warnings.warn(str(watched.lost), RuntimeWarning, stacklevel=2)
+        self._fail_if_alone(watched.lost)
+
+    def _regain(self, watched: _Watched) -> None:
+        """Open the port again once an interface of that name is back."""
+        if watched.endpoint.scheme != "af_packet":
+            return
+        told = watched.lost
+        try:
+            self._plug_af_packet(watched, interfaces.inspect(watched.endpoint))
+        except PortError:
+            return  # not there yet, or not up
+        except AiflowError as exc:
+            watched.lost = exc
+            self._fail_if_alone(exc)
+            return
+        self._add(watched.port)
+        watched.up_since, watched.came_up, watched.lost = time.monotonic(), True, None
+        if self.error is told:
+            self.error = None
+
+    def _fail_if_alone(self, error: AiflowError) -> None:
+        if self._rendezvous is None and not self.ports():
+            self._fail(error)
+
     # ---------------------------------------------------------------------------------------------- static endpoints
 
     def _open(self, endpoint: Endpoint) -> None:
@@ -209,8 +325,11 @@ class PortSet:
         with kept_sockets(interfaces.AF_XDP):  # one in a child would keep the queue
             ports = opener(endpoint)
         for port in ports:
-            self._static.append(port)
-            self._attach(port, 0)
+            self._add(port)
+
+    def _add(self, port: Any) -> None:
+        self._static.append(port)
+        self._attach(port, 0)
 
     def _checked_frame(self, endpoint: Endpoint, largest: int, remedy: str) -> int:
         """The frame size to use on a port that can carry `largest` bytes."""
@@ -222,36 +341,35 @@ class PortSet:
         return self._frame_size or largest
 
     def _open_af_packet(self, endpoint: Endpoint) -> list[Any]:
-        interface = interfaces.inspect(endpoint)
+        watched = _Watched(endpoint, interfaces.inspect(endpoint))
         self._claims.append(interfaces.claim(endpoint, self.role))
-        frame_size = self._checked_frame(endpoint, interface.mtu + _ETHERNET, f"ip link set {interface.name} mtu …")
-        geometry = interfaces.packet_ring(interface.mtu)
-        pool = self._pool_for(geometry.frame_bytes, interface.socket_id, 1, False)
+        self._plug_af_packet(watched, watched.interface)
+        self._watched.append(watched)
+        return [watched.port]
+
+    def _plug_af_packet(self, watched: _Watched, interface: Interface) -> None:
+        endpoint = watched.endpoint
+        frame_size = self._checked_frame(endpoint, interface.frame_size, f"ip link set {interface.name} mtu …")
+        geometry = interfaces.packet_ring(frame_size)
+        pool = self._pool_for(min(geometry.frame_bytes, _eal.MOST_ROOM), interface.socket_id, 1, False)
         devargs = (
             f"iface={interface.name},qpairs=1,qdisc_bypass=0,blocksz={geometry.block_bytes},"
             f"framesz={geometry.frame_bytes},framecnt={geometry.nb_frames}"
         )
         device = f"net_af_packet_{_eal.next_serial()}"
-        port = _eal.Port.open(
-            endpoint.text, device, devargs, pool, frame_size=frame_size, rx_ring=geometry.nb_frames
-        )
+        others = interfaces.packet_sockets(interface.index)
+        port = _eal.Port.open(endpoint.text, device, devargs, pool, frame_size=frame_size, rx_ring=geometry.nb_frames)
+        watched.port, watched.interface = port, interface
+        watched.sockets = interfaces.packet_sockets(interface.index) - others
         wanted = geometry.nb_frames * (frame_size + interfaces.KERNEL_OVERHEAD)
-        send_buffer = interfaces.widen_send_buffer(interface.name, wanted)
+        send_buffer = interfaces.widen_send_buffer(watched.sockets, wanted)
         port.tx_window = interfaces.unacknowledged_frames(frame_size, geometry.nb_frames, send_buffer)
-        return [port]
 
     def _open_af_xdp(self, endpoint: Endpoint) -> list[Any]:
         interface = interfaces.inspect(endpoint)
         self._claims.append(interfaces.claim(endpoint, self.role))
-        largest = min(interface.mtu + _ETHERNET, interfaces.XDP_FRAME)
-        frame_size = self._checked_frame(endpoint, largest, "use af_packet, which carries jumbo frames")
-        limit = interfaces.XDP_FRAME - _ETHERNET
-        if interface.mtu > limit:
-            raise PortError(
-                f"{endpoint}: its MTU of {interface.mtu} is more than XDP takes "
-                f"({limit}); ip link set {interface.name} mtu {limit}"
-            )
-        pool = self._pool_for(2048 if largest <= 1536 else 4096, interface.socket_id, 1, False)
+        frame_size = self._checked_frame(endpoint, interface.frame_size, "use af_packet, which carries jumbo frames")
+        pool = self._pool_for(2048 if frame_size <= 1536 else interfaces.XDP_ROOM, interface.socket_id, 1, False)
         interfaces.quiet_xdp()
         try:
             port = _eal.Port.open(
@@ -274,6 +392,7 @@ class PortSet:
                 f"show {interface.name} tells of XDP programs), or an earlier port of this process: DPDK 22.11 keeps "
                 f"the queue until the process ends. Close that, or use af_packet:{interface.name}. ({exc})"
             ) from exc
+        self._watched.append(_Watched(endpoint, interface, port))
         return [port]
 
     def _open_pci(self, endpoint: Endpoint) -> list[Any]:
@@ -301,6 +420,20 @@ def _belongs(port: Any, endpoint: Endpoint) -> bool:
     return name == endpoint.text or name.startswith(f"{endpoint.scheme}:{endpoint.target}#")
 
 
+def _watching(ports: weakref.ref[PortSet], ends: Any) -> Callable[[], None]:
+    """What the thread that watches does; it does not keep the ports from being dropped."""
+
+    def watch() -> None:
+        while not ends.wait(_LOOK_S):
+            watched = ports()
+            if watched is None:
+                return
+            watched._look()
+            del watched
+
+    return watch
+
+
 def available() -> list[tuple[str, bool, str]]:
     """What could be used here, and why not the rest; starts and opens nothing.
 
@@ -323,15 +456,16 @@ def available() -> list[tuple[str, bool, str]]:
     rows.append(("ring:NAME", True, "both ends in one process"))
     for name in interfaces.names():
         for scheme in ("af_packet", "af_xdp"):
-            (endpoint,) = parse_endpoints(f"{scheme}:{name}")
+            text = f"{scheme}:{name}"
             try:
-                found = interfaces.inspect(endpoint)
-                usable, note = True, f"frames up to {found.mtu + _ETHERNET} bytes"
-                if scheme == "af_xdp":
-                    usable, note = _xdp_usable(found)
+                found = interfaces.inspect(parse_endpoint(text))
+                notes = (f"frames up to {found.frame_size} bytes", *found.notes)
+                rows.append((text, True, "; ".join(notes)))
+            except ConfigError:
+                text = f"{scheme}:{interfaces.ascii_name(name)}"
+                rows.append((text, False, "no endpoint can have this name: ip link set NAME name NEWNAME"))
             except PortError as exc:
-                usable, note = False, str(exc).partition(": ")[2]
-            rows.append((endpoint.text, usable, note))
+                rows.append((text, False, str(exc).removeprefix(f"{text}: ")))
     cards = interfaces.network_cards()
     for address in cards:
         (endpoint,) = parse_endpoints(f"pci:{address}")
@@ -344,11 +478,3 @@ def available() -> list[tuple[str, bool, str]]:
         rows.append(("pci:DBDF", False, "no network card on the PCI bus"))
     rows.append(("vdev:DPDK-DEVARGS", True, "any virtual device of DPDK"))
     return rows
-
-
-def _xdp_usable(interface: interfaces.Interface) -> tuple[bool, str]:
-    if os.geteuid() != 0:
-        return False, "XDP needs root (CAP_NET_ADMIN, CAP_BPF)"
-    if interface.mtu + _ETHERNET > interfaces.XDP_FRAME:
-        return False, f"its MTU of {interface.mtu} is more than XDP takes ({interfaces.XDP_FRAME - _ETHERNET})"
-    return True, f"frames up to {interface.mtu + _ETHERNET} bytes"
