@@ -14,6 +14,7 @@ import math
 import os
 import socket
 import struct
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +65,10 @@ _SIOCGIFFLAGS, _SIOCGIFMTU, _SIOCGIFHWADDR, _SIOCETHTOOL = 0x8913, 0x8921, 0x892
 _ETHTOOL_GDRVINFO, _ETHTOOL_GCHANNELS = 0x03, 0x3C
 _ARPHRD_ETHER, _ARPHRD_LOOPBACK = 1, 772
 _AF_XDP = 44  # which Python has no name for
+_NETLINK_GENERIC, _NLM_F_REQUEST = 16, 1
+_GENL_ID_CTRL, _CTRL_CMD_GETFAMILY, _CTRL_ATTR_FAMILY_ID, _CTRL_ATTR_FAMILY_NAME = 0x10, 3, 1, 2
+_NETDEV_CMD_DEV_GET, _NETDEV_A_DEV_IFINDEX, _NETDEV_A_DEV_XDP_FEATURES = 1, 1, 3
+_WITHOUT_XDP = ("macvlan", "bridge", "dummy", "802.1Q VLAN Support", "vxlan")  # where the kernel does not say
 _CAP_NET_ADMIN, _CAP_SYS_ADMIN, _CAP_BPF = 12, 21, 39
 _SO_SNDBUFFORCE = 32
 _SEND_BUFFER = 212992  # Linux's default
@@ -159,11 +164,13 @@ def inspect(endpoint: Endpoint) -> Interface:
         If it is missing or down, carries no frames of ours, or we may not open it.
     """
     name = endpoint.target
+    if set(name) & set("[,="):  # which DPDK takes for its own
+        raise PortError(f"{endpoint}: DPDK cannot read this name; ip link set {name} name NEWNAME")
     try:
-        index = socket.if_nametoindex(name)
         flags = struct.unpack_from("H", _ioctl(name, _SIOCGIFFLAGS), 16)[0]
         mtu = struct.unpack_from("i", _ioctl(name, _SIOCGIFMTU), 16)[0]
         kind = struct.unpack_from("H", _ioctl(name, _SIOCGIFHWADDR), 16)[0]
+        index = socket.if_nametoindex(name)
     except OSError as exc:
         if exc.errno == errno.ENODEV:
             there = ", ".join(ascii_name(other) for other in names() if other != "lo") or "none"
@@ -199,12 +206,12 @@ def inspect(endpoint: Endpoint) -> Interface:
     if driver == "dummy":
         notes.append("a dummy interface has no other end")
     if endpoint.scheme == "af_xdp":
-        notes += _inspect_xdp(endpoint, mtu, driver)
+        notes += _inspect_xdp(endpoint, index, mtu, driver)
     socket_id = _numa_node(Path(f"/sys/class/net/{name}/device"))
     return Interface(name, index, mtu, socket_id, largest, bool(flags & _IFF_RUNNING), tuple(notes))
 
 
-def _inspect_xdp(endpoint: Endpoint, mtu: int, driver: str) -> list[str]:
+def _inspect_xdp(endpoint: Endpoint, index: int, mtu: int, driver: str) -> list[str]:
     """What AF_XDP asks for beyond that; returns notes. Raises PortError."""
     name, instead = endpoint.target, f"use af_packet:{endpoint.target}"
     held = _capabilities()
@@ -220,6 +227,8 @@ def _inspect_xdp(endpoint: Endpoint, mtu: int, driver: str) -> list[str]:
             f"{endpoint}: its MTU of {mtu} is more than XDP takes ({limit}); ip link set {name} mtu {limit}, or "
             f"{instead}, which carries jumbo frames"
         )
+    if driver in _WITHOUT_XDP or _xdp_features(index) == 0:
+        raise PortError(f"{endpoint}: its driver ({driver or 'unknown'}) has no XDP; {instead}")
     _, _, _, _, most, received, _, _, combined = struct.unpack("9I", _ethtool(name, _ETHTOOL_GCHANNELS, 36))
     if most and not combined:
         raise PortError(f"{endpoint}: XDP needs a queue, and {driver or 'its driver'} has none for it; {instead}")
@@ -227,6 +236,35 @@ def _inspect_xdp(endpoint: Endpoint, mtu: int, driver: str) -> list[str]:
         fewer = "combined 1" if combined else "rx 1 (or `combined 1`, whichever its driver knows)"
         return [f"only queue 0 of {combined + received} is read: ethtool -L {name} {fewer}"]
     return []
+
+
+def _xdp_features(index: int) -> int | None:
+    """What of XDP an interface's driver can do, by netlink (linux/netdev.h, since Linux 6.3); None: not known."""
+    with contextlib.suppress(OSError, KeyError, struct.error):
+        kind = _threads.unpatched("socket").socket
+        with kind(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_GENERIC) as sock:
+            family = _generic(sock, _GENL_ID_CTRL, _CTRL_CMD_GETFAMILY, _CTRL_ATTR_FAMILY_NAME, b"netdev\0")
+            (number,) = struct.unpack("H", family[_CTRL_ATTR_FAMILY_ID])
+            device = _generic(sock, number, _NETDEV_CMD_DEV_GET, _NETDEV_A_DEV_IFINDEX, struct.pack("I", index))
+            return int.from_bytes(device[_NETDEV_A_DEV_XDP_FEATURES], sys.byteorder)
+    return None
+
+
+def _generic(sock: socket.socket, family: int, command: int, attribute: int, value: bytes) -> dict[int, bytes]:
+    """Ask generic netlink one thing; returns the attributes of the answer. Raises OSError for none."""
+    asked = struct.pack("HH", 4 + len(value), attribute) + value + bytes(-len(value) % 4)
+    sock.settimeout(1)
+    sock.send(struct.pack("IHHIIBBH", 20 + len(asked), family, _NLM_F_REQUEST, 1, 0, command, 1, 0) + asked)
+    answer = sock.recv(65536)
+    length, kind = struct.unpack_from("IH", answer)
+    if kind != family:
+        raise OSError(errno.EOPNOTSUPP, "no answer")
+    attributes, at = {}, 20
+    while at < length:
+        size, name = struct.unpack_from("HH", answer, at)
+        attributes[name & 0x3FFF] = answer[at + 4 : at + size]
+        at += (size + 3) & ~3
+    return attributes
 
 
 def _capabilities() -> int:
