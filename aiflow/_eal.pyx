@@ -29,7 +29,7 @@ from aiflow.librte.rte_ring cimport (
 import itertools
 import os
 
-from . import _mempool, _threads
+from . import _mempool, _threads, eal_arguments
 from ._env import (
     connecting, dpdk_version, error, gate_turns, log_tail, memory_mode, register_thread, start, started,
     unregister_thread,
@@ -173,7 +173,7 @@ cdef class Port:
         cdef bint gated = device.startswith("net_memif")
         cdef int rc
         start()
-        with _plug_lock:
+        with _plug_lock, eal_arguments.without_realtime():
             _make_room(name, 1)
             mark = log_mark()
             with nogil:

@@ -178,7 +178,7 @@ def start():
             raise EalError(_failed)
         if _starting is None:  # else an interrupt ended the wait for it
             outcome = []
-            _starting = _threads.start(partial(_start, outcome, eal_arguments.scheduling()), "aiflow-eal-init"), outcome
+            _starting = _threads.start(partial(_start, outcome), "aiflow-eal-init"), outcome
         thread, outcome = _starting
         thread.join(_START_SECONDS)
         if thread.is_alive():
@@ -193,9 +193,9 @@ def start():
         _memory_mode = mode
 
 
-def _start(outcome, scheduling):
+def _start(outcome):
     try:
-        with eal_arguments.one_at_a_time(), eal_arguments.ordinary_start(scheduling):
+        with eal_arguments.one_at_a_time(), eal_arguments.without_realtime(for_good=True):
             outcome.append((_initialise(), None))
     except AiflowError as exc:
         outcome.append((None, exc))

@@ -8,7 +8,9 @@ import resource
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["address_space_left", "address_space_words", "hugepage_limit", "memory_limit"]
+__all__ = ["address_space_left", "address_space_words", "hugepage_limit", "may", "may_have_priority", "memory_limit"]
+
+CAP_NET_ADMIN, CAP_SYS_ADMIN, CAP_SYS_NICE, CAP_BPF = 12, 21, 23, 39
 
 _UNLIMITED = 1 << 60  # cgroup v1 writes the largest number of pages
 
@@ -74,3 +76,17 @@ def address_space_words() -> str:
         words = f"; ulimit -v is {limit >> 10}, and {left >> 20} MiB are left"
     limit, _ = resource.getrlimit(resource.RLIMIT_DATA)
     return words if limit == resource.RLIM_INFINITY else f"{words}; ulimit -d is {limit >> 10}"
+
+
+def may(capability: int) -> bool:
+    """Whether this thread has a capability (capabilities(7))."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/thread-self/status").read_text().splitlines():
+            if line.startswith("CapEff:"):
+                return bool(int(line.split()[1], 16) >> capability & 1)
+    return False
+
+
+def may_have_priority(priority: int) -> bool:
+    """Whether this thread may give itself a real-time priority."""
+    return may(CAP_SYS_NICE) or resource.getrlimit(resource.RLIMIT_RTPRIO)[0] >= priority

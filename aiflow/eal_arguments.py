@@ -27,14 +27,14 @@ __all__ = [
     "memory_mib",
     "one_at_a_time",
     "open_files_limit_kept",
-    "ordinary_start",
     "remove_stale_directories",
-    "scheduling",
     "start_possible",
+    "without_realtime",
 ]
 
 _HUGEPAGES_MIB = 64  # taken at start; the EAL takes more when pools ask
 _BESIDE_MIB = 192  # of address space that DPDK maps at its start beside its heap, and stacks
+_DPDK_THREAD_NAMES = ("eal-", "dpdk-", "rte_", "vhost")
 _DPDK_THREADS = 2  # at most, at its start
 _RTE_MAX_LCORE = 128
 _MAP_HUGETLB = 0x40000
@@ -213,29 +213,34 @@ def start_possible(mode: str) -> None:
                 thread.join()
 
 
-def scheduling() -> tuple[int, os.sched_param]:
-    """The scheduling policy of the calling thread, and its parameter."""
-    return os.sched_getscheduler(0), os.sched_getparam(0)
-
-
 @contextlib.contextmanager
-def ordinary_start(caller: tuple[int, os.sched_param]) -> Iterator[None]:
-    """Run the calling thread without real-time priority; DPDK's threads born meanwhile get `caller`'s in the end.
+def without_realtime(*, for_good: bool = False) -> Iterator[None]:
+    """Run the calling thread without real-time priority; DPDK's threads born meanwhile get that priority in the end.
 
     DPDK polls for a new thread with sleeps of 1 us. On one core, at equal priority under SCHED_FIFO, that thread never
     runs.
+
+    Parameters
+    ----------
+    for_good : bool
+        The calling thread ends soon. Else nothing is done where its priority could not be given back.
     """
-    policy, parameter = caller
-    if policy & ~os.SCHED_RESET_ON_FORK not in (os.SCHED_FIFO, os.SCHED_RR):
+    policy, parameter = os.sched_getscheduler(0), os.sched_getparam(0)
+    realtime = policy & ~os.SCHED_RESET_ON_FORK in (os.SCHED_FIFO, os.SCHED_RR)
+    if not realtime or not (for_good or containers.may_have_priority(parameter.sched_priority)):
         yield
         return
     os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
     before = set(os.listdir("/proc/self/task"))
-    yield
-    for task in set(os.listdir("/proc/self/task")) - before:
+    try:
+        yield
+    finally:
+        for task in set(os.listdir("/proc/self/task")) - before:
+            with contextlib.suppress(OSError):
+                if Path(f"/proc/self/task/{task}/comm").read_text().startswith(_DPDK_THREAD_NAMES):
+                    os.sched_setscheduler(int(task), policy, parameter)
         with contextlib.suppress(OSError):
-            if Path(f"/proc/self/task/{task}/comm").read_text().startswith(("eal-", "dpdk-", "rte_", "vhost")):
-                os.sched_setscheduler(int(task), policy, parameter)
+            os.sched_setscheduler(0, policy, parameter)
 
 
 def _runtime_root() -> Path:

@@ -22,6 +22,7 @@ from pathlib import Path
 from . import _threads
 from ._wire import MAX_FRAME, MIN_PATH_FRAME
 from .config import Endpoint
+from .containers import CAP_BPF, CAP_NET_ADMIN, CAP_SYS_ADMIN, may
 from .errors import PortError
 from .private import keep
 
@@ -62,14 +63,13 @@ KERNEL_OVERHEAD = 850
 """Bytes that a frame in a packet socket's send buffer counts for beside its own."""
 
 _SIOCGIFFLAGS, _SIOCGIFMTU, _SIOCGIFHWADDR, _SIOCETHTOOL = 0x8913, 0x8921, 0x8927, 0x8946
-_ETHTOOL_GDRVINFO, _ETHTOOL_GCHANNELS = 0x03, 0x3C
+_ETHTOOL_GDRVINFO, _ETHTOOL_GLINK, _ETHTOOL_GCHANNELS = 0x03, 0x0A, 0x3C
 _ARPHRD_ETHER, _ARPHRD_LOOPBACK = 1, 772
 _AF_XDP = 44  # which Python has no name for
 _NETLINK_GENERIC, _NLM_F_REQUEST = 16, 1
 _GENL_ID_CTRL, _CTRL_CMD_GETFAMILY, _CTRL_ATTR_FAMILY_ID, _CTRL_ATTR_FAMILY_NAME = 0x10, 3, 1, 2
 _NETDEV_CMD_DEV_GET, _NETDEV_A_DEV_IFINDEX, _NETDEV_A_DEV_XDP_FEATURES = 1, 1, 3
 _WITHOUT_XDP = ("macvlan", "bridge", "dummy", "802.1Q VLAN Support", "vxlan")  # where the kernel does not say
-_CAP_NET_ADMIN, _CAP_SYS_ADMIN, _CAP_BPF = 12, 21, 39
 _SO_SNDBUFFORCE = 32
 _SEND_BUFFER = 212992  # Linux's default
 _SOCKADDR_LL = struct.Struct("HHi12x")  # family, protocol, interface
@@ -143,12 +143,12 @@ def _ioctl(name: str, request: int) -> bytes:
 
 
 def _ethtool(name: str, command: int, nbytes: int) -> bytes:
-    """What the interface's driver says (linux/ethtool.h); zeros where it says nothing."""
+    """What the interface's driver says (linux/ethtool.h); b"" where it says nothing."""
     answer = ctypes.create_string_buffer(struct.pack("I", command), nbytes)
     with contextlib.suppress(OSError), _threads.unpatched("socket").socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         fcntl.ioctl(sock, _SIOCETHTOOL, struct.pack("16sP16x", os.fsencode(name), ctypes.addressof(answer)))
         return answer.raw
-    return bytes(nbytes)
+    return b""
 
 
 def _driver(name: str) -> str:
@@ -201,21 +201,22 @@ def inspect(endpoint: Endpoint) -> Interface:
             f"ip link set {name} mtu 1500"
         )
     notes = []
-    if not flags & _IFF_RUNNING:
+    link = _ethtool(name, _ETHTOOL_GLINK, 8)  # IFF_RUNNING may be a second behind
+    carrier = bool(struct.unpack("II", link)[1]) if link else bool(flags & _IFF_RUNNING)
+    if not carrier:
         notes.append("no carrier: its other end is down, not plugged in, or not there")
     if driver == "dummy":
         notes.append("a dummy interface has no other end")
     if endpoint.scheme == "af_xdp":
         notes += _inspect_xdp(endpoint, index, mtu, driver)
     socket_id = _numa_node(Path(f"/sys/class/net/{name}/device"))
-    return Interface(name, index, mtu, socket_id, largest, bool(flags & _IFF_RUNNING), tuple(notes))
+    return Interface(name, index, mtu, socket_id, largest, carrier, tuple(notes))
 
 
 def _inspect_xdp(endpoint: Endpoint, index: int, mtu: int, driver: str) -> list[str]:
     """What AF_XDP asks for beyond that; returns notes. Raises PortError."""
     name, instead = endpoint.target, f"use af_packet:{endpoint.target}"
-    held = _capabilities()
-    if not held >> _CAP_NET_ADMIN & 1 or not (held >> _CAP_BPF | held >> _CAP_SYS_ADMIN) & 1:
+    if not may(CAP_NET_ADMIN) or not (may(CAP_BPF) or may(CAP_SYS_ADMIN)):
         raise PortError(f"{endpoint}: XDP needs root (CAP_NET_ADMIN, CAP_BPF); {instead}")
     try:
         _threads.unpatched("socket").socket(_AF_XDP, socket.SOCK_RAW).close()
@@ -229,7 +230,9 @@ def _inspect_xdp(endpoint: Endpoint, index: int, mtu: int, driver: str) -> list[
         )
     if driver in _WITHOUT_XDP or _xdp_features(index) == 0:
         raise PortError(f"{endpoint}: its driver ({driver or 'unknown'}) has no XDP; {instead}")
-    _, _, _, _, most, received, _, _, combined = struct.unpack("9I", _ethtool(name, _ETHTOOL_GCHANNELS, 36))
+    _, _, _, _, most, received, _, _, combined = struct.unpack(
+        "9I", _ethtool(name, _ETHTOOL_GCHANNELS, 36) or bytes(36)
+    )
     if most and not combined:
         raise PortError(f"{endpoint}: XDP needs a queue, and {driver or 'its driver'} has none for it; {instead}")
     if combined + received > 1:
@@ -265,15 +268,6 @@ def _generic(sock: socket.socket, family: int, command: int, attribute: int, val
         attributes[name & 0x3FFF] = answer[at + 4 : at + size]
         at += (size + 3) & ~3
     return attributes
-
-
-def _capabilities() -> int:
-    """What this thread may do, as a mask (capabilities(7))."""
-    with contextlib.suppress(OSError, ValueError):
-        for line in Path("/proc/thread-self/status").read_text().splitlines():
-            if line.startswith("CapEff:"):
-                return int(line.split()[1], 16)
-    return 0
 
 
 def ascii_name(name: str) -> str:
