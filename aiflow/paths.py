@@ -282,13 +282,14 @@ class PortSet:
             else f"open another {self.role.capitalize()} when it is back"
         )
         watched.lost = PortError(f"{gone}; {next_step}")
+        if self._rendezvous is None and self.ports() == [watched.port]:
+            self._fail(watched.lost)  # first, so that a slice under way learns why
         self._detach([watched.port], 0)
         self._static.remove(watched.port)
         watched.port.close()
         watched.port = None
         with contextlib.suppress(Warning):  # a filter may make an error of it, and nobody would see that
             warnings.warn(str(watched.lost), RuntimeWarning, stacklevel=2)
-        self._fail_if_alone(watched.lost)
 
     def _regain(self, watched: _Watched) -> None:
         """Open the port again once an interface of that name is back."""
@@ -301,16 +302,13 @@ class PortSet:
             return  # not there yet, or not up
         except AiflowError as exc:
             watched.lost = exc
-            self._fail_if_alone(exc)
+            if self.error is told:
+                self._fail(exc)
             return
         self._add(watched.port)
         watched.up_since, watched.came_up, watched.lost = time.monotonic(), True, None
         if self.error is told:
             self.error = None
-
-    def _fail_if_alone(self, error: AiflowError) -> None:
-        if self._rendezvous is None and not self.ports():
-            self._fail(error)
 
     # ---------------------------------------------------------------------------------------------- static endpoints
 

@@ -76,8 +76,8 @@ class Ticket:
 
     def _finish(self, waited_for: str = "") -> SliceReport:
         error = self._sender._ports.error
-        if not self._outgoing.done and error is not None:
-            self._outgoing.cancel()
+        if error is not None and not (self._outgoing.done and all(part.error == "ok" for part in self._outgoing.parts)):
+            self._outgoing.cancel()  # what the ports say is why
             raise outcome.lasting(error, self._outgoing, self._sender._name_of)
         self._outgoing.finish()
         if self._report is None:
