@@ -38,8 +38,8 @@ from ._mempool import MOST_ROOM, mempools
 from .errors import ConfigError, EalError, PortError
 
 __all__ = [
-    "MOST_ROOM", "Mempool", "Port", "connecting", "dpdk_version", "gate_turns", "log_tail", "memory_mode", "mempools", "nb_ports",
-    "next_serial", "register_thread", "start", "started", "unpark", "unregister_thread",
+    "MOST_ROOM", "Mempool", "Port", "connecting", "dpdk_version", "gate_turns", "log_tail", "memory_mode", "mempools",
+    "nb_ports", "next_serial", "register_thread", "start", "started", "unpark", "unregister_thread",
 ]
 
 

@@ -12,14 +12,16 @@ __all__ = ["address_space_left", "address_space_words", "hugepage_limit", "may",
 
 CAP_NET_ADMIN, CAP_SYS_ADMIN, CAP_SYS_NICE, CAP_BPF = 12, 21, 23, 39
 
+PROC = Path("/proc/self")
+
 _UNLIMITED = 1 << 60  # cgroup v1 writes the largest number of pages
 
 
 def _cgroups(controller: str) -> Iterator[Path]:
     """Directories of the cgroups that limit this process in one resource, from its own upwards."""
     with contextlib.suppress(OSError):
-        mounts = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-        for line in Path("/proc/self/cgroup").read_text().splitlines():
+        mounts = [line.split() for line in (PROC / "mountinfo").read_text().splitlines()]
+        for line in (PROC / "cgroup").read_text().splitlines():
             number, controllers, path = line.split(":", 2)
             for mount in mounts:
                 dash = mount.index("-")

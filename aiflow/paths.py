@@ -139,7 +139,7 @@ class PortSet:
         self.link_name = link_name
         self.nb_ports = sum(endpoint.nb_ports for endpoint in self.endpoints)
         self.error: AiflowError | None = None
-        self._pool_for = pool_for
+        self._pool_for: Callable[..., Any] | None = pool_for
         self._attach_port = attach
         self._detach_ports = detach
         self._frame_size = frame_size
@@ -164,7 +164,7 @@ class PortSet:
                 self._rendezvous = Rendezvous(
                     shared,
                     role,
-                    pool_for=pool_for,
+                    pool_for=self._pool,
                     attach=self._attach,
                     detach=self._detach,
                     frame_size=frame_size,
@@ -203,6 +203,7 @@ class PortSet:
             claim.close()
         for endpoint in self._rings:
             rings.give_back(endpoint, self.role)
+        self._pool_for = self._rendezvous = None  # no cycle: the owner's memory must not wait for the collector
 
     def describe(self) -> list[dict[str, Any]]:
         """What serves each endpoint.
@@ -244,6 +245,11 @@ class PortSet:
         return hints
 
     # -------------------------------------------------------------------------------------------------- coming, going
+
+    def _pool(self, frame_size: int, socket_id: int, nb_ports: int, needs_eal_memory: bool) -> Any:
+        if self._pool_for is None:
+            raise ConfigError("these ports are closed: open another Sender or Receiver")
+        return self._pool_for(frame_size, socket_id, nb_ports, needs_eal_memory)
 
     def _fail(self, error: AiflowError | None) -> None:
         self.error = error
@@ -349,7 +355,7 @@ class PortSet:
         endpoint = watched.endpoint
         frame_size = self._checked_frame(endpoint, interface.frame_size, f"ip link set {interface.name} mtu …")
         geometry = interfaces.packet_ring(frame_size)
-        pool = self._pool_for(min(geometry.frame_bytes, _eal.MOST_ROOM), interface.socket_id, 1, False)
+        pool = self._pool(min(geometry.frame_bytes, _eal.MOST_ROOM), interface.socket_id, 1, False)
         devargs = (
             f"iface={interface.name},qpairs=1,qdisc_bypass=0,blocksz={geometry.block_bytes},"
             f"framesz={geometry.frame_bytes},framecnt={geometry.nb_frames}"
@@ -367,7 +373,7 @@ class PortSet:
         interface = interfaces.inspect(endpoint)
         self._claims.append(interfaces.claim(endpoint, self.role))
         frame_size = self._checked_frame(endpoint, interface.frame_size, "use af_packet, which carries jumbo frames")
-        pool = self._pool_for(2048 if frame_size <= 1536 else interfaces.XDP_ROOM, interface.socket_id, 1, False)
+        pool = self._pool(2048 if frame_size <= 1536 else interfaces.XDP_ROOM, interface.socket_id, 1, False)
         interfaces.quiet_xdp()
         try:
             port = _eal.Port.open(
@@ -396,18 +402,18 @@ class PortSet:
     def _open_pci(self, endpoint: Endpoint) -> list[Any]:
         socket_id = interfaces.inspect_pci(endpoint)
         frame_size = self._frame_size
-        pool = self._pool_for(max(frame_size or 0, 2048), socket_id, 1, True)
+        pool = self._pool(max(frame_size or 0, 2048), socket_id, 1, True)
         return [_eal.Port.open(endpoint.text, endpoint.target, "", pool, bus="pci", frame_size=frame_size)]
 
     def _open_vdev(self, endpoint: Endpoint) -> list[Any]:
         device, _, devargs = endpoint.target.partition(",")
-        pool = self._pool_for(max(self._frame_size or 0, 2048), -1, 1, True)
+        pool = self._pool(max(self._frame_size or 0, 2048), -1, 1, True)
         port = _eal.Port.open(endpoint.text, device, devargs, pool, frame_size=self._frame_size)
         return [port]
 
     def _open_ring(self, endpoint: Endpoint) -> list[Any]:
         frame_size = self._frame_size or _RING_FRAME
-        pool = self._pool_for(frame_size, -1, endpoint.nb_ports, False)
+        pool = self._pool(frame_size, -1, endpoint.nb_ports, False)
         ports = rings.take(endpoint, self.role, pool)
         self._rings.append(endpoint)
         return ports

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import textwrap
@@ -95,8 +96,10 @@ def test_a_packet_sockets_send_buffer_is_widened(net) -> None:
     host = net.namespace("host")
     net.veth(host, "va", host, "vb")
     with host.entered(), aiflow.Sender("af_packet:va"):
-        assert interfaces.widen_send_buffer("va", 6 << 20) == 6 << 20
-        assert interfaces.widen_send_buffer("vb", 6 << 20) < 1 << 20  # no socket of ours
+        sockets = interfaces.packet_sockets(socket.if_nametoindex("va"))
+        assert len(sockets) == 1
+        assert interfaces.widen_send_buffer(sockets, 6 << 20) == 6 << 20
+        assert not interfaces.packet_sockets(socket.if_nametoindex("vb"))
 
 
 def test_fault_42_mtu_smaller_than_ours_is_adapted_to(net) -> None:
