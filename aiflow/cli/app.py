@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -11,17 +12,26 @@ from typing import Any
 import click
 
 from aiflow.cli.lab import lab
-from aiflow.cli.outcome import Terminal, size, version
+from aiflow.cli.names import printable
+from aiflow.cli.outcome import Terminal, size, utf8, version
 
 ENDPOINTS = (
     "local:NAME (local:NAME*4 for four ports), af_packet:IFNAME, pci:ADDRESS …; `aiflow ports` lists what works here"
 )
 
 _ports = click.option(
-    "--ports", "-p", multiple=True, required=True, metavar="ENDPOINT", help=f"{ENDPOINTS}. May be given several times."
+    "--ports",
+    "-p",
+    multiple=True,
+    required=True,
+    metavar="ENDPOINT",
+    callback=utf8,
+    help=f"{ENDPOINTS}. May be given several times.",
 )
 _json = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, nothing else.")
-_name = click.option("--name", help="Our own name; default: recv's the endpoint's or host's, send's host and process.")
+_name = click.option(
+    "--name", callback=utf8, help="Our own name; default: recv's the endpoint's or host's, send's host and process."
+)
 _timeout = click.option(
     "--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="Give up after so long a wait."
 )
@@ -39,7 +49,7 @@ def app() -> None:
 @app.command()
 @click.argument("directory", type=click.Path(exists=True, file_okay=False, readable=True, path_type=Path))
 @_ports
-@click.option("--to", metavar="NAME", help="The receiver meant, when several answer.")
+@click.option("--to", metavar="NAME", callback=utf8, help="The receiver meant, when several answer.")
 @_name
 @_timeout
 @click.option(
@@ -175,5 +185,7 @@ def run(arguments: Sequence[str] | None = None, invoke: Callable[..., Any] = app
     except click.ClickException as error:
         if "--json" in arguments:
             Terminal(as_json=True).refuse(error.format_message(), error.exit_code)
-        error.show()
+        shown = io.StringIO()
+        error.show(shown)  # with names as they were typed
+        click.echo(printable(shown.getvalue(), keep="\n"), err=True, nl=False)
         return error.exit_code

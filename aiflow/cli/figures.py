@@ -48,6 +48,7 @@ def print_table(console: Console, rows: list[dict[str, Any]]) -> None:
         return
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD)
     for heading, justify in (
@@ -61,5 +62,5 @@ def print_table(console: Console, rows: list[dict[str, Any]]) -> None:
     total = sum(row["nbytes"] for row in rows) or 1
     for row in rows:
         share = f"{100 * row['nbytes'] / total:.0f} %"
-        table.add_row(row["name"], row["driver"], f"{row['frames']:,}", f"{row['nbytes']:,}", share)
+        table.add_row(Text(row["name"]), row["driver"], f"{row['frames']:,}", f"{row['nbytes']:,}", share)
     console.print(table, soft_wrap=False)

@@ -1,42 +1,53 @@
-"""From the name of a stream to a path that is safe to create under a directory, and back.
+"""From the name of a stream to a path that is safe to create under a directory, and to a text that is safe to print.
 
 Whatever a peer calls its streams, :func:`safe_path` gives a relative path without ``..``, without NUL, within the
-lengths Linux allows. Names that a file can have come through unchanged.
-
-A file too large for one slice travels in parts. A part's stream is called ``path//offset/total``; no walked path
-contains ``//``, so the two can't be mistaken for each other.
+lengths Linux allows. Names that a file can have come through unchanged. A name says nothing else: that an element is a
+part of a file, or a directory, its :class:`aiflow.filemarks.FileMark` says.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
-from typing import NamedTuple
+import secrets
+import unicodedata
 
 MAX_COMPONENT = 255  # bytes a name may have in one directory (NAME_MAX)
 MAX_PATH = 2048  # bytes the whole may have: PATH_MAX is 4096, and the directory above needs its share
 UNNAMED = "unnamed"
 
-_PART = re.compile(r"(?P<path>.+)//(?P<offset>\d{1,19})/(?P<total>\d{1,19})", re.DOTALL)
+_TEMPORARY = re.compile(r"\.aiflow-[0-9a-f]{16}\.part")
+_OBEYED = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # categories that a terminal may obey or cannot show
 
 
-class Part(NamedTuple):
-    """A piece of a file: the file's path, where the piece begins, how many bytes the file has."""
+def printable(text: str, *, keep: str = "") -> str:
+    r"""Spell out every character that a terminal would obey: ``\x1b``, ``\u202e``; those in `keep` stay.
 
-    path: str
-    offset: int
-    total: int
+    These are controls, format characters such as those that turn the writing direction, line and paragraph separators,
+    and lone surrogates.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        each.encode("unicode_escape").decode() if unicodedata.category(each) in _OBEYED and each not in keep else each
+        for each in text
+    )
 
 
-def part_name(part: Part) -> str:
-    """Name the stream that a part of a file is sent as."""
-    return f"{part.path}//{part.offset}/{part.total}"
+def shown_path(path: str | bytes | os.PathLike[str]) -> str:
+    r"""Give a path of this machine as text, in whatever locale it was typed: bytes that are not UTF-8 as ``\xe9``."""
+    return printable(os.fsencode(path).decode("utf-8", "backslashreplace"))
 
 
-def parse_part(stream: str) -> Part | None:
-    """Give the part a stream's name speaks of, or None when it names a whole file."""
-    match = _PART.fullmatch(stream)
-    return match and Part(match["path"], int(match["offset"]), int(match["total"]))
+def temporary_name() -> str:
+    """Name a file that is being written. No stream is ever written under such a name."""
+    return f".aiflow-{secrets.token_hex(8)}.part"
+
+
+def is_temporary(component: str) -> bool:
+    """Tell whether a file of that name was being written by a run like ours."""
+    return _TEMPORARY.fullmatch(component) is not None
 
 
 def safe_path(stream: str) -> tuple[str, ...]:
@@ -71,6 +82,8 @@ def numbered(component: str, number: int) -> str:
 def _component(text: str) -> str:
     if text == "..":
         return "%2E%2E"
+    if is_temporary(text):  # a later run would take it for what a killed one left
+        return f"%2E{text[1:]}"
     text = text.encode("utf-8", "backslashreplace").decode().replace("\0", "%00")
     return _shorten(text, text)
 

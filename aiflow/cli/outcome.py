@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import signal
 import sys
 import threading
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from aiflow.cli.names import printable
 from aiflow.cli.outdir import WriteError
 from aiflow.config import parse_size
 from aiflow.errors import AiflowError, ConfigError
@@ -40,6 +42,16 @@ def size(_context: click.Context, _parameter: click.Parameter, value: str) -> in
         return parse_size(value)
     except ConfigError as error:
         raise click.BadParameter(str(error)) from error
+
+
+def utf8(_context: click.Context, parameter: click.Parameter, value: Any) -> Any:
+    """Read names typed as an option as UTF-8, whatever the locale says that they are. One that is not is bad usage."""
+    if isinstance(value, tuple):
+        return tuple(utf8(_context, parameter, each) for each in value)
+    try:
+        return value and os.fsencode(value).decode()
+    except UnicodeError as error:
+        raise click.BadParameter(f"{value!r} is not UTF-8", param=parameter) from error
 
 
 class Outcome:
@@ -86,20 +98,30 @@ class Terminal:
     def console(self, *, stderr: bool = False) -> Console:
         """Give rich's console for stdout or stderr."""
         if stderr not in self._consoles:
-            from rich.console import Console
+            from aiflow.cli.console import SafeConsole
 
-            self._consoles[stderr] = Console(stderr=stderr, highlight=False, soft_wrap=True)
+            self._consoles[stderr] = SafeConsole(stderr=stderr, highlight=False, soft_wrap=True)
         return self._consoles[stderr]
 
     def say(self, text: str, style: str = "") -> None:
-        """Print a line to stderr, as it is."""
-        self.console(stderr=True).print(text, style=style, markup=False)
+        """Print a line to stderr; control and format characters are spelled out."""
+        self._print(text, style, stderr=True)
+
+    def tell(self, text: str, style: str = "") -> None:
+        """Print a line of the result to stdout, in the same way."""
+        self._print(text, style, stderr=False)
+
+    def _print(self, text: str, style: str, *, stderr: bool) -> None:
+        from rich.text import Text
+
+        # A Text, since rich reads markup and emoji names in a str; spelled here, since a Text drops a carriage return.
+        self.console(stderr=stderr).print(Text(printable(text, keep="\n"), style=style))
 
     @contextlib.contextmanager
     def outcome(self, command: str) -> Iterator[Outcome]:
         """Run a command's body; end with its exit code and, if asked, its document, whatever happens."""
         outcome = Outcome(self, command)
-        with _terminate_as_interrupt():
+        with _end_as_interrupt():
             try:
                 yield outcome
             except KeyboardInterrupt:
@@ -111,19 +133,20 @@ class Terminal:
             except (AiflowError, WriteError, OSError) as error:
                 outcome.fail(error)
             except Exception as error:
-                traceback.print_exc()
+                self.say(traceback.format_exc().rstrip())
                 outcome.fail(error)
         outcome.document["exit_code"] = outcome.exit_code
         if self.as_json:
-            self._print(outcome.document)
+            self._write(outcome.document)
         raise click.exceptions.Exit(outcome.exit_code)
 
     def refuse(self, message: str, exit_code: int) -> None:
         """Print the document of a command line that could not be understood."""
         error = {"type": "UsageError", "message": message}
-        self._print({"command": None, "version": version(), "exit_code": exit_code, "error": error})
+        self._write({"command": None, "version": version(), "exit_code": exit_code, "error": error})
 
-    def _print(self, document: dict[str, Any]) -> None:
+    @staticmethod
+    def _write(document: dict[str, Any]) -> None:
         sys.stdout.write(json.dumps(jsonable(document), indent=2, allow_nan=False) + "\n")
         sys.stdout.flush()
 
@@ -191,17 +214,27 @@ def jsonable(value: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _terminate_as_interrupt() -> Iterator[None]:
-    """Let SIGTERM end a command as Ctrl-C does: temporary files are removed, ports closed."""
+def _end_as_interrupt() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end a command as Ctrl-C does: files removed, ports closed, namespaces deleted.
 
-    def interrupt(_signal: int, _frame: object) -> None:
-        raise KeyboardInterrupt
-
+    A closing terminal sends SIGHUP twice, a service manager SIGTERM and SIGHUP: only the first of them counts, so that
+    the end is not interrupted. ``nohup`` ignores SIGHUP, and it stays ignored.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    ending = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
+
+    def interrupt(_signal: int, _frame: object) -> None:
+        for number in ending:
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    for number in ending:
+        signal.signal(number, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number in ending:
+            signal.signal(number, before[number])

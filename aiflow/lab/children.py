@@ -48,7 +48,7 @@ class Child:
             name=self.name,
             daemon=True,
         )
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # Ctrl-C is ours to hear, not theirs
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})  # ours to hear, not theirs
         try:
             self.process.start()
         finally:
