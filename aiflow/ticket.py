@@ -35,6 +35,11 @@ class Ticket:
         """Bytes acknowledged so far, and bytes in all."""
         return self._outgoing.acked_bytes, self._outgoing.nbytes
 
+    @property
+    def waits_for(self) -> str:
+        """What a slice that has not ended is waiting for, in words."""
+        return self._sender._waits_for(self._outgoing)
+
     def result(self, timeout: float | None = None) -> SliceReport:
         """Wait for the end and return the report.
 

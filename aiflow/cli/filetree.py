@@ -1,10 +1,12 @@
 """The files below a directory, read into slices of bounded size.
 
 Files are read, not mapped: a mapped file that somebody truncates kills the process that touches it. What is sent is
-what was read, and a file that changed while it was being read is noticed and read again.
+what was read, and a file that changed while it was being read is noticed and read again. The size that the system tells
+is believed for nothing but the room that is made: files of procfs and the like have more, or less.
 """
 
-# os.path on plain strings: a tree may hold a million files, and Path costs ten times as much.
+# os.path on plain bytes: a tree may hold a million files, and Path costs ten times as much. Bytes, since a name on the
+# disk is UTF-8 or not, whatever the locale says.
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from aiflow.cli.names import Part, part_name
+from aiflow.filemarks import FileMark, Marked
 
 _ATTEMPTS = 3
 _CHANGED = "it changed while it was being read; send it again when it is quiet"
@@ -42,15 +44,18 @@ class FileTree:
     root : Path
     files : list of Found
         Regular files, sorted by path. A symbolic link to a file counts as the file.
-    left_out : list of str
-        What is no file: sockets, pipes, devices, links to directories and to nothing.
+    directories : list of Marked
+        Directories below the root, empty ones too, deepest first: a mode that forbids to write is set last.
+    left_out : dict of str to str
+        What is no file, and what it is: sockets, pipes, devices, links to directories and to nothing.
     unreadable : dict of str to str
         Paths that can't be sent, and why.
     """
 
     root: Path
     files: list[Found] = field(default_factory=list)
-    left_out: list[str] = field(default_factory=list)
+    directories: list[Marked] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
     unreadable: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -62,59 +67,71 @@ class FileTree:
 def walk(root: Path) -> FileTree:
     """Find every file below `root`. Links to directories are not entered, so there is no endless loop."""
     tree = FileTree(root)
+    top = os.fsencode(root)
 
     def unlisted(error: OSError) -> None:
-        tree.unreadable[_shown(os.path.relpath(error.filename, root))] = error.strerror or str(error)
+        tree.unreadable[_shown(os.path.relpath(error.filename, top))] = error.strerror or str(error)
 
-    for directory, below, names in os.walk(root, onerror=unlisted):
+    for directory, below, names in os.walk(top, onerror=unlisted):
         below.sort()
-        above = os.path.relpath(directory, root)
-        prefix = "" if above == "." else f"{above}/"
-        tree.left_out += (_shown(prefix + name) for name in below if os.path.islink(os.path.join(directory, name)))
-        for name in names:
+        above = os.path.relpath(directory, top)
+        prefix = b"" if above == b"." else above + b"/"
+        for name in (*below, *names):
             _note(tree, prefix + name, os.path.join(directory, name))
     tree.files.sort(key=lambda file: file.path)
+    tree.directories.sort(key=lambda directory: directory.stream, reverse=True)
     return tree
 
 
-def _note(tree: FileTree, relative: str, path: str) -> None:
+def _note(tree: FileTree, relative: bytes, path: bytes) -> None:
     """Put one name of a directory where it belongs in `tree`."""
+    shown = _shown(relative)
+    linked = os.path.islink(path)
     try:
         status = os.stat(path)
     except OSError as error:
-        if os.path.islink(path):
-            tree.left_out.append(_shown(relative))
+        if linked:
+            tree.left_out[shown] = "a link to nothing"
         else:
-            tree.unreadable[_shown(relative)] = error.strerror or str(error)
+            tree.unreadable[shown] = error.strerror or str(error)
         return
-    if not stat.S_ISREG(status.st_mode):
-        tree.left_out.append(_shown(relative))
-    elif _shown(relative) != relative:
-        tree.unreadable[_shown(relative)] = "its name is not UTF-8; rename it to send it"
+    is_directory = stat.S_ISDIR(status.st_mode)
+    if is_directory and linked:
+        tree.left_out[shown] = "a link to a directory"
+    elif not is_directory and not stat.S_ISREG(status.st_mode):
+        tree.left_out[shown] = _KINDS.get(stat.S_IFMT(status.st_mode), "no file")
+    elif shown.encode() != relative:
+        tree.unreadable[shown] = "its name is not UTF-8; rename it to send it"
+    elif is_directory:
+        mark = FileMark("directory", status.st_mode & 0o777, status.st_mtime_ns)
+        tree.directories.append(Marked(shown, b"", mark))
     else:
-        tree.files.append(Found(relative, status.st_size))
+        tree.files.append(Found(shown, status.st_size))
 
 
-def _shown(path: str) -> str:
+_KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+
+
+def _shown(path: bytes) -> str:
     r"""Give a path as it can be printed: bytes that are not UTF-8 as ``\udcXX``."""
-    return path.encode("utf-8", "backslashreplace").decode()
+    return path.decode("utf-8", "surrogateescape").encode("utf-8", "backslashreplace").decode()
 
 
 @dataclass
 class FileSlice:
-    """Elements for one ``send``, stream and bytes; `ending` are the files that are whole once it is delivered."""
+    """Elements for one ``send``; `ending` are the files that are whole once it is delivered."""
 
-    elements: list[tuple[str, npt.NDArray[np.uint8]]]
-    ending: list[Found]
+    elements: list[Marked] = field(default_factory=list)
+    ending: list[Found] = field(default_factory=list)
 
     @property
     def nbytes(self) -> int:
         """Bytes in all elements."""
-        return sum(content.nbytes for _, content in self.elements)
+        return sum(len(element.buffer) for element in self.elements)
 
 
 class SliceReader:
-    """Reads a tree's files into slices.
+    """Reads a tree's files into slices; its directories come with the last one.
 
     Parameters
     ----------
@@ -138,36 +155,28 @@ class SliceReader:
         empty: Callable[[int], npt.NDArray[np.uint8]] = lambda nbytes: np.empty(nbytes, np.uint8),
     ) -> None:
         self._tree = tree
+        self._root = os.fsencode(tree.root)
+        self._slice_bytes = slice_bytes
         self._block_bytes = min(slice_bytes, max(tree.nbytes, 1 << 20))  # no more than the files can fill
         self._empty = empty
         self._blocks: list[npt.NDArray[np.uint8]] = []
         self._nb_slices = 0
+        self._collected = FileSlice()
+        self._at = 0  # bytes of the block that are taken
+        self._abandoned: set[str] = set()
 
     def __iter__(self) -> Iterator[FileSlice]:
-        collected, at = FileSlice([], []), 0
         for file in self._tree.files:
-            for _ in range(_ATTEMPTS):
-                try:
-                    with _opened(self._tree.root / file.path) as (fd, before):
-                        if collected.elements and at + before.st_size > self._block_bytes:
-                            yield self._next(collected)
-                            collected, at = FileSlice([], []), 0
-                        if before.st_size > self._block_bytes:
-                            yield from self._parts(file.path, fd, before)
-                            break
-                        place = self._block()[at : at + before.st_size]
-                        if _fill(fd, place, 0) == len(place) and _same(before, os.fstat(fd)):
-                            collected.elements.append((file.path, place))
-                            collected.ending.append(Found(file.path, len(place)))
-                            at += len(place)
-                            break
-                except OSError as error:
-                    self._tree.unreadable[file.path] = error.strerror or str(error)
-                    break
-            else:
-                self._tree.unreadable[file.path] = _CHANGED
-        if collected.elements:
-            yield self._next(collected)
+            try:
+                yield from self._file(file.path)
+            except OSError as error:
+                self._tree.unreadable[file.path] = error.strerror or str(error)
+        self._collected.elements += self._tree.directories
+        yield from self._flush()
+
+    def abandon(self, path: str) -> None:
+        """Read no further parts of a file."""
+        self._abandoned.add(path)
 
     def _block(self) -> npt.NDArray[np.uint8]:
         """Where the slice being read goes."""
@@ -180,29 +189,84 @@ class SliceReader:
         self._nb_slices += 1
         return file_slice
 
+    def _flush(self) -> Iterator[FileSlice]:
+        """Hand over what is collected."""
+        if self._collected.elements:
+            collected, self._collected, self._at = self._collected, FileSlice(), 0
+            yield self._next(collected)
+
+    def _widen(self) -> None:
+        """Take blocks of the largest size from now on: a file has more in it than all of them were said to have."""
+        self._block_bytes = self._slice_bytes
+        self._blocks = []
+        self._nb_slices = 0
+
+    def _file(self, path: str) -> Iterator[FileSlice]:
+        """Read one file, as often as it takes; what is collected goes first when there is no room beside it."""
+        attempts = 0
+        while attempts < _ATTEMPTS:
+            with self._opened(path) as (fd, before):
+                if self._at + before.st_size > self._block_bytes:
+                    yield from self._flush()
+                if before.st_size > self._block_bytes:
+                    yield from self._parts(path, fd, before)
+                    return
+                room = self._block()[self._at :]
+                nbytes = _fill(fd, room[: before.st_size], 0)
+                if nbytes == before.st_size:  # there may be more than the size says
+                    nbytes += _fill(fd, room[nbytes:], nbytes)
+                more = nbytes == len(room) and os.pread(fd, 1, nbytes)
+                if not _same(before, os.fstat(fd)):
+                    attempts += 1
+                elif not more:
+                    mark = FileMark("file", before.st_mode & 0o777, before.st_mtime_ns)
+                    self._collected.elements.append(Marked(path, room[:nbytes], mark))
+                    self._collected.ending.append(Found(path, nbytes))
+                    self._at += nbytes
+                    return
+                elif self._at:
+                    yield from self._flush()
+                elif self._block_bytes < self._slice_bytes:
+                    self._widen()
+                else:
+                    self._tree.unreadable[path] = _wrong_size(before.st_size, f"more than {nbytes}")
+                    return
+        self._tree.unreadable[path] = _CHANGED
+
     def _parts(self, path: str, fd: int, before: os.stat_result) -> Iterator[FileSlice]:
         """Read a file larger than a slice. If it changes on the way, the rest is kept back: it can't be whole."""
         total = before.st_size
         for offset in range(0, total, self._block_bytes):
+            if path in self._abandoned:
+                return
             place = self._block()[: total - offset]
-            if _fill(fd, place, offset) < len(place) or not _same(before, os.fstat(fd)):
+            end = offset + _fill(fd, place, offset)
+            ends = offset + len(place) == total
+            more = ends and os.pread(fd, 1, total)
+            if not _same(before, os.fstat(fd)):
                 self._tree.unreadable[path] = _CHANGED
                 return
-            ending = [Found(path, total)] if offset + len(place) == total else []
-            yield self._next(FileSlice([(part_name(Part(path, offset, total)), place)], ending))
+            if more or end < offset + len(place):
+                self._tree.unreadable[path] = _wrong_size(total, f"more than {total}" if more else str(end))
+                return
+            mark = FileMark("part", before.st_mode & 0o777, before.st_mtime_ns, offset, total)
+            yield self._next(FileSlice([Marked(path, place, mark)], [Found(path, total)] if ends else []))
+
+    @contextlib.contextmanager
+    def _opened(self, path: str) -> Iterator[tuple[int, os.stat_result]]:
+        """Give a file's descriptor and status. Opening never waits, though a pipe may have taken the file's place."""
+        fd = os.open(os.path.join(self._root, path.encode()), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode):
+                raise OSError("it is no longer a file")
+            yield fd, status
+        finally:
+            os.close(fd)
 
 
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[tuple[int, os.stat_result]]:
-    """Give the file's descriptor and status. Opening never waits, though a pipe may have taken the file's place."""
-    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError("it is no longer a file")
-        yield fd, status
-    finally:
-        os.close(fd)
+def _wrong_size(told: int, found: str) -> str:
+    return f"its size says {told} bytes, and it has {found}; copy it to a disk first, and send the copy"
 
 
 def _fill(fd: int, into: npt.NDArray[np.uint8], offset: int) -> int:

@@ -1,44 +1,77 @@
 """Files that arrive, written under one directory and never outside it.
 
 Every step is taken relative to an open directory (openat), and no symbolic link is followed: not one that lay there
-before, and not one that somebody puts there while we write. A file is written under a temporary name beside its place
-and renamed when it is whole, so that a reader never sees half a file.
+before, and not one that somebody puts there while we write. A file has no name until it is whole (O_TMPFILE), so that a
+reader never sees half a file, and the kernel removes what a killed run leaves. Where the file system lacks that, the
+file is written under a temporary name and renamed.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
-import secrets
 import stat
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aiflow.cli.names import Part, numbered, parse_part, safe_path
+from aiflow.cli.durable import Descriptor, Unsynced
+from aiflow.cli.names import is_temporary, numbered, printable, safe_path, shown_path, temporary_name
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+    from aiflow.filemarks import FileMark
+
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_UNNAMED = os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC
+_NAMED = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_NO_UNNAMED = {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL}  # what file systems without O_TMPFILE say
 _WRITE_BYTES = 16 << 20  # bytes handed to the kernel at once, so that Ctrl-C is heard
 
 
 class WriteError(Exception):
-    """A file could not be written. The message says which, why, and what to do."""
+    """A file could not be written. The message says which, why, and what to do.
+
+    Attributes
+    ----------
+    reason : str
+        The same for its sender, who knows the name, and for whom many files may share one reason.
+    """
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 @dataclass
 class Unfinished:
-    """A file that arrives in parts: where it is being written, and how much of it is there."""
+    """A file that is being written.
 
-    directory_fd: int
-    temporary: str
-    file_fd: int
+    Attributes
+    ----------
+    directory, file : Descriptor
+    path : tuple of str
+        The name reserved for it.
+    total : int
+        Bytes that it will have.
+    nbytes : int
+        Bytes that are there.
+    temporary : str
+        Its name in `directory` until it is whole; "" while it has none.
+    """
+
+    directory: Descriptor
     path: tuple[str, ...]
-    nbytes: int
     total: int
+    nbytes: int = 0
+    file: Descriptor = field(default_factory=lambda: Descriptor(-1))
+    temporary: str = ""
 
 
 class OutDirectory:
@@ -51,38 +84,51 @@ class OutDirectory:
 
     Attributes
     ----------
-    renamed : dict of str to str
-        Streams written under another name than their own, and that name.
+    renamed : list of (str, str)
+        Streams written under another name than their own, and that name, in the order of their arrival.
+    unkept : dict of str to str
+        Files whose mode or time the file system did not take, and what it said.
     nb_files, nbytes : int
         Files that are whole and in place, and the bytes in them.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.renamed: dict[str, str] = {}
+        self.renamed: list[tuple[str, str]] = []
+        self.unkept: dict[str, str] = {}
         self.nb_files = 0
         self.nbytes = 0
-        self._root = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._written: set[tuple[str, ...]] = set()
-        self._unfinished: dict[tuple[str, str], Unfinished] = {}
+        self._taken: set[tuple[str, ...]] = set()  # paths of files begun and done in this run
+        self._made: dict[tuple[str, ...], int] = {}  # directories made in this run, and for which sender
+        self._numbers: dict[tuple[str, ...], int] = {}  # of paths that were taken: where to look on for a free one
+        self._unfinished: dict[tuple[int, str], Unfinished] = {}
+        self._failed: dict[tuple[int, str], WriteError] = {}  # files in parts that failed, while more parts may come
+        self._unsynced = Unsynced()
+        self._fresh: list[tuple[str, int]] = []  # streams of files finished since the last sync, and their bytes
+        self._root = Descriptor(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        self._swept: set[tuple[str, ...]] = set()  # directories of earlier runs that we have entered
+        _sweep(self._root)
+        self._unnamed = self._can_link_unnamed()
 
-    def write(self, stream: str, content: Buffer, sender: str = "") -> Path | None:
+    def write(self, stream: str, content: Buffer, mark: FileMark | None = None, sender: int = 0) -> Path | None:
         """Write one element.
 
         Parameters
         ----------
         stream : str
-            Its name, any string. A name already written in this run gets a number (``a.jpg`` → ``a~2.jpg``), as does
-            one that a directory or a symbolic link stands in the way of. A file there from before is replaced.
+            Its name, any string. A name already taken in this run gets a number (``a.jpg`` → ``a~2.jpg``), as does one
+            that a directory or a symbolic link stands in the way of. A file there from before is replaced.
         content : buffer
             Its bytes, contiguous; read before this returns, not kept.
-        sender : str
-            Who sent it; parts of a file are put together for each sender.
+        mark : FileMark, optional
+            What its sender says of it: a file's mode and time, a part of a file, a directory.
+        sender : int
+            The sender's instance; parts of a file are put together for each sender.
 
         Returns
         -------
         Path or None
-            The file, relative to the directory; None for a part that does not end its file.
+            The file or directory, relative to ours; None for a part that does not end its file.
 
         Raises
         ------
@@ -91,10 +137,35 @@ class OutDirectory:
         """
         view = memoryview(content)
         view = view.cast("B") if view.nbytes else memoryview(b"")  # cast refuses a zero in the shape
-        part = parse_part(stream)
-        if part is not None and part.offset + len(view) <= part.total:
-            return self._write_part(part, view, sender)
-        return self._write_whole(stream, view)
+        if mark is not None and mark.kind == "part":
+            return self._write_part(stream, view, mark, sender)
+        try:
+            if mark is not None and mark.kind == "directory":
+                return self._set_directory(stream, mark, sender)
+            file = self._begin(stream, len(view), mark, sender)
+            try:
+                self._append(file, view)
+                return self._finish(stream, file, mark)
+            except BaseException:
+                self._drop(file)
+                raise
+        except OSError as error:
+            raise self._explained(error, stream, len(view)) from error
+
+    def sync(self) -> dict[str, WriteError]:
+        """Wait until what was written since the last call is on the disk.
+
+        Returns
+        -------
+        dict of str to WriteError
+            Streams of which that cannot be said, and why. Their files may be there, and are not counted.
+        """
+        failed = self._unsynced.sync()
+        lost = [nbytes for stream, nbytes in self._fresh if stream in failed]
+        self.nb_files -= len(lost)
+        self.nbytes -= sum(lost)
+        self._fresh.clear()
+        return {stream: self._explained(error, stream, 0) for stream, error in failed.items()}
 
     def unfinished(self) -> list[str]:
         """Paths of files of which parts are missing."""
@@ -102,11 +173,10 @@ class OutDirectory:
 
     def close(self) -> None:
         """Remove what is unfinished, and close. More calls do nothing."""
-        for key in list(self._unfinished):
-            self._drop(self._unfinished.pop(key))
-        if self._root >= 0:
-            os.close(self._root)
-            self._root = -1
+        while self._unfinished:
+            self._drop(self._unfinished.popitem()[1])
+        self._unsynced.close()
+        self._root.close()
 
     def __enter__(self) -> OutDirectory:
         return self
@@ -114,142 +184,286 @@ class OutDirectory:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _write_whole(self, stream: str, view: memoryview) -> Path:
-        file = self._begin(stream, len(view))
-        try:
-            self._append(file, view)
-            return self._finish(stream, file)
-        except BaseException as error:
-            self._drop(file)
-            raise self._explained(error, stream, len(view)) from error
+    # ---- a file ----
 
-    def _write_part(self, part: Part, view: memoryview, sender: str) -> Path | None:
-        """Parts of one file come in order, as slices do; one that does not follow the last begins the file anew."""
-        key = (sender, part.path)
+    def _write_part(self, stream: str, view: memoryview, mark: FileMark, sender: int) -> Path | None:
+        """Parts of one file come in order, as slices do; the first one begins the file anew."""
+        key = sender, stream
         file = self._unfinished.pop(key, None)
-        if file is not None and (file.nbytes, file.total) != (part.offset, part.total):
-            self._drop(file)
-            file = None
-        if file is None:
-            if part.offset != 0:
-                raise WriteError(
-                    f"{part.path}: the part at byte {part.offset} arrived without those before it; "
-                    "send the directory again, with the receiver started first"
-                )
-            file = self._begin(part.path, part.total)
+        total = -1 if mark.size is None else mark.size
         try:
+            if mark.offset == 0:
+                self._failed.pop(key, None)
+                if file is not None:
+                    self._drop(file)
+                file = self._begin(stream, total, mark, sender)
+            elif key in self._failed:
+                raise self._failed[key]
+            if file is None or file.nbytes != mark.offset:
+                raise _unfit(
+                    stream,
+                    f"its part at byte {mark.offset} arrived without those before it; send it again, with the receiver "
+                    "started first",
+                )
+            if file.total != total or mark.offset + len(view) > total:
+                raise _unfit(stream, "its parts do not agree on its size; send it again")
             self._append(file, view)
-            if file.nbytes == file.total:
-                return self._finish(part.path, file)
+            if file.nbytes == total:
+                return self._finish(stream, file, mark)
+            self._unsynced.file(stream, file.file, file.directory)
         except BaseException as error:
-            self._drop(file)
-            raise self._explained(error, part.path, part.total) from error
+            if file is not None:
+                self._drop(file)
+            if not isinstance(error, OSError | WriteError):
+                raise
+            explained = self._explained(error, stream, total) if isinstance(error, OSError) else error
+            self._failed[key] = explained
+            raise explained from error
         self._unfinished[key] = file
         return None
 
-    def _begin(self, stream: str, total: int) -> Unfinished:
-        directory_fd = -1
+    def _begin(self, stream: str, total: int, mark: FileMark | None, sender: int) -> Unfinished:
+        """Reserve a name and open a file. Until it is whole nobody else may read what is not meant for all."""
+        *above, name = safe_path(stream)
+        directory, parent = self._descend(tuple(above), mark is not None, sender)
+        file = Unfinished(directory, (), total)
         try:
-            directory_fd, path = self._place(safe_path(stream))
-            temporary = f".aiflow-{os.getpid()}-{secrets.token_hex(6)}.part"
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            file_fd = os.open(temporary, flags, 0o666, dir_fd=directory_fd)
-        except OSError as error:
-            if directory_fd >= 0:
-                os.close(directory_fd)
-            raise self._explained(error, stream, total) from error
-        return Unfinished(directory_fd, temporary, file_fd, path, 0, total)
+            file.path = (*parent, self._vacant(directory, parent, name))
+            self._taken.add(file.path)
+            self._open(file, 0o666 if mark is None or mark.mode is None else 0o600)
+        except BaseException:
+            self._drop(file)
+            raise
+        return file
+
+    def _open(self, file: Unfinished, mode: int) -> None:
+        if self._unnamed:
+            try:
+                file.file = Descriptor(os.open(".", _UNNAMED, mode, dir_fd=file.directory.number))
+                return
+            except OSError as error:
+                if error.errno not in _NO_UNNAMED:
+                    raise
+        while True:
+            file.temporary = temporary_name()
+            file.file = Descriptor(os.open(file.temporary, _NAMED, mode, dir_fd=file.directory.number))
+            _lock(file.file)
+            if os.fstat(file.file.number).st_nlink:  # else another run swept it away before it was locked
+                return
+            file.file.close()
 
     @staticmethod
     def _append(file: Unfinished, view: memoryview) -> None:
         at = 0
         while at < len(view):
-            at += os.write(file.file_fd, view[at : at + _WRITE_BYTES])
+            at += os.write(file.file.number, view[at : at + _WRITE_BYTES])
         file.nbytes += at
 
-    def _finish(self, stream: str, file: Unfinished) -> Path:
-        os.close(file.file_fd)  # some file systems only say here that the disk is full
-        file.file_fd = -1
-        os.rename(file.temporary, file.path[-1], src_dir_fd=file.directory_fd, dst_dir_fd=file.directory_fd)
-        file.temporary = ""
-        self._drop(file)
-        self._written.add(file.path)
+    def _finish(self, stream: str, file: Unfinished, mark: FileMark | None) -> Path:
+        path = "/".join(file.path)
+        if mark is not None:
+            self._keep(file.file, path, mark, mark.mode)
+        self._unsynced.file(stream, file.file, file.directory)
+        self._unsynced.directory(file.directory)
+        if not file.temporary:
+            self._link(file)
+        if file.temporary:
+            os.rename(
+                file.temporary, _on_disk(file.path[-1]),
+                src_dir_fd=file.directory.number, dst_dir_fd=file.directory.number,
+            )  # fmt: skip
+            file.temporary = ""
+        file.directory.close()
+        file.file.close()  # some file systems only say here that the disk is full
         self.nb_files += 1
         self.nbytes += file.nbytes
-        path = "/".join(file.path)
+        self._fresh.append((stream, file.nbytes))
         if path != stream:
-            self.renamed[stream] = path
+            self.renamed.append((stream, path))
         return Path(path)
 
     @staticmethod
-    def _drop(file: Unfinished) -> None:
-        """Close what is open and remove what is temporary."""
-        if file.file_fd >= 0:
-            os.close(file.file_fd)
+    def _link(file: Unfinished) -> None:
+        """Give a file without a name its own; where a file of an earlier run has that, a temporary one to rename."""
+        unnamed = f"/proc/self/fd/{file.file.number}"
+        try:
+            os.link(unnamed, _on_disk(file.path[-1]), dst_dir_fd=file.directory.number, follow_symlinks=True)
+        except FileExistsError:
+            _lock(file.file)
+            file.temporary = temporary_name()
+            os.link(unnamed, file.temporary, dst_dir_fd=file.directory.number, follow_symlinks=True)
+
+    def _drop(self, file: Unfinished) -> None:
+        """Close what is open, remove what is temporary, and give the name back."""
+        with contextlib.suppress(OSError):
+            file.file.close()
         if file.temporary:
             with contextlib.suppress(OSError):
-                os.unlink(file.temporary, dir_fd=file.directory_fd)
-        if file.directory_fd >= 0:
-            os.close(file.directory_fd)
-        file.file_fd = file.directory_fd = -1
-        file.temporary = ""
+                os.unlink(file.temporary, dir_fd=file.directory.number)
+        with contextlib.suppress(OSError):
+            file.directory.close()
+        self._taken.discard(file.path)
 
-    def _place(self, wanted: tuple[str, ...]) -> tuple[int, tuple[str, ...]]:
-        """Open the directory that shall hold the file, made if need be, and choose the file's name in it."""
-        fd = os.dup(self._root)
+    def _keep(self, descriptor: Descriptor, path: str, mark: FileMark, mode: int | None) -> None:
+        """Set what `mark` says: permission bits, never more, and the time of the last change."""
+        try:
+            if mode is not None:
+                os.fchmod(descriptor.number, mode & 0o777)
+            if mark.mtime_ns is not None:
+                os.utime(descriptor.number, ns=(time.time_ns(), mark.mtime_ns))
+        except (OSError, OverflowError) as error:
+            self.unkept[path] = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+
+    # ---- directories ----
+
+    def _set_directory(self, stream: str, mark: FileMark, sender: int) -> Path:
+        """Make a directory and set its mode and time; one that was there before this run stays as it is."""
+        directory, path = self._descend(safe_path(stream), True, sender)
+        shown = "/".join(path)
+        try:
+            maker = self._made.get(path)
+            if maker == sender:
+                self._keep(directory, shown, mark, mark.mode)
+            elif maker is not None and mark.mode is not None:  # another sender has it, too: what both allow
+                mode = os.fstat(directory.number).st_mode & (mark.mode | 0o700)
+                self._keep(directory, shown, mark, mode)
+            self._unsynced.directory(directory, stream)
+        finally:
+            directory.close()
+        if shown != stream:
+            self.renamed.append((stream, shown))
+        return Path(*path)
+
+    def _descend(self, wanted: tuple[str, ...], private: bool, sender: int) -> tuple[Descriptor, tuple[str, ...]]:
+        """Open the directory `wanted`, made if need be; give its path, which may be another.
+
+        A directory that is made `private` is for us alone until its own element says who may use it.
+        """
+        directory = self._root.copy()
         try:
             path: tuple[str, ...] = ()
-            for component in wanted[:-1]:
-                below, name = self._enter(fd, component)
-                os.close(fd)
-                fd, path = below, (*path, name)
-            return fd, (*path, self._vacant(fd, path, wanted[-1]))
+            for component in wanted:
+                below, name = self._enter(directory, path, component, private, sender)
+                directory.close()
+                directory, path = below, (*path, name)
+            return directory, path
         except BaseException:
-            os.close(fd)
+            directory.close()
             raise
 
-    @staticmethod
-    def _enter(fd: int, component: str) -> tuple[int, str]:
-        """Open a directory in `fd`, made if need be; a number is added when something else has the name."""
-        number, name = 1, component
-        while True:
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(name, dir_fd=fd)
+    def _enter(
+        self, directory: Descriptor, above: tuple[str, ...], component: str, private: bool, sender: int
+    ) -> tuple[Descriptor, str]:
+        """Open a directory in `directory`, made if need be; a number is added when something else has the name."""
+        for name in self._names((*above, component, "")):  # counted apart from files of that name
+            path = *above, name
+            if path in self._taken:
+                continue
             try:
-                return os.open(name, _DIRECTORY, dir_fd=fd), name
-            except OSError as error:
-                if error.errno not in (errno.ENOTDIR, errno.ELOOP):
-                    raise
-            number += 1
-            name = numbered(component, number)
+                below = _open_directory(directory, name)
+            except FileNotFoundError:
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(_on_disk(name), 0o700 if private else 0o777, dir_fd=directory.number)
+                    self._made[path] = sender
+                    self._unsynced.directory(directory)
+                below = _open_directory(directory, name)
+            if below is not None:
+                if path not in self._made and path not in self._swept:
+                    self._swept.add(path)
+                    _sweep(below)
+                return below, name
+        raise AssertionError("names never run out")
 
-    def _vacant(self, fd: int, above: tuple[str, ...], component: str) -> str:
-        """Choose a name in `fd` that a file may take: nothing there, or a plain file of an earlier run."""
-        number, name = 1, component
-        while True:
-            if (*above, name) not in self._written:
+    def _vacant(self, directory: Descriptor, above: tuple[str, ...], component: str) -> str:
+        """Choose a name in `directory` that a file may take: nothing there, or a plain file of an earlier run."""
+        for name in self._names((*above, component)):
+            if (*above, name) not in self._taken:
                 try:
-                    if stat.S_ISREG(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
-                        return name
+                    status = os.stat(_on_disk(name), dir_fd=directory.number, follow_symlinks=False)
                 except FileNotFoundError:
                     return name
-            number += 1
-            name = numbered(component, number)
+                if stat.S_ISREG(status.st_mode):
+                    return name
+        raise AssertionError("names never run out")
 
-    def _explained(self, error: BaseException, stream: str, nbytes: int) -> BaseException:
-        """Turn what the system said into what the user should do; an `error` of another kind comes back as it is."""
-        if not isinstance(error, OSError):
-            return error
-        name = "/".join(safe_path(stream))
+    def _names(self, key: tuple[str, ...]) -> Iterator[str]:
+        """Give the name that was asked for, then numbered ones, from the last that was tried: the n-th is one step."""
+        component = key[-1] or key[-2]
+        for number in count(self._numbers.get(key, 1)):
+            if number > 1:
+                self._numbers[key] = number
+            yield component if number == 1 else numbered(component, number)
+
+    def _can_link_unnamed(self) -> bool:
+        """Try whether a file without a name can get one here: it takes O_TMPFILE, /proc and the right to link."""
+        name = temporary_name()
+        try:
+            file = Descriptor(os.open(".", _UNNAMED, 0o600, dir_fd=self._root.number))
+            try:
+                os.link(f"/proc/self/fd/{file.number}", name, dst_dir_fd=self._root.number, follow_symlinks=True)
+                os.unlink(name, dir_fd=self._root.number)
+            finally:
+                file.close()
+        except OSError:
+            return False
+        return True
+
+    def _explained(self, error: OSError, stream: str, nbytes: int) -> WriteError:
+        """Turn what the system said into what the user should do."""
+        where = shown_path(self.path)
+        name = printable("/".join(safe_path(stream)))
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            free = os.fstatvfs(self._root)
+            free = os.fstatvfs(self._root.number)
             return WriteError(
-                f"disk full: {name} ({nbytes} bytes) does not fit in {self.path}, where "
+                f"disk full: {name} ({nbytes} bytes) does not fit in {where}, where "
                 f"{free.f_bavail * free.f_frsize} bytes are free; the {self.nb_files} files before it are whole. "
-                "Free some space or take another directory, and send again"
+                "Free some space or take another directory, and send again",
+                f"disk full: it does not fit in the receiver's {where}; free some space there, and send it again",
             )
         if error.errno == errno.EFBIG:
             return WriteError(
-                f"{name} ({nbytes} bytes) is larger than a file may be here (ulimit -f, or the file system)"
+                f"{name} ({nbytes} bytes) is larger than a file may be here (ulimit -f, or the file system)",
+                f"it is larger than a file may be in the receiver's {where} (ulimit -f, or the file system)",
             )
-        return WriteError(f"{name}: {error.strerror or error}; check who may write to {self.path}")
+        said = error.strerror or str(error)
+        return WriteError(
+            f"{name}: {said}; check who may write to {where}",
+            f"{said} in the receiver's {where}: check who may write there",
+        )
+
+
+def _unfit(stream: str, reason: str) -> WriteError:
+    return WriteError(f"{printable(stream)}: {reason}", reason)
+
+
+def _open_directory(directory: Descriptor, name: str) -> Descriptor | None:
+    """Open a directory in another one; None where something else has the name."""
+    try:
+        return Descriptor(os.open(_on_disk(name), _DIRECTORY, dir_fd=directory.number))
+    except OSError as error:
+        if error.errno in (errno.ENOTDIR, errno.ELOOP):
+            return None
+        raise
+
+
+def _on_disk(name: str) -> bytes:
+    """Names are UTF-8 on the disk, whatever the locale says."""
+    return name.encode()
+
+
+def _lock(file: Descriptor) -> None:
+    """Show a run that comes later that this file is being written; the lock goes with the process."""
+    with contextlib.suppress(OSError):  # no locks on this file system: then no run takes one to remove it either
+        fcntl.flock(file.number, fcntl.LOCK_EX)
+
+
+def _sweep(directory: Descriptor) -> None:
+    """Remove what killed runs left in a directory: files under temporary names that nobody has locked."""
+    for name in filter(is_temporary, os.listdir(directory.number)):
+        with contextlib.suppress(OSError):
+            file = Descriptor(os.open(name, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=directory.number))
+            try:
+                fcntl.flock(file.number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.unlink(name, dir_fd=directory.number)
+            finally:
+                file.close()

@@ -1,21 +1,29 @@
-"""``aiflow recv``: what arrives becomes files below one directory."""
+"""``aiflow recv``: what arrives becomes files below one directory.
+
+A slice is confirmed to its sender when every file in it is written and synced. A file that cannot be written is told to
+its sender, costs nothing else, and is listed at the end.
+"""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
 import numpy.typing as npt
 
 from aiflow.cli.figures import bytes_text, count, port_rows, print_table, rate_text
+from aiflow.cli.names import printable, shown_path
 from aiflow.cli.outcome import Bar, Outcome
-from aiflow.cli.outdir import OutDirectory
+from aiflow.cli.outdir import OutDirectory, WriteError
 
 if TYPE_CHECKING:
     from aiflow import Element, Receiver, TimeSlice
+
+_MOST_LINES = 20  # about names, on stderr; --json has them all
 
 
 def receive_into(
@@ -32,62 +40,108 @@ def receive_into(
     Parameters
     ----------
     outcome : Outcome
-        Receives ``slices``, ``files``, ``nbytes``, ``seconds``, ``renamed`` (stream → path), ``unfinished`` and
-        ``ports``.
+        Receives ``slices``, ``files``, ``nbytes``, ``seconds``, ``renamed`` (pairs of stream and path), ``unfinished``,
+        ``not_written`` and ``unkept`` (both path → reason) and ``ports``.
     outdir, ports, slices, name, timeout, memory
         As typed; see ``aiflow recv --help``.
     """
     from aiflow import Receiver
 
     document = outcome.document
-    document.update(outdir=str(outdir), slices=0, files=0, nbytes=0, seconds=0.0, renamed={}, unfinished=[], ports=[])
+    document.update(outdir=shown_path(outdir), slices=0, files=0, nbytes=0, seconds=0.0)
+    document.update(renamed=[], unfinished=[], not_written={}, unkept={}, ports=[])
     try:
         outdir.mkdir(exist_ok=True)
         out = OutDirectory(outdir)
     except OSError as error:
-        raise click.UsageError(f"{outdir} cannot be written to: {error.strerror or error}") from error
+        raise click.UsageError(f"{shown_path(outdir)} cannot be written to: {error.strerror or error}") from error
     with out:
         try:
             with Receiver(
-                list(ports), name=name, memory=memory, timeout=timeout, until="bye" if slices is None else None
+                list(ports),
+                name=name,
+                memory=memory,
+                timeout=timeout,
+                until="bye" if slices is None else None,
+                confirm="release",
             ) as rx:
                 outcome.terminal.say(f"receiving on {', '.join(ports)}; Ctrl-C ends")
                 with outcome.terminal.bar("receiving", None) as bar:
-                    _receive(outcome, rx, out, slices, bar)
+                    _Receiving(outcome, rx, out, bar).run(slices)
                 nb_gone = rx.counters.get("senders_gone", 0)
         finally:
             document.update(files=out.nb_files, nbytes=out.nbytes, renamed=out.renamed, unfinished=out.unfinished())
-            for stream, path in out.renamed.items():
-                outcome.terminal.say(f"aiflow: stream {stream!r} was written to {path}", style="yellow")
+            document.update(unkept=out.unkept)
+            _say_what_differs(outcome)
     if nb_gone:
         outcome.fail(f"{count(nb_gone, 'sender')} ended without saying goodbye: files may be missing; send again")
     if document["unfinished"]:
-        outcome.fail(f"the end of {', '.join(document['unfinished'])} never came; send again")
+        unfinished = [printable(path) for path in document["unfinished"]]
+        outcome.fail(f"the end of {', '.join(_shortened(unfinished))} never came; send again")
+    if document["not_written"]:
+        nb_others = len(document["not_written"]) - 1
+        others = f" ({count(nb_others, 'other file')} could not be written either)" if nb_others else ""
+        text = next(iter(document["not_written"].values())) + others
+        outcome.fail(WriteError(text, text))
     _show(outcome)
 
 
-def _receive(outcome: Outcome, rx: Receiver, out: OutDirectory, slices: int | None, bar: Bar) -> None:
-    """Write each slice as it comes. Time counts from the first slice's arrival, since the wait for it is nobody's."""
-    bar.follow(lambda: out.nbytes + rx.progress[0])
-    started: float | None = None
-    try:
-        for time_slice in rx:
-            started = time.perf_counter() if started is None else started
-            _write(time_slice, out)
-            outcome.document["slices"] += 1
-            rows = port_rows(rx.port_table)
-            outcome.document["ports"] = rows or outcome.document["ports"]  # a sender that has gone took its ports along
-            if outcome.document["slices"] == slices:
-                break
-    finally:
-        bar.stop()
-        outcome.document["seconds"] = 0.0 if started is None else time.perf_counter() - started
-    bar.show(out.nbytes, max(out.nbytes, 1))
+class _Receiving:
+    """One run: slices as they come, and what is known of them so far."""
 
+    def __init__(self, outcome: Outcome, rx: Receiver, out: OutDirectory, bar: Bar) -> None:
+        self._document = outcome.document
+        self._rx = rx
+        self._out = out
+        self._bar = bar
+        self._nbytes = 0  # in slices that are written, or could not be
+        self._shown = 0.0
+        self._ports: dict[str, dict[str, Any]] = {}
 
-def _write(time_slice: TimeSlice, out: OutDirectory) -> None:
-    for element in time_slice:
-        out.write(element.stream, payload(element), str(time_slice.sender))
+    def run(self, slices: int | None) -> None:
+        """Write each slice as it comes. Time counts from the first slice's arrival: the wait for it is nobody's."""
+        self._bar.follow(self._progress)
+        started: float | None = None
+        try:
+            for time_slice in self._rx:
+                started = time.perf_counter() if started is None else started
+                self._write(time_slice)
+                self._document["slices"] += 1
+                if self._document["slices"] == slices:
+                    break
+        finally:
+            self._bar.stop()
+            self._document["seconds"] = 0.0 if started is None else time.perf_counter() - started
+        self._bar.show(self._nbytes, max(self._nbytes, 1))
+
+    def _progress(self) -> float:
+        """Bytes that have arrived. A slice that waits to be written is in no figure, so the highest seen stays."""
+        self._shown = max(self._shown, self._nbytes + self._rx.progress[0])
+        return self._shown
+
+    def _write(self, time_slice: TimeSlice) -> None:
+        failed: dict[int | str, WriteError] = {}
+        for element in time_slice:
+            try:
+                self._out.write(element.stream, payload(element), element.mark, time_slice.instance)
+            except WriteError as error:
+                failed[element.number] = error
+                self._document["not_written"][element.stream] = str(error)
+        for stream, unsynced in self._out.sync().items():
+            failed[stream] = unsynced
+            self._document["not_written"][stream] = str(unsynced)
+        self._nbytes += time_slice.nbytes
+        self._count_ports()  # before the word: a sender that has it may go, and takes its ports along
+        if failed:
+            time_slice.fail({key: error.reason for key, error in failed.items()})
+        else:
+            time_slice.confirm()
+        time_slice.release()
+
+    def _count_ports(self) -> None:
+        for row in port_rows(self._rx.port_table):
+            self._ports[row["name"]] = row
+        self._document["ports"] = list(self._ports.values())
 
 
 def payload(element: Element) -> memoryview:
@@ -96,14 +150,29 @@ def payload(element: Element) -> memoryview:
     return octets.data
 
 
+def _say_what_differs(outcome: Outcome) -> None:
+    """Say which files have other names than their streams, and which another mode or time."""
+    document = outcome.document
+    lines = [f"stream {stream!r} was written to {printable(path)}" for stream, path in document["renamed"]]
+    lines += [f"{printable(path)}: its mode or time was not kept: {why}" for path, why in document["unkept"].items()]
+    for line in _shortened(lines):
+        outcome.terminal.say(f"aiflow: {line}", style="yellow")
+
+
+def _shortened(lines: Iterable[str]) -> list[str]:
+    lines = list(lines)
+    if len(lines) <= _MOST_LINES:
+        return lines
+    return [*lines[:_MOST_LINES], f"{len(lines) - _MOST_LINES:,} more; --json lists them all"]
+
+
 def _show(outcome: Outcome) -> None:
     if outcome.terminal.as_json:
         return
     document = outcome.document
-    console = outcome.terminal.console()
     rate = f", {rate_text(document['nbytes'] * 8 / document['seconds'])} to disk" if document["seconds"] else ""
-    console.print(
+    outcome.terminal.tell(
         f"received {count(document['slices'], 'slice')} and wrote {count(document['files'], 'file')}, "
         f"{bytes_text(document['nbytes'])}, to {document['outdir']}{rate}"
     )
-    print_table(console, document["ports"])
+    print_table(outcome.terminal.console(), document["ports"])

@@ -1,0 +1,127 @@
+"""What was written reaches the disk: one sync for all files of a slice.
+
+Few files are synced one by one, which touches nobody else's data and tells which file the disk refused. For many,
+syncfs(2) writes out whatever the file system holds: one journal commit in place of thousands. Either way the
+directories in which names were made are synced, too.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+
+_ONE_BY_ONE = 16  # files and directories; more are synced with their file system
+_UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}  # by the file system: there is no more to be had
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Descriptor:
+    """An open file or directory. It is closed once, however often an interrupted caller asks."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def close(self) -> None:
+        """Close it. More calls do nothing."""
+        number, self.number = self.number, -1  # first: the interrupt may come right after the close
+        if number >= 0:
+            os.close(number)
+
+    def copy(self) -> Descriptor:
+        """Give another descriptor of the same open file."""
+        return Descriptor(os.dup(self.number))
+
+
+class Unsynced:
+    """Files and directories that were changed since the last :meth:`sync`."""
+
+    def __init__(self) -> None:
+        self._files: list[tuple[str, Descriptor]] = []
+        self._directories: dict[tuple[int, int], Descriptor] = {}
+        self._streams: list[str] = []
+        self._systems: dict[int, Descriptor] = {}  # a directory of each file system, for good
+        self._touched: set[int] = set()
+
+    def file(self, stream: str, file: Descriptor, directory: Descriptor) -> None:
+        """Note what was written for `stream` to a file that is, or will be, in `directory`."""
+        self._streams.append(stream)
+        self._system(directory)
+        if len(self._files) <= _ONE_BY_ONE:  # one more than that tells that there are many
+            self._files.append((stream, file.copy()))
+
+    def directory(self, directory: Descriptor, stream: str | None = None) -> None:
+        """Note a directory in which a name was made, or, for `stream`, its own mode set."""
+        if stream is not None:
+            self._streams.append(stream)
+        place = self._system(directory)
+        if place not in self._directories and len(self._directories) <= _ONE_BY_ONE:
+            self._directories[place] = directory.copy()
+
+    def sync(self) -> dict[str, OSError]:
+        """Wait until everything noted is on the disk.
+
+        Returns
+        -------
+        dict of str to OSError
+            Streams of which that cannot be said, and why.
+        """
+        failed: dict[str, OSError] = {}
+        try:
+            if len(self._files) + len(self._directories) > _ONE_BY_ONE:
+                self._sync_systems(failed)
+            else:
+                self._sync_each(failed)
+        finally:
+            self._forget()
+        return failed
+
+    def close(self) -> None:
+        """Forget what was noted, and close what is open."""
+        self._forget()
+        while self._systems:
+            self._systems.popitem()[1].close()
+
+    def _system(self, directory: Descriptor) -> tuple[int, int]:
+        """Note the file system of `directory`; give the numbers that tell the directory from others."""
+        status = os.fstat(directory.number)
+        if status.st_dev not in self._systems:
+            self._systems[status.st_dev] = directory.copy()
+        self._touched.add(status.st_dev)
+        return status.st_dev, status.st_ino
+
+    def _sync_each(self, failed: dict[str, OSError]) -> None:
+        for stream, file in self._files:
+            try:
+                _fsync(file)
+            except OSError as error:
+                failed[stream] = error
+        for directory in self._directories.values():
+            try:
+                _fsync(directory)
+            except OSError as error:
+                failed.update((stream, error) for stream in self._streams if stream not in failed)
+
+    def _sync_systems(self, failed: dict[str, OSError]) -> None:
+        for device in self._touched:
+            if _libc.syncfs(self._systems[device].number) != 0:
+                number = ctypes.get_errno()
+                if number not in _UNSUPPORTED:
+                    failed.update((stream, OSError(number, os.strerror(number))) for stream in self._streams)
+
+    def _forget(self) -> None:
+        while self._files:
+            self._files.pop()[1].close()
+        while self._directories:
+            self._directories.popitem()[1].close()
+        self._streams.clear()
+        self._touched.clear()
+
+
+def _fsync(descriptor: Descriptor) -> None:
+    try:
+        os.fsync(descriptor.number)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
