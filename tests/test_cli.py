@@ -14,8 +14,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from aiflow.cli.filetree import FileTree, SliceReader, walk
-from aiflow.cli.names import MAX_COMPONENT, MAX_PATH, Part, numbered, parse_part, part_name, safe_path
+from aiflow.cli.names import MAX_COMPONENT, MAX_PATH, numbered, safe_path
 from aiflow.cli.outdir import OutDirectory, WriteError
+from aiflow.filemarks import FileMark
 
 pytestmark = pytest.mark.unit
 
@@ -69,12 +70,6 @@ def test_a_files_own_name_is_kept(components: list[str]) -> None:
     assert safe_path("/".join(components)) == tuple(components)
 
 
-@given(st.lists(file_component, min_size=1, max_size=5).map("/".join), st.integers(0, 2**60), st.integers(0, 2**60))
-def test_a_parts_name_is_read_back_and_no_walked_path_looks_like_one(path: str, offset: int, total: int) -> None:
-    assert parse_part(part_name(Part(path, offset, total))) == Part(path, offset, total)
-    assert parse_part(path) is None
-
-
 @given(file_component, st.integers(2, 10**6))
 def test_a_numbered_name_fits_and_differs(component: str, number: int) -> None:
     assert numbered(component, number) != component
@@ -125,7 +120,7 @@ def test_a_file_of_an_earlier_run_is_replaced_and_one_of_this_run_is_not(tmp_pat
     with OutDirectory(tmp_path) as out:
         assert str(out.write("a.jpg", b"first")) == "a.jpg"
         assert str(out.write("a.jpg", b"second")) == "a~2.jpg"
-        assert out.renamed == {"a.jpg": "a~2.jpg"}
+        assert out.renamed == [("a.jpg", "a~2.jpg")]
         assert (out.nb_files, out.nbytes) == (2, 11)
     assert everything_below(tmp_path) == {"a.jpg": b"first", "a~2.jpg": b"second"}
 
@@ -138,18 +133,22 @@ def test_an_array_is_written_as_its_bytes(tmp_path: Path) -> None:
     assert everything_below(tmp_path) == {"array": array.tobytes(), "none": b""}
 
 
+def part(offset: int, size: int) -> FileMark:
+    return FileMark("part", 0o644, None, offset, size)
+
+
 def test_parts_become_one_file_and_a_file_without_its_end_is_removed(tmp_path: Path) -> None:
     with OutDirectory(tmp_path) as out:
-        assert out.write("big//0/10", b"01234", "a") is None
-        assert out.write("big//0/6", b"abc", "b") is None
-        assert str(out.write("big//5/10", b"56789", "a")) == "big"
-        assert out.unfinished() == ["big"]
+        assert out.write("big", b"01234", part(0, 10), 1) is None
+        assert out.write("big", b"abc", part(0, 6), 2) is None
+        assert str(out.write("big", b"56789", part(5, 10), 1)) == "big"
+        assert out.unfinished() == ["big~2"]
     assert everything_below(tmp_path) == {"big": b"0123456789"}
 
 
 def test_a_part_without_its_beginning_is_refused(tmp_path: Path) -> None:
     with OutDirectory(tmp_path) as out, pytest.raises(WriteError, match="without those before it"):
-        out.write("big//5/10", b"56789")
+        out.write("big", b"56789", part(5, 10))
     assert everything_below(tmp_path) == {}
 
 
@@ -168,7 +167,7 @@ def test_a_file_too_large_for_the_system_is_an_error_that_leaves_nothing(tmp_pat
 
 def read_all(tree: FileTree, slice_bytes: int) -> list[dict[str, bytes]]:
     return [
-        {stream: content.tobytes() for stream, content in file_slice.elements}
+        {stream: content.tobytes() for stream, content, mark in file_slice.elements if mark.kind != "directory"}
         for file_slice in SliceReader(tree, slice_bytes)
     ]
 
@@ -184,7 +183,8 @@ def test_a_walk_finds_files_and_says_what_it_leaves_out(tmp_path: Path) -> None:
     (tmp_path / os.fsdecode(b"\xff")).write_bytes(b"")
     tree = walk(tmp_path)
     assert [(file.path, file.nbytes) for file in tree.files] == [("a", 1), ("sub/b", 1), ("to-a", 1)]
-    assert sorted(tree.left_out) == ["dangling", "loop", "pipe"]
+    assert tree.left_out == {"dangling": "a link to nothing", "loop": "a link to a directory", "pipe": "a pipe"}
+    assert [directory.stream for directory in tree.directories] == ["sub"]
     assert tree.unreadable == {"\\udcff": "its name is not UTF-8; rename it to send it"}
     assert read_all(tree, 1 << 20) == [{"a": b"a", "sub/b": b"b", "to-a": b"a"}]
 
@@ -203,8 +203,8 @@ def test_slices_carry_every_byte_and_stay_within_their_bound(
             assert 0 <= file_slice.nbytes <= slice_bytes
             assert file_slice.elements
             ending += [file.path for file in file_slice.ending]
-            for stream, content in file_slice.elements:
-                out.write(stream, content)
+            for stream, content, mark in file_slice.elements:
+                out.write(stream, content, mark)
         assert out.unfinished() == []
     assert sorted(ending) == sorted(map(str, range(len(sizes))))
     assert everything_below(sink) == everything_below(source)
@@ -219,10 +219,11 @@ def test_a_file_that_shrinks_grows_or_goes_after_the_walk_is_sent_as_it_is_or_na
     (tmp_path / "shrunk").write_bytes(b"01")
     slices = read_all(tree, 3 << 20)
     assert list(tree.unreadable) == ["gone"]
-    together = {stream: content for file_slice in slices for stream, content in file_slice.items()}
-    assert together["shrunk"] == b"01"
-    assert together["still"] == b"0123456789"
-    assert sum(len(content) for stream, content in together.items() if stream.startswith("grown")) == 2 << 20
+    together: dict[str, bytes] = {}
+    for file_slice in slices:
+        for stream, content in file_slice.items():
+            together[stream] = together.get(stream, b"") + content
+    assert together == {"grown": bytes(2 << 20), "shrunk": b"01", "still": b"0123456789"}
 
 
 def test_a_file_that_never_rests_is_named_and_not_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

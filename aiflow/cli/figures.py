@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
+_FEW = 20
+
 
 def bytes_text(nbytes: float) -> str:
     """Write a number of bytes in powers of 1000: ``137.0 MB``."""
@@ -22,6 +24,14 @@ def bytes_text(nbytes: float) -> str:
 def count(number: int, noun: str) -> str:
     """Write a number and what is counted: ``1 file``, ``2,000 files``."""
     return f"{number:,} {noun}" + ("s" if number != 1 else "")
+
+
+def first_few(lines: Iterable[str]) -> list[str]:
+    """Give the first lines of a list for people, and how many more there are."""
+    lines = list(lines)
+    if len(lines) <= _FEW:
+        return lines
+    return [*lines[:_FEW], f"{len(lines) - _FEW:,} more; --json lists them all"]
 
 
 def rate_text(bps: float) -> str:

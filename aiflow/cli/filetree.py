@@ -24,6 +24,7 @@ from aiflow.filemarks import FileMark, Marked
 
 _ATTEMPTS = 3
 _CHANGED = "it changed while it was being read; send it again when it is quiet"
+MOST_IN_FLIGHT = 2  # slices: one that the receiver writes to its disk, one on the wire
 _READ_BYTES = 16 << 20  # bytes asked of the kernel at once, so that Ctrl-C is heard
 
 
@@ -62,6 +63,13 @@ class FileTree:
     def nbytes(self) -> int:
         """Bytes in all files as found."""
         return sum(file.nbytes for file in self.files)
+
+    @property
+    def empty(self) -> list[str]:
+        """Directories in which there is nothing to send."""
+        paths = [file.path for file in self.files] + [directory.stream for directory in self.directories]
+        holding = {path.rpartition("/")[0] for path in paths}
+        return [directory.stream for directory in self.directories if directory.stream not in holding]
 
 
 def walk(root: Path) -> FileTree:
@@ -144,8 +152,8 @@ class SliceReader:
 
     Notes
     -----
-    A slice's elements lie in one block, which is used again two slices later: one slice can be sent while the next is
-    read, and no more than two are held.
+    A slice's elements lie in one block, which is used again three slices later: one slice can be written by the
+    receiver and one sent while the next is read, and no more than three are held.
     """
 
     def __init__(
@@ -180,7 +188,7 @@ class SliceReader:
 
     def _block(self) -> npt.NDArray[np.uint8]:
         """Where the slice being read goes."""
-        turn = self._nb_slices % 2
+        turn = self._nb_slices % (MOST_IN_FLIGHT + 1)
         if turn == len(self._blocks):
             self._blocks.append(self._empty(self._block_bytes))
         return self._blocks[turn]

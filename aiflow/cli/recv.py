@@ -7,7 +7,6 @@ its sender, costs nothing else, and is listed at the end.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,15 +14,13 @@ import click
 import numpy as np
 import numpy.typing as npt
 
-from aiflow.cli.figures import bytes_text, count, port_rows, print_table, rate_text
+from aiflow.cli.figures import bytes_text, count, first_few, port_rows, print_table, rate_text
 from aiflow.cli.names import printable, shown_path
 from aiflow.cli.outcome import Bar, Outcome
 from aiflow.cli.outdir import OutDirectory, WriteError
 
 if TYPE_CHECKING:
     from aiflow import Element, Receiver, TimeSlice
-
-_MOST_LINES = 20  # about names, on stderr; --json has them all
 
 
 def receive_into(
@@ -77,7 +74,7 @@ def receive_into(
         outcome.fail(f"{count(nb_gone, 'sender')} ended without saying goodbye: files may be missing; send again")
     if document["unfinished"]:
         unfinished = [printable(path) for path in document["unfinished"]]
-        outcome.fail(f"the end of {', '.join(_shortened(unfinished))} never came; send again")
+        outcome.fail(f"the end of {', '.join(first_few(unfinished))} never came; send again")
     if document["not_written"]:
         nb_others = len(document["not_written"]) - 1
         others = f" ({count(nb_others, 'other file')} could not be written either)" if nb_others else ""
@@ -155,15 +152,8 @@ def _say_what_differs(outcome: Outcome) -> None:
     document = outcome.document
     lines = [f"stream {stream!r} was written to {printable(path)}" for stream, path in document["renamed"]]
     lines += [f"{printable(path)}: its mode or time was not kept: {why}" for path, why in document["unkept"].items()]
-    for line in _shortened(lines):
+    for line in first_few(lines):
         outcome.terminal.say(f"aiflow: {line}", style="yellow")
-
-
-def _shortened(lines: Iterable[str]) -> list[str]:
-    lines = list(lines)
-    if len(lines) <= _MOST_LINES:
-        return lines
-    return [*lines[:_MOST_LINES], f"{len(lines) - _MOST_LINES:,} more; --json lists them all"]
 
 
 def _show(outcome: Outcome) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aiflow.cli.figures import bytes_text, count, port_rows, print_table, rate_text
-from aiflow.cli.filetree import FileSlice, FileTree, SliceReader, walk
+from aiflow.cli.figures import bytes_text, count, first_few, port_rows, print_table, rate_text
+from aiflow.cli.filetree import MOST_IN_FLIGHT, FileSlice, FileTree, SliceReader, walk
 from aiflow.cli.names import printable, shown_path
 from aiflow.cli.outcome import Bar, Outcome
 from aiflow.config import parse_endpoints
@@ -49,8 +50,8 @@ def send_directory(
     tree = walk(directory)
     document["left_out"] = tree.left_out
     document["not_delivered"] = tree.unreadable
-    for path, what in tree.left_out.items():
-        outcome.terminal.say(f"aiflow: {printable(path)} is left out: it is {what}", style="yellow")
+    for line in first_few(f"{printable(path)} is left out: it is {what}" for path, what in tree.left_out.items()):
+        outcome.terminal.say(f"aiflow: {line}", style="yellow")
     if not tree.files and not tree.directories and not tree.unreadable:
         outcome.terminal.say(f"aiflow: nothing to send: there is no file in {shown_path(directory)}", style="yellow")
         return
@@ -58,10 +59,10 @@ def send_directory(
     from aiflow import Sender
 
     undelivered = {file.path: "not sent" for file in tree.files}
-    undelivered.update((directory.stream, "not sent") for directory in tree.directories)
+    undelivered.update((directory, "not sent") for directory in tree.empty)
     started = time.perf_counter()
     try:
-        if undelivered:
+        if tree.files or tree.directories:
             with Sender(list(ports), to=to, name=name) as tx, outcome.terminal.bar("sending", tree.nbytes) as bar:
                 _send_all(outcome, tx, tree, undelivered, slice_bytes, timeout, bar)
                 document["ports"] = port_rows(tx.port_table)
@@ -69,10 +70,11 @@ def send_directory(
         document["seconds"] = time.perf_counter() - started
         document["goodput_bps"] = document["nbytes"] * 8 / document["seconds"]
         document["not_delivered"] = {**undelivered, **tree.unreadable}
-    for path, reason in document["not_delivered"].items():
-        outcome.terminal.say(f"aiflow: {printable(path)} was not delivered: {printable(reason)}", style="red")
-    if document["not_delivered"]:
-        outcome.fail(f"not delivered: {count(len(document['not_delivered']), 'file')}")
+    missing = document["not_delivered"]
+    for line in first_few(f"{printable(path)} was not delivered: {reason}" for path, reason in missing.items()):
+        outcome.terminal.say(f"aiflow: {line}", style="red")
+    if missing:
+        outcome.fail(f"not delivered: {count(len(missing), 'file')}")
     _show(outcome)
 
 
@@ -89,75 +91,80 @@ def _send_all(
     from aiflow import empty
 
     reader = SliceReader(tree, slice_bytes, lambda nbytes: empty((nbytes,), "u1"))
-    ticket: Ticket | None = None
-    in_flight: FileSlice | None = None
-    nbytes_before = 0  # in slices that are done
+    in_flight: deque[tuple[FileSlice, Ticket]] = deque()
+    nb_settled = nbytes_before = 0  # slices that are done, and their bytes
     refused: set[str] = set()  # what the receiver could not write
 
     def acknowledged() -> float:
-        return nbytes_before + (ticket.progress[0] if ticket is not None else 0)
+        return nbytes_before + sum(ticket.progress[0] for _, ticket in tuple(in_flight))
 
     def settle() -> None:
-        nonlocal ticket, nbytes_before
-        if ticket is None or in_flight is None:
-            return
+        nonlocal nb_settled, nbytes_before
+        file_slice, ticket = in_flight[0]
         try:
-            outcome.document["slices"].append(_slice_row(_delivered(outcome, tx, in_flight, ticket, timeout)))
+            report = _delivered(ticket, tx, timeout) if nb_settled else _first(outcome, tx, file_slice, ticket, timeout)
+            outcome.document["slices"].append(_slice_row(report))
         except DeliveryError as error:
             for path, reason in error.failed.items():
                 refused.add(path)
                 undelivered[path] = reason
                 reader.abandon(path)
-        ticket, nbytes_before = None, nbytes_before + in_flight.nbytes
-        for file in in_flight.ending:
+        in_flight.popleft()
+        nb_settled += 1
+        nbytes_before += file_slice.nbytes
+        for file in file_slice.ending:
             if file.path not in refused:
                 undelivered.pop(file.path, None)
                 outcome.document["files"] += 1
                 outcome.document["nbytes"] += file.nbytes
-        for element in in_flight.elements:
+        for element in file_slice.elements:
             if element.mark.kind == "directory" and element.stream not in refused:
                 undelivered.pop(element.stream, None)
 
     bar.follow(acknowledged)
     try:
         for file_slice in reader:
+            if len(in_flight) == (MOST_IN_FLIGHT if nb_settled else 1):  # alone, until there is a receiver
+                settle()
+            in_flight.append((file_slice, tx.send(file_slice.elements, wait=False)))
+        while in_flight:
             settle()
-            in_flight = file_slice
-            ticket = tx.send(file_slice.elements, wait=False)
-        settle()
     finally:
         bar.stop()
     bar.show(nbytes_before, nbytes_before)
 
 
-def _delivered(
-    outcome: Outcome, tx: Sender, file_slice: FileSlice, ticket: Ticket, timeout: float | None
-) -> SliceReport:
-    """Await a slice's delivery. Unlike `Sender.send`, which gives up, wait for a first receiver as long as we may."""
-    began = time.monotonic()
-    deadline = math.inf if timeout is None else began + timeout
-    first = not outcome.document["slices"]
-    patience = began + _PATIENCE_SECONDS if first else math.inf
+def _first(outcome: Outcome, tx: Sender, file_slice: FileSlice, ticket: Ticket, timeout: float | None) -> SliceReport:
+    """Await the first slice's delivery. Unlike `Sender.send`, which gives up, wait for a receiver as long as we may."""
+    deadline = math.inf if timeout is None else time.monotonic() + timeout
+    patience: float | None = _PATIENCE_SECONDS
     while True:
-        until = min(deadline, patience)
+        left = max(deadline - time.monotonic(), 0.001)
         try:
-            return ticket.result(None if until == math.inf else max(until - time.monotonic(), 0.001))
+            return _delivered(ticket, tx, min(left, patience or math.inf))
         except PeerLost as lost:
-            if not first or lost.delivered is not False or time.monotonic() >= deadline:
+            if lost.delivered is not False or time.monotonic() >= deadline:
                 raise
             outcome.terminal.say(f"aiflow: {lost}. Waiting on; Ctrl-C ends", style="yellow")
             ticket = tx.send(file_slice.elements, wait=False)
-        except SliceTimeout as late:
-            waited = f"waited {time.monotonic() - began:.0f} s: {ticket.waits_for}"
-            if time.monotonic() >= deadline:
-                raise SliceTimeout(
-                    f"{waited}. Start `aiflow recv` on its side, check the names and the link, or give a longer "
-                    "--timeout",
-                    delivered=False if not tx.receivers else late.delivered,
-                ) from late
-            patience = math.inf
+        except SliceTimeout:
+            if patience is None or time.monotonic() >= deadline:
+                raise
             if not tx.receivers:
-                outcome.terminal.say(f"aiflow: {waited}. Waiting on; Ctrl-C ends", style="yellow")
+                outcome.terminal.say(f"aiflow: {ticket.waits_for}. Waiting for one; Ctrl-C ends", style="yellow")
+            patience = None
+
+
+def _delivered(ticket: Ticket, tx: Sender, timeout: float | None) -> SliceReport:
+    """Await a slice's delivery."""
+    try:
+        return ticket.result(None if timeout == math.inf else timeout)
+    except SliceTimeout as late:
+        raise SliceTimeout(
+            f"not delivered within {timeout} s: {ticket.waits_for}. Start `aiflow recv` on the other side, check the "
+            "names and the link, or give a longer --timeout",
+            delivered=late.delivered if tx.receivers else False,
+        ) from late
 
 
 def _slice_row(report: Any) -> dict[str, Any]:
