@@ -20,6 +20,8 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from aiflow.cli.durable import Descriptor, Unsynced
 from aiflow.cli.names import is_temporary, numbered, printable, safe_path, shown_path, temporary_name
 
@@ -32,6 +34,7 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _UNNAMED = os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC
 _NAMED = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _NO_UNNAMED = {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL}  # what file systems without O_TMPFILE say
+_HOLE_BYTES = 64 << 10  # zeros that are worth a hole
 _WRITE_BYTES = 16 << 20  # bytes handed to the kernel at once, so that Ctrl-C is heard
 
 
@@ -254,13 +257,16 @@ class OutDirectory:
 
     @staticmethod
     def _append(file: Unfinished, view: memoryview) -> None:
-        at = 0
-        while at < len(view):
-            at += os.write(file.file.number, view[at : at + _WRITE_BYTES])
-        file.nbytes += at
+        """Write what comes next; of a file that comes whole, long runs of zeros become holes."""
+        for begin, end in _runs(view) if len(view) == file.total else [(0, len(view))]:
+            at = begin
+            while at < end:
+                at += os.pwrite(file.file.number, view[at : min(at + _WRITE_BYTES, end)], file.nbytes + at)
+        file.nbytes += len(view)
 
     def _finish(self, stream: str, file: Unfinished, mark: FileMark | None) -> Path:
         path = "/".join(file.path)
+        os.ftruncate(file.file.number, file.nbytes)  # it may end in a hole
         if mark is not None:
             self._keep(file.file, path, mark, mark.mode)
         self._unsynced.file(stream, file.file, file.directory)
@@ -434,6 +440,20 @@ class OutDirectory:
 
 def _unfit(stream: str, reason: str) -> WriteError:
     return WriteError(f"{printable(stream)}: {reason}", reason)
+
+
+def _runs(view: memoryview) -> Iterator[tuple[int, int]]:
+    """Give where the bytes of `view` begin and end that a file must hold: all but blocks of zeros."""
+    begin: int | None = None
+    for at in range(0, len(view), _HOLE_BYTES):
+        block = view[at : at + _HOLE_BYTES]
+        if len(block) < _HOLE_BYTES or np.frombuffer(block, np.uint8).any():
+            begin = at if begin is None else begin
+        elif begin is not None:
+            yield begin, at
+            begin = None
+    if begin is not None:
+        yield begin, len(view)
 
 
 def _open_directory(directory: Descriptor, name: str) -> Descriptor | None:
