@@ -16,62 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from programs import DEADLINE, content, programs, unnamed_bytes
 from subprocesses import wait_for
-
-DEADLINE = 120  # seconds; everything here takes a few
-
-
-class Program:
-    """`aiflow …` running; ended at the latest when the test ends."""
-
-    def __init__(self, *arguments: object, prefix: tuple[str, ...] = ()) -> None:
-        self.process = subprocess.Popen(
-            [*prefix, sys.executable, "-m", "aiflow", *map(str, arguments)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def ends(self, exit_code: int) -> dict[str, Any]:
-        """Wait for the end; give the JSON document."""
-        stdout, stderr = self.process.communicate(timeout=DEADLINE)
-        assert self.process.returncode == exit_code, stdout + stderr
-        assert "Traceback" not in stderr
-        document: dict[str, Any] = json.loads(stdout)
-        assert document["exit_code"] == exit_code
-        return document
-
-    def text(self, exit_code: int) -> tuple[str, str]:
-        """Wait for the end; give stdout and stderr."""
-        stdout, stderr = self.process.communicate(timeout=DEADLINE)
-        assert self.process.returncode == exit_code, stdout + stderr
-        assert "Traceback" not in stderr
-        return stdout, stderr
-
-    def says(self, text: str) -> None:
-        """Wait until stderr has a line with `text`."""
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            if text in line:
-                return
-        raise AssertionError(f"ended without saying {text!r}")
 
 
 @pytest.fixture
 def aiflow() -> Iterator[Any]:
     """Start programs; none survives the test."""
-    running: list[Program] = []
-
-    def start(*arguments: object, **options: Any) -> Program:
-        running.append(Program(*arguments, **options))
-        return running[-1]
-
-    yield start
-    for program in running:
-        if program.process.poll() is None:
-            program.process.kill()
-        program.process.communicate()
+    with programs() as start:
+        yield start
 
 
 @pytest.fixture
@@ -89,16 +42,6 @@ def has_started(pid: int) -> bool:
     return False
 
 
-def unnamed_bytes(pid: int, directory: Path) -> int:
-    """Bytes that a process has written to files in `directory` that have no name yet."""
-    nbytes = 0
-    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(OSError):  # closed meanwhile
-            if str(descriptor.readlink()).startswith(f"{directory}/#"):
-                nbytes += descriptor.stat().st_size
-    return nbytes
-
-
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     """A directory with names and sizes of many kinds."""
@@ -112,10 +55,6 @@ def tree(tmp_path: Path) -> Path:
     (root / "sub" / "deep er" / "~x%20..").write_bytes(os.urandom(5_000_000))
     (root / ("n" * 250)).write_bytes(os.urandom(100))
     return root
-
-
-def content(root: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
 def test_a_tree_arrives_with_its_names(aiflow: Any, endpoint: str, tree: Path, tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _UNNAMED = os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC
 _NAMED = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _NO_UNNAMED = {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL}  # what file systems without O_TMPFILE say
+_COARSEST_NS = 2 * 10**9  # between two times that a file system can tell apart
 _HOLE_BYTES = 64 << 10  # zeros that are worth a hole
 _WRITE_BYTES = 16 << 20  # bytes handed to the kernel at once, so that Ctrl-C is heard
 
@@ -258,15 +259,17 @@ class OutDirectory:
     @staticmethod
     def _append(file: Unfinished, view: memoryview) -> None:
         """Write what comes next; of a file that comes whole, long runs of zeros become holes."""
+        end = 0
         for begin, end in _runs(view) if len(view) == file.total else [(0, len(view))]:
             at = begin
             while at < end:
                 at += os.pwrite(file.file.number, view[at : min(at + _WRITE_BYTES, end)], file.nbytes + at)
         file.nbytes += len(view)
+        if end < len(view):
+            os.ftruncate(file.file.number, file.nbytes)
 
     def _finish(self, stream: str, file: Unfinished, mark: FileMark | None) -> Path:
         path = "/".join(file.path)
-        os.ftruncate(file.file.number, file.nbytes)  # it may end in a hole
         if mark is not None:
             self._keep(file.file, path, mark, mark.mode)
         self._unsynced.file(stream, file.file, file.directory)
@@ -317,6 +320,8 @@ class OutDirectory:
                 os.fchmod(descriptor.number, mode & 0o777)
             if mark.mtime_ns is not None:
                 os.utime(descriptor.number, ns=(time.time_ns(), mark.mtime_ns))
+                if abs(os.fstat(descriptor.number).st_mtime_ns - mark.mtime_ns) > _COARSEST_NS:
+                    self.unkept[path] = "its time is beyond what the file system can hold"
         except (OSError, OverflowError) as error:
             self.unkept[path] = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
 

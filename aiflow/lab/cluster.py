@@ -25,7 +25,7 @@ from aiflow.lab.layout import Layout, Port
 if TYPE_CHECKING:
     from aiflow.lab.namespaces import Counters, Namespace
 
-__all__ = ["Cluster", "Found", "Loss", "check_rights", "clusters", "owned_name", "remove_all"]
+__all__ = ["Cluster", "Found", "Loss", "check_rights", "clusters", "owned_name", "remove_all", "sweep"]
 
 PREFIX = "aiflow-lab-"
 STATE = Path("/run/aiflow-lab")
@@ -332,6 +332,14 @@ def remove_all(name: str | None = None, *, running: bool = False) -> Iterator[tu
     remove_stale_directories()  # DPDK's own, of killed processes
     with contextlib.suppress(OSError):
         STATE.rmdir()  # if nothing is left in it
+
+
+def sweep() -> list[str]:
+    """Remove the clusters of experiments that were killed; give their names. Those made by `lab up` stay."""
+    dead = [found.name for found in clusters() if found.owner is not None and not found.alive]
+    for name in dead:
+        _remove(name)
+    return dead
 
 
 def _remove(name: str) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from aiflow.lab.bench import DELIVERY, Bench, Results, write
-from aiflow.lab.cluster import check_rights
+from aiflow.lab.cluster import check_rights, sweep
 from aiflow.lab.elements import Elements
 from aiflow.lab.errors import LabError
 
@@ -54,6 +54,7 @@ def run(names: Sequence[str], bench: Bench, directory: Path) -> Iterator[tuple[R
     ------
     Results, list of Path
     """
+    sweep()  # kill -9 leaves namespaces
     for name in names:
         begun = time.monotonic()
         results: Results = importlib.import_module(f"aiflow.lab.{name}").run(bench)

@@ -1,0 +1,374 @@
+"""Files as they arrive: whose they are, what they are called, what they have besides bytes. No port is used."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from subprocesses import environment
+
+from aiflow.cli.filetree import FileTree, Found, SliceReader, walk
+from aiflow.cli.names import temporary_name
+from aiflow.cli.outdir import OutDirectory, WriteError
+from aiflow.filemarks import FileMark
+
+pytestmark = pytest.mark.unit
+
+A, B = 0xA, 0xB  # instances of two senders
+
+
+@pytest.fixture(params=["unnamed until whole", "under temporary names"], autouse=True)
+def both_ways_to_write(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some file systems have no O_TMPFILE."""
+    if request.param.startswith("under"):
+        monkeypatch.setattr(OutDirectory, "_can_link_unnamed", lambda _: False)
+
+
+@pytest.fixture(params=[0o022, 0o077, 0], ids="umask {:03o}".format)
+def umask(request: pytest.FixtureRequest) -> Iterator[None]:
+    before = os.umask(request.param)
+    yield
+    os.umask(before)
+
+
+def part(offset: int, size: int, mode: int | None = 0o644) -> FileMark:
+    return FileMark("part", mode, None, offset, size)
+
+
+def below(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+# ---- whose a file is ----
+
+
+def test_parts_of_two_senders_are_two_files_however_they_mix(tmp_path: Path) -> None:
+    with OutDirectory(tmp_path) as out:
+        for offset in range(0, 40, 10):
+            for sender, letter in ((A, b"a"), (B, b"b")):
+                out.write("big", letter * 10, part(offset, 40), sender)
+    assert below(tmp_path) == {"big": b"a" * 40, "big~2": b"b" * 40}
+
+
+@pytest.mark.parametrize(
+    ("stream", "mark"),
+    [("big", None), ("big", part(0, 3)), ("big", FileMark("file", 0o600, 0)), ("big/below", None)],
+    ids=["a program's element", "a whole part", "a file", "a file in a directory of that name"],
+)
+def test_the_name_of_a_file_that_has_begun_is_taken(tmp_path: Path, stream: str, mark: FileMark | None) -> None:
+    with OutDirectory(tmp_path) as out:
+        out.write("big", b"01234", part(0, 10), A)
+        out.write(stream, b"new", mark, B)
+        assert str(out.write("big", b"56789", part(5, 10), A)) == "big"
+    assert below(tmp_path) == {"big": b"0123456789", stream.replace("big", "big~2"): b"new"}
+
+
+def test_a_file_keeps_its_name_from_a_directory_that_came_first(tmp_path: Path) -> None:
+    with OutDirectory(tmp_path) as out:
+        out.write("a", b"", FileMark("directory", 0o755, None), A)
+        out.write("a/below", b"b", None, A)
+        assert str(out.write("a", b"file", None, B)) == "a~2"
+
+
+@pytest.mark.parametrize("wrong", [part(7, 10), part(4, 10), part(5, 9), part(5, 4), FileMark("part", None, None, 5)])
+def test_what_one_sender_does_wrong_costs_its_file_only(tmp_path: Path, wrong: FileMark) -> None:
+    with OutDirectory(tmp_path) as out:
+        out.write("big", b"aaaaa", part(0, 10), A)
+        out.write("big", b"bbbbb", part(0, 10), B)
+        with pytest.raises(WriteError, match="send it again"):
+            out.write("big", b"xxxxx", wrong, B)
+        with pytest.raises(WriteError, match="send it again"):  # what comes after it belongs to no file
+            out.write("big", b"bbbbb", part(5, 10), B)
+        out.write("big", b"AAAAA", part(5, 10), A)
+        out.write("other", b"o", None, B)
+        assert out.unfinished() == []
+    assert below(tmp_path) == {"big": b"aaaaaAAAAA", "other": b"o"}
+
+
+def test_a_file_that_begins_anew_takes_the_name_that_it_had(tmp_path: Path) -> None:
+    with OutDirectory(tmp_path) as out:
+        out.write("big", b"01234", part(0, 10), A)
+        out.write("big", b"new", part(0, 6), A)
+        assert str(out.write("big", b"end", part(3, 6), A)) == "big"
+    assert below(tmp_path) == {"big": b"newend"}
+
+
+@pytest.mark.parametrize("name", ["shard://0/8", "shard://1/100", "s3://2024/12", "a//0/9", "a//0/0", "//0/1"])
+def test_a_name_that_looks_like_a_part_is_a_name(tmp_path: Path, name: str) -> None:
+    with OutDirectory(tmp_path) as out:
+        for stream in ("before", name, "after"):
+            out.write(stream, b"12345678")
+        assert out.unfinished() == []
+    assert len(below(tmp_path)) == 3
+
+
+# ---- the n-th file of a name ----
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [lambda _: "cam.jpg", lambda _: "sub/cam.jpg", lambda i: ("a", "a/x")[i % 2], lambda i: ("x", "x~2")[i % 2]],
+    ids=["one name", "in a directory", "a file and a directory", "a name that a number makes"],
+)
+def test_the_nth_file_of_a_name_takes_as_long_as_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stream
+) -> None:
+    nb_files = 400
+    calls = 0
+    for call in ("stat", "open", "mkdir"):
+
+        def counted(*arguments, really=getattr(os, call), **options):
+            nonlocal calls
+            calls += 1
+            return really(*arguments, **options)
+
+        monkeypatch.setattr(os, call, counted)
+    with OutDirectory(tmp_path) as out:
+        paths = [str(out.write(stream(i), str(i).encode())) for i in range(nb_files)]
+        assert [path for _, path in out.renamed] == [path for i, path in enumerate(paths) if path != stream(i)]
+    assert calls < 6 * nb_files
+    assert below(tmp_path) == {path: str(i).encode() for i, path in enumerate(paths)}
+
+
+# ---- what a copy has besides bytes ----
+
+
+def copy(source: Path, target: Path, slice_bytes: int = 1 << 20) -> FileTree:
+    """Send and receive, without the wire."""
+    tree = walk(source)
+    target.mkdir(exist_ok=True)
+    with OutDirectory(target) as out:
+        for file_slice in SliceReader(tree, slice_bytes):
+            for stream, content, mark in file_slice.elements:
+                out.write(stream, content, mark, A)
+            assert out.sync() == {}
+        assert out.unkept == {}
+    return tree
+
+
+def metadata(root: Path) -> dict[str, tuple[str, int]]:
+    found = {}
+    for path in root.rglob("*"):
+        status = path.lstat()
+        found[str(path.relative_to(root))] = stat.filemode(status.st_mode), status.st_mtime_ns
+    return found
+
+
+@pytest.mark.usefixtures("umask")
+def test_modes_times_and_empty_directories_are_kept(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    for number, mode in enumerate((0o600, 0o755, 0o444, 0o000, 0o666, 0o777, 0o640)):
+        for path in (source / f"file-{mode:o}", source / f"parts-{mode:o}"):
+            path.write_bytes(bytes(3 << 20 if path.name.startswith("parts") else 10))
+            path.chmod(mode)
+            os.utime(path, ns=(0, (number - 2) * 10**18 + 123456789))
+        directory = source / f"directory-{mode:o}"
+        (directory / "empty").mkdir(parents=True)
+        (directory / "held").write_bytes(b"x")
+        os.utime(directory / "empty", ns=(0, 10**18 + number))
+        os.utime(directory, ns=(0, 10**18 - number))
+        (directory / "empty").chmod(mode)
+        directory.chmod(mode | 0o500)
+    copy(source, target)
+    assert metadata(target) == metadata(source)
+
+
+@pytest.mark.parametrize("mode", [0o4755, 0o2755, 0o1777, 0o6711])
+def test_bits_that_give_rights_do_not_travel(tmp_path: Path, mode: int) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    (source / "file").write_bytes(b"x")
+    (source / "file").chmod(mode)
+    (source / "directory").mkdir()
+    (source / "directory").chmod(mode)
+    copy(source, target)
+    for name in ("file", "directory"):
+        assert stat.S_IMODE((target / name).stat().st_mode) == mode & 0o777
+    with OutDirectory(target) as out:  # a sender that sets them even so
+        out.write("forged", b"x", FileMark("file", mode, None), A)
+        out.write("forged-directory", b"", FileMark("directory", mode, None), A)
+    for name in ("forged", "forged-directory"):
+        assert stat.S_IMODE((target / name).stat().st_mode) == mode & 0o777
+
+
+@pytest.mark.usefixtures("umask")
+def test_nothing_private_is_open_while_it_is_being_written(tmp_path: Path) -> None:
+    with OutDirectory(tmp_path) as out:
+        out.write("home/key", b"012", part(0, 6, 0o600), A)
+        assert stat.S_IMODE((tmp_path / "home").stat().st_mode) == 0o700
+        (file,) = out._unfinished.values()
+        assert stat.S_IMODE(os.fstat(file.file.number).st_mode) == 0o600
+        out.write("home/key", b"345", part(3, 6, 0o600), A)
+        out.write("home", b"", FileMark("directory", 0o750, None), A)
+    assert stat.S_IMODE((tmp_path / "home").stat().st_mode) == 0o750
+
+
+def test_directories_that_were_there_stay_as_they_are_and_another_sender_widens_none(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir(mode=0o700)
+    everybody = FileMark("directory", 0o777, None)
+    with OutDirectory(tmp_path) as out:
+        out.write("mine", b"", everybody, A)
+        out.write("theirs", b"", FileMark("directory", 0o750, None), A)
+        out.write("theirs", b"", everybody, B)
+        out.write("program/x", b"x", None, A)
+        out.write("program", b"", FileMark("directory", 0o700, None), B)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+    assert modes == {"mine": 0o700, "theirs": 0o750, "program": 0o700}
+
+
+@pytest.mark.parametrize("mtime_ns", [2**63 - 1, -(2**63), 2**70, 2**90])
+def test_a_time_that_no_file_can_have_is_said_and_the_file_is_there(tmp_path: Path, mtime_ns: int) -> None:
+    with OutDirectory(tmp_path) as out:
+        out.write("file", b"x", FileMark("file", 0o600, mtime_ns), A)
+        if (tmp_path / "file").stat().st_mtime_ns == mtime_ns:
+            pytest.skip("this file system has such times")
+        assert list(out.unkept) == ["file"]
+    assert below(tmp_path) == {"file": b"x"}
+
+
+@pytest.mark.parametrize("data", [[], [0], [5], [9], [2, 3], range(10)], ids=str)
+def test_zeros_become_holes_and_every_byte_is_right(tmp_path: Path, data: range | list[int]) -> None:
+    content = np.zeros(10 << 20, np.uint8)
+    for mebibyte in data:
+        content[(mebibyte << 20) + 77 :: 4099][:255] = 1
+    with OutDirectory(tmp_path) as out:
+        out.write("sparse", content)
+    assert (tmp_path / "sparse").read_bytes() == content.tobytes()
+    assert (tmp_path / "sparse").stat().st_blocks * 512 <= (len(data) << 20) + (64 << 10)
+
+
+def test_links_are_sent_as_what_they_lead_to_or_listed(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    (source / "sub").mkdir(parents=True)
+    (source / "file").write_bytes(b"x")
+    os.link(source / "file", source / "hard")
+    (source / "soft").symlink_to("file")
+    (source / "to-sub").symlink_to("sub")
+    (source / "nowhere").symlink_to("no")
+    os.mkfifo(source / "pipe")
+    tree = copy(source, target)
+    assert tree.left_out == {"nowhere": "a link to nothing", "pipe": "a pipe", "to-sub": "a link to a directory"}
+    assert below(target) == {"file": b"x", "hard": b"x", "soft": b"x"}
+
+
+# ---- what is left behind ----
+
+
+def test_what_a_killed_run_left_goes_with_the_next_and_what_is_being_written_stays(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / temporary_name()).write_bytes(b"left")
+    (tmp_path / "sub" / temporary_name()).write_bytes(b"left")
+    with OutDirectory(tmp_path) as busy:
+        busy.write("sub/big", b"01234", part(0, 10), A)
+        with OutDirectory(tmp_path) as out:
+            out.write("sub/small", b"s")
+        busy.write("sub/big", b"56789", part(5, 10), A)
+    assert below(tmp_path) == {"sub/big": b"0123456789", "sub/small": b"s"}
+
+
+def test_a_file_of_an_earlier_run_is_replaced_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"old")
+    with OutDirectory(tmp_path) as out:
+        out.write("file", b"ne", part(0, 3), A)
+        assert (tmp_path / "file").read_bytes() == b"old"
+        out.write("file", b"w", part(2, 3), A)
+    assert below(tmp_path) == {"file": b"new"}
+
+
+def test_a_stream_called_like_a_temporary_file_survives_the_next_run(tmp_path: Path) -> None:
+    name = temporary_name()
+    with OutDirectory(tmp_path) as out:
+        out.write(name, b"mine")
+        assert out.renamed == [(name, f"%2E{name[1:]}")]
+    OutDirectory(tmp_path).close()
+    assert list(below(tmp_path).values()) == [b"mine"]
+
+
+# ---- sizes that the system makes up ----
+
+
+@pytest.mark.parametrize("directory", ["/proc/sys/kernel/random", "/proc/sys/vm", "/sys/devices/system/cpu/cpu0/topology"])
+@pytest.mark.parametrize("slice_bytes", [1 << 20, 4096])
+def test_files_of_procfs_and_sysfs_arrive_with_their_content(tmp_path: Path, directory: str, slice_bytes: int) -> None:
+    if not Path(directory).is_dir():
+        pytest.skip(f"no {directory} here")
+    tree = copy(Path(directory), tmp_path, slice_bytes)
+    arrived = below(tmp_path)
+    for path in (path for path in Path(directory).rglob("*") if path.is_file()):
+        name = str(path.relative_to(directory))
+        try:
+            content = path.read_bytes()
+        except OSError:  # written to only, or for root only
+            assert name in tree.unreadable
+            continue
+        assert name in arrived, tree.unreadable
+        assert bool(arrived[name]) == bool(content), name
+
+
+def elements(tree: FileTree, slice_bytes: int) -> dict[str, bytes]:
+    return {
+        stream: bytes(content)
+        for file_slice in SliceReader(tree, slice_bytes)
+        for stream, content, _ in file_slice.elements
+    }
+
+
+def test_a_file_that_has_more_than_a_slice_though_its_size_says_nothing_is_named() -> None:
+    nbytes = len(Path("/proc/kallsyms").read_bytes())
+    files = [Found("kallsyms", 0), Found("version", 0)]
+    tree = FileTree(Path("/proc"), files)
+    assert {name: len(content) for name, content in elements(tree, 64 << 20).items()}["kallsyms"] == nbytes
+    assert tree.unreadable == {}
+    assert list(elements(tree, 64 << 10)) == ["version"]
+    assert "its size says 0 bytes, and it has more than 65536" in tree.unreadable["kallsyms"]
+
+
+def test_a_source_that_never_ends_is_given_up(tmp_path: Path) -> None:
+    tree = FileTree(Path("/proc/self/root/proc"), [Found("version", 0), Found("kmsg", 0)])
+    assert "kmsg" not in elements(tree, 1 << 16)
+    assert "kmsg" in tree.unreadable
+
+
+# ---- names are bytes ----
+
+
+def test_names_are_utf8_on_the_disk_whatever_the_locale_says(tmp_path: Path) -> None:
+    source, target = tmp_path / "Süd", tmp_path / "Übung"
+    source.mkdir()
+    for name in ("é.txt", "日本", "plain"):
+        (source / name).write_text(name, encoding="utf-8")
+    (source / "leer ö").mkdir()
+    (source / "to ü").symlink_to("nowhere")
+    script = """
+        import os, sys
+        from aiflow.cli.filetree import SliceReader, walk
+        from aiflow.cli.outdir import OutDirectory
+        from pathlib import Path
+        assert sys.getfilesystemencoding() == "ascii", sys.getfilesystemencoding()
+        tree = walk(Path(sys.argv[1]))
+        assert not tree.unreadable, tree.unreadable
+        assert list(tree.left_out) == ["to \\u00fc"]
+        os.mkdir(sys.argv[2])
+        with OutDirectory(Path(sys.argv[2])) as out:
+            for file_slice in SliceReader(tree, 1 << 20):
+                for stream, content, mark in file_slice.elements:
+                    out.write(stream, content, mark)
+                    out.write(stream, content, mark)
+    """
+    subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script), source, target],
+        env=environment(LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0"),
+        check=True,
+        timeout=60,
+    )
+    assert {path.name for path in target.iterdir()} == {
+        "é.txt", "é~2.txt", "日本", "日本~2", "plain", "plain~2", "leer ö",
+    }  # fmt: skip
