@@ -102,7 +102,7 @@ def _send_all(
         nonlocal nb_settled, nbytes_before
         file_slice, ticket = in_flight[0]
         try:
-            report = _delivered(ticket, tx, timeout) if nb_settled else _first(outcome, tx, file_slice, ticket, timeout)
+            report = _delivered(tx, ticket, timeout) if nb_settled else _first(outcome, tx, file_slice, ticket, timeout)
             outcome.document["slices"].append(_slice_row(report))
         except DeliveryError as error:
             for path, reason in error.failed.items():
@@ -137,34 +137,41 @@ def _send_all(
 def _first(outcome: Outcome, tx: Sender, file_slice: FileSlice, ticket: Ticket, timeout: float | None) -> SliceReport:
     """Await the first slice's delivery. Unlike `Sender.send`, which gives up, wait for a receiver as long as we may."""
     deadline = math.inf if timeout is None else time.monotonic() + timeout
-    patience: float | None = _PATIENCE_SECONDS
+    patience = _PATIENCE_SECONDS
+    said = ""
     while True:
         left = max(deadline - time.monotonic(), 0.001)
         try:
-            return _delivered(ticket, tx, min(left, patience or math.inf))
+            return ticket.result(None if min(left, patience) == math.inf else min(left, patience))
         except PeerLost as lost:
             if lost.delivered is not False or time.monotonic() >= deadline:
                 raise
-            outcome.terminal.say(f"aiflow: {lost}. Waiting on; Ctrl-C ends", style="yellow")
+            known = str(lost)
             ticket = tx.send(file_slice.elements, wait=False)
-        except SliceTimeout:
-            if patience is None or time.monotonic() >= deadline:
-                raise
-            if not tx.receivers:
-                outcome.terminal.say(f"aiflow: {ticket.waits_for}. Waiting for one; Ctrl-C ends", style="yellow")
-            patience = None
+        except SliceTimeout as late:
+            if time.monotonic() >= deadline:
+                raise _too_late(tx, ticket, timeout) from late
+            known = "" if tx.receivers else ticket.waits_for
+            patience = math.inf
+        if known != said:
+            outcome.terminal.say(f"aiflow: {known}. Waiting for a receiver; Ctrl-C ends", style="yellow")
+            said = known
 
 
-def _delivered(ticket: Ticket, tx: Sender, timeout: float | None) -> SliceReport:
+def _delivered(tx: Sender, ticket: Ticket, timeout: float | None) -> SliceReport:
     """Await a slice's delivery."""
     try:
-        return ticket.result(None if timeout == math.inf else timeout)
+        return ticket.result(timeout)
     except SliceTimeout as late:
-        raise SliceTimeout(
-            f"not delivered within {timeout} s: {ticket.waits_for}. Start `aiflow recv` on the other side, check the "
-            "names and the link, or give a longer --timeout",
-            delivered=late.delivered if tx.receivers else False,
-        ) from late
+        raise _too_late(tx, ticket, timeout) from late
+
+
+def _too_late(tx: Sender, ticket: Ticket, timeout: float | None) -> SliceTimeout:
+    return SliceTimeout(
+        f"not delivered within {timeout} s: {ticket.waits_for}. Start `aiflow recv` on the other side, check the names "
+        "and the link, or give a longer --timeout",
+        delivered=None if tx.receivers else False,
+    )
 
 
 def _slice_row(report: Any) -> dict[str, Any]:

