@@ -153,7 +153,7 @@ def _first(outcome: Outcome, tx: Sender, file_slice: FileSlice, ticket: Ticket, 
                 raise _too_late(tx, ticket, timeout) from late
             known = "" if tx.receivers else ticket.waits_for
             patience = math.inf
-        if known != said:
+        if known and known != said:
             outcome.terminal.say(f"aiflow: {known}. Waiting for a receiver; Ctrl-C ends", style="yellow")
             said = known
 
