@@ -57,7 +57,7 @@ def test_a_file_that_cannot_be_written_fails_its_sender_by_name_and_no_other(
 ) -> None:
     out = tmp_path / "out"
     limited = ("bash", "-c", 'ulimit -f 1800; exec "$@"', "bash")  # KiB: no file may be larger
-    recv = aiflow("recv", out, "-p", f"{endpoint}*2", "--json", prefix=limited)
+    recv = aiflow("recv", out, "-p", f"{endpoint}*2", "--json", prefix=limited, AIFLOW_MEMORY="no-huge")
     with Sender(endpoint) as another:
         another.send({"m": b"another sender's"}, timeout=60)
         sent = aiflow("send", source, "-p", endpoint, "--slice-bytes", slice_bytes, "--json").ends(1)
@@ -73,7 +73,7 @@ def test_a_file_that_cannot_be_written_fails_its_sender_by_name_and_no_other(
 
 def test_a_program_hears_which_streams_were_not_written(endpoint: str, aiflow: Any, tmp_path: Path) -> None:
     limited = ("bash", "-c", 'ulimit -f 10; exec "$@"', "bash")
-    recv = aiflow("recv", tmp_path / "out", "-p", endpoint, "--json", prefix=limited)
+    recv = aiflow("recv", tmp_path / "out", "-p", endpoint, "--json", prefix=limited, AIFLOW_MEMORY="no-huge")
     said = run(
         """
         import sys, aiflow
