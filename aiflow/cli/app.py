@@ -62,10 +62,15 @@ def app() -> None:
 )
 @_json
 def send(as_json: bool, **options: Any) -> None:
-    """Send every file below DIRECTORY. Names are kept; a link to a file is sent as the file.
+    """Send every file below DIRECTORY, and its directories, empty ones too.
 
-    Returns once the receiver holds everything. Twice --slice-bytes of memory are used at most: a larger file is cut
-    into parts, which `aiflow recv` puts together again. The receiver's --memory must hold a slice.
+    Exits with 0 only when `aiflow recv` has written and synced every file. Names, permission bits and times of the last
+    change are kept. Not kept: owners, setuid, setgid and sticky bits, ACLs and extended attributes, the mode of
+    DIRECTORY itself. A symbolic link to a file is sent as the file, hard links as files of their own. Other links,
+    sockets, pipes and devices are left out and listed.
+
+    Three times --slice-bytes of memory are used at most: a larger file is cut into parts, which `aiflow recv` puts
+    together again. The receiver's --memory must hold a slice.
     """
     from aiflow.cli.send import send_directory
 
@@ -95,7 +100,11 @@ def recv(as_json: bool, **options: Any) -> None:
 
     Nothing is written outside OUTDIR, whatever the names: links in it are not followed, and `..` and the like are
     replaced. A file already there is replaced once the new one is whole; a second one of the same name in one run gets
-    a number.
+    a number. A directory already there keeps its mode.
+
+    A slice is confirmed to its sender when its files are written and synced. A file that cannot be written is told to
+    its sender, and the rest goes on; the exit code is then 1. Long runs of zeros become holes, in files that fit into
+    one slice.
     """
     from aiflow.cli.recv import receive_into
 

@@ -19,6 +19,8 @@ from programs import DEADLINE, Program, content, unnamed_bytes
 from subprocesses import environment, run, wait_for
 
 from aiflow import Sender
+from aiflow.cli.outcome import Bar, Outcome, Terminal
+from aiflow.cli.recv import receive_into
 
 PART_BYTES = 1 << 20
 
@@ -248,3 +250,49 @@ def test_what_a_killed_experiment_left_goes_with_the_next(tmp_path: Path) -> Non
         assert namespaces(name)
         assert name in cluster.sweep()
         assert namespaces(name) == []
+
+
+# ---- what recv says of its progress ----
+
+
+class Recorder(Bar):
+    """A bar that keeps what it was told to show."""
+
+    def __init__(self) -> None:
+        super().__init__(object(), 0)  # type: ignore[arg-type]
+        self.shown: list[float] = []
+
+    def show(self, done: float, total: float | None = None) -> None:
+        self.shown.append(done)
+
+
+class RecordingTerminal(Terminal):
+    """A terminal whose bar is recorded."""
+
+    def __init__(self) -> None:
+        super().__init__(as_json=True)
+        self.recorder = Recorder()
+
+    @contextlib.contextmanager
+    def bar(self, text: str, total: int | None, *, in_bytes: bool = True) -> Iterator[Bar]:
+        yield self.recorder
+        self.recorder.stop()
+
+
+@pytest.mark.parametrize("slice_bytes", ["1MiB", "4MiB", "256MiB"])
+def test_the_bar_never_runs_backwards_and_the_ports_have_carried_everything(
+    aiflow: Any, endpoint: str, tmp_path: Path, slice_bytes: str
+) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for name, nbytes in (("large", 16 << 20), ("small", 5), ("zero", 0)):
+        (source / name).write_bytes(os.urandom(nbytes))
+    aiflow("send", source, "-p", f"{endpoint}*2", "--slice-bytes", slice_bytes)
+    terminal = RecordingTerminal()
+    outcome = Outcome(terminal, "recv")
+    receive_into(outcome, tmp_path / "out", (f"{endpoint}*2",), None, None, 60.0, 128 << 20)
+    assert outcome.exit_code == 0, outcome.document
+    shown = terminal.recorder.shown
+    assert shown == sorted(shown)
+    assert shown[-1] == outcome.document["nbytes"] == (16 << 20) + 5
+    assert sum(row["nbytes"] for row in outcome.document["ports"]) > outcome.document["nbytes"]
