@@ -5,10 +5,19 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["address_space_left", "address_space_words", "hugepage_limit", "may", "may_have_priority", "memory_limit"]
+__all__ = [
+    "address_space_left",
+    "address_space_words",
+    "hugepage_limit",
+    "may",
+    "may_have_priority",
+    "memory_limit",
+    "warn_of_memory",
+]
 
 CAP_NET_ADMIN, CAP_SYS_ADMIN, CAP_SYS_NICE, CAP_BPF = 12, 21, 23, 39
 
@@ -47,6 +56,19 @@ def _least(controller: str, *names: str) -> int | None:
 def memory_limit() -> int | None:
     """Bytes of memory that the process's cgroups grant; None: no limit but the machine's."""
     return _least("memory", "memory.max", "memory.limit_in_bytes")
+
+
+def warn_of_memory(nbytes: int, stacklevel: int = 2) -> None:
+    """Warn that a cgroup grants less than a program may come to use: the kernel ends processes beyond that."""
+    limit = memory_limit()
+    if limit is not None and nbytes > limit:
+        warnings.warn(
+            f"memory= and the ports' buffers may come to {nbytes >> 20} MiB, and the container's limit is "
+            f"{limit >> 20} MiB (memory.max or memory.limit_in_bytes), beyond which the kernel ends the process: pass "
+            "a smaller memory=, or raise that limit",
+            RuntimeWarning,
+            stacklevel=stacklevel + 1,
+        )
 
 
 def hugepage_limit() -> int | None:

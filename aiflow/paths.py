@@ -28,6 +28,7 @@ from .shared_memory import DRIVERS, driver_of
 __all__ = ["PortSet", "available"]
 
 _RING_FRAME = 9216  # bytes; nothing is copied, so that any size would do
+_OPENED = "it was opened"
 _LOOK_S = 0.5  # between two looks at the interfaces
 _SPANNING_TREE_S = 60.0  # after its link came up a switch port forwards nothing for some 30 s, at most 60
 
@@ -43,6 +44,7 @@ class _Watched:
     up_since: float = field(default_factory=time.monotonic)  # seen to come up, or opened
     came_up: bool = False  # the former
     lost: AiflowError | None = None
+    down: PortError | None = None  # or whatever else the kernel can mend by itself
 
     def is_there(self) -> bool:
         if self.sockets:
@@ -51,23 +53,32 @@ class _Watched:
 
     def look(self) -> None:
         """Learn whether it has a carrier, and what else the kernel says of it."""
-        before = self.interface
-        self.interface = interfaces.inspect(self.endpoint)
-        if self.interface.carrier and not before.carrier:
+        carried = self.interface.carrier and self.down is None
+        try:
+            self.interface, self.down = interfaces.inspect(self.endpoint), None
+        except PortError as exc:
+            self.down = exc
+            return
+        if self.interface.carrier and not carried:
             self.up_since, self.came_up = time.monotonic(), True
 
     def hints(self) -> list[str]:
-        if self.lost is not None:
-            return [str(self.lost)]
+        if self.lost is not None or self.down is not None:
+            return [str(self.lost or self.down)]
         hints = [f"{self.endpoint}: {note}" for note in self.interface.notes]
-        seconds = time.monotonic() - self.up_since
-        if self.interface.carrier and seconds < _SPANNING_TREE_S:
-            when = "its link came up" if self.came_up else "it was opened"
-            hints.append(
-                f"{self.endpoint}: {when} {seconds:.0f} s ago; a switch port with spanning tree forwards nothing for "
-                "30 s after link-up (wait, or pass peer_timeout=60)"
-            )
+        if self.interface.carrier:
+            hints += _spanning_tree(str(self.endpoint), self.up_since, "its link came up" if self.came_up else _OPENED)
         return hints
+
+
+def _spanning_tree(port: str, since: float, what: str) -> list[str]:
+    seconds = time.monotonic() - since
+    if seconds > _SPANNING_TREE_S:
+        return []
+    return [
+        f"{port}: {what} {seconds:.0f} s ago; a switch port with spanning tree forwards nothing for 30 s after link-up "
+        "(wait, or pass peer_timeout=60)"
+    ]
 
 
 class PortSet:
@@ -151,6 +162,7 @@ class PortSet:
         self._rendezvous: Rendezvous | None = None
         self._watched: list[_Watched] = []
         self._watch: Any = None
+        self._opened = time.monotonic()
         self._watch_ends = _threads.unpatched("threading").Event()
         self._closed = False
         self._pid = os.getpid()
@@ -238,7 +250,9 @@ class PortSet:
         for port in self.ports():
             if port.name.startswith("pci:"):
                 with contextlib.suppress(AiflowError):  # it is being closed
-                    if not port.link()[0]:
+                    if port.link()[0]:
+                        hints += _spanning_tree(port.name, self._opened, _OPENED)
+                    else:
                         hints.append(f"{port.name}: no link: it is not plugged in, or its other end is down")
         if self._rendezvous is not None:
             hints += self._rendezvous.hints()
@@ -276,8 +290,7 @@ class PortSet:
             elif not watched.is_there():
                 self._lose(watched)
             else:
-                with contextlib.suppress(PortError):  # it is down, which the kernel mends by itself
-                    watched.look()
+                watched.look()
 
     def _lose(self, watched: _Watched) -> None:
         """The interface has gone: let go of its port; the others of this side go on."""

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from typing import Any
 
+from . import containers
 from ._dp_rx import MBUF_OVERHEAD, RxLoop, Store
 from ._eal import Mempool
 from .config import parse_endpoints, parse_idle, parse_max_cores, parse_size
@@ -24,6 +25,9 @@ __all__ = ["Receiver"]
 
 MEMORY_MOST = 1 << 46
 """A fraction of the address space."""
+
+USUAL_MBUF = 16384
+"""Bytes of an mbuf at the default frame size of ``local:``."""
 
 STARVED_S = 10.0
 """How long a sender's request may wait for memory that the user holds before `recv` says so."""
@@ -117,6 +121,8 @@ class Receiver:
         self.memory = parse_size(memory)
         if self.memory > MEMORY_MOST:
             raise ConfigError(f"memory={memory!r} is more than any machine has: give less than 64 TiB")
+        nb_ports = sum(endpoint.nb_ports for endpoint in self.endpoints)
+        containers.warn_of_memory(self.memory + nb_ports * MBUFS_PER_PORT * USUAL_MBUF, stacklevel=2)
         self.timeout = None if timeout is None else _seconds(timeout, "timeout")
         self.until = until
         self.confirm = confirm

@@ -11,12 +11,14 @@ import importlib.util
 import os
 import subprocess
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from subprocesses import run
 
+import aiflow
 from aiflow import containers, eal_arguments
 from aiflow.errors import EalError
 
@@ -208,6 +210,23 @@ def test_limits_of_cgroups_are_found_in_either_version(tmp_path: Path, monkeypat
     monkeypatch.setattr(containers, "PROC", tmp_path / "none")
     assert containers.memory_limit() is None
     assert containers.hugepage_limit() is None
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_memory_beyond_the_container_s_limit_is_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: int
+) -> None:
+    (tmp_path / ("memory.limit_in_bytes" if version == 1 else "memory.max")).write_text(f"{512 << 20}\n")
+    kind = "cgroup cgroup rw,memory" if version == 1 else "cgroup2 cgroup2 rw"
+    (tmp_path / "mountinfo").write_text(f"30 1 0:20 / {tmp_path} rw - {kind}\n")
+    (tmp_path / "cgroup").write_text("4:memory:/\n" if version == 1 else "0::/\n")
+    monkeypatch.setattr(containers, "PROC", tmp_path)
+    with pytest.warns(RuntimeWarning, match="the container's limit is 512 MiB") as told:
+        aiflow.Receiver("ring:warned", memory="1GiB").close()
+    assert [warning.filename for warning in told] == [__file__]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        aiflow.Receiver("ring:warned", memory="256MiB").close()
 
 
 @root

@@ -408,12 +408,13 @@ def test_down_and_up_and_another_name_are_no_removal(host: Namespace) -> None:
         one_slice(rx, tx)
         port = tx._ports.ports()
         host.take_down("va")
+        wait_for(lambda: "ip link set va up" in tx._ports.hints()[0], "a look")
         host.ip("link", "set", "dev", "va", "name", "vc")
-        tx._ports._look()
+        wait_for(lambda: "no interface va" in tx._ports.hints()[0], "a look")
         host.ip("link", "set", "dev", "vc", "name", "va")
         host.bring_up("va")
-        tx._ports._look()
         one_slice(rx, tx)
+        wait_for(lambda: "its link came up" in tx._ports.hints()[0], "a look")
         assert tx._ports.ports() == port
 
 
