@@ -5,7 +5,9 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 cdef extern from "aiflow/wire.h" nogil:
     enum:
+        AF_ETHERTYPE
         AF_HEADER
+        AF_MIN_FRAME
         AF_MIN_PATH_FRAME
         AF_MAX_FRAME
         AF_NB_DROPS

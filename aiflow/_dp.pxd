@@ -24,6 +24,7 @@ cdef struct loop_port:
     uint16_t head              # of the staged frames, the first that is not sent yet
     uint16_t count             # staged frames from head on
     rte_mempool *pool          # frames to send
+    rte_mempool *rx_pool       # of the mbufs that the driver receives into
     rte_mempool *adopt         # received mbufs are another's: what is kept moves into one of these; else NULL
     rte_mbuf *spare            # allocated, and nothing to put in it yet
     rte_mbuf *staged[BURST]
@@ -40,7 +41,7 @@ cdef class Loop(Driven):
     cdef loop_port ports[PORTS]
     cdef uint32_t nb_ports
     cdef uint32_t nb_gated
-    cdef uint64_t unseen[2]    # frames that never reach the agent: chained mbufs, VLAN tags
+    cdef uint64_t unseen[2]    # frames that never reach the agent: chains too long for an mbuf, VLAN tags
     cdef readonly list attached_ports
     cdef readonly list port_names      # (name, driver) of the port that is, or was last, at each index
     cdef object tx_pool

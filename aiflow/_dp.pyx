@@ -13,6 +13,7 @@ from aiflow._core cimport (
 )
 from aiflow._dp_faults cimport close_lines, impair, impaired, open_lines
 from aiflow._dp_driven cimport Driven, aiflow_lock, aiflow_posted, aiflow_set, aiflow_unlock
+from aiflow._dp_frame cimport plain, unusual
 from aiflow._eal cimport Mempool, Port, af_gate_enter, af_gate_leave, gate
 from aiflow.librte.rte_ethdev cimport rte_eth_rx_burst, rte_eth_tx_burst
 from aiflow.librte.rte_mbuf cimport (
@@ -25,7 +26,6 @@ from aiflow.errors import ConfigError, PortError
 from aiflow.numa import settle
 
 cdef extern from "rte_mbuf.h" nogil:
-    uint64_t RTE_MBUF_F_RX_VLAN
     uint64_t RTE_BAD_IOVA
 
 cdef extern from *:
@@ -133,6 +133,7 @@ cdef class Loop(Driven):
         slot.port_id = port.port_id
         slot.gated = port.gated
         slot.pool = pool.ptr
+        slot.rx_pool = port.mempool.ptr
         open_lines(slot, self.faults, index)
         slot.attached = True
         self.attached_ports[index] = port
@@ -284,21 +285,21 @@ cdef class Loop(Driven):
         cdef uint16_t nb_rx = rte_eth_rx_burst(port.port_id, 0, pkts, BURST)
         cdef uint16_t i, nb_free = 0
         if port.lines[IN] != NULL:
-            nb_rx = impaired(port, pkts, nb_rx, now)
+            nb_rx = impaired(port, pkts, nb_rx, now, self.unseen)
         for i in range(nb_rx):
             m = pkts[i]
             if i + 1 < nb_rx:
                 aiflow_prefetch(rte_pktmbuf_mtod(pkts[i + 1]))
-            if port.adopt != NULL and m.nb_segs == 1 and fits(m, port.adopt):  # what doesn't is refused below
+            if unusual(m):
+                m = plain(port, m, self.unseen)
+                if m == NULL:
+                    continue
+            if port.adopt != NULL and m.pool != port.adopt and fits(m, port.adopt):  # what doesn't is refused below
                 m = adopted(m, port.adopt)
                 if m == NULL:
                     port.rx_nombuf += 1
                     continue
-            if m.nb_segs != 1:
-                self.unseen[0] += 1
-            elif m.ol_flags & RTE_MBUF_F_RX_VLAN:
-                self.unseen[1] += 1
-            elif self.agent.on_frame(self.agent.state, index, now, rte_pktmbuf_mtod(m), m.data_len, m):
+            if self.agent.on_frame(self.agent.state, index, now, rte_pktmbuf_mtod(m), m.data_len, m):
                 continue
             pkts[nb_free] = m
             nb_free += 1

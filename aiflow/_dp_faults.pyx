@@ -7,6 +7,7 @@ from aiflow._core cimport (
     AF_NB_FAULTS, af_fault_rule, af_line, af_line_due, af_line_enter, af_line_hold, af_line_init, af_line_leave,
 )
 from aiflow._dp cimport BURST, IN, loop_port
+from aiflow._dp_frame cimport plain, unusual
 from aiflow.librte.rte_mbuf cimport rte_mbuf, rte_pktmbuf_copy, rte_pktmbuf_free, rte_pktmbuf_mtod
 
 
@@ -48,9 +49,8 @@ cdef void impair(af_line *line, rte_mbuf *m, uint64_t now) noexcept nogil:
     cdef uint8_t kind = rte_pktmbuf_mtod(m)[14] & 15 if size > 14 else 0
     cdef uint32_t copies = af_line_enter(line, rte_pktmbuf_mtod(m), &size, now)
     cdef rte_mbuf *copy
-    if m.nb_segs == 1:
-        m.data_len = <uint16_t>size
-        m.pkt_len = size
+    m.data_len = <uint16_t>size
+    m.pkt_len = size
     while copies > 1:
         copies -= 1
         copy = rte_pktmbuf_copy(m, m.pool, 0, <uint32_t>-1)
@@ -60,11 +60,16 @@ cdef void impair(af_line *line, rte_mbuf *m, uint64_t now) noexcept nogil:
         rte_pktmbuf_free(m)
 
 
-cdef int impaired(loop_port *port, rte_mbuf **pkts, uint16_t nb_rx, uint64_t now) noexcept nogil:
+cdef int impaired(loop_port *port, rte_mbuf **pkts, uint16_t nb_rx, uint64_t now, uint64_t *unseen) noexcept nogil:
     """Let what has arrived pass the line IN, and replace it by what comes out there now."""
+    cdef rte_mbuf *m
     cdef uint16_t i
     for i in range(nb_rx):
-        impair(port.lines[IN], pkts[i], now)
+        m = pkts[i]
+        if unusual(m):
+            m = plain(port, m, unseen)
+        if m != NULL:
+            impair(port.lines[IN], m, now)
     for i in range(BURST):
         pkts[i] = <rte_mbuf *>af_line_leave(port.lines[IN], now)
         if pkts[i] == NULL:

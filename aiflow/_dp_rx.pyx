@@ -23,6 +23,7 @@ from aiflow._core cimport (
 )
 from aiflow._dp cimport Loop, name_bytes, sample_rows
 from aiflow._dp_driven cimport aiflow_lock, aiflow_set, aiflow_unlock
+from aiflow._dp_frame cimport CHAINED, TAGGED
 from aiflow._eal cimport Port
 from aiflow.librte.rte_mbuf cimport rte_mbuf, rte_pktmbuf_free, rte_pktmbuf_mtod
 from aiflow import containers
@@ -464,8 +465,8 @@ cdef class RxLoop(Loop):
     def drops(self):
         """Frames not taken, by reason."""
         counts = {DROPS[i]: self.rx.drops[i] for i in range(1, AF_NB_DROPS)}
-        counts["segments"] += self.unseen[0]
-        counts["vlan"] += self.unseen[1]
+        counts["segments"] += self.unseen[CHAINED]
+        counts["vlan"] += self.unseen[TAGGED]
         return counts
 
     def counters(self):

@@ -20,6 +20,7 @@ from aiflow._core cimport (
 )
 from aiflow._dp cimport Loop, PORTS, name_bytes, sample_rows
 from aiflow._dp_driven cimport aiflow_lock, aiflow_set, aiflow_unlock
+from aiflow._dp_frame cimport CHAINED, TAGGED
 from aiflow._eal cimport Mempool, Port
 from aiflow._dp import DROPS
 from aiflow.errors import ConfigError
@@ -527,8 +528,8 @@ cdef class TxLoop(Loop):
     def drops(self):
         """Frames not taken, by reason."""
         counts = {DROPS[i]: sum(self.fan.tx[k].drops[i] for k in range(self.fan.nb)) for i in range(1, len(DROPS))}
-        counts["segments"] += self.unseen[0]
-        counts["vlan"] += self.unseen[1]
+        counts["segments"] += self.unseen[CHAINED]
+        counts["vlan"] += self.unseen[TAGGED]
         return counts
 
     def counters(self):

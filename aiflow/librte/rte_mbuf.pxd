@@ -7,6 +7,10 @@ from aiflow.librte.rte_mempool cimport rte_mempool
 cdef extern from "rte_mbuf.h" nogil:
     int RTE_PKTMBUF_HEADROOM       # bytes kept free before the frame (128)
     int RTE_MBUF_DEFAULT_BUF_SIZE
+    uint64_t RTE_MBUF_F_RX_VLAN             # vlan_tci is valid
+    uint64_t RTE_MBUF_F_RX_VLAN_STRIPPED    # … and the tag was taken out of the frame
+    uint64_t RTE_MBUF_F_RX_QINQ             # the same for a frame with two tags
+    uint64_t RTE_MBUF_F_RX_QINQ_STRIPPED
 
     struct rte_mbuf:
         void *buf_addr
@@ -17,6 +21,7 @@ cdef extern from "rte_mbuf.h" nogil:
         uint64_t ol_flags
         uint32_t pkt_len           # whole frame
         uint16_t data_len          # this segment
+        uint16_t vlan_tci          # priority and VLAN of the tag, host order
         uint16_t buf_len
         rte_mempool *pool
         rte_mbuf *next
@@ -46,7 +51,10 @@ cdef extern from "rte_mbuf.h" nogil:
     void rte_pktmbuf_free(rte_mbuf *m) noexcept
     void rte_pktmbuf_free_bulk(rte_mbuf **mbufs, unsigned int count) noexcept
     void rte_pktmbuf_reset(rte_mbuf *m) noexcept
+    bint RTE_MBUF_DIRECT(const rte_mbuf *m) noexcept  # its bytes are its own: neither a clone nor a reference
+    char *rte_pktmbuf_adj(rte_mbuf *m, uint16_t length) noexcept
     char *rte_pktmbuf_append(rte_mbuf *m, uint16_t length) noexcept
+    char *rte_pktmbuf_prepend(rte_mbuf *m, uint16_t length) noexcept
     uint16_t rte_pktmbuf_headroom(const rte_mbuf *m) noexcept
     uint16_t rte_pktmbuf_tailroom(const rte_mbuf *m) noexcept
     uint16_t rte_pktmbuf_data_len(const rte_mbuf *m) noexcept
