@@ -21,6 +21,7 @@ from pathlib import Path
 from setuptools import Extension, find_namespace_packages, setup
 from setuptools.command.build import build
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "tools"))  # a PEP 517 build does not put the project on sys.path
@@ -148,14 +149,32 @@ class BuildByFlavour(build):
         self.build_base = build_dir()
 
 
+class BuildWithHeaders(build_py):
+    """The C headers go with the package, for who builds on it.
+
+    They are copied, not mapped by `package_dir`: packages that lie where their names say are installed with -e by a line in a
+    .pth file. A finder would be asked only after a folder called aiflow in the current directory, and by no type checker.
+    """
+
+    def run(self) -> None:
+        """Copy the packages, then the headers."""
+        super().run()
+        if self.editable_mode:
+            return
+        target = Path(self.build_lib, "aiflow", "include", "aiflow")
+        self.mkpath(str(target))
+        for header in c_headers:
+            self.copy_file(header, str(target / Path(header).name))
+
+
 sources = sorted((ROOT / "aiflow").rglob("*.pyx"))
 c_headers = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "include").rglob("*.h"))
 
 setup(
-    packages=[*find_namespace_packages(include=["aiflow", "aiflow.*"]), "aiflow.include.aiflow"],
-    package_dir={"aiflow.include.aiflow": "include/aiflow"},
+    packages=find_namespace_packages(include=["aiflow", "aiflow.*"]),
+    package_dir={"": "."},
     include_package_data=False,
-    package_data={"": ["py.typed", "*.pyi", "*.pxd"], "aiflow.include.aiflow": ["*.h"]},
+    package_data={"": ["py.typed", "*.pyi", "*.pxd"]},
     ext_modules=[extension(source, c_headers) for source in sources],
-    cmdclass={"build": BuildByFlavour, "build_ext": BuildWithCython},
+    cmdclass={"build": BuildByFlavour, "build_ext": BuildWithCython, "build_py": BuildWithHeaders},
 )

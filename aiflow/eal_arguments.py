@@ -168,13 +168,12 @@ def choose(prefix: str) -> tuple[str, list[str]]:
         "--file-prefix",
         prefix,
         "--no-telemetry",
-        "--single-file-segments",
     ]
     if usable:
         # in-memory: no file in hugetlbfs, so that none is left behind by kill -9
-        arguments += ["--in-memory", "-m", str(_HUGEPAGES_MIB)]
+        arguments += ["--in-memory", "--single-file-segments", "-m", str(_HUGEPAGES_MIB)]
     else:
-        # 22.11 refuses --in-memory with --no-huge
+        # 22.11 refuses --in-memory with --no-huge, 25.11 --single-file-segments, which --no-huge implies
         arguments += ["--no-huge", "--no-shconf", "-m", str(memory_mib())]
     if Path("/sys/bus/pci/devices").is_dir():
         # scan, but probe nothing: an allow list that no device is on. pci: endpoints are plugged in later.

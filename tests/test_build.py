@@ -69,7 +69,7 @@ def test_a_dpdk_too_old_is_refused_by_name(tmp_path, monkeypatch) -> None:
 @pytest.mark.unit
 def test_extras_are_spelt_out() -> None:
     dev = requirements.requirements("dev")
-    assert any(line.startswith("pytest-benchmark") for line in dev)  # through aiflow[measure]
+    assert any(line.startswith("pytest-benchmark") for line in dev)  # through aiflow-dpdk[measure]
     assert not any(line.startswith("aiflow") for line in dev)
     assert set(requirements.requirements("demo")) <= set(dev)
 
@@ -148,7 +148,7 @@ def test_wheel_from_the_sdist_installs_and_imports(sdist, tmp_path) -> None:
         cwd=tmp_path,
     )
     assert built.returncode == 0, built.stderr
-    (wheel,) = tmp_path.glob("aiflow-*.whl")
+    (wheel,) = tmp_path.glob("aiflow_dpdk-*.whl")
     site = tmp_path / "site"
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()

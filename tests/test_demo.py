@@ -258,6 +258,6 @@ def test_the_demo_needs_its_extra_and_says_so(tmp_path: Path) -> None:
         cwd=tmp_path,
     )
     assert run.returncode == 2
-    assert "pip install 'aiflow[demo]'" in run.stderr
+    assert "pip install 'aiflow-dpdk[demo]'" in run.stderr
     assert "pillow, matplotlib" in run.stderr
     assert "Traceback" not in run.stderr

@@ -131,7 +131,7 @@ def test_without_pyroute2_it_says_so() -> None:
         print(run(["lab", "up", "--json"]))
         """
     )
-    assert "pip install 'aiflow[lab]'" in said
+    assert "pip install 'aiflow-dpdk[lab]'" in said
     assert said.split()[-1] == "1"
 
 

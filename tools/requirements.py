@@ -14,7 +14,7 @@ PYPROJECT = Path(__file__).resolve().parent.parent / "pyproject.toml"
 
 
 def requirements(extra: str, pyproject: Path = PYPROJECT) -> list[str]:
-    """Requirements of one extra, with ``aiflow[a,b]`` inside it spelt out.
+    """Requirements of one extra, with ``aiflow-dpdk[a,b]`` inside it spelt out.
 
     Parameters
     ----------
@@ -34,7 +34,7 @@ def requirements(extra: str, pyproject: Path = PYPROJECT) -> list[str]:
     waiting = [extra]
     while waiting:
         for requirement in extras[waiting.pop()]:
-            own = re.fullmatch(r"aiflow\[([\w\s,-]+)\]", requirement)
+            own = re.fullmatch(r"aiflow-dpdk\[([\w\s,-]+)\]", requirement)
             if own:
                 waiting += [name.strip() for name in own[1].split(",")]
             else:

@@ -31,4 +31,4 @@ def require(*packages: str) -> None:
     """
     missing = [_DISTRIBUTIONS.get(package, package) for package in packages if find_spec(package) is None]
     if missing:
-        raise MissingExtraError(f"this needs {', '.join(missing)}; install with: pip install 'aiflow[demo]'")
+        raise MissingExtraError(f"this needs {', '.join(missing)}; install with: pip install 'aiflow-dpdk[demo]'")

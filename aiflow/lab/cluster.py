@@ -45,7 +45,7 @@ def check_rights() -> None:
         Without pyroute2, on another system than Linux, or without root's rights.
     """
     if importlib.util.find_spec("pyroute2") is None:
-        raise LabError("the cluster is made by pyroute2, which is missing: pip install 'aiflow[lab]'")
+        raise LabError("the cluster is made by pyroute2, which is missing: pip install 'aiflow-dpdk[lab]'")
     if os.geteuid() != 0:
         raise LabError("the cluster is made of network namespaces, and making them needs root: sudo aiflow lab …")
 

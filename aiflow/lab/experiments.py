@@ -32,7 +32,7 @@ def check_packages() -> None:
         When packages of the extra ``lab`` are missing, or rights.
     """
     if missing := [name for module, name in _PACKAGES.items() if importlib.util.find_spec(module) is None]:
-        raise LabError(f"the experiments need {', '.join(missing)}: pip install 'aiflow[lab]'")
+        raise LabError(f"the experiments need {', '.join(missing)}: pip install 'aiflow-dpdk[lab]'")
     check_rights()
 
 

@@ -57,5 +57,5 @@ def missing(name: str) -> str:
     try:
         importlib.import_module(package)
     except ImportError as exc:
-        return f"{package} cannot be imported ({exc}): pip install 'aiflow[bench]'"
+        return f"{package} cannot be imported ({exc}): pip install 'aiflow-dpdk[bench]'"
     return ""
