@@ -5,19 +5,30 @@
 PY := .venv/bin/python
 ARGS ?=
 SECONDS ?= 60
+SUITE ?= bookworm
 RESULTS := bench-results
 IN_REACH := @tools/in-reach.sh $(MAKE) --no-print-directory
 
-.PHONY: help demo test bench soak lab fuzz lint sanitize setup fresh clean demo-here test-here bench-here soak-here sanitize-here
+# What another DPDK may change: its ports, what faults do to them, the commands and the README's programs over them.
+ON_PORTS := $(wildcard tests/test_af_packet.py tests/test_cli*.py tests/test_demo.py tests/test_departures.py tests/test_eal.py \
+	tests/test_faults_*.py tests/test_keep_mbufs.py tests/test_memif_door.py tests/test_paths.py tests/test_readme.py \
+	tests/test_rendezvous.py tests/test_roundtrip.py tests/test_shim.py tests/field/test_chains.py tests/field/test_install.py \
+	tests/field/test_vlan.py)
+
+.PHONY: help demo test test-ports bench soak lab fuzz lint sanitize setup fresh clean
+.PHONY: demo-here test-here test-ports-here bench-here soak-here sanitize-here
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ## one time slice of 512 photographs, process to process; writes demo-report.png
 	$(IN_REACH) demo-here
 
 test: ## all tests; as root those with network namespaces too
 	$(IN_REACH) test-here
+
+test-ports: ## the tests of ports, faults, commands and README: what another DPDK may change
+	$(IN_REACH) test-ports-here
 
 bench: ## beside what else Python users have, C testpmd and memcpy; writes bench-results/
 	$(IN_REACH) bench-here
@@ -36,8 +47,9 @@ fuzz: ## the parser and both state machines under libFuzzer, SECONDS=60 each; AR
 sanitize: ## the unit tests with AddressSanitizer and UndefinedBehaviorSanitizer
 	$(IN_REACH) sanitize-here
 
-lint: ## ruff, mypy, cython-lint
+lint: ## ruff, mypy, cython-lint, and our texts' advice on pip
 	@tools/setup.sh dev
+	tools/texts.sh
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 	PATH="$(CURDIR)/.venv/bin:$$PATH" cython-lint aiflow
@@ -45,8 +57,8 @@ lint: ## ruff, mypy, cython-lint
 setup: ## set-up only
 	@tools/setup.sh dev
 
-fresh: ## make demo and make test on a Debian 12 made by debootstrap (root)
-	@tools/fresh.sh
+fresh: ## make demo and make test on a Debian made by debootstrap (root); SUITE=bookworm, trixie or sid
+	@tools/fresh.sh $(SUITE)
 
 clean: ## remove what was built, and the virtual environment
 	rm -rf build .venv *.egg-info
@@ -55,10 +67,15 @@ clean: ## remove what was built, and the virtual environment
 demo-here:
 	@tools/setup.sh demo
 	@tools/as-user.sh .venv/bin/aiflow demo $(ARGS)
+	@tools/where.sh $(ARGS)
 
 test-here:
 	@tools/setup.sh dev
 	$(PY) -m pytest -m "not soak" $(ARGS)
+
+test-ports-here:
+	@tools/setup.sh dev
+	$(PY) -m pytest -m "not soak" $(ON_PORTS) $(ARGS)
 
 bench-here:
 	@tools/setup.sh bench

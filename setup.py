@@ -150,10 +150,9 @@ class BuildByFlavour(build):
 
 
 class BuildWithHeaders(build_py):
-    """The C headers go with the package, for who builds on it.
+    """The C headers go into the package.
 
-    They are copied, not mapped by `package_dir`: packages that lie where their names say are installed with -e by a line in a
-    .pth file. A finder would be asked only after a folder called aiflow in the current directory, and by no type checker.
+    `package_dir` could map them to it, but then no editable install is a plain path any more: see `package_dir` below.
     """
 
     def run(self) -> None:
@@ -172,6 +171,8 @@ c_headers = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "include").rg
 
 setup(
     packages=find_namespace_packages(include=["aiflow", "aiflow.*"]),
+    # Every package lies where its name says: an editable install is then a path in a .pth file. Its other kind, a
+    # finder, comes after folders of the current directory that are called aiflow, and no type checker asks it.
     package_dir={"": "."},
     include_package_data=False,
     package_data={"": ["py.typed", "*.pyi", "*.pxd"]},

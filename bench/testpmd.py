@@ -60,10 +60,11 @@ class _Testpmd:
     """One interactive testpmd."""
 
     def __init__(self, core: int, vdev: str, memory_mode: str, options: list[str], log: Path) -> None:
-        memory = {"no-huge": ["--no-huge", "--no-shconf"], "hugepages": ["--in-memory", "--single-file-segments"]}[memory_mode]
+        modes = {"no-huge": ["--no-huge", "--no-shconf"], "hugepages": ["--in-memory", "--single-file-segments"]}
         self._log = log
         command = [
-            *("stdbuf", "-oL", PROGRAM, "--lcores", f"0@{core},1@{core}", "--no-pci", "--no-telemetry", *memory),
+            *("stdbuf", "-oL", PROGRAM, "--lcores", f"0@{core},1@{core}", "--no-pci", "--no-telemetry"),
+            *modes[memory_mode],
             *("-m", "512", "--file-prefix", f"bench-{os.getpid()}-{log.stem}", "--vdev", vdev),
             *("--", "-i", "--no-lsc-interrupt", "--no-flush-rx", *options),
         ]

@@ -1,36 +1,56 @@
 #!/bin/bash
-# Proves the README's two commands on a machine that has neither DPDK nor our dependencies: makes a minimal Debian 12
-# with debootstrap, clones the last commit into root's home there, and runs make demo (twice), make test.
-# Mirror, pip configuration and extra certificates are this machine's, read when it runs.
+# Proves the README's commands on a machine that has neither DPDK nor our dependencies: makes a minimal Debian with
+# debootstrap, clones the last commit into root's home there, and runs make there, once for each target.
+# Mirror, pip configuration, pip's cache and extra certificates are this machine's, read when it runs. Leaves nothing behind.
 #
-# Usage: tools/fresh.sh [TARGET …]      as root; default targets: demo demo test. KEEP=1 leaves the tree for a look.
+# Usage: tools/fresh.sh SUITE [TARGET …]      as root. SUITE: bookworm, trixie or sid; a TARGET may carry arguments, as in
+#        tools/fresh.sh trixie demo 'test ARGS="-k wire"'; default: demo demo test. KEEP=1 leaves the tree for a look.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-[ "$(id -u)" -eq 0 ] || { echo "aiflow: make fresh needs root (debootstrap, mounts)" >&2; exit 1; }
-command -v debootstrap >/dev/null || { echo "aiflow: make fresh needs debootstrap: apt-get install debootstrap" >&2; exit 1; }
+fail() { printf 'aiflow: %s\n' "$*" >&2; exit 1; }
+[ "$(id -u)" -eq 0 ] || fail "a fresh Debian needs root (debootstrap, mounts)"
+command -v debootstrap >/dev/null || fail "a fresh Debian needs debootstrap: apt-get install debootstrap"
+places=${TMPDIR:-/var/tmp}
 
 if [ "${1:-}" != --inside ]; then
-    # A mount and process namespace of its own: whatever happens, no mount and no process is left behind.
-    root=$(mktemp -d "${TMPDIR:-/var/tmp}/aiflow-fresh-XXXXXX")
+    suite=${1:-bookworm}
+    shift || true
+    [ $# -gt 0 ] || set -- demo demo test
+    for stale in "$places"/aiflow-fresh-*; do # of runs that were killed
+        pid=${stale##*/aiflow-fresh-}
+        [ ! -d "$stale" ] || [ -d "/proc/${pid%%-*}" ] || [ -e "$stale/kept" ] || rm -rf --one-file-system "$stale"
+    done
+    root=$(mktemp -d "$places/aiflow-fresh-$$-XXXXXX")
     chmod 755 "$root"
-    trap '[ -n "${KEEP:-}" ] && echo "aiflow: kept $root" || rm -rf --one-file-system "$root"' EXIT
-    unshare --mount --pid --fork --kill-child "$0" --inside "$root" "${@:-demo demo test}"
+    # A mount and process namespace of its own: whatever happens, no mount and no process is left behind.
+    unshare --mount --pid --fork --kill-child "$0" --inside "$root" "$suite" "$@" &
+    child=$!
+    finish() {
+        kill -KILL "$child" 2>/dev/null && wait "$child" 2>/dev/null
+        if [ -n "${KEEP:-}" ]; then touch "$root/kept" && echo "aiflow: kept $root"; else rm -rf --one-file-system "$root"; fi
+    }
+    trap finish EXIT
+    trap 'exit 130' INT
+    trap 'exit 143' TERM HUP
+    wait "$child"
     exit
 fi
 
 root=$2
-shift 2
-targets=$*
+suite=$3
+shift 3
 
-# Debian's own lines of this machine's apt configuration: "SITE SUITE COMPONENT"
-apt_lines=$(apt-get indextargets --format '$(ORIGIN)|$(SITE) $(RELEASE) $(COMPONENT)' 'Created-By: Packages' |
-    sed -n 's/^Debian|//p' | sort -u)
-mirror=$(awk '$2 == "bookworm" { print $1; exit }' <<<"$apt_lines")
-[ -n "$mirror" ] || { echo "aiflow: apt knows no mirror of bookworm here" >&2; exit 1; }
-echo "aiflow: debootstrap bookworm"
-debootstrap --variant=minbase bookworm "$root" "$mirror" >"$root.log" 2>&1 || { tail "$root.log" >&2; exit 1; }
-rm -f "$root.log"
-sed 's/^/deb /' <<<"$apt_lines" >"$root/etc/apt/sources.list"
+# Debian's own lines of this machine's apt configuration, "SITE RELEASE COMPONENT", turned to the suite. sid has nothing but itself.
+lines=$(apt-get indextargets --format '$(ORIGIN)|$(SITE) $(RELEASE) $(COMPONENT)' 'Created-By: Packages' |
+    sed -n 's/^Debian|//p' | sort -u | awk -v suite="$suite" '
+        suite == "sid" && $2 ~ /-/ { next }
+        { sub(/^[^-]*/, suite, $2); print }')
+mirror=$(awk -v suite="$suite" '$2 == suite { print $1; exit }' <<<"$lines")
+[ -n "$mirror" ] || fail "apt knows no mirror of Debian here"
+echo "aiflow: debootstrap $suite"
+debootstrap --variant=minbase "$suite" "$root" "$mirror" >"$root/debootstrap.out" 2>&1 ||
+    { tail "$root/debootstrap.out" >&2; fail "debootstrap $suite failed"; }
+sed 's/^/deb /' <<<"$lines" >"$root/etc/apt/sources.list"
 cp /etc/resolv.conf "$root/etc/resolv.conf"
 grep -rlE 'Proxy|Valid-Until|Check-Date' /etc/apt/apt.conf.d 2>/dev/null | xargs -r cp -t "$root/etc/apt/apt.conf.d"
 mkdir -p "$root/usr/local/share/ca-certificates"
@@ -49,18 +69,24 @@ for directory in $( (pip config list 2>/dev/null || true) | grep -oE '(file://)?
     mkdir -p "$root$directory"
     mount --bind -o ro "$directory" "$root$directory"
 done
+if cache=$(pip cache dir 2>/dev/null) && [ -d "$cache" ]; then
+    mkdir -p "$root/root/.cache/pip"
+    mount --bind "$cache" "$root/root/.cache/pip"
+fi
 
 environment=(HOME=/root "TERM=${TERM:-dumb}" LANG=C.UTF-8 PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin)
-for name in http_proxy https_proxy no_proxy HTTP_PROXY HTTPS_PROXY NO_PROXY "${!PIP_@}" "${!AIFLOW_@}"; do
+for name in http_proxy https_proxy no_proxy HTTP_PROXY HTTPS_PROXY NO_PROXY CI "${!PIP_@}" "${!AIFLOW_@}"; do
+    case $name in AIFLOW_RUNTIME_DIR) continue ;; esac # a directory of this machine
     [ -z "${!name:-}" ] || environment+=("$name=${!name}")
 done
 inside() { env -i "${environment[@]}" chroot "$root" sh -c "$1"; }
 
 echo "aiflow: what the README asks for first: git and make"
-inside 'apt-get -qq update && apt-get -qq install -y --no-install-recommends git make ca-certificates >/dev/null 2>&1'
+inside 'apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends \
+    git make ca-certificates >/dev/null 2>&1'
 inside 'if command -v gcc pkg-config python3 || ls /usr/include/dpdk 2>/dev/null; then echo "not fresh" >&2; exit 1; fi'
 git clone --quiet --no-hardlinks "file://$PWD" "$root/root/aiflow"
-for target in $targets; do
+for target in "$@"; do
     echo "aiflow: make $target"
     start=$SECONDS
     inside "cd ~/aiflow && make $target"
