@@ -9,7 +9,7 @@ from libc.string cimport memcpy, memset
 
 from aiflow._env cimport gate, log_mark, ours
 from aiflow._mempool cimport Mempool, free_returned_pools
-from aiflow.librte.rte_eal cimport SOCKET_ID_ANY, rte_eal_hotplug_add, rte_eal_hotplug_remove
+from aiflow.librte.rte_eal cimport SOCKET_ID_ANY, rte_eal_hotplug_add, rte_eal_hotplug_remove, rte_vdev_init
 from aiflow.librte.rte_eth_ring cimport rte_eth_from_rings
 from aiflow.librte.rte_ethdev cimport (
     RTE_ETH_LINK_UP, RTE_ETH_SPEED_NUM_NONE, RTE_ETH_SPEED_NUM_UNKNOWN, RTE_ETH_TX_OFFLOAD_MULTI_SEGS,
@@ -171,6 +171,8 @@ cdef class Port:
         cdef const char *device_c = device_b
         cdef const char *devargs_c = devargs_b
         cdef bint gated = device.startswith("net_memif")
+        # From 24.11 on hotplug_add wants all three in 127 bytes; there are paths in them.
+        cdef bint lengthy = bus == "vdev" and len(f"{bus}:{device},{devargs}".encode()) > 127
         cdef int rc
         start()
         with _plug_lock, eal_arguments.without_realtime():
@@ -179,7 +181,10 @@ cdef class Port:
             with nogil:
                 if gated:
                     af_gate_hold(gate())
-                rc = rte_eal_hotplug_add(bus_c, device_c, devargs_c)
+                if lengthy:
+                    rc = rte_vdev_init(device_c, devargs_c)
+                else:
+                    rc = rte_eal_hotplug_add(bus_c, device_c, devargs_c)
             try:
                 if rc < 0:
                     raise error(PortError, rc, f"{name}: driver {device.split(',')[0]} does not open", mark)

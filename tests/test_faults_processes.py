@@ -377,7 +377,7 @@ def hold_all(end: Any, progress: Callable[[], tuple[int, int]]) -> dict[str, Any
 
 
 def scant_sender(pipe: Connection, endpoint: str) -> None:
-    with everything_returned(), with_pool_of(aiflow.Sender, 15)(endpoint, **UNHURRIED) as tx:
+    with everything_returned(), with_pool_of(aiflow.Sender, 64)(endpoint, **UNHURRIED) as tx:
         ticket = tx.send({"x": content(47, BIG)}, wait=False)
         pipe.send(hold_all(tx, lambda: ticket.progress))
         pipe.send(ticket.result(timeout=PATIENCE_S).nbytes)
@@ -459,7 +459,8 @@ def test_fault_50_a_forked_child_is_told_and_leaves_its_parents_ports_alone() ->
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)], env=environment(), capture_output=True, text=True, timeout=60
     )
-    assert done.stderr == ""
+    # From 3.12 on Python itself warns of a fork beside threads.
+    assert [line for line in done.stderr.splitlines() if "DeprecationWarning" not in line] == []
     assert done.stdout.splitlines() == ["child 5 36", "parent 7 10"]
 
 

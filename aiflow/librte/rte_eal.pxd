@@ -1,4 +1,4 @@
-# rte_eal.h, rte_lcore.h, rte_errno.h, rte_log.h, rte_dev.h, rte_version.h: the environment abstraction layer
+# rte_eal.h, rte_lcore.h, rte_errno.h, rte_log.h, rte_dev.h, rte_bus_vdev.h, rte_version.h: DPDK's environment
 from libc.stdio cimport FILE
 
 
@@ -29,6 +29,10 @@ cdef extern from "rte_lcore.h" nogil:
 cdef extern from "rte_dev.h" nogil:
     int rte_eal_hotplug_add(const char *busname, const char *devname, const char *drvargs) noexcept
     int rte_eal_hotplug_remove(const char *busname, const char *devname) noexcept
+
+
+cdef extern from "rte_bus_vdev.h" nogil:
+    int rte_vdev_init(const char *name, const char *args) noexcept
 
 
 cdef extern from "rte_memory.h" nogil:
