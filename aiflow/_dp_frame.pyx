@@ -1,7 +1,7 @@
 """Received frames that the agent cannot read as they are: chains of mbufs, and priority tags.
 
-A driver may deliver a frame in several mbufs: DPDK 24.11's memif passes the sender's segments on, cards cut what is longer
-than their buffers. A switch may tag frames with VLAN 0, which is a priority and no VLAN (IEEE 802.1Q, 6.9).
+A driver may deliver a frame in several mbufs: DPDK 24.11's memif passes the sender's segments on, cards cut what is
+longer than their buffers. A switch may tag frames with VLAN 0, which is a priority and no VLAN (IEEE 802.1Q, 6.9).
 """
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
