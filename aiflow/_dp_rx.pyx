@@ -8,7 +8,7 @@ import os
 import time
 
 cimport cython
-from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_FillInfo, PyObject_GetBuffer
+from cpython.buffer cimport PyBUF_FORMAT, PyBUF_WRITABLE, PyBuffer_FillInfo, PyObject_GetBuffer
 from cpython.weakref cimport PyWeakref_NewRef
 from libc.stdint cimport uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
@@ -266,7 +266,10 @@ cdef class Exporter:
         try:
             PyObject_GetBuffer(array, buffer, flags)
         except (ValueError, BufferError):
-            # dtypes without a buffer format (datetime64, float16 subtypes …) go out as their bytes
+            # Dtypes without a buffer format (datetime64 …): their bytes for a file or a socket, and for numpy, which
+            # asks for the format, a refusal as numpy's arrays give it: it takes __array__ then.
+            if flags & PyBUF_FORMAT:
+                raise
             PyObject_GetBuffer(array.reshape(-1, order="A").view("u1"), buffer, flags)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from aiflow.errors import ConfigError
 from aiflow.filemarks import ELEMENT, Marked
-from aiflow.manifest import MAX_AXES, MAX_STREAM_BYTES, Form, as_bytes, checked_stream, named, pieces
+from aiflow.manifest import MAX_AXES, MAX_STREAM_BYTES, Form, Received, as_bytes, checked_stream, named, pieces
 
 cdef extern from *:
     """
@@ -132,6 +132,13 @@ cdef class _Runs:
                 return 0
         if kind is Marked:
             return self._add_file(element)
+        if stream is None and isinstance(element, Received):
+            key = element.key
+            if element.mark is not None:
+                return self._add_file(Marked(key, element.array, element.mark))
+            if isinstance(key, str):
+                return self.add(key, element.array, 0)
+            return self.add(None, element.array, key)
         buffer, wide = as_bytes(element, f"element {number if stream is None else stream!r}")
         form = named(None, wide)[1]
         size = wide.nbytes

@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .errors import ConfigError
+from .errors import AiflowError, ConfigError
 from .filemarks import ELEMENT, FileMark, Marked
 
 __all__ = [
     "Form",
     "Piece",
+    "Received",
     "Run",
     "Span",
     "as_bytes",
@@ -72,12 +73,29 @@ class Form(NamedTuple):
         return _decode_form(encoded)
 
 
+@lru_cache(maxsize=1024)
+def _descr_of(dtype: np.dtype[Any]) -> Any:
+    """What a manifest says of a dtype; TypeError where a receiver could not read it back as the same dtype."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a dtype's metadata is the sender's own business
+            descr = np.lib.format.dtype_to_descr(dtype)
+        same = np.lib.format.descr_to_dtype(descr) == dtype
+    except (TypeError, ValueError):
+        same = False
+    if not same:
+        plain = dtype.names is None and dtype.itemsize in (1, 2, 4, 8)
+        view = f"np.uint{8 * dtype.itemsize}" if plain else f"'V{dtype.itemsize}'"
+        raise TypeError(
+            f"dtype {dtype} cannot be described to a receiver: it is not made of numpy's own types, or its fields "
+            f"overlap or are out of order. Send array.view({view}), and view it as its dtype there"
+        )
+    return descr
+
+
 @lru_cache(maxsize=4096)
 def _encode_form(form: Form) -> bytes:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a dtype's metadata is the sender's own business
-        descr = np.lib.format.dtype_to_descr(form.dtype)
-    return f"{form.order}{list(form.shape)}{descr!r}".encode()
+    return f"{form.order}{list(form.shape)}{_descr_of(form.dtype)!r}".encode()
 
 
 @lru_cache(maxsize=4096)
@@ -98,6 +116,22 @@ def form_of_bytes(nbytes: int) -> Form:
     return Form(np.dtype(np.uint8), (nbytes,))
 
 
+class Received:
+    """An element that came out of a slice: what is sent of it is its array, under the stream that it had."""
+
+    __slots__ = ()
+
+    @property
+    def array(self) -> np.ndarray[Any, Any]:
+        """Its bytes, as sent."""
+        raise NotImplementedError
+
+    @property
+    def key(self) -> str | int:
+        """Its stream as a manifest has it: a name, or a number where none was given."""
+        raise NotImplementedError
+
+
 def as_bytes(element: Any, what: str) -> tuple[Any, Form]:
     """A C-contiguous byte buffer of an element, copied only where its memory is not in one piece, and its form.
 
@@ -111,28 +145,28 @@ def as_bytes(element: Any, what: str) -> tuple[Any, Form]:
     Raises
     ------
     TypeError
-        For what cannot be sent: str, object dtype, a tensor that is not in the CPU's memory.
+        For what cannot be sent: str, object dtype, a dtype that only its own library knows, a tensor that is not in
+        the CPU's memory.
     """
     if isinstance(element, Marked):
         element = element.buffer
-    if isinstance(element, bytes):
+    if isinstance(element, (np.ndarray, np.generic)):  # np.bytes_ and np.str_ are Python's bytes and str, too
+        if type(element) is not np.ndarray and isinstance(element, np.ma.MaskedArray):  # it takes 20 ms to import
+            raise TypeError(f"{what} is a masked array: send its data and its mask as two elements, or .filled()")
+        array = np.asarray(element)  # a plain one: no method of a subclass runs
+    elif isinstance(element, bytes):
         return element, form_of_bytes(len(element))
-    if isinstance(element, bytearray):
+    elif isinstance(element, bytearray):
         return memoryview(element), form_of_bytes(len(element))  # it keeps its size while this is held
-    if isinstance(element, np.ndarray):
-        array = element
-    elif isinstance(element, np.generic):
-        array = np.asarray(element)
     elif isinstance(element, str):
         raise TypeError(f"{what} is a str: encode it to bytes first")
     else:
         array = _array_of(element, what)
-    if type(array) is not np.ndarray and isinstance(array, np.ma.MaskedArray):  # numpy.ma takes 20 ms to import
-        raise TypeError(f"{what} is a masked array: send its data and its mask as two elements, or .filled()")
     if array.ndim > MAX_AXES:
         raise TypeError(f"{what} has {array.ndim} axes: {MAX_AXES} is the most that can be sent")
     if array.dtype.hasobject:
         raise TypeError(f"{what} has dtype {array.dtype}: Python objects cannot be sent, only plain numbers and bytes")
+    _descr_of(array.dtype)  # before anything of the slice is under way
     if array.flags.c_contiguous:
         order = "C"
     elif array.flags.f_contiguous:
@@ -146,22 +180,53 @@ def as_bytes(element: Any, what: str) -> tuple[Any, Form]:
 
 
 def _array_of(element: Any, what: str) -> np.ndarray[Any, Any]:
+    if isinstance(element, Received):
+        return element.array
+    kind = type(element).__name__
     try:
-        return np.asarray(memoryview(element))
-    except (TypeError, ValueError, BufferError):
-        pass
-    if not hasattr(element, "__dlpack__"):
-        raise TypeError(
-            f"{what} is a {type(element).__name__}, which has neither the buffer protocol nor DLPack: "
-            "send bytes, a numpy array or a CPU tensor"
-        )
+        view = memoryview(element)
+    except AiflowError:
+        raise
+    except TypeError:  # it has no buffer protocol
+        return _tensor_of(element, what, kind)
+    except (ValueError, BufferError) as error:  # a memoryview that was released, an mmap that was closed, …
+        if hasattr(element, "__dlpack__"):
+            return _tensor_of(element, what, kind)
+        raise TypeError(f"{what} ({kind}) cannot be read: {error}. Send it before it is given up") from None
     try:
-        return np.from_dlpack(element)
-    except (RuntimeError, TypeError, ValueError, BufferError) as error:
+        return np.asarray(view)
+    except (TypeError, ValueError, BufferError) as error:
         raise TypeError(
-            f"{what} ({type(element).__name__}) cannot be read through DLPack ({error}): move it to the CPU, detach "
-            "it, or view it as a dtype that numpy has"
+            f"{what} ({kind}) has a buffer that numpy cannot read ({error}): send memoryview(…).cast('B')"
         ) from None
+
+
+def _tensor_of(element: Any, what: str, kind: str) -> np.ndarray[Any, Any]:
+    if hasattr(element, "__dlpack__"):
+        try:
+            return np.from_dlpack(element)
+        except (RuntimeError, TypeError, ValueError, BufferError) as error:
+            raise TypeError(f"{what} ({kind}) cannot be read through DLPack ({error}): {_remedy(element)}") from None
+    if hasattr(element, "__array__") or hasattr(element, "__array_interface__"):
+        raise TypeError(f"{what} is a {kind}, which numpy can make an array of: send np.asarray(…) of it")
+    raise TypeError(
+        f"{what} is a {kind}, which has neither the buffer protocol nor DLPack: send bytes, a numpy array or a CPU "
+        "tensor"
+    )
+
+
+def _remedy(tensor: Any) -> str:
+    """What to do about a tensor that numpy does not take."""
+    if getattr(tensor, "requires_grad", False) is True:
+        return "send tensor.detach()"
+    try:
+        kind = tensor.__dlpack_device__()[0]
+    except Exception:  # whatever a library may raise there: it has said why it cannot be read
+        kind = _CPU
+    return "view it as a dtype that numpy has" if kind == _CPU else "copy it to the CPU"
+
+
+_CPU = 1  # kDLCPU
 
 
 def pieces(elements: Any) -> Iterator[tuple[str | int, Any]]:
@@ -170,7 +235,7 @@ def pieces(elements: Any) -> Iterator[tuple[str | int, Any]]:
         for stream, element in elements.items():
             yield checked_stream(stream), element
         return
-    if isinstance(elements, (bytes, bytearray, memoryview, str, np.ndarray)) or hasattr(elements, "__dlpack__"):
+    if isinstance(elements, (str, memoryview)) or _is_buffer(elements):
         raise TypeError("send takes a mapping or an iterable of elements: write send([buffer]) for a single one")
     if not isinstance(elements, Iterable):
         raise TypeError(f"send takes a mapping or an iterable of elements, not {type(elements).__name__}")
@@ -179,8 +244,21 @@ def pieces(elements: Any) -> Iterator[tuple[str | int, Any]]:
             yield checked_stream(item[0]), item[1]
         elif isinstance(item, Marked):
             yield checked_stream(item.stream), item
+        elif isinstance(item, Received):
+            yield item.key, item.array if item.mark is None else Marked(str(item.key), item.array, item.mark)
         else:
             yield index, item
+
+
+def _is_buffer(elements: Any) -> bool:
+    """Is it one element rather than several, though one may iterate over it as over an mmap's bytes?"""
+    if any(hasattr(elements, name) for name in ("__array__", "__array_interface__", "__dlpack__")):
+        return True
+    try:
+        memoryview(elements).release()
+    except (TypeError, ValueError, BufferError):
+        return False
+    return True
 
 
 def checked_stream(stream: Any) -> str:
@@ -205,10 +283,7 @@ def named(stream: str | int | None, form: Form) -> tuple[bytes, bytes]:
     name = stream.encode("utf-8", "surrogateescape") if isinstance(stream, str) else b""
     if len(name) > MAX_STREAM_BYTES:
         raise ConfigError(f"a stream's name of {len(name)} bytes is too long: {MAX_STREAM_BYTES} is the most")
-    try:
-        encoded = form.encode()
-    except ValueError as error:
-        raise TypeError(f"dtype {form.dtype} cannot be described ({error}): send array.view(np.uint8)") from None
+    encoded = form.encode()
     if len(encoded) > 0xFFFF:
         raise ConfigError(f"the dtype {form.dtype} takes {len(encoded)} bytes to describe: 65535 is the most")
     return name, encoded
@@ -324,9 +399,13 @@ class Run(NamedTuple):
     form: Form
     mark: FileMark | None = None
 
+    def key_of(self, number: int) -> str | int:
+        """The stream of element `number`, or its number where none was named."""
+        return self.stream if self.stream is not None else self.first + number - self.start
+
     def stream_of(self, number: int) -> str:
         """The stream of element `number`."""
-        return self.stream if self.stream is not None else str(self.first + number - self.start)
+        return str(self.key_of(number))
 
 
 def parse(manifest: bytes) -> list[Run]:

@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
+import operator
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
-from typing import Any
+from typing import Any, NoReturn, SupportsIndex, overload
 
 import numpy as np
 
 from ._dp_rx import Exporter
 from .errors import ConfigError
 from .filemarks import FileMark
-from .manifest import Run, Span, spans_of, streams_of
+from .manifest import Received, Run, Span, spans_of, streams_of
 from .partition import even
 from .verdicts import told
 
 __all__ = ["Element", "Shard", "TimeSlice"]
 
 
-class Element(Exporter):
+NAMES_SHOWN = 10
+"""Streams that an error lists."""
+
+
+class Element(Exporter, Received):
     """One element of a time slice: an image, a video frame, a tensor.
 
     Its memory belongs to the slice. Arrays and views taken out keep that memory alive, also after the slice was
     released and the Receiver closed; while any is held, the whole slice counts against the Receiver's ``memory``.
+    The first of several like elements lies at a multiple of 64 bytes, and the others follow without a gap, so their
+    arrays are aligned for their dtype only. Copy what a library wants aligned to more.
+
+    Two are equal that are the same element of the same slice. To another process send `array`: an Element itself
+    cannot be pickled or copied.
 
     Attributes
     ----------
@@ -49,6 +59,11 @@ class Element(Exporter):
     def stream(self) -> str:
         """The stream it belongs to."""
         return self._run.stream_of(self.number)
+
+    @property
+    def key(self) -> str | int:
+        """Its stream, or the stream's number where the sender named none."""
+        return self._run.key_of(self.number)
 
     @property
     def nbytes(self) -> int:
@@ -140,6 +155,17 @@ class Element(Exporter):
             raise TypeError("an element of no axes has no length")
         return self.shape[0]
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Element):
+            return NotImplemented
+        return self._slice is other._slice and self.number == other.number
+
+    def __hash__(self) -> int:
+        return hash((id(self._slice), self.number))
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        raise TypeError("an aiflow Element is memory of its Receiver: copy or send element.array, or bytes(element)")
+
     def __repr__(self) -> str:
         return f"<Element {self.number} stream={self.stream!r} {self.dtype}{list(self.shape)} {self.nbytes} bytes>"
 
@@ -184,16 +210,29 @@ class _Elements:
             self._streams = streams_of(self._spans)
         return self._streams
 
+    def _named(self, name: str) -> list[Span]:
+        streams = self._by_stream()
+        if name in streams:
+            return streams[name]
+        names = ", ".join(map(repr, [*streams][:NAMES_SHOWN])) or "none"
+        more = f" and {len(streams) - NAMES_SHOWN} more" if len(streams) > NAMES_SHOWN else ""
+        raise KeyError(f"there is no stream {name!r} here. There is {names}{more}")
+
     def stream(self, name: str) -> list[Element]:
         """All elements of the stream `name`, in order; KeyError if there is none."""
         time_slice = self._whole()
-        spans = self._by_stream()[name]
         return [
-            Element(time_slice, run, number) for run, start, count in spans for number in range(start, start + count)
+            Element(time_slice, run, number)
+            for run, start, count in self._named(name)
+            for number in range(start, start + count)
         ]
 
-    def __getitem__(self, key: str | int) -> Element:
-        """The stream's only element, or the element at a place.
+    @overload
+    def __getitem__(self, key: str | SupportsIndex) -> Element: ...
+    @overload
+    def __getitem__(self, key: slice) -> list[Element]: ...
+    def __getitem__(self, key: str | SupportsIndex | slice) -> Element | list[Element]:
+        """The stream's only element, the element at a place, or a list of those at a slice of places.
 
         Raises
         ------
@@ -201,22 +240,45 @@ class _Elements:
             If there is no such stream, or it has several elements (then `stream` lists them).
         IndexError
             If there is no such place.
+        TypeError
+            For any other key.
         """
         if isinstance(key, str):
-            elements = self._by_stream()[key]
-            if len(elements) != 1 or elements[0].nb_elements != 1:
+            spans = self._named(key)
+            if len(spans) != 1 or spans[0].nb_elements != 1:
                 raise KeyError(f"stream {key!r} has several elements: use stream({key!r})")
-            return Element(self._whole(), elements[0].run, elements[0].start)
-        place = key + self._length if key < 0 else key
+            return Element(self._whole(), spans[0].run, spans[0].start)
+        if isinstance(key, slice):
+            return [self._at(place) for place in range(*key.indices(self._length))]
+        try:
+            index = operator.index(key)
+        except TypeError:
+            raise TypeError(
+                "elements are found by a stream's name, a place or a slice of places, "
+                f"not by {type(key).__name__}: {key!r:.80}"
+            ) from None
+        place = index + self._length if index < 0 else index
         if not 0 <= place < self._length:
-            raise IndexError(f"element {key} of {self._length}")
+            raise IndexError(f"there is no element {index}: there are {self._length}")
+        return self._at(place)
+
+    def _at(self, place: int) -> Element:
         if self._places is None:
             self._places = list(accumulate((span.nb_elements for span in self._spans), initial=0))
         at = bisect_right(self._places, place) - 1
         return Element(self._whole(), self._spans[at].run, self._spans[at].start + place - self._places[at])
 
-    def __contains__(self, stream: object) -> bool:
-        return stream in self._by_stream()
+    def __contains__(self, what: object) -> bool:
+        """Is there a stream of this name, or this very element?"""
+        if isinstance(what, Element):
+            return what._slice is self._whole() and any(
+                span.start <= what.number < span.start + span.nb_elements for span in self._spans
+            )
+        return isinstance(what, str) and what in self._by_stream()
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        kind = type(self).__name__
+        raise TypeError(f"an aiflow {kind} is memory of its Receiver: copy or send its as_arrays(), or element.array")
 
     def as_arrays(self) -> dict[str, np.ndarray[Any, Any]]:
         """One array a stream, with a first axis over the stream's elements; no Python object for each element.
@@ -254,7 +316,8 @@ class _Elements:
 class TimeSlice(_Elements):
     """All elements that a sender put into one time slice; whole, and checked against the sender's CRC32C.
 
-    A sequence of `Element` in the sender's order, and a context manager that releases it at the end.
+    A sequence of `Element` in the sender's order, and a context manager that releases it at the end. `Sender.send` takes
+    it, or its elements, as they are: each keeps its stream. Pickled or copied, it refuses.
 
     Parameters
     ----------
@@ -320,8 +383,8 @@ class TimeSlice(_Elements):
         ConfigError
             If `n` is less than 1.
         """
-        if n < 1:
-            raise ConfigError(f"shards(n={n}): n is at least 1")
+        if not isinstance(n, (int, np.integer)) or n < 1:
+            raise ConfigError(f"shards(n={n!r}): n is a number of parts, at least 1")
         sizes = np.repeat([span.run.nbytes for span in self._spans], [span.nb_elements for span in self._spans])
         parts = even(sizes, n)
         return [Shard(self, np.flatnonzero(parts == index), index, n) for index in range(n)]
