@@ -203,7 +203,7 @@ cdef extern from "aiflow/tx.h" nogil:
         char *text
         uint32_t text_got
         uint32_t id, payload_bytes, nb_manifest, nb_data, nb_chunks
-        uint64_t granted_ns, done_ns, frames, again
+        uint64_t joined_ns, granted_ns, done_ns, frames, again
         uint64_t port_frames[32]
         uint64_t port_bytes[32]
 

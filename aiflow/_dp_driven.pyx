@@ -119,12 +119,14 @@ cdef class Driven:
         return value
 
     def stop(self):
-        """End the thread; frames that were not sent yet are freed. Idempotent."""
+        """End the thread; frames that were not sent yet are freed. Idempotent, also after an interrupt."""
         if os.getpid() != self.pid:
             return
-        if self.thread is not None and not self.stopped:
-            self.between(self._end)
-            self.thread.join()
+        if self.thread is not None:
+            if not self.stopped:
+                self.between(self._end)
+            if threading.current_thread() is not self.thread:
+                self.thread.join()
         _driven.discard(self)
 
     def _end(self):

@@ -390,8 +390,8 @@ cdef class RxLoop(Loop):
     def _said_all(self):
         return not af_rx_owes(self.rx) and self.settled()
 
-    def pop(self):
-        """The next whole slice, or None."""
+    def pop(self, list into=None):
+        """The next whole slice, or None; appended to `into` before an interrupt can strike."""
         cdef af_rx_slice *s
         cdef Incoming incoming
         self.check_process()
@@ -413,6 +413,8 @@ cdef class RxLoop(Loop):
             self.held = [one for one in self.held if one() is not None]
             self.most_held = max(64, 2 * len(self.held))
         self.held.append(PyWeakref_NewRef(incoming, None))
+        if into is not None:
+            into.append(incoming)
         return incoming
 
     @property
@@ -436,6 +438,7 @@ cdef class RxLoop(Loop):
         while self.pop() is not None:
             pass
         af_rx_free(self.rx)
+        self.store.trim()
 
     # ---- what is to be seen ----
 

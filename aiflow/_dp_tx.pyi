@@ -40,6 +40,8 @@ class Outgoing:
     @property
     def seconds(self) -> float | None: ...
     @property
+    def connecting(self) -> float | None: ...
+    @property
     def waited(self) -> float | None: ...
     @property
     def frames(self) -> tuple[int, int]: ...
@@ -73,10 +75,23 @@ class TxLoop(Loop):
     def note_death(self) -> None: ...
     def detach(self, ports: Iterable[Port], peer: int = 0) -> None: ...
     def post(
-        self, buffers: list[Any], manifest: bytes, plan: Plan, receiver: int = 0, wait: bool = False
+        self,
+        buffers: list[Any],
+        manifest: bytes,
+        plan: Plan,
+        receiver: int = 0,
+        wait: bool = False,
+        into: list[Outgoing] | None = None,
     ) -> Outgoing: ...
     def post_rows(
-        self, buffer: Any, nb_rows: int, manifest: bytes, plan: Plan, receiver: int = 0, wait: bool = False
+        self,
+        buffer: Any,
+        nb_rows: int,
+        manifest: bytes,
+        plan: Plan,
+        receiver: int = 0,
+        wait: bool = False,
+        into: list[Outgoing] | None = None,
     ) -> Outgoing: ...
     def begin_slice(self) -> tuple[int, int]: ...
     def nudge(self) -> None: ...

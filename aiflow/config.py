@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from .errors import ConfigError
 
 __all__ = [
     "FAULTS", "IDLE", "MAX_PORTS", "SCHEMES", "Endpoint", "parse_endpoint", "parse_endpoints", "parse_faults",
-    "parse_idle", "parse_max_cores", "parse_size",
+    "parse_idle", "parse_max_cores", "parse_seconds", "parse_size", "parse_timeout",
 ]  # fmt: skip
 
 MAX_PORTS = 32
@@ -67,6 +68,31 @@ def parse_max_cores(max_cores: float | None) -> float | None:
     if isinstance(max_cores, bool) or not isinstance(max_cores, (int, float)) or not 0.001 <= max_cores < 1e6:
         raise ConfigError(f"max_cores={max_cores!r}: give cores from 0.001 on, such as 0.5, or None for no limit")
     return float(max_cores)
+
+
+def parse_seconds(value: Any, what: str) -> float:
+    """Seconds, more than 0; ConfigError for anything else, under the name `what`."""
+    try:
+        seconds = -1.0 if isinstance(value, (str, bytes)) else float(value)
+    except (TypeError, ValueError):
+        seconds = -1.0
+    if not 0 < seconds < 1e6:
+        raise ConfigError(f"{what}={value!r}: give a number of seconds, more than 0 and less than 1000000")
+    return seconds
+
+
+def parse_timeout(timeout: Any) -> float | None:
+    """The most seconds to wait: None and infinity for no end, 0 to only look; ConfigError for what is none.
+
+    Raises
+    ------
+    ConfigError
+    """
+    if timeout is None or (isinstance(timeout, float) and timeout == math.inf):
+        return None
+    if isinstance(timeout, (int, float)) and timeout == 0:
+        return 0.0
+    return parse_seconds(timeout, "timeout")
 
 
 def parse_size(size: int | str) -> int:

@@ -15,6 +15,7 @@ __all__ = [
     "PoolExhausted",
     "PortError",
     "SliceTimeout",
+    "not_copied",
 ]
 
 
@@ -110,3 +111,8 @@ class DeliveryError(AiflowError):
 
 class DemandWarning(UserWarning):
     """A slice asks for more bandwidth than the ports can give: B_total = M / T, with ``slice_ms`` for T."""
+
+
+def not_copied(thing: object, instead: str) -> TypeError:
+    """What pickle and copy get for a thing that belongs to ports, threads and memory of this process."""
+    return TypeError(f"an aiflow {type(thing).__name__} cannot be pickled or copied: {instead}")

@@ -22,8 +22,10 @@ class Pair(NamedTuple):
 
     def close(self) -> None:
         """Close both, the sender first."""
-        self.sender.close()
-        self.receiver.close()
+        try:
+            self.sender.close()
+        finally:
+            self.receiver.close()
 
     def __enter__(self) -> Pair:
         return self

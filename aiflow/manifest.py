@@ -251,7 +251,7 @@ def pieces(elements: Any) -> Iterator[tuple[str | int, Any]]:
 
 
 def _is_buffer(elements: Any) -> bool:
-    """Is it one element rather than several, though one may iterate over it as over an mmap's bytes?"""
+    """True for one element, though one may iterate over it, as over an mmap's bytes."""
     if any(hasattr(elements, name) for name in ("__array__", "__array_interface__", "__dlpack__")):
         return True
     try:

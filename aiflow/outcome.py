@@ -113,6 +113,7 @@ def report(whole: Any, port_names: Sequence[tuple[str, str]], name_of: NameOf) -
         elements=whole.nb_elements,
         nbytes=whole.nbytes,
         seconds=whole.seconds,
+        connecting=whole.connecting or 0.0,
         frames_sent=frames,
         frames_retransmitted=again,
         ports=tuple(

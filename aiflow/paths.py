@@ -199,12 +199,12 @@ class PortSet:
         """Detach and close all ports, hang up, give names back. Idempotent; does nothing in a forked child."""
         if self._closed or os.getpid() != self._pid:
             return
-        self._closed = True
         self._watch_ends.set()
         if self._watch is not None and not _threads.is_current(self._watch):
             self._watch.join()
         if self._rendezvous is not None:
             self._rendezvous.close()
+            self._rendezvous = None  # which holds us
         static = [port for port in self._static if port in self._ports]
         if static:
             self._detach(static, 0)
@@ -215,7 +215,8 @@ class PortSet:
             claim.close()
         for endpoint in self._rings:
             rings.give_back(endpoint, self.role)
-        self._pool_for = self._rendezvous = None  # no cycle: the owner's memory must not wait for the collector
+        self._pool_for = None  # no cycle: the owner's memory must not wait for the collector
+        self._closed = True  # last: a close that was interrupted is repeated
 
     def describe(self) -> list[dict[str, Any]]:
         """What serves each endpoint.

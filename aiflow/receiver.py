@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import socket
+import threading
 import warnings
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from typing import Any
+import weakref
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Sequence
+from typing import Any, NoReturn, SupportsIndex
 
 from . import containers
 from ._dp_rx import MBUF_OVERHEAD, RxLoop, Store
 from ._eal import Mempool
-from .config import parse_endpoints, parse_idle, parse_max_cores, parse_size
-from .errors import ConfigError, PoolExhausted, SliceTimeout
+from .config import parse_endpoints, parse_idle, parse_max_cores, parse_seconds, parse_size, parse_timeout
+from .errors import ConfigError, PoolExhausted, SliceTimeout, not_copied
 from .monitor import INTERVAL_S, LinkSpeeds, Monitor
 from .paths import PortSet
 from .reasons import joined, of_drops
 from .report import PortTable, port_table
-from .sender import MBUFS_PER_PORT, _seconds, _timeout
+from .sender import MBUFS_PER_PORT
 from .slices import TimeSlice
 from .ticket import again
 from .waiting import Waiting
@@ -33,6 +35,64 @@ STARVED_S = 10.0
 """How long a sender's request may wait for memory that the user holds before `recv` says so."""
 
 NAMED = ("local", "memif", "vhost", "ring")
+
+
+class _Pools:
+    """Where ports' mbufs come from. The ports hold this, and not the Receiver: one that is dropped can go."""
+
+    def __init__(self, loop: RxLoop, memory: int, assemble: bool) -> None:
+        self._loop = loop
+        self._memory = memory
+        self._assemble = assemble
+        self._kept: dict[int, Mempool] = {}
+
+    def __call__(self, frame_size: int, socket_id: int, nb_ports: int, needs_eal_memory: bool) -> Mempool:
+        nb_mbufs = nb_ports * MBUFS_PER_PORT
+        if self._assemble:
+            return Mempool(f"rx-{frame_size}", nb_mbufs, frame_size, socket_id, not needs_eal_memory)
+        # Kept mbufs are the elements' memory: one pool of that size for all ports with frames of this size.
+        if frame_size not in self._kept:
+            kept = self._memory // (frame_size + MBUF_OVERHEAD) + 1
+            pool = Mempool(f"kept-{frame_size}", kept + 8 * MBUFS_PER_PORT, frame_size, socket_id, not needs_eal_memory)
+            self._kept[frame_size] = pool
+            self._loop.mbuf_bytes = max(self._loop.mbuf_bytes, frame_size + MBUF_OVERHEAD)
+        return self._kept[frame_size]
+
+    def clear(self) -> None:
+        """Hold them no more."""
+        self._kept.clear()
+
+
+class _Slices:
+    """What a loop over a Receiver holds: several may run at once, and each releases its own slices only."""
+
+    def __init__(self, receiver: Receiver) -> None:
+        self._receiver = receiver
+        self._current: TimeSlice | None = None
+
+    def __iter__(self) -> _Slices:
+        return self
+
+    def __next__(self) -> TimeSlice:
+        self._release()
+        self._current = self._receiver._next()
+        return self._current
+
+    def __aiter__(self) -> _Slices:
+        return self
+
+    async def __anext__(self) -> TimeSlice:
+        self._release()
+        self._current = await self._receiver._anext()
+        return self._current
+
+    def _release(self) -> None:
+        if self._current is not None:
+            self._current.release()
+            self._current = None
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        raise not_copied(self, "iterate over the Receiver")
 
 
 class Receiver:
@@ -85,7 +145,12 @@ class Receiver:
     Notes
     -----
     Iterable, also asynchronously, and a context manager. It shows whole slices only, each exactly once within a
-    session, in order for each sender. Advancing the iteration releases the slice before; arrays taken out stay valid.
+    session, in order for each sender. Advancing an iteration releases the slice before; arrays taken out stay valid.
+    Several threads or tasks may iterate at once: each slice goes to one of them, and stays until that one asks for the
+    next. ``next(rx)`` is an iteration of the calling thread, ``anext(rx)`` of the task.
+
+    The array of the first of several like elements lies at a multiple of 64 bytes; the others follow without a gap,
+    aligned for their dtype only.
     """
 
     def __init__(
@@ -106,7 +171,8 @@ class Receiver:
         monitor_interval: float = INTERVAL_S,
         faults: dict[str, Any] | list[dict[str, Any]] | None = None,
     ) -> None:
-        self._closed = True
+        self._closed = self._ended = True  # takes no work; has nothing left to close
+        self._ending = threading.RLock()  # a signal handler may close, too
         self.endpoints = parse_endpoints(ports)
         spins = parse_idle(idle)
         max_cores = parse_max_cores(max_cores)
@@ -123,11 +189,12 @@ class Receiver:
             raise ConfigError(f"memory={memory!r} is more than any machine has: give less than 64 TiB")
         nb_ports = sum(endpoint.nb_ports for endpoint in self.endpoints)
         containers.warn_of_memory(self.memory + nb_ports * MBUFS_PER_PORT * USUAL_MBUF, stacklevel=2)
-        self.timeout = None if timeout is None else _seconds(timeout, "timeout")
+        self.timeout = parse_timeout(timeout)
         self.until = until
         self.confirm = confirm
-        self._current: TimeSlice | None = None
-        self._pools: dict[int, Mempool] = {}
+        # Of each thread that calls next(), and each task that calls anext().
+        self._current: weakref.WeakKeyDictionary[Any, TimeSlice] = weakref.WeakKeyDictionary()
+        self._back: list[Any] = []  # slices that an interrupted call had taken
         self._reports: Mempool | None = None
         if not self.assemble:
             self._reports = Mempool("reports", 2047, 2048, -1, True)
@@ -135,12 +202,13 @@ class Receiver:
             self.name,
             Store(self.memory, self.assemble),
             not self.assemble,
-            _seconds(peer_timeout, "peer_timeout"),
+            parse_seconds(peer_timeout, "peer_timeout"),
             self._reports,
             faults,
             monitor_interval,
             confirm == "release",
         )
+        self._pools = _Pools(self._loop, self.memory, self.assemble)
         self._monitor = Monitor(self._loop, speeds)
         self._waiting = Waiting(self._loop)
         self._loop.spins = spins
@@ -150,7 +218,7 @@ class Receiver:
             self._ports = PortSet(
                 self.endpoints,
                 "receiver",
-                pool_for=self._pool_for,
+                pool_for=self._pools,
                 attach=self._loop.attach,
                 detach=self._loop.detach,
                 frame_size=frame_size,
@@ -159,19 +227,7 @@ class Receiver:
         except BaseException:
             self._loop.close()
             raise
-        self._closed = False
-
-    def _pool_for(self, frame_size: int, socket_id: int, nb_ports: int, needs_eal_memory: bool) -> Mempool:
-        nb_mbufs = nb_ports * MBUFS_PER_PORT
-        if self.assemble:
-            return Mempool(f"rx-{frame_size}", nb_mbufs, frame_size, socket_id, not needs_eal_memory)
-        # Kept mbufs are the elements' memory: one pool of that size for all ports with frames of this size.
-        if frame_size not in self._pools:
-            kept = self.memory // (frame_size + MBUF_OVERHEAD) + 1
-            pool = Mempool(f"kept-{frame_size}", kept + 8 * MBUFS_PER_PORT, frame_size, socket_id, not needs_eal_memory)
-            self._pools[frame_size] = pool
-            self._loop.mbuf_bytes = max(self._loop.mbuf_bytes, frame_size + MBUF_OVERHEAD)
-        return self._pools[frame_size]
+        self._closed = self._ended = False
 
     # ---- receiving ----
 
@@ -202,13 +258,13 @@ class Receiver:
         EalError
             This process was forked from the Receiver's.
         """
-        wanted = self.timeout if timeout is None else _timeout(timeout)
+        wanted = self.timeout if timeout is None else parse_timeout(timeout)
         self._loop.check_process()
         self._check_open()
-        found: list[Any] = []
-        if not self._waiting.until(lambda: self._look(found, wanted), wanted):
-            raise self._too_late(wanted)
-        return self._take(found)
+        time_slice = self._wait(wanted)
+        if time_slice is None:
+            raise self._at_end()
+        return time_slice
 
     async def arecv(self, timeout: float | None = None) -> TimeSlice:
         """`recv` for an event loop.
@@ -222,19 +278,43 @@ class Receiver:
         -------
         TimeSlice
         """
-        wanted = self.timeout if timeout is None else _timeout(timeout)
+        wanted = self.timeout if timeout is None else parse_timeout(timeout)
         self._loop.check_process()
         self._check_open()
+        time_slice = await self._wait_async(wanted)
+        if time_slice is None:
+            raise self._at_end()
+        return time_slice
+
+    def _wait(self, timeout: float | None) -> TimeSlice | None:
+        """The next slice; None at the end."""
         found: list[Any] = []
-        if not await self._waiting.until_async(lambda: self._look(found, wanted), wanted):
-            raise self._too_late(wanted)
-        return self._take(found)
+        try:
+            if not self._waiting.until(lambda: self._look(found, timeout), timeout):
+                raise self._too_late(timeout)
+            return TimeSlice(found[0]) if found else None
+        except BaseException:
+            self._give_back(found)
+            raise
+
+    async def _wait_async(self, timeout: float | None) -> TimeSlice | None:
+        found: list[Any] = []
+        try:
+            if not await self._waiting.until_async(lambda: self._look(found, timeout), timeout):
+                raise self._too_late(timeout)
+            return TimeSlice(found[0]) if found else None
+        except BaseException:
+            self._give_back(found)
+            raise
 
     def _look(self, found: list[Any], timeout: float | None) -> bool:
-        """Whether there is a slice, or a reason to stop waiting."""
-        incoming = self._loop.pop()
-        if incoming is not None:
-            found.append(incoming)
+        """Whether there is a slice, or a reason to stop waiting. An interrupt finds a slice that it took in `found`."""
+        if self._back:  # no call until it is there
+            found += self._back[:1]
+            del self._back[0]
+        elif not found:
+            self._loop.pop(found)
+        if found:
             return True
         nbytes, seconds = self._loop.starving
         if nbytes and seconds > 0.9 * min(STARVED_S, STARVED_S if timeout is None else timeout):
@@ -243,14 +323,18 @@ class Receiver:
             raise again(self._ports.error)
         return self._closed or self._over()
 
-    def _take(self, found: list[Any]) -> TimeSlice:
-        if not found:
-            raise ConfigError(
-                "this Receiver was closed while it waited"
-                if self._closed
-                else "every sender has said goodbye: iterate with `for time_slice in rx` to end without an error"
-            )
-        return TimeSlice(found[0])
+    def _give_back(self, found: list[Any]) -> None:
+        """An interrupt came when a slice was taken: it is the next call's."""
+        self._back += found
+        if found:
+            self._loop.tell()
+
+    def _at_end(self) -> ConfigError:
+        return ConfigError(
+            "this Receiver was closed while it waited"
+            if self._closed
+            else "every sender has said goodbye: iterate with `for time_slice in rx` to end without an error"
+        )
 
     def _over(self) -> bool:
         return self.until == "bye" and bool(self._loop.finished)
@@ -278,41 +362,49 @@ class Receiver:
         )
 
     def __iter__(self) -> Iterator[TimeSlice]:
-        return self
-
-    def __next__(self) -> TimeSlice:
-        self._release_current()
-        found: list[Any] = []
-        self._loop.check_process()
-        if self._closed:
-            raise StopIteration
-        if not self._waiting.until(lambda: self._look(found, self.timeout), self.timeout):
-            raise self._too_late(self.timeout)
-        if not found:
-            raise StopIteration
-        self._current = TimeSlice(found[0])
-        return self._current
+        return _Slices(self)
 
     def __aiter__(self) -> AsyncIterator[TimeSlice]:
-        return self
+        return _Slices(self)
 
-    async def __anext__(self) -> TimeSlice:
-        self._release_current()
-        found: list[Any] = []
+    def __next__(self) -> TimeSlice:
+        me = threading.current_thread()
+        self._release(me)
+        time_slice = self._current[me] = self._next()
+        return time_slice
+
+    def __anext__(self) -> Coroutine[Any, Any, TimeSlice]:
+        import asyncio  # 30 ms of imports that threads never need
+
+        try:
+            task = asyncio.current_task()  # of the caller: wait_for() runs us in another
+        except RuntimeError:  # no loop is running yet
+            task = None
+        return self._anext_of(task or threading.current_thread())
+
+    async def _anext_of(self, whose: Any) -> TimeSlice:
+        self._release(whose)
+        time_slice = self._current[whose] = await self._anext()
+        return time_slice
+
+    def _release(self, whose: Any) -> None:
+        current = self._current.pop(whose, None)
+        if current is not None:
+            current.release()
+
+    def _next(self) -> TimeSlice:
         self._loop.check_process()
-        if self._closed:
-            raise StopAsyncIteration
-        if not await self._waiting.until_async(lambda: self._look(found, self.timeout), self.timeout):
-            raise self._too_late(self.timeout)
-        if not found:
-            raise StopAsyncIteration
-        self._current = TimeSlice(found[0])
-        return self._current
+        time_slice = None if self._closed else self._wait(self.timeout)
+        if time_slice is None:
+            raise StopIteration
+        return time_slice
 
-    def _release_current(self) -> None:
-        if self._current is not None:
-            self._current.release()
-            self._current = None
+    async def _anext(self) -> TimeSlice:
+        self._loop.check_process()
+        time_slice = None if self._closed else await self._wait_async(self.timeout)
+        if time_slice is None:
+            raise StopAsyncIteration
+        return time_slice
 
     # ---- what is to be seen ----
 
@@ -350,22 +442,33 @@ class Receiver:
             raise ConfigError("this Receiver is closed: open another one")
 
     def close(self) -> None:
-        """Close the ports and free what nobody holds. Arrays taken out stay valid. Idempotent."""
+        """Close the ports and free what nobody holds. Arrays taken out stay valid.
+
+        Idempotent; after an interrupt, closing again finishes what was left.
+        """
         self._close("")
 
     def _close(self, failed: str) -> None:
-        """Close; `failed`: why what waits for the user's word has failed, "" where it has not."""
-        if self._closed:
+        """Close; `failed`: why slices that wait for the user's word have failed, "" for no better reason."""
+        if self._ended:
             return
         self._closed = True
-        if not failed:
-            self._release_current()
+        self._current.clear()
         if not self._loop.pid_is_ours():
             return
         self._loop.tell()  # whoever waits in another thread
+        with self._ending:
+            self._end(failed)
+
+    def _end(self, failed: str) -> None:
+        """Each step may be repeated: an interrupt ends it anywhere."""
+        if self._ended:
+            return
         self._loop.close(*([failed.encode("utf-8", "backslashreplace")] if failed else []))
         self._ports.close()
+        self._back.clear()
         self._pools.clear()
+        self._ended = True
 
     def __enter__(self) -> Receiver:
         return self
@@ -380,9 +483,14 @@ class Receiver:
         self.__exit__(kind, error, trace)
 
     def __del__(self) -> None:
-        if not getattr(self, "_closed", True) and self._loop.pid_is_ours():
+        if getattr(self, "_ended", True) or not self._loop.pid_is_ours():
+            return
+        if not self._closed:
             warnings.warn(f"{self!r} was not closed", ResourceWarning, stacklevel=2)
-            self.close()
+        self.close()
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        raise not_copied(self, "open another one there, on endpoints of its own")
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"{self._loop.nb_sessions} senders"

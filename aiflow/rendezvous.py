@@ -223,13 +223,14 @@ class Rendezvous:
 
     def close(self) -> None:
         """Hang up, remove all ports, give the names back. Idempotent; does nothing in a forked child."""
-        if self._closing or os.getpid() != self._pid:
+        if self._wake < 0 or os.getpid() != self._pid:
             return
         self._closing = True
         os.eventfd_write(self._wake, 1)
         if not _threads.is_current(self._thread):
-            self._thread.join()
-            os.close(self._wake)
+            self._thread.join()  # what an interrupt leaves, the next call waits for
+            wake, self._wake = self._wake, -1
+            os.close(wake)
 
     def _run(self) -> None:
         try:

@@ -70,19 +70,23 @@ def take(endpoint: Endpoint, role: str, mempool: Any) -> list[Any]:
 
 
 def give_back(endpoint: Endpoint, role: str) -> None:
-    """Undo `take`: what waits to be received is dropped; the rings go when both sides have been given back."""
+    """Undo `take`: what waits to be received is dropped; the rings go when both sides have been given back.
+
+    Ours last: what an interrupt leaves undone, the next call does.
+    """
     with _lock:
         ring = _rings.get(endpoint.target)
         if ring is None or not ring.taken.get(role):
             return
-        ring.taken[role] = False
         for pair in ring.pairs:
             pair[_SIDES.index(role)].drain()
-        if not any(ring.taken.values()):
+        if not any(taken for other, taken in ring.taken.items() if other != role):
             _close(endpoint.target)
+        ring.taken[role] = False
 
 
 def _close(name: str) -> None:
-    for pair in _rings.pop(name).pairs:
+    for pair in _rings[name].pairs:
         for port in pair:
             port.close()
+    del _rings[name]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn, SupportsIndex
 
 import numpy as np
 
@@ -16,13 +17,13 @@ from . import monitor, outcome, scheduler
 from ._dp_tx import MOST_RECEIVERS, TxLoop
 from ._eal import Mempool
 from ._encode import encode as encode_elements
-from .config import parse_endpoints, parse_idle, parse_max_cores, parse_size
-from .errors import ConfigError, SliceTimeout
+from .config import parse_endpoints, parse_idle, parse_max_cores, parse_seconds, parse_size, parse_timeout
+from .errors import ConfigError, SliceTimeout, not_copied
 from .flow import FlowControl, parse_rate
 from .manifest import Form, Piece, as_bytes, described, encode, encode_rows
 from .paths import PortSet
 from .report import PortTable, SliceReport, port_table
-from .several import Partition, Several, array_of
+from .several import Partition, array_of, whole_of
 from .streaming import PutTicket, Streaming
 from .ticket import Ticket, again
 from .waiting import Waiting
@@ -34,6 +35,18 @@ MBUFS_PER_PORT = 3071
 
 GOODBYE_S = 0.5
 """How long `close` waits for the receiver's answer to our BYE."""
+
+_serial = itertools.count(1)
+
+
+def _default_name() -> str:
+    """Host and process id, and a number that tells the process's Senders apart from the second on."""
+    serial = next(_serial)
+    return f"{socket.gethostname()}-{os.getpid()}{f'-{serial}' if serial > 1 else ''}"[-60:]
+
+
+def _pool_for(frame_size: int, socket_id: int, nb_ports: int, needs_eal_memory: bool) -> Mempool:
+    return Mempool(f"tx-{frame_size}", nb_ports * MBUFS_PER_PORT, frame_size, socket_id, not needs_eal_memory)
 
 
 class Sender:
@@ -48,7 +61,8 @@ class Sender:
         The receiver's name; default: the only one that answers. Several names, 16 at the most: each slice is spread
         over these receivers, over the same ports or over ports of their own.
     name : str, optional
-        What receivers see as `TimeSlice.sender`, at most 63 bytes; default: host and process id.
+        What receivers see as `TimeSlice.sender`, at most 63 bytes; default: host and process id, and a number
+        from the process's second Sender on.
     partition : str or callable
         How a slice is spread over several receivers. ``"balanced"``: even by bytes. ``"by_stream"``: each stream stays
         with one receiver. Or ``(elements, receivers) → an index into receivers for each element``; it is given a list
@@ -132,7 +146,8 @@ class Sender:
         monitor_interval: float = monitor.INTERVAL_S,
         faults: dict[str, Any] | list[dict[str, Any]] | None = None,
     ) -> None:
-        self._closed = True
+        self._closed = self._ended = True  # takes no work; has nothing left to close
+        self._ending = threading.RLock()  # a signal handler may close, too
         self.endpoints = parse_endpoints(ports)
         scheduler.check(policy, place, score_weights)
         spins = parse_idle(idle)
@@ -144,16 +159,21 @@ class Sender:
         monitor.check_switches(switches, nb_ports)
         self._switch_limits = {name: parse_rate(rate, "switch_limits") for name, rate in (switch_limits or {}).items()}
         speeds = monitor.LinkSpeeds(link_speed, nb_ports)
-        self.name = name if name is not None else f"{socket.gethostname()}-{os.getpid()}"[-60:]
-        self.peer_timeout = _seconds(peer_timeout, "peer_timeout")
+        self.name = name if name is not None else _default_name()
+        self.peer_timeout = parse_seconds(peer_timeout, "peer_timeout")
         self.slice_ms = slice_ms
+        # Every receiver sees the slices in the same order. A signal handler may send while a send is interrupted.
+        self._posting = threading.RLock()
+        self._unposted: tuple[list[Callable[[list[Any]], Any]], list[Any]] | None = None  # of the send interrupted
         self._streaming = Streaming(
-            self, None if slice_ms is None else _seconds(slice_ms, "slice_ms") / 1e3, parse_size(put_memory)
+            self,
+            None if slice_ms is None else parse_seconds(slice_ms, "slice_ms") / 1e3,
+            parse_size(put_memory),
+            self._posting,
         )
         self._to = _names(to)
         self._partition = Partition(partition, self._to)
         self._planned: tuple[tuple[int, int, int], scheduler.Plan] | None = None  # what the newest plan was made for
-        self._posting = threading.Lock()  # every receiver sees the slices in the same order
         flow = self.flow_control
         self._loop = TxLoop(
             self.name,
@@ -176,7 +196,7 @@ class Sender:
             self._ports = PortSet(
                 self.endpoints,
                 "sender",
-                pool_for=self._pool_for,
+                pool_for=_pool_for,
                 attach=self._loop.attach,
                 detach=self._loop.detach,
                 frame_size=frame_size,
@@ -186,11 +206,7 @@ class Sender:
         except BaseException:
             self._loop.stop()
             raise
-        self._closed = False
-
-    def _pool_for(self, frame_size: int, socket_id: int, nb_ports: int, needs_eal_memory: bool) -> Mempool:
-        nb_mbufs = nb_ports * MBUFS_PER_PORT
-        return Mempool(f"tx-{frame_size}", nb_mbufs, frame_size, socket_id, not needs_eal_memory)
+        self._closed = self._ended = False
 
     # ---- sending ----
 
@@ -201,8 +217,11 @@ class Sender:
         ----------
         elements : mapping or iterable
             Stream → buffer, or (stream, buffer) pairs, or buffers (streams "0", "1", …). A buffer is bytes, a
-            memoryview, a numpy array of any dtype, shape and order, or whatever has the buffer protocol or DLPack on
-            the CPU. Arrays that are not in one piece are copied, all others are read where they lie.
+            memoryview, a numpy array of any shape and order whose dtype is made of numpy's own types, or whatever has
+            the buffer protocol or DLPack on the CPU. Arrays that are not in one piece are copied, all others are read
+            where they lie. A subclass of ndarray (matrix, recarray, one with a unit …) travels as a plain array, and a
+            dtype without its metadata and its ``align=True``; offsets of fields stay. A `TimeSlice`, a `Shard` or
+            elements of them are sent on as they are, each under the stream that it came with.
         wait : bool
             Return once the receiver holds all of it; False: return a `Ticket` at once, with the first frames on their
             way. The buffers must not change until the Ticket is done.
@@ -230,7 +249,8 @@ class Sender:
         EalError
             This process was forked from the Sender's.
         TypeError
-            For a bare buffer, a str, or objects.
+            For a bare buffer, a str, objects, a masked array, or a dtype of another library (bfloat16, for one): send
+            its ``.view(np.uint16)``.
 
         Notes
         -----
@@ -239,58 +259,73 @@ class Sender:
         the buffers any more.
         """
         self._check_open()
-        timeout = _timeout(timeout)
-        if len(self._to) > 1:
-            buffers = list(described(elements))
-            self._streaming.check(self, sum(piece.form.nbytes for piece in buffers), stacklevel=3)
-            outgoing: Any = self._spread(buffers)
-        else:
-            manifest, buffers, nbytes = encode_elements(elements)
-            self._streaming.check(self, nbytes, stacklevel=3)
-            outgoing = self._loop.post(buffers, manifest, self._plan(nbytes), 0, wait)
-        del buffers  # the traceback of an error would keep them, and a mapping of the caller's from being closed
-        return self._sent(outgoing, wait, timeout)
+        timeout = parse_timeout(timeout)
+        posted: list[Any] = []
+        try:
+            if len(self._to) > 1:
+                buffers = list(described(elements))
+                self._streaming.check(self, sum(piece.form.nbytes for piece in buffers), stacklevel=3)
+                with self._posting:
+                    self._post_all(self._posts_of(buffers), posted)
+            else:
+                manifest, buffers, nbytes = encode_elements(elements)
+                self._streaming.check(self, nbytes, stacklevel=3)
+                self._loop.post(buffers, manifest, self._plan(nbytes), 0, wait, posted)
+            del buffers  # the traceback of an error would keep them, and a mapping of the caller's from being closed
+            return self._sent(posted, wait, timeout)
+        except BaseException:
+            _give_up(posted)
+            raise
 
-    def _begin(self, pieces: list[Piece]) -> Any:
-        """Post one slice that `put` has collected."""
-        if len(self._to) > 1:
-            return self._spread(pieces)
-        manifest, buffers = encode(pieces)
-        return self._loop.post(buffers, manifest, self._plan(sum(len(buffer) for buffer in buffers)))
+    def _posts_of(self, pieces: list[Piece]) -> list[Callable[[list[Any]], Any]]:
+        """What posts one slice: a call for each receiver's part, which it appends to the list that it is given."""
+        if len(self._to) == 1 or not self._to:
+            return [self._post_of(*encode(pieces), 0)]
+        chosen = self._partition.split(
+            [piece.stream for piece in pieces],
+            [piece.form.nbytes for piece in pieces],
+            lambda: [(str(piece.stream), array_of(piece.buffer, piece.form)) for piece in pieces],
+        )
+        return [
+            self._post_of(*encode(pieces[i] for i in np.flatnonzero(chosen == k)), k) for k in range(len(self._to))
+        ]
 
-    def _spread(self, pieces: list[Piece]) -> Several:
-        """Post one slice to several receivers, to each its part."""
+    def _post_of(self, manifest: bytes, buffers: list[Any], receiver: int) -> Callable[[list[Any]], Any]:
+        plan = partial(self._plan, sum(map(len, buffers)))
+        return lambda into: self._loop.post(buffers, manifest, plan(), receiver, False, into)
+
+    def _post_all(self, posts: list[Callable[[list[Any]], Any]], posted: list[Any]) -> None:
+        """Post the parts of a slice that are not in `posted` yet, all before the parts of the next one."""
         with self._posting:
-            chosen = self._partition.split(
-                [piece.stream for piece in pieces],
-                [piece.form.nbytes for piece in pieces],
-                lambda: [(str(piece.stream), array_of(piece.buffer, piece.form)) for piece in pieces],
-            )
-            parts = [encode(pieces[i] for i in np.flatnonzero(chosen == k)) for k in range(len(self._to))]
-            return Several.post(
-                partial(self._loop.post, buffers, manifest, self._plan(sum(map(len, buffers))), k)
-                for k, (manifest, buffers) in enumerate(parts)
-            )
+            if self._unposted is not None:  # we are a signal handler
+                begun, theirs = self._unposted
+                for post in begun:
+                    post(theirs)
+            self._unposted = posts, posted
+            try:
+                for post in posts:
+                    post(posted)
+            finally:
+                self._unposted = None
 
-    def _spread_rows(self, stream: str, buffer: Any, row: Form, count: int) -> Several:
-        """The same for like elements that follow each other in one buffer."""
+    def _posts_of_rows(self, stream: str, buffer: Any, row: Form, count: int) -> list[Callable[[list[Any]], Any]]:
+        """The same for like elements that follow each other in one buffer, and several receivers."""
         rows = memoryview(buffer)
 
         def elements() -> list[Any]:
             return [(stream, array_of(rows[i * row.nbytes : (i + 1) * row.nbytes], row)) for i in range(count)]
 
-        def post(k: int, numbers: Any, manifest: bytes) -> Any:
+        def post(k: int, numbers: Any, manifest: bytes, into: list[Any]) -> Any:
             plan = self._plan(len(numbers) * row.nbytes)
             if len(numbers) and numbers[-1] - numbers[0] + 1 == len(numbers):
                 piece = rows[numbers[0] * row.nbytes : (numbers[-1] + 1) * row.nbytes]
-                return self._loop.post_rows(piece, len(numbers), manifest, plan, k)
-            return self._loop.post([rows[i * row.nbytes : (i + 1) * row.nbytes] for i in numbers], manifest, plan, k)
+                return self._loop.post_rows(piece, len(numbers), manifest, plan, k, False, into)
+            pieces = [rows[i * row.nbytes : (i + 1) * row.nbytes] for i in numbers]
+            return self._loop.post(pieces, manifest, plan, k, False, into)
 
-        with self._posting:
-            chosen = self._partition.split([stream] * count, [row.nbytes] * count, elements)
-            parts = [np.flatnonzero(chosen == k) for k in range(len(self._to))]
-            manifests = [encode_rows(stream, row, len(numbers)) for numbers in parts]
-            return Several.post(partial(post, k, *part) for k, part in enumerate(zip(parts, manifests, strict=True)))
+        chosen = self._partition.split([stream] * count, [row.nbytes] * count, elements)
+        parts = [np.flatnonzero(chosen == k) for k in range(len(self._to))]
+        return [partial(post, k, part, encode_rows(stream, row, len(part))) for k, part in enumerate(parts)]
 
     def send_batch(self, stream: str, array: Any, *, wait: bool = True, timeout: float | None = None) -> Any:
         """Send every row of the first axis as an element of `stream`, with no Python object for each.
@@ -316,7 +351,7 @@ class Sender:
             As `send`.
         """
         self._check_open()
-        timeout = _timeout(timeout)
+        timeout = parse_timeout(timeout)
         buffer, form = as_bytes(array, "the batch")
         if not form.shape:
             raise ConfigError("send_batch sends the rows of the first axis: give the array one, or use send")
@@ -325,13 +360,19 @@ class Sender:
         count, *row = form.shape
         row_form = Form(form.dtype, tuple(row))
         self._streaming.check(self, form.nbytes, stacklevel=3)
-        if len(self._to) > 1:
-            outgoing: Any = self._spread_rows(stream, buffer, row_form, count)
-        else:
-            manifest = encode_rows(stream, row_form, count)
-            outgoing = self._loop.post_rows(buffer, count, manifest, self._plan(form.nbytes), 0, wait)
-        del buffer  # as in `send`
-        return self._sent(outgoing, wait, timeout)
+        posted: list[Any] = []
+        try:
+            if len(self._to) > 1:
+                with self._posting:
+                    self._post_all(self._posts_of_rows(stream, buffer, row_form, count), posted)
+            else:
+                manifest = encode_rows(stream, row_form, count)
+                self._loop.post_rows(buffer, count, manifest, self._plan(form.nbytes), 0, wait, posted)
+            del buffer  # as in `send`
+            return self._sent(posted, wait, timeout)
+        except BaseException:
+            _give_up(posted)
+            raise
 
     def put(self, stream: str, buffer: Any, *, copy: bool = True) -> PutTicket | None:
         """Give one element to the stream of slices: it is collected, and sent in the background.
@@ -382,6 +423,7 @@ class Sender:
         PeerLost, PoolExhausted, IntegrityError, PortError
             A slice of `put` has failed. (What `send` was given tells by its Ticket.)
         """
+        timeout = parse_timeout(timeout)
         self._loop.check_process()
         self._streaming.cut()
         if not self._waiting.until(self._idle, timeout):
@@ -396,37 +438,40 @@ class Sender:
         now = (nbytes, *self._monitor.begin_slice())
         planned = self._planned  # another thread may send, too
         if planned is None or planned[0] != now or measured:  # without measures it depends on nothing else
-            plan = scheduler.plan(
-                self.policy,
-                nbytes,
-                self._monitor.port_states(*now[1:], measured),
-                weights=self._monitor.weights,
-                place=self.place,
-                switch_limits=self._switch_limits,
-            )
+            plan = self._plan_of(nbytes, self._monitor.port_states(*now[1:], measured))
             self._planned = planned = now, plan
         return planned[1]
+
+    def _plan_of(self, nbytes: int, states: list[scheduler.PortState]) -> scheduler.Plan:
+        return scheduler.plan(
+            self.policy,
+            nbytes,
+            states,
+            weights=self._monitor.weights,
+            place=self.place,
+            switch_limits=self._switch_limits,
+        )
 
     def explain(self) -> str:
         """Why each port got what it got in the newest slice, and what that asked of them beside what they can give."""
         if self._planned is None:
             return "nothing was sent yet"
+        (nbytes, _, usable), plan = self._planned
+        if not usable:  # it was made before a receiver was there, as the first one is
+            plan = self._plan_of(nbytes, self._monitor.port_states(0, 0))
         demand = self.demand
-        return "\n".join([self._planned[1].explain(), *([demand.explain()] if demand is not None else [])])
+        return "\n".join([plan.explain() or "no port is up", *([demand.explain()] if demand is not None else [])])
 
-    def _sent(self, outgoing: Any, wait: bool, timeout: float | None) -> Any:
+    def _sent(self, posted: list[Any], wait: bool, timeout: float | None) -> Any:
+        outgoing = whole_of(posted)
         ticket = Ticket(self, outgoing)
         if not wait:
             return ticket
-        try:
-            waited_for = ""
-            if not self._waiting.until(ticket._ended, timeout):
-                waited_for = f"in {timeout} s {self._waits_for(outgoing)}"
-                outgoing.cancel()
-            return ticket._finish(waited_for)
-        except BaseException:
-            outgoing.cancel()  # nothing reads the buffers after this
-            raise
+        waited_for = ""
+        if not self._waiting.until(ticket._ended, timeout):
+            waited_for = f"in {timeout} s {self._waits_for(outgoing)}"
+            outgoing.cancel()
+        return ticket._finish(waited_for)
 
     def _report(self, outgoing: Any, waited_for: str = "") -> SliceReport:
         if any(part.error != "ok" for part in outgoing.parts):
@@ -501,48 +546,64 @@ class Sender:
             raise again(self._ports.error)
 
     def close(self, *, abort: bool = False) -> None:
-        """Wait for what is in flight, say goodbye, close the ports; raises what `flush` raises. Idempotent.
+        """Wait for what is in flight, say goodbye, close the ports; raises what `flush` raises.
+
+        Idempotent; after an interrupt, closing again finishes what was left.
 
         Parameters
         ----------
         abort : bool
-            Give up what is in flight instead of waiting for it.
+            Give up what is under way or was collected, instead of waiting for it.
         """
-        self._close(abort=abort)
-
-    def _close(self, abort: bool) -> None:
-        if self._closed or not self._loop.pid_is_ours():
+        if self._ended or not self._loop.pid_is_ours():
             return
         self._closed = True
         try:
-            if not abort:
+            if not abort and not self._streaming.closed:  # else we go on with an end that was interrupted
                 self.flush()
         finally:
-            self._streaming.close()
-            for outgoing in self._loop.outstanding():
-                outgoing.cancel()
-            self._loop.close(GOODBYE_S)
-            self._ports.close()
+            with self._ending:
+                self._end()
+
+    def _end(self) -> None:
+        """Each step may be repeated: an interrupt ends it anywhere."""
+        if self._ended:
+            return
+        self._streaming.close()
+        for outgoing in self._loop.outstanding():
+            outgoing.cancel()
+        self._loop.close(GOODBYE_S)
+        self._ports.close()
+        self._ended = True
 
     def __enter__(self) -> Sender:
         return self
 
     def __exit__(self, kind: object, *exc: object) -> None:
-        self._close(abort=kind is not None)
+        self.close(abort=kind is not None)
 
     async def __aenter__(self) -> Sender:
         return self
 
     async def __aexit__(self, kind: object, *exc: object) -> None:
-        if kind is None and not self._closed:
-            self._streaming.cut()
-            await self._waiting.until_async(self._idle, None)
-        self._close(abort=kind is not None)
+        abort = True
+        try:
+            if kind is None and not self._closed:
+                self._streaming.cut()
+                await self._waiting.until_async(self._idle, None)
+            abort = kind is not None
+        finally:  # also when its task is cancelled
+            self.close(abort=abort)
 
     def __del__(self) -> None:
-        if not getattr(self, "_closed", True) and self._loop.pid_is_ours():
+        if getattr(self, "_ended", True) or not self._loop.pid_is_ours():
+            return
+        if not self._closed:
             warnings.warn(f"{self!r} was not closed", ResourceWarning, stacklevel=2)
-            self._close(abort=True)
+        self.close(abort=True)
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        raise not_copied(self, "open another one there, on the same endpoints")
 
     def __repr__(self) -> str:
         joined = ", ".join(map(repr, self.receivers))
@@ -564,17 +625,7 @@ def _names(to: Any) -> list[str]:
     return names
 
 
-def _timeout(timeout: Any) -> float | None:
-    if timeout is None or timeout == 0:
-        return timeout  # type: ignore[no-any-return]
-    return _seconds(timeout, "timeout")
-
-
-def _seconds(value: Any, what: str) -> float:
-    try:
-        seconds = float(value)
-    except (TypeError, ValueError):
-        seconds = -1.0
-    if not 0 < seconds < 1e6:
-        raise ConfigError(f"{what}={value!r}: give seconds, more than 0")
-    return seconds
+def _give_up(posted: list[Any]) -> None:
+    """End what an error or an interrupt has left under way: nothing reads the buffers after this."""
+    for part in posted:
+        part.cancel()

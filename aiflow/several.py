@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from .errors import ConfigError
 from .manifest import Form
 from .partition import Numbers, even
 
-__all__ = ["Partition", "Several", "array_of"]
+__all__ = ["Partition", "Several", "array_of", "whole_of"]
 
 
 class Partition:
@@ -113,18 +113,6 @@ class Several:
         self.parts = parts
         self.posted_at: float = min(part.posted_at for part in parts)
 
-    @classmethod
-    def post(cls, posts: Iterable[Callable[[], Any]]) -> Several:
-        """Post the parts; should one fail or be interrupted, nothing of the others is under way any more."""
-        parts: list[Any] = []
-        try:
-            parts.extend(post() for post in posts)
-        except BaseException:
-            for part in parts:
-                part.cancel()
-            raise
-        return cls(parts)
-
     @property
     def done(self) -> bool:
         """Whether all have ended, one way or the other."""
@@ -155,6 +143,12 @@ class Several:
         """From the post of the first to the end of the last."""
         ends: list[float] = [part.posted_at + part.seconds for part in self.parts]
         return max(ends) - self.posted_at
+
+    @property
+    def connecting(self) -> float | None:
+        """Seconds from the post until the first receiver was there; None while there is none."""
+        joined: list[float] = [part.posted_at + part.connecting for part in self.parts if part.connecting is not None]
+        return max(min(joined) - self.posted_at, 0.0) if joined else None
 
     @property
     def waited(self) -> float | None:
@@ -192,3 +186,8 @@ class Several:
         """Give up what has not ended: returns once all have."""
         for part in self.parts:
             part.cancel()
+
+
+def whole_of(parts: list[Any]) -> Any:
+    """The slice whose parts are posted."""
+    return parts[0] if len(parts) == 1 else Several(parts)

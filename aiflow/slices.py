@@ -11,7 +11,7 @@ from typing import Any, NoReturn, SupportsIndex, overload
 import numpy as np
 
 from ._dp_rx import Exporter
-from .errors import ConfigError
+from .errors import ConfigError, not_copied
 from .filemarks import FileMark
 from .manifest import Received, Run, Span, spans_of, streams_of
 from .partition import even
@@ -136,6 +136,9 @@ class Element(Exporter, Received):
         """A copy of the element's bytes, in the memory's order."""
         return self.array.tobytes(order="A")
 
+    def __bytes__(self) -> bytes:
+        return self.tobytes()
+
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
         array = self.array
         if dtype is not None and np.dtype(dtype) != array.dtype:
@@ -164,7 +167,7 @@ class Element(Exporter, Received):
         return hash((id(self._slice), self.number))
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
-        raise TypeError("an aiflow Element is memory of its Receiver: copy or send element.array, or bytes(element)")
+        raise not_copied(self, "take its array or its tobytes()")
 
     def __repr__(self) -> str:
         return f"<Element {self.number} stream={self.stream!r} {self.dtype}{list(self.shape)} {self.nbytes} bytes>"
@@ -269,7 +272,7 @@ class _Elements:
         return Element(self._whole(), self._spans[at].run, self._spans[at].start + place - self._places[at])
 
     def __contains__(self, what: object) -> bool:
-        """Is there a stream of this name, or this very element?"""
+        """True for the name of a stream, and for an element of these."""
         if isinstance(what, Element):
             return what._slice is self._whole() and any(
                 span.start <= what.number < span.start + span.nb_elements for span in self._spans
@@ -277,8 +280,7 @@ class _Elements:
         return isinstance(what, str) and what in self._by_stream()
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
-        kind = type(self).__name__
-        raise TypeError(f"an aiflow {kind} is memory of its Receiver: copy or send its as_arrays(), or element.array")
+        raise not_copied(self, "take its as_arrays(), or the array of each element")
 
     def as_arrays(self) -> dict[str, np.ndarray[Any, Any]]:
         """One array a stream, with a first axis over the stream's elements; no Python object for each element.
@@ -316,8 +318,8 @@ class _Elements:
 class TimeSlice(_Elements):
     """All elements that a sender put into one time slice; whole, and checked against the sender's CRC32C.
 
-    A sequence of `Element` in the sender's order, and a context manager that releases it at the end. `Sender.send` takes
-    it, or its elements, as they are: each keeps its stream. Pickled or copied, it refuses.
+    A sequence of `Element` in the sender's order, and a context manager that releases it at the end. `Sender.send`
+    takes it, or its elements, as they are: each keeps its stream. It cannot be pickled or copied.
 
     Parameters
     ----------

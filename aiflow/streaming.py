@@ -1,4 +1,9 @@
-"""Streaming: what `Sender.put` is given, collected into time slices and sent in the background."""
+"""Streaming: what `Sender.put` is given, collected into time slices and sent in the background.
+
+An interrupt, or a signal handler that puts, flushes or sends, may strike anywhere here. CPython lets one in at calls
+and at the ends of loops only. What belongs together has neither, which a comment says: "straight on". What an interrupt
+leaves half done, the next call finishes.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +12,16 @@ import time
 import warnings
 import weakref
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from . import scheduler
+from .config import parse_timeout
 from .errors import AiflowError, DemandWarning, PoolExhausted, SliceTimeout
 from .manifest import Piece, describe
+from .several import whole_of
 from .ticket import Ticket
 
 if TYPE_CHECKING:
@@ -69,16 +76,17 @@ class Window:
         self.blocks: list[np.ndarray[Any, Any]] = []  # that copies lie in, the last one partly free
         self.used = 0  # bytes of the last block
         self.nbytes = 0
-        self.held = 0
+        self.held = SLICE_OVERHEAD
         self.speeds: list[float | None] = []  # of the ports when it was opened, bit/s
         self.weighed = False  # and found too large
+        self.sealed = False  # nothing is added any more
+        self.posts: list[Callable[[list[Any]], Any]] | None = None  # each sends one receiver's part
+        self.posted: list[Any] = []  # the parts that are under way
+        self.outgoing: Any = None  # all of them
+        self.noted = False  # by Supply
+        self.ended = False  # it counts no more
         self.told = False  # its error
-        self.ticket: Ticket | None = None
         self.error: AiflowError | None = None
-
-    @property
-    def ended(self) -> bool:
-        return self.error is not None or (self.ticket is not None and self.ticket._ended())
 
 
 class PutTicket(Ticket):
@@ -88,19 +96,20 @@ class PutTicket(Ticket):
     """
 
     def __init__(self, sender: Sender, streaming: Streaming, window: Window) -> None:
-        self._sender = sender
+        super().__init__(sender, None)
         self._streaming = streaming
         self._window = window
 
     def done(self) -> bool:
         """Has its slice ended, one way or the other? From then on nothing reads the buffer."""
         window = self._window
-        return window.error is not None or (window.ticket is not None and window.ticket.done())
+        return window.error is not None or (window.outgoing is not None and bool(window.outgoing.done))
 
     @property
     def progress(self) -> tuple[int, int]:
         """Bytes of its slice acknowledged so far, and bytes in all."""
-        return self._window.ticket.progress if self._window.ticket is not None else (0, self._window.nbytes)
+        window = self._window
+        return (0, window.nbytes) if window.outgoing is None else (window.outgoing.acked_bytes, window.nbytes)
 
     def result(self, timeout: float | None = None) -> SliceReport:
         """Wait for the end of its slice and return the report. A slice that only `flush` ends is sent now.
@@ -120,6 +129,7 @@ class PutTicket(Ticket):
         SliceTimeout, PeerLost, PoolExhausted, IntegrityError, PortError, ConfigError
             As `Sender.send`. `put`, `flush` and `close` don't raise it again.
         """
+        timeout = parse_timeout(timeout)
         self._sender._loop.check_process()
         self._streaming.ask(self._window)
         if not self._sender._waiting.until(self._ended, timeout):
@@ -134,8 +144,8 @@ class PutTicket(Ticket):
         self._sender._loop.check_process()
         self._window.told = True
         self._streaming.cut(self._window)
-        if self._window.ticket is not None:
-            self._window.ticket.cancel()
+        if self._window.outgoing is not None:
+            self._window.outgoing.cancel()
 
     def __await__(self) -> Generator[Any, None, SliceReport]:
         self._sender._loop.check_process()
@@ -144,14 +154,15 @@ class PutTicket(Ticket):
         return self._finish()
 
     def _ended(self) -> bool:
-        return self._window.ended
+        self._outgoing = self._window.outgoing
+        return self._window.error is not None or (self._outgoing is not None and super()._ended())
 
     def _finish(self) -> SliceReport:
         try:
-            if self._window.ticket is None:
+            if self._outgoing is None:
                 assert self._window.error is not None
                 raise self._window.error
-            return self._window.ticket._finish()
+            return super()._finish()
         except AiflowError:
             self._window.told = True
             raise
@@ -168,9 +179,12 @@ class Streaming:
         Length of a slice from its first element; None: until `cut`.
     memory : int
         Bytes that may be collected and under way.
+    guard : threading.RLock
+        The lock under which the Sender posts a slice for several receivers. Ours is the same one: two could be taken in
+        either order. A plain lock in C, which an interrupt leaves taken by nobody; a Condition's ``with`` is Python.
     """
 
-    def __init__(self, sender: Sender, seconds: float | None, memory: int) -> None:
+    def __init__(self, sender: Sender, seconds: float | None, memory: int, guard: Any) -> None:
         self._sender = weakref.ref(sender)
         self.seconds = seconds
         self.memory = memory
@@ -179,13 +193,14 @@ class Streaming:
         self.unmet = 0
         self._warned = False  # of a demand that is not met; again after one that was
         self._unsaid: scheduler.Demand | None = None
-        self._changed = threading.Condition()  # its lock guards all that follows
+        self._guard = guard  # of all that follows
+        self._changed = threading.Condition(guard)  # for the thread to wait
         self._open: Window | None = None
         self._flying: deque[Window] = deque()
-        self._failed: deque[Window] = deque()
+        self._failed: list[Window] = []
         self._spare: list[np.ndarray[Any, Any]] = []
         self._held = 0
-        self._closed = False
+        self.closed = False
         self._thread: threading.Thread | None = None
 
     # ---- taking elements ----
@@ -198,16 +213,19 @@ class Streaming:
             raise PoolExhausted(
                 f"an element of {size} bytes is more than put_memory={self.memory}: pass a larger one, or send() it"
             )
+        copied = copy and size and not isinstance(piece.buffer, bytes)
+        source = np.frombuffer(piece.buffer, np.uint8) if copied else None
         while True:
-            with self._changed:
+            with self._guard:
                 if self._flying or self._failed or self._unsaid is not None:
                     self.complain(stacklevel=4)
                 sender._check_open()
                 if self._has_room(size):
                     window = self._window(sender)
                     self._weigh_open(window, size)
-                    self._take(window, piece, copy)
-                    return None if copy else PutTicket(sender, self, window)
+                    if self._take(window, piece, size, source):
+                        return None if copy else PutTicket(sender, self, window)
+                    continue
                 if self.seconds is None and not self._flying:
                     raise PoolExhausted(
                         f"{self._held} bytes are collected and put_memory={self.memory}: flush() sends them; do so "
@@ -217,50 +235,65 @@ class Streaming:
 
     def _moved(self, size: int) -> bool:
         """Whether a put that waits should look again."""
-        with self._changed:
+        with self._guard:
             self._reap()
-            return self._has_room(size) or bool(self._failed) or self._closed
+            return self._has_room(size) or bool(self._failed) or self.closed
 
     def _has_room(self, size: int) -> bool:
         opening = SLICE_OVERHEAD if self._open is None else 0
         return self._held + opening + size + OVERHEAD <= self.memory
 
     def _window(self, sender: Sender) -> Window:
+        if self._open is not None and self._open.sealed:
+            self._send_open()
         if self._open is None:
-            window = self._open = Window(None if self.seconds is None else time.monotonic() + self.seconds)
-            self._hold(window, SLICE_OVERHEAD)
+            window = Window(None if self.seconds is None else time.monotonic() + self.seconds)
             if self.seconds is not None:
                 window.speeds = self._speeds(sender)
-                if self._thread is None:
-                    self._thread = threading.Thread(
-                        target=_close_windows, args=(weakref.ref(self), self._changed), name="aiflow-put", daemon=True
-                    )
-                    self._thread.start()
-                self._changed.notify_all()
+                self._serve()  # it waits for our guard, and finds the window then
+            if self._open is None:  # straight on
+                self._held += window.held
+                self._open = window
         return self._open
 
-    def _take(self, window: Window, piece: Piece, copy: bool) -> None:
-        size = piece.form.nbytes
-        if copy and not isinstance(piece.buffer, bytes):
-            piece = Piece(piece.stream, self._copied(window, piece.buffer, size), piece.form)
-        window.pieces.append(piece)
-        window.nbytes += size
-        self._hold(window, size + OVERHEAD)
+    def _serve(self) -> None:
+        """The thread that closes windows runs, and looks again."""
+        if self._thread is None or not self._thread.is_alive():
+            thread = threading.Thread(
+                target=_close_windows, args=(weakref.ref(self), self._changed), name="aiflow-put", daemon=True
+            )
+            thread.start()
+            self._thread = thread
+        self._changed.notify_all()
 
-    def _hold(self, window: Window, nbytes: int) -> None:
-        window.held += nbytes
-        self._held += nbytes
+    def _take(self, window: Window, piece: Piece, size: int, source: np.ndarray[Any, Any] | None) -> bool:
+        """Add an element, a copy of `source` if there is one; False: not into this window, or not yet."""
+        if source is not None:
+            if not window.blocks or window.used + size > window.blocks[-1].nbytes:
+                self._add_block(window, size)
+                return False
+            if window.sealed:
+                return False
+            copy = window.blocks[-1][window.used : window.used + size]  # straight on
+            copy[:] = source
+            window.used += (size + 63) // 64 * 64
+            piece = Piece(piece.stream, copy, piece.form)
+        if window.sealed:
+            return False
+        window.nbytes += size  # straight on
+        window.held += size + OVERHEAD
+        self._held += size + OVERHEAD
+        window.pieces += (piece,)
+        return True
 
-    def _copied(self, window: Window, buffer: Any, size: int) -> np.ndarray[Any, Any]:
-        if not window.blocks or window.used + size > window.blocks[-1].nbytes:
-            fitting = [index for index, block in enumerate(self._spare) if block.nbytes >= size]
-            block = max(size, min(FIRST_BLOCK << len(window.blocks), BLOCK))
-            window.blocks.append(self._spare.pop(fitting[0]) if fitting else np.empty(block, np.uint8))
-            window.used = 0
-        copy = window.blocks[-1][window.used : window.used + size]
-        copy[:] = np.frombuffer(buffer, np.uint8)
-        window.used += -(-size // 64) * 64
-        return copy
+    def _add_block(self, window: Window, size: int) -> None:
+        spare, self._spare = self._spare, []
+        block = next((block for block in spare if block.nbytes >= size), None)
+        self._spare += [other for other in spare if other is not block]
+        if block is None:
+            block = np.empty(max(size, min(FIRST_BLOCK << len(window.blocks), BLOCK)), np.uint8)
+        window.used = 0  # straight on
+        window.blocks += (block,)
 
     # ---- sending windows ----
 
@@ -271,78 +304,107 @@ class Streaming:
 
     def cut(self, window: Window | None = None) -> None:
         """Send what is collected (of this window, if one is given)."""
-        with self._changed:
+        with self._guard:
             if window is None or window is self._open:
                 self._send_open()
 
     def _send_open(self) -> None:
-        window, self._open = self._open, None
+        """Send the open window. After an interrupt it is still open, and the next call goes on where this one was."""
+        window = self._open
         if window is None:
             return
-        if not window.pieces:  # its first element failed
-            self._end(window)
+        if not window.pieces and not window.sealed:  # its first element failed
+            if self._open is window:  # straight on
+                self._open = None
+                self._held -= window.held
+                window.ended = True
             return
         sender = self._sender()
         try:
-            if sender is None or self._closed:
+            if sender is None or self.closed:
                 raise SliceTimeout(
                     f"{len(window.pieces)} elements were given up before they were sent: close without an error, or "
                     "flush() first",
                     delivered=False,
                 )
-            self._judge(window)
-            window.ticket = Ticket(sender, sender._begin(window.pieces))
-            self._flying.append(window)
-        except BaseException as error:  # in the background: the next put, flush or close tells
-            window.error = error if isinstance(error, AiflowError) else AiflowError(f"put() failed: {error!r}")
-            self._end(window)
-            if not isinstance(error, Exception):
-                raise  # an interrupt is the caller's
+            if not window.sealed:
+                self._judge(window)
+                window.sealed = True
+            if window.posts is None:
+                window.posts = sender._posts_of(window.pieces)
+            sender._post_all(window.posts, window.posted)
+            outgoing = whole_of(window.posted)
+        except Exception as error:  # in the background: the next put, flush or close tells
+            for part in window.posted:
+                part.cancel()
+            why = error if isinstance(error, AiflowError) else AiflowError(f"put() failed: {error!r}")
+            why.__traceback__ = None  # its frames hold the Sender
+            if window.outgoing is None and not window.ended:
+                window.error = why
+                self._end(window)
+            return
+        if self._open is window:  # straight on; else a signal handler was faster
+            window.outgoing = outgoing
+            self._open = None
+            self._flying += (window,)
         window.pieces = []  # whoever sends them holds them
+        window.posts = None
 
     def _reap(self) -> None:
         """Take leave of windows that have ended."""
-        while self._flying and self._flying[0].ended:
-            window = self._flying.popleft()
-            ticket = window.ticket
-            assert ticket is not None
+        sender = self._sender()
+        while sender is not None and self._flying:
+            window = self._flying[0]
+            ticket = Ticket(sender, window.outgoing)
+            if not ticket._ended():
+                return
             try:
                 ticket._finish()
-                self.supply.note(ticket._outgoing)
+                if not window.noted:
+                    window.noted = True
+                    self.supply.note(window.outgoing)
             except AiflowError as error:
+                error.__traceback__ = None  # its frames hold the Sender
                 window.error = error
             self._end(window)
 
     def _end(self, window: Window) -> None:
-        self._held -= window.held
+        """A window counts no more, and its failure is to be told. Once, however often it is called."""
+        if not window.ended:  # straight on
+            window.ended = True
+            self._held -= window.held
+            if window.error is not None:
+                self._failed += (window,)
+            if self._open is window:
+                self._open = None
+            if self._flying and self._flying[0] is window:
+                del self._flying[0]
+        blocks, window.blocks = window.blocks, []
         free = self.memory - self._held - sum(spare.nbytes for spare in self._spare)
-        for block in window.blocks:
+        for block in blocks:
             if block.nbytes <= free:
-                self._spare.append(block)
                 free -= block.nbytes
-        window.blocks = []
-        if window.error is not None:
-            self._failed.append(window)
+                self._spare.append(block)
 
     def complain(self, stacklevel: int = 3) -> None:
         """Raise the first error that nobody has been told, and warn of a demand that was found too large."""
-        with self._changed:
+        with self._guard:
             self._reap()
+            nb_failed = len(self._failed)
+            errors = [window.error for window in self._failed[:nb_failed] if not window.told]
+            if len(errors) > 1 and errors[0] is not None:
+                errors[0].add_note(f"{len(errors) - 1} more slices of put() have failed since")
+            first = errors[0] if errors else None
+            del self._failed[:nb_failed]  # straight on
+            if first is not None:
+                raise first
             unsaid, self._unsaid = self._unsaid, None
-            failed = [window for window in self._failed if not window.told]
-            self._failed.clear()
-        if failed:
-            first = failed[0].error
-            assert first is not None
-            if len(failed) > 1:
-                first.add_note(f"{len(failed) - 1} more slices of put() have failed since")
-            raise first
         self._warn(unsaid, stacklevel + 1)
 
     def close(self) -> None:
-        """No window opens any more; what is collected and was not flushed is given up. Idempotent."""
-        with self._changed:
-            self._closed = True
+        """No window opens any more; what is collected and was not flushed is given up. May be repeated."""
+        with self._guard:
+            self.closed = True
             self._send_open()
             self._changed.notify_all()
         if self._thread is not None and self._thread is not threading.current_thread():
@@ -371,7 +433,7 @@ class Streaming:
     def check(self, sender: Sender, nbytes: int, stacklevel: int = 4) -> None:
         """A slice is about to go out by `Sender.send`: note what it asks, and warn if that is too much."""
         if self.seconds is not None:
-            with self._changed:
+            with self._guard:
                 demand = self._note(nbytes, self._speeds(sender))
             self._warn(demand, stacklevel + 1)
 
@@ -406,7 +468,7 @@ def _close_windows(reference: weakref.ref[Streaming], changed: threading.Conditi
     while True:
         with changed:
             streaming = reference()
-            if streaming is None or streaming._closed:
+            if streaming is None or streaming.closed:
                 return
             streaming._reap()
             window = streaming._open

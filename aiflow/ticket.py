@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn, SupportsIndex
 
 from . import outcome
-from .errors import AiflowError, SliceTimeout
+from .config import parse_timeout
+from .errors import AiflowError, SliceTimeout, not_copied
 
 if TYPE_CHECKING:
     from .report import SliceReport
@@ -57,6 +58,7 @@ class Ticket:
         SliceTimeout, PeerLost, PoolExhausted, IntegrityError, PortError, ConfigError
             As `Sender.send`.
         """
+        timeout = parse_timeout(timeout)
         self._sender._loop.check_process()
         if not self._sender._waiting.until(self._ended, timeout):
             raise SliceTimeout(
@@ -75,6 +77,9 @@ class Ticket:
         self._sender._loop.check_process()
         yield from self._sender._waiting.until_async(self._ended, None).__await__()
         return self._finish()
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        raise not_copied(self, "wait for its result(), and pass that on")
 
     def _ended(self) -> bool:
         return bool(self._outgoing.done) or self._sender._ports.error is not None

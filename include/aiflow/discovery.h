@@ -204,7 +204,7 @@ af_tx_discover(struct af_tx *tx, uint64_t now)
 	tx->payload_bytes = size - AF_HEADER;
 	af_crc_shift_of(&tx->full, tx->payload_bytes, af_crc_power(tx->payload_bytes));
 	tx->first_id = tx->next_id = 1;
-	tx->heard_ns = now;
+	tx->opened_ns = tx->heard_ns = now;
 	tx->suspect_ns = 0;
 	tx->open = true;
 	tx->changed = true;

@@ -33,7 +33,7 @@ struct af_store {
 	uint8_t *base;
 	uint64_t address_space, limit, used;
 	uint64_t writable; /* the rest is reserved only, so that it counts nowhere (vm.overcommit_memory=2) */
-	_Atomic uint64_t warm; /* pages below are kept, pages above go back to the kernel with their block */
+	uint64_t warm; /* pages below are kept, pages above go back to the kernel with their block: under the lock */
 	struct af_block first; /* sentinel */
 	_Atomic uint32_t releases;
 };
@@ -165,9 +165,9 @@ af_store_trim(struct af_store *store)
 static inline void
 af_store_give(struct af_store *store, struct af_block *block)
 {
+	pthread_mutex_lock(&store->lock);
 	if (block->offset + block->size > store->warm)
 		madvise(store->base + block->offset, block->size, MADV_DONTNEED);
-	pthread_mutex_lock(&store->lock);
 	block->previous->next = block->next;
 	block->next->previous = block->previous;
 	store->used -= block->charged;

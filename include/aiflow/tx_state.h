@@ -84,6 +84,7 @@ struct af_tx_slice {
 	struct af_cursor hands[AF_MAX_PORTS]; /* elements that ports have begun */
 	uint64_t begun, taken[AF_MAX_PORTS];  /* bytes of elements begun; of chunks that each port has taken */
 	uint32_t digest;
+	uint64_t joined_ns;  /* from when on a receiver was there for it; 0: not yet */
 	uint64_t granted_ns; /* 0: it went inside its manifest, or never */
 	uint64_t done_ns, frames, again;
 	uint64_t port_frames[AF_MAX_PORTS], port_bytes[AF_MAX_PORTS];
@@ -159,7 +160,7 @@ struct af_tx {
 	uint8_t drop;              /* what the receiver says it drops most, and how many */
 	uint32_t nb_dropped;
 	uint64_t moved_ns; /* when a chunk was granted or acknowledged last */
-	uint64_t epoch, heard_ns, ticked_ns, first_answer_ns, report_number;
+	uint64_t epoch, opened_ns, heard_ns, ticked_ns, first_answer_ns, report_number;
 	uint32_t session, payload_bytes, next_id;
 	struct af_crc_shift full;
 	struct af_tx_slice *queue, **queue_tail;
@@ -402,6 +403,8 @@ af_tx_activate(struct af_tx *tx, uint64_t now)
 			continue;
 		}
 		s->id = id;
+		if (!s->joined_ns)
+			s->joined_ns = tx->opened_ns > s->posted_ns ? tx->opened_ns : s->posted_ns;
 		*slot = (struct af_tx_slot){.id = id, .used = true, .slice = s};
 		tx->next_id++;
 		atomic_store_explicit(&s->state, AF_TX_ASKING, memory_order_relaxed);
