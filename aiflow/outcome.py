@@ -108,12 +108,13 @@ def report(whole: Any, port_names: Sequence[tuple[str, str]], name_of: NameOf) -
         The receiver's name of a part.
     """
     frames, again = whole.frames
+    connecting = whole.connecting or 0.0
     return SliceReport(
         slice_id=whole.slice_id,
         elements=whole.nb_elements,
         nbytes=whole.nbytes,
-        seconds=whole.seconds,
-        connecting=whole.connecting or 0.0,
+        seconds=whole.seconds - connecting,
+        connecting=connecting,
         frames_sent=frames,
         frames_retransmitted=again,
         ports=tuple(

@@ -45,11 +45,12 @@ class SliceReport:
     nbytes : int
         Their bytes.
     seconds : float
-        From the call until the receiver's word that it holds everything.
+        From the call until the receiver's word that it holds everything. When no receiver was there at the call, from
+        when one was.
     connecting : float
-        How many of these seconds passed before a receiver was there; 0.0 when one was there already.
+        Seconds before that, from the call until a receiver was there; 0.0 when one was there already.
     goodput_bps : float
-        Element bits per second, from then on: 8 × nbytes / (seconds - connecting).
+        Element bits per second: 8 × nbytes / seconds.
     frames_sent, frames_retransmitted : int
         Frames that carried the slice, and how many of them were sent again.
     ports : tuple of PortReport
@@ -70,16 +71,15 @@ class SliceReport:
 
     @property
     def goodput_bps(self) -> float:
-        """Element bits per second, from when a receiver was there."""
-        seconds = self.seconds - self.connecting
-        return 8 * self.nbytes / seconds if seconds > 0 else 0.0
+        """Element bits per second."""
+        return 8 * self.nbytes / self.seconds if self.seconds > 0 else 0.0
 
     def __str__(self) -> str:
         connecting = f" after {self.connecting:.1f} s of connecting" if self.connecting > 0.05 else ""
         lines = [
-            f"slice {self.slice_id}: {self.elements} elements, {self.nbytes:,} bytes in "
-            f"{(self.seconds - self.connecting) * 1e3:.1f} ms{connecting} = {self.goodput_bps / 1e9:.3f} Gbit/s, "
-            f"{self.frames_sent} frames, {self.frames_retransmitted} sent again"
+            f"slice {self.slice_id}: {self.elements} elements, {self.nbytes:,} bytes in {self.seconds * 1e3:.1f} ms"
+            f"{connecting} = {self.goodput_bps / 1e9:.3f} Gbit/s, {self.frames_sent} frames, "
+            f"{self.frames_retransmitted} sent again"
         ]
         lines += [f"  {port.name} ({port.driver}): {port.frames} frames, {port.nbytes:,} bytes" for port in self.ports]
         if len(self.receivers) > 1:
