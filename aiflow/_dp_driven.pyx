@@ -125,7 +125,7 @@ cdef class Driven:
         if self.thread is not None:
             if not self.stopped:
                 self.between(self._end)
-            if threading.current_thread() is not self.thread:
+            if not _threads.is_current(self.thread):
                 self.thread.join()
         _driven.discard(self)
 

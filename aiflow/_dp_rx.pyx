@@ -40,7 +40,7 @@ cdef void release_mbuf(void *handle) noexcept nogil:
     rte_pktmbuf_free(<rte_mbuf *>handle)
 
 
-cdef bint knows_form(void *context, const uint8_t *form, uint32_t nbytes) noexcept with gil:
+cdef int knows_form(void *context, const uint8_t *form, uint32_t nbytes) noexcept with gil:
     """Can numpy read this description of a dtype? Asked once for each that is not plain."""
     try:
         Form.decode((<const char *>form)[:nbytes])

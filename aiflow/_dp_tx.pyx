@@ -143,7 +143,8 @@ cdef class Outgoing:
         af_manifest_measure(self.s.manifest, self.s.manifest_bytes, &manifest, &extent)
         need = af_rx_need(&extent, self.s.manifest_bytes, self.s.nb_manifest + self.s.nb_data + 1, self.s.nb_data,
                           mbuf_bytes)
-        return max(need, 4 * (self.s.manifest_bytes - 65536))  # the most that a manifest may be of the memory
+        # a manifest may take a quarter of the memory, and 64 KiB
+        return max(int(need), 4 * (int(self.s.manifest_bytes) - 65536))
 
     @property
     def slice_id(self):

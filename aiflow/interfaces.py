@@ -24,7 +24,7 @@ from ._wire import MAX_FRAME, MIN_PATH_FRAME
 from .config import Endpoint
 from .containers import CAP_BPF, CAP_NET_ADMIN, CAP_SYS_ADMIN, may
 from .errors import PortError
-from .private import keep
+from .private import own_socket
 
 __all__ = [
     "AF_XDP",
@@ -303,7 +303,7 @@ def claim(endpoint: Endpoint, role: str) -> socket.socket:
     PortError
         If it is taken.
     """
-    sock = keep(lambda: _threads.unpatched("socket").socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+    sock = own_socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     try:
         use = "xdp" if endpoint.scheme == "af_xdp" else role
         sock.bind(f"\0aiflow/{use}/{endpoint.target}")

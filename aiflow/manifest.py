@@ -127,6 +127,11 @@ class Received:
         raise NotImplementedError
 
     @property
+    def mark(self) -> FileMark | None:
+        """What it is on a disk, where it is a file."""
+        raise NotImplementedError
+
+    @property
     def key(self) -> str | int:
         """Its stream as a manifest has it: a name, or a number where none was given."""
         raise NotImplementedError

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from . import _threads
 from .names import Listener
-from .private import keep
+from .private import own_socket
 
 __all__ = ["Door"]
 
@@ -128,8 +128,7 @@ class Door:
                 outer = undo.enter_context(self.listener.accept())
                 if not self._allowed(outer):
                     return
-                kind = _threads.unpatched("socket").socket
-                inner = undo.enter_context(keep(lambda: kind(socket.AF_UNIX, socket.SOCK_SEQPACKET)))
+                inner = undo.enter_context(own_socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
                 inner.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", 1, 0))  # DPDK's backlog is 1
                 inner.connect(self.server)
                 inner.setblocking(False)

@@ -20,10 +20,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import _threads
 from .config import Endpoint
 from .errors import PortError
-from .private import Descriptor, keep
+from .private import Descriptor, keep, own_socket
 
 __all__ = [
     "SCHEMES", "Claim", "Listener", "Live", "elsewhere", "live", "live_names", "lock", "place", "runtime_directory",
@@ -389,7 +388,7 @@ class Listener:
 
 
 def _listening(path: Path) -> socket.socket:
-    sock = keep(lambda: _threads.unpatched("socket").socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK))
+    sock = own_socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
     try:
         sock.bind(str(path))
         sock.listen(64)

@@ -237,7 +237,8 @@ def _delivery_error(outgoing: Any, whole: Any, name_of: NameOf) -> DeliveryError
     }
     some = "; ".join(f"{stream!r}: {reason}" for stream, reason in list(failed.items())[:3])
     more = f"; and {len(failed) - 3} more streams" if len(failed) > 3 else ""
-    text = f"the receiver could not use {len(elements)} of {outgoing.nb_elements} elements ({some or outgoing.text}{more})"
+    count = f"{len(elements)} of {outgoing.nb_elements} elements"
+    text = f"the receiver could not use {count} ({some or outgoing.text}{more})"
     return DeliveryError(
         f"{text}: mend that on its side, and send them again",
         failed=failed,

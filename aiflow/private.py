@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 
 from . import _threads
 
-__all__ = ["Descriptor", "keep", "kept_sockets"]
+__all__ = ["Descriptor", "keep", "kept_sockets", "own_socket"]
 
 _SO_DOMAIN = 39
 _MADV_DONTFORK = 10
@@ -63,6 +63,12 @@ def keep(make: Callable[[], _Kept]) -> _Kept:
     with _making:
         made = make()
         _kept.add(made)
+    return made
+
+
+def own_socket(family: int, kind: int) -> socket.socket:
+    """A socket that no forked child keeps, and that blocks no greenlets."""
+    made: socket.socket = keep(lambda: _threads.unpatched("socket").socket(family, kind))
     return made
 
 

@@ -37,7 +37,8 @@ def _counted(count: int, words: str) -> str:
     if count != 1:
         return f"{count} frames {words}"
     verb, _, rest = words.partition(" ")
-    return f"1 frame {dict(are='is', have='has').get(verb, verb)} {rest}"
+    singular = {"are": "is", "have": "has"}.get(verb, verb)
+    return f"1 frame {singular} {rest}"
 
 
 def joined(facts: Iterable[str]) -> str:

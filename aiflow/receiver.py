@@ -349,7 +349,8 @@ class Receiver:
             facts.append(f"{got} of {total} bytes of the newest slice have arrived")
         elif not self._loop.nb_sessions:
             facts.append("no sender has been heard yet")
-        return SliceTimeout(f"no whole slice arrived within {timeout} s: check the sender, or wait longer{joined(facts)}")
+        text = f"no whole slice arrived within {timeout} s: check the sender, or wait longer"
+        return SliceTimeout(text + joined(facts))
 
     def _exhausted(self, nbytes: int) -> PoolExhausted:
         held = sorted(self._loop.slices, key=lambda incoming: -incoming.charged)

@@ -36,10 +36,10 @@ from typing import Any, Protocol
 from . import _eal, _threads
 from .config import MAX_PORTS, Endpoint
 from .control import VERSION, names_and_numbers, other_versions, peer_of, read, shown, whole, write
-from .errors import AiflowError, ConfigError, EalError, PoolExhausted, PortError
+from .errors import AiflowError, ConfigError, PoolExhausted, PortError
 from .memif_door import Door
 from .names import Claim, Listener, elsewhere, live, place, runtime_directory
-from .private import keep
+from .private import own_socket
 from .shared_memory import close_receiving, driver_of, open_receiving, open_sending
 
 __all__ = ["Rendezvous"]
@@ -533,7 +533,7 @@ class Rendezvous:
         if any(connection.endpoint == endpoint for connection in self._connections):
             return
         try:
-            sock = keep(lambda: _threads.unpatched("socket").socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK))
+            sock = own_socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         except OSError as exc:
             self._fail(endpoint, PortError(f"{endpoint}: {exc.strerror}; close some files, or raise ulimit -n"))
             return

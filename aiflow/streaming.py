@@ -157,12 +157,12 @@ class PutTicket(Ticket):
         self._outgoing = self._window.outgoing
         return self._window.error is not None or (self._outgoing is not None and super()._ended())
 
-    def _finish(self) -> SliceReport:
+    def _finish(self, waited_for: str = "") -> SliceReport:
         try:
             if self._outgoing is None:
                 assert self._window.error is not None
                 raise self._window.error
-            return super()._finish()
+            return super()._finish(waited_for)
         except AiflowError:
             self._window.told = True
             raise

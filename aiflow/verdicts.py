@@ -58,7 +58,7 @@ def told(failed: Mapping[int, str]) -> bytes:
 
 
 def heard(text: str, nb_elements: int) -> dict[int, str]:
-    """The inverse of `told`, of a slice of `nb_elements` elements; a text in other words is the reason for all of it."""
+    """The inverse of `told`, of a slice of `nb_elements`; a text in other words is the reason for all of it."""
     failed: dict[int, str] = {}
     try:
         for reason, ranges in json.loads(text):

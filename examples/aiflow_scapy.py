@@ -53,7 +53,9 @@ KINDS = {
     9: "VOID",
     10: "CLOSE",
 }
-VOID_REASONS = {0: "none", 1: "too large", 2: "integrity", 3: "manifest", 4: "cancelled", 5: "silence", 6: "unknown", 7: "failed"}
+VOID_REASONS = dict(
+    enumerate(("none", "too large", "integrity", "manifest", "cancelled", "silence", "unknown", "failed"))
+)
 
 
 def _crc32c_table() -> list[int]:

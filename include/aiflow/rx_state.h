@@ -135,7 +135,7 @@ struct af_rx {
 	uint64_t epoch, peer_timeout_ns, clock_offset_ns;
 	bool keeps_mbufs;
 	bool confirms; /* a slice is delivered when the user says so, not when it is whole */
-	bool (*knows_form)(void *context, const uint8_t *form, uint32_t nbytes); /* of forms that are not plain; NULL: all */
+	int (*knows_form)(void *context, const uint8_t *form, uint32_t nbytes); /* of forms that are not plain; NULL: all */
 	void *context;
 	struct af_verdicts *verdicts; /* of the user; NULL: there are none */
 	uint64_t mbuf_bytes;                /* keeps_mbufs: what one chunk occupies */

@@ -1,4 +1,4 @@
-"""What a peer does not know it refuses by name: other versions of the wire, and what a later one may say in a manifest."""
+"""What a peer does not know it refuses by name: another version of the wire, or what a later one may say."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ ALL = [path.stem for path in sorted(GOLDEN.glob("wire-*.json"))]
 
 def golden(version: str) -> dict[str, bytes]:
     """A frame of each kind, as that version's Sender and Receiver sent it."""
-    return {kind: bytes.fromhex(frame) for kind, frame in json.loads((GOLDEN / f"{version}.json").read_text())["frames"].items()}
+    frames = json.loads((GOLDEN / f"{version}.json").read_text())["frames"]
+    return {kind: bytes.fromhex(frame) for kind, frame in frames.items()}
 
 
 @pytest.mark.unit
@@ -162,7 +163,8 @@ def test_marks_come_as_they_were_sent(mark, several) -> None:
     names = ["one", "two"] if several else ["one"]
     rx = [aiflow.Receiver(f"ring:marks-{name}", name=name) for name in names]
     try:
-        with aiflow.Sender([f"ring:marks-{name}" for name in names], to=names, partition=lambda e, r: [0] * len(e)) as tx:
+        endpoints = [f"ring:marks-{name}" for name in names]
+        with aiflow.Sender(endpoints, to=names, partition=lambda e, r: [0] * len(e)) as tx:
             tx.send(elements)
             received = [(element.stream, element.mark) for element in rx[0].recv(timeout=10)]
             assert received == [("a//0/9", mark), ("a//0/9", None), ("plain", None)]
