@@ -208,7 +208,7 @@ def _initialise():
     global init_was_called, log_is_open, owner_pid, stream
     cdef FILE *errors = NULL
     cdef char **argv
-    cdef int rc, argc
+    cdef int rc = -1, argc
     cdef bint debug = os.environ.get("AIFLOW_LOG", "") == "debug"
 
     prefix = f"aiflow-{os.getpid()}-{os.urandom(3).hex()}"
