@@ -222,7 +222,10 @@ class Rendezvous:
     # ---------------------------------------------------------------------------------------------------- the thread
 
     def close(self) -> None:
-        """Hang up, remove all ports, give the names back. Idempotent; does nothing in a forked child."""
+        """Hang up, remove all ports, give the names back. Idempotent, and may be repeated after an interrupt.
+
+        Does nothing in a forked child.
+        """
         if self._wake < 0 or os.getpid() != self._pid:
             return
         self._closing = True
