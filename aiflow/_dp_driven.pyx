@@ -6,6 +6,7 @@ plane wants something done between two iterations: a port attached or removed, o
 
 import atexit
 import os
+import time
 import weakref
 
 from libc.stdint cimport uint64_t
@@ -86,7 +87,10 @@ cdef class Driven:
         finally:
             self.stopped = True
             self._serve()
-            unregister_thread()
+            try:
+                unregister_thread()
+            finally:
+                self.gone = True
 
     def _serve(self):
         """What the control plane asked for, between two iterations."""
@@ -98,19 +102,20 @@ cdef class Driven:
                 result.append((call(), None))
             except BaseException as error:
                 result.append((None, error))
-            done.set()
+            done.release()
 
     def between(self, call):
         """Run `call` while no burst is under way, and return what it returns."""
         cdef list result = []
         if self.stopped or self.thread is None or os.getpid() != self.pid or _threads.is_current(self.thread):
             return call()
-        done = _threads.unpatched("threading").Event()
+        done = _threads.unpatched("threading").Lock()  # an Event's wait is Python: an interrupt may leave its lock taken
+        done.acquire()
         with self.guard:
             self.requests.append((call, result, done))
             aiflow_set(self.mail.attention, 1)
         af_mail_wake(&self.mail)
-        while not done.wait(0.05):
+        while not done.acquire(timeout=0.05):
             if not self.thread.is_alive():
                 self._serve()
         value, error = result[0]
@@ -125,8 +130,11 @@ cdef class Driven:
         if self.thread is not None:
             if not self.stopped:
                 self.between(self._end)
-            if not _threads.is_current(self.thread):
+            if not _threads.is_current(self.thread) and self.thread.ident is not None:
+                while not self.gone:  # Python 3.11 and 3.12 take a join that was interrupted for the thread's end
+                    time.sleep(0.0005)
                 self.thread.join()
+                self.requests = []  # of calls that were interrupted; they hold us
         _driven.discard(self)
 
     def _end(self):

@@ -63,7 +63,7 @@ class Supply:
 
     def bps(self, nbytes: int) -> float | None:
         """The best rate of slices at least half as large (small ones measure the round trip); None for too few."""
-        rates = [rate for size, rate in self._seen if 2 * size >= nbytes]
+        rates = [rate for size, rate in tuple(self._seen) if 2 * size >= nbytes]
         return max(rates) if len(rates) >= ENOUGH else None
 
 
