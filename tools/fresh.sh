@@ -26,8 +26,13 @@ if [ "${1:-}" != --inside ]; then
     unshare --mount --pid --fork --kill-child "$0" --inside "$root" "$suite" "$@" &
     child=$!
     finish() {
-        kill -KILL "$child" 2>/dev/null && wait "$child" 2>/dev/null
-        if [ -n "${KEEP:-}" ]; then touch "$root/kept" && echo "aiflow: kept $root"; else rm -rf --one-file-system "$root"; fi
+        local tries
+        kill -KILL "$child" 2>/dev/null || true
+        wait "$child" 2>/dev/null || true
+        [ -z "${KEEP:-}" ] || { touch "$root/kept" && echo "aiflow: kept $root" && return; }
+        for tries in 1 2 3 4 5 6 7 8 9 10; do # what dies with the child may still write
+            rm -rf --one-file-system "$root" 2>/dev/null && break || sleep 0.5
+        done
     }
     trap finish EXIT
     trap 'exit 130' INT
