@@ -73,8 +73,8 @@ test-here:
 	$(PY) -m pytest -m "not soak" $(ARGS)
 
 test-ports-here:
-	@tools/setup.sh dev
-	$(PY) -m pytest -m "not soak" $(ON_PORTS) $(ARGS)
+	@tools/setup.sh ports
+	$(PY) -m pytest -m "not soak and not slow" $(ON_PORTS) $(ARGS)
 
 bench-here:
 	@tools/setup.sh bench

@@ -2,11 +2,11 @@
 # All set-up a target needs: Debian packages, a virtual environment in .venv, the compiled modules in place.
 # Does nothing, quickly, when nothing changed.
 #
-# Usage: tools/setup.sh demo|dev|bench        (extras of pyproject.toml; PYTHON=… names another interpreter)
+# Usage: tools/setup.sh demo|ports|dev|bench        (extras of pyproject.toml; PYTHON=… names another interpreter)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 umask 022 # an ordinary user must be able to run what root sets up
-profile=${1:?usage: tools/setup.sh demo|dev|bench}
+profile=${1:?usage: tools/setup.sh demo|ports|dev|bench}
 venv=.venv
 stamps=$venv/stamps
 
@@ -19,9 +19,10 @@ wanted_packages() {
     local groups
     case $profile in
         demo) groups=build ;;
-        dev) groups='build|test' ;;
-        bench) groups='build|test|bench' ;;
-        *) fail "unknown profile '$profile': demo, dev or bench" ;;
+        ports) groups='build|test' ;;
+        dev) groups='build|test|fuzz' ;;
+        bench) groups='build|test|fuzz|bench' ;;
+        *) fail "unknown profile '$profile': demo, ports, dev or bench" ;;
     esac
     awk -v groups="^($groups)\$" '/^[^#]/ && $2 ~ groups { print $1 }' tools/apt-packages.txt
 }
