@@ -352,8 +352,7 @@ class Listener:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.sock = _listening(path)
-        self._found = path.stat()
+        self.sock, self._found = _listening(path)
 
     def renew(self) -> bool:
         """Listen anew if the path does not lead here any more; returns whether that was so."""
@@ -362,8 +361,8 @@ class Listener:
                 return False
         with contextlib.suppress(OSError):
             self.path.unlink()
-        before, self.sock = self.sock, _listening(self.path)
-        self._found = self.path.stat()
+        before = self.sock
+        self.sock, self._found = _listening(self.path)
         before.close()
         return True
 
@@ -387,15 +386,18 @@ class Listener:
         self.sock.close()
 
 
-def _listening(path: Path) -> socket.socket:
-    sock = own_socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+def _listening(path: Path) -> tuple[socket.socket, os.stat_result]:
+    try:
+        sock = own_socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+    except OSError as exc:
+        raise PortError(f"{path}: {exc.strerror}; close some files, or raise ulimit -n") from exc
     try:
         sock.bind(str(path))
         sock.listen(64)
+        return sock, path.stat()
     except OSError as exc:
         sock.close()
         raise PortError(f"no socket can be made at {path}: {exc.strerror}; {_OTHER}") from exc
-    return sock
 
 
 # ------------------------------------------------------------------------------------------------------------- looking

@@ -452,10 +452,12 @@ class Rendezvous:
                 listeners.append(self._doors[endpoint].listener)
             try:
                 name.renew()
-                for listener in listeners:
-                    listener.renew()
             except PortError as exc:
                 self._lose(endpoint, exc)
+                continue
+            for listener in listeners:
+                with contextlib.suppress(PortError):  # no directory there now: the next look may find one
+                    listener.renew()
 
     def _lose(self, endpoint: Endpoint, exc: PortError) -> None:
         """Another receiver has the name: no sender comes here any more, those that are here stay."""

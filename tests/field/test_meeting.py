@@ -229,7 +229,10 @@ def test_a_refusal_ends_with_the_receiver_that_made_it(
         {"ring_size": 0},
     ],
 )
-def test_an_offer_that_is_none_is_an_error_and_not_the_end(offer: dict[str, Any]) -> None:
+def test_an_offer_that_is_none_is_an_error_and_not_the_end(
+    monkeypatch: pytest.MonkeyPatch, offer: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(rendezvous, "_FAILED_FIRST", 0.05)
     good = {"driver": "memif", "peer": 1, "frame_size": 16384, "ring_size": 256, "sockets": [["memif", 1]]}
     with Side("local:q", "sender") as sender:
         with Actor({**good, **offer} if offer else {"driver": "memif"}):

@@ -172,6 +172,25 @@ def test_what_a_cleaner_removes_is_made_anew(directory: Path, monkeypatch: pytes
     assert names.live() == []
 
 
+def test_a_directory_above_that_is_missing_for_a_while(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As /run/user/UID between a logout and the next login."""
+    monkeypatch.setattr(rendezvous, "_RENEWED", 0.05)
+    above = directory / "up"
+    monkeypatch.setenv("AIFLOW_RUNTIME_DIR", str(above / "here"))
+    with aiflow.Receiver("local:x", memory="16MiB") as rx, aiflow.Sender("local:x") as tx:
+        tx.send([b"x"], wait=False).result(20)
+        shutil.rmtree(above)
+        rx.recv(timeout=20).release()
+        with pytest.raises(SliceTimeout):  # several looks later it is no error
+            rx.recv(timeout=0.5)
+        tx.send([b"x"], wait=False).result(20)  # who is joined stays joined
+        above.mkdir(mode=0o700)
+        wait_for(names.live, "the name", 10)
+        rx.recv(timeout=20).release()
+        wait_for(lambda: (above / "here/local-x/control").exists(), "the socket", 10)
+        assert delivered(rx, "local:x")
+
+
 @pytest.mark.parametrize(
     ("what", "first_to_close"),
     [
