@@ -227,8 +227,14 @@ def test_recv_under_interrupts_goes_on(way) -> None:
     )
 
 
-@pytest.mark.parametrize("what", ["sender", "receiver", "pair", "leaving with"])
-@pytest.mark.parametrize("scheme", ["local", "ring"])
+@pytest.mark.parametrize(
+    ("scheme", "what"),
+    [
+        *(("local", what) for what in ("sender", "receiver", "pair", "leaving with")),
+        ("ring", "sender"),
+        ("ring", "pair"),
+    ],
+)
 def test_a_close_that_was_interrupted_is_finished_by_the_next(scheme, what) -> None:
     run(
         """
@@ -237,7 +243,7 @@ def test_a_close_that_was_interrupted_is_finished_by_the_next(scheme, what) -> N
         signal.signal(signal.SIGALRM, interrupt)
         counts = []
         for turn in range(40):
-            if struck >= 6:
+            if struck >= 4:
                 break
             endpoint = f"{scheme}:c{os.getpid()}"
             rx = aiflow.Receiver(endpoint, memory="16MiB")
