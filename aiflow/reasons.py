@@ -43,4 +43,4 @@ def _counted(count: int, words: str) -> str:
 
 def joined(facts: Iterable[str]) -> str:
     """Facts as the end of a message: "" when there are none."""
-    return "".join(f". {fact[:1].upper()}{fact[1:]}" for fact in facts)
+    return "".join(f"; {fact}" for fact in facts)
