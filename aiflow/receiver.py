@@ -9,7 +9,7 @@ import weakref
 from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Sequence
 from typing import Any, NoReturn, SupportsIndex
 
-from . import containers
+from . import _threads, containers
 from ._dp_rx import MBUF_OVERHEAD, RxLoop, Store
 from ._eal import Mempool
 from .config import parse_endpoints, parse_idle, parse_max_cores, parse_seconds, parse_size, parse_timeout
@@ -172,7 +172,7 @@ class Receiver:
         faults: dict[str, Any] | list[dict[str, Any]] | None = None,
     ) -> None:
         self._closed = self._ended = True  # takes no work; has nothing left to close
-        self._ending = threading.RLock()  # a signal handler may close, too
+        self._ending = _threads.unpatched("threading").RLock()  # a signal handler may close, too
         self.endpoints = parse_endpoints(ports)
         spins = parse_idle(idle)
         max_cores = parse_max_cores(max_cores)

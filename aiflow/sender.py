@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 import socket
-import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -13,7 +12,7 @@ from typing import Any, NoReturn, SupportsIndex
 
 import numpy as np
 
-from . import monitor, outcome, scheduler
+from . import _threads, monitor, outcome, scheduler
 from ._dp_tx import MOST_RECEIVERS, TxLoop
 from ._eal import Mempool
 from ._encode import encode as encode_elements
@@ -147,7 +146,7 @@ class Sender:
         faults: dict[str, Any] | list[dict[str, Any]] | None = None,
     ) -> None:
         self._closed = self._ended = True  # takes no work; has nothing left to close
-        self._ending = threading.RLock()  # a signal handler may close, too
+        self._ending = _threads.unpatched("threading").RLock()  # a signal handler may close, too
         self.endpoints = parse_endpoints(ports)
         scheduler.check(policy, place, score_weights)
         spins = parse_idle(idle)
@@ -163,7 +162,7 @@ class Sender:
         self.peer_timeout = parse_seconds(peer_timeout, "peer_timeout")
         self.slice_ms = slice_ms
         # Every receiver sees the slices in the same order. A signal handler may send while a send is interrupted.
-        self._posting = threading.RLock()
+        self._posting = _threads.unpatched("threading").RLock()
         self._unposted: tuple[list[Callable[[list[Any]], Any]], list[Any]] | None = None  # of the send interrupted
         self._streaming = Streaming(
             self,

@@ -13,11 +13,12 @@ import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import scheduler
+from . import _threads, scheduler
 from .config import parse_timeout
 from .errors import AiflowError, DemandWarning, PoolExhausted, SliceTimeout
 from .manifest import Piece, describe
@@ -194,7 +195,7 @@ class Streaming:
         self._warned = False  # of a demand that is not met; again after one that was
         self._unsaid: scheduler.Demand | None = None
         self._guard = guard  # of all that follows
-        self._changed = threading.Condition(guard)  # for the thread to wait
+        self._changed = _threads.unpatched("threading").Condition(guard)  # for the thread to wait
         self._open: Window | None = None
         self._flying: deque[Window] = deque()
         self._failed: list[Window] = []
@@ -259,11 +260,7 @@ class Streaming:
     def _serve(self) -> None:
         """The thread that closes windows runs, and looks again."""
         if self._thread is None or not self._thread.is_alive():
-            thread = threading.Thread(
-                target=_close_windows, args=(weakref.ref(self), self._changed), name="aiflow-put", daemon=True
-            )
-            thread.start()
-            self._thread = thread
+            self._thread = _threads.start(partial(_close_windows, weakref.ref(self), self._changed), "aiflow-put")
         self._changed.notify_all()
 
     def _take(self, window: Window, piece: Piece, size: int, source: np.ndarray[Any, Any] | None) -> bool:
@@ -407,7 +404,7 @@ class Streaming:
             self.closed = True
             self._send_open()
             self._changed.notify_all()
-        if self._thread is not None and self._thread is not threading.current_thread():
+        if self._thread is not None and not _threads.is_current(self._thread):
             self._thread.join()
 
     # ---- what is asked of the ports ----

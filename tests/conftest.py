@@ -18,9 +18,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from itertools import count
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+from programs import programs
 
 settings.register_profile("suite", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")
@@ -120,3 +122,10 @@ def net() -> Iterator[object]:
 
     with Net() as network:
         yield network
+
+
+@pytest.fixture
+def aiflow() -> Iterator[Any]:
+    """Start `aiflow …`; nothing of it survives the test."""
+    with programs() as start:
+        yield start
