@@ -18,6 +18,9 @@ release(void *handle)
 	free(handle);
 }
 
+static struct af_verdicts verdicts;
+static const char words[5000]; /* more than a report carries */
+
 static void
 hear(uint32_t port, uint64_t now, uint8_t *frame, uint32_t len)
 {
@@ -63,6 +66,8 @@ use_slices(void)
 		rx.ready = s->next;
 		for (uint32_t e = 0; e < s->nb_elements && !s->kept; e++)
 			CHECK(s->elements[e].offset + s->elements[e].nbytes <= s->block->size);
+		if (rx.confirms && s->id % 4) /* every fourth is left without a word */
+			af_verdicts_push(&verdicts, s->session_id, s->id, s->id % 2, words, (uint32_t)sizeof words);
 		af_rx_slice_free(s, release);
 	}
 	rx.ready_tail = &rx.ready;
@@ -73,11 +78,14 @@ check(void)
 {
 	uint32_t flowing = 0, waiting = 0, listed = 0;
 
-	for (uint32_t i = 0; i < rx.nb_sessions; i++)
+	for (uint32_t i = 0; i < rx.nb_sessions; i++) {
+		CHECK(!af_before(rx.sessions[i]->done, rx.sessions[i]->confirmed));
+		CHECK(rx.sessions[i]->done - rx.sessions[i]->confirmed <= AF_RX_SLOTS);
 		for (uint32_t k = 0; k < AF_RX_SLOTS; k++) {
 			flowing += rx.sessions[i]->slots[k].state == AF_RX_FLOWING;
 			waiting += rx.sessions[i]->slots[k].state == AF_RX_WAITING;
 		}
+	}
 	for (const struct af_rx_slice *s = rx.waiting; s; s = s->next_waiting)
 		listed++;
 	CHECK(flowing == rx.flowing && waiting == listed);
@@ -97,7 +105,9 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	if (!size)
 		return 0;
 	af_rx_init(&rx);
-	rx.keeps_mbufs = *data++ & 1;
+	rx.keeps_mbufs = *data & 1;
+	rx.confirms = *data++ & 2;
+	rx.verdicts = &verdicts;
 	rx.store = rx.keeps_mbufs ? &in_place : &assembled;
 	rx.release = release;
 	rx.mbuf_bytes = 2048;
@@ -122,6 +132,7 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	}
 	speak(now);
 	use_slices();
+	af_verdicts_free(&verdicts);
 	af_rx_free(&rx);
 	CHECK(!kept && !rx.store->used);
 	return 0;

@@ -123,7 +123,10 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		check();
 	}
 	af_tx_fail_all(&tx, AF_TX_CANCELLED, now);
-	for (uint32_t i = 0; i < NB_SLICES; i++)
+	for (uint32_t i = 0; i < NB_SLICES; i++) {
 		CHECK(atomic_load(&slices[i].state) >= AF_TX_DONE);
+		CHECK(slices[i].text_got <= slices[i].text_bytes);
+		free(slices[i].text);
+	}
 	return 0;
 }
