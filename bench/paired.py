@@ -1,9 +1,10 @@
 """Two built trees in turn: the benchmark's slice through aiflow of one, then of the other, and the ratio of the two.
 
-    python bench/paired.py TREE_A TREE_B [--pairs N]
+    python bench/paired.py TREE_A TREE_B [--pairs N] [--rows BYTES]
 
 A pair is a sender and a receiver of each tree, all open at once, which take turns slice by slice: what the machine does
-meanwhile meets both alike. Its result is the median of its slices' ratios; new processes, as in the next pair, may lie
+meanwhile meets both alike. With --rows a slice is as many bytes in rows of that size, by `send_batch`. A tree beside
+itself shows what the machine adds. Its result is the median of its slices' ratios; new processes, as in the next pair, may lie
 better or worse in memory. Ratios are B ÷ A of bytes a second: above 1 B is faster.
 """
 
@@ -25,9 +26,9 @@ WARM_UP = 4  # slices
 class Side:
     """The two ends of a case with the package of `tree`, in processes of their own."""
 
-    def __init__(self, tree: Path, case: str) -> None:
+    def __init__(self, tree: Path, case: str, row_bytes: int) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, __file__, "--serve", case],
+            [sys.executable, __file__, "--serve", case, "--rows", str(row_bytes)],
             env={**os.environ, "PYTHONPATH": str(tree)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -60,12 +61,27 @@ class Side:
         self._process.wait(30)
 
 
-def serve(driver: str) -> None:
+def serve(driver: str, row_bytes: int) -> None:
     """The sending process of a side: a slice for each line of standard input, each compared at its end."""
-    from transfer import Case, Transfer, make_slices, versions
+    import numpy as np
+    from transfer import ROTATION, Case, Transfer, make_slices, versions
+
+    class Rows(Transfer):
+        def send(self) -> None:
+            (rows,) = self.slices[self._sent % ROTATION]
+            self.reports.append(self.tx.send_batch("rows", rows, timeout=60))
+            self._sent += 1
+            self._unverified = True
 
     cores = sorted(os.sched_getaffinity(0))
-    with Transfer(Case(driver), make_slices(512), (cores[0], cores[-1])) as transfer:
+    if row_bytes:
+        generator = np.random.default_rng(1)
+        shape = (1 << 27) // row_bytes, row_bytes
+        slices = [[generator.integers(0, 256, shape, np.uint8)] for _ in range(ROTATION)]
+        of_case = Rows(Case(driver), slices, (cores[0], cores[-1]))
+    else:
+        of_case = Transfer(Case(driver), make_slices(512), (cores[0], cores[-1]))
+    with of_case as transfer:
         print(json.dumps(versions()), flush=True)
         for _ in sys.stdin:
             transfer.prepare()
@@ -89,16 +105,17 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=10)
     parser.add_argument("--slices", type=int, default=20, help="of each side in a pair, after four that warm up")
     parser.add_argument("--driver", default="memif", help="memif or vhost")
+    parser.add_argument("--rows", type=int, default=0, metavar="BYTES", help="rows of so many bytes, not images")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
-        return serve(options.serve)
+        return serve(options.serve, options.rows)
     if len(options.trees) != 2:
         parser.error("give two trees")
     a, b = (tree.resolve() for tree in options.trees)
     ratios = []
     for pair in range(options.pairs):
-        with Side(a, options.driver) as side_a, Side(b, options.driver) as side_b:
+        with Side(a, options.driver, options.rows) as side_a, Side(b, options.driver, options.rows) as side_b:
             rates = []
             for number in range(WARM_UP + options.slices):
                 if number % 2:
