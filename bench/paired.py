@@ -4,8 +4,8 @@
 
 A pair is a sender and a receiver of each tree, all open at once, which take turns slice by slice: what the machine does
 meanwhile meets both alike. With --rows a slice is as many bytes in rows of that size, by `send_batch`. A tree beside
-itself shows what the machine adds. Its result is the median of its slices' ratios; new processes, as in the next pair, may lie
-better or worse in memory. Ratios are B ÷ A of bytes a second: above 1 B is faster.
+itself shows what the machine adds. Its result is the median of its slices' ratios; new processes, as in the next pair,
+may lie better or worse in memory. Ratios are B ÷ A of bytes a second: above 1 B is faster.
 """
 
 from __future__ import annotations
