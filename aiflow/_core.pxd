@@ -337,8 +337,6 @@ cdef extern from "aiflow/rx.h" nogil:
         char name[64]
         uint64_t epoch, peer_timeout_ns, clock_offset_ns
         bint keeps_mbufs, confirms
-        int (*knows_form)(void *context, const uint8_t *form, uint32_t nbytes) noexcept nogil
-        void *context
         af_verdicts *verdicts
         uint64_t mbuf_bytes
         void (*release)(void *handle) noexcept nogil

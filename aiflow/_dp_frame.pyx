@@ -30,7 +30,7 @@ cdef rte_mbuf *plain(loop_port *port, rte_mbuf *m, uint64_t *unseen) noexcept no
         if m == NULL:
             return NULL
     if not untagged(m):
-        unseen[TAGGED] += 1
+        unseen[TAGGED] += ethertype(m, 12) == AF_ETHERTYPE  # other traffic of a trunk says nothing about ours
         rte_pktmbuf_free(m)
         return NULL
     return m

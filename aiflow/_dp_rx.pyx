@@ -29,7 +29,6 @@ from aiflow.librte.rte_mbuf cimport rte_mbuf, rte_pktmbuf_free, rte_pktmbuf_mtod
 from aiflow import containers
 from aiflow._dp import DROPS
 from aiflow.errors import PoolExhausted
-from aiflow.manifest import Form
 
 MBUF_OVERHEAD = AF_MBUF_OVERHEAD
 LAST_WORDS_S = 0.1  # for the reports that are due when a Receiver closes
@@ -38,15 +37,6 @@ cdef bytes DROPPED = b"the receiver dropped it without confirm() or release()"
 
 cdef void release_mbuf(void *handle) noexcept nogil:
     rte_pktmbuf_free(<rte_mbuf *>handle)
-
-
-cdef int knows_form(void *context, const uint8_t *form, uint32_t nbytes) noexcept with gil:
-    """Can numpy read this description of a dtype? Asked once for each that is not plain."""
-    try:
-        Form.decode((<const char *>form)[:nbytes])
-    except Exception:  # whatever a stranger may have written there
-        return False
-    return True
 
 
 cdef class Store:
@@ -112,6 +102,17 @@ cdef class Incoming:
             raise MemoryError("no memory for what has become of a slice")
         self.awaited = False
         return 0
+
+    @property
+    def pid(self):
+        """The process whose Receiver it came from."""
+        return self.store.pid
+
+    @property
+    def is_heard(self):
+        """Is the Receiver still there to pass a word on?"""
+        loop = self.loop()
+        return loop is not None and not loop.is_stopped
 
     def confirm(self):
         """Tell the sender that the slice is where the user wants it. Once; more calls do nothing."""
@@ -322,7 +323,6 @@ cdef class RxLoop(Loop):
         self.rx.keeps_mbufs = keeps_mbufs
         self.rx.confirms = confirms
         self.rx.verdicts = &store.verdicts
-        self.rx.knows_form = knows_form
         self.rx.release = release_mbuf
         self.rx.epoch = int.from_bytes(os.urandom(8), "big") | 1
         # A receiver that comes back must not mint its predecessor's numbers: senders would not see the difference.
@@ -382,6 +382,11 @@ cdef class RxLoop(Loop):
         """Make the loop look at what users have said of their slices."""
         aiflow_set(self.mail.posted, 1)
         af_mail_wake(&self.mail)
+
+    @property
+    def is_stopped(self):
+        """Has it ended?"""
+        return self.stopped
 
     def _fail_pending(self, bytes reason):
         af_rx_hear_verdicts(self.rx)

@@ -13,7 +13,7 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
 from aiflow._core cimport (
-    AF_FAN_MOST, AF_HEADER, AF_MBUF_OVERHEAD, AF_TAIL_LEAST, AF_TX_ASKING, AF_TX_DONE, af_agent_port, af_extent, af_fan,
+    AF_FAN_MOST, AF_HEADER, AF_MBUF_OVERHEAD, AF_TAIL_LEAST, AF_TX_ASKING, AF_TX_DONE, AF_TX_QUEUED, af_agent_port, af_extent, af_fan,
     af_fan_next_frame, af_fan_on_frame, af_fan_tick, af_mail_wake, af_manifest, af_manifest_measure, af_now_ns,
     af_pace_reset, af_rx_need, af_span, af_tx, af_tx_detach, af_tx_enqueue, af_tx_fail_all, af_tx_init,
     af_tx_is_pressed, af_tx_next_frame, af_tx_on_frame, af_tx_port, af_tx_slice, af_tx_tick,
@@ -29,6 +29,7 @@ from aiflow.errors import ConfigError
 ERRORS = ("ok", "no_peer", "silent", "restarted", "too_large", "integrity", "refused", "cancelled", "ambiguous", "mtu",
           "no_memory", "unknown", "failed", "stalled")
 CANCELLED = ERRORS.index("cancelled")
+UNSURE = (0, CANCELLED, *map(ERRORS.index, ("silent", "restarted", "stalled")))  # once all of it was sent
 MOST_RECEIVERS = AF_FAN_MOST
 
 
@@ -40,6 +41,7 @@ cdef class Outgoing:
     cdef Py_buffer *buffers
     cdef Py_ssize_t nb_buffers
     cdef readonly double posted_at
+    cdef public object numbers   # of its elements, in the slice that it is a part of; None: it is all of one
     cdef TxLoop loop
 
     def __dealloc__(self):
@@ -89,7 +91,7 @@ cdef class Outgoing:
         """Does the receiver hold all of it: True, False, or None where it cannot be known."""
         if self.s.state == AF_TX_DONE:
             return True
-        if self.s.error in (0, CANCELLED, ERRORS.index("silent"), ERRORS.index("restarted")) and self.s.all_sent:
+        if self.s.error in UNSURE and self.s.all_sent:
             return None
         return False
 
@@ -117,6 +119,16 @@ cdef class Outgoing:
     def held(self):
         """Has the receiver all of it, and its user not said yet that it is delivered?"""
         return self.s.held and self.s.state < AF_TX_DONE
+
+    @property
+    def is_queued(self):
+        """Does it wait for its turn, or for a receiver?"""
+        return self.s.state == AF_TX_QUEUED
+
+    @property
+    def has_receiver(self):
+        """Is the receiver that it is for there?"""
+        return bool(self.loop.fan.tx[self.s.receiver].open)
 
     @property
     def waits_for_memory(self):
@@ -333,6 +345,7 @@ cdef class TxLoop(Loop):
             slot.path_size = place.frame_size
             slot.attached_ns = af_now_ns()
             self.fan.tx[i].unsaid = False
+            self.death = False
             if self.pace_of is not None:
                 pace = self.pace_of(index, port)
                 slot.pace.rate_based = pace.rate_based

@@ -110,6 +110,13 @@ def _decode_form(encoded: bytes) -> Form:
     return Form(dtype, shape, order)
 
 
+def _form_of(encoded: bytes) -> Form:
+    """A form from the wire. What is remembered is bounded, whatever a stranger sends."""
+    if len(encoded) > REMEMBERED_BYTES:
+        return _decode_form.__wrapped__(encoded)
+    return _decode_form(encoded)
+
+
 @lru_cache(maxsize=1024)
 def form_of_bytes(nbytes: int) -> Form:
     """The form of plain bytes: uint8, one axis."""
@@ -423,7 +430,7 @@ def parse(manifest: bytes) -> list[Run]:
         stream = None if numbered else manifest[at : at + stream_len].decode("utf-8", "surrogateescape")
         at += stream_len
         try:
-            form = Form.decode(manifest[at : at + form_len])
+            form = _form_of(manifest[at : at + form_len])
         except Exception:  # whatever a peer may have written there: its bytes are still its bytes
             form = form_of_bytes(nbytes)
         if form.nbytes != nbytes:

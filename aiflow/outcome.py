@@ -84,8 +84,10 @@ def _quoted(names: Sequence[str]) -> str:
 def waits_for(whole: Any, known: Known) -> str:
     """What a slice that has not ended is waiting for."""
     outgoing = next((part for part in whole.parts if not part.done), whole.parts[0])
-    if not outgoing.slice_id:
+    if not outgoing.has_receiver:
         return f"no receiver has answered on {known.where}" + joined(known.facts())
+    if outgoing.is_queued:
+        return "slices before it are in flight, or wait for the word of the receiver's user"
     if outgoing.held:
         return "the receiver holds it, and its user has not confirmed it"
     if outgoing.waits_for_memory:
@@ -191,8 +193,8 @@ def failure(whole: Any, known: Known, name_of: NameOf, waited_for: str = "") -> 
         "stalled": (
             PortError,
             f"the receiver on {where} answers, and in {peer_timeout} s has taken none of the frames of {what}: "
-            "a switch or a driver on the way carries small frames and not these; pass a smaller frame_size="
-            + joined(known.facts()),
+            "a switch or a driver on the way carries small frames and not these; pass a smaller frame_size=. Its "
+            "session has ended, and so have all slices in flight" + joined(known.facts()),
         ),
         "cancelled": (
             SliceTimeout,
@@ -228,16 +230,22 @@ def _ambiguous(known: Known) -> str:
 
 def _delivery_error(outgoing: Any, whole: Any, name_of: NameOf) -> DeliveryError:
     """The receiver's user could not use it: which streams, and why."""
-    elements = heard(outgoing.text, outgoing.nb_elements)
-    failed = {
-        span.run.stream_of(number): elements[number]
-        for span in spans_of(outgoing.manifest)
-        for number in range(span.start, span.start + span.nb_elements)
-        if number in elements
-    }
+    elements: dict[int, str] = {}
+    failed: dict[str, str] = {}
+    for part in whole.parts:
+        if part.error != "failed":
+            continue
+        told = heard(part.text, part.nb_elements)
+        elements |= {int(number if part.numbers is None else part.numbers[number]): told[number] for number in told}
+        failed |= {
+            span.run.stream_of(number): told[number]
+            for span in spans_of(part.manifest)
+            for number in range(span.start, span.start + span.nb_elements)
+            if number in told
+        }
     some = "; ".join(f"{stream!r}: {reason}" for stream, reason in list(failed.items())[:3])
     more = f"; and {len(failed) - 3} more streams" if len(failed) > 3 else ""
-    count = f"{len(elements)} of {outgoing.nb_elements} elements"
+    count = f"{len(elements)} of {whole.nb_elements} elements"
     text = f"the receiver could not use {count} ({some or outgoing.text}{more})"
     return DeliveryError(
         f"{text}: mend that on its side, and send them again",

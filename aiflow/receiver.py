@@ -345,6 +345,11 @@ class Receiver:
             return self._exhausted(nbytes)
         got, total = self._loop.progress
         facts = [*of_drops(self._loop.drops()), *self._ports.hints()]
+        waiting = sum(incoming.awaited for incoming in self._loop.slices)
+        if waiting:
+            facts.append(
+                f"{waiting} slices wait for your confirm() or fail(): a sender may have 8 in flight, 2 of them large"
+            )
         if got < total:
             facts.append(f"{got} of {total} bytes of the newest slice have arrived")
         elif not self._loop.nb_sessions:
@@ -454,12 +459,12 @@ class Receiver:
         if self._ended:
             return
         self._closed = True
-        self._current.clear()
         if not self._loop.pid_is_ours():
             return
         self._loop.tell()  # whoever waits in another thread
         with self._ending:
             self._end(failed)
+        self._current.clear()
 
     def _end(self, failed: str) -> None:
         """Each step may be repeated: an interrupt ends it anywhere."""

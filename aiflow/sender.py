@@ -286,12 +286,21 @@ class Sender:
             lambda: [(str(piece.stream), array_of(piece.buffer, piece.form)) for piece in pieces],
         )
         return [
-            self._post_of(*encode(pieces[i] for i in np.flatnonzero(chosen == k)), k) for k in range(len(self._to))
+            self._post_of(*encode(pieces[i] for i in numbers), k, numbers)
+            for k, numbers in enumerate(np.flatnonzero(chosen == k) for k in range(len(self._to)))
         ]
 
-    def _post_of(self, manifest: bytes, buffers: list[Any], receiver: int) -> Callable[[list[Any]], Any]:
+    def _post_of(
+        self, manifest: bytes, buffers: list[Any], receiver: int, numbers: Any = None
+    ) -> Callable[[list[Any]], Any]:
         plan = partial(self._plan, sum(map(len, buffers)))
-        return lambda into: self._loop.post(buffers, manifest, plan(), receiver, False, into)
+
+        def post(into: list[Any]) -> Any:
+            part = self._loop.post(buffers, manifest, plan(), receiver, False, into)
+            part.numbers = numbers
+            return part
+
+        return post
 
     def _post_all(self, posts: list[Callable[[list[Any]], Any]], posted: list[Any]) -> None:
         """Post the parts of a slice that are not in `posted` yet, all before the parts of the next one."""
@@ -318,9 +327,12 @@ class Sender:
             plan = self._plan(len(numbers) * row.nbytes)
             if len(numbers) and numbers[-1] - numbers[0] + 1 == len(numbers):
                 piece = rows[numbers[0] * row.nbytes : (numbers[-1] + 1) * row.nbytes]
-                return self._loop.post_rows(piece, len(numbers), manifest, plan, k, False, into)
-            pieces = [rows[i * row.nbytes : (i + 1) * row.nbytes] for i in numbers]
-            return self._loop.post(pieces, manifest, plan, k, False, into)
+                part = self._loop.post_rows(piece, len(numbers), manifest, plan, k, False, into)
+            else:
+                pieces = [rows[i * row.nbytes : (i + 1) * row.nbytes] for i in numbers]
+                part = self._loop.post(pieces, manifest, plan, k, False, into)
+            part.numbers = numbers
+            return part
 
         chosen = self._partition.split([stream] * count, [row.nbytes] * count, elements)
         parts = [np.flatnonzero(chosen == k) for k in range(len(self._to))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import os
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
@@ -11,11 +12,11 @@ from typing import Any, NoReturn, SupportsIndex, overload
 import numpy as np
 
 from ._dp_rx import Exporter
-from .errors import ConfigError, not_copied
+from .errors import ConfigError, EalError, not_copied
 from .filemarks import FileMark
 from .manifest import Received, Run, Span, spans_of, streams_of
 from .partition import even
-from .verdicts import told
+from .verdicts import MOST_BYTES, told
 
 __all__ = ["Element", "Shard", "TimeSlice"]
 
@@ -402,7 +403,9 @@ class TimeSlice(_Elements):
         Raises
         ------
         ConfigError
-            If the slice was failed, or released.
+            If the slice was failed or released, or the Receiver is closed.
+        EalError
+            In a process that was forked from the Receiver's.
         """
         self._judge(None)
 
@@ -427,11 +430,14 @@ class TimeSlice(_Elements):
         incoming = self._held()
         if not incoming.confirms:
             raise ConfigError("its sender has been told that it is delivered: open the Receiver with confirm='release'")
-        if isinstance(reasons, str):
+        if not reasons:
+            self.confirm()
+        elif isinstance(reasons, str):
             failed = dict.fromkeys(range(self._length), reasons)
+            self._judge(told(failed) if self._length else reasons.encode("utf-8", "backslashreplace")[:MOST_BYTES])
         else:
             failed = {number: why for key, why in reasons.items() for number in self._numbers(key)}
-        self._judge(failed)
+            self._judge(told(failed))
 
     def _numbers(self, key: str | int) -> list[int]:
         if isinstance(key, str):
@@ -440,17 +446,22 @@ class TimeSlice(_Elements):
             raise KeyError(f"element {key}: the slice has {self._length}")
         return [key]
 
-    def _judge(self, failed: dict[int, str] | None) -> None:
+    def _judge(self, failed: bytes | None) -> None:
+        """Pass the user's word on. What takes time is done: an interrupt leaves a slice without a word, which fails."""
         incoming = self._held()
         if not incoming.confirms or (self._failed is False and failed is None):
             return
         if self._failed is not None:
             raise ConfigError(f"this time slice was {'failed' if self._failed else 'confirmed'} already")
+        if incoming.pid != os.getpid():
+            raise EalError("this process was forked from the Receiver's: its slices are the parent's to confirm")
+        if not incoming.is_heard:
+            raise ConfigError("the Receiver is closed: its sender has been told that the slice was not confirmed")
         self._failed = failed is not None
         if failed is None:
             incoming.confirm()
         else:
-            incoming.fail(told(failed))
+            incoming.fail(failed)
 
     def release(self) -> None:
         """Give the slice up; its memory goes back when no array taken out of it is left. Idempotent.
@@ -458,7 +469,7 @@ class TimeSlice(_Elements):
         With ``Receiver(confirm="release")`` it confirms the slice, unless `fail` was called.
         """
         incoming, self._incoming = self._incoming, None
-        if incoming is not None:
+        if incoming is not None and not self._failed:  # a fail() that was interrupted is none, and no confirmation
             incoming.confirm()
 
     def __enter__(self) -> TimeSlice:

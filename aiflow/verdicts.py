@@ -12,7 +12,7 @@ from collections.abc import Mapping
 __all__ = ["MOST_BYTES", "heard", "told"]
 
 MOST_BYTES = 60000
-_MOST_REASON = 400
+_MOST_REASON = 400  # characters, or fewer where many reasons take too much
 _MOST_REASONS = 50
 
 
@@ -32,6 +32,17 @@ def _coarser(ranges: list[list[int]]) -> list[list[int]]:
     return [[ranges[i][0], ranges[min(i + 1, len(ranges) - 1)][1]] for i in range(0, len(ranges), 2)]
 
 
+def _grouped(failed: Mapping[int, str], most: int) -> list[tuple[str, list[list[int]]]]:
+    """The elements of each reason, whose first `most` characters count."""
+    by_reason: dict[str, list[int]] = {}
+    for number in sorted(failed):
+        reason = str(failed[number])[:most]
+        if reason not in by_reason and len(by_reason) == _MOST_REASONS:
+            reason = next(reversed(by_reason))  # what so many reasons have in common, one may stand for
+        by_reason.setdefault(reason, []).append(number)
+    return [(reason, _ranges(numbers)) for reason, numbers in by_reason.items()]
+
+
 def told(failed: Mapping[int, str]) -> bytes:
     """Which elements failed, and why.
 
@@ -45,13 +56,10 @@ def told(failed: Mapping[int, str]) -> bytes:
     bytes
         At most `MOST_BYTES`.
     """
-    by_reason: dict[str, list[int]] = {}
-    for number in sorted(failed):
-        reason = str(failed[number])[:_MOST_REASON]
-        if reason not in by_reason and len(by_reason) == _MOST_REASONS:
-            reason = next(reversed(by_reason))  # what so many reasons have in common, one may stand for
-        by_reason.setdefault(reason, []).append(number)
-    rows = [(reason, _ranges(numbers)) for reason, numbers in by_reason.items()]
+    rows, most = _grouped(failed, _MOST_REASON), _MOST_REASON
+    while sum(len(json.dumps(reason)) for reason, _ in rows) > MOST_BYTES // 2:
+        most //= 2
+        rows = _grouped(failed, most)
     while len(text := json.dumps(rows, separators=(",", ":")).encode()) > MOST_BYTES:
         rows = [(reason, _coarser(ranges)) for reason, ranges in rows]
     return text
@@ -63,7 +71,8 @@ def heard(text: str, nb_elements: int) -> dict[int, str]:
     try:
         for reason, ranges in json.loads(text):
             for first, last in ranges:
-                failed.update(dict.fromkeys(range(max(first, 0), min(last + 1, nb_elements)), str(reason)))
-    except (TypeError, ValueError):
+                if len(failed) < nb_elements:  # a stranger's ranges may overlap, a hundred thousand times
+                    failed.update(dict.fromkeys(range(max(first, 0), min(last + 1, nb_elements)), str(reason)))
+    except (RecursionError, TypeError, ValueError):
         failed = {}
     return failed or dict.fromkeys(range(nb_elements), text)

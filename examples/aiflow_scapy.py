@@ -213,7 +213,7 @@ class Report(Packet):
         ByteField("drop", 0),
         IntField("drops", 0),
         LongField("free_bytes", 0),
-        *(PacketField(f"void{number}", Void(), Void) for number in range(8)),
+        *(PacketField(f"void{number}", Void(), Void) for number in range(9)),
         FieldLenField("nb_paths", None, count_of="paths", fmt="B"),
         PacketListField("paths", [], PathReport, count_from=lambda packet: packet.nb_paths),
         StrLenField("text", b"", length_from=lambda packet: packet.text_bytes),

@@ -13,7 +13,7 @@ from aiflow import _wire
 from aiflow.manifest import described, encode
 
 HELLO = struct.Struct(">BBHHHHHIIQQBB")
-VOIDS = 8
+VOIDS = 9
 REPORT = struct.Struct(">IIIIIIHHHBIQ" + "IIQ" * VOIDS + "B")  # granted, done, confirmed, …
 FIRST_VOID = 12
 PAYLOAD = 1460

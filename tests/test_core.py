@@ -103,6 +103,26 @@ def test_nothing_is_lost_when(simulate, name) -> None:
     assert not any(network(outcome, "overflowed") for outcome in outcomes)
 
 
+CONFIRMED: dict[str, str] = {
+    "all": "confirm=1 loss=100",
+    "every_other": "confirm=2 loss=1000 jitter_us=30",
+    "in_runs_and_late": "confirm=5 loss=300 slices=60 small=1 bytes=300",
+    "while_some_are_cancelled": "confirm=3 cancel=3 loss=100",
+    "and_the_receiver_is_killed": "confirm=2 rx_restart_ms=1 bytes=200000 loss=50",
+    "while_memory_is_short_and_senders_stop": (
+        "confirm=3 memory_kb=300 hold_ms=5 bytes=1500 pause_ms=1 pause_for_ms=4000 pause_way=2"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CONFIRMED)
+def test_senders_hear_what_the_user_says_of_slices(simulate, name) -> None:
+    """Confirmed, or failed and why, in the user's words: what is said is what is heard (simulate.c checks)."""
+    outcomes = run_seeds(simulate, CONFIRMED[name])
+    assert all(outcome["delivered"] for outcome in outcomes)
+    assert any(outcome["failed"] for outcome in outcomes) == (name != "all")
+
+
 def test_fault_30_reordering_by_up_to_a_thousand_frames(simulate) -> None:
     """Of a window of 896 frames one in ten is late, by more than the window: it goes again, and comes once."""
     options = "ports=1 window=896 ring=1024 slices=20 bytes=200000 reorder=1000 jitter_us=5000"

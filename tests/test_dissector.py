@@ -86,7 +86,7 @@ def test_layers_have_the_sizes_of_the_header() -> None:
     assert len(wire.Transport()) == 20
     assert len(wire.Hello()) == 38
     assert len(wire.Void()) == 16
-    assert len(wire.Report()) == 44 + 8 * 16
+    assert len(wire.Report()) == 44 + 9 * 16
     assert len(wire.PathReport()) == 36
     assert len(wire.Manifest()) == 20
 

@@ -123,8 +123,9 @@ def resealed(frame: bytearray, covered: int) -> bytearray:
 @pytest.mark.parametrize(
     ("offset", "value", "reason"),
     [
-        (12, b"\x81\x00", "vlan"),
-        (12, b"\x88\xa8", "vlan"),
+        (12, b"\x81\x00\x00\x05\x88\xb5", "vlan"),
+        (12, b"\x88\xa8\x00\x05\x88\xb5", "vlan"),
+        (12, b"\x81\x00\x00\x05\x08\x00", "foreign"),  # other traffic of a trunk
         (12, b"\x08\x00", "foreign"),
         (14, b"\x11", "version"),
         (14, b"\x01", "version"),

@@ -128,7 +128,9 @@ af_tx_watch_suspect(struct af_tx *tx, uint64_t now)
 {
 	if (!tx->suspect_ns)
 		return;
-	if (!tx->open || tx->heard_ns > tx->suspect_ns)
+	if (tx->open && tx->heard_ns >= tx->suspect_ns)
+		tx->rivals[0] = tx->suspect;
+	if (!tx->open || tx->heard_ns >= tx->suspect_ns)
 		tx->suspect_ns = 0;
 	else if (now - tx->suspect_ns > AF_DISCOVERY_NS)
 		af_tx_lose_session(tx, AF_TX_RESTARTED, now);
@@ -206,6 +208,8 @@ af_tx_discover(struct af_tx *tx, uint64_t now)
 	tx->first_id = tx->next_id = 1;
 	tx->opened_ns = tx->heard_ns = now;
 	tx->suspect_ns = 0;
+	memset(tx->rivals, 0, sizeof tx->rivals);
+	memset(tx->others, 0, sizeof tx->others);
 	tx->open = true;
 	tx->changed = true;
 }
@@ -233,8 +237,10 @@ af_tx_on_hello(struct af_tx *tx, struct af_tx_port *port, const struct af_frame 
 	if (tx->open && c.epoch != tx->epoch) {
 		if (!strcmp(c.name, tx->receiver)) {
 			memcpy(c.mac, f->src, 6);
-			tx->rivals[0] = af_tx_rival(&c);
-			if (!tx->suspect_ns && now - tx->heard_ns > AF_RIVAL_NS)
+			tx->suspect = af_tx_rival(&c);
+			if (now - tx->heard_ns <= AF_RIVAL_NS)
+				tx->rivals[0] = tx->suspect;
+			else if (!tx->suspect_ns)
 				tx->suspect_ns = now;
 		}
 		return AF_OK;

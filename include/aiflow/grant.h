@@ -34,16 +34,6 @@ af_rx_refuse_unknown(struct af_rx *rx, struct af_rx_session *session, struct af_
 	af_rx_refuse(rx, session, slot, AF_VOID_UNKNOWN, session->texts[slot->id % AF_RX_SLOTS].nbytes);
 }
 
-static inline enum af_unknown
-af_rx_unknown(const struct af_rx *rx, const struct af_run_cursor *run, uint32_t *value)
-{
-	enum af_unknown unknown = af_run_unknown(run, value);
-
-	if (unknown != AF_KNOWN || !run->run.form_len || af_form_is_plain(run->form, run->run.form_len))
-		return unknown;
-	return rx->knows_form && !rx->knows_form(rx->context, run->form, run->run.form_len) ? AF_UNKNOWN_FORM : AF_KNOWN;
-}
-
 /* The manifest is whole: is it sound, known, and can it ever be granted? */
 static inline void
 af_rx_read(struct af_rx *rx, struct af_rx_session *session, struct af_rx_slot *slot)
@@ -75,7 +65,7 @@ af_rx_read(struct af_rx *rx, struct af_rx_session *session, struct af_rx_slot *s
 	af_manifest_read(s->manifest, s->manifest_bytes, &m, &runs);
 	for (uint32_t r = 0; r < m.nb_runs && af_run_next(&runs); r++) {
 		uint32_t value;
-		enum af_unknown unknown = af_rx_unknown(rx, &runs, &value);
+		enum af_unknown unknown = af_run_unknown(&runs, &value);
 
 		if (unknown != AF_KNOWN) {
 			af_rx_refuse_unknown(rx, session, slot, unknown, value, &runs);

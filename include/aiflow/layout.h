@@ -22,6 +22,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "form.h"
 #include "wire.h"
 
 #define AF_MANIFEST_HEADER 20u
@@ -188,27 +189,6 @@ af_manifest_measure(const uint8_t *bytes, uint64_t len, struct af_manifest *m, s
 
 /* ---- what a receiver knows ---- */
 
-/* A form "C[2, 3]'<f4'" of one of numpy's own types. Others, structured ones, are judged by numpy. */
-static inline bool
-af_form_is_plain(const uint8_t *form, uint32_t len)
-{
-	uint32_t at = 1;
-
-	if (len < 7 || (form[0] != 'C' && form[0] != 'F') || form[at++] != '[')
-		return false;
-	while (at < len && ((form[at] >= '0' && form[at] <= '9') || form[at] == ',' || form[at] == ' '))
-		at++;
-	if (len - at < 5 || form[at] != ']' || form[at + 1] != '\'' || form[len - 1] != '\'')
-		return false;
-	at += 2;
-	if (!memchr("<>|=", form[at], 4) || !memchr("?biufcSUV", form[at + 1], 9) || at + 2 == len - 1)
-		return false;
-	for (at += 2; at < len - 1; at++)
-		if (form[at] < '0' || form[at] > '9')
-			return false;
-	return true;
-}
-
 /* The first thing in a run that this build does not know, if any: its kind, and which value. */
 enum af_unknown { AF_KNOWN, AF_UNKNOWN_KIND, AF_UNKNOWN_MARK, AF_UNKNOWN_FORM };
 
@@ -227,7 +207,7 @@ af_run_unknown(const struct af_run_cursor *c, uint32_t *value)
 		    end - at < 2 + at[1])
 			return AF_UNKNOWN_MARK;
 	}
-	return AF_KNOWN;
+	return c->run.form_len && !af_form_is_known(c->form, c->run.form_len) ? AF_UNKNOWN_FORM : AF_KNOWN;
 }
 
 #endif

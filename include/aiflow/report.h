@@ -6,6 +6,7 @@
 #include "rx_state.h"
 #include "share.h"
 
+#define AF_TEXTS_NS 20000000ull    /* between two times that all texts are told */
 #define AF_COURTESY_NS 50000000ull /* between two answers to senders that ask for another receiver */
 
 /* A session is told from its sender's instance; a restarted sender is another one. */
@@ -62,13 +63,14 @@ af_rx_is_courteous(struct af_rx *rx, uint64_t now)
 	return true;
 }
 
-/* A HELLO of another version of the wire: ours is the answer, so that its sender's user learns that we are of another. */
+/* A HELLO of another version of the wire asks: ours is the answer, so that its sender's user learns that we are of another. */
 static inline void
 af_rx_on_other_version(struct af_rx *rx, uint32_t p, const uint8_t *frame, uint64_t now)
 {
 	struct af_answer *answer = &rx->answers[rx->answers_tail % AF_ANSWERS];
 
-	if ((frame[14] & 15) != AF_HELLO || (frame[6] & 1) || rx->answers_tail - rx->answers_head == AF_ANSWERS ||
+	if ((frame[14] & 15) != AF_HELLO || memcmp(frame, af_broadcast, 6) || (frame[6] & 1) ||
+	    rx->answers_tail - rx->answers_head == AF_ANSWERS ||
 	    !af_rx_is_courteous(rx, now))
 		return;
 	*answer = (struct af_answer){.port = p};
@@ -213,9 +215,9 @@ af_rx_report_text(struct af_rx_session *session, struct af_report *r, uint8_t *a
 		return at;
 	for (uint32_t i = 0; i <= AF_RX_SLOTS; i++) {
 		struct af_rx_text *text = &session->texts[session->text_slot];
-		uint32_t left = text->nbytes - session->text_at;
+		uint32_t left = text->nbytes > session->text_at ? text->nbytes - session->text_at : 0;
 
-		if (!text->nbytes || !left || !af_before(session->newest, text->slice + AF_NB_VOIDS)) {
+		if (!left || !af_before(session->newest, text->slice + AF_IN_FLIGHT)) {
 			session->text_slot = (session->text_slot + 1) % AF_RX_SLOTS;
 			session->text_at = 0;
 			continue;
@@ -255,9 +257,11 @@ af_rx_report(struct af_rx *rx, struct af_rx_session *session, uint32_t first, bo
 	r.drops = AF_BE32(rx->drops[r.drop] < 0xffffffffu && r.drop ? (uint32_t)rx->drops[r.drop] : 0);
 	if (probed) {
 		af_rx_ask_for(session, &r);
-		session->text_due = 0; /* what was told may have been lost */
-		for (uint32_t i = 0; i < AF_RX_SLOTS; i++)
-			session->text_due += session->texts[i].nbytes;
+		if (!session->text_due && now - session->text_ns >= AF_TEXTS_NS) { /* what was told may have been lost */
+			session->text_ns = now;
+			for (uint32_t i = 0; i < AF_RX_SLOTS; i++)
+				session->text_due += session->texts[i].nbytes;
+		}
 	}
 	at = af_rx_report_path(rx, path, first, now, at);
 	r.nb_paths = 1;

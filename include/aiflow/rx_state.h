@@ -105,8 +105,8 @@ struct af_rx_session {
 	uint32_t newest;               /* the last slice that was begun: its sender has heard of all that is eight older */
 	uint32_t text_slot, text_at;   /* the next piece to be told */
 	uint64_t text_due;             /* bytes of texts that were not told yet, or are asked for */
+	uint64_t text_ns;                  /* when what was told was begun again */
 	struct af_void voids[AF_NB_VOIDS]; /* wire order */
-	uint32_t nb_voids;
 	uint32_t nb_paths; /* highest known index, plus one */
 	struct af_rx_path paths[AF_MAX_PORTS];
 };
@@ -135,8 +135,6 @@ struct af_rx {
 	uint64_t epoch, peer_timeout_ns, clock_offset_ns;
 	bool keeps_mbufs;
 	bool confirms; /* a slice is delivered when the user says so, not when it is whole */
-	int (*knows_form)(void *context, const uint8_t *form, uint32_t nbytes); /* of forms that are not plain; NULL: all */
-	void *context;
 	struct af_verdicts *verdicts; /* of the user; NULL: there are none */
 	uint64_t mbuf_bytes;                /* keeps_mbufs: what one chunk occupies */
 	void (*release)(void *handle);      /* gives a kept mbuf back */
@@ -242,9 +240,12 @@ af_rx_drop_slot(struct af_rx *rx, struct af_rx_slot *slot, uint8_t state)
 static inline void
 af_rx_void(struct af_rx_session *session, uint32_t slice, uint32_t reason, uint64_t detail)
 {
-	session->voids[session->nb_voids++ % AF_NB_VOIDS] =
-		(struct af_void){.slice = AF_BE32(slice), .reason = AF_BE32(reason), .detail = AF_BE64(detail)};
+	struct af_void *kept = &session->voids[reason == AF_VOID_SILENCE ? AF_IN_FLIGHT : slice % AF_IN_FLIGHT];
+
 	session->urgent = true;
+	if (kept->reason && af_before(slice, AF_BE32(kept->slice)))
+		return; /* its sender has given that one up, or it could not have begun the newer one */
+	*kept = (struct af_void){.slice = AF_BE32(slice), .reason = AF_BE32(reason), .detail = AF_BE64(detail)};
 }
 
 /* Keep a text until its sender has heard of it. Without memory the reason alone is told. */
@@ -255,6 +256,8 @@ af_rx_keep_text(struct af_rx_session *session, uint32_t slice, const char *text,
 
 	free(kept->bytes);
 	*kept = (struct af_rx_text){.slice = slice};
+	if (session->text_slot == slice % AF_RX_SLOTS)
+		session->text_at = 0; /* it stood in the text that was there */
 	nbytes = nbytes < AF_TEXT_MOST ? nbytes : AF_TEXT_MOST;
 	if (!nbytes || !(kept->bytes = malloc(nbytes)))
 		return;

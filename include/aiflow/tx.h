@@ -65,9 +65,8 @@ af_tx_retire(struct af_tx *tx, const struct af_report *r, uint64_t now)
 			s->held = true;
 		if (tx->first_id != id || (s && !af_before(id, confirmed)))
 			continue; /* held, no more */
-		for (uint32_t i = 0; i < AF_NB_VOIDS; i++)
-			if (AF_BE32(r->voids[i].slice) == id && r->voids[i].reason)
-				found = &r->voids[i];
+		if (AF_BE32(r->voids[id % AF_IN_FLIGHT].slice) == id && r->voids[id % AF_IN_FLIGHT].reason)
+			found = &r->voids[id % AF_IN_FLIGHT];
 		reason = found ? AF_BE32(found->reason) : AF_VOID_NONE;
 		if (s && (reason == AF_VOID_UNKNOWN || reason == AF_VOID_FAILED) && s->text_got < AF_BE64(found->detail))
 			continue;
@@ -128,11 +127,13 @@ af_tx_on_report(struct af_tx *tx, const struct af_frame *f, uint64_t now)
 	}
 	af_tx_retire(tx, &r, now);
 	/* Freed unseen, what follows `done` goes into another session; but first the user's word on what came before. */
-	for (int i = 0; i < (int)AF_NB_VOIDS && !af_before(tx->first_id, done); i++)
-		if (AF_BE32(r.voids[i].reason) == AF_VOID_SILENCE && AF_BE32(r.voids[i].slice) == done) {
+	if (AF_BE32(r.voids[AF_IN_FLIGHT].reason) == AF_VOID_SILENCE && AF_BE32(r.voids[AF_IN_FLIGHT].slice) == done) {
+		tx->moved_ns = now; /* that its frames are dropped is no stall */
+		if (!af_before(tx->first_id, done)) {
 			af_tx_lose_session(tx, AF_TX_OK, now);
 			return AF_OK;
 		}
+	}
 	/* All acknowledged, and yet the receiver lacks a chunk: believe the receiver. */
 	ask = AF_BE32(r.ask_slice);
 	if (ask && tx->again_head == tx->again_tail) {

@@ -13,7 +13,7 @@
 #include "window.h"
 
 #define AF_TX_SLICES 8u       /* slices that may be under way; large ones two at a time */
-_Static_assert(AF_TX_SLICES <= AF_NB_VOIDS, "a refusal must not be overwritten before its sender has heard of it");
+_Static_assert(AF_TX_SLICES <= AF_IN_FLIGHT, "a refusal must not be overwritten before its sender has heard of it");
 
 #define AF_WORN_NUMBERS (1ull << 47) /* of 48 bits: a session that has come so far ends between two slices, */
 #define AF_WORN_SLICES (1u << 31)    /* or so far, and the next one counts anew */
@@ -156,7 +156,8 @@ struct af_tx {
 	char receiver[AF_NAME_BYTES];
 	char others[AF_OTHERS][AF_NAME_BYTES]; /* receivers of other names than `to`, which have answered */
 	struct af_rival rivals[2]; /* AF_TX_AMBIGUOUS: who answered. Else the first one: of our receiver's name, but not it */
-	uint64_t suspect_ns;       /* since when a receiver of that name answers that is another; 0: none */
+	struct af_rival suspect;   /* a receiver of that name that answers and is another, */
+	uint64_t suspect_ns;       /* since then; 0: none. A rival, if ours is heard after all */
 	uint8_t drop;              /* what the receiver says it drops most, and how many */
 	uint32_t nb_dropped;
 	uint64_t moved_ns; /* when a chunk was granted or acknowledged last */
@@ -290,6 +291,10 @@ af_tx_lay_out(struct af_tx *tx, struct af_tx_slice *s)
 	memset(s->hands, 0, sizeof s->hands);
 	memset(s->taken, 0, sizeof s->taken);
 	s->all_sent = s->held = false;
+	free(s->text); /* of the session before */
+	s->text = NULL;
+	s->text_bytes = s->text_got = 0;
+	atomic_store_explicit(&s->acked_bytes, 0, memory_order_relaxed);
 	s->nb_manifest = af_manifest_chunks(s->manifest_bytes, s->payload_bytes);
 	s->nb_data = 0;
 	s->nb_chunks = 1;

@@ -98,7 +98,8 @@ struct __attribute__((packed)) af_void {
 	uint64_t detail;
 };
 
-#define AF_NB_VOIDS 8 /* as many as a sender may have under way: none is forgotten before it was heard */
+#define AF_IN_FLIGHT 8                  /* slices that a sender may have in flight: the void of one stands at slice % 8, */
+#define AF_NB_VOIDS (AF_IN_FLIGHT + 1) /* so that none is forgotten before it was heard; the last place is AF_VOID_SILENCE's */
 
 /* The receiver's state for one session. State, not events: the newest report replaces every older one. The records of
  * paths follow, then `text_bytes` bytes of a text: why the slice `text_slice` is void, in its user's words. */
@@ -260,8 +261,11 @@ af_wire_read(const uint8_t *frame, uint32_t len, const uint8_t *mac, uint32_t ma
 	if (len < AF_MIN_FRAME)
 		return AF_DROP_RUNT;
 	words = af_wire_words(frame);
-	if ((uint16_t)w[0] != AF_BE16(AF_ETHERTYPE))
-		return (uint16_t)w[0] == AF_BE16(0x8100) || (uint16_t)w[0] == AF_BE16(0x88A8) ? AF_DROP_VLAN : AF_DROP_FOREIGN;
+	if ((uint16_t)w[0] != AF_BE16(AF_ETHERTYPE)) /* in a VLAN, it may be one of ours all the same */
+		return ((uint16_t)w[0] == AF_BE16(0x8100) || (uint16_t)w[0] == AF_BE16(0x88A8)) &&
+				       (uint16_t)(w[0] >> 32) == AF_BE16(AF_ETHERTYPE)
+			       ? AF_DROP_VLAN
+			       : AF_DROP_FOREIGN;
 	id = (uint8_t)(w[0] >> 16);
 	if (id >> 4 != AF_VERSION)
 		return AF_DROP_VERSION;

@@ -39,7 +39,7 @@ struct scenario {
 	int unplug_ms, unplug_for_ms; /* the last port of sender 0 goes, and comes back */
 	int first_lost, last_lost; /* the first DATA frame is lost; CLOSE frames are lost once each */
 	int keep;                  /* the receiver keeps frames in place (assemble=False) */
-	int confirm;               /* slices are delivered when the user says so, after up to 2 ms more; n > 1: every n-th fails */
+	int confirm;               /* slices are delivered when the user says so, after up to 2 ms more; n > 1: every n-th fails; 5: 8 of 12, up to 30 ms */
 	int apart, silent_ms;      /* fan.c: each receiver has ports of its own; the last one says nothing from then on */
 	int timeout_ms;            /* peer_timeout of both ends */
 	int limit_ms;
@@ -236,7 +236,7 @@ draw_scenario(void)
 	o.small = draw(4) == 0;
 	o.zero = draw(4) == 0 ? 2 : 0;
 	o.keep = draw(4) == 0;
-	o.confirm = draw(3) ? 0 : between(1, 4);
+	o.confirm = draw(3) ? 0 : between(1, 5);
 	o.timeout_ms = draw(4) ? 10000 : 4000;
 	o.slices = MAX_SLICES;
 	o.limit_ms = 300000; /* a path up and down in step with the round trip may take a minute */
