@@ -172,8 +172,12 @@ af_tx_detach(struct af_tx *tx, uint32_t p, uint64_t now)
 
 /* Does a slice flow, and has the receiver taken none of its frames for the peer's time-out, though it answers? */
 static inline bool
-af_tx_is_stalled(const struct af_tx *tx, uint64_t now)
+af_tx_is_stalled(struct af_tx *tx, uint64_t now)
 {
+	uint64_t quiet = tx->peer_timeout_ns / 2 < AF_HEARTBEAT_NS ? tx->peer_timeout_ns / 2 : AF_HEARTBEAT_NS;
+
+	if (now > tx->heard_ns && now - tx->heard_ns > quiet)
+		tx->moved_ns = now; /* a peer that is silent stalls nothing */
 	if (now < tx->moved_ns || now - tx->moved_ns < tx->peer_timeout_ns)
 		return false;
 	for (uint32_t id = tx->first_id; id != tx->next_id; id++) {
