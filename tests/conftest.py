@@ -29,6 +29,8 @@ settings.load_profile("suite")
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # what a shell starts in its background: we interrupt programs
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # nohup: programs that we start would ignore it, too
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 _serial = count()
 

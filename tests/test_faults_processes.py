@@ -332,13 +332,30 @@ UNHURRIED = {"link_speed": "4gbit"}  # a quarter of a second for a slice: its mi
 def with_pool_of(kind: type, nb_mbufs: int) -> type:
     """A Sender or Receiver whose ports have one pool of so few mbufs that nothing stays in a cache."""
 
-    class Scant(kind):  # type: ignore[misc, valid-type]
-        def _pool_for(self, frame_size: int, socket_id: int, nb_ports: int, needs_eal_memory: bool) -> Any:
+    made: list[Any] = []
+
+    class Pools:
+        def __init__(self, *_: Any) -> None:
+            """As what it stands in for."""
+
+        def __call__(self, frame_size: int, socket_id: int, nb_ports: int, needs_eal_memory: bool) -> Any:
             from aiflow._eal import Mempool
 
-            self.scant = Mempool("scant", nb_mbufs, frame_size, socket_id, not needs_eal_memory)
-            return self.scant
+            made.append(Mempool("scant", nb_mbufs, frame_size, socket_id, not needs_eal_memory))
+            return made[-1]
 
+        def clear(self) -> None:
+            """The ports still hold theirs."""
+
+    class Scant(kind):  # type: ignore[misc, valid-type]
+        @property
+        def scant(self) -> Any:
+            if not made:
+                raise AttributeError("no port is open yet")
+            return made[-1]
+
+    module = sys.modules[kind.__module__]  # in a process of its own
+    vars(module).update(_pool_for=Pools(), _Pools=Pools)
     return Scant
 
 

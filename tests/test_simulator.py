@@ -58,7 +58,13 @@ PLANTED = {
         "wire.h", "af_wire_crc(f) == f->crc ? AF_OK : AF_DROP_CRC", "(af_wire_crc(f), AF_OK)",
     ),
     "a_number_is_used_twice": ("window.h", "\tw->next = w->judged = first_number;", "\tw->next = w->judged = 0;"),
-    "an_end_is_said_too_early": ("report.h", ".done = AF_BE32(session->done)}", ".done = AF_BE32(session->granted)}"),
+    "a_word_is_said_too_early": (
+        "rx_state.h", "slot->state == AF_RX_WHOLE && rx->confirms ? AF_RX_PENDING : AF_RX_CONFIRMED", "AF_RX_CONFIRMED",
+    ),
+    "a_refusal_is_forgotten": (
+        "rx_state.h", "slice % AF_IN_FLIGHT];\n\n\tsession->urgent", "slice % 2];\n\n\tsession->urgent",
+    ),
+    "an_end_is_said_too_early": ("report.h", ".done = AF_BE32(session->done),", ".done = AF_BE32(session->granted),"),
 }  # fmt: skip
 
 
@@ -132,8 +138,8 @@ def beginning_at(number: int, slice_id: int = 1) -> list[tuple[str, str, str]]:
         ("window.h", "\tw->next = w->judged = first_number;",
          f"\tmemset(w->ring, 0, sizeof w->ring);\n\tw->next = w->judged = first_number ? first_number : {number}ull;"),
         ("discovery.h", "\ttx->first_id = tx->next_id = 1;", f"\ttx->first_id = tx->next_id = {slice_id}u;"),
-        ("report.h", "\tsession->asked = session->granted = session->done = 1;",
-         f"\tsession->asked = session->granted = session->done = {slice_id}u;\n"
+        ("report.h", "\tsession->asked = session->granted = session->done = session->confirmed = 1;",
+         f"\tsession->asked = session->granted = session->done = session->confirmed = {slice_id}u;\n"
          "\tfor (uint32_t k = 0; k < AF_MAX_PORTS; k++)\n"
          f"\t\tsession->paths[k].w.next = session->paths[k].w.floor = {number}ull;"),
     ]  # fmt: skip
