@@ -96,11 +96,12 @@ class Unsynced:
             try:
                 _fsync(file)
             except OSError as error:
-                failed[stream] = error
+                failed[stream] = error.with_traceback(None)  # which holds the callers' frames, and what they hold
         for directory in self._directories.values():
             try:
                 _fsync(directory)
             except OSError as error:
+                error = error.with_traceback(None)
                 failed.update((stream, error) for stream in self._streams if stream not in failed)
 
     def _sync_systems(self, failed: dict[str, OSError]) -> None:

@@ -106,7 +106,9 @@ class OutDirectory:
         self._made: dict[tuple[str, ...], int] = {}  # directories made in this run, and for which sender
         self._numbers: dict[tuple[str, ...], int] = {}  # of paths that were taken: where to look on for a free one
         self._unfinished: dict[tuple[int, str], Unfinished] = {}
-        self._failed: dict[tuple[int, str], WriteError] = {}  # files in parts that failed, while more parts may come
+        # Files in parts that failed, while more parts may come: what a WriteError is made of. The error itself would hold
+        # the frames that it went through, and with them the bytes of a slice.
+        self._failed: dict[tuple[int, str], tuple[str, str]] = {}
         self._unsynced = Unsynced()
         self._fresh: list[tuple[str, int]] = []  # streams of files finished since the last sync, and their bytes
         self._root = Descriptor(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
@@ -202,7 +204,7 @@ class OutDirectory:
                     self._drop(file)
                 file = self._begin(stream, total, mark, sender)
             elif key in self._failed:
-                raise self._failed[key]
+                raise WriteError(*self._failed[key])
             if file is None or file.nbytes != mark.offset:
                 raise _unfit(
                     stream,
@@ -220,9 +222,10 @@ class OutDirectory:
                 self._drop(file)
             if not isinstance(error, OSError | WriteError):
                 raise
-            explained = self._explained(error, stream, total) if isinstance(error, OSError) else error
-            self._failed[key] = explained
-            raise explained from error
+            if isinstance(error, OSError):
+                error = self._explained(error, stream, total)
+            self._failed[key] = str(error), error.reason
+            raise WriteError(*self._failed[key]) from None
         self._unfinished[key] = file
         return None
 

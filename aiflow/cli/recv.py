@@ -117,20 +117,20 @@ class _Receiving:
         return self._shown
 
     def _write(self, time_slice: TimeSlice) -> None:
-        failed: dict[int | str, WriteError] = {}
+        failed: dict[int | str, str] = {}  # words: an error would hold this frame, and by it the slice
         for element in time_slice:
             try:
                 self._out.write(element.stream, payload(element), element.mark, time_slice.instance)
             except WriteError as error:
-                failed[element.number] = error
+                failed[element.number] = error.reason
                 self._document["not_written"][element.stream] = str(error)
         for stream, unsynced in self._out.sync().items():
-            failed[stream] = unsynced
+            failed[stream] = unsynced.reason
             self._document["not_written"][stream] = str(unsynced)
         self._nbytes += time_slice.nbytes
         self._count_ports()  # before the word: a sender that has it may go, and takes its ports along
         if failed:
-            time_slice.fail({key: error.reason for key, error in failed.items()})
+            time_slice.fail(failed)
         else:
             time_slice.confirm()
         time_slice.release()

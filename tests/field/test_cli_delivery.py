@@ -9,18 +9,21 @@ import random
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from programs import DEADLINE, Program, content, unnamed_bytes
 from subprocesses import environment, run, wait_for
 
-from aiflow import Sender
+from aiflow import DeliveryError, Sender
 from aiflow.cli.outcome import Bar, Outcome, Terminal
 from aiflow.cli.recv import receive_into
+from aiflow.filemarks import FileMark, Marked
 
 PART_BYTES = 1 << 20
 
@@ -92,6 +95,38 @@ def test_a_program_hears_which_streams_were_not_written(endpoint: str, aiflow: A
     assert "larger than a file may be" in failed[0]
     recv.ends(1)
     assert content(tmp_path / "out") == {"small": b"s", "large": b"small, too"}
+
+
+@pytest.mark.parametrize("in_parts", [False, True], ids=["whole", "in parts"])
+def test_more_slices_may_fail_than_fit_into_memory(aiflow: Any, endpoint: str, tmp_path: Path, in_parts: bool) -> None:
+    """Nothing but references gives a slice back: the collector of cycles is off."""
+    script = """
+        import gc, resource, sys
+        from aiflow.cli.app import run
+        gc.disable()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+        sys.exit(run(sys.argv[1:]))
+    """
+    (tmp_path / "receiver.py").write_text(textwrap.dedent(script))
+    recv = subprocess.Popen(
+        [sys.executable, tmp_path / "receiver.py", "recv", tmp_path / "out", "-p", endpoint, "--memory", "16MiB"],
+        env=environment(AIFLOW_MEMORY="no-huge"), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        with Sender(endpoint) as tx:
+            for number in range(10):
+                marks = [FileMark("part", None, None, part << 21, 10 << 21) for part in range(10)]
+                mark = marks[number] if in_parts else FileMark("file", None, None)
+                with pytest.raises(DeliveryError):
+                    tx.send([Marked("f" if in_parts else f"f{number}", np.zeros(1 << 21, "u1"), mark)], timeout=60)
+            tx.send({"small": b"s"}, timeout=60)
+        _, stderr = recv.communicate(timeout=DEADLINE)
+    finally:
+        recv.kill()
+        recv.communicate()
+    assert recv.returncode == 1, stderr
+    assert content(tmp_path / "out") == {"small": b"s"}
 
 
 def test_a_receiver_that_is_stopped_confirms_nothing(aiflow: Any, endpoint: str, source: Path, tmp_path: Path) -> None:
