@@ -139,7 +139,10 @@ class FileSlice:
 
 
 class SliceReader:
-    """Reads a tree's files into slices; its directories come with the last one.
+    """Reads a tree's files into slices.
+
+    Its directories come with the last one, which sets their modes and times. Where there are more, they come with the
+    first one, too, so that an interrupted copy leaves them with these modes, and the right to write for their owner.
 
     Parameters
     ----------
@@ -169,6 +172,7 @@ class SliceReader:
         self._empty = empty
         self._blocks: list[npt.NDArray[np.uint8]] = []
         self._nb_slices = 0
+        self._begun = False  # a slice was handed over, or the only one is about to be
         self._collected = FileSlice()
         self._at = 0  # bytes of the block that are taken
         self._abandoned: set[str] = set()
@@ -180,6 +184,7 @@ class SliceReader:
             except OSError as error:
                 self._tree.unreadable[file.path] = error.strerror or str(error)
         self._collected.elements += self._tree.directories
+        self._begun = True
         yield from self._flush()
 
     def abandon(self, path: str) -> None:
@@ -195,6 +200,9 @@ class SliceReader:
 
     def _next(self, file_slice: FileSlice) -> FileSlice:
         self._nb_slices += 1
+        if not self._begun:
+            self._begun = True
+            file_slice.elements[:0] = map(_writable, reversed(self._tree.directories))
         return file_slice
 
     def _flush(self) -> Iterator[FileSlice]:
@@ -271,6 +279,12 @@ class SliceReader:
             yield fd, status
         finally:
             os.close(fd)
+
+
+def _writable(directory: Marked) -> Marked:
+    """Give a directory's mark for the time in which files are written to it."""
+    mark = directory.mark
+    return directory._replace(mark=mark._replace(mode=(mark.mode or 0) | 0o700))
 
 
 def _wrong_size(told: int, found: str) -> str:

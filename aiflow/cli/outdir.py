@@ -91,7 +91,7 @@ class OutDirectory:
     renamed : list of (str, str)
         Streams written under another name than their own, and that name, in the order of their arrival.
     unkept : dict of str to str
-        Files whose mode or time the file system did not take, and what it said.
+        Files and directories whose mode or time is not the sender's, and why.
     nb_files, nbytes : int
         Files that are whole and in place, and the bytes in them.
     """
@@ -103,7 +103,7 @@ class OutDirectory:
         self.nb_files = 0
         self.nbytes = 0
         self._taken: set[tuple[str, ...]] = set()  # paths of files begun and done in this run
-        self._made: dict[tuple[str, ...], int] = {}  # directories made in this run, and for which sender
+        self._made: dict[tuple[str, ...], int | None] = {}  # directories made in this run, and which sender set the mode
         self._numbers: dict[tuple[str, ...], int] = {}  # of paths that were taken: where to look on for a free one
         self._unfinished: dict[tuple[int, str], Unfinished] = {}
         # Files in parts that failed, while more parts may come: what a WriteError is made of. The error itself would hold
@@ -148,7 +148,7 @@ class OutDirectory:
         try:
             if mark is not None and mark.kind == "directory":
                 return self._set_directory(stream, mark, sender)
-            file = self._begin(stream, len(view), mark, sender)
+            file = self._begin(stream, len(view), mark)
             try:
                 self._append(file, view)
                 return self._finish(stream, file, mark)
@@ -202,7 +202,7 @@ class OutDirectory:
                 self._failed.pop(key, None)
                 if file is not None:
                     self._drop(file)
-                file = self._begin(stream, total, mark, sender)
+                file = self._begin(stream, total, mark)
             elif key in self._failed:
                 raise WriteError(*self._failed[key])
             if file is None or file.nbytes != mark.offset:
@@ -229,10 +229,10 @@ class OutDirectory:
         self._unfinished[key] = file
         return None
 
-    def _begin(self, stream: str, total: int, mark: FileMark | None, sender: int) -> Unfinished:
+    def _begin(self, stream: str, total: int, mark: FileMark | None) -> Unfinished:
         """Reserve a name and open a file. Until it is whole nobody else may read what is not meant for all."""
         *above, name = safe_path(stream)
-        directory, parent = self._descend(tuple(above), mark is not None, sender)
+        directory, parent = self._descend(tuple(above), mark is not None)
         file = Unfinished(directory, (), total)
         try:
             file.path = (*parent, self._vacant(directory, parent, name))
@@ -332,14 +332,21 @@ class OutDirectory:
 
     def _set_directory(self, stream: str, mark: FileMark, sender: int) -> Path:
         """Make a directory and set its mode and time; one that was there before this run stays as it is."""
-        directory, path = self._descend(safe_path(stream), True, sender)
+        directory, path = self._descend(safe_path(stream), True)
         shown = "/".join(path)
         try:
-            maker = self._made.get(path)
-            if maker == sender:
-                self._keep(directory, shown, mark, mark.mode)
-            elif maker is not None and mark.mode is not None:  # another sender has it, too: what both allow
-                mode = os.fstat(directory.number).st_mode & (mark.mode | 0o700)
+            now = stat.S_IMODE(os.fstat(directory.number).st_mode) & 0o777
+            mode = mark.mode
+            if path not in self._made:
+                self.unkept.pop(shown, None)  # what an earlier mark of this sender's said
+                if mode is not None and mode & 0o777 != now:
+                    self.unkept[shown] = f"the directory was there before, and keeps its mode {now:03o}"
+            else:
+                first = self._made[path]
+                if first is None:  # nobody's yet: for us alone, or as the umask says
+                    self._made[path] = sender
+                elif mode is not None:  # what both allow; another sender does not lock the first one out
+                    mode = now & (mode if first == sender else mode | 0o700)
                 self._keep(directory, shown, mark, mode)
             self._unsynced.directory(directory, stream)
         finally:
@@ -348,7 +355,7 @@ class OutDirectory:
             self.renamed.append((stream, shown))
         return Path(*path)
 
-    def _descend(self, wanted: tuple[str, ...], private: bool, sender: int) -> tuple[Descriptor, tuple[str, ...]]:
+    def _descend(self, wanted: tuple[str, ...], private: bool) -> tuple[Descriptor, tuple[str, ...]]:
         """Open the directory `wanted`, made if need be; give its path, which may be another.
 
         A directory that is made `private` is for us alone until its own element says who may use it.
@@ -357,7 +364,7 @@ class OutDirectory:
         try:
             path: tuple[str, ...] = ()
             for component in wanted:
-                below, name = self._enter(directory, path, component, private, sender)
+                below, name = self._enter(directory, path, component, private)
                 directory.close()
                 directory, path = below, (*path, name)
             return directory, path
@@ -366,7 +373,7 @@ class OutDirectory:
             raise
 
     def _enter(
-        self, directory: Descriptor, above: tuple[str, ...], component: str, private: bool, sender: int
+        self, directory: Descriptor, above: tuple[str, ...], component: str, private: bool
     ) -> tuple[Descriptor, str]:
         """Open a directory in `directory`, made if need be; a number is added when something else has the name."""
         for name in self._names((*above, component, "")):  # counted apart from files of that name
@@ -378,7 +385,7 @@ class OutDirectory:
             except FileNotFoundError:
                 with contextlib.suppress(FileExistsError):
                     os.mkdir(_on_disk(name), 0o700 if private else 0o777, dir_fd=directory.number)
-                    self._made[path] = sender
+                    self._made[path] = None
                     self._unsynced.directory(directory)
                 below = _open_directory(directory, name)
             if below is not None:

@@ -7,7 +7,7 @@ import stat
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -142,7 +142,7 @@ def test_the_nth_file_of_a_name_takes_as_long_as_the_first(
 # ---- what a copy has besides bytes ----
 
 
-def copy(source: Path, target: Path, slice_bytes: int = 1 << 20) -> FileTree:
+def copy(source: Path, target: Path, slice_bytes: int = 1 << 20, expected: Sequence[str] = ()) -> FileTree:
     """Send and receive, without the wire."""
     tree = walk(source)
     target.mkdir(exist_ok=True)
@@ -151,7 +151,7 @@ def copy(source: Path, target: Path, slice_bytes: int = 1 << 20) -> FileTree:
             for stream, content, mark in file_slice.elements:
                 out.write(stream, content, mark, A)
             assert out.sync() == {}
-        assert out.unkept == {}
+        assert list(out.unkept) == list(expected)
     return tree
 
 
@@ -224,6 +224,55 @@ def test_directories_that_were_there_stay_as_they_are_and_another_sender_widens_
         out.write("program", b"", FileMark("directory", 0o700, None), B)
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
     assert modes == {"mine": 0o700, "theirs": 0o750, "program": 0o700}
+
+
+@pytest.mark.parametrize("order", [(A, B), (B, A)], ids=["A first", "B first"])
+@pytest.mark.parametrize(
+    ("modes", "ends"),
+    [((0o755, 0o700), 0o700), ((0o750, 0o705), 0o700), ((0o755, 0o500), 0o700), ((0o500, 0o500), 0o500)],
+)
+def test_a_directory_of_two_senders_allows_what_both_do(
+    tmp_path: Path, order: tuple[int, int], modes: tuple[int, int], ends: int
+) -> None:
+    mode = dict(zip((A, B), modes, strict=True))
+    with OutDirectory(tmp_path) as out:
+        out.write("s/file", b"", FileMark("file", 0o644, None), A)  # A makes it, though its mark may come last
+        for sender in order:
+            out.write("s", b"", FileMark("directory", mode[sender], None), sender)
+        assert out.unkept == {}
+    assert stat.S_IMODE((tmp_path / "s").stat().st_mode) in (ends, ends & mode[order[0]])
+
+
+def test_a_directory_that_another_sender_made_gets_the_mode_of_the_one_that_says_it(tmp_path: Path) -> None:
+    with OutDirectory(tmp_path) as out:
+        out.write("s/file", b"", FileMark("file", 0o644, None), A)  # and A goes without a word on "s"
+        out.write("s", b"", FileMark("directory", 0o755, None), B)
+    assert stat.S_IMODE((tmp_path / "s").stat().st_mode) == 0o755
+
+
+def test_a_directory_that_was_there_with_another_mode_is_said(tmp_path: Path) -> None:
+    for name in ("private", "same"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name).chmod(0o700)
+    with OutDirectory(tmp_path) as out:
+        out.write("private", b"", FileMark("directory", 0o755, None), A)
+        out.write("same", b"", FileMark("directory", 0o700, None), A)
+        assert list(out.unkept) == ["private"]
+        assert "keeps its mode 700" in out.unkept["private"]
+
+
+def test_an_interrupted_copy_leaves_directories_with_their_modes(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    (source / "s" / "below").mkdir(parents=True)
+    (source / "s" / "below" / "file").write_bytes(bytes(3 << 20))
+    (source / "s" / "below").chmod(0o555)
+    target.mkdir()
+    with OutDirectory(target) as out:
+        for stream, content, mark in next(iter(SliceReader(walk(source), 1 << 20))).elements:
+            out.write(stream, content, mark, A)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in target.rglob("*")}
+    assert modes == {"s": stat.S_IMODE((source / "s").stat().st_mode), "below": 0o755}
+    copy(source, target, expected=["s/below"])  # which is writable still, and is said
 
 
 @pytest.mark.parametrize("mtime_ns", [-(2**63), 2**70, 2**90])
