@@ -14,6 +14,7 @@ import fcntl
 import os
 import stat
 import time
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import count
@@ -102,7 +103,8 @@ class OutDirectory:
         self.unkept: dict[str, str] = {}
         self.nb_files = 0
         self.nbytes = 0
-        self._taken: set[tuple[str, ...]] = set()  # paths of files begun and done in this run
+        self._folding: set[tuple[str, ...]] = set()  # directories in which "A" and "a" are one name
+        self._taken: set[tuple[str, ...]] = set()  # paths of files begun and done in this run; keys, as all below
         self._made: dict[tuple[str, ...], int | None] = {}  # directories made in this run, and which sender set the mode
         self._numbers: dict[tuple[str, ...], int] = {}  # of paths that were taken: where to look on for a free one
         self._unfinished: dict[tuple[int, str], Unfinished] = {}
@@ -113,7 +115,7 @@ class OutDirectory:
         self._fresh: list[tuple[str, int]] = []  # streams of files finished since the last sync, and their bytes
         self._root = Descriptor(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
         self._swept: set[tuple[str, ...]] = set()  # directories of earlier runs that we have entered
-        _sweep(self._root)
+        self._look_at((), self._root)
         self._unnamed = self._can_link_unnamed()
 
     def write(self, stream: str, content: Buffer, mark: FileMark | None = None, sender: int = 0) -> Path | None:
@@ -236,7 +238,7 @@ class OutDirectory:
         file = Unfinished(directory, (), total)
         try:
             file.path = (*parent, self._vacant(directory, parent, name))
-            self._taken.add(file.path)
+            self._taken.add(self._key(file.path))
             self._open(file, 0o666 if mark is None or mark.mode is None else 0o600)
         except BaseException:
             self._drop(file)
@@ -251,13 +253,7 @@ class OutDirectory:
             except OSError as error:
                 if error.errno not in _NO_UNNAMED:
                     raise
-        while True:
-            file.temporary = temporary_name()
-            file.file = Descriptor(os.open(file.temporary, _NAMED, mode, dir_fd=file.directory.number))
-            _lock(file.file)
-            if os.fstat(file.file.number).st_nlink:  # else another run swept it away before it was locked
-                return
-            file.file.close()
+        file.temporary, file.file = _open_temporary(file.directory, mode)
 
     @staticmethod
     def _append(file: Unfinished, view: memoryview) -> None:
@@ -314,7 +310,7 @@ class OutDirectory:
                 os.unlink(file.temporary, dir_fd=file.directory.number)
         with contextlib.suppress(OSError):
             file.directory.close()
-        self._taken.discard(file.path)
+        self._taken.discard(self._key(file.path))
 
     def _keep(self, descriptor: Descriptor, path: str, mark: FileMark, mode: int | None) -> None:
         """Set what `mark` says: permission bits, never more, and the time of the last change."""
@@ -337,14 +333,15 @@ class OutDirectory:
         try:
             now = stat.S_IMODE(os.fstat(directory.number).st_mode) & 0o777
             mode = mark.mode
-            if path not in self._made:
+            key = self._key(path)
+            if key not in self._made:
                 self.unkept.pop(shown, None)  # what an earlier mark of this sender's said
                 if mode is not None and mode & 0o777 != now:
                     self.unkept[shown] = f"the directory was there before, and keeps its mode {now:03o}"
             else:
-                first = self._made[path]
+                first = self._made[key]
                 if first is None:  # nobody's yet: for us alone, or as the umask says
-                    self._made[path] = sender
+                    self._made[key] = sender
                 elif mode is not None:  # what both allow; another sender does not lock the first one out
                     mode = now & (mode if first == sender else mode | 0o700)
                 self._keep(directory, shown, mark, mode)
@@ -376,29 +373,30 @@ class OutDirectory:
         self, directory: Descriptor, above: tuple[str, ...], component: str, private: bool
     ) -> tuple[Descriptor, str]:
         """Open a directory in `directory`, made if need be; a number is added when something else has the name."""
-        for name in self._names((*above, component, "")):  # counted apart from files of that name
-            path = *above, name
-            if path in self._taken:
+        for name in self._names(above, component, directory=True):
+            key = self._key((*above, name))
+            if key in self._taken:
                 continue
             try:
                 below = _open_directory(directory, name)
             except FileNotFoundError:
                 with contextlib.suppress(FileExistsError):
                     os.mkdir(_on_disk(name), 0o700 if private else 0o777, dir_fd=directory.number)
-                    self._made[path] = None
+                    self._made[key] = None
+                    if self._key(above) in self._folding:
+                        self._folding.add(key)
                     self._unsynced.directory(directory)
                 below = _open_directory(directory, name)
             if below is not None:
-                if path not in self._made and path not in self._swept:
-                    self._swept.add(path)
-                    _sweep(below)
+                if key not in self._made and key not in self._swept:
+                    self._look_at(key, below)
                 return below, name
         raise AssertionError("names never run out")
 
     def _vacant(self, directory: Descriptor, above: tuple[str, ...], component: str) -> str:
         """Choose a name in `directory` that a file may take: nothing there, or a plain file of an earlier run."""
-        for name in self._names((*above, component)):
-            if (*above, name) not in self._taken:
+        for name in self._names(above, component):
+            if self._key((*above, name)) not in self._taken:
                 try:
                     status = os.stat(_on_disk(name), dir_fd=directory.number, follow_symlinks=False)
                 except FileNotFoundError:
@@ -407,9 +405,29 @@ class OutDirectory:
                     return name
         raise AssertionError("names never run out")
 
-    def _names(self, key: tuple[str, ...]) -> Iterator[str]:
+    def _look_at(self, key: tuple[str, ...], directory: Descriptor) -> None:
+        """Enter a directory of an earlier run: remove what that left, and see what it takes for one name."""
+        self._swept.add(key)
+        _sweep(directory)
+        if _folds(directory):
+            self._folding.add(key)
+
+    def _key(self, path: tuple[str, ...]) -> tuple[str, ...]:
+        """Give one key to all paths that the file system takes for the same."""
+        if not self._folding:
+            return path
+        key: tuple[str, ...] = ()
+        for component in path:
+            if key in self._folding:  # two names more or less alike: then one gets a number that it does not need
+                component = unicodedata.normalize("NFC", component).casefold().rstrip(". ")
+            key = *key, component
+        return key
+
+    def _names(self, above: tuple[str, ...], component: str, *, directory: bool = False) -> Iterator[str]:
         """Give the name that was asked for, then numbered ones, from the last that was tried: the n-th is one step."""
-        component = key[-1] or key[-2]
+        key = self._key((*above, component))
+        if directory:  # counted apart from files of that name
+            key = *key, ""
         for number in count(self._numbers.get(key, 1)):
             if number > 1:
                 self._numbers[key] = number
@@ -490,6 +508,36 @@ def _lock(file: Descriptor) -> None:
     """Show a run that comes later that this file is being written; the lock goes with the process."""
     with contextlib.suppress(OSError):  # no locks on this file system: then no run takes one to remove it either
         fcntl.flock(file.number, fcntl.LOCK_EX)
+
+
+def _open_temporary(directory: Descriptor, mode: int) -> tuple[str, Descriptor]:
+    """Make a file under a temporary name, locked so that it stays."""
+    while True:
+        name = temporary_name()
+        file = Descriptor(os.open(name, _NAMED, mode, dir_fd=directory.number))
+        _lock(file)
+        if os.fstat(file.number).st_nlink:  # else another run swept it away before it was locked
+            return name, file
+        file.close()
+
+
+def _folds(directory: Descriptor) -> bool:
+    """Tell whether a directory takes two names that differ in case for one: vfat, exFAT, ext4 with casefold."""
+    before = os.fstat(directory.number)
+    try:
+        name, file = _open_temporary(directory, 0o600)
+    except OSError:  # then no file of ours gets there either
+        return False
+    try:
+        os.stat(name.upper(), dir_fd=directory.number, follow_symlinks=False)
+        return True
+    except OSError:
+        return False
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(name, dir_fd=directory.number)
+            os.utime(directory.number, ns=(before.st_atime_ns, before.st_mtime_ns))  # there may be no change of ours
+        file.close()
 
 
 def _sweep(directory: Descriptor) -> None:

@@ -139,6 +139,56 @@ def test_the_nth_file_of_a_name_takes_as_long_as_the_first(
     assert below(tmp_path) == {path: str(i).encode() for i, path in enumerate(paths)}
 
 
+# ---- a file system that takes two names for one ----
+
+
+@pytest.fixture
+def folding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every name be found and made in lower case, as vfat, exFAT and ext4 with casefold do."""
+
+    def folded(call, *positions):
+        def folding_call(*arguments, **options):
+            arguments = list(arguments)
+            if options.keys() & {"dir_fd", "src_dir_fd", "dst_dir_fd"}:
+                for at in positions:
+                    arguments[at] = os.fsdecode(arguments[at]).lower()
+            return call(*arguments, **options)
+
+        return folding_call
+
+    for name in ("open", "stat", "mkdir", "unlink"):
+        monkeypatch.setattr(os, name, folded(getattr(os, name), 0))
+    monkeypatch.setattr(os, "link", folded(os.link, 1))
+    monkeypatch.setattr(os, "rename", folded(os.rename, 0, 1))
+
+
+@pytest.mark.usefixtures("folding")
+@pytest.mark.parametrize("there", [True, False], ids=["in a directory that was there", "in a new one"])
+@pytest.mark.parametrize("above", ["", "sub/", "sub/below/"])
+def test_no_file_takes_the_place_of_one_whose_name_differs_in_case(tmp_path: Path, there: bool, above: str) -> None:
+    if there:
+        (tmp_path / above).mkdir(parents=True, exist_ok=True)
+    streams = ["a.jpg", "A.JPG", "A.jpg", "a~2.jpg", "ÄRGER", "ärger", "dir/x", "DIR/x", "Dir", "big", "a/y"]
+    with OutDirectory(tmp_path) as out:
+        out.write(f"{above}Big", b"big", part(0, 6), A)
+        for stream in streams:
+            out.write(f"{above}{stream}", stream.encode(), None, B)
+        out.write(f"{above.upper()}Big", b"part", part(0, 4), B)
+        out.write(f"{above}Big", b"end", part(3, 6), A)
+        out.write(f"{above.upper()}DIR", b"", FileMark("directory", 0o750, None), B)
+        assert out.unkept == {}
+        assert out.nb_files == len(streams) + 2
+    assert sorted(below(tmp_path).values()) == sorted([b"bigend", b"part", *(stream.encode() for stream in streams)])
+    assert stat.S_IMODE((tmp_path / above / "dir").stat().st_mode) == 0o750
+
+
+def test_where_case_counts_names_stay_as_they_are(tmp_path: Path) -> None:
+    with OutDirectory(tmp_path) as out:
+        for stream in ("a", "A", "sub/a", "SUB/a"):
+            out.write(stream, stream.encode())
+        assert out.renamed == []
+
+
 # ---- what a copy has besides bytes ----
 
 
@@ -254,11 +304,13 @@ def test_a_directory_that_was_there_with_another_mode_is_said(tmp_path: Path) ->
     for name in ("private", "same"):
         (tmp_path / name).mkdir()
         (tmp_path / name).chmod(0o700)
+        os.utime(tmp_path / name, ns=(0, 10**18))
     with OutDirectory(tmp_path) as out:
         out.write("private", b"", FileMark("directory", 0o755, None), A)
         out.write("same", b"", FileMark("directory", 0o700, None), A)
         assert list(out.unkept) == ["private"]
         assert "keeps its mode 700" in out.unkept["private"]
+    assert {path.stat().st_mtime_ns for path in tmp_path.iterdir()} == {10**18}
 
 
 def test_an_interrupted_copy_leaves_directories_with_their_modes(tmp_path: Path) -> None:
