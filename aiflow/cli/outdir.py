@@ -113,6 +113,7 @@ class OutDirectory:
         self._failed: dict[tuple[int, str], tuple[str, str]] = {}
         self._unsynced = Unsynced()
         self._fresh: list[tuple[str, int]] = []  # streams of files finished since the last sync, and their bytes
+        self._grown: set[tuple[int, str]] = set()  # unfinished files that got a part since the last sync
         self._root = Descriptor(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
         self._swept: set[tuple[str, ...]] = set()  # directories of earlier runs that we have entered
         self._look_at((), self._root)
@@ -166,14 +167,22 @@ class OutDirectory:
         Returns
         -------
         dict of str to WriteError
-            Streams of which that cannot be said, and why. Their files may be there, and are not counted.
+            Streams of which that cannot be said, and why. Their files may be there, and are not counted. A file of
+            which a part is lost never becomes whole.
         """
-        failed = self._unsynced.sync()
+        unsynced = self._unsynced.sync()
+        failed = {stream: self._explained(error, stream, 0) for stream, error in unsynced.items()}
+        for key in self._grown:
+            error = failed.get(key[1])
+            if error is not None and key in self._unfinished:
+                self._drop(self._unfinished.pop(key))
+                self._failed[key] = str(error), error.reason
+        self._grown.clear()
         lost = [nbytes for stream, nbytes in self._fresh if stream in failed]
         self.nb_files -= len(lost)
         self.nbytes -= sum(lost)
         self._fresh.clear()
-        return {stream: self._explained(error, stream, 0) for stream, error in failed.items()}
+        return failed
 
     def unfinished(self) -> list[str]:
         """Paths of files of which parts are missing."""
@@ -229,6 +238,7 @@ class OutDirectory:
             self._failed[key] = str(error), error.reason
             raise WriteError(*self._failed[key]) from None
         self._unfinished[key] = file
+        self._grown.add(key)
         return None
 
     def _begin(self, stream: str, total: int, mark: FileMark | None) -> Unfinished:

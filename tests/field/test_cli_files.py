@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import stat
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -360,6 +362,46 @@ def test_links_are_sent_as_what_they_lead_to_or_listed(tmp_path: Path) -> None:
     tree = copy(source, target)
     assert tree.left_out == {"nowhere": "a link to nothing", "pipe": "a pipe", "to-sub": "a link to a directory"}
     assert below(target) == {"file": b"x", "hard": b"x", "soft": b"x"}
+
+
+# ---- what the disk refuses ----
+
+
+@contextlib.contextmanager
+def disk_that_fails(monkeypatch: pytest.MonkeyPatch, *calls: str) -> Iterator[None]:
+    """Let these calls report what was written before them, of files only: what a disk or a server said too late."""
+
+    def failing(call: Callable[[int], None]) -> Callable[[int], None]:
+        def fail(fd: int) -> None:
+            is_file = stat.S_ISREG(os.fstat(fd).st_mode)
+            call(fd)
+            if is_file:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        return fail
+
+    with monkeypatch.context() as patched:
+        for name in calls:
+            patched.setattr(os, name, failing(getattr(os, name)))
+        yield
+
+
+def test_a_file_with_a_part_that_is_not_on_the_disk_never_becomes_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with OutDirectory(tmp_path) as out:
+        out.write("big", b"bbbb", part(0, 8), B)  # another sender's, which is synced
+        assert out.sync() == {}
+        out.write("big", b"aaaa", part(0, 8), A)
+        with disk_that_fails(monkeypatch, "fsync"):
+            assert list(out.sync()) == ["big"]
+        with pytest.raises(WriteError, match="Input/output error"):
+            out.write("big", b"aaaa", part(4, 8), A)
+        out.write("big", b"BBBB", part(4, 8), B)
+        assert out.sync() == {}
+        assert (out.nb_files, out.unfinished()) == (1, [])
+        out.write("big", b"aaaaAAAA", part(0, 8), A)  # from its beginning it may come again
+    assert sorted(below(tmp_path).values()) == [b"aaaaAAAA", b"bbbbBBBB"]
 
 
 # ---- what is left behind ----
