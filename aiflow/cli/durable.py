@@ -94,12 +94,12 @@ class Unsynced:
     def _sync_each(self, failed: dict[str, OSError]) -> None:
         for stream, file in self._files:
             try:
-                _fsync(file)
+                fsync(file)
             except OSError as error:
                 failed[stream] = error.with_traceback(None)  # which holds the callers' frames, and what they hold
         for directory in self._directories.values():
             try:
-                _fsync(directory)
+                fsync(directory)
             except OSError as error:
                 error = error.with_traceback(None)
                 failed.update((stream, error) for stream in self._streams if stream not in failed)
@@ -120,7 +120,8 @@ class Unsynced:
         self._touched.clear()
 
 
-def _fsync(descriptor: Descriptor) -> None:
+def fsync(descriptor: Descriptor) -> None:
+    """Wait until a file or directory is on the disk, as far as its file system can say."""
     try:
         os.fsync(descriptor.number)
     except OSError as error:

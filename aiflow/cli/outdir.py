@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from aiflow.cli.durable import Descriptor, Unsynced
+from aiflow.cli.durable import Descriptor, Unsynced, fsync
 from aiflow.cli.names import is_temporary, numbered, printable, safe_path, shown_path, temporary_name
 
 if TYPE_CHECKING:
@@ -283,22 +283,34 @@ class OutDirectory:
             self._keep(file.file, path, mark, mark.mode)
         self._unsynced.file(stream, file.file, file.directory)
         self._unsynced.directory(file.directory)
+        file.file.copy().close()  # some file systems say at a close that the disk is full: before it has its name
         if not file.temporary:
             self._link(file)
         if file.temporary:
+            if self._replaces(file):
+                fsync(file.file)
             os.rename(
                 file.temporary, _on_disk(file.path[-1]),
                 src_dir_fd=file.directory.number, dst_dir_fd=file.directory.number,
             )  # fmt: skip
             file.temporary = ""
         file.directory.close()
-        file.file.close()  # some file systems only say here that the disk is full
+        file.file.close()
         self.nb_files += 1
         self.nbytes += file.nbytes
         self._fresh.append((stream, file.nbytes))
         if path != stream:
             self.renamed.append((stream, path))
         return Path(path)
+
+    @staticmethod
+    def _replaces(file: Unfinished) -> bool:
+        """Tell whether a file of an earlier run has the name: that one stays until the new one is on the disk."""
+        try:
+            os.stat(_on_disk(file.path[-1]), dir_fd=file.directory.number, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return True
 
     @staticmethod
     def _link(file: Unfinished) -> None:

@@ -404,6 +404,30 @@ def test_a_file_with_a_part_that_is_not_on_the_disk_never_becomes_whole(
     assert sorted(below(tmp_path).values()) == [b"aaaaAAAA", b"bbbbBBBB"]
 
 
+@pytest.mark.parametrize("in_parts", [False, True], ids=["whole", "in parts"])
+@pytest.mark.parametrize("call", ["fsync", "close"])
+def test_an_old_file_stays_until_the_new_one_is_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, in_parts: bool
+) -> None:
+    (tmp_path / "file").write_bytes(b"old")
+    with OutDirectory(tmp_path) as out:
+        if in_parts:
+            out.write("file", b"n", part(0, 3), A)
+        with disk_that_fails(monkeypatch, call), pytest.raises(WriteError, match="Input/output error"):
+            out.write("file", b"ew" if in_parts else b"new", part(1, 3) if in_parts else None, A)
+        assert below(tmp_path) == {"file": b"old"}
+        assert out.nb_files == 0
+        out.write("file", b"new", None, A)
+    assert below(tmp_path) == {"file": b"new"}
+
+
+def test_a_file_that_the_disk_refused_at_its_close_has_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with OutDirectory(tmp_path) as out:
+        with disk_that_fails(monkeypatch, "close"), pytest.raises(WriteError, match="Input/output error"):
+            out.write("file", b"new", None, A)
+    assert below(tmp_path) == {}
+
+
 # ---- what is left behind ----
 
 
