@@ -7,9 +7,11 @@ directories in which names were made are synced, too.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
+from pathlib import Path
 
 _ONE_BY_ONE = 16  # files and directories; more are synced with their file system
 _UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}  # by the file system: there is no more to be had
@@ -108,14 +110,15 @@ class Unsynced:
         for device in self._touched:
             if _libc.syncfs(self._systems[device].number) != 0:
                 number = ctypes.get_errno()
-                if number not in _UNSUPPORTED:
+                if number in _UNSUPPORTED:  # a sandbox's word: then everything, which tells of no error
+                    os.sync()
+                else:
                     failed.update((stream, OSError(number, os.strerror(number))) for stream in self._streams)
 
     def _forget(self) -> None:
-        while self._files:
-            self._files.pop()[1].close()
-        while self._directories:
-            self._directories.popitem()[1].close()
+        while self._files or self._directories:
+            with contextlib.suppress(OSError):  # a close may say once more what the sync has told
+                (self._files.pop()[1] if self._files else self._directories.popitem()[1]).close()
         self._streams.clear()
         self._touched.clear()
 
@@ -127,3 +130,16 @@ def fsync(descriptor: Descriptor) -> None:
     except OSError as error:
         if error.errno not in _UNSUPPORTED:
             raise
+
+
+def make_durably(path: Path) -> None:
+    """Make a directory unless it is there; then its name is on the disk, too."""
+    if path.is_dir():
+        return
+    path.mkdir(exist_ok=True)
+    with contextlib.suppress(PermissionError):  # a parent that we may write to and not read
+        parent = Descriptor(os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        try:
+            fsync(parent)
+        finally:
+            parent.close()

@@ -105,11 +105,11 @@ class OutDirectory:
         self.nbytes = 0
         self._folding: set[tuple[str, ...]] = set()  # directories in which "A" and "a" are one name
         self._taken: set[tuple[str, ...]] = set()  # paths of files begun and done in this run; keys, as all below
-        self._made: dict[tuple[str, ...], int | None] = {}  # directories made in this run, and which sender set the mode
+        self._made: dict[tuple[str, ...], int | None] = {}  # made in this run, and which sender set the mode
         self._numbers: dict[tuple[str, ...], int] = {}  # of paths that were taken: where to look on for a free one
         self._unfinished: dict[tuple[int, str], Unfinished] = {}
-        # Files in parts that failed, while more parts may come: what a WriteError is made of. The error itself would hold
-        # the frames that it went through, and with them the bytes of a slice.
+        # Files in parts that failed, while more parts may come: what a WriteError is made of. The error itself would
+        # hold the frames that it went through, and with them the bytes of a slice.
         self._failed: dict[tuple[int, str], tuple[str, str]] = {}
         self._unsynced = Unsynced()
         self._fresh: list[tuple[str, int]] = []  # streams of files finished since the last sync, and their bytes

@@ -14,6 +14,7 @@ import click
 import numpy as np
 import numpy.typing as npt
 
+from aiflow.cli.durable import make_durably
 from aiflow.cli.figures import bytes_text, count, first_few, port_rows, print_table, rate_text
 from aiflow.cli.names import printable, shown_path
 from aiflow.cli.outcome import Bar, Outcome
@@ -48,7 +49,7 @@ def receive_into(
     document.update(outdir=shown_path(outdir), slices=0, files=0, nbytes=0, seconds=0.0)
     document.update(renamed=[], unfinished=[], not_written={}, unkept={}, ports=[])
     try:
-        outdir.mkdir(exist_ok=True)
+        make_durably(outdir)
         out = OutDirectory(outdir)
     except OSError as error:
         raise click.UsageError(f"{shown_path(outdir)} cannot be written to: {error.strerror or error}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 import stat
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 from subprocesses import environment
 
+from aiflow.cli import durable
 from aiflow.cli.filetree import FileTree, Found, SliceReader, walk
 from aiflow.cli.names import temporary_name
 from aiflow.cli.outdir import OutDirectory, WriteError
@@ -422,10 +424,55 @@ def test_an_old_file_stays_until_the_new_one_is_on_the_disk(
 
 
 def test_a_file_that_the_disk_refused_at_its_close_has_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with OutDirectory(tmp_path) as out:
-        with disk_that_fails(monkeypatch, "close"), pytest.raises(WriteError, match="Input/output error"):
-            out.write("file", b"new", None, A)
+    with (
+        OutDirectory(tmp_path) as out,
+        disk_that_fails(monkeypatch, "close"),
+        pytest.raises(WriteError, match="Input/output error"),
+    ):
+        out.write("file", b"new", None, A)
     assert below(tmp_path) == {}
+
+
+def test_a_close_that_fails_after_a_sync_costs_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with OutDirectory(tmp_path) as out:
+        for name in ("a", "b"):
+            out.write(name, b"x", part(0, 2), A)
+        with disk_that_fails(monkeypatch, "close"):
+            assert out.sync() == {}
+        for name in ("a", "b"):
+            out.write(name, b"y", part(1, 2), A)
+    assert below(tmp_path) == {"a": b"xy", "b": b"xy"}
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL], ids=errno.errorcode.get)
+def test_where_a_file_system_cannot_be_synced_alone_everything_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    class Sandboxed:
+        def syncfs(self, _fd: int) -> int:
+            ctypes.set_errno(number)
+            return -1
+
+    synced = []
+    monkeypatch.setattr(durable, "_libc", Sandboxed())
+    monkeypatch.setattr(os, "sync", lambda: synced.append("all"))
+    with OutDirectory(tmp_path) as out:
+        for name in range(50):
+            out.write(str(name), b"x")
+        assert out.sync() == {}
+        assert synced == ["all"]
+
+
+def test_a_new_directorys_name_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced = []
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(os.readlink(f"/proc/self/fd/{fd}")), fsync(fd)))
+    durable.make_durably(tmp_path / "out")
+    durable.make_durably(tmp_path / "out")  # it is there: nothing to do
+    assert synced == [str(tmp_path)]
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(FileExistsError):
+        durable.make_durably(tmp_path / "file")
 
 
 # ---- what is left behind ----
