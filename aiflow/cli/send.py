@@ -102,7 +102,7 @@ def _send_all(
         nonlocal nb_settled, nbytes_before
         file_slice, ticket = in_flight[0]
         try:
-            report = _delivered(tx, ticket, timeout) if nb_settled else _first(outcome, tx, file_slice, ticket, timeout)
+            report = _delivered(tx, ticket, timeout) if nb_settled else _first(outcome, tx, in_flight, timeout)
             outcome.document["slices"].append(_slice_row(report))
         except DeliveryError as error:
             for path, reason in error.failed.items():
@@ -134,8 +134,14 @@ def _send_all(
     bar.show(nbytes_before, nbytes_before)
 
 
-def _first(outcome: Outcome, tx: Sender, file_slice: FileSlice, ticket: Ticket, timeout: float | None) -> SliceReport:
-    """Await the first slice's delivery. Unlike `Sender.send`, which gives up, wait for a receiver as long as we may."""
+def _first(
+    outcome: Outcome, tx: Sender, in_flight: deque[tuple[FileSlice, Ticket]], timeout: float | None
+) -> SliceReport:
+    """Await the first slice's delivery. Unlike `Sender.send`, which gives up, wait for a receiver as long as we may.
+
+    A slice that has to be sent again gets a new ticket, in `in_flight`, too: the bar follows that one.
+    """
+    file_slice, ticket = in_flight[0]
     deadline = math.inf if timeout is None else time.monotonic() + timeout
     patience = _PATIENCE_SECONDS
     said = ""
@@ -148,6 +154,7 @@ def _first(outcome: Outcome, tx: Sender, file_slice: FileSlice, ticket: Ticket, 
                 raise
             known = str(lost)
             ticket = tx.send(file_slice.elements, wait=False)
+            in_flight[0] = file_slice, ticket
         except SliceTimeout as late:
             if time.monotonic() >= deadline:
                 raise _too_late(tx, ticket, timeout) from late

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,11 @@ import pytest
 from programs import DEADLINE, Program, content, unnamed_bytes
 from subprocesses import environment, run, wait_for
 
-from aiflow import DeliveryError, Sender
+from aiflow import DeliveryError, PeerLost, Sender
+from aiflow.cli.filetree import FileSlice
 from aiflow.cli.outcome import Bar, Outcome, Terminal
 from aiflow.cli.recv import receive_into
+from aiflow.cli.send import _first
 from aiflow.filemarks import FileMark, Marked
 
 PART_BYTES = 1 << 20
@@ -331,3 +334,27 @@ def test_the_bar_never_runs_backwards_and_the_ports_have_carried_everything(
     assert shown == sorted(shown)
     assert shown[-1] == outcome.document["nbytes"] == (16 << 20) + 5
     assert sum(row["nbytes"] for row in outcome.document["ports"]) > outcome.document["nbytes"]
+
+
+def test_the_bar_follows_a_first_slice_that_is_sent_again() -> None:
+    """The receiver went before the slice was delivered; the ticket of the second attempt is the one that moves."""
+    in_flight: deque[Any] = deque()
+
+    class Lost:
+        progress = 0, 10
+
+        def result(self, _timeout: float | None) -> None:
+            raise PeerLost("the receiver went", delivered=False)
+
+    class Moving:
+        progress = 5, 10
+
+        def result(self, _timeout: float | None) -> int:
+            return sum(ticket.progress[0] for _, ticket in in_flight)
+
+    class Again:
+        def send(self, elements: object, *, wait: bool) -> Moving:
+            return Moving()
+
+    in_flight.append((FileSlice(), Lost()))
+    assert _first(Outcome(RecordingTerminal(), "send"), Again(), in_flight, None) == 5  # type: ignore[arg-type]
