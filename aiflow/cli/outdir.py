@@ -35,6 +35,19 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _UNNAMED = os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC
 _NAMED = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _NO_UNNAMED = {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL}  # what file systems without O_TMPFILE say
+_ADVICE = {
+    errno.EACCES: "check who may write to {where}",
+    errno.EPERM: "check who may write to {where}",
+    errno.EROFS: "{where} is mounted read-only: mount it for writing, or take another directory",
+    errno.EMFILE: "let the receiver open more files (ulimit -n)",
+    errno.ENFILE: "let all processes together open more files (sysctl fs.file-max)",
+    errno.EIO: "check the disk that holds {where} (dmesg)",
+    errno.ENAMETOOLONG: "take a directory with a shorter path, or rename the file",
+    errno.EILSEQ: "rename the file: the file system has no such names",
+    errno.EINVAL: "rename the file: the file system may have no such names",
+    errno.ESTALE: "mount {where} anew",
+    errno.ENOENT: "make {where} again: it was removed",
+}
 _COARSEST_NS = 2 * 10**9  # between two times that a file system can tell apart
 _HOLE_BYTES = 64 << 10  # zeros that are worth a hole
 _WRITE_BYTES = 16 << 20  # bytes handed to the kernel at once, so that Ctrl-C is heard
@@ -487,10 +500,8 @@ class OutDirectory:
                 f"it is larger than a file may be in the receiver's {where} (ulimit -f, or the file system)",
             )
         said = error.strerror or str(error)
-        return WriteError(
-            f"{name}: {said}; check who may write to {where}",
-            f"{said} in the receiver's {where}: check who may write there",
-        )
+        advice = _ADVICE.get(error.errno or 0, "take another directory, and send again").format(where=where)
+        return WriteError(f"{name}: {said}; {advice}", f"{said} in the receiver's {where}: {advice}")
 
 
 def _unfit(stream: str, reason: str) -> WriteError:

@@ -475,6 +475,35 @@ def test_a_new_directorys_name_is_on_the_disk(tmp_path: Path, monkeypatch: pytes
         durable.make_durably(tmp_path / "file")
 
 
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [
+        (errno.EACCES, "check who may write"),
+        (errno.EPERM, "check who may write"),
+        (errno.EROFS, "mounted read-only"),
+        (errno.EMFILE, "ulimit -n"),
+        (errno.ENFILE, "fs.file-max"),
+        (errno.EIO, "check the disk"),
+        (errno.ENAMETOOLONG, "shorter path"),
+        (errno.ENODEV, "take another directory"),
+    ],
+    ids=lambda value: errno.errorcode[value] if isinstance(value, int) else "",
+)
+def test_each_error_of_the_system_has_its_own_advice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, advice: str
+) -> None:
+    def refuse(*_: object, **__: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    with OutDirectory(tmp_path) as out, monkeypatch.context() as patched:
+        patched.setattr(os, "open", refuse)
+        with pytest.raises(WriteError, match=advice) as told:
+            out.write("file", b"x")
+    assert advice in told.value.reason
+    assert os.strerror(number) in str(told.value)
+    assert ("who may write" in str(told.value)) == (number in (errno.EACCES, errno.EPERM))
+
+
 # ---- what is left behind ----
 
 
