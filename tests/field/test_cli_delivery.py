@@ -137,7 +137,7 @@ def test_a_receiver_that_is_stopped_confirms_nothing(aiflow: Any, endpoint: str,
     until_ready(recv)
     recv.process.send_signal(signal.SIGSTOP)
     try:
-        sent = aiflow("send", source, "-p", endpoint, "--timeout", 2, "--json").ends(1)
+        sent = aiflow("send", source, "-p", endpoint, "--timeout", 1, "--json").ends(1)
         assert sent["files"] == 0
         assert len(sent["not_delivered"]) == 4
     finally:
@@ -148,9 +148,9 @@ def test_a_receiver_that_is_stopped_confirms_nothing(aiflow: Any, endpoint: str,
 
 
 def test_without_a_receiver_a_timeout_says_that_none_answered(aiflow: Any, endpoint: str, source: Path) -> None:
-    document = aiflow("send", source, "-p", endpoint, "--timeout", 1.5, "--json").ends(1)
+    document = aiflow("send", source, "-p", endpoint, "--timeout", 0.5, "--json").ends(1)
     message = document["error"]["message"]
-    assert message.startswith(f"not delivered within 1.5 s: no receiver has answered on {endpoint}")
+    assert message.startswith(f"not delivered within 0.5 s: no receiver has answered on {endpoint}")
     assert "cancel()" not in message
     assert document["error"]["delivered"] is False
 
@@ -177,11 +177,11 @@ def ends_of_a_command() -> dict[str, Callable[[subprocess.Popen[str]], None]]:
 
         return send
 
-    signals = {number.name: lambda process, number=number: process.send_signal(number) for number in ENDING}
-    return {**signals, "SIGHUP twice": twice(signal.SIGHUP), "SIGTERM twice": twice(signal.SIGTERM)}
+    once = {number.name: lambda process, number=number: process.send_signal(number) for number in ENDING}
+    return {**once, "SIGHUP twice": twice(signal.SIGHUP), "SIGTERM twice": twice(signal.SIGTERM)}
 
 
-ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL)
+ENDING = (signal.SIGINT, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("end", ends_of_a_command().values(), ids=ends_of_a_command())
@@ -214,7 +214,7 @@ def test_under_nohup_a_hang_up_ends_nothing(aiflow: Any, endpoint: str, source: 
     assert recv.ends(0)["files"] == 4
 
 
-@pytest.mark.parametrize("attempt", range(4))
+@pytest.mark.parametrize("attempt", range(2))
 def test_an_interrupt_at_any_moment_of_many_files_ends_with_130(
     aiflow: Any, endpoint: str, tmp_path: Path, attempt: int
 ) -> None:
@@ -317,7 +317,7 @@ class RecordingTerminal(Terminal):
         self.recorder.stop()
 
 
-@pytest.mark.parametrize("slice_bytes", ["1MiB", "4MiB", "256MiB"])
+@pytest.mark.parametrize("slice_bytes", ["1MiB", "256MiB"])
 def test_the_bar_never_runs_backwards_and_the_ports_have_carried_everything(
     aiflow: Any, endpoint: str, tmp_path: Path, slice_bytes: str
 ) -> None:
