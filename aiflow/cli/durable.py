@@ -13,27 +13,12 @@ import errno
 import os
 from pathlib import Path
 
+from aiflow.private import Descriptor
+
 _ONE_BY_ONE = 16  # files and directories; more are synced with their file system
 _UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}  # by the file system: there is no more to be had
 
 _libc = ctypes.CDLL(None, use_errno=True)
-
-
-class Descriptor:
-    """An open file or directory. It is closed once, however often an interrupted caller asks."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-    def close(self) -> None:
-        """Close it. More calls do nothing."""
-        number, self.number = self.number, -1  # first: the interrupt may come right after the close
-        if number >= 0:
-            os.close(number)
-
-    def copy(self) -> Descriptor:
-        """Give another descriptor of the same open file."""
-        return Descriptor(os.dup(self.number))
 
 
 class Unsynced:
@@ -51,7 +36,7 @@ class Unsynced:
         self._streams.append(stream)
         self._system(directory)
         if len(self._files) <= _ONE_BY_ONE:  # one more than that tells that there are many
-            self._files.append((stream, file.copy()))
+            self._files.append((stream, copied(file)))
 
     def directory(self, directory: Descriptor, stream: str | None = None) -> None:
         """Note a directory in which a name was made, or, for `stream`, its own mode set."""
@@ -59,7 +44,7 @@ class Unsynced:
             self._streams.append(stream)
         place = self._system(directory)
         if place not in self._directories and len(self._directories) <= _ONE_BY_ONE:
-            self._directories[place] = directory.copy()
+            self._directories[place] = copied(directory)
 
     def sync(self) -> dict[str, OSError]:
         """Wait until everything noted is on the disk.
@@ -87,9 +72,9 @@ class Unsynced:
 
     def _system(self, directory: Descriptor) -> tuple[int, int]:
         """Note the file system of `directory`; give the numbers that tell the directory from others."""
-        status = os.fstat(directory.number)
+        status = os.fstat(directory.fd)
         if status.st_dev not in self._systems:
-            self._systems[status.st_dev] = directory.copy()
+            self._systems[status.st_dev] = copied(directory)
         self._touched.add(status.st_dev)
         return status.st_dev, status.st_ino
 
@@ -108,7 +93,7 @@ class Unsynced:
 
     def _sync_systems(self, failed: dict[str, OSError]) -> None:
         for device in self._touched:
-            if _libc.syncfs(self._systems[device].number) != 0:
+            if _libc.syncfs(self._systems[device].fd) != 0:
                 number = ctypes.get_errno()
                 if number in _UNSUPPORTED:  # a sandbox's word: then everything, which tells of no error
                     os.sync()
@@ -123,10 +108,15 @@ class Unsynced:
         self._touched.clear()
 
 
+def copied(descriptor: Descriptor) -> Descriptor:
+    """Give another descriptor of the same open file."""
+    return Descriptor(os.dup(descriptor.fd))
+
+
 def fsync(descriptor: Descriptor) -> None:
     """Wait until a file or directory is on the disk, as far as its file system can say."""
     try:
-        os.fsync(descriptor.number)
+        os.fsync(descriptor.fd)
     except OSError as error:
         if error.errno not in _UNSUPPORTED:
             raise

@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from aiflow.cli.durable import Descriptor, Unsynced, fsync
+from aiflow.cli.durable import Unsynced, copied, fsync
 from aiflow.cli.names import is_temporary, numbered, printable, safe_path, shown_path, temporary_name
+from aiflow.private import Descriptor
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -271,7 +272,7 @@ class OutDirectory:
     def _open(self, file: Unfinished, mode: int) -> None:
         if self._unnamed:
             try:
-                file.file = Descriptor(os.open(".", _UNNAMED, mode, dir_fd=file.directory.number))
+                file.file = Descriptor(os.open(".", _UNNAMED, mode, dir_fd=file.directory.fd))
                 return
             except OSError as error:
                 if error.errno not in _NO_UNNAMED:
@@ -285,10 +286,10 @@ class OutDirectory:
         for begin, end in _runs(view) if len(view) == file.total else [(0, len(view))]:
             at = begin
             while at < end:
-                at += os.pwrite(file.file.number, view[at : min(at + _WRITE_BYTES, end)], file.nbytes + at)
+                at += os.pwrite(file.file.fd, view[at : min(at + _WRITE_BYTES, end)], file.nbytes + at)
         file.nbytes += len(view)
         if end < len(view):
-            os.ftruncate(file.file.number, file.nbytes)
+            os.ftruncate(file.file.fd, file.nbytes)
 
     def _finish(self, stream: str, file: Unfinished, mark: FileMark | None) -> Path:
         path = "/".join(file.path)
@@ -296,7 +297,7 @@ class OutDirectory:
             self._keep(file.file, path, mark, mark.mode)
         self._unsynced.file(stream, file.file, file.directory)
         self._unsynced.directory(file.directory)
-        file.file.copy().close()  # some file systems say at a close that the disk is full: before it has its name
+        copied(file.file).close()  # some file systems say at a close that the disk is full: before it has its name
         if not file.temporary:
             self._link(file)
         if file.temporary:
@@ -304,7 +305,7 @@ class OutDirectory:
                 fsync(file.file)
             os.rename(
                 file.temporary, _on_disk(file.path[-1]),
-                src_dir_fd=file.directory.number, dst_dir_fd=file.directory.number,
+                src_dir_fd=file.directory.fd, dst_dir_fd=file.directory.fd,
             )  # fmt: skip
             file.temporary = ""
         file.directory.close()
@@ -320,7 +321,7 @@ class OutDirectory:
     def _replaces(file: Unfinished) -> bool:
         """Tell whether a file of an earlier run has the name: that one stays until the new one is on the disk."""
         try:
-            os.stat(_on_disk(file.path[-1]), dir_fd=file.directory.number, follow_symlinks=False)
+            os.stat(_on_disk(file.path[-1]), dir_fd=file.directory.fd, follow_symlinks=False)
         except FileNotFoundError:
             return False
         return True
@@ -328,13 +329,13 @@ class OutDirectory:
     @staticmethod
     def _link(file: Unfinished) -> None:
         """Give a file without a name its own; where a file of an earlier run has that, a temporary one to rename."""
-        unnamed = f"/proc/self/fd/{file.file.number}"
+        unnamed = f"/proc/self/fd/{file.file.fd}"
         try:
-            os.link(unnamed, _on_disk(file.path[-1]), dst_dir_fd=file.directory.number, follow_symlinks=True)
+            os.link(unnamed, _on_disk(file.path[-1]), dst_dir_fd=file.directory.fd, follow_symlinks=True)
         except FileExistsError:
             _lock(file.file)
             file.temporary = temporary_name()
-            os.link(unnamed, file.temporary, dst_dir_fd=file.directory.number, follow_symlinks=True)
+            os.link(unnamed, file.temporary, dst_dir_fd=file.directory.fd, follow_symlinks=True)
 
     def _drop(self, file: Unfinished) -> None:
         """Close what is open, remove what is temporary, and give the name back."""
@@ -342,7 +343,7 @@ class OutDirectory:
             file.file.close()
         if file.temporary:
             with contextlib.suppress(OSError):
-                os.unlink(file.temporary, dir_fd=file.directory.number)
+                os.unlink(file.temporary, dir_fd=file.directory.fd)
         with contextlib.suppress(OSError):
             file.directory.close()
         self._taken.discard(self._key(file.path))
@@ -351,10 +352,10 @@ class OutDirectory:
         """Set what `mark` says: permission bits, never more, and the time of the last change."""
         try:
             if mode is not None:
-                os.fchmod(descriptor.number, mode & 0o777)
+                os.fchmod(descriptor.fd, mode & 0o777)
             if mark.mtime_ns is not None:
-                os.utime(descriptor.number, ns=(time.time_ns(), mark.mtime_ns))
-                if abs(os.fstat(descriptor.number).st_mtime_ns - mark.mtime_ns) > _COARSEST_NS:
+                os.utime(descriptor.fd, ns=(time.time_ns(), mark.mtime_ns))
+                if abs(os.fstat(descriptor.fd).st_mtime_ns - mark.mtime_ns) > _COARSEST_NS:
                     self.unkept[path] = "its time is beyond what the file system can hold"
         except (OSError, OverflowError) as error:
             self.unkept[path] = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
@@ -366,7 +367,7 @@ class OutDirectory:
         directory, path = self._descend(safe_path(stream), True)
         shown = "/".join(path)
         try:
-            now = stat.S_IMODE(os.fstat(directory.number).st_mode) & 0o777
+            now = stat.S_IMODE(os.fstat(directory.fd).st_mode) & 0o777
             mode = mark.mode
             key = self._key(path)
             if key not in self._made:
@@ -392,7 +393,7 @@ class OutDirectory:
 
         A directory that is made `private` is for us alone until its own element says who may use it.
         """
-        directory = self._root.copy()
+        directory = copied(self._root)
         try:
             path: tuple[str, ...] = ()
             for component in wanted:
@@ -416,7 +417,7 @@ class OutDirectory:
                 below = _open_directory(directory, name)
             except FileNotFoundError:
                 with contextlib.suppress(FileExistsError):
-                    os.mkdir(_on_disk(name), 0o700 if private else 0o777, dir_fd=directory.number)
+                    os.mkdir(_on_disk(name), 0o700 if private else 0o777, dir_fd=directory.fd)
                     self._made[key] = None
                     if self._key(above) in self._folding:
                         self._folding.add(key)
@@ -433,7 +434,7 @@ class OutDirectory:
         for name in self._names(above, component):
             if self._key((*above, name)) not in self._taken:
                 try:
-                    status = os.stat(_on_disk(name), dir_fd=directory.number, follow_symlinks=False)
+                    status = os.stat(_on_disk(name), dir_fd=directory.fd, follow_symlinks=False)
                 except FileNotFoundError:
                     return name
                 if stat.S_ISREG(status.st_mode):
@@ -472,10 +473,10 @@ class OutDirectory:
         """Try whether a file without a name can get one here: it takes O_TMPFILE, /proc and the right to link."""
         name = temporary_name()
         try:
-            file = Descriptor(os.open(".", _UNNAMED, 0o600, dir_fd=self._root.number))
+            file = Descriptor(os.open(".", _UNNAMED, 0o600, dir_fd=self._root.fd))
             try:
-                os.link(f"/proc/self/fd/{file.number}", name, dst_dir_fd=self._root.number, follow_symlinks=True)
-                os.unlink(name, dir_fd=self._root.number)
+                os.link(f"/proc/self/fd/{file.fd}", name, dst_dir_fd=self._root.fd, follow_symlinks=True)
+                os.unlink(name, dir_fd=self._root.fd)
             finally:
                 file.close()
         except OSError:
@@ -487,7 +488,7 @@ class OutDirectory:
         where = shown_path(self.path)
         name = printable("/".join(safe_path(stream)))
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            free = os.fstatvfs(self._root.number)
+            free = os.fstatvfs(self._root.fd)
             return WriteError(
                 f"disk full: {name} ({nbytes} bytes) does not fit in {where}, where "
                 f"{free.f_bavail * free.f_frsize} bytes are free; the {self.nb_files} files before it are whole. "
@@ -525,7 +526,7 @@ def _runs(view: memoryview) -> Iterator[tuple[int, int]]:
 def _open_directory(directory: Descriptor, name: str) -> Descriptor | None:
     """Open a directory in another one; None where something else has the name."""
     try:
-        return Descriptor(os.open(_on_disk(name), _DIRECTORY, dir_fd=directory.number))
+        return Descriptor(os.open(_on_disk(name), _DIRECTORY, dir_fd=directory.fd))
     except OSError as error:
         if error.errno in (errno.ENOTDIR, errno.ELOOP):
             return None
@@ -540,46 +541,46 @@ def _on_disk(name: str) -> bytes:
 def _lock(file: Descriptor) -> None:
     """Show a run that comes later that this file is being written; the lock goes with the process."""
     with contextlib.suppress(OSError):  # no locks on this file system: then no run takes one to remove it either
-        fcntl.flock(file.number, fcntl.LOCK_EX)
+        fcntl.flock(file.fd, fcntl.LOCK_EX)
 
 
 def _open_temporary(directory: Descriptor, mode: int) -> tuple[str, Descriptor]:
     """Make a file under a temporary name, locked so that it stays."""
     while True:
         name = temporary_name()
-        file = Descriptor(os.open(name, _NAMED, mode, dir_fd=directory.number))
+        file = Descriptor(os.open(name, _NAMED, mode, dir_fd=directory.fd))
         _lock(file)
-        if os.fstat(file.number).st_nlink:  # else another run swept it away before it was locked
+        if os.fstat(file.fd).st_nlink:  # else another run swept it away before it was locked
             return name, file
         file.close()
 
 
 def _folds(directory: Descriptor) -> bool:
     """Tell whether a directory takes two names that differ in case for one: vfat, exFAT, ext4 with casefold."""
-    before = os.fstat(directory.number)
+    before = os.fstat(directory.fd)
     try:
         name, file = _open_temporary(directory, 0o600)
     except OSError:  # then no file of ours gets there either
         return False
     try:
-        os.stat(name.upper(), dir_fd=directory.number, follow_symlinks=False)
+        os.stat(name.upper(), dir_fd=directory.fd, follow_symlinks=False)
         return True
     except OSError:
         return False
     finally:
         with contextlib.suppress(OSError):
-            os.unlink(name, dir_fd=directory.number)
-            os.utime(directory.number, ns=(before.st_atime_ns, before.st_mtime_ns))  # there may be no change of ours
+            os.unlink(name, dir_fd=directory.fd)
+            os.utime(directory.fd, ns=(before.st_atime_ns, before.st_mtime_ns))  # there may be no change of ours
         file.close()
 
 
 def _sweep(directory: Descriptor) -> None:
     """Remove what killed runs left in a directory: files under temporary names that nobody has locked."""
-    for name in filter(is_temporary, os.listdir(directory.number)):
+    for name in filter(is_temporary, os.listdir(directory.fd)):
         with contextlib.suppress(OSError):
-            file = Descriptor(os.open(name, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=directory.number))
+            file = Descriptor(os.open(name, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=directory.fd))
             try:
-                fcntl.flock(file.number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                os.unlink(name, dir_fd=directory.number)
+                fcntl.flock(file.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.unlink(name, dir_fd=directory.fd)
             finally:
                 file.close()

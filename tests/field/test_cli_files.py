@@ -261,7 +261,7 @@ def test_nothing_private_is_open_while_it_is_being_written(tmp_path: Path) -> No
         out.write("home/key", b"012", part(0, 6, 0o600), A)
         assert stat.S_IMODE((tmp_path / "home").stat().st_mode) == 0o700
         (file,) = out._unfinished.values()
-        assert stat.S_IMODE(os.fstat(file.file.number).st_mode) == 0o600
+        assert stat.S_IMODE(os.fstat(file.file.fd).st_mode) == 0o600
         out.write("home/key", b"345", part(3, 6, 0o600), A)
         out.write("home", b"", FileMark("directory", 0o750, None), A)
     assert stat.S_IMODE((tmp_path / "home").stat().st_mode) == 0o750
