@@ -35,13 +35,13 @@ def provide() -> None:
     """
     for number, flags in ((0, os.O_RDONLY), (1, os.O_WRONLY), (2, os.O_WRONLY)):
         _open_if_closed(number, flags)
-    sys.stdin = sys.stdin or open(os.devnull)  # noqa: SIM115
-    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stdin = sys.stdin or open(0, closefd=False)  # noqa: SIM115
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     if isinstance(sys.stderr, io.TextIOWrapper | None):
         sys.stderr = io.TextIOWrapper(
-            io.BufferedWriter(BestEffort(2 if sys.stderr else os.open(os.devnull, os.O_WRONLY), "w", closefd=False)),
+            io.BufferedWriter(BestEffort(2, "w", closefd=False)),
             encoding=sys.stderr.encoding if sys.stderr else "utf-8",
             errors="backslashreplace",
             line_buffering=True,
