@@ -130,6 +130,7 @@ class OutDirectory:
         self._grown: set[tuple[int, str]] = set()  # unfinished files that got a part since the last sync
         self._root = Descriptor(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
         self._swept: set[tuple[str, ...]] = set()  # directories of earlier runs that we have entered
+        self._told: set[tuple[tuple[str, ...], str]] = set()  # directories in `renamed`, and their streams
         self._look_at((), self._root)
         self._unnamed = self._can_link_unnamed()
 
@@ -365,11 +366,10 @@ class OutDirectory:
     def _set_directory(self, stream: str, mark: FileMark, sender: int) -> Path:
         """Make a directory and set its mode and time; one that was there before this run stays as it is."""
         directory, path = self._descend(safe_path(stream), True)
-        shown = "/".join(path)
+        key, shown = self._key(path), "/".join(path)
         try:
             now = stat.S_IMODE(os.fstat(directory.fd).st_mode) & 0o777
             mode = mark.mode
-            key = self._key(path)
             if key not in self._made:
                 self.unkept.pop(shown, None)  # what an earlier mark of this sender's said
                 if mode is not None and mode & 0o777 != now:
@@ -384,7 +384,8 @@ class OutDirectory:
             self._unsynced.directory(directory, stream)
         finally:
             directory.close()
-        if shown != stream:
+        if shown != stream and (key, stream) not in self._told:
+            self._told.add((key, stream))  # it comes with the first slice, and with the last
             self.renamed.append((stream, shown))
         return Path(*path)
 

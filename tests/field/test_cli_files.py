@@ -331,6 +331,19 @@ def test_an_interrupted_copy_leaves_directories_with_their_modes(tmp_path: Path)
     copy(source, target, expected=["s/below"])  # which is writable still, and is said
 
 
+def test_a_directory_that_comes_with_the_first_slice_and_the_last_is_renamed_once(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    for path in (source / "s", target):
+        path.mkdir(parents=True)
+    (source / "s" / "file").write_bytes(bytes(3 << 20))
+    (target / "s").symlink_to("nowhere")
+    with OutDirectory(target) as out:
+        for file_slice in SliceReader(walk(source), 1 << 20):
+            for stream, content, mark in file_slice.elements:
+                out.write(stream, content, mark, A)
+        assert out.renamed == [("s", "s~2"), ("s/file", "s~2/file")]
+
+
 @pytest.mark.parametrize("mtime_ns", [-(2**63), 2**70, 2**90])
 def test_a_time_that_no_file_can_have_is_said_and_the_file_is_there(tmp_path: Path, mtime_ns: int) -> None:
     with OutDirectory(tmp_path) as out:
