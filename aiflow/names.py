@@ -14,7 +14,9 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import socket
+import stat
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,6 +37,7 @@ _TEARDOWN = 0.5  # seconds a name is waited for: a killed owner may still be on 
 _MOST_BYTES = 40  # of the directory's path: that of a socket below it has 107
 _MOST_BYTES_OF_BASE = 32  # … of a directory whose subdirectory it is
 _READ_BY_DPDK = ",="  # a path with one of these is cut there: it becomes part of a device's arguments
+_SOCKET_LOCK = re.compile(r"sock-[0-9a-f]{8}\.lock")  # beside a socket of memif's server
 _NO_DESCRIPTOR = 0.02  # seconds to wait for one
 _TOUCHED = 3600.0  # seconds after which our files show that they are in use
 _OTHER = "set AIFLOW_RUNTIME_DIR to another directory, the same on both sides"
@@ -197,39 +200,58 @@ def _open_folder(path: Path) -> Descriptor:
     return folder
 
 
-def _empty(folder: int, *kept: str) -> None:
-    """Remove what lies in an open directory, whatever its path leads to by now."""
+def _unlink_socket(name: str | Path, folder: int | None = None) -> None:
+    """Nothing else: a directory that the user chose may have files of others in it."""
+    with contextlib.suppress(OSError):
+        if stat.S_ISSOCK(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
+            os.unlink(name, dir_fd=folder)
+
+
+def _remove_sockets(folder: int) -> None:
+    """Those in an open directory, whatever its path leads to by now."""
     for name in os.listdir(folder):
-        if name not in kept:
-            with contextlib.suppress(OSError):
-                os.unlink(name, dir_fd=folder)
+        _unlink_socket(name, folder)
 
 
 def _sweep(root: Path, keep_: Path) -> None:
     """Remove what processes that are gone have left here: names, and sockets with a lock beside them."""
-    for path in (*root.glob("*-*/lock"), *root.glob("sock-*.lock")):
-        if path.parent == keep_:
-            continue
+    places = [path for scheme in SCHEMES for path in root.glob(f"{scheme}-*/") if path != keep_]
+    for path in (*(path / "lock" for path in places), *root.glob("sock-*.lock")):
         try:
-            held = lock(path)
+            if path.parent == root:
+                _sweep_socket(path)
+            elif path.exists():
+                _sweep_place(path)
         except OSError:
             continue  # it lives
-        if held is None:
-            continue
-        if path.parent == root:
-            path.with_suffix("").unlink(missing_ok=True)
-            path.unlink(missing_ok=True)
-        else:
-            with contextlib.suppress(OSError):
-                folder = _open_folder(path.parent)
-                _empty(folder.fd, "lock")
-                os.unlink("lock", dir_fd=folder.fd)
-                folder.close()
-                path.parent.rmdir()
-        held.close()
-    for path in root.glob("*-*/"):
+    for path in places:
         with contextlib.suppress(OSError):
             path.rmdir()  # without a lock: its owner is just making or removing it, and stands this
+
+
+def _sweep_socket(path: Path) -> None:
+    """Raises OSError if the lock at `path` is held."""
+    if not _SOCKET_LOCK.fullmatch(path.name):
+        return
+    held = lock(path)
+    if held is not None:
+        _unlink_socket(path.with_suffix(""))
+        path.unlink(missing_ok=True)
+        held.close()
+
+
+def _sweep_place(path: Path) -> None:
+    """Raises OSError if the lock at `path` is held."""
+    held = lock(path)
+    if held is None:
+        return
+    folder = _open_folder(path.parent)
+    if _leads_to("lock", held.fd, folder.fd):  # else the directory is another one by now
+        _remove_sockets(folder.fd)
+        if os.listdir(folder.fd) == ["lock"]:  # else it may be another's, too
+            os.unlink("lock", dir_fd=folder.fd)
+    folder.close()
+    held.close()
 
 
 class Claim:
@@ -287,7 +309,7 @@ class Claim:
         if not _leads_to("lock", held.fd, folders[0].fd):
             return False
         self._lock, self._folder, self._root = held, *folders
-        _empty(self._folder.fd, "lock")  # left by a process that was killed
+        _remove_sockets(self._folder.fd)  # left by a process that was killed
         os.ftruncate(held.fd, 0)
         host = socket.gethostname().encode("ascii", "replace").decode()
         os.pwrite(held.fd, f"{os.getpid()}\n{_pid_namespace()}\n{host}\n".encode(), 0)
@@ -328,7 +350,7 @@ class Claim:
     def close(self) -> None:
         """Give the name back, and remove what is still ours of its directory."""
         if _leads_to("lock", self._lock.fd, self._folder.fd):
-            _empty(self._folder.fd, "lock")
+            _remove_sockets(self._folder.fd)
             with contextlib.suppress(OSError):
                 os.unlink("lock", dir_fd=self._folder.fd)
             with contextlib.suppress(OSError):

@@ -251,6 +251,30 @@ def test_a_killed_process_leaves_nothing_once_the_next_has_started(directory: Pa
         assert [path.name for path in directory.iterdir() if path.name in ours] == []
 
 
+def test_files_of_others_in_the_directory_stay(directory: Path) -> None:
+    """AIFLOW_RUNTIME_DIR may name a directory that has other files in it."""
+    kept = [
+        "local-x/notes", "local-y/notes", "local-y/lock", "memif-z/lock/notes", "my-data/lock", "my-data/notes",
+        "sock-drawer.lock", "sock-drawer", "sock-00000000",
+    ]  # fmt: skip
+    for name in kept:
+        (directory / name).parent.mkdir(mode=0o700, exist_ok=True, parents=True)
+        (directory / name).write_text("theirs")
+    (directory / "my-empty").mkdir()
+    left = [directory / "local-w/lock", directory / "sock-0123abcd.lock"]
+    left[0].parent.mkdir()
+    for path in left:
+        path.touch()
+        os.utime(path, (0, 0))
+    (directory / "local-v").mkdir()
+    for _ in range(2):
+        with aiflow.Receiver("local:x", memory="16MiB") as rx:
+            assert delivered(rx, "local:x")
+    assert [name for name in kept if (directory / name).read_text() != "theirs"] == []
+    assert (directory / "my-empty").is_dir()
+    assert [path for path in (*left, directory / "local-v", directory / "local-w") if path.exists()] == []
+
+
 # --------------------------------------------------------------------------------------------------- runtime directory
 
 WORKING = ["with space", "é-ü", "%41;:#!", "a[b]", "'q\"", "a+b@c~"]
