@@ -28,6 +28,7 @@ from .private import Descriptor, keep, own_socket
 
 __all__ = [
     "SCHEMES", "Claim", "Listener", "Live", "elsewhere", "live", "live_names", "lock", "place", "runtime_directory",
+    "why",
 ]  # fmt: skip
 
 SCHEMES = ("local", "memif", "vhost")
@@ -41,6 +42,7 @@ _SOCKET_LOCK = re.compile(r"sock-[0-9a-f]{8}\.lock")  # beside a socket of memif
 _NO_DESCRIPTOR = 0.02  # seconds to wait for one
 _TOUCHED = 3600.0  # seconds after which our files show that they are in use
 _OTHER = "set AIFLOW_RUNTIME_DIR to another directory, the same on both sides"
+_FRESH = 10.0  # seconds within which a lock of a socket gets its socket
 
 
 # --------------------------------------------------------------------------------------------------- runtime directory
@@ -112,6 +114,12 @@ def runtime_directory() -> Path:
 def place(endpoint: Endpoint, root: Path | None = None) -> Path:
     """Directory of an endpoint's sockets, in `root` or the runtime directory; there while a receiver is."""
     return (root or runtime_directory()) / f"{endpoint.scheme}-{endpoint.target}"
+
+
+def why(exc: OSError) -> str:
+    """The reason why something cannot be made in the runtime directory, and what to do."""
+    few = exc.errno in (errno.EMFILE, errno.ENFILE)
+    return f"{exc.strerror or exc}; {'close some files, or raise ulimit -n' if few else _OTHER}"
 
 
 # --------------------------------------------------------------------------------------------------------------- locks
@@ -233,6 +241,8 @@ def _sweep_socket(path: Path) -> None:
     """Raises OSError if the lock at `path` is held."""
     if not _SOCKET_LOCK.fullmatch(path.name):
         return
+    if not path.with_suffix("").exists() and time.time() - path.stat().st_mtime < _FRESH:
+        return  # its owner may be about to lock it
     held = lock(path)
     if held is not None:
         _unlink_socket(path.with_suffix(""))
@@ -279,7 +289,7 @@ class Claim:
                 f"{endpoint}: another receiver has this name ({exc.strerror}); close that one, or choose another name"
             ) from None
         except OSError as exc:
-            raise PortError(f"{endpoint}: {self.directory}: {exc.strerror}; {_OTHER}") from exc
+            raise PortError(f"{endpoint}: {self.directory}: {why(exc)}") from exc
         _sweep(self.directory.parent, self.directory)
 
     def _take(self) -> None:
@@ -412,14 +422,14 @@ def _listening(path: Path) -> tuple[socket.socket, os.stat_result]:
     try:
         sock = own_socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
     except OSError as exc:
-        raise PortError(f"{path}: {exc.strerror}; close some files, or raise ulimit -n") from exc
+        raise PortError(f"{path}: {why(exc)}") from exc
     try:
         sock.bind(str(path))
         sock.listen(64)
         return sock, path.stat()
     except OSError as exc:
         sock.close()
-        raise PortError(f"no socket can be made at {path}: {exc.strerror}; {_OTHER}") from exc
+        raise PortError(f"no socket can be made at {path}: {why(exc)}") from exc
 
 
 # ------------------------------------------------------------------------------------------------------------- looking

@@ -38,7 +38,7 @@ from .config import MAX_PORTS, Endpoint
 from .control import VERSION, names_and_numbers, other_versions, peer_of, read, shown, whole, write
 from .errors import AiflowError, ConfigError, PoolExhausted, PortError
 from .memif_door import Door
-from .names import Claim, Listener, elsewhere, live, place, runtime_directory
+from .names import Claim, Listener, elsewhere, live, place, runtime_directory, why
 from .private import own_socket
 from .shared_memory import close_receiving, driver_of, open_receiving, open_sending
 
@@ -319,6 +319,8 @@ class Rendezvous:
                     self._hear_receiver(connection, message)
             except AiflowError as exc:
                 self._refuse(connection, exc)
+            except OSError as exc:
+                self._refuse(connection, PortError(f"{connection.endpoint}: the {self._role}: {why(exc)}"))
             except (KeyError, TypeError, ValueError, IndexError) as exc:
                 what = (
                     f"{connection.endpoint}: the peer's message is not understood ({shown(repr(exc))}): install the "
@@ -546,7 +548,7 @@ class Rendezvous:
         try:
             sock = own_socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         except OSError as exc:
-            self._fail(endpoint, PortError(f"{endpoint}: {exc.strerror}; close some files, or raise ulimit -n"))
+            self._fail(endpoint, PortError(f"{endpoint}: {why(exc)}"))
             return
         try:
             sock.connect(str(place(endpoint, self._root) / "control"))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from . import _eal, _threads
 from .errors import ConfigError, PortError
-from .names import lock
+from .names import lock, why
 from .private import Descriptor
 
 __all__ = ["DRIVERS", "Driver", "close_receiving", "driver_of", "open_receiving", "open_sending"]
@@ -86,6 +86,7 @@ _lock = _threads.unpatched("threading").Lock()
 _memif_socket: Path | None = None  # all server ports of this process listen on it, each with an id: see Port.park
 _memif_alive: Descriptor | None = None  # the lock beside it, held for as long as this process lives
 _memif_ports: set[_eal.Port] = set()
+_TRIES = 10  # for a name of its own
 
 
 def _forked() -> None:
@@ -98,17 +99,27 @@ os.register_at_fork(after_in_child=_forked)
 
 
 def _memif_path(root: Path) -> str:
-    """A name that no process of any container has: the lock is ours, so that the name is."""
+    """The socket of this process's server; a new one if there is none, or a cleaner has removed it."""
     global _memif_socket, _memif_alive
     if _memif_socket is None or not _memif_socket.exists():
-        with contextlib.suppress(OSError):
-            root.mkdir(mode=0o700, exist_ok=True)  # a cleaner may have been there
-        path = root / f"sock-{secrets.token_hex(4)}"
-        _memif_alive = lock(path.with_suffix(".lock"))
-        if _memif_alive is None:
-            raise PortError(f"{root} was removed; make it again, or set AIFLOW_RUNTIME_DIR to another directory")
-        _memif_socket = path
+        _memif_socket, _memif_alive = _free_name(root)
     return str(_memif_socket)
+
+
+def _free_name(root: Path) -> tuple[Path, Descriptor]:
+    """A name that no process of any container has: the lock beside it is ours, so that the name is."""
+    for _ in range(_TRIES):
+        path = root / f"sock-{secrets.token_hex(4)}"
+        try:
+            root.mkdir(mode=0o700, exist_ok=True)  # a cleaner may have been there
+            alive = lock(path.with_suffix(".lock"))
+        except BlockingIOError:
+            continue  # another process holds it, which removes what it finds unlocked
+        except OSError as exc:
+            raise PortError(f"{root}: {why(exc)}") from exc
+        if alive is not None:
+            return path, alive
+    raise PortError(f"{root} was removed; make it again, or set AIFLOW_RUNTIME_DIR to another directory")
 
 
 @atexit.register

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
+import secrets
 import select
 import shutil
 import socket
@@ -24,7 +26,7 @@ import aiflow
 from aiflow import _eal, control, rendezvous
 from aiflow.config import parse_endpoint
 from aiflow.errors import AiflowError, PeerLost, PortError
-from aiflow.names import Claim, Listener
+from aiflow.names import Claim, Listener, lock
 from aiflow.rendezvous import Rendezvous
 
 HELLO_1 = {"version": 1, "driver": "memif", "nb_ports": 1, "frame_size": None}
@@ -209,6 +211,49 @@ def test_a_refusal_ends_with_the_receiver_that_made_it(
             ticket = tx.send([b"x"], wait=False)
             rx.recv(timeout=60)
             ticket.result(60)
+
+
+@contextlib.contextmanager
+def one_descriptor_left() -> Iterator[None]:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 8, limits[1]))
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.dup(1))
+        os.close(taken.pop())
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for fd in taken:
+            os.close(fd)
+
+
+def test_want_of_descriptors_is_a_refusal_and_not_the_end() -> None:
+    with Side("local:q", "receiver") as receiver, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+        sock.settimeout(60)
+        with one_descriptor_left():
+            sock.connect(f"{os.environ['AIFLOW_RUNTIME_DIR']}/local-q/control")  # the receiver's end takes it
+            sock.send(json.dumps({**HELLO_1, "version": control.VERSION}).encode())
+            answers = [json.loads(sock.recv(16384)), json.loads(sock.recv(16384))]
+        assert answers[0] == {"coming": 1}
+        assert "Too many open files; close some files, or raise ulimit -n" in answers[1]["refused"]
+        with Side("local:q", "sender") as sender:
+            wait_for(lambda: sender.ports, "a sender with descriptors")
+            assert receiver.error is None
+
+
+def test_a_socket_s_name_that_is_taken_is_not_the_end(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that starts may hold the lock that we are just making: it looks whether we live."""
+    numbers = iter(("00000000", "00000001"))
+    monkeypatch.setattr(secrets, "token_hex", lambda nbytes: next(numbers))
+    held = lock(directory / "sock-00000000.lock")
+    assert held is not None
+    with Side("local:q", "receiver") as receiver, Side("local:q", "sender") as sender:
+        wait_for(lambda: sender.ports, "another name")
+        assert receiver.error is None
+    held.close()
 
 
 @pytest.mark.parametrize(
