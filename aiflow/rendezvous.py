@@ -462,10 +462,12 @@ class Rendezvous:
                     listener.renew()
 
     def _lose(self, endpoint: Endpoint, exc: PortError) -> None:
-        """Another receiver has the name: no sender comes here any more, those that are here stay."""
+        """Another receiver has the name: senders that are here go, and find that one."""
         for listener in [listener for listener, whose in self._listeners.items() if whose == endpoint]:
             del self._listeners[listener]
             listener.close()
+        for connection in [connection for connection in self._connections if connection.endpoint == endpoint]:
+            self._part(connection)  # before the door, which hangs up on their ports
         if endpoint in self._doors:
             self._doors.pop(endpoint).close()
         self._names.pop(endpoint).close()

@@ -222,6 +222,25 @@ def test_a_receiver_whose_name_was_taken_meanwhile_is_told(
                 assert delivered(third, "local:x")
 
 
+def test_a_sender_goes_over_to_the_receiver_that_took_the_name(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rendezvous, "_RENEWED", 0.5)
+    with contextlib.ExitStack() as ends:
+        first = ends.enter_context(aiflow.Receiver("local:x", memory="16MiB"))
+        tx = ends.enter_context(aiflow.Sender("local:x"))
+        ticket = tx.send([b"x"], wait=False)
+        first.recv(timeout=20).release()
+        ticket.result(20)
+        CLEANED["lock"](directory)
+        second = ends.enter_context(aiflow.Receiver("local:x", memory="16MiB"))
+        with pytest.raises(PortError, match="taken over"):
+            first.recv(timeout=10)
+        ticket = tx.send([b"y"], wait=False)
+        assert second.recv(timeout=10)[0].tobytes() == b"y"
+        ticket.result(20)
+
+
 def test_cleaners_are_shown_that_a_directory_is_in_use(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(names, "_TOUCHED", 0.0)
     monkeypatch.setattr(rendezvous, "_RENEWED", 0.1)
