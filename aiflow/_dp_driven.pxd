@@ -36,7 +36,6 @@ cdef class Driven:
     cdef int last_cpu          # that it was driven on
     cdef public bint spins     # a caller that waits polls without a pause
     cdef readonly bint stopped
-    cdef bint gone  # the thread has done its last work
     cdef object thread
     cdef object requests
     cdef object guard

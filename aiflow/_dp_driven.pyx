@@ -6,7 +6,6 @@ plane wants something done between two iterations: a port attached or removed, o
 
 import atexit
 import os
-import time
 import weakref
 
 from libc.stdint cimport uint64_t
@@ -87,10 +86,7 @@ cdef class Driven:
         finally:
             self.stopped = True
             self._serve()
-            try:
-                unregister_thread()
-            finally:
-                self.gone = True
+            unregister_thread()
 
     def _serve(self):
         """What the control plane asked for, between two iterations."""
@@ -109,7 +105,7 @@ cdef class Driven:
         cdef list result = []
         if self.stopped or self.thread is None or os.getpid() != self.pid or _threads.is_current(self.thread):
             return call()
-        done = _threads.unpatched("threading").Lock()  # an Event's wait is Python: an interrupt may leave its lock taken
+        done = _threads.unpatched("threading").Lock()  # an Event waits in Python: an interrupt may leave its lock taken
         done.acquire()
         with self.guard:
             self.requests.append((call, result, done))
@@ -131,8 +127,6 @@ cdef class Driven:
             if not self.stopped:
                 self.between(self._end)
             if not _threads.is_current(self.thread) and self.thread.ident is not None:
-                while not self.gone:  # Python 3.11 and 3.12 take a join that was interrupted for the thread's end
-                    time.sleep(0.0005)
                 self.thread.join()
                 self.requests = []  # of calls that were interrupted; they hold us
         _driven.discard(self)

@@ -23,6 +23,7 @@ from aiflow.librte.rte_interrupts cimport (
 import atexit
 import errno
 import os
+import time
 from functools import partial
 
 from . import _threads, eal_arguments
@@ -57,7 +58,7 @@ cdef int owner_pid = 0  # the process that started the EAL; 0: not started
 _lock = _threads.unpatched("threading").Lock()  # starting
 _memory_mode = None
 _failed = None            # why an earlier start failed: rte_eal_init runs once, well or not
-_starting = None          # the start under way: its thread, and what came of it
+_starting = None          # the start under way: whether it began, and how it ended
 _START_SECONDS = 60.0
 
 # errno -> what to do about it; the exception class is the caller's
@@ -177,15 +178,19 @@ def start():
         if _failed is not None:
             raise EalError(_failed)
         if _starting is None:  # else an interrupt ended the wait for it
-            outcome = []
-            _starting = _threads.start(partial(_start, outcome), "aiflow-eal-init"), outcome
-        thread, outcome = _starting
-        thread.join(_START_SECONDS)
-        if thread.is_alive():
+            _starting = {}
+        outcome = _starting
+        if "began" not in outcome:
+            _threads.start(partial(_start, outcome), "aiflow-eal-init")
+        sleep = _threads.unpatched("time").sleep  # a greenlet's would let others come here, and block at the lock
+        deadline = time.monotonic() + _START_SECONDS
+        while "end" not in outcome and time.monotonic() < deadline:  # an interrupt may end a thread's join for good
+            sleep(0.001)
+        if "end" not in outcome:
             raise EalError(f"DPDK's environment (EAL) has not started within {_START_SECONDS:.0f} s: give the process "
                            "more processor time, or stop real-time threads that keep it from its cores; then try again")
         _starting = None
-        (mode, failure) = outcome[0]
+        mode, failure = outcome["end"]
         if failure is not None:
             if init_was_called:
                 _failed = str(failure)
@@ -194,13 +199,18 @@ def start():
 
 
 def _start(outcome):
+    """Runs in the start thread. There may be two, if an interrupt came while one was made: the first one does it."""
+    this_one = object()
+    if outcome.setdefault("began", this_one) is not this_one:
+        return
     try:
         with eal_arguments.one_at_a_time(), eal_arguments.without_realtime(for_good=True):
-            outcome.append((_initialise(), None))
+            end = _initialise(), None
     except AiflowError as exc:
-        outcome.append((None, exc))
-    except Exception as exc:
-        outcome.append((None, EalError(f"DPDK could not be started: {type(exc).__name__}: {exc}")))
+        end = None, exc
+    except BaseException as exc:
+        end = None, EalError(f"DPDK could not be started: {type(exc).__name__}: {exc}")
+    outcome["end"] = end
 
 
 def _initialise():

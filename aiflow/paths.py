@@ -161,7 +161,7 @@ class PortSet:
         self._rings: list[Endpoint] = []
         self._rendezvous: Rendezvous | None = None
         self._watched: list[_Watched] = []
-        self._watch: Any = None
+        self._watch: _threads.Thread | None = None
         self._opened = time.monotonic()
         self._watch_ends = _threads.unpatched("threading").Event()
         self._closed = False
@@ -284,7 +284,7 @@ class PortSet:
     def _look(self) -> None:
         """Once in a while, in the thread that watches."""
         for watched in self._watched:
-            if self._closed:
+            if self._watch_ends.is_set():
                 return
             if watched.lost is not None:
                 self._regain(watched)

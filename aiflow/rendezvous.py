@@ -160,7 +160,6 @@ class Rendezvous:
         self._peers = itertools.count(1)
         self._closing = False
         self._says_bye = True
-        self._gone = False  # the thread has done its last work
         self._pid = os.getpid()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         try:
@@ -232,8 +231,6 @@ class Rendezvous:
         self._closing = True
         os.eventfd_write(self._wake, 1)
         if not _threads.is_current(self._thread):
-            while not self._gone:  # Python 3.11 and 3.12 take a join that was interrupted for the thread's end
-                time.sleep(0.0005)
             self._thread.join()
             wake, self._wake = self._wake, -1
             os.close(wake)
@@ -247,12 +244,9 @@ class Rendezvous:
         except Exception as exc:
             self._failed(PortError(f"the rendezvous thread stopped: {type(exc).__name__}: {exc}"))
         finally:
-            try:
-                self._part_all()
-                self._forget_names()
-                self._say_connecting()
-            finally:
-                self._gone = True
+            self._part_all()
+            self._forget_names()
+            self._say_connecting()
 
     def _turn(self) -> None:
         """Wait for something, then do it: hang-ups first, so that their ports are free for who comes next."""

@@ -202,7 +202,7 @@ class Streaming:
         self._spare: list[np.ndarray[Any, Any]] = []
         self._held = 0
         self.closed = False
-        self._thread: threading.Thread | None = None
+        self._thread: _threads.Thread | None = None
 
     # ---- taking elements ----
 

@@ -432,3 +432,47 @@ def test_exceptions_set_in_a_thread_end_its_call_only(way) -> None:
         """,
         way,
     )
+
+
+def test_interrupts_while_dpdk_starts_neither_fail_nor_start_it_twice() -> None:
+    run(
+        """
+        from aiflow import Receiver  # which imports what it needs
+        opened = []
+        signal.signal(signal.SIGALRM, interrupt)
+        signal.setitimer(signal.ITIMER_REAL, 0.003, 0.003)
+        until = time.monotonic() + 0.08
+        while not opened:
+            try:
+                armed = time.monotonic() < until
+                opened.append(Receiver(f"ring:i{os.getpid()}", memory="16MiB"))
+                armed = False
+            except KeyboardInterrupt:
+                pass
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        assert struck, struck
+        opened[0].close()
+        assert left() == [], left()
+        """
+    )
+
+
+def test_a_join_that_was_interrupted_can_be_repeated() -> None:
+    run(
+        """
+        from aiflow import _threads
+        go, ended = threading.Event(), []
+
+        def work():
+            go.wait()
+            time.sleep(0.1)
+            ended.append(True)
+
+        thread = _threads.start(work, "aiflow-work")
+        storm(thread.join, 0.1)
+        assert thread.is_alive()
+        go.set()
+        thread.join()
+        assert ended and not thread.is_alive()
+        """
+    )
