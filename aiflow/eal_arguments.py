@@ -106,7 +106,7 @@ def _lock_hugepages(turn: contextlib.ExitStack) -> None:
             fcntl.flock(lock.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
         except BlockingIOError:
-            time.sleep(0.01)
+            _threads.unpatched("time").sleep(0.01)
 
 
 def advice(mode: str | None) -> str:

@@ -134,7 +134,7 @@ class Door:
                 inner.setblocking(False)
             except OSError as exc:
                 if exc.errno in (errno.EMFILE, errno.ENFILE):
-                    time.sleep(_NO_DESCRIPTOR)  # who waits at the door stays readable
+                    _threads.unpatched("time").sleep(_NO_DESCRIPTOR)  # who waits at the door stays readable
                 return
             undo.pop_all()
         self._passages.append(_Passage(outer, inner))

@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from . import _threads
 from .config import Endpoint
 from .errors import PortError
 from .private import Descriptor, keep, own_socket
@@ -302,7 +303,7 @@ class Claim:
             except BlockingIOError:
                 if time.monotonic() > deadline:
                     raise
-                time.sleep(0.01)
+                _threads.unpatched("time").sleep(0.01)
 
     def _try(self) -> bool:
         """One attempt; False if files or directories came and went meanwhile."""
@@ -408,7 +409,7 @@ class Listener:
             accepted = keep(lambda: self.sock.accept()[0])
         except OSError as exc:
             if exc.errno in (errno.EMFILE, errno.ENFILE):
-                time.sleep(_NO_DESCRIPTOR)  # who waits here stays readable
+                _threads.unpatched("time").sleep(_NO_DESCRIPTOR)  # who waits here stays readable
             raise
         accepted.setblocking(False)
         return accepted
