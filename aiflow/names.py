@@ -43,6 +43,7 @@ _SOCKET_LOCK = re.compile(r"sock-[0-9a-f]{8}\.lock")  # beside a socket of memif
 _NO_DESCRIPTOR = 0.02  # seconds to wait for one
 _TOUCHED = 3600.0  # seconds after which our files show that they are in use
 _OTHER = "set AIFLOW_RUNTIME_DIR to another directory, the same on both sides"
+_LOCK_FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW  # a link of another user's leads to our files
 _FRESH = 10.0  # seconds within which a lock of a socket gets its socket
 
 
@@ -140,7 +141,7 @@ def lock(path: Path) -> Descriptor | None:
         If another process has it; its text says which one.
     """
     try:
-        file = keep(lambda: Descriptor(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)))
+        file = keep(lambda: Descriptor(os.open(path, _LOCK_FLAGS, 0o600)))
     except FileNotFoundError:
         return None
     try:

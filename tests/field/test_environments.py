@@ -330,3 +330,25 @@ def test_what_dpdk_prints_at_its_start_is_in_the_error_and_not_on_stderr() -> No
         """,
     )
     assert said.splitlines() == [f"{EalError.__name__} True", "0"]
+
+
+@root
+def test_what_another_user_put_among_the_runtime_directories_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in /tmp/dpdk, where anybody may make directories of our names, and links to files of ours."""
+    monkeypatch.setattr(eal_arguments, "_runtime_root", lambda: tmp_path)
+    runs = {name: tmp_path / f"aiflow-{name}" for name in ("left", "link", "theirs", "all-link")}
+    for run_directory in list(runs.values())[:3]:
+        run_directory.mkdir()
+    (tmp_path / "mine").mkdir()
+    runs["link"].joinpath("aiflow-lock").symlink_to(tmp_path / "mine/made")
+    runs["all-link"].symlink_to(tmp_path / "mine")
+    os.chown(runs["theirs"], 65534, 65534)
+    for path in (*runs.values(), tmp_path / "mine"):
+        os.utime(path, (0, 0))
+    assert eal_arguments.remove_stale_directories() == ["aiflow-left"]
+    with eal_arguments.directory_held("aiflow-link"):
+        pass
+    assert list((tmp_path / "mine").iterdir()) == []
+    assert list(runs["theirs"].iterdir()) == []
