@@ -16,19 +16,20 @@ if [ "${1:-}" != --inside ]; then
     suite=${1:-bookworm}
     shift || true
     [ $# -gt 0 ] || set -- demo demo test
-    for stale in "$places"/aiflow-fresh-*; do # of runs that were killed
-        pid=${stale##*/aiflow-fresh-}
-        [ ! -d "$stale" ] || [ -d "/proc/${pid%%-*}" ] || [ -e "$stale/kept" ] || rm -rf --one-file-system "$stale"
+    for stale in "$places"/aiflow-fresh-*; do # of runs that were killed: one that lives holds a lock on its tree
+        [ -d "$stale" ] && [ ! -e "$stale/kept" ] || continue
+        flock -n "$stale" rm -rf --one-file-system "$stale" || true
     done
-    root=$(mktemp -d "$places/aiflow-fresh-$$-XXXXXX")
+    root=$(mktemp -d "$places/aiflow-fresh-XXXXXX")
+    exec 9<"$root" # what runs below keeps it open, and so the lock, until the last of it ends
+    flock -n 9 || fail "another run has taken $root away; start again"
     chmod 755 "$root"
     # A mount and process namespace of its own: whatever happens, no mount and no process is left behind.
     unshare --mount --pid --fork --kill-child "$0" --inside "$root" "$suite" "$@" &
     child=$!
     finish() {
         local tries
-        kill -KILL "$child" 2>/dev/null || true
-        wait "$child" 2>/dev/null || true
+        [ -z "$child" ] || { kill -KILL "$child" 2>/dev/null && wait "$child" 2>/dev/null; } || true
         [ -z "${KEEP:-}" ] || { touch "$root/kept" && echo "aiflow: kept $root" && return; }
         for tries in 1 2 3 4 5 6 7 8 9 10; do # what dies with the child may still write
             rm -rf --one-file-system "$root" 2>/dev/null && break || sleep 0.5
@@ -37,8 +38,10 @@ if [ "${1:-}" != --inside ]; then
     trap finish EXIT
     trap 'exit 130' INT
     trap 'exit 143' TERM HUP
-    wait "$child"
-    exit
+    status=0
+    wait "$child" || status=$?
+    child= # its number may be another's by now
+    exit "$status"
 fi
 
 root=$2
@@ -46,20 +49,29 @@ suite=$3
 shift 3
 
 # Debian's own lines of this machine's apt configuration, "SITE RELEASE COMPONENT", turned to the suite. sid has nothing but itself.
-lines=$(apt-get indextargets --format '$(ORIGIN)|$(SITE) $(RELEASE) $(COMPONENT)' 'Created-By: Packages' |
-    sed -n 's/^Debian|//p' | sort -u | awk -v suite="$suite" '
-        suite == "sid" && $2 ~ /-/ { next }
-        { sub(/^[^-]*/, suite, $2); print }')
+debian_lines() {
+    apt-get indextargets --format '$(ORIGIN)|$(SITE) $(RELEASE) $(COMPONENT)' 'Created-By: Packages' |
+        sed -n 's/^Debian|//p' | sort -u | awk -v suite="$suite" '
+            suite == "sid" && $2 ~ /-/ { next }
+            { sub(/^[^-]*/, suite, $2); print }'
+}
+lines=$(debian_lines)
+if [ -z "$lines" ]; then # images of containers have no lists
+    apt-get -qq update || fail "apt-get update failed: mend apt's configuration first"
+    lines=$(debian_lines)
+fi
 mirror=$(awk -v suite="$suite" '$2 == suite { print $1; exit }' <<<"$lines")
-[ -n "$mirror" ] || fail "apt knows no mirror of Debian here"
+[ -n "$mirror" ] || fail "apt knows no mirror of Debian here: name one in its sources"
 echo "aiflow: debootstrap $suite"
 debootstrap --variant=minbase "$suite" "$root" "$mirror" >"$root/debootstrap.out" 2>&1 ||
     { tail "$root/debootstrap.out" >&2; fail "debootstrap $suite failed"; }
 sed 's/^/deb /' <<<"$lines" >"$root/etc/apt/sources.list"
 cp /etc/resolv.conf "$root/etc/resolv.conf"
-grep -rlE 'Proxy|Valid-Until|Check-Date' /etc/apt/apt.conf.d 2>/dev/null | xargs -r cp -t "$root/etc/apt/apt.conf.d"
-mkdir -p "$root/usr/local/share/ca-certificates"
-cp -r /usr/local/share/ca-certificates/. "$root/usr/local/share/ca-certificates/"
+{ grep -rlE 'Proxy|Valid-Until|Check-Date' /etc/apt/apt.conf.d 2>/dev/null || true; } | xargs -r cp -t "$root/etc/apt/apt.conf.d"
+if [ -d /usr/local/share/ca-certificates ]; then
+    mkdir -p "$root/usr/local/share/ca-certificates"
+    cp -r /usr/local/share/ca-certificates/. "$root/usr/local/share/ca-certificates/"
+fi
 [ ! -f /etc/pip.conf ] || cp /etc/pip.conf "$root/etc/pip.conf"
 
 mount --make-rprivate /
