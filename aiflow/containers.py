@@ -12,6 +12,7 @@ from pathlib import Path
 __all__ = [
     "address_space_left",
     "address_space_words",
+    "file_limit",
     "hugepage_limit",
     "may",
     "may_have_priority",
@@ -79,6 +80,12 @@ def hugepage_limit() -> int | None:
         kib = int(line.split()[1])
     size = f"{kib >> 20}GB" if kib >> 20 else f"{kib >> 10}MB"
     return _least("hugetlb", f"hugetlb.{size}.max", f"hugetlb.{size}.limit_in_bytes")
+
+
+def file_limit() -> int | None:
+    """Bytes that a file of the process's may have (ulimit -f); None: no limit. DPDK's hugepages are a file."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    return None if limit == resource.RLIM_INFINITY else limit
 
 
 def address_space_left() -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import math
 import mmap
 import os
 import resource
@@ -152,8 +153,15 @@ def choose(prefix: str) -> tuple[str, list[str]]:
     asked = os.environ.get("AIFLOW_MEMORY", "")
     if asked not in ("", "hugepages", "no-huge"):
         raise ConfigError(f"AIFLOW_MEMORY={asked!r}: set it to hugepages or no-huge, or leave it unset")
-    limit = containers.hugepage_limit()
+    limit, largest = containers.hugepage_limit(), containers.file_limit()
     usable = asked != "no-huge" and hugepages_usable(_HUGEPAGES_MIB << 20, touch=True)
+    if largest is not None and largest < _HUGEPAGES_MIB << 20:  # of which the trial's mapping knows nothing
+        if asked == "hugepages":
+            raise EalError(
+                f"AIFLOW_MEMORY=hugepages needs files of {_HUGEPAGES_MIB} MiB and more, and ulimit -f is "
+                f"{largest >> 10} KiB: raise it, or unset AIFLOW_MEMORY"
+            )
+        usable = False
     if asked == "hugepages" and not usable:
         which = "" if limit is None else f" (the cgroup's limit is {limit >> 20} MiB)"
         raise EalError(
@@ -161,7 +169,8 @@ def choose(prefix: str) -> tuple[str, list[str]]:
             "as root, `sysctl vm.nr_hugepages=256` (or stop what holds them), or unset AIFLOW_MEMORY"
         )
     if asked != "hugepages":  # not where they give less room than ordinary memory, or DPDK could not reserve addresses
-        usable = usable and (limit is None or limit >= memory_mib() << 20) and containers.address_space_left() is None
+        least = min(each for each in (limit, largest, math.inf) if each is not None)
+        usable = usable and least >= memory_mib() << 20 and containers.address_space_left() is None
     arguments = [
         "aiflow",
         "--lcores",

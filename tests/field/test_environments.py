@@ -263,6 +263,22 @@ print(attempt("local:huge"))
             assert second == "works"
 
 
+@pytest.mark.parametrize("mib", [2, 100])
+def test_hugepages_that_a_limit_on_files_forbids_are_done_without(mib: int) -> None:
+    limited = f"{ATTEMPT}\nresource.setrlimit(resource.RLIMIT_FSIZE, ({mib} << 20, {mib} << 20))\n"
+    said = run(f"{limited}from aiflow import _eal\nprint(attempt('ring:huge'), _eal.memory_mode())", timeout=60)
+    assert said.split() == ["works", "no-huge"]
+    if mib < 64:
+        said = run(
+            f"{limited}print(attempt('ring:huge'))\ndel os.environ['AIFLOW_MEMORY']\nprint(attempt('ring:huge'))",
+            timeout=60,
+            AIFLOW_MEMORY="hugepages",
+        )
+        first, second = said.splitlines()
+        assert "ulimit -f is 2048 KiB: raise it, or unset AIFLOW_MEMORY" in first
+        assert second == "works"
+
+
 @contextlib.contextmanager
 def hugetlb_group(tmp_path: Path, nbytes: int) -> Iterator[Path]:
     """A cgroup that may have so many bytes of hugepages, on a machine that has enough."""
