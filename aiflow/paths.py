@@ -32,6 +32,17 @@ _OPENED = "it was opened"
 _LOOK_S = 0.5  # between two looks at the interfaces
 _SPANNING_TREE_S = 60.0  # after its link came up a switch port forwards nothing for some 30 s, at most 60
 
+_finding_sockets = _threads.unpatched("threading").Lock()  # one port opens at a time: new sockets are that one's
+
+
+def _forked() -> None:
+    """Runs in every forked child: a lock that another thread of the parent held would stay locked."""
+    global _finding_sockets
+    _finding_sockets = _threads.unpatched("threading").Lock()
+
+
+os.register_at_fork(after_in_child=_forked)
+
 
 @dataclass
 class _Watched:
@@ -375,10 +386,13 @@ class PortSet:
             f"framesz={geometry.frame_bytes},framecnt={geometry.nb_frames}"
         )
         device = f"net_af_packet_{_eal.next_serial()}"
-        others = interfaces.packet_sockets(interface.index)
-        port = _eal.Port.open(endpoint.text, device, devargs, pool, frame_size=frame_size, rx_ring=geometry.nb_frames)
-        watched.port, watched.interface = port, interface
-        watched.sockets = interfaces.packet_sockets(interface.index) - others
+        with _finding_sockets:
+            others = interfaces.packet_sockets(interface.index)
+            port = _eal.Port.open(
+                endpoint.text, device, devargs, pool, frame_size=frame_size, rx_ring=geometry.nb_frames
+            )
+            watched.port, watched.interface = port, interface
+            watched.sockets = interfaces.packet_sockets(interface.index) - others
         wanted = geometry.nb_frames * (frame_size + interfaces.KERNEL_OVERHEAD)
         send_buffer = interfaces.widen_send_buffer(watched.sockets, wanted)
         port.tx_window = interfaces.unacknowledged_frames(frame_size, geometry.nb_frames, send_buffer)

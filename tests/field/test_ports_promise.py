@@ -309,6 +309,34 @@ def _moved(net: Net, one: Namespace, other: Namespace) -> None:
 
 
 @root
+def test_ports_that_open_at_once_take_no_sockets_of_each_other(host: Namespace) -> None:
+    """A port that counts another's socket as its own is lost when the other one closes."""
+    veth(host, "va", "vb")
+    run(
+        """
+        import threading
+        from aiflow import _eal
+        from aiflow.paths import PortSet
+
+        def open_one(role, opened):
+            together.wait()
+            opened[role] = PortSet("af_packet:va", role, pool_for=lambda size, *_: _eal.Mempool("p", 512, size),
+                                   attach=lambda *_: None, detach=lambda *_: None)
+
+        for _ in range(8):
+            together, opened = threading.Barrier(2), {}
+            threads = [threading.Thread(target=open_one, args=(role, opened)) for role in ("sender", "receiver")]
+            for thread in threads: thread.start()
+            for thread in threads: thread.join()
+            one, other = (opened[role]._watched[0].sockets for role in opened)
+            assert one and other and not one & other, (one, other)
+            for ports in opened.values(): ports.close()
+        """,
+        prefix=host.prefix,
+    )
+
+
+@root
 @pytest.mark.filterwarnings("ignore:.*the interface was removed")
 @pytest.mark.parametrize("removed", [_deleted, _moved])
 def test_an_interface_that_was_removed_is_told_on_both_sides_and_opened_again(
