@@ -351,7 +351,8 @@ class PortSet:
             "vdev": self._open_vdev,
             "ring": self._open_ring,
         }[endpoint.scheme]
-        with kept_sockets(interfaces.AF_XDP):  # one in a child would keep the queue
+        xdp = endpoint.scheme in ("af_xdp", "vdev")  # a socket of it in a child would keep the queue
+        with kept_sockets(interfaces.AF_XDP) if xdp else contextlib.nullcontext():
             ports = opener(endpoint)
         for port in ports:
             self._add(port)

@@ -88,15 +88,26 @@ def _sockets(family: int) -> set[tuple[int, int]]:
 def kept_sockets(family: int) -> Iterator[None]:
     """Let no child have the sockets of a family that a library opens meanwhile, nor what is mapped of them.
 
-    A mapping keeps a socket open as a descriptor does, and fork copies both.
+    A mapping keeps a socket open as a descriptor does, and fork copies both. Without /proc, or a descriptor to list it
+    with, children have them: no port fails for that.
     """
-    before = _sockets(family)
-    yield
-    opened = _sockets(family) - before
-    _of_libraries.update(opened)
-    for fd, _ in opened:
+    before: set[tuple[int, int]] | None = None
+    with contextlib.suppress(OSError):
+        before = _sockets(family)
+    try:
+        yield
+    finally:
+        if before is not None:
+            with contextlib.suppress(OSError):
+                _keep_from_children(_sockets(family) - before)
+
+
+def _keep_from_children(sockets: set[tuple[int, int]]) -> None:
+    """Raises OSError if they cannot all be kept."""
+    _of_libraries.update(sockets)
+    for fd, _ in sockets:
         os.set_inheritable(fd, False)
-    names = {f"socket:[{inode}]" for _, inode in opened}
+    names = {f"socket:[{inode}]" for _, inode in sockets}
     madvise = ctypes.CDLL(None).madvise
     with open("/proc/self/maps") as maps:
         for line in maps:

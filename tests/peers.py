@@ -10,10 +10,11 @@ import gc
 import itertools
 import multiprocessing
 import os
+import resource
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -150,6 +151,25 @@ def everything_returned() -> Iterator[None]:
             return
         assert time.monotonic() < deadline, f"mbufs are still out: {out}"
         time.sleep(0.01)
+
+
+@contextmanager
+def descriptors_left(count: int) -> Iterator[None]:
+    """This process can open so many files, and no more."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 8, limits[1]))
+    try:
+        with suppress(OSError):
+            while True:
+                taken.append(os.dup(1))
+        for _ in range(count):
+            os.close(taken.pop())
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for fd in taken:
+            os.close(fd)
 
 
 def in_the_middle(progress: Callable[[], tuple[int, int]]) -> tuple[int, int]:

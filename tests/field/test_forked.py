@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -11,10 +13,13 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from peers import descriptors_left
 from subprocesses import environment, wait_for
 
 import aiflow
+from aiflow import interfaces
 from aiflow.errors import AiflowError, PeerLost
+from aiflow.private import kept_sockets
 
 OPEN = {
     "Receiver": "aiflow.Receiver(ENDPOINT, memory='16MiB')",
@@ -214,3 +219,14 @@ def test_the_parent_goes_on_when_its_child_ends(endpoint: str) -> None:
             ticket = tx.send([b"%d" % number], wait=False)
             assert rx.recv(timeout=60)[0].tobytes() == b"%d" % number
             ticket.result(60)
+
+
+def test_descriptors_of_libraries_are_kept_from_children_as_far_as_they_can_be_listed() -> None:
+    with pytest.raises(RuntimeError, match="the library's"), descriptors_left(0), kept_sockets(interfaces.AF_XDP):
+        raise RuntimeError("the library's")
+    with contextlib.suppress(RuntimeError), kept_sockets(socket.AF_INET), socket.socket() as opened:
+        fd = os.dup(opened.fileno())
+        os.set_inheritable(fd, True)
+        raise RuntimeError
+    assert not os.get_inheritable(fd)
+    os.close(fd)

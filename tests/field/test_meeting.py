@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import resource
 import secrets
 import select
 import shutil
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from peers import descriptors_left
 from subprocesses import environment, run, wait_for
 
 import aiflow
@@ -213,27 +213,10 @@ def test_a_refusal_ends_with_the_receiver_that_made_it(
             ticket.result(60)
 
 
-@contextlib.contextmanager
-def one_descriptor_left() -> Iterator[None]:
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    taken = []
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 8, limits[1]))
-    try:
-        with contextlib.suppress(OSError):
-            while True:
-                taken.append(os.dup(1))
-        os.close(taken.pop())
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-        for fd in taken:
-            os.close(fd)
-
-
 def test_want_of_descriptors_is_a_refusal_and_not_the_end() -> None:
     with Side("local:q", "receiver") as receiver, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
         sock.settimeout(60)
-        with one_descriptor_left():
+        with descriptors_left(1):
             sock.connect(f"{os.environ['AIFLOW_RUNTIME_DIR']}/local-q/control")  # the receiver's end takes it
             sock.send(json.dumps({**HELLO_1, "version": control.VERSION}).encode())
             answers = [json.loads(sock.recv(16384)), json.loads(sock.recv(16384))]
