@@ -65,7 +65,6 @@ KERNEL_OVERHEAD = 850
 _SIOCGIFFLAGS, _SIOCGIFMTU, _SIOCGIFHWADDR, _SIOCETHTOOL = 0x8913, 0x8921, 0x8927, 0x8946
 _ETHTOOL_GDRVINFO, _ETHTOOL_GLINK, _ETHTOOL_GCHANNELS = 0x03, 0x0A, 0x3C
 _ARPHRD_ETHER, _ARPHRD_LOOPBACK = 1, 772
-_AF_XDP = 44  # which Python has no name for
 _NETLINK_GENERIC, _NLM_F_REQUEST = 16, 1
 _GENL_ID_CTRL, _CTRL_CMD_GETFAMILY, _CTRL_ATTR_FAMILY_ID, _CTRL_ATTR_FAMILY_NAME = 0x10, 3, 1, 2
 _NETDEV_CMD_DEV_GET, _NETDEV_A_DEV_IFINDEX, _NETDEV_A_DEV_XDP_FEATURES = 1, 1, 3
@@ -155,8 +154,14 @@ def _driver(name: str) -> str:
     return _ethtool(name, _ETHTOOL_GDRVINFO, 196)[4:36].rstrip(b"\0").decode(errors="replace")
 
 
-def inspect(endpoint: Endpoint) -> Interface:
+def inspect(endpoint: Endpoint, *, is_open: bool = False) -> Interface:
     """Check the interface of an af_packet or af_xdp endpoint: what this says holds when it is opened.
+
+    Parameters
+    ----------
+    endpoint : Endpoint
+    is_open : bool
+        It is open already: the right to open it is not asked for, which the process may have given up since.
 
     Raises
     ------
@@ -188,10 +193,8 @@ def inspect(endpoint: Endpoint) -> Interface:
         )
     if driver == "ipvlan":
         raise PortError(f"{endpoint}: an ipvlan interface carries IP only; use macvlan, or the interface below it")
-    try:
-        _threads.unpatched("socket").socket(socket.AF_PACKET, socket.SOCK_RAW, 0).close()
-    except PermissionError:
-        raise PortError(f"{endpoint}: {_NO_PERMISSION}") from None
+    if not is_open:
+        _try_packet_socket(endpoint)
     if not flags & _IFF_UP:
         raise PortError(f"{endpoint}: interface {name} is down; ip link set {name} up")
     largest = min(mtu + ETHERNET, MAX_FRAME)
@@ -208,20 +211,38 @@ def inspect(endpoint: Endpoint) -> Interface:
     if driver == "dummy":
         notes.append("a dummy interface has no other end")
     if endpoint.scheme == "af_xdp":
+        if not is_open:
+            _try_xdp_socket(endpoint)
         notes += _inspect_xdp(endpoint, index, mtu, driver)
     socket_id = _numa_node(Path(f"/sys/class/net/{name}/device"))
     return Interface(name, index, mtu, socket_id, largest, carrier, tuple(notes))
 
 
-def _inspect_xdp(endpoint: Endpoint, index: int, mtu: int, driver: str) -> list[str]:
-    """What AF_XDP asks for beyond that; returns notes. Raises PortError."""
-    name, instead = endpoint.target, f"use af_packet:{endpoint.target}"
+def _try_packet_socket(endpoint: Endpoint) -> None:
+    """Raises PortError if we can have none."""
+    try:
+        _threads.unpatched("socket").socket(socket.AF_PACKET, socket.SOCK_RAW, 0).close()
+    except PermissionError:
+        raise PortError(f"{endpoint}: {_NO_PERMISSION}") from None
+    except OSError as exc:
+        what = "close some files, or raise ulimit -n" if exc.errno == errno.EMFILE else "use another endpoint"
+        raise PortError(f"{endpoint}: no packet socket to be had here ({exc.strerror}); {what}") from exc
+
+
+def _try_xdp_socket(endpoint: Endpoint) -> None:
+    """Raises PortError if we can have none."""
+    instead = f"use af_packet:{endpoint.target}"
     if not may(CAP_NET_ADMIN) or not (may(CAP_BPF) or may(CAP_SYS_ADMIN)):
         raise PortError(f"{endpoint}: XDP needs root (CAP_NET_ADMIN, CAP_BPF); {instead}")
     try:
-        _threads.unpatched("socket").socket(_AF_XDP, socket.SOCK_RAW).close()
+        _threads.unpatched("socket").socket(AF_XDP, socket.SOCK_RAW).close()
     except OSError as exc:
         raise PortError(f"{endpoint}: no AF_XDP socket to be had here ({exc.strerror}); {instead}") from None
+
+
+def _inspect_xdp(endpoint: Endpoint, index: int, mtu: int, driver: str) -> list[str]:
+    """What AF_XDP asks for beyond that; returns notes. Raises PortError."""
+    name, instead = endpoint.target, f"use af_packet:{endpoint.target}"
     if mtu + ETHERNET > _XDP_FRAME:
         limit = _XDP_FRAME - ETHERNET
         raise PortError(

@@ -66,7 +66,7 @@ class _Watched:
         """Learn whether it has a carrier, and what else the kernel says of it."""
         carried = self.interface.carrier and self.down is None
         try:
-            self.interface, self.down = interfaces.inspect(self.endpoint), None
+            self.interface, self.down = interfaces.inspect(self.endpoint, is_open=True), None
         except PortError as exc:
             self.down = exc
             return

@@ -295,6 +295,31 @@ def test_without_the_right_to_raw_sockets_ports_says_no_and_so_does_opening(host
     assert said.splitlines() == ["False True True"] * 2
 
 
+@root
+@pytest.mark.parametrize("scheme", ["af_packet", "af_xdp"])
+def test_a_process_that_gave_up_the_right_after_opening_is_not_told_to_have_it(host: Namespace, scheme: str) -> None:
+    veth(host, "r0", "r1")
+    said = run(
+        """
+        import os, sys, time
+        import aiflow
+        from aiflow import paths
+        paths._LOOK_S = 0.05
+        rx = aiflow.Receiver(sys.argv[1], memory="16MiB")
+        os.setresgid(65534, 65534, 65534)
+        os.setresuid(65534, 65534, 65534)
+        time.sleep(0.3)
+        print(rx._ports.hints(), flush=True)
+        os._exit(0)
+        """,
+        f"{scheme}:r0",
+        prefix=host.prefix,
+    )
+    assert "permission" not in said
+    assert "root" not in said
+    assert "r0" in said
+
+
 # ----------------------------------------------------------------------------------------------------- gone, and back
 
 
