@@ -123,6 +123,8 @@ class Thread:
 
     def is_alive(self) -> bool:
         """Whether it runs, in this process and not the one that forked it."""
+        if sys.is_finalizing():  # daemon threads stand still then
+            return False
         return self._thread.ident is not None and not self._over and os.getpid() == self._pid
 
     def join(self) -> None:

@@ -310,7 +310,6 @@ def test_a_process_that_gave_up_the_right_after_opening_is_not_told_to_have_it(h
         os.setresuid(65534, 65534, 65534)
         time.sleep(0.3)
         print(rx._ports.hints(), flush=True)
-        os._exit(0)
         """,
         f"{scheme}:r0",
         prefix=host.prefix,
