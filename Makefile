@@ -10,9 +10,12 @@ RESULTS := bench-results
 IN_REACH := @tools/in-reach.sh $(MAKE) --no-print-directory
 
 # What another DPDK may change: its ports, what faults do to them, the commands and the README's programs over them.
+# what no other DPDK, only another Python or kernel changes
+OF_PYTHON := $(addprefix tests/field/test_,dtypes.py interrupts.py objects.py cli_streams.py names.py forked.py)
 ON_PORTS := $(wildcard tests/test_af_packet.py tests/test_cli*.py tests/test_demo.py tests/test_departures.py tests/test_eal.py \
 	tests/test_faults_*.py tests/test_keep_mbufs.py tests/test_memif_door.py tests/test_paths.py tests/test_readme.py \
-	tests/test_rendezvous.py tests/test_roundtrip.py tests/test_shim.py tests/field/test_*.py)
+	tests/test_rendezvous.py tests/test_roundtrip.py tests/test_shim.py) \
+	$(filter-out $(OF_PYTHON), $(wildcard tests/field/test_*.py))
 
 .PHONY: help demo test test-ports bench soak lab fuzz lint sanitize setup fresh clean
 .PHONY: demo-here test-here test-ports-here bench-here soak-here sanitize-here
