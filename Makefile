@@ -10,6 +10,9 @@ RESULTS := bench-results
 IN_REACH := @tools/in-reach.sh $(MAKE) --no-print-directory
 
 # What another DPDK may change: its ports, what faults do to them, the commands and the README's programs over them.
+# AIFLOW_RETRY=1, as in CI: what failed runs once more by itself; a test that fails twice has failed
+once_more = $(if $(AIFLOW_RETRY),|| { echo "aiflow: what failed runs once more"; $(PY) -m pytest --last-failed $(1); })
+
 # what no other DPDK, only another Python or kernel changes
 OF_PYTHON := $(addprefix tests/field/test_,dtypes.py interrupts.py objects.py cli_streams.py names.py forked.py)
 ON_PORTS := $(wildcard tests/test_af_packet.py tests/test_cli*.py tests/test_demo.py tests/test_departures.py tests/test_eal.py \
@@ -73,11 +76,11 @@ demo-here:
 
 test-here:
 	@tools/setup.sh dev
-	$(PY) -m pytest -m "not soak" $(ARGS)
+	$(PY) -m pytest -m "not soak" $(ARGS) $(call once_more,-m "not soak")
 
 test-ports-here:
 	@tools/setup.sh ports
-	$(PY) -m pytest -m "not soak and not slow" $(ON_PORTS) $(ARGS)
+	$(PY) -m pytest -m "not soak and not slow" $(ON_PORTS) $(ARGS) $(call once_more,-m "not soak and not slow" $(ON_PORTS))
 
 bench-here:
 	@tools/setup.sh bench

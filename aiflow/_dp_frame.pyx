@@ -30,7 +30,8 @@ cdef rte_mbuf *plain(loop_port *port, rte_mbuf *m, uint64_t *unseen) noexcept no
         if m == NULL:
             return NULL
     if not untagged(m):
-        unseen[TAGGED] += ethertype(m, 12) == AF_ETHERTYPE  # other traffic of a trunk says nothing about ours
+        # Other traffic of a trunk says nothing about ours. The tag may stand in the frame, or be taken out of it.
+        unseen[TAGGED] += AF_ETHERTYPE in (ethertype(m, 12), ethertype(m, 12 + TAG))
         rte_pktmbuf_free(m)
         return NULL
     return m

@@ -13,9 +13,9 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
 from aiflow._core cimport (
-    AF_FAN_MOST, AF_HEADER, AF_MBUF_OVERHEAD, AF_TAIL_LEAST, AF_TX_ASKING, AF_TX_DONE, AF_TX_QUEUED, af_agent_port, af_extent, af_fan,
-    af_fan_next_frame, af_fan_on_frame, af_fan_tick, af_mail_wake, af_manifest, af_manifest_measure, af_now_ns,
-    af_pace_reset, af_rx_need, af_span, af_tx, af_tx_detach, af_tx_enqueue, af_tx_fail_all, af_tx_init,
+    AF_FAN_MOST, AF_HEADER, AF_MBUF_OVERHEAD, AF_TAIL_LEAST, AF_TX_ASKING, AF_TX_DONE, AF_TX_QUEUED, af_agent_port,
+    af_extent, af_fan, af_fan_next_frame, af_fan_on_frame, af_fan_tick, af_mail_wake, af_manifest, af_manifest_measure,
+    af_now_ns, af_pace_reset, af_rx_need, af_span, af_tx, af_tx_detach, af_tx_enqueue, af_tx_fail_all, af_tx_init,
     af_tx_is_pressed, af_tx_next_frame, af_tx_on_frame, af_tx_port, af_tx_slice, af_tx_tick,
 )
 from aiflow._dp cimport Loop, PORTS, name_bytes, sample_rows
