@@ -128,7 +128,9 @@ class Thread:
         return self._thread.ident is not None and not self._over and os.getpid() == self._pid
 
     def join(self) -> None:
-        """Wait for its end."""
+        """Wait for its end. While the interpreter ends there is none: daemon threads stand still."""
+        if sys.is_finalizing():  # Python 3.13 would wait for ever
+            return
         self._thread.join()
         while self.is_alive():
             unpatched("time").sleep(0.0005)
