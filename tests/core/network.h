@@ -141,6 +141,22 @@ capture(int way, uint32_t segment, const uint8_t *frame, uint32_t len)
 	fclose(file);
 }
 
+/* One record of the frame log: time, way, segment and length (big-endian), then the frame. */
+static void
+log_frame(int way, uint32_t segment, uint64_t now, const uint8_t *frame, uint32_t len)
+{
+	uint8_t head[12];
+	uint64_t time = AF_BE64(now);
+
+	memcpy(head, &time, sizeof time);
+	head[8] = (uint8_t)way;
+	head[9] = (uint8_t)segment;
+	head[10] = (uint8_t)(len >> 8);
+	head[11] = (uint8_t)len;
+	fwrite(head, 1, sizeof head, stdout);
+	fwrite(frame, 1, len, stdout);
+}
+
 static void
 transmit(int way, uint32_t segment, uint64_t now, const uint8_t *frame, uint32_t len)
 {
@@ -151,6 +167,8 @@ transmit(int way, uint32_t segment, uint64_t now, const uint8_t *frame, uint32_t
 	net.sent++;
 	if (o.capture)
 		capture(way, segment, frame, len);
+	if (o.log)
+		log_frame(way, segment, now, frame, len);
 	if (!flow_ns && kind == AF_DATA)
 		flow_ns = now;
 	if (is_cut(way, segment, now, frame)) {

@@ -20,6 +20,7 @@ enum way { FORTH, BACK }; /* towards the receiver, from it */
 struct scenario {
 	int seed, seeds, draw, trace;
 	int capture; /* write what each end hears to receiver-SEED and sender-SEED: inputs of tests/fuzz */
+	int log;     /* write every frame that is sent to standard output, and the outcome to standard error */
 	int slices, senders, ports, window, ring, frame;
 	int frames_wanted, queue; /* drawn: slices are posted until so many frames were sent; so many at a time */
 	int loss, dup, corrupt, truncate, stall; /* per 10 000 frames, each direction */
@@ -54,7 +55,7 @@ static struct af_fault_rule rules[2][AF_MAX_PORTS];
 
 #define OPTION(name) {#name, offsetof(struct scenario, name)}
 static const struct { const char *name; size_t at; } options[] = {
-	OPTION(seed), OPTION(seeds), OPTION(draw), OPTION(trace), OPTION(capture), OPTION(slices), OPTION(senders), OPTION(ports), OPTION(window),
+	OPTION(seed), OPTION(seeds), OPTION(draw), OPTION(trace), OPTION(capture), OPTION(log), OPTION(slices), OPTION(senders), OPTION(ports), OPTION(window),
 	OPTION(ring), OPTION(frame), OPTION(loss), OPTION(dup), OPTION(corrupt), OPTION(truncate), OPTION(stall), OPTION(burst),
 	OPTION(jitter_us), OPTION(reorder), OPTION(delay_us), OPTION(stall_ms), OPTION(small), OPTION(zero), OPTION(bytes), OPTION(memory_kb),
 	OPTION(hold_ms), OPTION(confirm), OPTION(die_ms), OPTION(die_way), OPTION(back_ms), OPTION(outage_ms), OPTION(outage_for_ms),

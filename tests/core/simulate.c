@@ -14,6 +14,7 @@
  *   simulate draw=1 seed=1 seeds=1000   a thousand worlds, all that happens in them drawn from the seed
  *   simulate draw=1 seed=77 trace=1     one of them, told
  *   simulate loss=100 senders=2         a world by hand
+ *   simulate draw=1 log=1 | sha256sum   every frame that was sent, byte for byte
  *
  * Prints one JSON object for the seeds together; the exit code is 0 when all held, and the first seed that fails is named.
  */
@@ -395,11 +396,12 @@ run_seed(void)
 static void
 print_outcome(void)
 {
+	FILE *out = o.log ? stderr : stdout;
 	static const char *const names[NB_FAULTS] = {"dropped", "burst", "down", "damaged", "truncated", "doubled", "reordered",
 						     "delayed", "stalls", "outage", "pause", "unplug", "rx_restart", "tx_restart",
 						     "cancel", "starved"};
 
-	printf("{\"seeds\": %d, \"senders\": %d, \"trace\": \"%016" PRIx64 "\", \"delivered\": %" PRIu64 ", \"failed\": %" PRIu64 ", \"nbytes\": %" PRIu64
+	fprintf(out, "{\"seeds\": %d, \"senders\": %d, \"trace\": \"%016" PRIx64 "\", \"delivered\": %" PRIu64 ", \"failed\": %" PRIu64 ", \"nbytes\": %" PRIu64
 	       ", \"ms\": %.3f, \"longest_seed\": %d, \"mean_ms\": %.3f, \"frames\": %" PRIu64 ", \"again\": %" PRIu64
 	       ", \"spurious\": %" PRIu64 ", \"probes\": %" PRIu64 ", \"aside\": %" PRIu64 ", \"lives\": %" PRIu64 ", \"waited\": %" PRIu64 ", \"receivers\": %" PRIu64
 	       ", \"fewest_frames\": %" PRIu64 ", \"mild\": %" PRIu64 ", \"network\": {\"sent\": %" PRIu64 ", \"lost\": %" PRIu64
@@ -409,12 +411,12 @@ print_outcome(void)
 	       sum.receivers, sum.fewest_frames, sum.mild, sum.sent, sum.by_kind[DROP] + sum.by_kind[BURST], sum.cut, sum.muted,
 	       sum.first, sum.last, sum.overtaken, sum.overflowed);
 	for (int k = 0; k < NB_FAULTS; k++)
-		printf(", \"%s\": %" PRIu64, names[k], sum.by_kind[k]);
-	printf("}, \"drops\": {");
+		fprintf(out, ", \"%s\": %" PRIu64, names[k], sum.by_kind[k]);
+	fprintf(out, "}, \"drops\": {");
 	for (int i = 1, some = 0; i < AF_NB_DROPS; i++)
 		if (rx_drops[i])
-			printf("%s\"%d\": %" PRIu64, some++ ? ", " : "", i, rx_drops[i]);
-	printf("}}\n");
+			fprintf(out, "%s\"%d\": %" PRIu64, some++ ? ", " : "", i, rx_drops[i]);
+	fprintf(out, "}}\n");
 }
 
 int
