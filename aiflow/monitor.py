@@ -255,5 +255,3 @@ def check_switches(switches: Sequence[str] | str | None, nb_ports: int) -> None:
         return
     if isinstance(switches, str) or len(switches) != nb_ports:
         raise ConfigError(f"switches={switches!r}: give the name of each port's switch, {nb_ports} in all, or 'probe'")
-
-

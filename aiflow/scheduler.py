@@ -287,9 +287,7 @@ class Demand(NamedTuple):
         )
 
 
-def demand(
-    nbytes: int, seconds: float, port_rates: Sequence[float], *, payload_share: float = PAYLOAD_SHARE
-) -> Demand:
+def demand(nbytes: int, seconds: float, port_rates: Sequence[float], *, payload_share: float = PAYLOAD_SHARE) -> Demand:
     """Compare what a slice needs with what the ports can give, before it goes out.
 
     Parameters

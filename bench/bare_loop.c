@@ -1,9 +1,10 @@
-/* The yardstick for what aiflow adds to its copies: a burst loop over one memif port that makes the same ones, and nothing
- * else. No checksum, window, feedback, manifest or monitor; nothing is ever lost on memif, so nothing is sent again.
+/* The yardstick for what aiflow adds to its copies: a burst loop over one memif port that makes the same ones, and
+ * nothing else. No checksum, window, feedback, manifest or monitor; nothing is ever lost on memif, so nothing is sent
+ * again.
  *
- * Four copies: array → mbuf, memif's two, mbuf → array. Three where the sender is memif's zero-copy client: its mbufs are
- * the shared memory. Two where the receiver is, and the sender hands its arrays over as external buffers (`by_reference`):
- * memif copies once, and the receiver copies into the array.
+ * Four copies: array → mbuf, memif's two, mbuf → array. Three where the sender is memif's zero-copy client: its mbufs
+ * are the shared memory. Two where the receiver is, and the sender hands its arrays over as external buffers
+ * (`by_reference`): memif copies once, and the receiver copies into the array.
  *
  * Loaded through ctypes by peers/bare.py, one port a process. */
 #include <sched.h>
@@ -57,7 +58,8 @@ bare_open(int argc, char **argv, const char *devargs, uint32_t frame_bytes, uint
 	payload_bytes = frame_bytes - sizeof(struct header);
 	by_reference = references_arrays;
 	pool = rte_pktmbuf_pool_create("bare", MBUFS, 256, 0, room, SOCKET_ID_ANY);
-	references = rte_pktmbuf_pool_create("references", 2 * MBUFS, 256, 0, RTE_PKTMBUF_HEADROOM + 128, SOCKET_ID_ANY);
+	references =
+		rte_pktmbuf_pool_create("references", 2 * MBUFS, 256, 0, RTE_PKTMBUF_HEADROOM + 128, SOCKET_ID_ANY);
 	if (pool == NULL || references == NULL)
 		return 2;
 	if (rte_vdev_init("net_memif0", devargs) != 0)

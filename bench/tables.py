@@ -1,6 +1,6 @@
 """Tables in Markdown out of a run's JSON file: for docs/performance.md, and for the end of the run.
 
-    python bench/tables.py bench-results/bench.json > bench-results/tables.md
+python bench/tables.py bench-results/bench.json > bench-results/tables.md
 """
 
 from __future__ import annotations

@@ -45,8 +45,14 @@ class Forger:
     def frame(self, kind: str, payload: bytes = b"", *, sequenced: bool = True, **fields: int | bytes) -> bytes:
         """A frame of our session, with the next packet number; `fields` replace what would be there."""
         dst, src = fields.pop("dst", self.dst), fields.pop("src", self.mac)
-        wanted = {"session": self.session, "slice": self.slice, "number": self.number, "end": 1,
-                  "timestamp_ns": time.time_ns(), **fields}
+        wanted = {
+            "session": self.session,
+            "slice": self.slice,
+            "number": self.number,
+            "end": 1,
+            "timestamp_ns": time.time_ns(),
+            **fields,
+        }
         self.number += sequenced and "number" not in fields
         return _wire.seal(KIND[kind], payload, dst=dst, src=src, **wanted)
 
@@ -68,8 +74,24 @@ class Forger:
     def hello(self, **fields: int) -> bytes:
         """A HELLO of ours."""
         values = {"frame_size": 1514, "sender": self.instance, "name_len": 6, "to_len": 0, **fields}
-        payload = HELLO.pack(values.get("answer", 0), 0, values.get("port", 0), 1, values["frame_size"], 0, 0, 0, 0,
-                             values["sender"], 0, values["name_len"], values["to_len"]) + b"forger"
+        payload = (
+            HELLO.pack(
+                values.get("answer", 0),
+                0,
+                values.get("port", 0),
+                1,
+                values["frame_size"],
+                0,
+                0,
+                0,
+                0,
+                values["sender"],
+                0,
+                values["name_len"],
+                values["to_len"],
+            )
+            + b"forger"
+        )
         return _wire.seal(KIND["HELLO"], payload, dst=b"\xff" * 6, src=self.mac, end=1)
 
     def join(self) -> None:

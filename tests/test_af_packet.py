@@ -44,7 +44,9 @@ SEND = """
 def start(code: str, *arguments: str, prefix: tuple[str, ...]) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [*prefix, sys.executable, "-c", textwrap.dedent(code), *arguments],
-        env=environment(), stdout=subprocess.PIPE, text=True,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        text=True,
     )
 
 

@@ -114,8 +114,16 @@ def sdist(tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("sdist")
     checkout = copy_of_checkout(directory)
     built = run(
-        sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", directory, cwd=checkout,
-        PKG_CONFIG="false", CC="false",
+        sys.executable,
+        "-m",
+        "build",
+        "--sdist",
+        "--no-isolation",
+        "--outdir",
+        directory,
+        cwd=checkout,
+        PKG_CONFIG="false",
+        CC="false",
     )
     assert built.returncode == 0, built.stderr
     (archive,) = directory.glob("*.tar.gz")
@@ -129,8 +137,13 @@ def test_sdist_carries_all_sources_and_nothing_built(sdist) -> None:
     wanted = {
         str(path.relative_to(ROOT))
         for folder, pattern in (
-            ("aiflow", "*.py"), ("aiflow", "*.pyx"), ("aiflow", "*.pxd"), ("aiflow", "*.pyi"), ("include", "*.h"),
-            ("tests", "*.py"), ("tools", "*"),
+            ("aiflow", "*.py"),
+            ("aiflow", "*.pyx"),
+            ("aiflow", "*.pxd"),
+            ("aiflow", "*.pyi"),
+            ("include", "*.h"),
+            ("tests", "*.py"),
+            ("tools", "*"),
         )
         for path in (ROOT / folder).rglob(pattern)
         if path.is_file() and "__pycache__" not in path.parts
@@ -144,7 +157,16 @@ def test_sdist_carries_all_sources_and_nothing_built(sdist) -> None:
 @pytest.mark.timeout(900)
 def test_wheel_from_the_sdist_installs_and_imports(sdist, tmp_path) -> None:
     built = run(
-        sys.executable, "-m", "pip", "wheel", "-q", "--no-build-isolation", "--no-deps", "-w", tmp_path, sdist,
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "-q",
+        "--no-build-isolation",
+        "--no-deps",
+        "-w",
+        tmp_path,
+        sdist,
         cwd=tmp_path,
     )
     assert built.returncode == 0, built.stderr

@@ -78,7 +78,9 @@ SCENARIOS: dict[str, tuple[str, Callable[[Outcome], bool], float]] = {
     "two_senders": ("senders=2 loss=50 jitter_us=30", lambda o: o["delivered"] == 24, 3000),
     "four_senders": ("senders=4 slices=6 loss=50", lambda o: o["delivered"] == 24, 3000),
     "first_and_last_frame_lost": (
-        "first_lost=1 last_lost=1", lambda o: network(o, "first") == 1 and network(o, "last") > 3, 1000,
+        "first_lost=1 last_lost=1",
+        lambda o: network(o, "first") == 1 and network(o, "last") > 3,
+        1000,
     ),
     "feedback_lost_for_50_ms": ("mute_ms=50", lambda o: network(o, "muted") > 5, 300),
     "a_path_dies": ("die_ms=1 die_way=3 bytes=200000", lambda o: network(o, "cut") > 10 and o["again"] > 0, 1000),
@@ -147,7 +149,8 @@ FANS: dict[str, tuple[str, Callable[[Outcome], bool]]] = {
     "nothing": ("", lambda o: o["again"] == 0),
     "loss_of_a_hundredth": ("loss=100", lambda o: network(o, "lost") > 0 and o["again"] > 0),
     "frames_are_lost_doubled_and_late": (
-        "loss=100 dup=300 corrupt=100 jitter_us=50", lambda o: network(o, "lost") > 0,
+        "loss=100 dup=300 corrupt=100 jitter_us=50",
+        lambda o: network(o, "lost") > 0,
     ),
     "four_receivers_and_a_small_window": ("senders=4 window=10 loss=50", lambda o: o["most_flying"] == 10),
     "more_receivers_than_the_window_has_places": ("senders=4 window=3", lambda o: o["most_flying"] == 3),

@@ -90,7 +90,11 @@ def run(program: Path, options: str) -> Outcome:
     # It ends by exiting, with its peers still up: leaks are exchange.c's business.
     ran = subprocess.run(
         [str(program), *options.split()],
-        capture_output=True, text=True, timeout=250, env={"ASAN_OPTIONS": "detect_leaks=0"}, check=False,
+        capture_output=True,
+        text=True,
+        timeout=250,
+        env={"ASAN_OPTIONS": "detect_leaks=0"},
+        check=False,
     )
     assert ran.returncode == 0, f"{options}\n{ran.stdout}{ran.stderr}"
     return json.loads(ran.stdout)
@@ -289,7 +293,11 @@ SEND = """
 def process(prefix: tuple[str, ...], code: str, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [*prefix, sys.executable, "-c", textwrap.dedent(code), *arguments],
-        env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -385,7 +393,10 @@ def test_two_switches_are_told_apart_by_who_answers_and_share_a_slice(net) -> No
         assert sender.returncode == 0, errors
         switches, nbytes, *reasons = out.splitlines()
         assert dict(json.loads(switches)) == {
-            ours[0]: "switch 1", ours[2]: "switch 1", ours[1]: "switch 2", ours[3]: "switch 2"
+            ours[0]: "switch 1",
+            ours[2]: "switch 1",
+            ours[1]: "switch 2",
+            ours[3]: "switch 2",
         }
         sent = json.loads(nbytes)
         # What the second switch carries at most is half of what its ports would; the last share left is everybody's.

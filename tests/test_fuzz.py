@@ -61,9 +61,7 @@ def test_fuzzing_finds_nothing(clang: str, target: str, tmp_path: Path) -> None:
     findings = [str(path) for path in (ROOT / "tests/fuzz/findings").glob(f"{target}-*")]
     if findings:
         command = [str(tmp_path / target), *findings]
-        ran = subprocess.run(
-            command, env=plain_environment(), capture_output=True, text=True, timeout=250, check=False
-        )
+        ran = subprocess.run(command, env=plain_environment(), capture_output=True, text=True, timeout=250, check=False)
         assert ran.returncode == 0, ran.stderr
 
 

@@ -66,7 +66,11 @@ def transfer(net, per_mille: int, nb_images: int, nbytes: int, slices: int) -> t
     arguments = [str(nb_images), str(nbytes), str(slices)]
     receiver = subprocess.Popen(
         [*sink.prefix, sys.executable, "-c", textwrap.dedent(RECEIVE), endpoints("r"), *arguments],
-        env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     try:
         assert receiver.stdout is not None

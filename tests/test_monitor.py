@@ -203,7 +203,11 @@ def test_the_columns_agree_with_the_kernel_s_counters(net) -> None:
             processes.append(
                 subprocess.Popen(
                     [*host.prefix, sys.executable, "-c", textwrap.dedent(code), names],
-                    env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                    env=environment(),
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
                 )
             )
         receiver, sender = processes

@@ -367,9 +367,18 @@ def test_several_senders_feed_one_receiver(name) -> None:
     with aiflow.Receiver(f"local:{name}") as rx:
         processes = [
             subprocess.Popen(
-                [sys.executable, "-c", "import textwrap,sys; exec(textwrap.dedent(sys.argv.pop(1)))", SEND,
-                 f"local:{name}", str(seed), f"sender-{seed}"],
-                env=environment(), stdout=subprocess.PIPE, text=True,
+                [
+                    sys.executable,
+                    "-c",
+                    "import textwrap,sys; exec(textwrap.dedent(sys.argv.pop(1)))",
+                    SEND,
+                    f"local:{name}",
+                    str(seed),
+                    f"sender-{seed}",
+                ],
+                env=environment(),
+                stdout=subprocess.PIPE,
+                text=True,
             )
             for seed in range(3)
         ]
@@ -446,7 +455,10 @@ def test_an_unprivileged_user_can_do_all_this(tmp_path, name) -> None:
     ran = subprocess.run(
         [*AS_NOBODY, python, "-c", textwrap.dedent(code), f"local:{name}", textwrap.dedent(SEND), python],
         env={**own, "HOME": str(home), "XDG_RUNTIME_DIR": str(home), "TMPDIR": "/tmp"},
-        cwd="/", capture_output=True, text=True, timeout=200,
+        cwd="/",
+        capture_output=True,
+        text=True,
+        timeout=200,
     )
     assert ran.returncode == 0, ran.stderr
     nbytes, memory = ran.stdout.splitlines()[-1].split()

@@ -73,7 +73,10 @@ def test_a_callable_chooses_and_is_held_to_it() -> None:
 @pytest.mark.unit
 def test_names_are_checked() -> None:
     for to, what in (
-        (["a", "a"], "once"), ([], "several"), (["a", ""], "several"), ([1, 2], "several"),
+        (["a", "a"], "once"),
+        ([], "several"),
+        (["a", ""], "several"),
+        ([1, 2], "several"),
         ([f"n{k}" for k in range(17)], "16"),
     ):
         with pytest.raises(ConfigError, match=what):
@@ -389,9 +392,7 @@ def test_one_of_two_behind_the_same_ports_is_killed_in_mid_slice(net) -> None:
         survivor, victim = peers
         assert survivor.hear() == victim.hear() == "ready"
         with source.entered():
-            tx = stack.enter_context(
-                aiflow.Sender(["af_packet:s0", "af_packet:s1"], to=["a", "b"], peer_timeout=3.0)
-            )
+            tx = stack.enter_context(aiflow.Sender(["af_packet:s0", "af_packet:s1"], to=["a", "b"], peer_timeout=3.0))
         assert settle(lambda: set(tx.receivers) == {"a", "b"})
         with killed_in_mid_slice(tx, victim, elements) as error:  # soon, or it would lose patience
             assert error.delivered_by == {"a": True, "b": False}

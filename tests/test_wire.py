@@ -41,8 +41,13 @@ def test_what_is_sealed_reads_back(kind, payload, fields) -> None:
     frame = a_frame(payload, kind, **fields)
     assert len(frame) == max(60, 54 + len(payload))
     read = wire.parse(frame, DST)
-    assert read == (kind, *[fields[n] for n in ("element", "seq", "timestamp_ns", "end", "session", "slice", "path",
-                                                "number")], payload, SRC, read.crc)
+    assert read == (
+        kind,
+        *[fields[n] for n in ("element", "seq", "timestamp_ns", "end", "session", "slice", "path", "number")],
+        payload,
+        SRC,
+        read.crc,
+    )
 
 
 @given(kind=KINDS, payload=PAYLOADS, fields=FIELDS)
@@ -165,8 +170,9 @@ RFC_3720 = [
     (bytes(range(32)), 0x46DD794E),
     (bytes(reversed(range(32))), 0x113FDB5C),
     (
-        bytes.fromhex("01c00000000000000000000000000000140000000000040000000014000000182800000000000000"
-                      "0200000000000000"),
+        bytes.fromhex(
+            "01c000000000000000000000000000001400000000000400000000140000001828000000000000000200000000000000"
+        ),
         0xD9963A56,
     ),
     (b"123456789", 0xE3069283),

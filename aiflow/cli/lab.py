@@ -225,7 +225,9 @@ def down(as_json: bool, running: bool, name: str | None) -> None:
     help="Where the JSON, CSV and PNG files go.",
 )
 @click.option(
-    "--faults", metavar="KEY=VALUE,…", callback=_faults,
+    "--faults",
+    metavar="KEY=VALUE,…",
+    callback=_faults,
     help="Made on purpose by our senders, such as drop=0.01,corrupt=0.001,seed=7 (`aiflow.config.FAULTS`).",
 )
 @click.option("--strict", is_flag=True, help="Exit code 1, too, when a figure is not what it ought to be.")

@@ -21,7 +21,8 @@
 enum af_copy {
 	AF_COPY_NONE,
 	AF_COPY_STORE, /* into the caches */
-	AF_COPY_STREAM /* around them: memory that is not read before it is written, nor used soon (Intel SDM 1, 10.4.6.2) */
+	AF_COPY_STREAM /* around them: memory that is not read before it is written, nor used soon (Intel SDM
+			  1, 10.4.6.2) */
 };
 
 #if defined(__x86_64__) && defined(__SSE4_2__)
@@ -176,8 +177,8 @@ af_crc_prepare(void)
 static inline uint32_t
 af_crc_apply(const struct af_crc_shift *shift, uint32_t crc)
 {
-	return shift->table[0][crc & 255] ^ shift->table[1][(crc >> 8) & 255] ^
-	       shift->table[2][(crc >> 16) & 255] ^ shift->table[3][crc >> 24];
+	return shift->table[0][crc & 255] ^ shift->table[1][(crc >> 8) & 255] ^ shift->table[2][(crc >> 16) & 255] ^
+	       shift->table[3][crc >> 24];
 }
 
 /* The CRC of what `crc` covers followed by `nbytes` zeros, less the zeros' own part: see the top of this file. */
@@ -255,7 +256,8 @@ af_crc32c(uint32_t crc, const void *bytes, size_t nbytes)
 	if (nbytes >= AF_CRC_LEAST && af_crc.way) {
 		size_t folded = nbytes & ~(size_t)15;
 
-		crc = (af_crc.way == AF_CRC_AVX512 ? af_crc_sum_by_64 : af_crc_sum_by_16)(crc, p, folded, NULL, &af_crc.multipliers);
+		crc = (af_crc.way == AF_CRC_AVX512 ? af_crc_sum_by_64 : af_crc_sum_by_16)(crc, p, folded, NULL,
+											  &af_crc.multipliers);
 		p += folded;
 		nbytes -= folded;
 	}
@@ -274,15 +276,15 @@ af_crc_copied(uint32_t crc, uint8_t *to, const uint8_t *from, size_t nbytes)
 		memcpy(to, &word, 8);
 		crc = AF_CRC_U64(crc, word);
 	}
-#define AF_CRC_PART(type, nbytes_of, sum)                                                                                    \
-	if (nbytes & nbytes_of) {                                                                                            \
-		type part;                                                                                                   \
-                                                                                                                             \
-		memcpy(&part, from, nbytes_of);                                                                              \
-		memcpy(to, &part, nbytes_of);                                                                                \
-		crc = sum(crc, part);                                                                                        \
-		to += nbytes_of;                                                                                             \
-		from += nbytes_of;                                                                                           \
+#define AF_CRC_PART(type, nbytes_of, sum)       \
+	if (nbytes & nbytes_of) {               \
+		type part;                      \
+                                                \
+		memcpy(&part, from, nbytes_of); \
+		memcpy(to, &part, nbytes_of);   \
+		crc = sum(crc, part);           \
+		to += nbytes_of;                \
+		from += nbytes_of;              \
 	}
 	AF_CRC_PART(uint32_t, 4, AF_CRC_U32)
 	AF_CRC_PART(uint16_t, 2, AF_CRC_U16)
@@ -291,8 +293,8 @@ af_crc_copied(uint32_t crc, uint8_t *to, const uint8_t *from, size_t nbytes)
 }
 #endif
 
-/* Copy bytes and extend `crc` by the copy, whoever changes the original meanwhile; in one pass where the CPU folds. What was
- * streamed is seen by other threads after af_copy_settle. */
+/* Copy bytes and extend `crc` by the copy, whoever changes the original meanwhile; in one pass where the CPU folds.
+ * What was streamed is seen by other threads after af_copy_settle. */
 static inline uint32_t
 af_copy_crc32c(uint32_t crc, void *dst, const void *src, size_t nbytes, enum af_copy how)
 {

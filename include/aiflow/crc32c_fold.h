@@ -1,8 +1,8 @@
 /* CRC32C by carry-less multiplication, and copying on the way: crc32c.h chooses among these at run time.
  *
- * What stands before is carried over what follows it by two multiplications modulo the polynomial, a lane of 16 bytes at a
- * time (Gopal et al., "Fast CRC Computation for Generic Polynomials Using PCLMULQDQ Instruction"); the last lane's 16 bytes are
- * left to the CRC instruction. A copy stores each vector that was loaded for the sum.
+ * What stands before is carried over what follows it by two multiplications modulo the polynomial, a lane of 16 bytes
+ * at a time (Gopal et al., "Fast CRC Computation for Generic Polynomials Using PCLMULQDQ Instruction"); the last lane's
+ * 16 bytes are left to the CRC instruction. A copy stores each vector that was loaded for the sum.
  */
 #ifndef AIFLOW_CRC32C_FOLD_H
 #define AIFLOW_CRC32C_FOLD_H
@@ -32,7 +32,8 @@ af_crc_lane(const void *p)
 AF_PCLMUL static inline __m128i
 af_crc_carry(__m128i lane, __m128i over, __m128i next)
 {
-	return _mm_xor_si128(_mm_xor_si128(_mm_clmulepi64_si128(lane, over, 0x00), _mm_clmulepi64_si128(lane, over, 0x11)), next);
+	return _mm_xor_si128(
+		_mm_xor_si128(_mm_clmulepi64_si128(lane, over, 0x00), _mm_clmulepi64_si128(lane, over, 0x11)), next);
 }
 
 AF_PCLMUL static inline void
@@ -44,7 +45,8 @@ af_crc_put(uint8_t *to, __m128i lane, enum af_copy how)
 		_mm_storeu_si128((__m128i *)to, lane);
 }
 
-/* What does not fill a cache line, lane by lane, and the CRC. It is stored: streamed, it would cost a turn to memory of its own. */
+/* What does not fill a cache line, lane by lane, and the CRC. It is stored: streamed, it would cost a turn to memory of
+ * its own. */
 AF_PCLMUL static inline __attribute__((always_inline)) uint32_t
 af_crc_rest(__m128i lane, __m128i over_16, const uint8_t *from, size_t nbytes, uint8_t *to, enum af_copy how)
 {
@@ -54,12 +56,15 @@ af_crc_rest(__m128i lane, __m128i over_16, const uint8_t *from, size_t nbytes, u
 		af_crc_put(to, next, how == AF_COPY_NONE ? AF_COPY_NONE : AF_COPY_STORE);
 		lane = af_crc_carry(lane, over_16, next);
 	}
-	return (uint32_t)_mm_crc32_u64(_mm_crc32_u64(0, (uint64_t)_mm_cvtsi128_si64(lane)), (uint64_t)_mm_extract_epi64(lane, 1));
+	return (uint32_t)_mm_crc32_u64(_mm_crc32_u64(0, (uint64_t)_mm_cvtsi128_si64(lane)),
+				       (uint64_t)_mm_extract_epi64(lane, 1));
 }
 
-/* Extend an (inverted) CRC by nbytes, a multiple of 16 and at least 64; `to` is aligned to 64 when it is streamed to. */
+/* Extend an (inverted) CRC by nbytes, a multiple of 16 and at least 64; `to` is aligned to 64 when it is streamed to.
+ */
 AF_PCLMUL static inline __attribute__((always_inline)) uint32_t
-af_crc_by_16(uint32_t crc, const uint8_t *from, size_t nbytes, uint8_t *to, enum af_copy how, const struct af_crc_multipliers *k)
+af_crc_by_16(uint32_t crc, const uint8_t *from, size_t nbytes, uint8_t *to, enum af_copy how,
+	     const struct af_crc_multipliers *k)
 {
 	__m128i over_64 = af_crc_lane(k->over_64), over_16 = af_crc_lane(k->over_16), lanes[4], rest;
 
@@ -99,8 +104,8 @@ af_crc_over(const uint64_t *multipliers)
 AF_AVX512 static inline __m512i
 af_crc_carry_4(__m512i lanes, __m512i over, __m512i next)
 {
-	return _mm512_ternarylogic_epi64(_mm512_clmulepi64_epi128(lanes, over, 0x00), _mm512_clmulepi64_epi128(lanes, over, 0x11),
-					 next, 0x96);
+	return _mm512_ternarylogic_epi64(_mm512_clmulepi64_epi128(lanes, over, 0x00),
+					 _mm512_clmulepi64_epi128(lanes, over, 0x11), next, 0x96);
 }
 
 AF_AVX512 static inline void
@@ -114,7 +119,8 @@ af_crc_put_4(uint8_t *to, __m512i lanes, enum af_copy how)
 
 /* As af_crc_by_16. */
 AF_AVX512 static inline __attribute__((always_inline)) uint32_t
-af_crc_by_64(uint32_t crc, const uint8_t *from, size_t nbytes, uint8_t *to, enum af_copy how, const struct af_crc_multipliers *k)
+af_crc_by_64(uint32_t crc, const uint8_t *from, size_t nbytes, uint8_t *to, enum af_copy how,
+	     const struct af_crc_multipliers *k)
 {
 	__m512i over_64 = af_crc_over(k->over_64), first = _mm512_zextsi128_si512(_mm_cvtsi32_si128((int)crc)), lanes;
 	__m128i over_16 = _mm_loadu_si128((const __m128i *)k->over_16), rest;
@@ -165,13 +171,14 @@ af_crc_by_64(uint32_t crc, const uint8_t *from, size_t nbytes, uint8_t *to, enum
 
 /* ---- a function for each way and each copy ---- */
 
-typedef uint32_t af_crc_fold(uint32_t crc, const uint8_t *from, size_t nbytes, uint8_t *to, const struct af_crc_multipliers *k);
+typedef uint32_t af_crc_fold(uint32_t crc, const uint8_t *from, size_t nbytes, uint8_t *to,
+			     const struct af_crc_multipliers *k);
 
-#define AF_FOLD(name, target, fold, how)                                                                                     \
-	target static uint32_t                                                                                               \
-	name(uint32_t crc, const uint8_t *from, size_t nbytes, uint8_t *to, const struct af_crc_multipliers *k)              \
-	{                                                                                                                    \
-		return fold(crc, from, nbytes, how == AF_COPY_NONE ? (uint8_t *)from : to, how, k);                          \
+#define AF_FOLD(name, target, fold, how)                                                            \
+	target static uint32_t name(uint32_t crc, const uint8_t *from, size_t nbytes, uint8_t *to,  \
+				    const struct af_crc_multipliers *k)                             \
+	{                                                                                           \
+		return fold(crc, from, nbytes, how == AF_COPY_NONE ? (uint8_t *)from : to, how, k); \
 	}
 
 AF_FOLD(af_crc_sum_by_16, AF_PCLMUL, af_crc_by_16, AF_COPY_NONE)
@@ -188,7 +195,8 @@ static af_crc_fold *const af_crc_by_64s[] = {af_crc_sum_by_64, af_crc_store_by_6
 AF_PCLMUL static uint32_t
 af_crc_multiply_by_clmul(uint32_t a, uint32_t b)
 {
-	uint64_t product = (uint64_t)_mm_cvtsi128_si64(_mm_clmulepi64_si128(_mm_cvtsi32_si128((int)a), _mm_cvtsi32_si128((int)b), 0))
+	uint64_t product = (uint64_t)_mm_cvtsi128_si64(
+				   _mm_clmulepi64_si128(_mm_cvtsi32_si128((int)a), _mm_cvtsi32_si128((int)b), 0))
 			   << 1;
 
 	return (uint32_t)(product >> 32) ^ _mm_crc32_u32(0, (uint32_t)product);

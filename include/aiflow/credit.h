@@ -3,8 +3,8 @@
  * All windows of one port add up to what the pipe holds and a little more, which waits in the queue of the switch: that
  * keeps the link busy, and the queue from overflowing. How much waits is seen from the delay of frames. The least delay
  * in an interval, less the least ever, is the queue's standing delay; times the rate it is the queue's size. So every
- * AF_CREDIT_NS the sum of the windows moves by half of what the queue lacks or has too much (Vegas' and FAST TCP's law),
- * within bounds that hold even when busy machines make nonsense of delays.
+ * AF_CREDIT_NS the sum of the windows moves by half of what the queue lacks or has too much (Vegas' and FAST TCP's
+ * law), within bounds that hold even when busy machines make nonsense of delays.
  *
  * Each path that is heard gets the same window, hence about the same rate, however long it has been there. One that
  * cannot use it, because a slower link lies before it, is held to what it can, by the same law, and leaves the rest.
@@ -28,7 +28,8 @@
 #define AF_CREDIT_QUEUE 131072.0   /* bytes that may wait at a switch port: half of a small one's buffer, */
 #define AF_CREDIT_MOST_NS 15e6     /* but no more than this time's worth on a slow link, */
 #define AF_CREDIT_LEAST 12.0       /* and these frames in any case */
-#define AF_CREDIT_PIPE_NS 1e6      /* a round trip of hosts that poll: what is on its way besides, and waits on a fast link */
+/* a round trip of hosts that poll: what is on its way besides, and waits on a fast link */
+#define AF_CREDIT_PIPE_NS 1e6
 #define AF_CREDIT_IDLE_NS 100000000ull /* a path that was silent for so long takes no share */
 #define AF_CREDIT_FIRST 16u        /* frames in flight before the receiver has granted a window */
 #define AF_DRAIN_NS 30000000ull

@@ -24,11 +24,12 @@ af_tx_element_at(const struct af_tx_slice *s, uint32_t chunk)
 	return low;
 }
 
-/* Say where the payload of one data chunk is that begins at byte `offset` of element e, and where it goes; by reference, one
- * long piece stays where it is, be it one element's or several that lie end to end. Elements that share a frame and don't
- * are copied at once. Returns the element that follows. */
+/* Say where the payload of one data chunk is that begins at byte `offset` of element e, and where it goes; by
+ * reference, one long piece stays where it is, be it one element's or several that lie end to end. Elements that share
+ * a frame and don't are copied at once. Returns the element that follows. */
 static inline uint32_t
-af_tx_cut(const struct af_tx_slice *s, uint32_t e, uint64_t offset, bool by_reference, uint8_t *payload, struct af_frame *f)
+af_tx_cut(const struct af_tx_slice *s, uint32_t e, uint64_t offset, bool by_reference, uint8_t *payload,
+	  struct af_frame *f)
 {
 	uint32_t chunk = s->first_chunk[e], first = e;
 	uint64_t rest = s->elements[e].nbytes - offset;
@@ -46,7 +47,8 @@ af_tx_cut(const struct af_tx_slice *s, uint32_t e, uint64_t offset, bool by_refe
 		return f->end ? e + 1 : e;
 	}
 	f->end = 1;
-	for (f->nbytes = 0; e < s->nb_elements && s->first_chunk[e] == chunk && s->elements[e].nbytes <= s->payload_bytes; e++) {
+	for (f->nbytes = 0;
+	     e < s->nb_elements && s->first_chunk[e] == chunk && s->elements[e].nbytes <= s->payload_bytes; e++) {
 		next = next && next == s->elements[e].ptr ? next + s->elements[e].nbytes : NULL;
 		f->nbytes += (uint32_t)s->elements[e].nbytes;
 	}
@@ -66,8 +68,8 @@ af_tx_cut(const struct af_tx_slice *s, uint32_t e, uint64_t offset, bool by_refe
 	return e;
 }
 
-/* Fill frame and description for a chunk. New data is cut at a cursor, what goes again has none. Returns the element that
- * follows at the cursor. */
+/* Fill frame and description for a chunk. New data is cut at a cursor, what goes again has none. Returns the element
+ * that follows at the cursor. */
 static inline uint32_t
 af_tx_fill(struct af_tx_slice *s, uint32_t chunk, const struct af_cursor *at, bool by_reference, uint8_t *payload,
 	   struct af_frame *f)
@@ -97,10 +99,12 @@ af_tx_fill(struct af_tx_slice *s, uint32_t chunk, const struct af_cursor *at, bo
 	} else if (at) {
 		return af_tx_cut(s, at->element, at->offset, by_reference, payload, f);
 	} else {
-		uint32_t data = chunk - s->nb_manifest, e = af_tx_element_at(s, data + 1) - 1; /* last that begins by here */
+		uint32_t data = chunk - s->nb_manifest,
+			 e = af_tx_element_at(s, data + 1) - 1; /* last that begins by here */
 
 		if (s->elements[e].nbytes > s->payload_bytes) {
-			af_tx_cut(s, e, (uint64_t)(data - s->first_chunk[e]) * s->payload_bytes, by_reference, payload, f);
+			af_tx_cut(s, e, (uint64_t)(data - s->first_chunk[e]) * s->payload_bytes, by_reference, payload,
+				  f);
 		} else {
 			af_tx_cut(s, af_tx_element_at(s, data), 0, by_reference, payload, f);
 		}
@@ -113,8 +117,8 @@ af_tx_send_chunk(struct af_tx *tx, uint32_t p, struct af_tx_slice *s, uint32_t c
 		 uint64_t now, uint8_t *frame)
 {
 	struct af_tx_port *port = &tx->ports[p];
-	struct af_frame f = {.path = (uint16_t)p, .session = tx->session, .slice = s->id,
-			     .timestamp_ns = now + tx->clock_offset_ns};
+	struct af_frame f = {
+		.path = (uint16_t)p, .session = tx->session, .slice = s->id, .timestamp_ns = now + tx->clock_offset_ns};
 	uint32_t size, next = af_tx_fill(s, chunk, at, port->p.by_reference, frame + AF_HEADER, &f);
 
 	f.number = af_tx_take(&port->w, now, s->id, chunk, false);
@@ -139,8 +143,13 @@ af_tx_send_control(struct af_tx *tx, uint32_t p, uint8_t kind, uint32_t slice, u
 		   uint8_t *frame)
 {
 	struct af_tx_port *port = &tx->ports[p];
-	struct af_frame f = {.kind = kind, .end = 1, .path = (uint16_t)p, .session = tx->session, .slice = slice,
-			     .number = number, .timestamp_ns = now + tx->clock_offset_ns};
+	struct af_frame f = {.kind = kind,
+			     .end = 1,
+			     .path = (uint16_t)p,
+			     .session = tx->session,
+			     .slice = slice,
+			     .number = number,
+			     .timestamp_ns = now + tx->clock_offset_ns};
 
 	return af_wire_seal(frame, port->dst, port->p.mac, &f);
 }
@@ -165,8 +174,9 @@ af_tx_next_chunk(struct af_tx *tx, uint32_t p, uint64_t now, uint8_t *frame)
 			if (slot->void_flying)
 				continue;
 			slot->void_flying = true;
-			return af_tx_send_control(tx, p, AF_VOID, id, af_tx_take(&tx->ports[p].w, now, id, AF_CHUNK_VOID, false),
-						  now, frame);
+			return af_tx_send_control(tx, p, AF_VOID, id,
+						  af_tx_take(&tx->ports[p].w, now, id, AF_CHUNK_VOID, false), now,
+						  frame);
 		}
 		if (s->next_chunk == s->nb_chunks || s->held || !(s->plan.ports >> p & 1))
 			continue;
@@ -178,7 +188,8 @@ af_tx_next_chunk(struct af_tx *tx, uint32_t p, uint64_t now, uint8_t *frame)
 			at = af_plan_cursor(tx, s, p, now);
 			if (!at)
 				continue;
-			chunk = s->nb_manifest + s->first_chunk[at->element] + (uint32_t)(at->offset / s->payload_bytes);
+			chunk = s->nb_manifest + s->first_chunk[at->element] +
+				(uint32_t)(at->offset / s->payload_bytes);
 		}
 		s->all_sent = ++s->next_chunk == s->nb_chunks;
 		return af_tx_send_chunk(tx, p, s, chunk, at, false, now, frame);

@@ -58,9 +58,11 @@ af_tx_load(const struct af_tx *tx, const struct af_candidate *c)
 	return load;
 }
 
-/* The fewest paths; among equals our own place in the line, or hosts with ports of unequal speed would be wired crosswise. */
+/* The fewest paths; among equals our own place in the line, or hosts with ports of unequal speed would be wired
+ * crosswise. */
 static inline bool
-af_tx_better(const struct af_tx *tx, const struct af_tx_port *port, const struct af_candidate *c, const struct af_candidate *best)
+af_tx_better(const struct af_tx *tx, const struct af_tx_port *port, const struct af_candidate *c,
+	     const struct af_candidate *best)
 {
 	uint32_t load = af_tx_load(tx, c), least = af_tx_load(tx, best);
 
@@ -121,8 +123,8 @@ af_tx_rival(const struct af_candidate *c)
 	return rival;
 }
 
-/* Another receiver of our receiver's name has answered. Either ours has come back as another, and is silent as what it was;
- * or both are there, and the one that we have goes on. */
+/* Another receiver of our receiver's name has answered. Either ours has come back as another, and is silent as what it
+ * was; or both are there, and the one that we have goes on. */
 static inline void
 af_tx_watch_suspect(struct af_tx *tx, uint64_t now)
 {
@@ -173,11 +175,13 @@ af_tx_discover(struct af_tx *tx, uint64_t now)
 			if (!first) {
 				first = c;
 			} else if (first->epoch != c->epoch) {
-				if (first->heard_ns + AF_DISCOVERY_NS < c->heard_ns || c->heard_ns + AF_DISCOVERY_NS < first->heard_ns) {
+				if (first->heard_ns + AF_DISCOVERY_NS < c->heard_ns ||
+				    c->heard_ns + AF_DISCOVERY_NS < first->heard_ns) {
 					af_tx_forget_epoch(tx, first->heard_ns < c->heard_ns ? first->epoch : c->epoch);
 					return; /* that one answers no more: look again */
 				}
-				/* Two, if each was heard after the other; else one may have come in the other's place. */
+				/* Two, if each was heard after the other; else one may have come in the other's place.
+				 */
 				contradiction = true;
 				if (first->heard_ns > c->first_ns && c->heard_ns > first->first_ns) {
 					tx->trouble = AF_TX_AMBIGUOUS;
@@ -284,14 +288,14 @@ af_tx_on_hello(struct af_tx *tx, struct af_tx_port *port, const struct af_frame 
 	port->candidates[i] = c;
 	if (!tx->first_answer_ns)
 		tx->first_answer_ns = now;
-	if (tx->open && !port->open &&
-	    (port->p.point_to_point || now - port->answered_ns >= AF_DISCOVERY_NS)) {
+	if (tx->open && !port->open && (port->p.point_to_point || now - port->answered_ns >= AF_DISCOVERY_NS)) {
 		af_tx_open_path(tx, port);
 	}
 	if (tx->open) {
 		tx->heard_ns = now;
 		if (port->open && c.port == port->remote_port)
-			memcpy(port->dst, c.mac, 6); /* the CRC leaves the MACs out: the one we had may have been damaged */
+			memcpy(port->dst, c.mac,
+			       6); /* the CRC leaves the MACs out: the one we had may have been damaged */
 	}
 	return AF_OK;
 }

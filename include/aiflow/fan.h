@@ -2,7 +2,8 @@
  *
  * Each receiver has sessions, windows and slices of its own, so that one that is slow, or dies, holds up nobody. What
  * they share is a port: it asks them in turn for its next frame, and the frames of all of them that are under way on it
- * are no more than its driver holds, at the gaps that its flow control asks for. Receivers number their sessions alike, so a frame is told by its sender's MAC too.
+ * are no more than its driver holds, at the gaps that its flow control asks for. Receivers number their sessions alike,
+ * so a frame is told by its sender's MAC too.
  */
 #ifndef AIFLOW_FAN_H
 #define AIFLOW_FAN_H
@@ -69,7 +70,7 @@ af_fan_on_frame(void *state, uint32_t p, uint64_t now, const uint8_t *frame, uin
 
 	if (len >= AF_HEADER)
 		tx = (frame[offsetof(struct af_header, frame_id)] & 15) == AF_HELLO ? af_fan_of_hello(fan, frame, len)
-										     : af_fan_of_session(fan, p, frame);
+										    : af_fan_of_session(fan, p, frame);
 	/* Nobody's: the first one counts why. */
 	return af_tx_on_frame(tx ? tx : fan->tx[0], p, now, frame, len, handle);
 }

@@ -98,9 +98,16 @@ af_form_type(struct af_form f)
 	static const struct {
 		char kind;
 		uint64_t sizes; /* bit n: n bytes; 0: any */
-	} known[] = {{'b', 1 << 1}, {'i', 1 << 1 | 1 << 2 | 1 << 4 | 1 << 8}, {'u', 1 << 1 | 1 << 2 | 1 << 4 | 1 << 8},
-		     {'f', 1 << 2 | 1 << 4 | 1 << 8 | 1 << 16}, {'c', 1ull << 8 | 1ull << 16 | 1ull << 32}, {'M', 1 << 8}, {'m', 1 << 8},
-		     {'S', 0}, {'U', 0}, {'V', 0}};
+	} known[] = {{'b', 1 << 1},
+		     {'i', 1 << 1 | 1 << 2 | 1 << 4 | 1 << 8},
+		     {'u', 1 << 1 | 1 << 2 | 1 << 4 | 1 << 8},
+		     {'f', 1 << 2 | 1 << 4 | 1 << 8 | 1 << 16},
+		     {'c', 1ull << 8 | 1ull << 16 | 1ull << 32},
+		     {'M', 1 << 8},
+		     {'m', 1 << 8},
+		     {'S', 0},
+		     {'U', 0},
+		     {'V', 0}};
 	uint64_t nbytes;
 	char kind;
 
@@ -127,15 +134,16 @@ af_form_dtype(struct af_form *f, uint32_t depth)
 	if (af_form_string(f, &text))
 		return af_form_type(text);
 	if (af_form_take(f, '('))
-		return af_form_dtype(f, depth + 1) && af_form_take(f, ',') && af_form_take(f, '(') && af_form_axes(f, ')') &&
-		       af_form_take(f, ')');
+		return af_form_dtype(f, depth + 1) && af_form_take(f, ',') && af_form_take(f, '(') &&
+		       af_form_axes(f, ')') && af_form_take(f, ')');
 	if (!af_form_take(f, '['))
 		return false;
 	while (!af_form_take(f, ']')) {
 		if (!af_form_take(f, '('))
 			return false;
 		if (af_form_take(f, '(')) {
-			if (!af_form_string(f, &text) || !af_form_take(f, ',') || !af_form_string(f, &text) || !af_form_take(f, ')'))
+			if (!af_form_string(f, &text) || !af_form_take(f, ',') || !af_form_string(f, &text) ||
+			    !af_form_take(f, ')'))
 				return false;
 		} else if (!af_form_string(f, &text)) {
 			return false;

@@ -31,170 +31,182 @@
 #define AF_GATE_CLOSED 0x80000000u
 
 struct af_gate {
-    _Atomic uint32_t word;   /* workers: rw, interrupt thread: rw */
-    _Atomic uint64_t turns;  /* turns the interrupt thread took; interrupt thread: rw, others: ro */
+	_Atomic uint32_t word;   /* workers: rw, interrupt thread: rw */
+	_Atomic uint64_t turns;  /* turns the interrupt thread took; interrupt thread: rw, others: ro */
 
     /* read and written under `lock`, by the control plane and the interrupt thread */
-    pthread_mutex_t lock __attribute__((aligned(64)));
-    pthread_cond_t changed;
-    int wake_fd;     /* eventfd, readable while anybody needs the gate */
-    int armed;       /* it is readable */
-    int gated;       /* open ports that need the gate */
-    int connecting;  /* connections being made: shorter periods */
-    int holds;       /* control plane at work: stay inside */
-    int inside;      /* the interrupt thread is in the callback */
+	pthread_mutex_t lock __attribute__((aligned(64)));
+	pthread_cond_t changed;
+	int wake_fd;     /* eventfd, readable while anybody needs the gate */
+	int armed;       /* it is readable */
+	int gated;       /* open ports that need the gate */
+	int connecting;  /* connections being made: shorter periods */
+	int holds;       /* control plane at work: stay inside */
+	int inside;      /* the interrupt thread is in the callback */
 } __attribute__((aligned(64)));
 
 #define AF_GATE_IDLE_NS 20000000      /* between turns when nothing is expected */
 #define AF_GATE_CONNECTING_NS 300000  /* while a memif handshake is under way: about twelve turns a port */
 
-static inline void af_futex_wait(_Atomic uint32_t *word, uint32_t seen)
+static inline void
+af_futex_wait(_Atomic uint32_t *word, uint32_t seen)
 {
-    syscall(SYS_futex, (uint32_t *)word, FUTEX_WAIT_PRIVATE, seen, NULL, NULL, 0);
+	syscall(SYS_futex, (uint32_t *)word, FUTEX_WAIT_PRIVATE, seen, NULL, NULL, 0);
 }
 
-static inline void af_futex_wake(_Atomic uint32_t *word)
+static inline void
+af_futex_wake(_Atomic uint32_t *word)
 {
-    syscall(SYS_futex, (uint32_t *)word, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
+	syscall(SYS_futex, (uint32_t *)word, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
 }
 
 /* Slow path of af_gate_enter: step back out, sleep until the gate opens, try again. */
-static void __attribute__((noinline, unused)) af_gate_wait(struct af_gate *gate)
+static void __attribute__((noinline, unused))
+af_gate_wait(struct af_gate *gate)
 {
-    for (;;) {
-        uint32_t seen = atomic_fetch_sub_explicit(&gate->word, 1, memory_order_release) - 1;
+	for (;;) {
+		uint32_t seen = atomic_fetch_sub_explicit(&gate->word, 1, memory_order_release) - 1;
 
-        if (seen == AF_GATE_CLOSED)
-            af_futex_wake(&gate->word);
-        while (seen & AF_GATE_CLOSED) {
-            af_futex_wait(&gate->word, seen);
-            seen = atomic_load_explicit(&gate->word, memory_order_relaxed);
-        }
-        if (!(atomic_fetch_add_explicit(&gate->word, 1, memory_order_acquire) & AF_GATE_CLOSED))
-            return;
-    }
+		if (seen == AF_GATE_CLOSED)
+			af_futex_wake(&gate->word);
+		while (seen & AF_GATE_CLOSED) {
+			af_futex_wait(&gate->word, seen);
+			seen = atomic_load_explicit(&gate->word, memory_order_relaxed);
+		}
+		if (!(atomic_fetch_add_explicit(&gate->word, 1, memory_order_acquire) & AF_GATE_CLOSED))
+			return;
+	}
 }
 
 /* Before an iteration's bursts on gated ports. Never while holding the GIL; nothing that blocks before the leave. */
-static inline void af_gate_enter(struct af_gate *gate)
+static inline void
+af_gate_enter(struct af_gate *gate)
 {
-    if (__builtin_expect(atomic_fetch_add_explicit(&gate->word, 1, memory_order_acquire) & AF_GATE_CLOSED, 0))
-        af_gate_wait(gate);
+	if (__builtin_expect(atomic_fetch_add_explicit(&gate->word, 1, memory_order_acquire) & AF_GATE_CLOSED, 0))
+		af_gate_wait(gate);
 }
 
 /* After them. Mbufs received may be kept, a memif port copies into them. */
-static inline void af_gate_leave(struct af_gate *gate)
+static inline void
+af_gate_leave(struct af_gate *gate)
 {
-    if (__builtin_expect(atomic_fetch_sub_explicit(&gate->word, 1, memory_order_release) - 1 == AF_GATE_CLOSED, 0))
-        af_futex_wake(&gate->word);
+	if (__builtin_expect(atomic_fetch_sub_explicit(&gate->word, 1, memory_order_release) - 1 == AF_GATE_CLOSED, 0))
+		af_futex_wake(&gate->word);
 }
 
 /* Interrupt thread: returns once no worker is inside; those that come meanwhile sleep. */
-static inline void af_gate_close(struct af_gate *gate)
+static inline void
+af_gate_close(struct af_gate *gate)
 {
-    uint32_t seen = atomic_fetch_or_explicit(&gate->word, AF_GATE_CLOSED, memory_order_acq_rel) | AF_GATE_CLOSED;
+	uint32_t seen = atomic_fetch_or_explicit(&gate->word, AF_GATE_CLOSED, memory_order_acq_rel) | AF_GATE_CLOSED;
 
-    while (seen != AF_GATE_CLOSED) {
-        af_futex_wait(&gate->word, seen);
-        seen = atomic_load_explicit(&gate->word, memory_order_acquire);
-    }
+	while (seen != AF_GATE_CLOSED) {
+		af_futex_wait(&gate->word, seen);
+		seen = atomic_load_explicit(&gate->word, memory_order_acquire);
+	}
 }
 
-static inline void af_gate_open(struct af_gate *gate)
+static inline void
+af_gate_open(struct af_gate *gate)
 {
-    atomic_fetch_and_explicit(&gate->word, ~AF_GATE_CLOSED, memory_order_release);
-    atomic_fetch_add_explicit(&gate->turns, 1, memory_order_relaxed);
-    af_futex_wake(&gate->word);
+	atomic_fetch_and_explicit(&gate->word, ~AF_GATE_CLOSED, memory_order_release);
+	atomic_fetch_add_explicit(&gate->turns, 1, memory_order_relaxed);
+	af_futex_wake(&gate->word);
 }
 
 /* wake_fd: an eventfd, non-blocking. Returns 0 or an errno. */
-static inline int af_gate_init(struct af_gate *gate, int wake_fd)
+static inline int
+af_gate_init(struct af_gate *gate, int wake_fd)
 {
-    pthread_condattr_t attr;
-    int rc = pthread_mutex_init(&gate->lock, NULL);
+	pthread_condattr_t attr;
+	int rc = pthread_mutex_init(&gate->lock, NULL);
 
-    if (rc == 0)
-        rc = pthread_condattr_init(&attr);
-    if (rc == 0)
-        rc = pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-    if (rc == 0)
-        rc = pthread_cond_init(&gate->changed, &attr);
-    gate->wake_fd = wake_fd;
-    return rc;
+	if (rc == 0)
+		rc = pthread_condattr_init(&attr);
+	if (rc == 0)
+		rc = pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+	if (rc == 0)
+		rc = pthread_cond_init(&gate->changed, &attr);
+	gate->wake_fd = wake_fd;
+	return rc;
 }
 
 /* The interrupt thread's callback: stay until the next turn is due and nobody holds it, then close the gate and return
  * to serve what is pending. */
-static void __attribute__((unused)) af_gate_callback(void *arg)
+static void __attribute__((unused))
+af_gate_callback(void *arg)
 {
-    struct af_gate *gate = arg;
-    struct timespec start, now, due;
-    uint64_t ignored;
-    int closing;
+	struct af_gate *gate = arg;
+	struct timespec start, now, due;
+	uint64_t ignored;
+	int closing;
 
-    pthread_mutex_lock(&gate->lock);
-    gate->inside = 1;
-    af_gate_open(gate);
-    pthread_cond_broadcast(&gate->changed);
-    clock_gettime(CLOCK_MONOTONIC, &start);
-    while (gate->holds || gate->gated) {
-        due = start;
-        due.tv_nsec += gate->connecting ? AF_GATE_CONNECTING_NS : AF_GATE_IDLE_NS;
-        if (due.tv_nsec >= 1000000000) {
-            due.tv_nsec -= 1000000000;
-            due.tv_sec++;
-        }
-        clock_gettime(CLOCK_MONOTONIC, &now);
-        if (gate->holds)
-            pthread_cond_wait(&gate->changed, &gate->lock);
-        else if (now.tv_sec > due.tv_sec || (now.tv_sec == due.tv_sec && now.tv_nsec >= due.tv_nsec))
-            break;
-        else
-            pthread_cond_timedwait(&gate->changed, &gate->lock, &due);
-    }
-    closing = gate->gated;
-    if (!closing) {
-        gate->armed = 0;
-        if (read(gate->wake_fd, &ignored, sizeof ignored) < 0)
-            gate->armed = 0; /* it was drained already */
-    }
-    gate->inside = 0;
-    pthread_mutex_unlock(&gate->lock);
-    if (closing)
-        af_gate_close(gate);
+	pthread_mutex_lock(&gate->lock);
+	gate->inside = 1;
+	af_gate_open(gate);
+	pthread_cond_broadcast(&gate->changed);
+	clock_gettime(CLOCK_MONOTONIC, &start);
+	while (gate->holds || gate->gated) {
+		due = start;
+		due.tv_nsec += gate->connecting ? AF_GATE_CONNECTING_NS : AF_GATE_IDLE_NS;
+		if (due.tv_nsec >= 1000000000) {
+			due.tv_nsec -= 1000000000;
+			due.tv_sec++;
+		}
+		clock_gettime(CLOCK_MONOTONIC, &now);
+		if (gate->holds)
+			pthread_cond_wait(&gate->changed, &gate->lock);
+		else if (now.tv_sec > due.tv_sec || (now.tv_sec == due.tv_sec && now.tv_nsec >= due.tv_nsec))
+			break;
+		else
+			pthread_cond_timedwait(&gate->changed, &gate->lock, &due);
+	}
+	closing = gate->gated;
+	if (!closing) {
+		gate->armed = 0;
+		if (read(gate->wake_fd, &ignored, sizeof ignored) < 0)
+			gate->armed = 0; /* it was drained already */
+	}
+	gate->inside = 0;
+	pthread_mutex_unlock(&gate->lock);
+	if (closing)
+		af_gate_close(gate);
 }
 
 /* Keep the interrupt thread inside its callback until af_gate_release. Blocks for at most one turn. */
-static inline void af_gate_hold(struct af_gate *gate)
+static inline void
+af_gate_hold(struct af_gate *gate)
 {
-    static const uint64_t one = 1;
+	static const uint64_t one = 1;
 
-    pthread_mutex_lock(&gate->lock);
-    gate->holds++;
-    if (!gate->armed && write(gate->wake_fd, &one, sizeof one) == sizeof one)
-        gate->armed = 1;
-    while (!gate->inside)
-        pthread_cond_wait(&gate->changed, &gate->lock);
-    pthread_mutex_unlock(&gate->lock);
+	pthread_mutex_lock(&gate->lock);
+	gate->holds++;
+	if (!gate->armed && write(gate->wake_fd, &one, sizeof one) == sizeof one)
+		gate->armed = 1;
+	while (!gate->inside)
+		pthread_cond_wait(&gate->changed, &gate->lock);
+	pthread_mutex_unlock(&gate->lock);
 }
 
 /* ports: how many more (or fewer, negative) ports need the gate from now on. */
-static inline void af_gate_release(struct af_gate *gate, int ports)
+static inline void
+af_gate_release(struct af_gate *gate, int ports)
 {
-    pthread_mutex_lock(&gate->lock);
-    gate->holds--;
-    gate->gated += ports;
-    pthread_cond_broadcast(&gate->changed);
-    pthread_mutex_unlock(&gate->lock);
+	pthread_mutex_lock(&gate->lock);
+	gate->holds--;
+	gate->gated += ports;
+	pthread_cond_broadcast(&gate->changed);
+	pthread_mutex_unlock(&gate->lock);
 }
 
 /* step: +1 when a connection is being made, -1 when it is there or given up. */
-static inline void af_gate_connecting(struct af_gate *gate, int step)
+static inline void
+af_gate_connecting(struct af_gate *gate, int step)
 {
-    pthread_mutex_lock(&gate->lock);
-    gate->connecting += step;
-    pthread_cond_broadcast(&gate->changed);
-    pthread_mutex_unlock(&gate->lock);
+	pthread_mutex_lock(&gate->lock);
+	gate->connecting += step;
+	pthread_cond_broadcast(&gate->changed);
+	pthread_mutex_unlock(&gate->lock);
 }
 
 #endif

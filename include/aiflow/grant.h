@@ -6,12 +6,14 @@
 
 #define AF_PACKED_INSIDE 0xffffffffu /* of an element that is in a pack, but not its first */
 
-/* Memory for a slice of `nb_chunks` chunks, `nb_data` of them data: tables, and its elements, or where those stay in mbufs
- * (mbuf_bytes not 0) one for each chunk. */
+/* Memory for a slice of `nb_chunks` chunks, `nb_data` of them data: tables, and its elements, or where those stay in
+ * mbufs (mbuf_bytes not 0) one for each chunk. */
 static inline uint64_t
-af_rx_need(const struct af_extent *extent, uint64_t manifest_bytes, uint64_t nb_chunks, uint64_t nb_data, uint64_t mbuf_bytes)
+af_rx_need(const struct af_extent *extent, uint64_t manifest_bytes, uint64_t nb_chunks, uint64_t nb_data,
+	   uint64_t mbuf_bytes)
 {
-	uint64_t tables = manifest_bytes + extent->nb_elements * sizeof(struct af_rx_element) + nb_chunks * 4 + nb_chunks / 8;
+	uint64_t tables =
+		manifest_bytes + extent->nb_elements * sizeof(struct af_rx_element) + nb_chunks * 4 + nb_chunks / 8;
 
 	return tables + (mbuf_bytes ? nb_data * (mbuf_bytes + sizeof(struct af_kept)) : extent->block_bytes);
 }
@@ -24,12 +26,12 @@ af_rx_refuse_unknown(struct af_rx *rx, struct af_rx_session *session, struct af_
 	static const char *const what[] = {"", "run kind", "mark", "form"};
 	char text[512];
 	int n = unknown == AF_UNKNOWN_FORM
-			? snprintf(text, sizeof text, "it does not know the form %.*s", run->run.form_len < 200 ? run->run.form_len : 200,
-				   (const char *)run->form)
+			? snprintf(text, sizeof text, "it does not know the form %.*s",
+				   run->run.form_len < 200 ? run->run.form_len : 200, (const char *)run->form)
 			: snprintf(text, sizeof text, "it does not know the %s %u", what[unknown], (unsigned)value);
 
-	n += snprintf(text + n, sizeof text - (size_t)n, " of stream '%.*s'", run->run.stream_len < 200 ? run->run.stream_len : 200,
-		      (const char *)run->stream);
+	n += snprintf(text + n, sizeof text - (size_t)n, " of stream '%.*s'",
+		      run->run.stream_len < 200 ? run->run.stream_len : 200, (const char *)run->stream);
 	af_rx_keep_text(session, slot->id, text, (uint32_t)n);
 	af_rx_refuse(rx, session, slot, AF_VOID_UNKNOWN, session->texts[slot->id % AF_RX_SLOTS].nbytes);
 }
@@ -45,7 +47,8 @@ af_rx_read(struct af_rx *rx, struct af_rx_session *session, struct af_rx_slot *s
 	struct af_chunker chunker;
 	uint64_t limit = rx->store->limit;
 
-	if (!af_manifest_measure(s->manifest, s->manifest_bytes, &m, &extent) || extent.end != s->manifest + s->manifest_bytes) {
+	if (!af_manifest_measure(s->manifest, s->manifest_bytes, &m, &extent) ||
+	    extent.end != s->manifest + s->manifest_bytes) {
 		af_rx_refuse(rx, session, slot, AF_VOID_MANIFEST, 0);
 		return;
 	}
@@ -76,7 +79,8 @@ af_rx_read(struct af_rx *rx, struct af_rx_session *session, struct af_rx_slot *s
 	}
 	s->nb_data = s->inlined ? 0 : (uint32_t)chunker.next;
 	s->nb_chunks = s->nb_manifest + s->nb_data + 1;
-	s->data_bytes = af_rx_need(&extent, s->manifest_bytes, s->nb_chunks, s->nb_data, rx->keeps_mbufs ? rx->mbuf_bytes : 0);
+	s->data_bytes =
+		af_rx_need(&extent, s->manifest_bytes, s->nb_chunks, s->nb_data, rx->keeps_mbufs ? rx->mbuf_bytes : 0);
 	if (s->data_bytes > limit || chunker.next > 0xfffffff0u - s->nb_manifest) {
 		af_rx_refuse(rx, session, slot, AF_VOID_TOO_LARGE, limit);
 		return;
@@ -255,7 +259,8 @@ af_rx_on_manifest(struct af_rx *rx, struct af_rx_session *session, const struct 
 		nb_pieces = (total + f->nbytes - 1) / f->nbytes;
 		offset = (uint64_t)f->seq * f->nbytes;
 	}
-	if (nb_pieces > total || f->seq >= nb_pieces || (f->seq > 0 || !f->end ? offset + f->nbytes > total : f->nbytes < total))
+	if (nb_pieces > total || f->seq >= nb_pieces ||
+	    (f->seq > 0 || !f->end ? offset + f->nbytes > total : f->nbytes < total))
 		return AF_DROP_MANIFEST;
 	s = slot->slice;
 	if (!s) {

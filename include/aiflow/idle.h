@@ -1,9 +1,9 @@
-/* What a loop does that has nothing to do: spin while an answer may be microseconds away, then yield, then sleep, a little
- * longer each time: a millisecond at most, or 1/64 of the time that it has been idle. Work shortens the sleep by its
- * amount, so that a stream of frames is met awake and a heartbeat is not.
+/* What a loop does that has nothing to do: spin while an answer may be microseconds away, then yield, then sleep, a
+ * little longer each time: a millisecond at most, or 1/64 of the time that it has been idle. Work shortens the sleep by
+ * its amount, so that a stream of frames is met awake and a heartbeat is not.
  *
- * Spinning is free on a core that nobody else wants. A yield that takes long says that somebody does (who may be the very
- * peer that we wait for, or the kernel's side of our ports): for some milliseconds the loop then sleeps at once.
+ * Spinning is free on a core that nobody else wants. A yield that takes long says that somebody does (who may be the
+ * very peer that we wait for, or the kernel's side of our ports): for some milliseconds the loop then sleeps at once.
  */
 #ifndef AIFLOW_IDLE_H
 #define AIFLOW_IDLE_H

@@ -7,8 +7,8 @@
  *              | u16 marks_len | stream | form | marks
  *     mark     u8 key | u8 length | value, big-endian
  *
- * `form` (dtype, shape, order) is read by Python alone. A numbered run's streams are stream + str(first), str(first + 1) …
- * `kind` and marks say what else an element is than an array: a file, with its mode; only `aiflow send` sets them.
+ * `form` (dtype, shape, order) is read by Python alone. A numbered run's streams are stream + str(first), str(first +
+ * 1) … `kind` and marks say what else an element is than an array: a file, with its mode; only `aiflow send` sets them.
  * A receiver refuses what it does not know (af_manifest_unknown): a kind, a mark, a form.
  *
  * Chunks are numbered through the slice: first the manifest's own pieces, then the data, then the closing record. An

@@ -15,64 +15,68 @@
 #define AF_LOG_BYTES 16384u
 
 struct af_log {
-    pthread_mutex_t lock;
-    uint64_t written; /* bytes ever written; the ring holds the last AF_LOG_BYTES of them */
-    int echo;         /* also to stderr */
-    char ring[AF_LOG_BYTES];
+	pthread_mutex_t lock;
+	uint64_t written; /* bytes ever written; the ring holds the last AF_LOG_BYTES of them */
+	int echo;         /* also to stderr */
+	char ring[AF_LOG_BYTES];
 };
 
-static inline ssize_t af_log_write(void *cookie, const char *text, size_t size)
+static inline ssize_t
+af_log_write(void *cookie, const char *text, size_t size)
 {
-    struct af_log *log = (struct af_log *)cookie;
+	struct af_log *log = (struct af_log *)cookie;
 
-    pthread_mutex_lock(&log->lock);
-    for (size_t i = 0; i < size; i++)
-        log->ring[(log->written + i) % AF_LOG_BYTES] = text[i];
-    log->written += size;
-    if (log->echo && write(STDERR_FILENO, text, size) < 0)
-        log->echo = 0; /* nobody reads it */
-    pthread_mutex_unlock(&log->lock);
-    return (ssize_t)size;
+	pthread_mutex_lock(&log->lock);
+	for (size_t i = 0; i < size; i++)
+		log->ring[(log->written + i) % AF_LOG_BYTES] = text[i];
+	log->written += size;
+	if (log->echo && write(STDERR_FILENO, text, size) < 0)
+		log->echo = 0; /* nobody reads it */
+	pthread_mutex_unlock(&log->lock);
+	return (ssize_t)size;
 }
 
-static inline FILE *af_log_open(struct af_log *log, int echo)
+static inline FILE *
+af_log_open(struct af_log *log, int echo)
 {
-    cookie_io_functions_t functions = {.write = af_log_write};
-    FILE *stream;
+	cookie_io_functions_t functions = {.write = af_log_write};
+	FILE *stream;
 
-    pthread_mutex_init(&log->lock, NULL);
-    log->echo = echo;
-    stream = fopencookie(log, "w", functions);
-    if (stream != NULL)
-        setvbuf(stream, NULL, _IOLBF, 1024);
-    return stream;
+	pthread_mutex_init(&log->lock, NULL);
+	log->echo = echo;
+	stream = fopencookie(log, "w", functions);
+	if (stream != NULL)
+		setvbuf(stream, NULL, _IOLBF, 1024);
+	return stream;
 }
 
 /* What is written to stderr goes to `stream` (glibc lets programs assign it; file descriptor 2 stays as it is). Returns
  * the stream that it went to before; NULL changes nothing.
  */
-static inline FILE *af_log_stderr(FILE *stream)
+static inline FILE *
+af_log_stderr(FILE *stream)
 {
-    FILE *before = stderr;
+	FILE *before = stderr;
 
 #ifdef __GLIBC__
-    if (stream != NULL)
-        stderr = stream;
+	if (stream != NULL)
+		stderr = stream;
 #endif
-    return before;
+	return before;
 }
 
 /* Copy what was written since `mark` (at most AF_LOG_BYTES) to `out`; returns the number of bytes. */
-static inline size_t af_log_since(struct af_log *log, uint64_t mark, char *out)
+static inline size_t
+af_log_since(struct af_log *log, uint64_t mark, char *out)
 {
-    size_t size;
+	size_t size;
 
-    pthread_mutex_lock(&log->lock);
-    size = log->written - mark > AF_LOG_BYTES ? AF_LOG_BYTES : (size_t)(log->written - mark);
-    for (size_t i = 0; i < size; i++)
-        out[i] = log->ring[(log->written - size + i) % AF_LOG_BYTES];
-    pthread_mutex_unlock(&log->lock);
-    return size;
+	pthread_mutex_lock(&log->lock);
+	size = log->written - mark > AF_LOG_BYTES ? AF_LOG_BYTES : (size_t)(log->written - mark);
+	for (size_t i = 0; i < size; i++)
+		out[i] = log->ring[(log->written - size + i) % AF_LOG_BYTES];
+	pthread_mutex_unlock(&log->lock);
+	return size;
 }
 
 #endif

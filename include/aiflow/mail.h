@@ -1,10 +1,11 @@
-/* Between a burst loop and the threads that talk to it: a flag each way, a place to sleep, and whose turn it is to drive.
+/* Between a burst loop and the threads that talk to it: a flag each way, a place to sleep, and whose turn it is to
+ * drive.
  *
  * The loop reads one flag an iteration. Threads that wait for it sleep on a condition, or on an eventfd when they live
  * in an event loop. Locks are taken per slice, never per frame.
  *
- * One thread at a time drives a loop: its worker, or a caller that would only wait for what the loop does, and saves two
- * hand-overs between threads by polling itself. Whoever drives has the turn.
+ * One thread at a time drives a loop: its worker, or a caller that would only wait for what the loop does, and saves
+ * two hand-overs between threads by polling itself. Whoever drives has the turn.
  *
  *   caller   takes the turn when it is free; else says that it wants it, and sleeps until the worker has nothing to do
  *   worker   keeps out of the way while callers drive: it comes back at once when one leaves work behind, else after a

@@ -57,7 +57,8 @@ af_pace_take(struct af_pace *pace, uint32_t nbytes, uint64_t now)
 		gap *= pace->widened;
 	pace->gap_ns = gap;
 	if (pace->due_ns + AF_PACE_IDLE_NS < now)
-		pace->due_ns = now + (pace->frame_ns > 0 ? pace->slack_ns : 0); /* a bucket has filled, a gap saves nothing up */
+		pace->due_ns = now + (pace->frame_ns > 0 ? pace->slack_ns
+							 : 0); /* a bucket has filled, a gap saves nothing up */
 	else if (pace->due_ns < now)
 		pace->due_ns = now;
 	pace->due_ns += (uint64_t)gap;

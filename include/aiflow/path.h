@@ -18,10 +18,10 @@
 #define AF_PROBE_MOST 6u              /* doublings while nothing answers */
 #define AF_PROBE_CARRIES 5u           /* doublings after which each probe takes the oldest chunk along */
 #define AF_PROBES_BACK 2u             /* answered in a row before a path that was set aside carries chunks again */
-#define AF_ASIDE_NS 5000000ull        /* silent for this long and four round trips, while others hear the peer: dead */
+#define AF_ASIDE_NS 5000000ull /* silent for this long and four round trips, while others hear the peer: dead */
 #define AF_ASIDE_FIRST_NS 100000000ull /* the same before the first round trip was measured */
-#define AF_LATE_MOST_NS 50000000ull   /* lateness that is allowed for at the most */
-#define AF_CALM_ACKS 1024u            /* acknowledgements without a spurious loss: the allowance shrinks by a quarter */
+#define AF_LATE_MOST_NS 50000000ull /* lateness that is allowed for at the most */
+#define AF_CALM_ACKS 1024u /* acknowledgements without a spurious loss: the allowance shrinks by a quarter */
 
 static inline uint64_t
 af_path_probe_wait(const struct af_tx_port *port)
@@ -44,13 +44,15 @@ af_path_probe_due(const struct af_tx *tx, const struct af_tx_port *port, uint64_
 	if (w->flying && port->p.kick && now - w->sent_ns >= (w->rtt_ns / 2 > AF_KICK_NS ? w->rtt_ns / 2 : AF_KICK_NS))
 		return true;
 	/* Nothing may fly and a report still be wanted: a grant, an end, the answer to a heartbeat. */
-	if (w->judged != w->next || port->aside || ((af_tx_busy(tx) || tx->suspect_ns) && now - tx->heard_ns >= af_path_probe_wait(port)))
+	if (w->judged != w->next || port->aside ||
+	    ((af_tx_busy(tx) || tx->suspect_ns) && now - tx->heard_ns >= af_path_probe_wait(port)))
 		return now - last >= af_path_probe_wait(port);
 	return now - last >= AF_HEARTBEAT_NS;
 }
 
 /* Probes are answered and chunks are not, or nothing is: the oldest chunk goes again beside the probe, not only when an
- * answer comes. Where a path is up and down in step with the round trip, an answer's time may always be the wrong one. */
+ * answer comes. Where a path is up and down in step with the round trip, an answer's time may always be the wrong one.
+ */
 static inline void
 af_path_repeat_oldest(struct af_tx *tx, struct af_tx_port *port)
 {
@@ -161,7 +163,8 @@ af_tx_on_path(struct af_tx *tx, struct af_tx_port *port, const struct af_path_re
 	for (uint64_t n = w->judged; n < next; n++) {
 		struct af_sent *sent = af_tx_sent(w, n);
 
-		/* Overtaken by more frames than the allowance, or by a probe that was sent later by more than the lateness. */
+		/* Overtaken by more frames than the allowance, or by a probe that was sent later by more than the
+		 * lateness. */
 		if (sent->state == AF_SENT_FLYING &&
 		    (n + w->reorder < next || (n < probed && sent->sent_ns + w->late_ns <= probed_ns)))
 			af_tx_lost(tx, port, sent);

@@ -42,9 +42,9 @@ af_rx_spread(struct af_rx_slice *s, const struct af_rx_place *place, const uint8
 	}
 }
 
-/* Is this chunk of data one that the manifest announced, with just that size? Where then does it go? Changes nothing, and
- * relies on nothing that the frame says: it is not checked yet. f->to becomes the chunk's memory when that lies in one
- * piece and was not written. */
+/* Is this chunk of data one that the manifest announced, with just that size? Where then does it go? Changes nothing,
+ * and relies on nothing that the frame says: it is not checked yet. f->to becomes the chunk's memory when that lies in
+ * one piece and was not written. */
 static inline enum af_drop
 af_rx_find(const struct af_rx *rx, struct af_rx_session *session, struct af_frame *f, struct af_rx_place *place)
 {
@@ -106,8 +106,8 @@ af_rx_find(const struct af_rx *rx, struct af_rx_session *session, struct af_fram
 
 /* One chunk of data, checked and, where it lies in one piece, copied. */
 static inline enum af_drop
-af_rx_on_data(struct af_rx *rx, struct af_rx_session *session, const struct af_frame *f, const struct af_rx_place *place,
-	      uint64_t now, void *handle, bool *kept)
+af_rx_on_data(struct af_rx *rx, struct af_rx_session *session, const struct af_frame *f,
+	      const struct af_rx_place *place, uint64_t now, void *handle, bool *kept)
 {
 	struct af_rx_element *el = place->el;
 	struct af_rx_slice *s;
@@ -239,12 +239,24 @@ af_rx_on_session(struct af_rx *rx, struct af_rx_session *session, uint32_t p, co
 	}
 	switch (f->kind) {
 	case AF_DATA:
-	case AF_PACKED: drop = af_rx_on_data(rx, session, f, place, now, handle, kept); break;
-	case AF_MANIFEST: drop = af_rx_on_manifest(rx, session, f, now); break;
-	case AF_CLOSE: drop = af_rx_on_close(rx, session, f, now); break;
-	case AF_VOID: drop = af_rx_on_void(rx, session, f, now); break;
-	case AF_PROBE: drop = AF_OK; path->urgent = true; break;
-	default: return AF_DROP_KIND;
+	case AF_PACKED:
+		drop = af_rx_on_data(rx, session, f, place, now, handle, kept);
+		break;
+	case AF_MANIFEST:
+		drop = af_rx_on_manifest(rx, session, f, now);
+		break;
+	case AF_CLOSE:
+		drop = af_rx_on_close(rx, session, f, now);
+		break;
+	case AF_VOID:
+		drop = af_rx_on_void(rx, session, f, now);
+		break;
+	case AF_PROBE:
+		drop = AF_OK;
+		path->urgent = true;
+		break;
+	default:
+		return AF_DROP_KIND;
 	}
 	if (drop != AF_OK && drop != AF_DROP_DUPLICATE && drop != AF_DROP_CONFLICT)
 		return drop; /* not acknowledged: it may come again */

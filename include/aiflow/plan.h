@@ -40,8 +40,8 @@ af_plan_allows(const struct af_tx *tx, const struct af_tx_slice *s, uint32_t p, 
 
 	if (s->plan.shortest)
 		for (uint32_t q = 0; q < tx->nb_ports; q++)
-			if (q != p && s->plan.ports >> q & 1 && af_tx_port_lives(tx, q) && af_tx_has_room(&tx->ports[q].w) &&
-			    af_pace_due(&tx->ports[q].pace, now) &&
+			if (q != p && s->plan.ports >> q & 1 && af_tx_port_lives(tx, q) &&
+			    af_tx_has_room(&tx->ports[q].w) && af_pace_due(&tx->ports[q].pace, now) &&
 			    tx->ports[q].w.flying + AF_SHORTEST_SLACK < tx->ports[p].w.flying)
 				return false;
 	if (!s->plan.quotas || s->taken[p] < s->plan.quota[p])
@@ -99,12 +99,14 @@ af_plan_cursor(const struct af_tx *tx, struct af_tx_slice *s, uint32_t p, uint64
 
 /* A chunk was cut from this cursor, and `next` is the element that follows. Joins its CRC to the slice's digest. */
 static inline void
-af_plan_cut(const struct af_tx *tx, struct af_tx_slice *s, struct af_cursor *at, uint32_t next, uint32_t nbytes, uint32_t crc)
+af_plan_cut(const struct af_tx *tx, struct af_tx_slice *s, struct af_cursor *at, uint32_t next, uint32_t nbytes,
+	    uint32_t crc)
 {
 	uint32_t *digest = s->plan.elements ? &at->crc : &s->digest;
 	bool pack = !af_plan_is_element(s, at->element), whole = next != at->element;
 
-	*digest = (nbytes == tx->full.nbytes ? af_crc_apply(&tx->full, *digest) : af_crc32c_shift(*digest, nbytes)) ^ crc;
+	*digest =
+		(nbytes == tx->full.nbytes ? af_crc_apply(&tx->full, *digest) : af_crc32c_shift(*digest, nbytes)) ^ crc;
 	at->offset = whole ? 0 : at->offset + nbytes;
 	if (!s->plan.elements) {
 		at->element = next;

@@ -1,5 +1,5 @@
-/* A loop that may use only so much of the processor: it earns time as time passes, pays for what it uses, and rests when it
- * owes. What it may have saved up is little, so that it rests often and briefly. */
+/* A loop that may use only so much of the processor: it earns time as time passes, pays for what it uses, and rests
+ * when it owes. What it may have saved up is little, so that it rests often and briefly. */
 #ifndef AIFLOW_QUOTA_H
 #define AIFLOW_QUOTA_H
 

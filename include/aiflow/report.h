@@ -63,15 +63,15 @@ af_rx_is_courteous(struct af_rx *rx, uint64_t now)
 	return true;
 }
 
-/* A HELLO of another version of the wire asks: ours is the answer, so that its sender's user learns that we are of another. */
+/* A HELLO of another version of the wire asks: ours is the answer, so that its sender's user learns that we are of
+ * another. */
 static inline void
 af_rx_on_other_version(struct af_rx *rx, uint32_t p, const uint8_t *frame, uint64_t now)
 {
 	struct af_answer *answer = &rx->answers[rx->answers_tail % AF_ANSWERS];
 
 	if ((frame[14] & 15) != AF_HELLO || memcmp(frame, af_broadcast, 6) || (frame[6] & 1) ||
-	    rx->answers_tail - rx->answers_head == AF_ANSWERS ||
-	    !af_rx_is_courteous(rx, now))
+	    rx->answers_tail - rx->answers_head == AF_ANSWERS || !af_rx_is_courteous(rx, now))
 		return;
 	*answer = (struct af_answer){.port = p};
 	memcpy(answer->mac, frame + 6, 6);
@@ -197,8 +197,8 @@ af_rx_ask_for(const struct af_rx_session *session, struct af_report *r)
 static inline uint8_t
 af_rx_main_drop(const struct af_rx *rx)
 {
-	static const uint8_t telling[] = {AF_DROP_LENGTH, AF_DROP_MTU, AF_DROP_HEADER, AF_DROP_VLAN, AF_DROP_KIND, AF_DROP_VERSION,
-					  AF_DROP_SEGMENTS, AF_DROP_CRC, AF_DROP_SIZE};
+	static const uint8_t telling[] = {AF_DROP_LENGTH,  AF_DROP_MTU,      AF_DROP_HEADER, AF_DROP_VLAN, AF_DROP_KIND,
+					  AF_DROP_VERSION, AF_DROP_SEGMENTS, AF_DROP_CRC,    AF_DROP_SIZE};
 	uint8_t most = AF_OK;
 
 	for (size_t i = 0; i < sizeof telling; i++)
@@ -242,12 +242,16 @@ static inline uint32_t
 af_rx_report(struct af_rx *rx, struct af_rx_session *session, uint32_t first, bool probed, uint64_t now, uint8_t *frame)
 {
 	struct af_rx_path *path = &session->paths[first];
-	struct af_frame f = {.kind = session->granted_now ? AF_GRANT : AF_FEEDBACK, .end = 1, .path = (uint16_t)first,
-			     .session = session->id, .number = ++session->number,
+	struct af_frame f = {.kind = session->granted_now ? AF_GRANT : AF_FEEDBACK,
+			     .end = 1,
+			     .path = (uint16_t)first,
+			     .session = session->id,
+			     .number = ++session->number,
 			     .timestamp_ns = now + rx->clock_offset_ns};
 	uint32_t frame_size = rx->ports[path->port].p.frame_size;
 	size_t limit = frame_size < AF_REPORT_BYTES ? frame_size : AF_REPORT_BYTES;
-	struct af_report r = {.granted = AF_BE32(session->granted), .done = AF_BE32(session->done),
+	struct af_report r = {.granted = AF_BE32(session->granted),
+			      .done = AF_BE32(session->done),
 			      .confirmed = AF_BE32(session->confirmed)};
 	uint8_t *at = frame + AF_HEADER + sizeof r;
 
@@ -257,7 +261,8 @@ af_rx_report(struct af_rx *rx, struct af_rx_session *session, uint32_t first, bo
 	r.drops = AF_BE32(rx->drops[r.drop] < 0xffffffffu && r.drop ? (uint32_t)rx->drops[r.drop] : 0);
 	if (probed) {
 		af_rx_ask_for(session, &r);
-		if (!session->text_due && now - session->text_ns >= AF_TEXTS_NS) { /* what was told may have been lost */
+		if (!session->text_due &&
+		    now - session->text_ns >= AF_TEXTS_NS) { /* what was told may have been lost */
 			session->text_ns = now;
 			for (uint32_t i = 0; i < AF_RX_SLOTS; i++)
 				session->text_due += session->texts[i].nbytes;
@@ -304,7 +309,10 @@ af_rx_next_frame(void *state, uint32_t p, uint64_t now, uint8_t *frame)
 			if (!path->known || path->port != p)
 				continue;
 			if (path->bye_due) {
-				struct af_frame f = {.kind = AF_BYE, .end = 1, .path = (uint16_t)k, .session = session->id,
+				struct af_frame f = {.kind = AF_BYE,
+						     .end = 1,
+						     .path = (uint16_t)k,
+						     .session = session->id,
 						     .timestamp_ns = now + rx->clock_offset_ns};
 
 				path->bye_due = false;

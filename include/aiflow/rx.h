@@ -58,9 +58,11 @@ af_rx_sample(struct af_rx *rx, uint64_t now)
 	for (uint32_t p = 0; p < rx->nb_ports; p++) {
 		const struct af_rx_port *port = &rx->ports[p];
 
-		sample->ports[p] = (struct af_port_sample){
-			.frames = port->count.rx_frames, .bytes = port->count.rx_bytes, .sent = port->sent,
-			.arrived = port->arrived, .capacity = port->p.rx_ring};
+		sample->ports[p] = (struct af_port_sample){.frames = port->count.rx_frames,
+							   .bytes = port->count.rx_bytes,
+							   .sent = port->sent,
+							   .arrived = port->arrived,
+							   .capacity = port->p.rx_ring};
 	}
 	af_monitor_end(&rx->monitor);
 }
@@ -125,7 +127,8 @@ af_rx_tick(void *state, uint64_t now)
 		if (rx->ticked_ns && now - rx->ticked_ns > AF_AWAY_NS)
 			session->heard_ns = af_heard_while_away(session->heard_ns, rx->ticked_ns, now);
 		silent = now > session->heard_ns ? now - session->heard_ns : 0;
-		if (silent > AF_TOMB_TIMEOUTS * rx->peer_timeout_ns || (silent > rx->peer_timeout_ns && !session->spoke)) {
+		if (silent > AF_TOMB_TIMEOUTS * rx->peer_timeout_ns ||
+		    (silent > rx->peer_timeout_ns && !session->spoke)) {
 			af_rx_forget(rx, i--);
 			continue;
 		}

@@ -20,7 +20,8 @@
 #define AF_REPORT_EVERY 32u         /* frames, at the most */
 #define AF_REPORT_BYTES 1400u
 #define AF_SILENCE_NS 3000000000ull /* a sender silent for so long holds no memory that another waits for */
-#define AF_STREAM_SLICE (1u << 20)  /* bytes: slices from here on find no room in a core's cache, and are streamed to memory */
+/* bytes: slices from here on find no room in a core's cache, and are streamed to memory */
+#define AF_STREAM_SLICE (1u << 20)
 #define AF_STREAM_FRAME 512u        /* … in pieces of at least so many */
 #define AF_TOMB_TIMEOUTS 4u         /* a silent session is remembered for so many peer timeouts */
 
@@ -102,10 +103,10 @@ struct af_rx_session {
 	uint32_t confirmed; /* every slice below is where the user wants it, or void */
 	uint8_t verdicts[AF_RX_SLOTS]; /* of slices in [confirmed, done) */
 	struct af_rx_text texts[AF_RX_SLOTS];
-	uint32_t newest;               /* the last slice that was begun: its sender has heard of all that is eight older */
-	uint32_t text_slot, text_at;   /* the next piece to be told */
-	uint64_t text_due;             /* bytes of texts that were not told yet, or are asked for */
-	uint64_t text_ns;                  /* when what was told was begun again */
+	uint32_t newest; /* the last slice that was begun: its sender has heard of all that is eight older */
+	uint32_t text_slot, text_at; /* the next piece to be told */
+	uint64_t text_due; /* bytes of texts that were not told yet, or are asked for */
+	uint64_t text_ns; /* when what was told was begun again */
 	struct af_void voids[AF_NB_VOIDS]; /* wire order */
 	uint32_t nb_paths; /* highest known index, plus one */
 	struct af_rx_path paths[AF_MAX_PORTS];
@@ -125,7 +126,7 @@ struct af_rx_port {
 	struct af_credit credit;
 	struct af_trial trial;
 	uint64_t step_ns, drain_ns;
-	uint32_t sharing;       /* paths that the credit is divided among */
+	uint32_t sharing; /* paths that the credit is divided among */
 	uint64_t sent, arrived; /* numbers that we can have seen, and those that we have */
 };
 
@@ -136,8 +137,8 @@ struct af_rx {
 	bool keeps_mbufs;
 	bool confirms; /* a slice is delivered when the user says so, not when it is whole */
 	struct af_verdicts *verdicts; /* of the user; NULL: there are none */
-	uint64_t mbuf_bytes;                /* keeps_mbufs: what one chunk occupies */
-	void (*release)(void *handle);      /* gives a kept mbuf back */
+	uint64_t mbuf_bytes; /* keeps_mbufs: what one chunk occupies */
+	void (*release)(void *handle); /* gives a kept mbuf back */
 	struct af_store *store;
 	/* dataplane: rw */
 	struct af_rx_port ports[AF_MAX_PORTS];
@@ -280,7 +281,8 @@ af_rx_forget_texts(struct af_rx_session *session)
 static inline void
 af_rx_settle(struct af_rx_session *session)
 {
-	while (session->confirmed != session->done && session->verdicts[session->confirmed % AF_RX_SLOTS] != AF_RX_PENDING)
+	while (session->confirmed != session->done &&
+	       session->verdicts[session->confirmed % AF_RX_SLOTS] != AF_RX_PENDING)
 		session->confirmed++;
 }
 
@@ -361,7 +363,8 @@ af_rx_forget(struct af_rx *rx, uint32_t index)
 	rx->changed = true;
 }
 
-/* Nothing was heard of this sender for too long: what it had begun is freed. The session stays, to tell it so if it lives. */
+/* Nothing was heard of this sender for too long: what it had begun is freed. The session stays, to tell it so if it
+ * lives. */
 static inline void
 af_rx_silence(struct af_rx *rx, struct af_rx_session *session)
 {

@@ -103,10 +103,11 @@ af_share_step(struct af_rx *rx, uint32_t p, uint64_t now)
 	af_share_divide(rx, p, now);
 }
 
-/* A numbered frame came over this path. `again`: the path was silent until now. `missing`: numbers before it did not. */
+/* A numbered frame came over this path. `again`: the path was silent until now. `missing`: numbers before it did not.
+ */
 static inline void
-af_share_heard(struct af_rx *rx, uint32_t p, struct af_rx_path *path, const struct af_frame *f, bool again, uint64_t missing,
-	       uint64_t now)
+af_share_heard(struct af_rx *rx, uint32_t p, struct af_rx_path *path, const struct af_frame *f, bool again,
+	       uint64_t missing, uint64_t now)
 {
 	struct af_rx_port *port = &rx->ports[p];
 
@@ -123,8 +124,8 @@ af_share_heard(struct af_rx *rx, uint32_t p, struct af_rx_path *path, const stru
 	path->credit.bytes += f->frame_bytes;
 	if (!path->granted && port->sharing)
 		path->delay.doubted = true; /* what the newcomer sees first may be the others' queue */
-	if ((missing && af_trial_hole(&port->trial, &port->credit, port->sent - missing - 1, port->arrived - 1, now)) || again ||
-	    !path->granted)
+	if ((missing && af_trial_hole(&port->trial, &port->credit, port->sent - missing - 1, port->arrived - 1, now)) ||
+	    again || !path->granted)
 		af_share_divide(rx, p, now);
 	if (now - port->step_ns >= AF_CREDIT_NS ||
 	    (port->credit.frames >= AF_CREDIT_FRAMES && now - port->step_ns >= AF_CREDIT_SOON_NS))

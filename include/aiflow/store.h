@@ -49,7 +49,8 @@ af_store_addresses(uint64_t limit, uint64_t warm)
 	return 2 * warm + limit;
 }
 
-/* limit: bytes that may be out at once. with_memory: false when the elements stay in mbufs and only the count matters. */
+/* limit: bytes that may be out at once. with_memory: false when the elements stay in mbufs and only the count matters.
+ */
 static inline int
 af_store_init(struct af_store *store, uint64_t limit, bool with_memory)
 {
@@ -60,8 +61,8 @@ af_store_init(struct af_store *store, uint64_t limit, bool with_memory)
 	if (with_memory) {
 		store->warm = limit + limit / 4 + (4u << 20);
 		store->address_space = (af_store_addresses(limit, store->warm) + 4095) & ~(uint64_t)4095;
-		store->base = mmap(NULL, store->address_space, PROT_NONE,
-				   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+		store->base =
+			mmap(NULL, store->address_space, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 		if (store->base == MAP_FAILED)
 			return -1;
 		madvise(store->base, store->address_space, MADV_HUGEPAGE);
@@ -128,8 +129,8 @@ af_store_take(struct af_store *store, uint64_t nbytes, uint64_t charged)
 		goto full;
 	if (offset + size > store->writable && !af_store_grow(store, offset + size))
 		goto full;
-	*block = (struct af_block){.next = at, .previous = at->previous, .offset = offset, .size = size,
-				   .charged = charged};
+	*block = (struct af_block){
+		.next = at, .previous = at->previous, .offset = offset, .size = size, .charged = charged};
 	at->previous->next = block;
 	at->previous = block;
 	store->used += charged;
@@ -141,7 +142,8 @@ full:
 	return NULL;
 }
 
-/* No slice is taken any more: pages that no block uses go back to the kernel, those of blocks that come back later, too. */
+/* No slice is taken any more: pages that no block uses go back to the kernel, those of blocks that come back later,
+ * too. */
 static inline void
 af_store_trim(struct af_store *store)
 {

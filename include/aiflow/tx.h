@@ -2,7 +2,8 @@
  *
  * A slice is posted, asks with its MANIFEST, flows once it is granted, and is done when the receiver's report says
  * that it holds all of it. A path with room in its window, whose gap is over (pace.h), takes the next chunk that the
- * slice's plan has for it (plan.h); what a path has lost goes out again before anything new, on whichever path asks next. Nothing here allocates per frame, locks or does I/O.
+ * slice's plan has for it (plan.h); what a path has lost goes out again before anything new, on whichever path asks
+ * next. Nothing here allocates per frame, locks or does I/O.
  *
  *   QUEUED --manifest--> ASKING --grant--> FLOWING --report: done--> held --report: confirmed--> DONE
  *      \___________________\________________\_____________________\____ void, cancel, silence ____> FAILED
@@ -18,11 +19,16 @@ static inline int
 af_tx_error_of(uint32_t reason)
 {
 	switch (reason) {
-	case AF_VOID_TOO_LARGE: return AF_TX_TOO_LARGE;
-	case AF_VOID_INTEGRITY: return AF_TX_INTEGRITY;
-	case AF_VOID_UNKNOWN: return AF_TX_UNKNOWN;
-	case AF_VOID_FAILED: return AF_TX_FAILED_BY_USER;
-	default: return AF_TX_REFUSED;
+	case AF_VOID_TOO_LARGE:
+		return AF_TX_TOO_LARGE;
+	case AF_VOID_INTEGRITY:
+		return AF_TX_INTEGRITY;
+	case AF_VOID_UNKNOWN:
+		return AF_TX_UNKNOWN;
+	case AF_VOID_FAILED:
+		return AF_TX_FAILED_BY_USER;
+	default:
+		return AF_TX_REFUSED;
 	}
 }
 
@@ -68,10 +74,12 @@ af_tx_retire(struct af_tx *tx, const struct af_report *r, uint64_t now)
 		if (AF_BE32(r->voids[id % AF_IN_FLIGHT].slice) == id && r->voids[id % AF_IN_FLIGHT].reason)
 			found = &r->voids[id % AF_IN_FLIGHT];
 		reason = found ? AF_BE32(found->reason) : AF_VOID_NONE;
-		if (s && (reason == AF_VOID_UNKNOWN || reason == AF_VOID_FAILED) && s->text_got < AF_BE64(found->detail))
+		if (s && (reason == AF_VOID_UNKNOWN || reason == AF_VOID_FAILED) &&
+		    s->text_got < AF_BE64(found->detail))
 			continue;
 		if (s)
-			af_tx_end(tx, s, found ? af_tx_error_of(reason) : AF_TX_OK, found ? AF_BE64(found->detail) : 0, now);
+			af_tx_end(tx, s, found ? af_tx_error_of(reason) : AF_TX_OK, found ? AF_BE64(found->detail) : 0,
+				  now);
 		if (slot)
 			slot->used = false;
 		tx->first_id = id + 1;
@@ -126,7 +134,8 @@ af_tx_on_report(struct af_tx *tx, const struct af_frame *f, uint64_t now)
 		}
 	}
 	af_tx_retire(tx, &r, now);
-	/* Freed unseen, what follows `done` goes into another session; but first the user's word on what came before. */
+	/* Freed unseen, what follows `done` goes into another session; but first the user's word on what came before.
+	 */
 	if (AF_BE32(r.voids[AF_IN_FLIGHT].reason) == AF_VOID_SILENCE && AF_BE32(r.voids[AF_IN_FLIGHT].slice) == done) {
 		tx->moved_ns = now; /* that its frames are dropped is no stall */
 		if (!af_before(tx->first_id, done)) {
@@ -199,9 +208,12 @@ af_tx_sample(struct af_tx *tx, uint64_t now)
 	for (uint32_t p = 0; p < tx->nb_ports; p++) {
 		const struct af_tx_port *port = &tx->ports[p];
 
-		sample->ports[p] = (struct af_port_sample){
-			.frames = port->count.tx_frames, .bytes = port->count.tx_bytes, .sent = port->w.seen,
-			.arrived = port->arrived, .queued = port->w.flying, .capacity = port->w.limit};
+		sample->ports[p] = (struct af_port_sample){.frames = port->count.tx_frames,
+							   .bytes = port->count.tx_bytes,
+							   .sent = port->w.seen,
+							   .arrived = port->arrived,
+							   .queued = port->w.flying,
+							   .capacity = port->w.limit};
 	}
 	af_monitor_end(&tx->monitor);
 }
@@ -266,9 +278,8 @@ af_tx_tick(void *state, uint64_t now)
 		}
 	}
 	af_tx_sample(tx, now);
-	if (tx->ticked_ns &&
-	    (now - tx->ticked_ns > AF_AWAY_NS ||
-	     (!tx->open && atomic_load_explicit(&tx->joining, memory_order_relaxed)))) {
+	if (tx->ticked_ns && (now - tx->ticked_ns > AF_AWAY_NS ||
+			      (!tx->open && atomic_load_explicit(&tx->joining, memory_order_relaxed)))) {
 		if (!tx->open && tx->queue && tx->queue->posted_ns > tx->heard_ns)
 			tx->heard_ns = tx->queue->posted_ns; /* since then it is searched for */
 		tx->heard_ns = af_heard_while_away(tx->heard_ns, tx->ticked_ns, now);
@@ -279,7 +290,8 @@ af_tx_tick(void *state, uint64_t now)
 		af_tx_discover(tx, now);
 	af_tx_watch_suspect(tx, now);
 	if (tx->unsaid && tx->queue && !atomic_load_explicit(&tx->joining, memory_order_relaxed)) {
-		tx->unsaid = false; /* else it would wait for another receiver, though its like a moment ago had failed */
+		tx->unsaid =
+			false; /* else it would wait for another receiver, though its like a moment ago had failed */
 		af_tx_end(tx, af_tx_dequeue(tx), AF_TX_RESTARTED, 0, now);
 	}
 	for (uint32_t p = 0; p < tx->nb_ports; p++)
@@ -295,7 +307,8 @@ af_tx_tick(void *state, uint64_t now)
 	af_tx_activate(tx, now);
 	if (af_tx_busy(tx)) {
 		struct af_tx_slot *slot = af_tx_slot(tx, tx->first_id);
-		const struct af_tx_slice *oldest = tx->first_id != tx->next_id ? (slot ? slot->slice : NULL) : tx->queue;
+		const struct af_tx_slice *oldest =
+			tx->first_id != tx->next_id ? (slot ? slot->slice : NULL) : tx->queue;
 		uint64_t since = oldest && oldest->posted_ns > tx->heard_ns ? oldest->posted_ns : tx->heard_ns;
 
 		if (now > since && now - since > tx->peer_timeout_ns) {
@@ -303,7 +316,8 @@ af_tx_tick(void *state, uint64_t now)
 
 			if (tx->open)
 				af_tx_lose_session(tx, error, now);
-			while (tx->queue && now > tx->queue->posted_ns && now - tx->queue->posted_ns > tx->peer_timeout_ns)
+			while (tx->queue && now > tx->queue->posted_ns &&
+			       now - tx->queue->posted_ns > tx->peer_timeout_ns)
 				af_tx_end(tx, af_tx_dequeue(tx), error, 0, now);
 		}
 	}

@@ -73,18 +73,19 @@ struct af_tx_slice {
 	_Atomic int cancel; /* control: w, dataplane: ro */
 	_Atomic uint64_t acked_bytes;
 	int error;
-	bool all_sent, inlined, held; /* held: the receiver has all of it, and its user has not said yet that it is delivered */
+	bool all_sent, inlined,
+		held; /* held: the receiver has all of it, and its user has not said yet that it is delivered */
 	uint64_t detail;
-	char *text;                   /* of AF_TX_UNKNOWN and AF_TX_FAILED_BY_USER: the receiver's words; freed by its owner */
+	char *text; /* of AF_TX_UNKNOWN and AF_TX_FAILED_BY_USER: the receiver's words; freed by its owner */
 	uint32_t text_bytes, text_got;
 	uint32_t id, payload_bytes, nb_manifest, nb_data, nb_chunks, next_chunk, nb_acked;
 	uint32_t *first_chunk; /* of each element, relative to the first data chunk */
 	uint64_t *acked;
 	struct af_cursor cursor; /* the next chunk to be cut, or the next element to be begun */
 	struct af_cursor hands[AF_MAX_PORTS]; /* elements that ports have begun */
-	uint64_t begun, taken[AF_MAX_PORTS];  /* bytes of elements begun; of chunks that each port has taken */
+	uint64_t begun, taken[AF_MAX_PORTS]; /* bytes of elements begun; of chunks that each port has taken */
 	uint32_t digest;
-	uint64_t joined_ns;  /* from when on a receiver was there for it; 0: not yet */
+	uint64_t joined_ns; /* from when on a receiver was there for it; 0: not yet */
 	uint64_t granted_ns; /* 0: it went inside its manifest, or never */
 	uint64_t done_ns, frames, again;
 	uint64_t port_frames[AF_MAX_PORTS], port_bytes[AF_MAX_PORTS];
@@ -143,9 +144,9 @@ struct af_tx {
 	/* control plane, before the loop runs */
 	char name[AF_NAME_BYTES], to[AF_NAME_BYTES];
 	uint64_t instance, peer_timeout_ns, clock_offset_ns;
-	uint32_t nb_expected;  /* ports that were asked for */
+	uint32_t nb_expected; /* ports that were asked for */
 	bool fixed_frame_size; /* the user named it: a smaller one on the way is an error */
-	atomic_bool joining;   /* control: rw at any time. A receiver makes our ports: no silence */
+	atomic_bool joining; /* control: rw at any time. A receiver makes our ports: no silence */
 	/* dataplane: rw */
 	struct af_tx_port ports[AF_MAX_PORTS];
 	uint64_t next_number[AF_MAX_PORTS]; /* of paths whose port has gone: one that comes back goes on from there */
@@ -155,10 +156,11 @@ struct af_tx {
 	int trouble; /* AF_TX_AMBIGUOUS, AF_TX_MTU: found by discovery */
 	char receiver[AF_NAME_BYTES];
 	char others[AF_OTHERS][AF_NAME_BYTES]; /* receivers of other names than `to`, which have answered */
-	struct af_rival rivals[2]; /* AF_TX_AMBIGUOUS: who answered. Else the first one: of our receiver's name, but not it */
-	struct af_rival suspect;   /* a receiver of that name that answers and is another, */
-	uint64_t suspect_ns;       /* since then; 0: none. A rival, if ours is heard after all */
-	uint8_t drop;              /* what the receiver says it drops most, and how many */
+	struct af_rival
+		rivals[2]; /* AF_TX_AMBIGUOUS: who answered. Else the first one: of our receiver's name, but not it */
+	struct af_rival suspect; /* a receiver of that name that answers and is another, */
+	uint64_t suspect_ns; /* since then; 0: none. A rival, if ours is heard after all */
+	uint8_t drop; /* what the receiver says it drops most, and how many */
 	uint32_t nb_dropped;
 	uint64_t moved_ns; /* when a chunk was granted or acknowledged last */
 	uint64_t epoch, opened_ns, heard_ns, ticked_ns, first_answer_ns, report_number;
@@ -331,8 +333,8 @@ af_tx_forget_answers(struct af_tx *tx, uint64_t now)
 	}
 }
 
-/* The peer is gone. A slice that it cannot hold whole is told so; one that never flowed waits for the next session, and so
- * do all that are left when there is no error: the receiver has freed them unseen. */
+/* The peer is gone. A slice that it cannot hold whole is told so; one that never flowed waits for the next session, and
+ * so do all that are left when there is no error: the receiver has freed them unseen. */
 static inline void
 af_tx_lose_session(struct af_tx *tx, int error, uint64_t now)
 {
@@ -347,7 +349,8 @@ af_tx_lose_session(struct af_tx *tx, int error, uint64_t now)
 		if (!s)
 			continue;
 		if ((error == AF_TX_OK && !s->held) ||
-		    (atomic_load_explicit(&s->state, memory_order_relaxed) == AF_TX_ASKING && !(s->inlined && s->all_sent))) {
+		    (atomic_load_explicit(&s->state, memory_order_relaxed) == AF_TX_ASKING &&
+		     !(s->inlined && s->all_sent))) {
 			free(s->first_chunk);
 			free(s->acked);
 			s->first_chunk = NULL;
@@ -375,15 +378,16 @@ af_tx_lose_session(struct af_tx *tx, int error, uint64_t now)
 	af_tx_forget_answers(tx, now);
 }
 
-/* Packet numbers are used once, and the receiver takes one that comes again for a replay: a session is over before they are.
- * Only between two slices is it sure that none is sent twice. */
+/* Packet numbers are used once, and the receiver takes one that comes again for a replay: a session is over before they
+ * are. Only between two slices is it sure that none is sent twice. */
 static inline bool
 af_tx_is_worn(const struct af_tx *tx)
 {
 	bool worn = tx->next_id >= AF_WORN_SLICES || tx->report_number >= AF_WORN_NUMBERS;
 
 	for (uint32_t p = 0; p < tx->nb_ports; p++)
-		worn |= tx->next_number[p] >= AF_WORN_NUMBERS || (tx->ports[p].open && tx->ports[p].w.next >= AF_WORN_NUMBERS);
+		worn |= tx->next_number[p] >= AF_WORN_NUMBERS ||
+			(tx->ports[p].open && tx->ports[p].w.next >= AF_WORN_NUMBERS);
 	return worn;
 }
 

@@ -30,7 +30,8 @@ struct af_verdicts {
 
 /* Say what has become of a slice. False when there is no memory for it. */
 static inline bool
-af_verdicts_push(struct af_verdicts *verdicts, uint32_t session, uint32_t slice, bool failed, const char *text, uint32_t nbytes)
+af_verdicts_push(struct af_verdicts *verdicts, uint32_t session, uint32_t slice, bool failed, const char *text,
+		 uint32_t nbytes)
 {
 	struct af_verdict *verdict = malloc(sizeof *verdict + nbytes);
 

@@ -11,9 +11,9 @@
 #include <stdint.h>
 #include <string.h>
 
-#define AF_RX_BITS 1024u   /* numbers that a report can describe: more than any window plus the reordering allowance */
+#define AF_RX_BITS 1024u /* numbers that a report can describe: more than any window plus the reordering allowance */
 #define AF_MAX_WINDOW 896u
-#define AF_TX_RING 2048u   /* numbers in flight or not yet judged */
+#define AF_TX_RING 2048u /* numbers in flight or not yet judged */
 #define AF_NUMBER_JUMP (1u << 20) /* a number further ahead than this is no gap but nonsense */
 
 #define AF_REORDER_FIRST 3u /* RFC 9002's packet threshold; grows with what the path shows, and shrinks again */
@@ -22,7 +22,7 @@
 /* ---- receiver ---- */
 
 struct af_rx_window {
-	uint64_t next;  /* highest number seen, plus one */
+	uint64_t next; /* highest number seen, plus one */
 	uint64_t floor; /* nothing below is worth reporting: it arrived, or lies beyond the bitmap */
 	uint64_t bits[AF_RX_BITS / 64];
 };
@@ -95,18 +95,18 @@ struct af_sent {
 };
 
 struct af_tx_window {
-	uint64_t next;     /* the next frame's number */
-	uint64_t judged;   /* every number below is acknowledged or lost */
-	uint64_t seen;     /* highest number that the receiver has seen, plus one */
-	uint32_t flying;   /* chunks in flight */
-	uint32_t limit;    /* the most that may be */
-	uint32_t reorder;  /* a number this far behind the newest one seen is lost */
+	uint64_t next; /* the next frame's number */
+	uint64_t judged; /* every number below is acknowledged or lost */
+	uint64_t seen; /* highest number that the receiver has seen, plus one */
+	uint32_t flying; /* chunks in flight */
+	uint32_t limit; /* the most that may be */
+	uint32_t reorder; /* a number this far behind the newest one seen is lost */
 	uint32_t spurious; /* lost by our judgement, yet acknowledged later */
-	uint32_t calm;     /* acknowledgements since the last of those */
-	uint32_t ramp;     /* of a path that has come back: as many may fly as yet; 0: `limit` */
-	uint64_t late_ns;  /* how much later than usual a frame may come */
-	uint64_t rtt_ns;   /* smoothed, 0 before the first sample */
-	uint64_t sent_ns;  /* when anything was last sent, and acknowledged, here */
+	uint32_t calm; /* acknowledgements since the last of those */
+	uint32_t ramp; /* of a path that has come back: as many may fly as yet; 0: `limit` */
+	uint64_t late_ns; /* how much later than usual a frame may come */
+	uint64_t rtt_ns; /* smoothed, 0 before the first sample */
+	uint64_t sent_ns; /* when anything was last sent, and acknowledged, here */
 	uint64_t acked_ns;
 	struct af_sent ring[AF_TX_RING];
 };

@@ -85,9 +85,9 @@ struct __attribute__((packed)) af_hello {
 	uint16_t heard_bytes; /* answer: the size of the HELLO that arrived, so that a path's MTU is proved */
 	uint16_t nb_paths;    /* answer: paths of other senders on this port */
 	uint32_t window;      /* answer: frames that the port can hold */
-	uint32_t session;     /* answer: minted by the receiver; 0: only to say its name, the sender asked for another */
-	uint64_t sender;      /* its instance: 48 random bits, and 16 that count its lives (sessions begun) */
-	uint64_t epoch;       /* answer: the receiver's instance */
+	uint32_t session; /* answer: minted by the receiver; 0: only to say its name, the sender asked for another */
+	uint64_t sender; /* its instance: 48 random bits, and 16 that count its lives (sessions begun) */
+	uint64_t epoch; /* answer: the receiver's instance */
 	uint8_t name_len, to_len; /* followed by the two names */
 };
 
@@ -98,24 +98,25 @@ struct __attribute__((packed)) af_void {
 	uint64_t detail;
 };
 
-#define AF_IN_FLIGHT 8                  /* slices that a sender may have in flight: the void of one stands at slice % 8, */
-#define AF_NB_VOIDS (AF_IN_FLIGHT + 1) /* so that none is forgotten before it was heard; the last place is AF_VOID_SILENCE's */
+#define AF_IN_FLIGHT 8 /* slices that a sender may have in flight: the void of one stands at slice % 8, */
+/* so that none is forgotten before it was heard; the last place is AF_VOID_SILENCE's */
+#define AF_NB_VOIDS (AF_IN_FLIGHT + 1)
 
 /* The receiver's state for one session. State, not events: the newest report replaces every older one. The records of
  * paths follow, then `text_bytes` bytes of a text: why the slice `text_slice` is void, in its user's words. */
 struct __attribute__((packed)) af_report {
-	uint32_t granted;     /* every slice below may flow */
-	uint32_t done;        /* every slice below is held whole, or void */
-	uint32_t confirmed;   /* every slice below is where the receiver's user wants it, or void; never beyond `done` */
-	uint32_t ask_slice;   /* oldest slice that lacks a chunk, or 0 */
-	uint32_t ask_chunk;   /* the first chunk that it lacks */
-	uint32_t text_slice;  /* whose text a piece is below, or 0 */
-	uint16_t text_total;  /* bytes of that text, */
-	uint16_t text_at;     /* where the piece stands in it, */
-	uint16_t text_bytes;  /* and its own bytes */
-	uint8_t drop;         /* why the receiver has dropped most frames, of reasons that its user should know; enum af_drop */
-	uint32_t drops;       /* how many */
-	uint64_t free_bytes;  /* diagnostic: the sender never reads it */
+	uint32_t granted; /* every slice below may flow */
+	uint32_t done; /* every slice below is held whole, or void */
+	uint32_t confirmed; /* every slice below is where the receiver's user wants it, or void; never beyond `done` */
+	uint32_t ask_slice; /* oldest slice that lacks a chunk, or 0 */
+	uint32_t ask_chunk; /* the first chunk that it lacks */
+	uint32_t text_slice; /* whose text a piece is below, or 0 */
+	uint16_t text_total; /* bytes of that text, */
+	uint16_t text_at; /* where the piece stands in it, */
+	uint16_t text_bytes; /* and its own bytes */
+	uint8_t drop; /* why the receiver has dropped most frames, of reasons that its user should know; enum af_drop */
+	uint32_t drops; /* how many */
+	uint64_t free_bytes; /* diagnostic: the sender never reads it */
 	struct af_void voids[AF_NB_VOIDS];
 	uint8_t nb_paths;
 };
@@ -147,7 +148,7 @@ enum af_void_reason {
 	AF_VOID_CANCELLED,
 	AF_VOID_SILENCE,
 	AF_VOID_UNKNOWN, /* its manifest says what this receiver does not know; the text says what */
-	AF_VOID_FAILED   /* the receiver's user could not use it; the text says which elements, and why */
+	AF_VOID_FAILED /* the receiver's user could not use it; the text says which elements, and why */
 };
 
 /* Why a frame was not taken. Every drop is counted under one of these. */
@@ -195,7 +196,7 @@ struct af_frame {
 	uint32_t nbytes;
 	uint32_t frame_bytes;
 	uint32_t header_crc, crc; /* over the headers alone; over headers and payload */
-	uint8_t *to;              /* where the payload is copied to while its CRC is computed; NULL: nowhere */
+	uint8_t *to; /* where the payload is copied to while its CRC is computed; NULL: nowhere */
 	enum af_copy how;
 };
 
@@ -208,8 +209,8 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "aiflow is built for l
 
 static const uint8_t af_broadcast[6] = {0xff, 0xff, 0xff, 0xff, 0xff, 0xff};
 
-/* Bytes 12 to 49 of a frame as five words, the last of six bytes. They go to and from memory as words too: a field that is
- * loaded across the ends of two stores has to wait until the CPU's store buffer, full of payload, has drained. */
+/* Bytes 12 to 49 of a frame as five words, the last of six bytes. They go to and from memory as words too: a field that
+ * is loaded across the ends of two stores has to wait until the CPU's store buffer, full of payload, has drained. */
 struct af_words {
 	uint64_t w[5];
 };
@@ -239,7 +240,8 @@ af_wire_header_crc(const struct af_words *words)
 #endif
 }
 
-/* The CRC of a frame: its header's is known, its payload is at f->payload, and is copied to f->to on the way when that is set. */
+/* The CRC of a frame: its header's is known, its payload is at f->payload, and is copied to f->to on the way when that
+ * is set. */
 static inline uint32_t
 af_wire_crc(const struct af_frame *f)
 {
@@ -249,7 +251,8 @@ af_wire_crc(const struct af_frame *f)
 }
 
 /* Read a frame of `len` bytes that arrived on a port with address `mac` and frames of at most `max_frame` bytes.
- * Returns AF_OK and fills `out`, or says why not: nothing of it can be relied on before af_wire_check. Reads nothing beyond `len`. */
+ * Returns AF_OK and fills `out`, or says why not: nothing of it can be relied on before af_wire_check. Reads nothing
+ * beyond `len`. */
 static inline enum af_drop
 af_wire_read(const uint8_t *frame, uint32_t len, const uint8_t *mac, uint32_t max_frame, struct af_frame *out)
 {
@@ -320,9 +323,10 @@ af_wire_parse(const uint8_t *frame, uint32_t len, const uint8_t *mac, uint32_t m
 	return drop == AF_OK ? af_wire_check(out) : drop;
 }
 
-/* Write both headers in front of `f->nbytes` payload bytes that already stand at frame + AF_HEADER (or at f->payload, when that is
- * set: they are copied to f->to, or, more than a frame's least, stay where they are when that is NULL), pad, and seal with the
- * CRC. Sets f->crc and f->header_crc. Returns the frame's size. `frame` has room for max(60, 54 + nbytes). */
+/* Write both headers in front of `f->nbytes` payload bytes that already stand at frame + AF_HEADER (or at f->payload,
+ * when that is set: they are copied to f->to, or, more than a frame's least, stay where they are when that is NULL),
+ * pad, and seal with the CRC. Sets f->crc and f->header_crc. Returns the frame's size. `frame` has room for max(60, 54
+ * + nbytes). */
 static inline uint32_t
 af_wire_seal(uint8_t *frame, const uint8_t *dst, const uint8_t *src, struct af_frame *f)
 {
@@ -332,8 +336,7 @@ af_wire_seal(uint8_t *frame, const uint8_t *dst, const uint8_t *src, struct af_f
 	uint64_t high = AF_BE16((uint16_t)(f->number >> 32)), low = AF_BE32((uint32_t)f->number);
 	struct af_words words = {
 		{AF_BE16(AF_ETHERTYPE) | (uint64_t)(AF_VERSION << 4 | f->kind) << 16 | element << 24 | seq << 56,
-		 seq >> 8 | timestamp << 24,
-		 timestamp >> 40 | length << 24 | (uint64_t)f->end << 40 | session << 48,
+		 seq >> 8 | timestamp << 24, timestamp >> 40 | length << 24 | (uint64_t)f->end << 40 | session << 48,
 		 session >> 16 | (uint64_t)AF_BE32(f->slice) << 16 | (uint64_t)AF_BE16(f->path) << 48,
 		 high | low << 16}};
 

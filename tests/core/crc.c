@@ -1,5 +1,5 @@
-/* CRC32C against its definition, a bit at a time: lengths, alignments and beginnings, each way of computing that this CPU has,
- * with and without a copy, and joining. Prints the ways that were tried. */
+/* CRC32C against its definition, a bit at a time: lengths, alignments and beginnings, each way of computing that this
+ * CPU has, with and without a copy, and joining. Prints the ways that were tried. */
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -44,7 +44,8 @@ check_copy(uint32_t seed, size_t n, size_t align, size_t from_align, uint32_t wa
 
 		memcpy(from + from_align, text, n);
 		memset(to, 0xa5, GUARD + align + n + GUARD);
-		expect(af_copy_crc32c(seed, to + GUARD + align, from + from_align, n, how), wanted, "the CRC with a copy", n);
+		expect(af_copy_crc32c(seed, to + GUARD + align, from + from_align, n, how), wanted,
+		       "the CRC with a copy", n);
 		af_copy_settle();
 		expect(memcmp(to + GUARD + align, text, n) != 0, 0, "a difference in the copy", n);
 		for (size_t i = 0; i < GUARD; i++) {
@@ -65,8 +66,10 @@ check_length(size_t n, uint32_t seed, uint32_t wanted)
 
 	memcpy(bytes + align, text, n);
 	expect(af_crc32c(seed, bytes + align, n), wanted, "the CRC", n);
-	expect(af_crc32c(af_crc32c(seed, bytes + align, split), bytes + align + split, n - split), wanted, "the CRC in two parts", n);
-	expect(af_crc32c_shift(af_crc32c(seed, bytes + align, split), n - split) ^ af_crc32c(0, bytes + align + split, n - split),
+	expect(af_crc32c(af_crc32c(seed, bytes + align, split), bytes + align + split, n - split), wanted,
+	       "the CRC in two parts", n);
+	expect(af_crc32c_shift(af_crc32c(seed, bytes + align, split), n - split) ^
+		       af_crc32c(0, bytes + align + split, n - split),
 	       wanted, "the joined CRC", n);
 	af_crc_shift_of(&shift, (uint32_t)n, af_crc_power(n));
 	expect(af_crc_apply(&shift, seed), af_crc32c_shift(seed, n), "the shift by table", n);
@@ -85,8 +88,8 @@ never_rests(void *unused)
 	return unused;
 }
 
-/* The CRC is that of the copy also when somebody changes the original: until that has happened in the midst of some copies,
- * which takes a second core. */
+/* The CRC is that of the copy also when somebody changes the original: until that has happened in the midst of some
+ * copies, which takes a second core. */
 static void
 check_changes(size_t n)
 {
@@ -139,7 +142,8 @@ main(void)
 		check_way();
 		puts(ways[way]);
 	}
-	for (uint32_t a = 1, b = 0x80000000u, i = 0; i < 10000; i++, a = a * 1664525u + 1013904223u, b = b * 22695477u + 1) {
+	for (uint32_t a = 1, b = 0x80000000u, i = 0; i < 10000;
+	     i++, a = a * 1664525u + 1013904223u, b = b * 22695477u + 1) {
 		product = af_crc_multiply(a, b);
 #ifdef AF_CRC_FOLDS
 		if (__builtin_cpu_supports("pclmul"))

@@ -1,8 +1,8 @@
 /* One sender and several receivers over shared segments: fan.h in plain C on the simulated network and clock.
  *
- * All receivers give their sessions the same numbers. What is checked: each gets its own slices, in order, byte for byte;
- * the frames of all of them that are under way on a port are never more than its window; one that falls silent fails by
- * itself and holds up nobody; all memory comes back.
+ * All receivers give their sessions the same numbers. What is checked: each gets its own slices, in order, byte for
+ * byte; the frames of all of them that are under way on a port are never more than its window; one that falls silent
+ * fails by itself and holds up nobody; all memory comes back.
  *
  * Usage: fan NAME=VALUE …   (see `options` in scenario.h; senders is the number of receivers here). Prints one JSON
  * object; the exit code is 0 when all held.
@@ -43,8 +43,11 @@ release_packet(void *handle)
 static struct af_agent_port
 port_of(uint8_t owner, uint32_t p)
 {
-	struct af_agent_port port = {.attached = true, .frame_size = (uint16_t)o.frame, .rx_ring = (uint32_t)o.ring,
-				     .tx_window = (uint32_t)o.window, .point_to_point = o.apart,
+	struct af_agent_port port = {.attached = true,
+				     .frame_size = (uint16_t)o.frame,
+				     .rx_ring = (uint32_t)o.ring,
+				     .tx_window = (uint32_t)o.window,
+				     .point_to_point = o.apart,
 				     .mac = {2, 0, 0, 0, owner, (uint8_t)p}};
 
 	return port;
@@ -259,11 +262,13 @@ main(int argc, char **argv)
 			fail("memory did not come back", r, -1);
 		af_store_free(&stores[r]);
 	}
-	printf("{\"delivered\": %d, \"failed\": %d, \"again\": %" PRIu64 ", \"most_flying\": %u, \"most_shared\": %u, \"ms\": [",
+	printf("{\"delivered\": %d, \"failed\": %d, \"again\": %" PRIu64
+	       ", \"most_flying\": %u, \"most_shared\": %u, \"ms\": [",
 	       delivered, lost, again, most_flying, most_shared);
 	for (int r = 0; r < o.senders; r++)
 		printf("%s%.3f", r ? ", " : "", (double)(ended_ns[r] - START_NS) / 1e6);
-	printf("], \"network\": {\"sent\": %" PRIu64 ", \"lost\": %" PRIu64 "}}\n", net.sent, count_fault(AF_FAULT_DROP));
+	printf("], \"network\": {\"sent\": %" PRIu64 ", \"lost\": %" PRIu64 "}}\n", net.sent,
+	       count_fault(AF_FAULT_DROP));
 	for (int r = 0; r < o.senders; r++) {
 		free(fan.tx[r]->again);
 		free(fan.tx[r]);

@@ -25,15 +25,16 @@ static struct af_line lines[2][AF_MAX_PORTS];
 static uint64_t flow_ns; /* when the first DATA frame was sent; the scenario's times count from there */
 static uint64_t trace_hash;
 static struct {
-	uint64_t sent, cut, muted, first, last, overtaken; /* overtaken: the most frames that one fell behind the newest */
+	uint64_t sent, cut, muted, first, last,
+		overtaken; /* overtaken: the most frames that one fell behind the newest */
 	uint64_t entered[2][AF_MAX_PORTS], newest[2][AF_MAX_PORTS];
 } net;
 static uint64_t happened[NB_FAULTS]; /* how often each kind of fault took place in this world */
 
 /* ---- the trace ---- */
 
-static const char *const kind_names[16] = {"0", "DATA", "PACKED", "MANIFEST", "GRANT", "FEEDBACK", "HELLO", "PROBE", "BYE",
-					   "VOID", "CLOSE", "11", "12", "13", "14", "15"};
+static const char *const kind_names[16] = {"0",   "DATA", "PACKED", "MANIFEST", "GRANT", "FEEDBACK", "HELLO", "PROBE",
+					   "BYE", "VOID", "CLOSE",  "11",       "12",    "13",       "14",    "15"};
 
 static void
 hash_in(uint64_t a, uint64_t b)
@@ -69,8 +70,9 @@ note_frame(uint64_t now, int way, uint32_t segment, const uint8_t *frame, uint32
 	hash_in(h.crc, (uint64_t)(uint8_t)what[0]);
 	if (o.trace)
 		printf("%12.3f us  %u %s %u  %-8s %-9s slice %u element %u seq %u path %u number %u  %u bytes\n",
-		       (double)(now - START_NS) / 1e3, frame[way == FORTH ? 10 : 4], way == FORTH ? "->" : "<-", segment, what, kind_names[h.frame_id & 15],
-		       AF_BE32(h.slice), AF_BE32(h.element), AF_BE32(h.seq), AF_BE16(h.path), AF_BE32(h.number_low), len);
+		       (double)(now - START_NS) / 1e3, frame[way == FORTH ? 10 : 4], way == FORTH ? "->" : "<-",
+		       segment, what, kind_names[h.frame_id & 15], AF_BE32(h.slice), AF_BE32(h.element), AF_BE32(h.seq),
+		       AF_BE16(h.path), AF_BE32(h.number_low), len);
 }
 
 /* ---- the segments ---- */
@@ -177,8 +179,12 @@ transmit(int way, uint32_t segment, uint64_t now, const uint8_t *frame, uint32_t
 	}
 	memcpy(spoilt, frame, len);
 	copies = af_line_enter(line, spoilt, &passed_len, now);
-	note_frame(now, way, segment, frame, len, copies == 0 ? "lost" : copies > 1 ? "repeated" : passed_len < len ? "truncated"
-					 : memcmp(spoilt, frame, len) ? "damaged" : "sent");
+	note_frame(now, way, segment, frame, len,
+		   copies == 0                  ? "lost"
+		   : copies > 1                 ? "repeated"
+		   : passed_len < len           ? "truncated"
+		   : memcmp(spoilt, frame, len) ? "damaged"
+						: "sent");
 	for (; copies; copies--) {
 		struct packet *packet = malloc(sizeof *packet + passed_len);
 
@@ -244,12 +250,14 @@ tell_rules(void)
 		for (int p = 0; p < o.ports; p++) {
 			const struct af_fault_rule *r = &rules[way][p];
 
-			printf("%s %d  drop %u ppm, burst %u ppm of %u, repeat %u ppm of %u, reorder %u ppm by %" PRIu64 " us, corrupt %u ppm, "
-			       "truncate %u ppm, stall %u ppm of %" PRIu64 " us, delay %" PRIu64 " us, down after %" PRIu64 " us for %" PRIu64
-			       " us every %" PRIu64 " us\n", way == FORTH ? "->" : "<-", p, r->drop_ppm, r->burst_ppm, r->burst_frames,
-			       r->repeat_ppm, r->copies, r->reorder_ppm, r->reorder_ns / 1000, r->corrupt_ppm, r->truncate_ppm, r->stall_ppm,
-			       r->stall_ns / 1000, r->delay_ns / 1000, r->down_after_ns / 1000, r->down_for_ns / 1000,
-			       r->down_every_ns / 1000);
+			printf("%s %d  drop %u ppm, burst %u ppm of %u, repeat %u ppm of %u, reorder %u ppm by %" PRIu64
+			       " us, corrupt %u ppm, "
+			       "truncate %u ppm, stall %u ppm of %" PRIu64 " us, delay %" PRIu64
+			       " us, down after %" PRIu64 " us for %" PRIu64 " us every %" PRIu64 " us\n",
+			       way == FORTH ? "->" : "<-", p, r->drop_ppm, r->burst_ppm, r->burst_frames, r->repeat_ppm,
+			       r->copies, r->reorder_ppm, r->reorder_ns / 1000, r->corrupt_ppm, r->truncate_ppm,
+			       r->stall_ppm, r->stall_ns / 1000, r->delay_ns / 1000, r->down_after_ns / 1000,
+			       r->down_for_ns / 1000, r->down_every_ns / 1000);
 		}
 }
 

@@ -37,16 +37,19 @@ fail(const char *what, int sender, int slice)
 {
 	int error = sender >= 0 && slice >= 0 && slice < MAX_SLICES ? senders[sender]->slices[slice].error : 0;
 
-	printf("{\"failed\": \"%s\", \"sender\": %d, \"slice\": %d, \"error\": %d, \"seed\": %d, \"ms\": %.3f}\n", what, sender, slice,
-	       error, o.seed, (double)(now - START_NS) / 1e6);
+	printf("{\"failed\": \"%s\", \"sender\": %d, \"slice\": %d, \"error\": %d, \"seed\": %d, \"ms\": %.3f}\n", what,
+	       sender, slice, error, o.seed, (double)(now - START_NS) / 1e6);
 	exit(1);
 }
 
 static struct af_agent_port
 port_of(uint8_t owner, uint32_t p)
 {
-	struct af_agent_port port = {.attached = true, .frame_size = (uint16_t)o.frame, .rx_ring = (uint32_t)o.ring,
-				     .tx_window = (uint32_t)o.window, .point_to_point = o.senders == 1,
+	struct af_agent_port port = {.attached = true,
+				     .frame_size = (uint16_t)o.frame,
+				     .rx_ring = (uint32_t)o.ring,
+				     .tx_window = (uint32_t)o.window,
+				     .point_to_point = o.senders == 1,
 				     .mac = {2, 0, 0, 0, owner, (uint8_t)p}};
 
 	return port;
@@ -85,7 +88,8 @@ make_receiver(void)
 static uint32_t
 text_of(int index, char *text)
 {
-	uint32_t nbytes = index / 16 % 2 ? 1 + (uint32_t)index % 7 : 1 + (uint32_t)(index * 797) % 3000; /* short ones after long ones */
+	uint32_t nbytes = index / 16 % 2 ? 1 + (uint32_t)index % 7
+					 : 1 + (uint32_t)(index * 797) % 3000; /* short ones after long ones */
 
 	for (uint32_t i = 0; i < nbytes; i++)
 		text[i] = (char)('a' + (i * 7 + (uint32_t)index) % 26);
@@ -101,7 +105,8 @@ judge(const struct held *h)
 	if (!o.confirm)
 		return;
 	note(now, "slice %d of sender %d is %s", h->index, h->sender, failed ? "failed" : "confirmed");
-	af_verdicts_push(&verdicts, h->slice->session_id, h->slice->id, failed, text, failed ? text_of(h->index, text) : 0);
+	af_verdicts_push(&verdicts, h->slice->session_id, h->slice->id, failed, text,
+			 failed ? text_of(h->index, text) : 0);
 	senders[h->sender]->judged[h->index] = failed ? 'f' : 'c';
 }
 
@@ -161,7 +166,8 @@ make_sender(int index)
 static void
 make_slice(struct af_tx_slice *s, int index)
 {
-	uint32_t most = o.small ? o.draw ? 400 : 3000 : 24, n = 1 + draw(most - 1), at = AF_MANIFEST_HEADER, nb_runs = 0;
+	uint32_t most = o.small ? o.draw ? 400 : 3000 : 24, n = 1 + draw(most - 1), at = AF_MANIFEST_HEADER,
+		 nb_runs = 0;
 	uint64_t sizes[3000], *bytes;
 	struct af_span *elements;
 	struct af_manifest m = {0};
@@ -255,7 +261,8 @@ restart_sender(struct sender *s, int index)
 	for (int i = 0; i < s->nb_posted; i++) {
 		struct af_tx_slice *slice = &s->slices[i];
 
-		/* One whose report was lost may have been handed over: the new sender cannot know, nor does it send it again. */
+		/* One whose report was lost may have been handed over: the new sender cannot know, nor does it send it
+		 * again. */
 		if (atomic_load(&slice->state) == AF_TX_DONE || s->handed_over[i] || i < s->next_in_order)
 			continue;
 		s->posted_again[i] = true;
@@ -274,7 +281,8 @@ static bool
 same_bytes(const struct af_rx_slice *got, const struct af_tx_slice *sent)
 {
 	/* All but flags and payload_bytes, which the sender's loop fills in. */
-	if (got->manifest_bytes != sent->manifest_bytes || memcmp(got->manifest + 4, sent->manifest + 4, sent->manifest_bytes - 4))
+	if (got->manifest_bytes != sent->manifest_bytes ||
+	    memcmp(got->manifest + 4, sent->manifest + 4, sent->manifest_bytes - 4))
 		return false;
 	for (uint32_t e = 0; e < got->nb_elements; e++) {
 		const struct af_rx_element *el = &got->elements[e];
@@ -311,7 +319,8 @@ take_slice(struct af_rx_slice *got)
 	int index = atoi(got->sender + strlen("source-"));
 	struct sender *s = senders[index];
 
-	/* Exactly once holds within a session: the forerunner's slice has come, and this is the same one of another session. */
+	/* Exactly once holds within a session: the forerunner's slice has come, and this is the same one of another
+	 * session. */
 	for (int i = 0; i < s->nb_posted; i++)
 		if (s->posted_again[i] && s->handed_over[i] && same_bytes(got, &s->slices[i])) {
 			s->posted_again[i] = false;
@@ -323,7 +332,8 @@ take_slice(struct af_rx_slice *got)
 		if (i == s->nb_posted)
 			fail("handed over what was not sent, or out of order", index, (int)got->id);
 		if (!same_bytes(got, &s->slices[i])) {
-			if (atomic_load(&s->slices[i].state) != AF_TX_FAILED && !atomic_load(&s->slices[i].cancel) && !o.tx_restart_ms)
+			if (atomic_load(&s->slices[i].state) != AF_TX_FAILED && !atomic_load(&s->slices[i].cancel) &&
+			    !o.tx_restart_ms)
 				fail("a slice was skipped", index, i);
 			continue;
 		}
@@ -333,8 +343,9 @@ take_slice(struct af_rx_slice *got)
 		break;
 	}
 	bytes_in += got->nbytes;
-	held[nb_held++] = (struct held){got, now + (uint64_t)o.hold_ms * MS + (o.confirm ? draw64() % ((o.confirm == 5 ? 30 : 2) * MS) : 0), index,
-					s->next_in_order - 1};
+	held[nb_held++] = (struct held){
+		got, now + (uint64_t)o.hold_ms * MS + (o.confirm ? draw64() % ((o.confirm == 5 ? 30 : 2) * MS) : 0),
+		index, s->next_in_order - 1};
 }
 
 static void

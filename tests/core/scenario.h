@@ -40,28 +40,48 @@ struct scenario {
 	int unplug_ms, unplug_for_ms; /* the last port of sender 0 goes, and comes back */
 	int first_lost, last_lost; /* the first DATA frame is lost; CLOSE frames are lost once each */
 	int keep;                  /* the receiver keeps frames in place (assemble=False) */
-	int confirm;               /* slices are delivered when the user says so, after up to 2 ms more; n > 1: every n-th fails; 5: 8 of 12, up to 30 ms */
-	int apart, silent_ms;      /* fan.c: each receiver has ports of its own; the last one says nothing from then on */
-	int timeout_ms;            /* peer_timeout of both ends */
+	int confirm; /* slices are delivered when the user says so, after up to 2 ms more; n > 1: every n-th fails; 5: 8
+			of 12, up to 30 ms */
+	int apart, silent_ms; /* fan.c: each receiver has ports of its own; the last one says nothing from then on */
+	int timeout_ms; /* peer_timeout of both ends */
 	int limit_ms;
 };
 
 static const struct scenario DEFAULTS = {
-	.seed = 1, .seeds = 1, .slices = 12, .senders = 1, .ports = 4, .window = 90, .ring = 256, .frame = 1514,
-	.bytes = 60000, .memory_kb = 65536, .reorder = 10000, .die_way = 3, .pause_way = 1, .timeout_ms = 10000, .limit_ms = 60000,
+	.seed = 1,
+	.seeds = 1,
+	.slices = 12,
+	.senders = 1,
+	.ports = 4,
+	.window = 90,
+	.ring = 256,
+	.frame = 1514,
+	.bytes = 60000,
+	.memory_kb = 65536,
+	.reorder = 10000,
+	.die_way = 3,
+	.pause_way = 1,
+	.timeout_ms = 10000,
+	.limit_ms = 60000,
 };
 static struct scenario o;
 static struct af_fault_rule rules[2][AF_MAX_PORTS];
 
 #define OPTION(name) {#name, offsetof(struct scenario, name)}
-static const struct { const char *name; size_t at; } options[] = {
-	OPTION(seed), OPTION(seeds), OPTION(draw), OPTION(trace), OPTION(capture), OPTION(log), OPTION(slices), OPTION(senders), OPTION(ports), OPTION(window),
-	OPTION(ring), OPTION(frame), OPTION(loss), OPTION(dup), OPTION(corrupt), OPTION(truncate), OPTION(stall), OPTION(burst),
-	OPTION(jitter_us), OPTION(reorder), OPTION(delay_us), OPTION(stall_ms), OPTION(small), OPTION(zero), OPTION(bytes), OPTION(memory_kb),
-	OPTION(hold_ms), OPTION(confirm), OPTION(die_ms), OPTION(die_way), OPTION(back_ms), OPTION(outage_ms), OPTION(outage_for_ms),
-	OPTION(mute_ms), OPTION(cancel), OPTION(rx_restart_ms), OPTION(tx_restart_ms), OPTION(pause_ms), OPTION(pause_for_ms),
-	OPTION(pause_way), OPTION(unplug_ms), OPTION(unplug_for_ms), OPTION(first_lost), OPTION(last_lost), OPTION(keep),
-	OPTION(apart), OPTION(silent_ms), OPTION(timeout_ms), OPTION(limit_ms),
+static const struct {
+	const char *name;
+	size_t at;
+} options[] = {
+	OPTION(seed),          OPTION(seeds),         OPTION(draw),          OPTION(trace),        OPTION(capture),
+	OPTION(log),           OPTION(slices),        OPTION(senders),       OPTION(ports),        OPTION(window),
+	OPTION(ring),          OPTION(frame),         OPTION(loss),          OPTION(dup),          OPTION(corrupt),
+	OPTION(truncate),      OPTION(stall),         OPTION(burst),         OPTION(jitter_us),    OPTION(reorder),
+	OPTION(delay_us),      OPTION(stall_ms),      OPTION(small),         OPTION(zero),         OPTION(bytes),
+	OPTION(memory_kb),     OPTION(hold_ms),       OPTION(confirm),       OPTION(die_ms),       OPTION(die_way),
+	OPTION(back_ms),       OPTION(outage_ms),     OPTION(outage_for_ms), OPTION(mute_ms),      OPTION(cancel),
+	OPTION(rx_restart_ms), OPTION(tx_restart_ms), OPTION(pause_ms),      OPTION(pause_for_ms), OPTION(pause_way),
+	OPTION(unplug_ms),     OPTION(unplug_for_ms), OPTION(first_lost),    OPTION(last_lost),    OPTION(keep),
+	OPTION(apart),         OPTION(silent_ms),     OPTION(timeout_ms),    OPTION(limit_ms),
 };
 
 static void
@@ -130,10 +150,16 @@ rules_of_options(void)
 			struct af_fault_rule *r = &rules[way][p];
 
 			*r = (struct af_fault_rule){
-				.kinds = ALL_KINDS, .repeat_ppm = (uint32_t)o.dup * 100, .copies = 2, .corrupt_ppm = (uint32_t)o.corrupt * 100,
-				.truncate_ppm = (uint32_t)o.truncate * 100, .stall_ppm = (uint32_t)o.stall * 100,
-				.stall_ns = (uint64_t)o.stall_ms * MS, .delay_ns = (uint64_t)o.delay_us * 1000,
-				.reorder_ppm = o.jitter_us ? (uint32_t)o.reorder * 100 : 0, .reorder_ns = (uint64_t)o.jitter_us * 1000,
+				.kinds = ALL_KINDS,
+				.repeat_ppm = (uint32_t)o.dup * 100,
+				.copies = 2,
+				.corrupt_ppm = (uint32_t)o.corrupt * 100,
+				.truncate_ppm = (uint32_t)o.truncate * 100,
+				.stall_ppm = (uint32_t)o.stall * 100,
+				.stall_ns = (uint64_t)o.stall_ms * MS,
+				.delay_ns = (uint64_t)o.delay_us * 1000,
+				.reorder_ppm = o.jitter_us ? (uint32_t)o.reorder * 100 : 0,
+				.reorder_ns = (uint64_t)o.jitter_us * 1000,
 			};
 			if (o.burst) {
 				r->burst_ppm = (uint32_t)(o.loss * 100 / o.burst);
@@ -145,8 +171,23 @@ rules_of_options(void)
 }
 
 enum kind {
-	DROP, BURST, DOWN, CORRUPT, TRUNCATE, REPEAT, REORDER, DELAY, STALL,               /* of lines, as in faults.h */
-	OUTAGE, PAUSE, UNPLUG, RX_RESTART, TX_RESTART, CANCEL, STARVE, NB_FAULTS           /* of the world */
+	DROP,
+	BURST,
+	DOWN,
+	CORRUPT,
+	TRUNCATE,
+	REPEAT,
+	REORDER,
+	DELAY,
+	STALL, /* of lines, as in faults.h */
+	OUTAGE,
+	PAUSE,
+	UNPLUG,
+	RX_RESTART,
+	TX_RESTART,
+	CANCEL,
+	STARVE,
+	NB_FAULTS /* of the world */
 };
 
 static void
@@ -155,7 +196,9 @@ draw_rule(struct af_fault_rule *r, enum kind kind)
 	bool harsh = draw(8) == 0;
 
 	switch (kind) {
-	case DROP: r->drop_ppm = (uint32_t)between(3000, harsh ? 300000 : 60000); break;
+	case DROP:
+		r->drop_ppm = (uint32_t)between(3000, harsh ? 300000 : 60000);
+		break;
 	case BURST:
 		r->burst_ppm = (uint32_t)between(3000, 10000);
 		r->burst_frames = (uint32_t)between(2, 40);
@@ -165,8 +208,12 @@ draw_rule(struct af_fault_rule *r, enum kind kind)
 		r->down_for_ns = (uint64_t)between(100, harsh ? 400000 : 20000) * 1000;
 		r->down_every_ns = r->down_for_ns * (uint64_t)between(2, 10);
 		break;
-	case CORRUPT: r->corrupt_ppm = (uint32_t)between(3000, harsh ? 100000 : 20000); break;
-	case TRUNCATE: r->truncate_ppm = (uint32_t)between(3000, harsh ? 100000 : 20000); break;
+	case CORRUPT:
+		r->corrupt_ppm = (uint32_t)between(3000, harsh ? 100000 : 20000);
+		break;
+	case TRUNCATE:
+		r->truncate_ppm = (uint32_t)between(3000, harsh ? 100000 : 20000);
+		break;
 	case REPEAT:
 		r->repeat_ppm = (uint32_t)between(5000, harsh ? 1000000 : 100000);
 		r->copies = (uint32_t)between(2, harsh ? 10 : 3);
@@ -175,12 +222,15 @@ draw_rule(struct af_fault_rule *r, enum kind kind)
 		r->reorder_ppm = (uint32_t)between(5000, harsh ? 1000000 : 100000);
 		r->reorder_ns = (uint64_t)between(20, harsh ? 20000 : 500) * 1000;
 		break;
-	case DELAY: r->delay_ns = (uint64_t)between(10, harsh ? 20000 : 1000) * 1000; break;
+	case DELAY:
+		r->delay_ns = (uint64_t)between(10, harsh ? 20000 : 1000) * 1000;
+		break;
 	case STALL:
 		r->stall_ppm = (uint32_t)between(3000, 6000);
 		r->stall_ns = (uint64_t)between(100, harsh ? 150000 : 5000) * 1000;
 		break;
-	default: break;
+	default:
+		break;
 	}
 }
 
@@ -207,9 +257,15 @@ draw_world(enum kind kind)
 		o.unplug_ms = between(1, 3);
 		o.unplug_for_ms = between(1, 50);
 		break;
-	case RX_RESTART: o.rx_restart_ms = between(1, 4); break;
-	case TX_RESTART: o.tx_restart_ms = between(1, 4); break;
-	case CANCEL: o.cancel = between(2, 4); break;
+	case RX_RESTART:
+		o.rx_restart_ms = between(1, 4);
+		break;
+	case TX_RESTART:
+		o.tx_restart_ms = between(1, 4);
+		break;
+	case CANCEL:
+		o.cancel = between(2, 4);
+		break;
 	case STARVE:
 		o.confirm = 0; /* two large slices that wait for a word keep others from asking */
 		o.bytes = 1500;
@@ -218,7 +274,8 @@ draw_world(enum kind kind)
 		o.memory_kb = o.keep ? between(300, 500) : between(60, 120);
 		o.hold_ms = between(2, 8);
 		break;
-	default: break;
+	default:
+		break;
 	}
 }
 

@@ -1,8 +1,8 @@
 /* Senders and a receiver, state machine against state machine, through switch ports of a finite rate and queue, on a
  * simulated clock: flow control and port choice without a machine's noise.
  *
- * Each sender's port has an access link of a rate of its own; at the switch all frames for one port of the receiver wait
- * in one queue of `limit_kb`, and what does not fit is lost. The way back is never the bottleneck.
+ * Each sender's port has an access link of a rate of its own; at the switch all frames for one port of the receiver
+ * wait in one queue of `limit_kb`, and what does not fit is lost. The way back is never the bottleneck.
  *
  * Usage: shaped NAME=VALUE …   Prints one JSON object.
  */
@@ -20,20 +20,37 @@
 #define WAY_NS 50000ull /* from the switch to a host, and back */
 
 static struct {
-	int senders, ports, bytes, elements, limit_kb, access, loss, loss_back, stall_us, stall_every_ms, frame_gap_ns, gain, late_ms;
-	int rate0, rate1, rate2, rate3;     /* Mbit/s of each switch port; the access links have `access`, or this if it is 0 */
+	int senders, ports, bytes, elements, limit_kb, access, loss, loss_back, stall_us, stall_every_ms, frame_gap_ns,
+		gain, late_ms;
+	int rate0, rate1, rate2,
+		rate3;     /* Mbit/s of each switch port; the access links have `access`, or this if it is 0 */
 	int quota0, quota1, quota2, quota3; /* per mille; all 0: none */
 	int shortest, whole, rate_based, die_ms, slices, seed;
 	int trunk, trunk_kb; /* Mbit/s that all ports share before their switch port; 0: as much as there is */
-} o = {.senders = 1, .ports = 1, .bytes = 4000000, .elements = 24, .limit_kb = 256, .rate0 = 100, .rate1 = 100, .rate2 = 100,
-       .rate3 = 100, .slices = 1, .seed = 1, .trunk_kb = 256};
+} o = {.senders = 1,
+       .ports = 1,
+       .bytes = 4000000,
+       .elements = 24,
+       .limit_kb = 256,
+       .rate0 = 100,
+       .rate1 = 100,
+       .rate2 = 100,
+       .rate3 = 100,
+       .slices = 1,
+       .seed = 1,
+       .trunk_kb = 256};
 
 #define OPTION(name) {#name, &o.name}
-static const struct { const char *name; int *value; } options[] = {
-	OPTION(senders), OPTION(ports), OPTION(bytes), OPTION(elements), OPTION(limit_kb), OPTION(access), OPTION(loss), OPTION(loss_back), OPTION(stall_us),
-	OPTION(stall_every_ms), OPTION(frame_gap_ns), OPTION(gain), OPTION(late_ms), OPTION(rate0), OPTION(rate1), OPTION(rate2),
-	OPTION(rate3), OPTION(quota0), OPTION(quota1), OPTION(quota2), OPTION(quota3), OPTION(shortest), OPTION(whole),
-	OPTION(rate_based), OPTION(die_ms), OPTION(slices), OPTION(seed), OPTION(trunk), OPTION(trunk_kb),
+static const struct {
+	const char *name;
+	int *value;
+} options[] = {
+	OPTION(senders),      OPTION(ports),    OPTION(bytes),     OPTION(elements),   OPTION(limit_kb),
+	OPTION(access),       OPTION(loss),     OPTION(loss_back), OPTION(stall_us),   OPTION(stall_every_ms),
+	OPTION(frame_gap_ns), OPTION(gain),     OPTION(late_ms),   OPTION(rate0),      OPTION(rate1),
+	OPTION(rate2),        OPTION(rate3),    OPTION(quota0),    OPTION(quota1),     OPTION(quota2),
+	OPTION(quota3),       OPTION(shortest), OPTION(whole),     OPTION(rate_based), OPTION(die_ms),
+	OPTION(slices),       OPTION(seed),     OPTION(trunk),     OPTION(trunk_kb),
 };
 
 struct packet {
@@ -141,7 +158,10 @@ make_slice(struct af_tx_slice *s, int sender)
 static struct af_agent_port
 port_of(uint8_t owner, int p)
 {
-	return (struct af_agent_port){.attached = true, .frame_size = FRAME, .rx_ring = 1024, .tx_window = 512,
+	return (struct af_agent_port){.attached = true,
+				      .frame_size = FRAME,
+				      .rx_ring = 1024,
+				      .tx_window = 512,
 				      .mac = {2, 0, 0, 0, owner, (uint8_t)p}};
 }
 
@@ -182,8 +202,11 @@ make_peers(uint64_t now)
 			tx->ports[p].p = port_of((uint8_t)s, p);
 			tx->ports[p].path_size = FRAME;
 			tx->ports[p].attached_ns = now;
-			tx->ports[p].pace = (struct af_pace){.rate_based = o.rate_based, .frame_ns = o.frame_gap_ns, .gain = o.gain,
-							     .threshold = 0.002, .slack_ns = 1000000};
+			tx->ports[p].pace = (struct af_pace){.rate_based = o.rate_based,
+							     .frame_ns = o.frame_gap_ns,
+							     .gain = o.gain,
+							     .threshold = 0.002,
+							     .slack_ns = 1000000};
 			up[s][p] = (struct fifo){.ring = calloc(4096, sizeof(struct packet)), .size = 4096};
 		}
 		for (int i = 0; i < o.slices; i++)
@@ -213,15 +236,18 @@ poll_all(uint64_t now, const uint64_t *awake_ns)
 				if (o.loss && draw(10000) < (uint32_t)o.loss)
 					drop_random++;
 				else if (o.trunk)
-					fifo_push(&trunk, in->bytes, in->len, o.trunk, (uint64_t)o.trunk_kb << 10, 0, now);
+					fifo_push(&trunk, in->bytes, in->len, o.trunk, (uint64_t)o.trunk_kb << 10, 0,
+						  now);
 				else
-					fifo_push(&out[p], in->bytes, in->len, rate_of(p), (uint64_t)o.limit_kb << 10, WAY_NS, now);
+					fifo_push(&out[p], in->bytes, in->len, rate_of(p), (uint64_t)o.limit_kb << 10,
+						  WAY_NS, now);
 			}
 		}
 	while ((in = fifo_pop(&trunk, now)))
 		for (int p = 0; p < o.ports; p++)
 			if (in->bytes[5] == p || in->bytes[0] == 0xff)
-				fifo_push(&out[p], in->bytes, in->len, rate_of(p), (uint64_t)o.limit_kb << 10, WAY_NS, now);
+				fifo_push(&out[p], in->bytes, in->len, rate_of(p), (uint64_t)o.limit_kb << 10, WAY_NS,
+					  now);
 	for (int p = 0; p < o.ports; p++) {
 		while (now >= awake_ns[MOST] && (in = fifo_pop(&out[p], now))) {
 			marked_bytes += in->len;
@@ -285,7 +311,8 @@ print_outcome(uint64_t now)
 		frames += trunk.frames ? 0 : out[p].frames;
 		lost += out[p].lost;
 	}
-	printf("{\"ms\": %.3f, \"frames\": %" PRIu64 ", \"lost\": %" PRIu64 ", \"unlucky\": %" PRIu64 ", \"wire_bytes\": %" PRIu64 ", \"finished_ms\": [",
+	printf("{\"ms\": %.3f, \"frames\": %" PRIu64 ", \"lost\": %" PRIu64 ", \"unlucky\": %" PRIu64
+	       ", \"wire_bytes\": %" PRIu64 ", \"finished_ms\": [",
 	       (double)(now - mark_ns) / 1e6, frames - marked_frames, lost - marked_lost, drop_random, marked_bytes);
 	for (int s = 0; s < o.senders; s++)
 		printf("%s%.3f", s ? ", " : "", (double)(slices[s][o.slices - 1].done_ns - mark_ns) / 1e6);
@@ -303,8 +330,8 @@ print_outcome(uint64_t now)
 			spurious += senders[s].ports[p].w.spurious;
 			again += senders[s].ports[p].count.again;
 		}
-	printf("], \"again\": %" PRIu64 ", \"spurious\": %" PRIu64 ", \"errors\": %d, \"delivered\": %" PRIu64 "}\n", again, spurious,
-	       slices[0][0].error, rx->slices);
+	printf("], \"again\": %" PRIu64 ", \"spurious\": %" PRIu64 ", \"errors\": %d, \"delivered\": %" PRIu64 "}\n",
+	       again, spurious, slices[0][0].error, rx->slices);
 }
 
 int
@@ -356,8 +383,8 @@ main(int argc, char **argv)
 			int sender = atoi(got->sender + strlen("source-"));
 
 			for (uint32_t e = 0; e < got->nb_elements; e++)
-				if (memcmp(store.base + got->block->offset + got->elements[e].offset, slices[sender][0].elements[e].ptr,
-					   got->elements[e].nbytes))
+				if (memcmp(store.base + got->block->offset + got->elements[e].offset,
+					   slices[sender][0].elements[e].ptr, got->elements[e].nbytes))
 					return 1;
 			rx->ready = got->next;
 			if (!rx->ready)

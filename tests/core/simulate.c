@@ -1,11 +1,12 @@
 /* Senders and a receiver, state machine against state machine, over simulated Ethernet segments on a simulated clock.
  *
- * The same seed gives the same run, event for event; `trace` in the outcome is a hash over all of them, and trace=1 prints
- * them. What is checked:
+ * The same seed gives the same run, event for event; `trace` in the outcome is a hash over all of them, and trace=1
+ * prints them. What is checked:
  *
  *   - a slice that its sender was told is delivered was handed over once, in order, with the same bytes;
  *   - none was handed over that its sender did not send, and none twice;
- *   - where the receiver's user confirms, or fails, slices (confirm=1, or every n-th fails), senders are told just that;
+ *   - where the receiver's user confirms, or fails, slices (confirm=1, or every n-th fails), senders are told just
+ * that;
  *   - no window is ever exceeded, and each counts just what flies on it; the receiver's counts are those of its lists;
  *   - all memory comes back; everything ends within the scenario's time, and so does the goodbye.
  *
@@ -16,12 +17,14 @@
  *   simulate loss=100 senders=2         a world by hand
  *   simulate draw=1 log=1 | sha256sum   every frame that was sent, byte for byte
  *
- * Prints one JSON object for the seeds together; the exit code is 0 when all held, and the first seed that fails is named.
+ * Prints one JSON object for the seeds together; the exit code is 0 when all held, and the first seed that fails is
+ * named.
  */
 #include "peers.h"
 
 static struct {
-	uint64_t delivered, failed, nbytes, frames, again, spurious, probes, aside, lives, sent, waited, receivers, longest_ns, total_ns;
+	uint64_t delivered, failed, nbytes, frames, again, spurious, probes, aside, lives, sent, waited, receivers,
+		longest_ns, total_ns;
 	uint64_t first, last, cut, muted, overtaken, by_kind[NB_FAULTS], overflowed, fewest_frames, mild;
 	uint64_t hash;
 	int longest_seed;
@@ -139,8 +142,8 @@ cancel_some(struct sender *s)
 	for (int i = 0; o.cancel && i < s->nb_posted; i++) {
 		struct af_tx_slice *slice = &s->slices[i];
 
-		if (i % o.cancel == o.cancel - 1 && atomic_load(&slice->state) == AF_TX_FLOWING && !atomic_load(&slice->cancel) &&
-		    slice->next_chunk > slice->nb_chunks / 2) {
+		if (i % o.cancel == o.cancel - 1 && atomic_load(&slice->state) == AF_TX_FLOWING &&
+		    !atomic_load(&slice->cancel) && slice->next_chunk > slice->nb_chunks / 2) {
 			note(now, "slice %d is cancelled", i);
 			happened[CANCEL]++;
 			atomic_store(&slice->cancel, 1);
@@ -239,7 +242,8 @@ post_some(uint32_t turns)
 	for (int s = 0; s < o.senders; s++) {
 		int unfinished = nb_unfinished(senders[s]);
 
-		for (; !enough && unfinished < (o.queue ? o.queue : o.slices) && senders[s]->nb_posted < o.slices; unfinished++)
+		for (; !enough && unfinished < (o.queue ? o.queue : o.slices) && senders[s]->nb_posted < o.slices;
+		     unfinished++)
 			post_slice(senders[s]);
 		busy |= unfinished > 0;
 	}
@@ -300,7 +304,8 @@ check_outcome(void)
 			}
 			if (slice->error && slice->error != AF_TX_CANCELLED &&
 			    !(o.rx_restart_ms && slice->error == AF_TX_RESTARTED) &&
-			    !((o.outage_for_ms >= o.timeout_ms || (o.pause_for_ms >= o.timeout_ms && o.pause_way & 1)) &&
+			    !((o.outage_for_ms >= o.timeout_ms ||
+			       (o.pause_for_ms >= o.timeout_ms && o.pause_way & 1)) &&
 			      (slice->error == AF_TX_SILENT || slice->error == AF_TX_NO_PEER)))
 				fail("failed without a reason", s, i);
 			if (slice->error == AF_TX_CANCELLED && !o.cancel && !o.tx_restart_ms)
@@ -397,19 +402,24 @@ static void
 print_outcome(void)
 {
 	FILE *out = o.log ? stderr : stdout;
-	static const char *const names[NB_FAULTS] = {"dropped", "burst", "down", "damaged", "truncated", "doubled", "reordered",
-						     "delayed", "stalls", "outage", "pause", "unplug", "rx_restart", "tx_restart",
-						     "cancel", "starved"};
+	static const char *const names[NB_FAULTS] = {
+		"dropped", "burst",  "down",  "damaged", "truncated",  "doubled",    "reordered", "delayed",
+		"stalls",  "outage", "pause", "unplug",  "rx_restart", "tx_restart", "cancel",    "starved"};
 
-	fprintf(out, "{\"seeds\": %d, \"senders\": %d, \"trace\": \"%016" PRIx64 "\", \"delivered\": %" PRIu64 ", \"failed\": %" PRIu64 ", \"nbytes\": %" PRIu64
-	       ", \"ms\": %.3f, \"longest_seed\": %d, \"mean_ms\": %.3f, \"frames\": %" PRIu64 ", \"again\": %" PRIu64
-	       ", \"spurious\": %" PRIu64 ", \"probes\": %" PRIu64 ", \"aside\": %" PRIu64 ", \"lives\": %" PRIu64 ", \"waited\": %" PRIu64 ", \"receivers\": %" PRIu64
-	       ", \"fewest_frames\": %" PRIu64 ", \"mild\": %" PRIu64 ", \"network\": {\"sent\": %" PRIu64 ", \"lost\": %" PRIu64
-	       ", \"cut\": %" PRIu64 ", \"muted\": %" PRIu64 ", \"first\": %" PRIu64 ", \"last\": %" PRIu64 ", \"overtaken\": %" PRIu64 ", \"overflowed\": %" PRIu64,
-	       o.seeds, o.senders, sum.hash, sum.delivered, sum.failed, sum.nbytes, (double)sum.longest_ns / 1e6, sum.longest_seed,
-	       (double)sum.total_ns / 1e6 / o.seeds, sum.frames, sum.again, sum.spurious, sum.probes, sum.aside, sum.lives, waited,
-	       sum.receivers, sum.fewest_frames, sum.mild, sum.sent, sum.by_kind[DROP] + sum.by_kind[BURST], sum.cut, sum.muted,
-	       sum.first, sum.last, sum.overtaken, sum.overflowed);
+	fprintf(out,
+		"{\"seeds\": %d, \"senders\": %d, \"trace\": \"%016" PRIx64 "\", \"delivered\": %" PRIu64
+		", \"failed\": %" PRIu64 ", \"nbytes\": %" PRIu64
+		", \"ms\": %.3f, \"longest_seed\": %d, \"mean_ms\": %.3f, \"frames\": %" PRIu64 ", \"again\": %" PRIu64
+		", \"spurious\": %" PRIu64 ", \"probes\": %" PRIu64 ", \"aside\": %" PRIu64 ", \"lives\": %" PRIu64
+		", \"waited\": %" PRIu64 ", \"receivers\": %" PRIu64 ", \"fewest_frames\": %" PRIu64
+		", \"mild\": %" PRIu64 ", \"network\": {\"sent\": %" PRIu64 ", \"lost\": %" PRIu64 ", \"cut\": %" PRIu64
+		", \"muted\": %" PRIu64 ", \"first\": %" PRIu64 ", \"last\": %" PRIu64 ", \"overtaken\": %" PRIu64
+		", \"overflowed\": %" PRIu64,
+		o.seeds, o.senders, sum.hash, sum.delivered, sum.failed, sum.nbytes, (double)sum.longest_ns / 1e6,
+		sum.longest_seed, (double)sum.total_ns / 1e6 / o.seeds, sum.frames, sum.again, sum.spurious, sum.probes,
+		sum.aside, sum.lives, waited, sum.receivers, sum.fewest_frames, sum.mild, sum.sent,
+		sum.by_kind[DROP] + sum.by_kind[BURST], sum.cut, sum.muted, sum.first, sum.last, sum.overtaken,
+		sum.overflowed);
 	for (int k = 0; k < NB_FAULTS; k++)
 		fprintf(out, ", \"%s\": %" PRIu64, names[k], sum.by_kind[k]);
 	fprintf(out, "}, \"drops\": {");

@@ -29,7 +29,8 @@ read_manifest(const uint8_t *bytes, uint64_t len)
 		for (uint32_t i = 0; i < runs.run.count && nb_elements < 5000; i++, nb_elements++) {
 			uint64_t first = af_chunk_of(&chunker, runs.run.nbytes);
 
-			CHECK(first + 1 >= chunks && first < chunker.next); /* numbers go up, and only a pack shares one */
+			CHECK(first + 1 >= chunks &&
+			      first < chunker.next); /* numbers go up, and only a pack shares one */
 			chunks = chunker.next;
 		}
 	}

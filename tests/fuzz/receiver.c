@@ -100,7 +100,8 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	uint64_t now = 1000000000;
 	struct record r;
 
-	if (!assembled.limit && (af_store_init(&assembled, 4u << 20, true) || af_store_init(&in_place, 4u << 20, false)))
+	if (!assembled.limit &&
+	    (af_store_init(&assembled, 4u << 20, true) || af_store_init(&in_place, 4u << 20, false)))
 		return 0;
 	if (!size)
 		return 0;
@@ -116,7 +117,8 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	rx.nb_ports = NB_PORTS;
 	memcpy(rx.name, "sink", 5);
 	for (uint32_t p = 0; p < NB_PORTS; p++) {
-		rx.ports[p].p = (struct af_agent_port){.attached = true, .frame_size = 1514, .rx_ring = 256, .tx_window = 90};
+		rx.ports[p].p =
+			(struct af_agent_port){.attached = true, .frame_size = 1514, .rx_ring = 256, .tx_window = 90};
 		memcpy(rx.ports[p].p.mac, ours[p], 6);
 	}
 	say_hello(now);

@@ -1,6 +1,7 @@
 /* Inputs of the state machines' fuzzers: records of one octet of flags, two of length, and a frame.
  *
- * What no mutation finds is put right unless the flags say otherwise: MACs, EtherType, version, length, session, CRC. */
+ * What no mutation finds is put right unless the flags say otherwise: MACs, EtherType, version, length, session, CRC.
+ */
 #ifndef TESTS_RECORDS_H
 #define TESTS_RECORDS_H
 

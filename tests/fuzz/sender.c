@@ -1,5 +1,5 @@
-/* libFuzzer: a sequence of frames into the sender's state machine while it has slices to send: answers, reports, goodbyes,
- * all of them perhaps lies. Its windows count what flies on them; what it sends fits a frame. */
+/* libFuzzer: a sequence of frames into the sender's state machine while it has slices to send: answers, reports,
+ * goodbyes, all of them perhaps lies. Its windows count what flies on them; what it sends fits a frame. */
 #include "records.h"
 
 #include "aiflow/tx.h"
@@ -18,13 +18,19 @@ static void
 answer(uint64_t now)
 {
 	for (uint32_t p = 0; p < NB_PORTS; p++) {
-		struct af_hello h = {.answer = 1, .nb_ports = AF_BE16(NB_PORTS), .frame_size = AF_BE16(1514),
-				     .heard_bytes = AF_BE16(1514), .window = AF_BE32(256), .session = AF_BE32(1),
-				     .sender = AF_BE64(tx.instance), .epoch = AF_BE64(1)};
+		struct af_hello h = {.answer = 1,
+				     .nb_ports = AF_BE16(NB_PORTS),
+				     .frame_size = AF_BE16(1514),
+				     .heard_bytes = AF_BE16(1514),
+				     .window = AF_BE32(256),
+				     .session = AF_BE32(1),
+				     .sender = AF_BE64(tx.instance),
+				     .epoch = AF_BE64(1)};
 		uint8_t frame[AF_MIN_PATH_FRAME];
 
 		h.port = AF_BE16((uint16_t)p);
-		af_tx_on_frame(&tx, p, now, frame, af_hello_write(frame, theirs[p], ours[p], &h, "sink", "", 0, now), NULL);
+		af_tx_on_frame(&tx, p, now, frame, af_hello_write(frame, theirs[p], ours[p], &h, "sink", "", 0, now),
+			       NULL);
 	}
 }
 
@@ -62,7 +68,8 @@ post(uint64_t now)
 	for (uint32_t i = 0; i < NB_SLICES; i++) {
 		uint32_t nbytes = i ? 500 * i * i : 20, count = 8;
 		struct af_run run = {.count = AF_BE32(count), .nbytes = AF_BE64(nbytes)};
-		struct af_manifest m = {.nb_runs = AF_BE32(1), .nb_elements = AF_BE32(count), .nbytes = AF_BE64(count * nbytes)};
+		struct af_manifest m = {
+			.nb_runs = AF_BE32(1), .nb_elements = AF_BE32(count), .nbytes = AF_BE64(count * nbytes)};
 
 		memcpy(manifests[i], &m, sizeof m);
 		memcpy(manifests[i] + sizeof m, &run, sizeof run);
@@ -101,8 +108,8 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	tx.peer_timeout_ns = 10000000000ull;
 	memcpy(tx.name, "source", 7);
 	for (uint32_t p = 0; p < NB_PORTS; p++) {
-		tx.ports[p].p = (struct af_agent_port){.attached = true, .frame_size = 1514, .rx_ring = 256, .tx_window = 90,
-						       .point_to_point = true};
+		tx.ports[p].p = (struct af_agent_port){
+			.attached = true, .frame_size = 1514, .rx_ring = 256, .tx_window = 90, .point_to_point = true};
 		memcpy(tx.ports[p].p.mac, ours[p], 6);
 		tx.ports[p].path_size = 1514;
 		tx.ports[p].attached_ns = now;
