@@ -13,12 +13,11 @@ IN_REACH := @tools/in-reach.sh $(MAKE) --no-print-directory
 # AIFLOW_RETRY=1, as in CI: what failed runs once more by itself; a test that fails twice has failed
 once_more = $(if $(AIFLOW_RETRY),|| { echo "aiflow: what failed runs once more"; $(PY) -m pytest --last-failed $(1); })
 
-# what no other DPDK, only another Python or kernel changes
-OF_PYTHON := $(addprefix tests/field/test_,dtypes.py interrupts.py objects.py cli_streams.py names.py forked.py)
-ON_PORTS := $(wildcard tests/test_af_packet.py tests/test_cli*.py tests/test_demo.py tests/test_departures.py tests/test_eal.py \
-	tests/test_faults_*.py tests/test_keep_mbufs.py tests/test_memif_door.py tests/test_paths.py tests/test_readme.py \
-	tests/test_rendezvous.py tests/test_roundtrip.py tests/test_shim.py) \
-	$(filter-out $(OF_PYTHON), $(wildcard tests/field/test_*.py))
+# what another DPDK changes; of tests/faults only another Python or kernel changes some
+OF_PYTHON := $(addprefix tests/faults/test_,dtypes.py interrupts.py objects.py names.py forked.py registry.py)
+ON_PORTS := tests/cli tests/project/test_readme.py tests/network/test_af_packet.py \
+	$(addprefix tests/ports/test_,departures.py eal.py keep_mbufs.py portset.py rendezvous.py roundtrip.py shim.py) \
+	$(filter-out $(OF_PYTHON), $(wildcard tests/faults/test_*.py))
 
 .PHONY: help demo test test-ports bench soak lab fuzz lint sanitize setup fresh clean
 .PHONY: demo-here test-here test-ports-here bench-here soak-here sanitize-here
@@ -87,7 +86,7 @@ bench-here:
 	@mkdir -p $(RESULTS)
 	$(PY) -m pytest bench --benchmark-enable -o timeout=600 --benchmark-json=$(RESULTS)/bench.json $(ARGS)
 	$(PY) bench/tables.py $(RESULTS)/bench.json >$(RESULTS)/bench.md
-	$(PY) bench/plots.py $(RESULTS)/bench.json $(RESULTS)/bench.png
+	$(PY) bench/pictures.py $(RESULTS)/bench.json $(RESULTS)/bench.png
 	$(if $(ARGS),,$(PY) bench/scaling.py --out $(RESULTS))
 
 soak-here:

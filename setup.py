@@ -160,10 +160,10 @@ class BuildWithHeaders(build_py):
         super().run()
         if self.editable_mode:
             return
-        target = Path(self.build_lib, "aiflow", "include", "aiflow")
-        self.mkpath(str(target))
         for header in c_headers:
-            self.copy_file(header, str(target / Path(header).name))
+            target = Path(self.build_lib, "aiflow", header)
+            self.mkpath(str(target.parent))
+            self.copy_file(header, str(target))
 
 
 sources = sorted((ROOT / "aiflow").rglob("*.pyx"))

@@ -11,7 +11,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .errors import (
+    from aiflow._transfer.ticket import Ticket
+    from aiflow.alloc import empty
+    from aiflow.errors import (
         AiflowError,
         ConfigError,
         DeliveryError,
@@ -23,13 +25,11 @@ if TYPE_CHECKING:
         PortError,
         SliceTimeout,
     )
-    from .in_process import Pair, pair
-    from .memory import empty
-    from .receiver import Receiver
-    from .report import PortTable, SliceReport
-    from .sender import Sender
-    from .slices import Element, Shard, TimeSlice
-    from .ticket import Ticket
+    from aiflow.in_process import Pair, pair
+    from aiflow.receiver import Receiver
+    from aiflow.report import PortTable, SliceReport
+    from aiflow.sender import Sender
+    from aiflow.slices import Element, Shard, TimeSlice
 
 __version__ = "0.1.0"
 
@@ -67,9 +67,9 @@ if not TYPE_CHECKING:
         "Sender": "sender",
         "Shard": "slices",
         "SliceReport": "report",
-        "Ticket": "ticket",
+        "Ticket": "_transfer.ticket",
         "TimeSlice": "slices",
-        "empty": "memory",
+        "empty": "alloc",
         "pair": "in_process",
     }
 

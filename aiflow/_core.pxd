@@ -3,7 +3,7 @@
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 
-cdef extern from "aiflow/wire.h" nogil:
+cdef extern from "aiflow/wire/frame.h" nogil:
     enum:
         AF_ETHERTYPE
         AF_HEADER
@@ -30,12 +30,12 @@ cdef extern from "aiflow/wire.h" nogil:
     uint32_t af_wire_seal(uint8_t *frame, const uint8_t *dst, const uint8_t *src, af_frame *f) noexcept
 
 
-cdef extern from "aiflow/crc32c.h" nogil:
+cdef extern from "aiflow/wire/crc32c.h" nogil:
     uint32_t af_crc32c(uint32_t crc, const void *buf, size_t nbytes) noexcept
     uint32_t af_crc32c_shift(uint32_t crc, uint64_t nbytes) noexcept
 
 
-cdef extern from "aiflow/layout.h" nogil:
+cdef extern from "aiflow/wire/manifest.h" nogil:
     struct af_chunker:
         uint32_t payload_bytes
         uint64_t next
@@ -50,7 +50,7 @@ cdef extern from "aiflow/layout.h" nogil:
     uint64_t af_chunk_of(af_chunker *c, uint64_t nbytes) noexcept
 
 
-cdef extern from "aiflow/agent.h" nogil:
+cdef extern from "aiflow/rt/agent.h" nogil:
     enum:
         AF_MBUF_OVERHEAD
         AF_TAIL_LEAST
@@ -79,7 +79,7 @@ cdef extern from "aiflow/agent.h" nogil:
         uint64_t tx_frames, tx_bytes, rx_frames, rx_bytes, again, lost
 
 
-cdef extern from "aiflow/mail.h" nogil:
+cdef extern from "aiflow/rt/handoff.h" nogil:
     enum:
         AF_PARK_FIRST_NS
         AF_PARK_MOST_NS
@@ -104,7 +104,7 @@ cdef extern from "aiflow/mail.h" nogil:
     uint64_t af_now_ns() noexcept
 
 
-cdef extern from "aiflow/idle.h" nogil:
+cdef extern from "aiflow/rt/idle.h" nogil:
     struct af_idle:
         uint64_t worked_ns, sleep_ns, shared_ns
         uint32_t turns
@@ -117,7 +117,7 @@ cdef extern from "aiflow/idle.h" nogil:
     void af_idle_timers_as(unsigned long slack_ns) noexcept
 
 
-cdef extern from "aiflow/quota.h" nogil:
+cdef extern from "aiflow/rt/cpu_budget.h" nogil:
     struct af_quota:
         double cores
         uint64_t rests
@@ -127,7 +127,7 @@ cdef extern from "aiflow/quota.h" nogil:
     uint64_t af_quota_rest(af_quota *q, uint64_t now) noexcept
 
 
-cdef extern from "aiflow/faults.h" nogil:
+cdef extern from "aiflow/rt/fault_line.h" nogil:
     enum:
         AF_NB_FAULTS
 
@@ -147,7 +147,7 @@ cdef extern from "aiflow/faults.h" nogil:
     void *af_line_leave(af_line *line, uint64_t now) noexcept
 
 
-cdef extern from "aiflow/monitor.h" nogil:
+cdef extern from "aiflow/rt/sampler.h" nogil:
     struct af_port_sample:
         uint64_t frames, bytes, sent, arrived
         uint32_t queued, capacity
@@ -162,7 +162,7 @@ cdef extern from "aiflow/monitor.h" nogil:
     bint af_monitor_read(af_monitor *m, af_sample *older, af_sample *newer) noexcept
 
 
-cdef extern from "aiflow/pace.h" nogil:
+cdef extern from "aiflow/path/pacer.h" nogil:
     struct af_pace:
         bint rate_based
         double frame_ns, byte_ns, gain, threshold, widened, gap_ns
@@ -171,7 +171,7 @@ cdef extern from "aiflow/pace.h" nogil:
     void af_pace_reset(af_pace *pace) noexcept
 
 
-cdef extern from "aiflow/tx.h" nogil:
+cdef extern from "aiflow/tx/tx_agent.h" nogil:
     enum:
         AF_TX_QUEUED
         AF_TX_ASKING
@@ -260,7 +260,7 @@ cdef extern from "aiflow/tx.h" nogil:
     bint af_tx_tick(void *state, uint64_t now) noexcept
 
 
-cdef extern from "aiflow/fan.h" nogil:
+cdef extern from "aiflow/tx/multi.h" nogil:
     enum:
         AF_FAN_MOST
 
@@ -275,7 +275,7 @@ cdef extern from "aiflow/fan.h" nogil:
     bint af_fan_tick(void *state, uint64_t now) noexcept
 
 
-cdef extern from "aiflow/store.h" nogil:
+cdef extern from "aiflow/rx/arena.h" nogil:
     struct af_block:
         uint64_t offset, size, charged
 
@@ -289,7 +289,7 @@ cdef extern from "aiflow/store.h" nogil:
     void af_store_trim(af_store *store) noexcept
 
 
-cdef extern from "aiflow/verdict.h" nogil:
+cdef extern from "aiflow/wire/verdict.h" nogil:
     enum:
         AF_TEXT_MOST
 
@@ -301,7 +301,7 @@ cdef extern from "aiflow/verdict.h" nogil:
     void af_verdicts_free(af_verdicts *verdicts) noexcept
 
 
-cdef extern from "aiflow/rx.h" nogil:
+cdef extern from "aiflow/rx/rx_agent.h" nogil:
     uint64_t af_rx_need(const af_extent *extent, uint64_t manifest_bytes, uint64_t nb_chunks, uint64_t nb_data,
                         uint64_t mbuf_bytes) noexcept
 

@@ -3,7 +3,7 @@
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
 from aiflow._core cimport AF_NB_FAULTS, af_agent, af_agent_port, af_line, af_monitor, af_span
-from aiflow._dp_driven cimport Driven
+from aiflow._dp_driver cimport Driven
 from aiflow._eal cimport Mempool, Port, af_gate
 from aiflow.librte.rte_mbuf cimport rte_mbuf, rte_mbuf_ext_shared_info
 from aiflow.librte.rte_mempool cimport rte_mempool

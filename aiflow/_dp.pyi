@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from ._eal import Port
+from aiflow._eal import Port
 
 FAULT_COUNTS: tuple[str, ...]
 DROPS: tuple[str, ...]

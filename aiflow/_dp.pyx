@@ -1,18 +1,17 @@
 """Data plane: the only code that calls rte_eth_rx_burst and rte_eth_tx_burst.
 
 A `Loop` polls the ports of one Sender or Receiver. It feeds what arrives to the state machine (`agent`), and sends what
-the state machine has to say. Who drives it, and when, is said in `_dp_driven.pyx`.
+the state machine has to say. Who drives it, and when, is said in `_dp_driver.pyx`.
 """
 
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
-
 from aiflow._core cimport (
     AF_MIN_PATH_FRAME, AF_NAME_BYTES, AF_NB_FAULTS, af_agent_port, af_idle_worked, af_line_leave, af_mail_notify,
     af_mail_rest, af_monitor, af_monitor_read, af_now_ns, af_quota_rest, af_sample, af_span,
 )
 from aiflow._dp_faults cimport close_lines, impair, impaired, open_lines
-from aiflow._dp_driven cimport Driven, aiflow_lock, aiflow_posted, aiflow_set, aiflow_unlock
+from aiflow._dp_driver cimport Driven, aiflow_lock, aiflow_posted, aiflow_set, aiflow_unlock
 from aiflow._dp_frame cimport plain, unusual
 from aiflow._eal cimport Mempool, Port, af_gate_enter, af_gate_leave, gate
 from aiflow.librte.rte_ethdev cimport rte_eth_rx_burst, rte_eth_tx_burst
@@ -20,10 +19,10 @@ from aiflow.librte.rte_mbuf cimport (
     RTE_PKTMBUF_HEADROOM, rte_mbuf, rte_mbuf_ext_refcnt_set, rte_mbuf_ext_refcnt_update, rte_pktmbuf_alloc,
     rte_pktmbuf_attach_extbuf, rte_pktmbuf_data_room_size, rte_pktmbuf_free, rte_pktmbuf_free_bulk, rte_pktmbuf_mtod,
 )
-from aiflow import _threads
+from aiflow._system import threads
 from aiflow.config import parse_faults
 from aiflow.errors import ConfigError, PortError
-from aiflow.numa import settle
+from aiflow._system.cpus import settle
 
 cdef extern from "rte_mbuf.h" nogil:
     uint64_t RTE_BAD_IOVA
@@ -184,7 +183,7 @@ cdef class Loop(Driven):
 
     def _settle(self):
         """Poll from the ports' own NUMA node."""
-        if self.thread is not None and _threads.is_current(self.thread):
+        if self.thread is not None and threads.is_current(self.thread):
             settle([port.socket_id for port in self.attached_ports if port is not None], self.allowed_cpus)
 
     def _free_staged(self, int index):

@@ -2,7 +2,6 @@
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
-
 from aiflow._core cimport (
     AF_NB_FAULTS, af_fault_rule, af_line, af_line_due, af_line_enter, af_line_hold, af_line_init, af_line_leave,
 )

@@ -6,7 +6,6 @@ longer than their buffers. A switch may tag frames with VLAN 0, which is a prior
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memmove, memset
-
 from aiflow._core cimport AF_MIN_FRAME
 from aiflow._dp cimport loop_port
 from aiflow.librte.rte_mbuf cimport (

@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 from typing import Any
 
-from ._dp import Loop
-from ._eal import Mempool, Port
+from aiflow._dp import Loop
+from aiflow._eal import Mempool, Port
 
 MBUF_OVERHEAD: int
 

@@ -14,7 +14,6 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 from posix.unistd cimport getpid
-
 from aiflow._core cimport (
     AF_HEADER, AF_MBUF_OVERHEAD, AF_NB_DROPS, af_agent_port, af_mail_wake, af_now_ns, af_rx, af_rx_detach, af_rx_free,
     af_rx_init, af_rx_fail_pending, af_rx_hear_verdicts, af_rx_next_frame, af_rx_on_frame, af_rx_owes, af_rx_port,
@@ -22,11 +21,11 @@ from aiflow._core cimport (
     af_verdicts_free, af_verdicts_push,
 )
 from aiflow._dp cimport Loop, name_bytes, sample_rows
-from aiflow._dp_driven cimport aiflow_lock, aiflow_set, aiflow_unlock
+from aiflow._dp_driver cimport aiflow_lock, aiflow_set, aiflow_unlock
 from aiflow._dp_frame cimport CHAINED, TAGGED
 from aiflow._eal cimport Port
 from aiflow.librte.rte_mbuf cimport rte_mbuf, rte_pktmbuf_free, rte_pktmbuf_mtod
-from aiflow import containers
+from aiflow._system import limits
 from aiflow._dp import DROPS
 from aiflow.errors import PoolExhausted
 
@@ -51,7 +50,7 @@ cdef class Store:
     def __init__(self, uint64_t limit, bint with_memory):
         if af_store_init(&self.store, limit, with_memory):
             raise PoolExhausted(f"no address space for {limit} bytes of element memory: pass a smaller memory="
-                                f"{containers.address_space_words()}")
+                                f"{limits.address_space_words()}")
         self.ready = True
         self.pools = []
         self.pid = os.getpid()
@@ -121,7 +120,7 @@ cdef class Incoming:
             self._nudge()
 
     def fail(self, bytes text):
-        """Tell the sender that it is not, and why (see `aiflow.outcome.Failures`)."""
+        """Tell the sender that it is not, and why (see `aiflow._transfer.result.Failures`)."""
         if self.awaited:
             self._judge(True, text)
             self._nudge()

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from ._dp import Loop
-from ._eal import Port
-from .flow import Pace
-from .scheduler import Plan
+from aiflow._dp import Loop
+from aiflow._eal import Port
+from aiflow._policy.flow_control import Pace
+from aiflow.scheduler import Plan
 
 ERRORS: tuple[str, ...]
 CANCELLED: int

@@ -11,7 +11,6 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
-
 from aiflow._core cimport (
     AF_FAN_MOST, AF_HEADER, AF_MBUF_OVERHEAD, AF_TAIL_LEAST, AF_TX_ASKING, AF_TX_DONE, AF_TX_QUEUED, af_agent_port,
     af_extent, af_fan, af_fan_next_frame, af_fan_on_frame, af_fan_tick, af_mail_wake, af_manifest, af_manifest_measure,
@@ -19,7 +18,7 @@ from aiflow._core cimport (
     af_tx_is_pressed, af_tx_next_frame, af_tx_on_frame, af_tx_port, af_tx_slice, af_tx_tick,
 )
 from aiflow._dp cimport Loop, PORTS, name_bytes, sample_rows
-from aiflow._dp_driven cimport aiflow_lock, aiflow_set, aiflow_unlock
+from aiflow._dp_driver cimport aiflow_lock, aiflow_set, aiflow_unlock
 from aiflow._dp_frame cimport CHAINED, TAGGED
 from aiflow._eal cimport Mempool, Port
 from aiflow._dp import DROPS
@@ -97,7 +96,7 @@ cdef class Outgoing:
 
     @property
     def parts(self):
-        """A slice to several receivers has one for each (aiflow.several); this is one."""
+        """A slice to several receivers has one for each (aiflow._transfer.fanout); this is one."""
         return [self]
 
     @property
@@ -248,7 +247,7 @@ cdef class TxLoop(Loop):
     faults : dict, list of dict, or None
         For tests.
     pace_of : callable, optional
-        (index, port) → `aiflow.flow.Pace`: the law of a port's gaps. None: credit.
+        (index, port) → `aiflow._policy.flow_control.Pace`: the law of a port's gaps. None: credit.
     interval : float
         Seconds between two samples for the monitor; 0: none.
     """
@@ -388,7 +387,7 @@ cdef class TxLoop(Loop):
         buffers : list
             C-contiguous buffers, in the manifest's order.
         manifest : bytes
-            See include/aiflow/layout.h.
+            See include/aiflow/wire/manifest.h.
         plan : aiflow.scheduler.Plan
             What each port may take of it.
         receiver : int

@@ -2,8 +2,8 @@
 
 from libc.stdint cimport uint16_t
 
-from aiflow._env cimport af_gate, af_gate_enter, af_gate_leave, gate, register_thread, unregister_thread
-from aiflow._mempool cimport Mempool
+from aiflow._eal_init cimport af_gate, af_gate_enter, af_gate_leave, gate, register_thread, unregister_thread
+from aiflow._eal_mempool cimport Mempool
 
 
 cdef class Port:

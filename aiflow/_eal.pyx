@@ -6,9 +6,8 @@ The environment starts with the first `Mempool` or `Port`; its functions are re-
 from libc.stdint cimport uint16_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
-
-from aiflow._env cimport gate, log_mark, ours
-from aiflow._mempool cimport Mempool, free_returned_pools
+from aiflow._eal_init cimport gate, log_mark, ours
+from aiflow._eal_mempool cimport Mempool, free_returned_pools
 from aiflow.librte.rte_eal cimport SOCKET_ID_ANY, rte_eal_hotplug_add, rte_eal_hotplug_remove, rte_vdev_init
 from aiflow.librte.rte_eth_ring cimport rte_eth_from_rings
 from aiflow.librte.rte_ethdev cimport (
@@ -28,14 +27,14 @@ from aiflow.librte.rte_ring cimport (
 
 import itertools
 import os
-
-from . import _mempool, _threads, eal_arguments
-from ._env import (
+from aiflow import _eal_args, _eal_mempool
+from aiflow._system import threads
+from aiflow._eal_init import (
     connecting, dpdk_version, error, gate_turns, log_tail, memory_mode, register_thread, start, started,
     unregister_thread,
 )
-from ._mempool import MOST_ROOM, mempools
-from .errors import ConfigError, EalError, PortError
+from aiflow._eal_mempool import MOST_ROOM, mempools
+from aiflow.errors import ConfigError, EalError, PortError
 
 __all__ = [
     "MOST_ROOM", "Mempool", "Port", "connecting", "dpdk_version", "gate_turns", "log_tail", "memory_mode", "mempools",
@@ -43,14 +42,14 @@ __all__ = [
 ]
 
 
-cdef extern from "aiflow/gate.h" nogil:
+cdef extern from "aiflow/rt/intr_gate.h" nogil:
     void af_gate_hold(af_gate *gate) noexcept
     void af_gate_release(af_gate *gate, int ports) noexcept
 
 
-globals()["Mempool"] = _mempool.Mempool  # a cimported class is no attribute of the module
+globals()["Mempool"] = _eal_mempool.Mempool  # a cimported class is no attribute of the module
 
-_plug_lock = _threads.unpatched("threading").RLock()  # opening and closing ports
+_plug_lock = threads.unpatched("threading").RLock()  # opening and closing ports
 _serial = itertools.count()
 _parked = []  # at most one port that `Port.park` keeps plugged
 
@@ -58,7 +57,7 @@ _parked = []  # at most one port that `Port.park` keeps plugged
 def _forked():
     """Runs in every forked child: a lock that another thread of the parent held would stay locked."""
     global _plug_lock
-    _plug_lock = _threads.unpatched("threading").RLock()
+    _plug_lock = threads.unpatched("threading").RLock()
 
 
 os.register_at_fork(after_in_child=_forked)
@@ -175,7 +174,7 @@ cdef class Port:
         cdef bint lengthy = bus == "vdev" and len(f"{bus}:{device},{devargs}".encode()) > 127
         cdef int rc
         start()
-        with _plug_lock, eal_arguments.without_realtime():
+        with _plug_lock, _eal_args.without_realtime():
             _make_room(name, 1)
             mark = log_mark()
             with nogil:

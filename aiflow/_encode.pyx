@@ -9,14 +9,15 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy
 
 import numpy as np
-
 from aiflow.errors import ConfigError
-from aiflow.filemarks import ELEMENT, Marked
-from aiflow.manifest import MAX_AXES, MAX_STREAM_BYTES, Form, Received, as_bytes, checked_stream, named, pieces
+from aiflow._transfer.filemarks import ELEMENT, Marked
+from aiflow._transfer.manifest import (
+    MAX_AXES, MAX_STREAM_BYTES, Form, Received, as_bytes, checked_stream, named, pieces,
+)
 
 cdef extern from *:
     """
-    #include "aiflow/layout.h"
+    #include "aiflow/wire/manifest.h"
     /* A run's header, in wire order. */
     static inline void aiflow_put_run(char *at, uint32_t count, uint64_t nbytes, uint32_t first, int numbered,
                                       int kind, Py_ssize_t stream_len, Py_ssize_t form_len, Py_ssize_t marks_len)

@@ -8,13 +8,12 @@ from collections import namedtuple
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
-
 from aiflow._core cimport (
     AF_HEADER, AF_MAX_FRAME, AF_NB_DROPS, AF_NB_KINDS, af_crc32c, af_crc32c_shift, af_frame, af_wire_parse,
     af_wire_seal,
 )
 
-cdef extern from "aiflow/wire.h" nogil:
+cdef extern from "aiflow/wire/frame.h" nogil:
     enum:
         AF_MIN_FRAME
         AF_MIN_PATH_FRAME
@@ -36,7 +35,7 @@ DROPS = ("ok", "runt", "length", "mtu", "header", "foreign", "vlan", "kind", "ds
          "conflict", "manifest", "hello", "report", "busy", "version")
 
 if len(KINDS) != AF_NB_KINDS - 1 or len(DROPS) != AF_NB_DROPS:
-    raise ImportError("aiflow._wire was built against another include/aiflow/wire.h: build again with make setup")
+    raise ImportError("aiflow._wire was built against another include/aiflow/wire/frame.h: build again with make setup")
 
 Frame = namedtuple("Frame", "kind element seq timestamp_ns end session slice path number payload src crc")
 Frame.__doc__ = "A frame's fields in host byte order; `kind` by number (see `KINDS`), `payload` without padding."

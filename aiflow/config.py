@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import ConfigError
+from aiflow.errors import ConfigError
 
 __all__ = [
     "FAULTS", "IDLE", "MAX_PORTS", "SCHEMES", "Endpoint", "parse_endpoint", "parse_endpoints", "parse_faults",
@@ -294,7 +294,7 @@ def _parse_rule(rule: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def parse_faults(faults: Mapping[str, Any] | Iterable[Mapping[str, Any]] | None) -> list[dict[str, Any]]:
-    """Rules of the fault shim (include/aiflow/faults.h) out of ``faults=``: see `FAULTS`.
+    """Rules of the fault shim (include/aiflow/rt/fault_line.h) out of ``faults=``: see `FAULTS`.
 
     Raises
     ------

@@ -6,8 +6,8 @@ import itertools
 import os
 from typing import Any, NamedTuple
 
-from .receiver import Receiver
-from .sender import Sender
+from aiflow.receiver import Receiver
+from aiflow.sender import Sender
 
 __all__ = ["Pair", "pair"]
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from .errors import ConfigError, PortError
-from .flow import parse_rate
-from .scheduler import SCORE_WEIGHTS, PortState, group_by_switch, score
+from aiflow._policy.flow_control import parse_rate
+from aiflow.errors import ConfigError, PortError
+from aiflow.scheduler import SCORE_WEIGHTS, PortState, group_by_switch, score
 
 __all__ = ["INTERVAL_S", "LinkSpeeds", "Metrics", "Monitor", "metrics"]
 

@@ -9,19 +9,19 @@ import weakref
 from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Sequence
 from typing import Any, NoReturn, SupportsIndex
 
-from . import _threads, containers
-from ._dp_rx import MBUF_OVERHEAD, RxLoop, Store
-from ._eal import Mempool
-from .config import parse_endpoints, parse_idle, parse_max_cores, parse_seconds, parse_size, parse_timeout
-from .errors import ConfigError, PoolExhausted, SliceTimeout, not_copied
-from .monitor import INTERVAL_S, LinkSpeeds, Monitor
-from .paths import PortSet
-from .reasons import joined, of_drops
-from .report import PortTable, port_table
-from .sender import MBUFS_PER_PORT
-from .slices import TimeSlice
-from .ticket import again
-from .waiting import Waiting
+from aiflow._dp_rx import MBUF_OVERHEAD, RxLoop, Store
+from aiflow._eal import Mempool
+from aiflow._ports.portset import PortSet
+from aiflow._system import limits, threads
+from aiflow._transfer.reasons import joined, of_drops
+from aiflow._transfer.ticket import again
+from aiflow._transfer.waiter import Waiting
+from aiflow.config import parse_endpoints, parse_idle, parse_max_cores, parse_seconds, parse_size, parse_timeout
+from aiflow.errors import ConfigError, PoolExhausted, SliceTimeout, not_copied
+from aiflow.monitor import INTERVAL_S, LinkSpeeds, Monitor
+from aiflow.report import PortTable, port_table
+from aiflow.sender import MBUFS_PER_PORT
+from aiflow.slices import TimeSlice
 
 __all__ = ["Receiver"]
 
@@ -172,7 +172,7 @@ class Receiver:
         faults: dict[str, Any] | list[dict[str, Any]] | None = None,
     ) -> None:
         self._closed = self._ended = True  # takes no work; has nothing left to close
-        self._ending = _threads.unpatched("threading").RLock()  # a signal handler may close, too
+        self._ending = threads.unpatched("threading").RLock()  # a signal handler may close, too
         self.endpoints = parse_endpoints(ports)
         spins = parse_idle(idle)
         max_cores = parse_max_cores(max_cores)
@@ -188,7 +188,7 @@ class Receiver:
         if self.memory > MEMORY_MOST:
             raise ConfigError(f"memory={memory!r} is more than any machine has: give less than 64 TiB")
         nb_ports = sum(endpoint.nb_ports for endpoint in self.endpoints)
-        containers.warn_of_memory(self.memory + nb_ports * MBUFS_PER_PORT * USUAL_MBUF, stacklevel=2)
+        limits.warn_of_memory(self.memory + nb_ports * MBUFS_PER_PORT * USUAL_MBUF, stacklevel=2)
         self.timeout = parse_timeout(timeout)
         self.until = until
         self.confirm = confirm

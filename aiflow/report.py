@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .monitor import Monitor
+from aiflow.monitor import Monitor
 
 __all__ = ["PortReport", "PortRow", "PortTable", "ReceiverReport", "SliceReport"]
 

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from .errors import ConfigError
+from aiflow.errors import ConfigError
 
 __all__ = [
     "PLACEMENTS",

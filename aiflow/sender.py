@@ -12,20 +12,22 @@ from typing import Any, NoReturn, SupportsIndex
 
 import numpy as np
 
-from . import _threads, monitor, outcome, scheduler
-from ._dp_tx import MOST_RECEIVERS, TxLoop
-from ._eal import Mempool
-from ._encode import encode as encode_elements
-from .config import parse_endpoints, parse_idle, parse_max_cores, parse_seconds, parse_size, parse_timeout
-from .errors import ConfigError, SliceTimeout, not_copied
-from .flow import FlowControl, parse_rate
-from .manifest import Form, Piece, as_bytes, described, encode, encode_rows
-from .paths import PortSet
-from .report import PortTable, SliceReport, port_table
-from .several import Partition, array_of, whole_of
-from .streaming import PutTicket, Streaming
-from .ticket import Ticket, again
-from .waiting import Waiting
+from aiflow import monitor, scheduler
+from aiflow._dp_tx import MOST_RECEIVERS, TxLoop
+from aiflow._eal import Mempool
+from aiflow._encode import encode as encode_elements
+from aiflow._policy.flow_control import FlowControl, parse_rate
+from aiflow._ports.portset import PortSet
+from aiflow._system import threads
+from aiflow._transfer import result
+from aiflow._transfer.batcher import PutTicket, Streaming
+from aiflow._transfer.fanout import Partition, array_of, whole_of
+from aiflow._transfer.manifest import Form, Piece, as_bytes, described, encode, encode_rows
+from aiflow._transfer.ticket import Ticket, again
+from aiflow._transfer.waiter import Waiting
+from aiflow.config import parse_endpoints, parse_idle, parse_max_cores, parse_seconds, parse_size, parse_timeout
+from aiflow.errors import ConfigError, SliceTimeout, not_copied
+from aiflow.report import PortTable, SliceReport, port_table
 
 __all__ = ["Sender", "Ticket"]
 
@@ -146,7 +148,7 @@ class Sender:
         faults: dict[str, Any] | list[dict[str, Any]] | None = None,
     ) -> None:
         self._closed = self._ended = True  # takes no work; has nothing left to close
-        self._ending = _threads.unpatched("threading").RLock()  # a signal handler may close, too
+        self._ending = threads.unpatched("threading").RLock()  # a signal handler may close, too
         self.endpoints = parse_endpoints(ports)
         scheduler.check(policy, place, score_weights)
         spins = parse_idle(idle)
@@ -162,7 +164,7 @@ class Sender:
         self.peer_timeout = parse_seconds(peer_timeout, "peer_timeout")
         self.slice_ms = slice_ms
         # Every receiver sees the slices in the same order. A signal handler may send while a send is interrupted.
-        self._posting = _threads.unpatched("threading").RLock()
+        self._posting = threads.unpatched("threading").RLock()
         self._unposted: tuple[list[Callable[[list[Any]], Any]], list[Any]] | None = None  # of the send interrupted
         self._streaming = Streaming(
             self,
@@ -486,12 +488,12 @@ class Sender:
 
     def _report(self, outgoing: Any, waited_for: str = "") -> SliceReport:
         if any(part.error != "ok" for part in outgoing.parts):
-            known = self._known(outcome.blamed(outgoing).receiver)
-            raise outcome.failure(outgoing, known, self._name_of, waited_for)
-        return outcome.report(outgoing, self._loop.port_names, self._name_of)
+            known = self._known(result.blamed(outgoing).receiver)
+            raise result.failure(outgoing, known, self._name_of, waited_for)
+        return result.report(outgoing, self._loop.port_names, self._name_of)
 
-    def _known(self, receiver: int) -> outcome.Known:
-        return outcome.Known(
+    def _known(self, receiver: int) -> result.Known:
+        return result.Known(
             self.endpoints,
             self.peer_timeout,
             self._to[receiver] if self._to else "",
@@ -505,7 +507,7 @@ class Sender:
     def _waits_for(self, outgoing: Any) -> str:
         """What a slice that has not ended waits for."""
         receiver = next((part.receiver for part in outgoing.parts if not part.done), 0)
-        return outcome.waits_for(outgoing, self._known(receiver))
+        return result.waits_for(outgoing, self._known(receiver))
 
     def _name_of(self, part: Any) -> str:
         return self._to[part.receiver] if len(self._to) > 1 else str(self._loop.last_receiver())

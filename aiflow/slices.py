@@ -11,12 +11,12 @@ from typing import Any, NoReturn, SupportsIndex, overload
 
 import numpy as np
 
-from ._dp_rx import Exporter
-from .errors import ConfigError, EalError, not_copied
-from .filemarks import FileMark
-from .manifest import Received, Run, Span, spans_of, streams_of
-from .partition import even
-from .verdicts import MOST_BYTES, told
+from aiflow._dp_rx import Exporter
+from aiflow._policy.partition import even
+from aiflow._transfer.filemarks import FileMark
+from aiflow._transfer.manifest import Received, Run, Span, spans_of, streams_of
+from aiflow._transfer.verdicts import MOST_BYTES, told
+from aiflow.errors import ConfigError, EalError, not_copied
 
 __all__ = ["Element", "Shard", "TimeSlice"]
 
@@ -376,10 +376,10 @@ class TimeSlice(_Elements):
         -------
         list of Shard
             Every element once, in each part in the slice's order. The largest part has at most 1.05 times the mean's
-            bytes, or those of the largest element, whenever the elements allow it (`aiflow.partition.even` says how
-            it is sought). The same elements are split the same way in every process, so a worker may take its own
-            part without asking the others. Elements of one size stay together, so the parts of a batch are views of
-            it (`as_arrays`). Nothing is copied: the parts read the slice's memory, and end with its `release`.
+            bytes, or those of the largest element, whenever the elements allow it (`aiflow._policy.partition.even`
+            says how it is sought). The same elements are split the same way in every process, so a worker may take its
+            own part without asking the others. Elements of one size stay together, so the parts of a batch are views
+            of it (`as_arrays`). Nothing is copied: the parts read the slice's memory, and end with its `release`.
 
         Raises
         ------

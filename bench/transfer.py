@@ -16,7 +16,8 @@ from loads import ROTATION, demo
 from receiving import ReceiverProcess, checksum
 
 import aiflow
-from aiflow import _eal, shared_memory
+from aiflow import _eal
+from aiflow._ports import local_drivers
 
 DRIVER_COPIES = {"memif": 2, "vhost": 1, "ring": 0, "af_packet": 3, "af_xdp": 3}
 """How often a driver pair copies a frame: memif into and out of its shared buffers, vhost out of the sender's mbufs;
@@ -58,14 +59,14 @@ class Case:
         """Ethernet frame in bytes."""
         if self.driver in KERNEL:
             return 1514
-        return self.frame_size or shared_memory.DRIVERS[self.driver].frame_size
+        return self.frame_size or local_drivers.DRIVERS[self.driver].frame_size
 
     @property
     def ring_size(self) -> int:
         """Frames that a ring of its ports holds."""
         if self.driver in KERNEL:
             return KERNEL[self.driver]
-        return RING_FRAMES if self.driver == "ring" else shared_memory.DRIVERS[self.driver].ring_for(self.frame_bytes)
+        return RING_FRAMES if self.driver == "ring" else local_drivers.DRIVERS[self.driver].ring_for(self.frame_bytes)
 
     @property
     def copies(self) -> int:

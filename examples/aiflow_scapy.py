@@ -10,7 +10,8 @@ or in scapy::
     rdpcap("capture.pcap")[0][Aiflow].show()
 
 `Aiflow` holds Table 1's fields (bytes 14 to 33 of the frame, behind the two MACs and the EtherType), `Transport` the
-20-byte transport header that begins the data field. Big-endian throughout; ``include/aiflow/wire.h`` is the definition.
+20-byte transport header that begins the data field. Big-endian throughout; ``include/aiflow/wire/frame.h`` is the
+definition.
 """
 
 from __future__ import annotations

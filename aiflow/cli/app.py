@@ -12,8 +12,8 @@ from typing import Any
 import click
 
 from aiflow.cli.lab import lab
-from aiflow.cli.names import printable
 from aiflow.cli.outcome import Terminal, size, utf8, version
+from aiflow.cli.safe_paths import printable
 
 ENDPOINTS = (
     "local:NAME (local:NAME*4 for four ports), af_packet:IFNAME, pci:ADDRESS …; `aiflow ports` lists what works here"

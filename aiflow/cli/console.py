@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
-from aiflow.cli.names import printable
+from aiflow.cli.safe_paths import printable
 
 
 class SafeConsole(Console):

@@ -14,9 +14,10 @@ from typing import Any
 
 import click
 
-from aiflow.cli import demo_peers, photos
-from aiflow.cli.children import deaf_to_interrupts
-from aiflow.cli.extras import require
+from aiflow._samples import photos
+from aiflow._samples.extras import require
+from aiflow._samples.interrupts import deaf_to_interrupts
+from aiflow.cli import demo_peers
 from aiflow.cli.figures import bytes_text, cold_start, count, print_table, rate_text
 from aiflow.cli.outcome import Bar, Outcome, Terminal
 from aiflow.errors import AiflowError

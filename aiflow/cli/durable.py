@@ -13,7 +13,7 @@ import errno
 import os
 from pathlib import Path
 
-from aiflow.private import Descriptor
+from aiflow._system.descriptors import Descriptor
 
 _ONE_BY_ONE = 16  # files and directories; more are synced with their file system
 _UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}  # by the file system: there is no more to be had

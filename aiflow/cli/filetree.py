@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from aiflow.filemarks import FileMark, Marked
+from aiflow._transfer.filemarks import FileMark, Marked
 
 _ATTEMPTS = 3
 _CHANGED = "it changed while it was being read; send it again when it is quiet"

@@ -15,8 +15,8 @@ from aiflow.errors import ConfigError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from aiflow.lab.bench import Results
-    from aiflow.lab.layout import Layout
+    from aiflow.lab.runs import Results
+    from aiflow.lab.topology import Layout
 
 _WIDTH = 110  # of tables that go to no terminal
 
@@ -25,7 +25,7 @@ _name = click.option("--name", default="lab", show_default=True, help="Which clu
 
 
 def _rate(_context: click.Context, _parameter: click.Parameter, value: str | None) -> int | None:
-    from aiflow.lab.layout import parse_rate
+    from aiflow.lab.topology import parse_rate
 
     try:
         return None if value is None else parse_rate(value)
@@ -94,7 +94,7 @@ def up(as_json: bool, name: str, **asked: Any) -> None:
 
 
 def _layout(asked: dict[str, Any]) -> Layout:
-    from aiflow.lab.layout import Layout
+    from aiflow.lab.topology import Layout
 
     return Layout(
         senders=asked["senders"],
@@ -244,7 +244,7 @@ def run(
     terminal = Terminal(as_json)
     with terminal.outcome("lab run") as outcome:
         from aiflow.lab import experiments
-        from aiflow.lab.bench import Bench
+        from aiflow.lab.runs import Bench
 
         experiments.check_packages()
         with terminal.bar("photographs", 512, in_bytes=False) as bar:

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from aiflow.cli.names import printable
 from aiflow.cli.outdir import WriteError
+from aiflow.cli.safe_paths import printable
 from aiflow.config import parse_size
 from aiflow.errors import AiflowError, ConfigError
 

@@ -23,14 +23,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from aiflow._system.descriptors import Descriptor
 from aiflow.cli.durable import Unsynced, copied, fsync
-from aiflow.cli.names import is_temporary, numbered, printable, safe_path, shown_path, temporary_name
-from aiflow.private import Descriptor
+from aiflow.cli.safe_paths import is_temporary, numbered, printable, safe_path, shown_path, temporary_name
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-    from aiflow.filemarks import FileMark
+    from aiflow._transfer.filemarks import FileMark
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _UNNAMED = os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC

@@ -18,9 +18,9 @@ def show_ports(outcome: Outcome) -> None:
         ``process`` (as the receiver's own container counts) and ``owner`` (in words). Exit code 1 when no endpoint is
         usable.
     """
+    from aiflow._ports.portset import available
+    from aiflow._ports.registry import live, runtime_directory
     from aiflow.errors import PortError
-    from aiflow.names import live, runtime_directory
-    from aiflow.paths import available
 
     rows = [{"endpoint": pattern, "usable": usable, "note": note} for pattern, usable, note in available()]
     outcome.document.update(endpoints=rows, runtime_directory=None, live_names=[])

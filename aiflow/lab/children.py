@@ -17,7 +17,7 @@ from typing import Any
 
 from aiflow.lab.cluster import Cluster
 from aiflow.lab.entering import die_with_parent, enter
-from aiflow.lab.errors import LabError
+from aiflow.lab.laberror import LabError
 
 __all__ = ["Child", "hear_all"]
 

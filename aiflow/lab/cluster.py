@@ -17,10 +17,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from aiflow.eal_arguments import remove_stale_directories
+from aiflow._eal_args import remove_stale_directories
 from aiflow.errors import ConfigError
-from aiflow.lab.errors import LabError
-from aiflow.lab.layout import Layout, Port
+from aiflow.lab.laberror import LabError
+from aiflow.lab.topology import Layout, Port
 
 if TYPE_CHECKING:
     from aiflow.lab.namespaces import Counters, Namespace

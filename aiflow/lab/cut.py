@@ -13,10 +13,10 @@ from itertools import pairwise
 from typing import Any
 
 from aiflow.lab import paper
-from aiflow.lab.bench import Bench, Results, row
 from aiflow.lab.cluster import Cluster, owned_name
-from aiflow.lab.errors import LabError
-from aiflow.lab.layout import Layout
+from aiflow.lab.laberror import LabError
+from aiflow.lab.runs import Bench, Results, row
+from aiflow.lab.topology import Layout
 from aiflow.lab.trial import Measured, Route, ours, running
 
 __all__ = ["run"]

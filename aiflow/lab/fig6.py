@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from aiflow.lab import paper
-from aiflow.lab.bench import Bench, Results, row
 from aiflow.lab.cluster import Cluster, owned_name
-from aiflow.lab.layout import Layout
+from aiflow.lab.runs import Bench, Results, row
+from aiflow.lab.topology import Layout
 from aiflow.lab.trial import TCP, ZEROMQ, Route, ours, running
 
 __all__ = ["run"]

@@ -8,9 +8,9 @@ its core with the emulated network must be able to offer more than they carry.
 from __future__ import annotations
 
 from aiflow.lab import paper
-from aiflow.lab.bench import Bench, Results, row
 from aiflow.lab.cluster import Cluster, owned_name
-from aiflow.lab.layout import Layout
+from aiflow.lab.runs import Bench, Results, row
+from aiflow.lab.topology import Layout
 from aiflow.lab.trial import TCP, Route, System, ours, running
 
 __all__ = ["run"]
@@ -26,7 +26,7 @@ GAP_US, BASE_US = 8.0, 1.5  # at 1 Gbit/s
 
 def systems(bench: Bench) -> dict[str, System]:
     """Flow controls by their labels in the results."""
-    from aiflow.flow import FlowControl
+    from aiflow._policy.flow_control import FlowControl
 
     def system(label: str, flow_control: object) -> System:
         return ours(label, flow_control=flow_control, frame_size=FRAME_BYTES, link_speed=_rate_bps(bench))

@@ -5,9 +5,9 @@ from __future__ import annotations
 from contextlib import ExitStack
 
 from aiflow.lab import paper
-from aiflow.lab.bench import Bench, Results, row
 from aiflow.lab.cluster import Cluster, owned_name
-from aiflow.lab.layout import Layout
+from aiflow.lab.runs import Bench, Results, row
+from aiflow.lab.topology import Layout
 from aiflow.lab.trial import TCP, ZEROMQ, Route, System, ours, running
 
 __all__ = ["run"]

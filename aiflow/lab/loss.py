@@ -7,9 +7,9 @@ carries, a share of 1 - p could be left: what is lost goes again.
 from __future__ import annotations
 
 from aiflow.lab import paper
-from aiflow.lab.bench import Bench, Results, row
 from aiflow.lab.cluster import Cluster, owned_name
-from aiflow.lab.layout import Layout
+from aiflow.lab.runs import Bench, Results, row
+from aiflow.lab.topology import Layout
 from aiflow.lab.trial import TCP, Route, System, ours, running
 
 __all__ = ["run"]

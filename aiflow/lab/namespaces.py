@@ -21,7 +21,7 @@ from pyroute2 import IPRoute, netns
 from pyroute2.ethtool import Ethtool
 
 from aiflow.lab.entering import entered
-from aiflow.lab.errors import LabError
+from aiflow.lab.laberror import LabError
 from aiflow.lab.xdp import pass_program
 
 __all__ = ["Counters", "Namespace"]

@@ -13,7 +13,7 @@ from aiflow.lab import aiflow_peers, tcp_peers, zmq_peers
 from aiflow.lab.children import Child, hear_all
 from aiflow.lab.cluster import Cluster, Loss
 from aiflow.lab.elements import Elements, balanced
-from aiflow.lab.layout import Layout
+from aiflow.lab.topology import Layout
 
 __all__ = ["TCP", "ZEROMQ", "Measured", "Route", "System", "Trial", "ours", "running"]
 

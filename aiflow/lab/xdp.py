@@ -11,7 +11,7 @@ import ctypes
 import os
 import platform
 
-from aiflow.lab.errors import LabError
+from aiflow.lab.laberror import LabError
 
 __all__ = ["pass_program"]
 

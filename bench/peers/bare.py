@@ -17,13 +17,14 @@ from typing import Any
 import numpy as np
 from loads import Load
 
-from aiflow import eal_arguments, shared_memory
+from aiflow import _eal_args
+from aiflow._ports import local_drivers
 
 SOURCE = Path(__file__).parent.parent / "bare_loop.c"
 FLAGS = ["-O3", "-shared", "-fPIC", "-DALLOW_EXPERIMENTAL_API"]
 START_S = 30.0
 
-_MEMIF = shared_memory.DRIVERS["memif"]
+_MEMIF = local_drivers.DRIVERS["memif"]
 FRAME_BYTES, RING = _MEMIF.frame_size, _MEMIF.ring_for(_MEMIF.frame_size)
 
 
@@ -58,7 +59,7 @@ class _Port:
     """A memif port of this process."""
 
     def __init__(self, role: str, socket: str, zero_copy: bool = False, by_reference: bool = False) -> None:
-        _, arguments = eal_arguments.choose(f"bare-{os.getpid()}")
+        _, arguments = _eal_args.choose(f"bare-{os.getpid()}")
         arguments += ["--log-level", "error"]
         self.library = ctypes.CDLL(str(build()))
         self.library.bare_link_up.restype = ctypes.c_bool

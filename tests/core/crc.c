@@ -5,7 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "aiflow/crc32c.h"
+#include "aiflow/wire/crc32c.h"
 
 #define MOST 5000u
 #define GUARD 64u

@@ -10,9 +10,9 @@
 #include <inttypes.h>
 #include <stdio.h>
 
-#include "aiflow/fan.h"
+#include "aiflow/tx/multi.h"
 
-#include "aiflow/rx.h"
+#include "aiflow/rx/rx_agent.h"
 
 #pragma GCC diagnostic ignored "-Wunused-function" /* what draws worlds is simulate.c's */
 #include "network.h"

@@ -7,8 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "aiflow/agent.h"
-#include "aiflow/faults.h"
+#include "aiflow/rt/agent.h"
+#include "aiflow/rt/fault_line.h"
 
 #define MAX_SENDERS 4
 #define MAX_SLICES 256

@@ -9,9 +9,9 @@
 #include <inttypes.h>
 #include <stdio.h>
 
-#include "aiflow/tx.h"
+#include "aiflow/tx/tx_agent.h"
 
-#include "aiflow/rx.h"
+#include "aiflow/rx/rx_agent.h"
 
 #define MOST 8
 #define PORTS 8

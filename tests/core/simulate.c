@@ -20,7 +20,7 @@
  * Prints one JSON object for the seeds together; the exit code is 0 when all held, and the first seed that fails is
  * named.
  */
-#include "peers.h"
+#include "ends.h"
 
 static struct {
 	uint64_t delivered, failed, nbytes, frames, again, spurious, probes, aside, lives, sent, waited, receivers,

@@ -2,8 +2,8 @@
  * manifests. Once as it is, once with the headers that let it pass, for no mutation finds a CRC. */
 #include <stdlib.h>
 
-#include "aiflow/hello.h"
-#include "aiflow/layout.h"
+#include "aiflow/wire/hello.h"
+#include "aiflow/wire/manifest.h"
 
 #define CHECK(what) ((what) ? (void)0 : abort())
 

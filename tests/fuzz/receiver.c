@@ -2,7 +2,7 @@
  * its counts stay those of its lists, and all memory comes back. */
 #include "records.h"
 
-#include "aiflow/rx.h"
+#include "aiflow/rx/rx_agent.h"
 
 static const uint8_t ours[NB_PORTS][6] = {{2, 0, 0, 0, 200, 0}, {2, 0, 0, 0, 200, 1}};
 static const uint8_t theirs[NB_PORTS][6] = {{2, 0, 0, 0, 0, 0}, {2, 0, 0, 0, 0, 1}};

@@ -7,7 +7,7 @@
 
 #include <stdlib.h>
 
-#include "aiflow/wire.h"
+#include "aiflow/wire/frame.h"
 
 #define RECORD_RAW 1u    /* the frame as it is */
 #define RECORD_REPLY 2u  /* the agent under test may speak now */

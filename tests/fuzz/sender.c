@@ -2,7 +2,7 @@
  * goodbyes, all of them perhaps lies. Its windows count what flies on them; what it sends fits a frame. */
 #include "records.h"
 
-#include "aiflow/tx.h"
+#include "aiflow/tx/tx_agent.h"
 
 #define NB_SLICES 4
 

@@ -1,0 +1,353 @@
+"""Who drives a loop: its worker's thread, or a caller that waits for what the loop does.
+
+One of them at a time has the turn (include/aiflow/rt/handoff.h says who when). The worker leaves nogil only when the
+control plane wants something done between two iterations: a port attached or removed, or the end.
+"""
+
+import atexit
+import os
+import weakref
+
+from libc.stdint cimport uint64_t
+from aiflow._core cimport (
+    AF_PARK_FIRST_NS, AF_PARK_MOST_NS, af_idle_begin, af_idle_exact_timers, af_idle_spin, af_idle_timers_as,
+    af_idle_turn, af_mail_doze, af_mail_drain, af_mail_free, af_mail_init, af_mail_is_wanted, af_mail_leave_turn,
+    af_mail_notify, af_mail_park, af_mail_sleep, af_mail_take_turn, af_mail_wait, af_mail_wake, af_now_ns,
+    af_quota_begin, af_quota_end,
+)
+from aiflow._eal cimport register_thread, unregister_thread
+from aiflow._eal import start as start_eal
+from aiflow._system import threads
+from aiflow.errors import EalError, PortError
+
+cdef extern from *:
+    """
+    #include <rte_lcore.h>
+    #include <sched.h>
+    static inline unsigned int aiflow_as_lcore(unsigned int lcore)
+    {
+        unsigned int was = RTE_PER_LCORE(_lcore_id);
+
+        RTE_PER_LCORE(_lcore_id) = lcore;
+        return was;
+    }
+    """
+    unsigned int aiflow_as_lcore(unsigned int lcore) noexcept nogil
+    unsigned int rte_lcore_id() noexcept nogil
+    int sched_getcpu() noexcept nogil
+
+_driven = weakref.WeakSet()
+
+
+cdef class Driven:
+    """What a worker and those who wait drive in turn. Subclasses say what an iteration is."""
+
+    def __cinit__(self):
+        cdef int rc = af_mail_init(&self.mail)
+        if rc:
+            raise PortError(f"no event descriptor to be had ({os.strerror(rc)}): close some files, or raise ulimit -n")
+        self.has_mail = True
+        self.last_cpu = -1
+        self.lcore = -1
+        self.requests = []
+        self.guard = threads.unpatched("threading").Lock()
+        self.pid = os.getpid()
+        self.stopped = True
+
+    def __dealloc__(self):
+        if self.has_mail:
+            af_mail_free(&self.mail)
+
+    # ---- control plane ----
+
+    def start(self, name):
+        """Begin to poll, in a daemon thread called `name`."""
+        start_eal()  # in a forked child this raises, here rather than in the thread
+        self.allowed_cpus = os.sched_getaffinity(0)
+        self.stopped = False
+        try:
+            self.thread = threads.start(self._main, name)
+        except BaseException:
+            self.stopped = True
+            raise
+        _driven.add(self)
+
+    def _main(self):
+        try:
+            register_thread()
+            self.lcore = rte_lcore_id()
+            af_idle_exact_timers()
+            while not self.stopped:
+                with nogil:
+                    self.run()
+                self._serve()
+                af_mail_leave_turn(&self.mail)
+        finally:
+            self.stopped = True
+            self._serve()
+            unregister_thread()
+
+    def _serve(self):
+        """What the control plane asked for, between two iterations."""
+        with self.guard:
+            aiflow_set(self.mail.attention, 0)
+            requests, self.requests = self.requests, []
+        for call, result, done in requests:
+            try:
+                result.append((call(), None))
+            except BaseException as error:
+                result.append((None, error))
+            done.release()
+
+    def between(self, call):
+        """Run `call` while no burst is under way, and return what it returns."""
+        cdef list result = []
+        if self.stopped or self.thread is None or os.getpid() != self.pid or threads.is_current(self.thread):
+            return call()
+        done = threads.unpatched("threading").Lock()  # an Event waits in Python: an interrupt may leave its lock taken
+        done.acquire()
+        with self.guard:
+            self.requests.append((call, result, done))
+            aiflow_set(self.mail.attention, 1)
+        af_mail_wake(&self.mail)
+        while not done.acquire(timeout=0.05):
+            if not self.thread.is_alive():
+                self._serve()
+        value, error = result[0]
+        if error is not None:
+            raise error
+        return value
+
+    def stop(self):
+        """End the thread; frames that were not sent yet are freed. Idempotent, also after an interrupt."""
+        if os.getpid() != self.pid:
+            return
+        if self.thread is not None:
+            if not self.stopped:
+                self.between(self._end)
+            if not threads.is_current(self.thread) and self.thread.ident is not None:
+                self.thread.join()
+                self.requests = []  # of calls that were interrupted; they hold us
+        _driven.discard(self)
+
+    def _end(self):
+        self.stopped = True
+
+    def pid_is_ours(self):
+        """False in a forked child."""
+        return os.getpid() == self.pid
+
+    def tell(self):
+        """Wake everybody who waits, as after an event."""
+        self.ring()
+
+    cdef void ring(self) noexcept nogil:
+        aiflow_lock(&self.mail)
+        af_mail_notify(&self.mail)
+        aiflow_unlock(&self.mail)
+
+    def check_process(self):
+        """Raise when this is a forked child: the thread and the ports are the parent's."""
+        if os.getpid() != self.pid:
+            raise EalError("a forked child cannot use its parent's ports: start the child with multiprocessing's "
+                           "'spawn' method and open a Sender or Receiver there")
+
+    def cpu(self):
+        """The CPU that the loop ran on last, or None."""
+        return self.last_cpu if self.last_cpu >= 0 else None
+
+    def busy_iterations(self):
+        """Iterations of the loop so far: for tests of its idle cost."""
+        return self.iterations
+
+    @property
+    def thread_id(self):
+        """The worker's, as the kernel numbers it."""
+        return self.thread.native_id
+
+    @property
+    def driven(self):
+        """How often a thread that waited has driven the loop by itself."""
+        return self.mail.driven
+
+    @property
+    def max_cores(self):
+        """The most processor time that it takes, in cores; None: no limit. To be set before `start`."""
+        return self.quota.cores or None
+
+    @max_cores.setter
+    def max_cores(self, cores):
+        self.quota.cores = 0.0 if cores is None else cores
+
+    @property
+    def rests(self):
+        """How often it has paused for the sake of `max_cores`."""
+        return self.quota.rests
+
+    # ---- waiting threads ----
+
+    @property
+    def generation(self):
+        """Goes up with every event that somebody may be waiting for."""
+        return self.mail.generation
+
+    @property
+    def event_fd(self):
+        """Readable after an event, once `arm` was called: for event loops."""
+        return self.mail.event_fd
+
+    def arm(self):
+        """Make events readable on `event_fd` from now on."""
+        aiflow_set(self.mail.armed, 1)
+
+    def drain(self):
+        """Empty `event_fd`."""
+        af_mail_drain(&self.mail)
+
+    def wait(self, uint64_t seen, double seconds):
+        """Until the generation is not `seen` any more, or for `seconds`. Releases the GIL; no signal ends it.
+
+        The calling thread drives the loop itself where it can: nobody has to be woken then, at either end.
+        """
+        cdef uint64_t ns = <uint64_t>(max(seconds, 0.0) * 1e9)
+        cdef uint64_t begin
+        with nogil:
+            if self.take_turn():
+                begin = af_now_ns()
+                if self.drive(seen, begin + ns):
+                    aiflow_set(self.mail.left, 1)
+                ns = self.now - begin
+                af_mail_leave_turn(&self.mail)
+                if af_mail_is_wanted(&self.mail) or ns > <uint64_t>AF_PARK_MOST_NS:
+                    af_mail_wake(&self.mail)
+            else:
+                aiflow_set(self.mail.wanted, 1)
+                if aiflow_posted(&self.mail):
+                    af_mail_wake(&self.mail)
+                af_mail_wait(&self.mail, seen, ns)
+
+    # ---- the turns ----
+
+    cdef int iterate(self) noexcept nogil:
+        """Do what there is to do; returns how much that was. With the turn."""
+        return 0
+
+    cdef bint unfinished(self) noexcept nogil:
+        """Is there work that will not wait? With the turn."""
+        return False
+
+    cdef bint take_turn(self) noexcept nogil:
+        """A caller: not once the worker has ended, and not while the control plane waits for the worker's turn."""
+        if self.stopped or aiflow_attention(&self.mail) or not af_mail_take_turn(&self.mail):
+            return False
+        if self.stopped:  # just now: the ports may be closed
+            af_mail_leave_turn(&self.mail)
+            return False
+        return True
+
+    cdef void run(self) noexcept nogil:
+        """Drive the loop until the control plane wants attention; returns with the turn. The worker."""
+        cdef uint64_t driven = self.mail.driven, park_ns = AF_PARK_FIRST_NS, sleep_ns
+        while True:
+            if driven != self.mail.driven and not af_mail_is_wanted(&self.mail):
+                driven = self.mail.driven
+                if park_ns > 2 * <uint64_t>AF_PARK_MOST_NS:
+                    park_ns = AF_PARK_FIRST_NS  # it had driven on and on, and now has gone
+                park_ns = min(park_ns, <uint64_t>AF_PARK_MOST_NS)
+                af_mail_park(&self.mail, &park_ns)
+                continue
+            if not af_mail_take_turn(&self.mail):
+                if aiflow_attention(&self.mail):
+                    park_ns = AF_PARK_FIRST_NS
+                af_mail_park(&self.mail, &park_ns)
+                continue
+            if aiflow_attention(&self.mail):
+                return
+            self.now = af_now_ns()
+            if driven != self.mail.driven:
+                af_idle_begin(&self.idle, self.now)
+                driven = self.mail.driven
+            aiflow_set(self.mail.left, 0)
+            park_ns = AF_PARK_FIRST_NS
+            self.last_cpu = sched_getcpu()
+            af_quota_begin(&self.quota)
+            sleep_ns = 0
+            while sleep_ns == 0 and not aiflow_attention(&self.mail):
+                if self.iterate():
+                    continue
+                if aiflow_wanted(&self.mail):
+                    break
+                sleep_ns = af_idle_turn(&self.idle, self.now)
+                self.now = af_now_ns()
+            af_quota_end(&self.quota)
+            if aiflow_attention(&self.mail):
+                return
+            af_mail_leave_turn(&self.mail)
+            if sleep_ns:
+                af_mail_doze(&self.mail, sleep_ns)
+            else:
+                aiflow_set(self.mail.wanted, 0)
+                self.ring()
+                af_mail_park(&self.mail, &park_ns)
+
+    cdef bint drive(self, uint64_t seen, uint64_t until) noexcept nogil:
+        """Drive the loop until the generation is not `seen` any more; is there more to do? A caller with the turn."""
+        cdef unsigned int lcore = aiflow_as_lcore(self.lcore)
+        cdef unsigned long slack_ns = 0
+        cdef uint64_t sleep_ns
+        cdef int work
+        self.last_cpu = sched_getcpu()
+        af_quota_begin(&self.quota)
+        self.now = af_now_ns()
+        if aiflow_posted(&self.mail) or not self.in_vain:
+            af_idle_begin(&self.idle, self.now)  # not when it goes on waiting
+        while aiflow_generation(&self.mail) == seen and not self.stopped and not aiflow_attention(&self.mail):
+            work = self.iterate()
+            if self.now >= until:
+                break
+            if work:
+                continue
+            if self.spins:
+                af_idle_spin()
+            else:
+                sleep_ns = af_idle_turn(&self.idle, self.now)
+                if sleep_ns:
+                    if slack_ns == 0:
+                        slack_ns = af_idle_exact_timers()
+                    af_mail_sleep(&self.mail, min(sleep_ns, until - self.now))
+            self.now = af_now_ns()
+        if slack_ns:
+            af_idle_timers_as(slack_ns)
+        af_quota_end(&self.quota)
+        self.in_vain = aiflow_generation(&self.mail) == seen
+        self.mail.driven += 1
+        aiflow_as_lcore(lcore)
+        return self.unfinished()
+
+    cdef void push(self) noexcept nogil:
+        """Let what was posted begin its way now, and no sooner wake the worker than there is something left for it."""
+        cdef unsigned int lcore
+        if self.quota.cores > 0 or not self.take_turn():  # it may have to rest, and a push never waits
+            af_mail_wake(&self.mail)
+            return
+        lcore = aiflow_as_lcore(self.lcore)
+        self.now = af_now_ns()
+        self.iterate()  # it is taken in …
+        self.iterate()  # … and its first frames go out
+        self.mail.driven += 1
+        aiflow_as_lcore(lcore)
+        if self.unfinished() or self.mail.armed:
+            aiflow_set(self.mail.left, 1)
+        af_mail_leave_turn(&self.mail)
+        if af_mail_is_wanted(&self.mail):
+            af_mail_wake(&self.mail)
+        if aiflow_wanted(&self.mail):  # who found the turn taken meanwhile
+            aiflow_set(self.mail.wanted, 0)
+            self.ring()
+
+
+@atexit.register
+def _stop_all():
+    """No loop may poll while the interpreter takes itself apart."""
+    for loop in list(_driven):
+        loop.stop()

@@ -1,0 +1,321 @@
+"""What DPDK's environment is started with: memory mode, CPUs, runtime directory. No DPDK in here."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import math
+import mmap
+import os
+import resource
+import shutil
+import stat
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from aiflow._ports.registry import lock
+from aiflow._system import limits, threads
+from aiflow._system.descriptors import Descriptor, keep
+from aiflow.config import parse_size
+from aiflow.errors import ConfigError, EalError
+
+__all__ = [
+    "advice",
+    "choose",
+    "directory_held",
+    "hugepages_usable",
+    "memory_mib",
+    "one_at_a_time",
+    "open_files_limit_kept",
+    "remove_stale_directories",
+    "start_possible",
+    "without_realtime",
+]
+
+_HUGEPAGES_MIB = 64  # taken at start; the EAL takes more when pools ask
+_BESIDE_MIB = 192  # of address space that DPDK maps at its start beside its heap, and stacks
+_DPDK_THREAD_NAMES = ("eal-", "dpdk-", "rte_", "vhost")
+_DPDK_THREADS = 2  # at most, at its start
+_RTE_MAX_LCORE = 128
+_MAP_HUGETLB = 0x40000
+_MADV_POPULATE_WRITE = 23
+_HUGEPAGES = "/sys/kernel/mm/hugepages"  # of the whole machine: what processes of any user can lock
+_TURN_SECONDS = 5.0
+_STARTED = 10.0  # seconds after which a process that starts has its lock
+_LOCK = "aiflow-lock"
+
+
+def memory_mib() -> int:
+    """MiB of the EAL's own heap: AIFLOW_EAL_MEMORY, 256 by default.
+
+    Without hugepages it is fixed for the process's life; pages that nothing touches cost nothing.
+    """
+    text = os.environ.get("AIFLOW_EAL_MEMORY")
+    return max(32, parse_size(text) >> 20) if text else 256
+
+
+def hugepages_usable(nbytes: int, *, touch: bool = False) -> bool:
+    """True if the kernel grants `nbytes` of hugepages to this process now (they are given back at once).
+
+    A mapping only reserves them. A cgroup's limit counts the pages that are touched, and kills who goes beyond by
+    SIGBUS: with `touch` the kernel does it for us, and fails instead.
+    """
+    try:
+        with mmap.mmap(-1, nbytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_HUGETLB) as pages:
+            if touch:
+                _touch(pages)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _touch(pages: mmap.mmap) -> None:
+    """Have every page of a mapping. Raises OSError if that is not possible."""
+    try:
+        pages.madvise(_MADV_POPULATE_WRITE)
+    except OSError as exc:
+        if exc.errno != errno.EINVAL:
+            raise
+        with open("/dev/zero", "rb", buffering=0) as zeros:  # Linux before 5.14
+            for offset in range(0, len(pages), 1 << 20):
+                with memoryview(pages) as view, view[offset : offset + (1 << 20)] as part:
+                    os.readv(zeros.fileno(), [part])
+
+
+@contextlib.contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """Let no other process of ours take the hugepages that this one finds free, until it has started.
+
+    DPDK's start fails, and cannot be repeated, when they are gone by then. Who must wait too long goes on, and who
+    cannot lock goes on at once.
+    """
+    with contextlib.ExitStack() as turn:
+        if os.environ.get("AIFLOW_MEMORY") != "no-huge" and hugepages_usable(_HUGEPAGES_MIB << 20):
+            with contextlib.suppress(OSError):
+                _lock_hugepages(turn)
+        yield
+
+
+def _lock_hugepages(turn: contextlib.ExitStack) -> None:
+    """Until `turn` ends. Raises OSError where that is not possible."""
+    lock = keep(lambda: Descriptor(os.open(_HUGEPAGES, os.O_RDONLY | os.O_CLOEXEC)))
+    turn.callback(lock.close)
+    deadline = time.monotonic() + _TURN_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            fcntl.flock(lock.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            threads.unpatched("time").sleep(0.01)
+
+
+def advice(mode: str | None) -> str:
+    """What gives mempools more room in this memory mode."""
+    if mode == "hugepages":
+        limit = limits.hugepage_limit()
+        more = (
+            "have more hugepages (as root, `sysctl vm.nr_hugepages=512`)"
+            if limit is None
+            else f"raise the cgroup's limit on hugepages ({limit >> 20} MiB: hugetlb.*.max or hugetlb.*.limit_in_bytes)"
+        )
+        return f"{more}, or set AIFLOW_MEMORY=no-huge"
+    return f"set AIFLOW_EAL_MEMORY (now {memory_mib()}MiB) higher"
+
+
+def _affinity() -> str:
+    cpus = sorted(os.sched_getaffinity(0))
+    known = [cpu for cpu in cpus if cpu < _RTE_MAX_LCORE] or cpus
+    return ",".join(map(str, known))
+
+
+def choose(prefix: str) -> tuple[str, list[str]]:
+    """Memory mode and argument list for rte_eal_init.
+
+    Parameters
+    ----------
+    prefix : str
+        File prefix, unique to the process.
+
+    Returns
+    -------
+    mode : {"hugepages", "no-huge"}
+    arguments : list of str
+
+    Raises
+    ------
+    ConfigError
+        If AIFLOW_MEMORY is set to something unknown.
+    EalError
+        If AIFLOW_MEMORY=hugepages and there are none to be had.
+    """
+    asked = os.environ.get("AIFLOW_MEMORY", "")
+    if asked not in ("", "hugepages", "no-huge"):
+        raise ConfigError(f"AIFLOW_MEMORY={asked!r}: set it to hugepages or no-huge, or leave it unset")
+    limit, largest = limits.hugepage_limit(), limits.file_limit()
+    usable = asked != "no-huge" and hugepages_usable(_HUGEPAGES_MIB << 20, touch=True)
+    if largest is not None and largest < _HUGEPAGES_MIB << 20:  # of which the trial's mapping knows nothing
+        if asked == "hugepages":
+            raise EalError(
+                f"AIFLOW_MEMORY=hugepages needs files of {_HUGEPAGES_MIB} MiB and more, and ulimit -f is "
+                f"{largest >> 10} KiB: raise it, or unset AIFLOW_MEMORY"
+            )
+        usable = False
+    if asked == "hugepages" and not usable:
+        which = "" if limit is None else f" (the cgroup's limit is {limit >> 20} MiB)"
+        raise EalError(
+            f"AIFLOW_MEMORY=hugepages, but {_HUGEPAGES_MIB} MiB of hugepages are not free{which}: "
+            "as root, `sysctl vm.nr_hugepages=256` (or stop what holds them), or unset AIFLOW_MEMORY"
+        )
+    if asked != "hugepages":  # not where they give less room than ordinary memory, or DPDK could not reserve addresses
+        least = min(each for each in (limit, largest, math.inf) if each is not None)
+        usable = usable and least >= memory_mib() << 20 and limits.address_space_left() is None
+    arguments = [
+        "aiflow",
+        "--lcores",
+        f"0@({_affinity()})",  # a floating lcore: nothing is pinned
+        "--file-prefix",
+        prefix,
+        "--no-telemetry",
+    ]
+    if usable:
+        # in-memory: no file in hugetlbfs, so that none is left behind by kill -9
+        arguments += ["--in-memory", "--single-file-segments", "-m", str(_HUGEPAGES_MIB)]
+    else:
+        # 22.11 refuses --in-memory with --no-huge, 25.11 --single-file-segments, which --no-huge implies
+        arguments += ["--no-huge", "--no-shconf", "-m", str(memory_mib())]
+    if Path("/sys/bus/pci/devices").is_dir():
+        # scan, but probe nothing: an allow list that no device is on. pci: endpoints are plugged in later.
+        arguments += ["-a", "ffff:ff:1f.7"]
+    else:
+        arguments += ["--no-pci"]
+    return ("hugepages" if usable else "no-huge"), arguments
+
+
+def start_possible(mode: str) -> None:
+    """Try what rte_eal_init will do that may not be granted: it runs once a process, well or not.
+
+    Raises
+    ------
+    EalError
+        If it would fail. It may be tried again.
+    """
+    mib = _BESIDE_MIB + (memory_mib() if mode == "no-huge" else 0)
+    try:
+        room = mmap.mmap(-1, mib << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as exc:
+        raise EalError(
+            f"DPDK's environment (EAL) needs {mib} MiB of address space, and the system does not grant them "
+            f"({exc.strerror}{limits.address_space_words()}): pass a smaller memory=, set AIFLOW_EAL_MEMORY (now "
+            f"{memory_mib()}MiB) lower, or raise the limit; then try again"
+        ) from exc
+    with room:
+        trial = []
+        enough = threads.unpatched("threading").Event()
+        try:
+            for number in range(_DPDK_THREADS):
+                trial.append(threads.start(enough.wait, f"aiflow-trial-{number}"))
+        finally:
+            enough.set()
+            for thread in trial:
+                thread.join()
+
+
+@contextlib.contextmanager
+def without_realtime(*, for_good: bool = False) -> Iterator[None]:
+    """Run the calling thread without real-time priority; DPDK's threads born meanwhile get that priority in the end.
+
+    DPDK polls for a new thread with sleeps of 1 us. On one core, at equal priority under SCHED_FIFO, that thread never
+    runs.
+
+    Parameters
+    ----------
+    for_good : bool
+        The calling thread ends soon. Else nothing is done where its priority could not be given back.
+    """
+    policy, parameter = os.sched_getscheduler(0), os.sched_getparam(0)
+    realtime = policy & ~os.SCHED_RESET_ON_FORK in (os.SCHED_FIFO, os.SCHED_RR)
+    if not realtime or not (for_good or limits.may_have_priority(parameter.sched_priority)):
+        yield
+        return
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    before = set(os.listdir("/proc/self/task"))
+    try:
+        yield
+    finally:
+        for task in set(os.listdir("/proc/self/task")) - before:
+            with contextlib.suppress(OSError):
+                if Path(f"/proc/self/task/{task}/comm").read_text().startswith(_DPDK_THREAD_NAMES):
+                    os.sched_setscheduler(int(task), policy, parameter)
+        with contextlib.suppress(OSError):
+            os.sched_setscheduler(0, policy, parameter)
+
+
+def _runtime_root() -> Path:
+    """Where DPDK makes its runtime directories (eal_create_runtime_dir)."""
+    if os.getuid() == 0:
+        return Path("/var/run/dpdk")
+    return Path(os.environ.get("XDG_RUNTIME_DIR") or "/tmp") / "dpdk"
+
+
+def _is_ours(path: Path) -> bool:
+    """Where others can write, too, they may have made it."""
+    found = path.lstat()
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
+
+
+@contextlib.contextmanager
+def directory_held(prefix: str) -> Iterator[None]:
+    """While DPDK starts, hold a lock in its runtime directory: `remove_stale_directories` leaves it alone.
+
+    At the end it is removed, and the one above it, as far as they are empty. They are without shared configuration, so
+    that kill -9 leaves nothing behind later.
+    """
+    root = _runtime_root()
+    path = root / prefix / _LOCK
+    held = None
+    with contextlib.suppress(OSError):  # DPDK will say what is wrong there
+        root.mkdir(mode=0o700, exist_ok=True)
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        if _is_ours(path.parent):
+            held = lock(path)
+    try:
+        yield
+    finally:
+        if held is not None:
+            path.unlink(missing_ok=True)
+            held.close()
+        for directory in (path.parent, root):
+            with contextlib.suppress(OSError):
+                directory.rmdir()
+
+
+def remove_stale_directories() -> list[str]:
+    """Remove runtime directories of our processes that died while DPDK started; returns their names.
+
+    A process that lives holds a lock there. Its process id says nothing where containers share the directory.
+    """
+    removed = []
+    with contextlib.suppress(OSError):
+        for path in _runtime_root().glob("aiflow-*"):
+            with contextlib.suppress(OSError):
+                if not _is_ours(path) or time.time() - path.stat().st_mtime < _STARTED:
+                    continue
+                held = lock(path / _LOCK)
+                if held is not None:
+                    shutil.rmtree(path, ignore_errors=True)
+                    held.close()
+                    removed.append(path.name)
+    return removed
+
+
+@contextlib.contextmanager
+def open_files_limit_kept() -> Iterator[None]:
+    """rte_eal_init raises the soft limit of open files to the hard one: put it back."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)

@@ -1,0 +1,25 @@
+# The environment, C-level face; what others may use is cimported by _eal.pxd.
+
+cdef extern from *:
+    """
+    /* rte_interrupts.h: the instance calls are experimental before 23.11; rte_compat.h reads this, so it comes first */
+    #define ALLOW_EXPERIMENTAL_API
+    """
+
+from libc.stdint cimport uint64_t
+
+
+cdef extern from "aiflow/rt/intr_gate.h" nogil:
+    struct af_gate:
+        uint64_t turns  # turns the interrupt thread took
+
+    # Around each iteration's bursts when a gated port is attached; without the GIL, and nothing that blocks between.
+    void af_gate_enter(af_gate *gate) noexcept
+    void af_gate_leave(af_gate *gate) noexcept
+
+
+cdef af_gate *gate() noexcept nogil
+cdef bint ours() noexcept nogil
+cdef uint64_t log_mark() noexcept
+cpdef bint register_thread() except -1
+cpdef void unregister_thread() noexcept

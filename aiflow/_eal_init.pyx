@@ -1,0 +1,317 @@
+# cython: language_level=3
+"""DPDK's environment (EAL), started once a process and never stopped; its log, its errors, its interrupt thread.
+
+Everything here belongs to the process that started it: a forked child gets `EalError`.
+"""
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from libc.errno cimport ENOMEM
+from libc.stdint cimport uint64_t
+from libc.stdio cimport FILE
+from libc.stdlib cimport malloc
+from libc.string cimport strdup
+from posix.unistd cimport getpid
+from aiflow.librte.rte_eal cimport (
+    LCORE_ID_ANY, rte_eal_init, rte_errno, rte_lcore_id, rte_log_set_global_level, rte_openlog_stream, rte_strerror,
+    rte_thread_register, rte_thread_unregister, rte_version,
+)
+from aiflow.librte.rte_interrupts cimport (
+    RTE_INTR_HANDLE_EXT, RTE_INTR_INSTANCE_F_PRIVATE, rte_intr_callback_register, rte_intr_fd_set, rte_intr_handle,
+    rte_intr_instance_alloc, rte_intr_type_set,
+)
+
+import atexit
+import errno
+import os
+import time
+from functools import partial
+from aiflow import _eal_args
+from aiflow._system import threads
+from aiflow.errors import AiflowError, EalError, PoolExhausted, PortError
+
+
+cdef extern from "aiflow/rt/intr_gate.h" nogil:
+    int af_gate_init(af_gate *gate, int wake_fd)
+    void af_gate_callback(void *gate) noexcept
+    void af_gate_connecting(af_gate *gate, int step) noexcept
+
+
+cdef extern from "aiflow/rt/log_tail.h" nogil:
+    size_t AF_LOG_BYTES
+
+    struct af_log:
+        uint64_t written
+
+    FILE *af_log_open(af_log *log, int echo)
+    FILE *af_log_stderr(FILE *stream)
+    size_t af_log_since(af_log *log, uint64_t mark, char *out)
+
+
+cdef af_gate the_gate
+cdef af_log dpdk_log
+cdef FILE *stream = NULL  # of DPDK's log
+cdef bint log_is_open = False
+cdef bint init_was_called = False
+cdef bint process_ends = False
+cdef int owner_pid = 0  # the process that started the EAL; 0: not started
+
+_lock = threads.unpatched("threading").Lock()  # starting
+_memory_mode = None
+_failed = None            # why an earlier start failed: rte_eal_init runs once, well or not
+_starting = None          # the start under way: whether it began, and how it ended
+_START_SECONDS = 60.0
+
+# errno -> what to do about it; the exception class is the caller's
+_ADVICE = {
+    errno.EACCES: "no permission: run as root, or give the interpreter CAP_NET_RAW and CAP_NET_ADMIN",
+    errno.EPERM: "no permission: run as root, or give the interpreter CAP_NET_RAW and CAP_NET_ADMIN",
+    errno.EALREADY: "DPDK was already started in this process by other code: use aiflow in a process of its own",
+    errno.EBUSY: "another program uses it: close that first",
+    errno.EEXIST: "a port of that name is open already: close it first, or choose another name",
+    errno.EINVAL: "the driver refused its arguments; AIFLOW_LOG=debug shows all it logs",
+    errno.ENODEV: "no such device here; `aiflow ports` lists what can be used",
+    errno.ENOENT: "no such device, file or driver here; `aiflow ports` lists what can be used",
+    errno.ENOMEM: "out of memory: ask for fewer or smaller frames, or a smaller memory=, or start with more "
+                  "(AIFLOW_EAL_MEMORY=512MiB)",
+    errno.ENOSPC: "no room for another port or pool: close some first",
+    errno.ENOTSUP: "the driver cannot do this; choose another endpoint",
+}
+
+
+cdef af_gate *gate() noexcept nogil:
+    """The gate of this process; valid always, open while no gated port is."""
+    return &the_gate
+
+
+# ---------------------------------------------------------------------------------------------------------------- log
+
+cdef uint64_t log_mark() noexcept:
+    """Where the log stands now, for `log_tail` and `error`."""
+    return dpdk_log.written
+
+
+def log_tail(since=0):
+    """What DPDK logged last, at most 16 KiB of text; `since` is a value of an earlier ``log_mark``."""
+    cdef char out[16384]
+    cdef size_t size
+    if not log_is_open:
+        return ""
+    size = af_log_since(&dpdk_log, since, out)
+    return PyBytes_FromStringAndSize(out, size).decode("utf-8", "replace")
+
+
+def logged(mark):
+    """The lines since `mark` that a reader of an error message wants: the last few, without repeats."""
+    lines = list(dict.fromkeys(line.strip() for line in log_tail(mark).splitlines() if line.strip()))
+    return "; DPDK says: " + " | ".join(lines[-4:]) if lines else ""
+
+
+def error(kind, int rc, str what, mark=None):
+    """The exception for return code `rc` (negative errno, or -1 with rte_errno set): what failed, why, what to do."""
+    cdef int number = -rc if rc < -1 else rte_errno
+    reason = rte_strerror(number).decode("utf-8", "replace") if number > 0 else f"rc {rc}"
+    advice = _ADVICE.get(number, "AIFLOW_LOG=debug shows all that DPDK logs")
+    if number == ENOMEM and kind is PortError:
+        kind = PoolExhausted
+    return kind(f"{what}: {reason} ({advice}){logged(mark) if mark is not None else ''}")
+
+
+# ---------------------------------------------------------------------------------------------------------------- EAL
+
+def _forked():
+    """Runs in every forked child."""
+    global _lock
+    _lock = threads.unpatched("threading").Lock()
+
+
+os.register_at_fork(after_in_child=_forked)
+
+
+@atexit.register
+def _at_exit():
+    """What nobody closed goes with the process; this module is being taken apart."""
+    global process_ends
+    process_ends = True
+
+
+cdef bint ours() noexcept nogil:
+    """This process may call DPDK: it started the EAL, is no forked child of the one that did, and is not ending."""
+    return owner_pid != 0 and owner_pid == getpid() and not process_ends
+
+
+def started():
+    """True once the EAL runs in this process."""
+    return ours()
+
+
+def memory_mode():
+    """How DPDK holds memory: ``"hugepages"``, ``"no-huge"``, or None before the EAL has started."""
+    return _memory_mode
+
+
+def dpdk_version():
+    """DPDK's version, such as ``"DPDK 22.11.11"``; starts nothing."""
+    return rte_version().decode()
+
+
+def start():
+    """Start the EAL unless it runs already.
+
+    Called by `Mempool` and `Port`. It runs in a thread of its own, so that the caller's CPU affinity stays as it is.
+
+    Raises
+    ------
+    EalError
+        If DPDK cannot start, if other code started it in this process, or in a forked child of a process that did.
+    """
+    global _memory_mode, _failed, _starting
+    if ours():
+        return
+    if owner_pid != 0:
+        raise EalError(
+            "a forked child cannot use the parent's DPDK ports; use multiprocessing's 'spawn' start method "
+            "(or open nothing before the fork)"
+        )
+    with _lock:
+        if owner_pid != 0:
+            return
+        if _failed is not None:
+            raise EalError(_failed)
+        if _starting is None:  # else an interrupt ended the wait for it
+            _starting = {}
+        outcome = _starting
+        if "began" not in outcome:
+            threads.start(partial(_start, outcome), "aiflow-eal-init")
+        sleep = threads.unpatched("time").sleep  # a greenlet's would let others come here, and block at the lock
+        deadline = time.monotonic() + _START_SECONDS
+        while "end" not in outcome and time.monotonic() < deadline:  # an interrupt may end a thread's join for good
+            sleep(0.001)
+        if "end" not in outcome:
+            raise EalError(f"DPDK's environment (EAL) has not started within {_START_SECONDS:.0f} s: give the process "
+                           "more processor time, or stop real-time threads that keep it from its cores; then try again")
+        _starting = None
+        mode, failure = outcome["end"]
+        if failure is not None:
+            if init_was_called:
+                _failed = str(failure)
+            raise failure
+        _memory_mode = mode
+
+
+def _start(outcome):
+    """Runs in the start thread. There may be two, if an interrupt came while one was made: the first one does it."""
+    this_one = object()
+    if outcome.setdefault("began", this_one) is not this_one:
+        return
+    try:
+        with _eal_args.one_at_a_time(), _eal_args.without_realtime(for_good=True):
+            end = _initialise(), None
+    except AiflowError as exc:
+        end = None, exc
+    except BaseException as exc:
+        end = None, EalError(f"DPDK could not be started: {type(exc).__name__}: {exc}")
+    outcome["end"] = end
+
+
+def _initialise():
+    """Runs once, in the start thread; returns the memory mode."""
+    global init_was_called, log_is_open, owner_pid, stream
+    cdef FILE *errors = NULL
+    cdef char **argv
+    cdef int rc = -1, argc
+    cdef bint debug = os.environ.get("AIFLOW_LOG", "") == "debug"
+
+    prefix = f"aiflow-{os.getpid()}-{os.urandom(3).hex()}"
+    _eal_args.remove_stale_directories()
+    mode, arguments = _eal_args.choose(prefix)
+    _eal_args.start_possible(mode)
+    if not log_is_open:
+        stream = af_log_open(&dpdk_log, debug)
+        if stream == NULL:
+            raise EalError("no memory for DPDK's log: end other programs, or raise the container's limit")
+        rte_openlog_stream(stream)
+        log_is_open = True
+        if debug:
+            rte_log_set_global_level(8)
+    # DPDK may keep and edit what it is given: private copies, never freed
+    argc = len(arguments)
+    argv = <char **>malloc((argc + 1) * sizeof(char *))
+    if argv == NULL:
+        raise MemoryError
+    for i, argument in enumerate(arguments):
+        argv[i] = strdup(<bytes>argument.encode())
+    argv[argc] = NULL
+    mark = log_mark()
+    init_was_called = True
+    with _eal_args.open_files_limit_kept(), _eal_args.directory_held(prefix):
+        with nogil:
+            errors = af_log_stderr(stream)  # it writes to both
+            rc = rte_eal_init(argc, argv)
+            af_log_stderr(errors)
+    if rc < 0:
+        what = f"DPDK's environment (EAL) did not start in {mode} mode (AIFLOW_MEMORY=no-huge does without hugepages)"
+        raise error(EalError, -1, what if mode == "hugepages" else "DPDK's environment (EAL) did not start", mark)
+    rte_openlog_stream(stream)  # newer versions put their own in place
+    _install_gate()
+    owner_pid = os.getpid()
+    return mode
+
+
+def _install_gate():
+    """Give the interrupt thread the gate's callback, on an eventfd that nothing has made readable yet."""
+    cdef rte_intr_handle *handle
+    cdef int rc
+    wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+    rc = af_gate_init(&the_gate, wake_fd)
+    if rc != 0:
+        raise EalError(f"the gate's lock: {os.strerror(rc)}")
+    handle = rte_intr_instance_alloc(RTE_INTR_INSTANCE_F_PRIVATE)
+    if handle == NULL:
+        raise EalError("no memory for an interrupt handle")
+    rte_intr_fd_set(handle, wake_fd)
+    rte_intr_type_set(handle, RTE_INTR_HANDLE_EXT)
+    rc = rte_intr_callback_register(handle, af_gate_callback, &the_gate)
+    if rc < 0:
+        raise error(EalError, rc, "the interrupt thread takes no callback")
+
+
+cpdef bint register_thread() except -1:
+    """Register the calling polling thread with DPDK, so that it gets mempool caches.
+
+    Returns
+    -------
+    bool
+        False if it had been registered before, or DPDK has no lcore left (all works then, slower).
+    """
+    cdef int rc
+    start()
+    if rte_lcore_id() != LCORE_ID_ANY:
+        return False
+    with nogil:
+        rc = rte_thread_register()
+    return rc == 0
+
+
+cpdef void unregister_thread() noexcept:
+    """Undo `register_thread` before the thread ends."""
+    if ours() and rte_lcore_id() != LCORE_ID_ANY:
+        with nogil:
+            rte_thread_unregister()
+
+
+class connecting:
+    """Context manager: a memif handshake is under way, let the interrupt thread run often."""
+
+    def __enter__(self):
+        start()
+        with nogil:
+            af_gate_connecting(&the_gate, 1)
+        return self
+
+    def __exit__(self, *exc):
+        with nogil:
+            af_gate_connecting(&the_gate, -1)
+
+
+def gate_turns():
+    """Turns the interrupt thread has taken through the gate, for tests and reports."""
+    return the_gate.turns

@@ -1,0 +1,195 @@
+# cython: language_level=3
+"""Mempools: where mbufs live, in the EAL's heap or on a mapping of our own."""
+from libc.errno cimport ENOMEM
+from libc.stdint cimport uint16_t, uint64_t, uintptr_t
+from libc.string cimport memset
+from aiflow._eal_init cimport log_mark, ours
+from aiflow.librte.rte_eal cimport rte_errno, rte_strerror
+from aiflow.librte.rte_mbuf cimport (
+    RTE_PKTMBUF_HEADROOM, rte_mbuf, rte_pktmbuf_init, rte_pktmbuf_pool_create, rte_pktmbuf_pool_init,
+    rte_pktmbuf_pool_private,
+)
+from aiflow.librte.rte_mempool cimport (
+    RTE_BAD_IOVA, RTE_MEMPOOL_F_NO_IOVA_CONTIG, rte_mempool, rte_mempool_create_empty, rte_mempool_free,
+    rte_mempool_in_use_count, rte_mempool_memhdr, rte_mempool_obj_iter, rte_mempool_populate_iova,
+    rte_mempool_set_ops_byname,
+)
+
+import itertools
+import weakref
+from aiflow import _eal_args
+from aiflow._eal_init import logged, memory_mode, start
+from aiflow.errors import ConfigError, PoolExhausted
+
+
+cdef extern from * nogil:
+    """
+    #include <rte_errno.h>
+    static void aiflow_set_rte_errno(int number) { rte_errno = number; }
+    """
+    void set_rte_errno "aiflow_set_rte_errno"(int number) noexcept
+
+
+cdef extern from "<sys/mman.h>" nogil:
+    enum:
+        PROT_READ
+        PROT_WRITE
+        MAP_PRIVATE
+        MAP_ANONYMOUS
+        MADV_HUGEPAGE
+    void *MAP_FAILED
+    void *mmap(void *addr, size_t length, int prot, int flags, int fd, long offset)
+    int munmap(void *addr, size_t length)
+    int madvise(void *addr, size_t length, int advice)
+
+
+MOST_ROOM = 65535 - RTE_PKTMBUF_HEADROOM  # bytes a frame may have in an mbuf
+_mempools = weakref.WeakSet()
+_in_use_pools = []  # addresses of pools that lost their owner while mbufs were out
+_serial = itertools.count()
+
+
+cdef void _unmap(rte_mempool_memhdr *chunk, void *length) noexcept nogil:
+    munmap(chunk.addr, <size_t><uintptr_t>length)
+
+
+cdef _free_pool(rte_mempool *pool):
+    """Free `pool`, or keep it for later if mbufs of it are still out (in a ring, in a view): never under a reader."""
+    if rte_mempool_in_use_count(pool) == 0:
+        rte_mempool_free(pool)
+    else:
+        _in_use_pools.append(<uintptr_t>pool)
+
+
+cdef free_returned_pools():
+    """Free the pools whose last mbuf has come back since their owner went."""
+    addresses = _in_use_pools[:]
+    del _in_use_pools[:]
+    for address in addresses:
+        _free_pool(<rte_mempool *><uintptr_t>address)
+
+
+cdef class Mempool:
+    """A pool of packet buffers (mbufs).
+
+    Parameters
+    ----------
+    name : str
+        Shown in reports; need not be unique.
+    nb_mbufs : int
+        Mbufs in the pool.
+    data_room : int
+        Bytes a frame may have, at most 65407; DPDK's headroom comes on top.
+    socket_id : int, optional
+        NUMA node; -1 for any.
+    own_memory : bool, optional
+        Put the mbufs on a mapping of our own instead of the EAL's heap, which is small and fixed without hugepages.
+        For drivers that copy (memif, af_packet, net_ring); vhost and network cards need EAL memory.
+
+    Raises
+    ------
+    EalError
+        If DPDK cannot start.
+    PoolExhausted
+        If there is not enough memory; the message says how to get more.
+    """
+
+    def __cinit__(self):
+        self.ptr = NULL
+
+    def __init__(self, str name, unsigned int nb_mbufs, unsigned int data_room, int socket_id=-1,
+                 bint own_memory=False):
+        if self.ptr != NULL:
+            raise RuntimeError("a Mempool is initialised once")
+        if nb_mbufs == 0 or not 64 <= data_room <= MOST_ROOM:
+            raise ConfigError(
+                f"mempool {name}: {nb_mbufs} mbufs of {data_room} bytes; there must be some, "
+                f"of 64 to {MOST_ROOM} bytes"
+            )
+        start()
+        free_returned_pools()
+        self.name = name
+        self.nb_mbufs = nb_mbufs
+        self.data_room = data_room
+        self.socket_id = socket_id
+        self.own_memory = own_memory
+        # a cache may hold 1.5 times its size out of everyone else's reach
+        cdef unsigned int cache_size = 256 if nb_mbufs >= 4096 else nb_mbufs // 16
+        cdef bytes unique = f"aiflow{next(_serial)}".encode()
+        cdef uint16_t room = data_room + RTE_PKTMBUF_HEADROOM
+        cdef const char *unique_c = unique
+        cdef rte_mempool *pool = NULL
+        mark = log_mark()
+        if own_memory:
+            pool = _pool_on_own_memory(unique_c, nb_mbufs, cache_size, room, socket_id)
+        else:
+            with nogil:
+                pool = rte_pktmbuf_pool_create(unique_c, nb_mbufs, cache_size, 0, room, socket_id)
+        if pool == NULL:
+            size = <uint64_t>nb_mbufs * (room + 192) >> 20
+            where = "this machine's memory" if own_memory else f"DPDK's {memory_mode()} memory"
+            advice = "" if own_memory else f", or {_eal_args.advice(memory_mode())}"
+            raise PoolExhausted(
+                f"mempool {name}: {nb_mbufs} mbufs of {data_room} bytes ({size} MiB) do not fit in {where}: "
+                f"{rte_strerror(rte_errno).decode()}; use fewer or smaller frames{advice}{logged(mark)}"
+            )
+        self.ptr = pool
+        _mempools.add(self)
+
+    def __dealloc__(self):
+        if self.ptr != NULL and ours():
+            _free_pool(self.ptr)
+        self.ptr = NULL
+
+    @property
+    def in_use(self):
+        """Mbufs that are out of the pool: in rings, in views, on their way."""
+        return rte_mempool_in_use_count(self.ptr) if self.ptr != NULL and ours() else 0
+
+    def __repr__(self):
+        return f"<Mempool {self.name}: {self.nb_mbufs} mbufs of {self.data_room} bytes, {self.in_use} in use>"
+
+
+cdef rte_mempool *_pool_on_own_memory(
+        const char *name, unsigned int nb_mbufs, unsigned int cache_size, uint16_t room, int socket_id) noexcept nogil:
+    """What rte_pktmbuf_pool_create does, on one mapping of ours; NULL with rte_errno set on failure."""
+    cdef rte_pktmbuf_pool_private private
+    cdef rte_mempool *pool
+    cdef void *base
+    cdef size_t length
+    cdef size_t huge = 2 << 20
+    cdef int rc
+
+    memset(&private, 0, sizeof(private))
+    private.mbuf_data_room_size = room
+    pool = rte_mempool_create_empty(
+        name, nb_mbufs, sizeof(rte_mbuf) + room, cache_size, sizeof(private), socket_id, RTE_MEMPOOL_F_NO_IOVA_CONTIG)
+    if pool == NULL:
+        return NULL
+    rc = rte_mempool_set_ops_byname(pool, "ring_mp_mc", NULL)
+    if rc == 0:
+        rte_pktmbuf_pool_init(pool, &private)
+        length = <size_t>nb_mbufs * (pool.header_size + pool.elt_size + pool.trailer_size) + 4096
+        length = (length + huge - 1) // huge * huge
+        base = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+        if base == MAP_FAILED:
+            rc = -ENOMEM
+        else:
+            madvise(base, length, MADV_HUGEPAGE)
+            rc = rte_mempool_populate_iova(pool, <char *>base, RTE_BAD_IOVA, length, _unmap, <void *><uintptr_t>length)
+            if rc <= 0:
+                munmap(base, length)
+                rc = rc if rc < 0 else -ENOMEM
+            elif pool.populated_size < nb_mbufs:
+                rc = -ENOMEM
+    if rc < 0:
+        rte_mempool_free(pool)
+        set_rte_errno(-rc)
+        return NULL
+    rte_mempool_obj_iter(pool, rte_pktmbuf_init, NULL)
+    return pool
+
+
+def mempools():
+    """Live mempools of this process; a test ends with each one's `in_use` back at 0."""
+    return sorted(_mempools, key=lambda pool: pool.name)

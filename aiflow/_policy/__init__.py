@@ -1,0 +1,1 @@
+"""Decisions once a slice. Nothing here is compiled."""

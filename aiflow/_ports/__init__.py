@@ -1,0 +1,1 @@
+"""From endpoints to open ports."""

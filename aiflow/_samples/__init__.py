@@ -1,0 +1,1 @@
+"""What the command and the lab share: photographs, JSON, extras."""

@@ -1,0 +1,1 @@
+"""A slice in flight, from the side of its user."""

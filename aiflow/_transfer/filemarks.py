@@ -1,0 +1,72 @@
+"""What marks an element of a slice as a file: set by ``aiflow send``, read by ``aiflow recv``, and by nothing else.
+
+A mark is a field of the manifest (include/aiflow/wire/manifest.h), never the form of a stream's name: a program's
+stream may have any name. A receiver that does not know a mark refuses the slice.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any, NamedTuple
+
+__all__ = ["ELEMENT", "FileMark", "Marked"]
+
+ELEMENT = 0
+_KINDS = ("element", "file", "part", "directory")  # in the order of enum af_run_kind
+_MODE, _MTIME, _OFFSET, _SIZE = 1, 2, 3, 4  # enum af_mark
+
+
+class FileMark(NamedTuple):
+    """What an element is on a disk.
+
+    Attributes
+    ----------
+    kind : str
+        "file", "part" (of a file that is larger than a slice) or "directory" (an element of no bytes).
+    mode : int or None
+        Permission bits.
+    mtime_ns : int or None
+        Time of its last change, nanoseconds since 1970.
+    offset : int
+        Where a part begins in its file, in bytes.
+    size : int or None
+        Bytes of the whole file, of a part.
+    """
+
+    kind: str
+    mode: int | None = None
+    mtime_ns: int | None = None
+    offset: int = 0
+    size: int | None = None
+
+    def encode(self) -> tuple[int, bytes]:
+        """The run's kind, and its marks as a manifest carries them."""
+        marks = b""
+        if self.mode is not None:
+            marks += struct.pack(">BBI", _MODE, 4, self.mode)
+        if self.mtime_ns is not None:
+            marks += struct.pack(">BBq", _MTIME, 8, self.mtime_ns)
+        if self.kind == "part":
+            marks += struct.pack(">BBQ", _OFFSET, 8, self.offset)
+        if self.size is not None:
+            marks += struct.pack(">BBQ", _SIZE, 8, self.size)
+        return _KINDS.index(self.kind), marks
+
+    @staticmethod
+    def decode(kind: int, marks: bytes) -> FileMark:
+        """The inverse of `encode`; the receiver's loop has checked that it knows them all."""
+        found: dict[int, Any] = {}
+        at = 0
+        while at < len(marks):
+            key, length = marks[at], marks[at + 1]
+            found[key] = int.from_bytes(marks[at + 2 : at + 2 + length], "big", signed=key == _MTIME)
+            at += 2 + length
+        return FileMark(_KINDS[kind], found.get(_MODE), found.get(_MTIME), found.get(_OFFSET, 0), found.get(_SIZE))
+
+
+class Marked(NamedTuple):
+    """An element that is a file: what `Sender.send` takes beside (stream, buffer) pairs."""
+
+    stream: str
+    buffer: Any
+    mark: FileMark

@@ -1,0 +1,213 @@
+/* Faults made on purpose, at the burst boundary: off unless asked for, and then the same ones for the same seed.
+ *
+ * A line is one direction of one port. By its rule a frame that passes is lost, damaged, cut short, doubled or held
+ * back; what is held waits in the line until it is due. The burst loop's lines hold mbufs, the simulator's hold its own
+ * packets, so what the simulator has shown is what a live run meets. A port without faults has no line.
+ */
+#ifndef AIFLOW_FAULTS_H
+#define AIFLOW_FAULTS_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "aiflow/wire/frame.h"
+
+#define AF_LINE_FRAMES 2048u /* held at once; more than all windows of a path */
+#define AF_BURST_NS 20000000ull /* a burst ends, however few frames it met */
+#define AF_LINE_LEAST 14u    /* bytes that a frame is cut to at the least: drivers want an Ethernet header */
+
+/* control plane, before the loop runs. *_ppm: frames out of a million. */
+struct af_fault_rule {
+	uint32_t kinds;                     /* bit k: frames of kind k are subject; the others pass at once */
+	uint32_t drop_ppm;
+	uint32_t burst_ppm, burst_frames;   /* losses begin, and last for so many frames on average (Gilbert) */
+	uint32_t repeat_ppm, copies;        /* of the doubled ones */
+	uint32_t reorder_ppm, corrupt_ppm, truncate_ppm, stall_ppm;
+	uint32_t drop_first;                /* the first so many */
+	uint64_t delay_ns;                  /* of every frame */
+	uint64_t reorder_ns;                /* a reordered frame is held back for up to so long */
+	uint64_t stall_ns;                  /* nothing passes for so long, and then everything does */
+	uint64_t down_after_ns, down_for_ns; /* all are lost, for so long; counted from the first frame */
+	uint64_t down_every_ns;             /* and again with this period; 0: once */
+};
+
+enum af_fault_kind {
+	AF_FAULT_DROP,
+	AF_FAULT_BURST,
+	AF_FAULT_DOWN,
+	AF_FAULT_CORRUPT,
+	AF_FAULT_TRUNCATE,
+	AF_FAULT_REPEAT,
+	AF_FAULT_REORDER,
+	AF_FAULT_DELAY,
+	AF_FAULT_STALL,
+	AF_FAULT_OVERFLOW, /* lost because the line holds all that it can */
+	AF_NB_FAULTS
+};
+
+struct af_held {
+	uint64_t due_ns, order;
+	void *frame;
+};
+
+/* dataplane: rw */
+struct af_line {
+	struct af_fault_rule rule;
+	uint64_t random; /* state of the generator, not 0 */
+	uint64_t seen, since_ns, burst_ns, stalled_until_ns, order; /* burst_ns: when the burst began */
+	uint64_t counts[AF_NB_FAULTS];
+	bool in_burst;
+	uint32_t nb_held;
+	struct af_held held[AF_LINE_FRAMES]; /* a heap by (due, order) */
+};
+
+static inline uint32_t
+af_line_draw(struct af_line *line)
+{
+	uint64_t x = line->random; /* xorshift64* (Vigna) */
+
+	x ^= x >> 12;
+	x ^= x << 25;
+	x ^= x >> 27;
+	line->random = x;
+	return (uint32_t)((x * 0x2545f4914f6cdd1dull) >> 32);
+}
+
+static inline bool
+af_line_hit(struct af_line *line, uint32_t ppm, enum af_fault_kind kind)
+{
+	bool hit = ppm && af_line_draw(line) % 1000000 < ppm;
+
+	line->counts[kind] += hit;
+	return hit;
+}
+
+/* port, way: of the line. Lines of one seed have generators of their own. */
+static inline void
+af_line_init(struct af_line *line, const struct af_fault_rule *rule, uint64_t seed, uint32_t port, uint32_t way)
+{
+	uint64_t z = seed * 0x9e3779b97f4a7c15ull + (2 * port + way + 1) * 0xbf58476d1ce4e5b9ull; /* splitmix64 */
+
+	z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9ull;
+	z = (z ^ z >> 27) * 0x94d049bb133111ebull;
+	memset(line, 0, offsetof(struct af_line, held));
+	line->rule = *rule;
+	line->random = (z ^ z >> 31) | 1;
+}
+
+static inline bool
+af_line_loses(struct af_line *line, uint64_t now)
+{
+	const struct af_fault_rule *r = &line->rule;
+	uint64_t since = now - line->since_ns;
+
+	if (r->down_for_ns && since >= r->down_after_ns) {
+		since -= r->down_after_ns;
+		if ((r->down_every_ns ? since % r->down_every_ns : since) < r->down_for_ns) {
+			line->counts[AF_FAULT_DOWN]++;
+			return true;
+		}
+	}
+	if (line->seen <= r->drop_first) {
+		line->counts[AF_FAULT_DROP]++;
+		return true;
+	}
+	if (line->in_burst && now - line->burst_ns < AF_BURST_NS) {
+		line->in_burst = af_line_draw(line) % (r->burst_frames ? r->burst_frames : 1) != 0;
+		line->counts[AF_FAULT_BURST]++;
+		return true;
+	}
+	line->in_burst = af_line_hit(line, r->burst_ppm, AF_FAULT_BURST);
+	line->burst_ns = now;
+	return line->in_burst || af_line_hit(line, r->drop_ppm, AF_FAULT_DROP);
+}
+
+/* A frame comes to the line: how many times it passes, 0 when it is lost. May damage it and shorten `*len`. */
+static inline uint32_t
+af_line_enter(struct af_line *line, uint8_t *frame, uint32_t *len, uint64_t now)
+{
+	const struct af_fault_rule *r = &line->rule;
+
+	if (*len <= AF_LINE_LEAST || !(r->kinds >> (frame[14] & 15) & 1))
+		return 1;
+	if (!line->seen++)
+		line->since_ns = now;
+	if (af_line_loses(line, now))
+		return 0;
+	if (af_line_hit(line, r->corrupt_ppm, AF_FAULT_CORRUPT)) {
+		uint32_t bit = af_line_draw(line) % (*len * 8);
+
+		frame[bit / 8] ^= (uint8_t)(1u << (bit % 8));
+	}
+	if (af_line_hit(line, r->truncate_ppm, AF_FAULT_TRUNCATE))
+		*len = AF_LINE_LEAST + af_line_draw(line) % (*len - AF_LINE_LEAST);
+	if (af_line_hit(line, r->stall_ppm, AF_FAULT_STALL) && now >= line->stalled_until_ns)
+		line->stalled_until_ns = now + r->stall_ns;
+	return af_line_hit(line, r->repeat_ppm, AF_FAULT_REPEAT) ? r->copies : 1;
+}
+
+/* When one copy of a frame of this `kind` that has entered comes out. */
+static inline uint64_t
+af_line_due(struct af_line *line, uint8_t kind, uint64_t now)
+{
+	const struct af_fault_rule *r = &line->rule;
+	uint64_t due = now;
+
+	if (!(r->kinds >> kind & 1))
+		return now;
+	if (r->delay_ns) {
+		due += r->delay_ns;
+		line->counts[AF_FAULT_DELAY]++;
+	}
+	if (r->reorder_ns && af_line_hit(line, r->reorder_ppm, AF_FAULT_REORDER))
+		due += (uint64_t)af_line_draw(line) * r->reorder_ns >> 32;
+	return due > line->stalled_until_ns ? due : line->stalled_until_ns;
+}
+
+static inline bool
+af_held_before(const struct af_held *a, const struct af_held *b)
+{
+	return a->due_ns != b->due_ns ? a->due_ns < b->due_ns : a->order < b->order;
+}
+
+/* Keep a frame until it is due. False when there is no room: the caller still has it, and it is lost. */
+static inline bool
+af_line_hold(struct af_line *line, uint64_t due, void *frame)
+{
+	struct af_held new = {due, line->order++, frame};
+	uint32_t i = line->nb_held;
+
+	if (i == AF_LINE_FRAMES) {
+		line->counts[AF_FAULT_OVERFLOW]++;
+		return false;
+	}
+	for (line->nb_held++; i && af_held_before(&new, &line->held[(i - 1) / 2]); i = (i - 1) / 2)
+		line->held[i] = line->held[(i - 1) / 2];
+	line->held[i] = new;
+	return true;
+}
+
+/* The next frame that is due, or NULL. */
+static inline void *
+af_line_leave(struct af_line *line, uint64_t now)
+{
+	struct af_held last;
+	uint32_t i = 0, child;
+	void *frame;
+
+	if (!line->nb_held || line->held[0].due_ns > now)
+		return NULL;
+	frame = line->held[0].frame;
+	last = line->held[--line->nb_held];
+	while ((child = 2 * i + 1) < line->nb_held) {
+		child += child + 1 < line->nb_held && af_held_before(&line->held[child + 1], &line->held[child]);
+		if (!af_held_before(&line->held[child], &last))
+			break;
+		line->held[i] = line->held[child];
+		i = child;
+	}
+	line->held[i] = last;
+	return frame;
+}
+
+#endif

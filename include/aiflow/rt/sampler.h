@@ -1,0 +1,71 @@
+/* What the monitor reads: the loop copies its counters once an interval, and whoever wants rates takes the two newest
+ * copies. No lock: a copy stays as it is until two more have been made, and the serial number tells.
+ */
+#ifndef AIFLOW_MONITOR_H
+#define AIFLOW_MONITOR_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <string.h>
+
+#include "aiflow/rt/agent.h"
+
+#define AF_SAMPLES 4u
+
+struct af_port_sample {
+	uint64_t frames, bytes;  /* sent by a sender, received by a receiver */
+	uint64_t sent, arrived;  /* numbers that the receiver can have seen, and those that it has */
+	uint32_t queued, capacity;
+};
+
+struct af_sample {
+	uint64_t ns;
+	struct af_port_sample ports[AF_MAX_PORTS];
+};
+
+struct af_monitor {
+	uint64_t interval_ns; /* control: w before the loop runs; 0: off */
+	/* dataplane: w, control: ro */
+	_Atomic uint64_t serial;
+	uint64_t due_ns;
+	struct af_sample samples[AF_SAMPLES];
+};
+
+/* Where to write the sample that is due now, or NULL. */
+static inline struct af_sample *
+af_monitor_begin(struct af_monitor *m, uint64_t now)
+{
+	struct af_sample *sample;
+
+	if (!m->interval_ns || now < m->due_ns)
+		return NULL;
+	m->due_ns = now + m->interval_ns;
+	sample = &m->samples[atomic_load_explicit(&m->serial, memory_order_relaxed) % AF_SAMPLES];
+	sample->ns = now;
+	return sample;
+}
+
+static inline void
+af_monitor_end(struct af_monitor *m)
+{
+	atomic_fetch_add_explicit(&m->serial, 1, memory_order_release);
+}
+
+/* The two newest samples. False while there are no two. Any thread. */
+static inline bool
+af_monitor_read(struct af_monitor *m, struct af_sample *older, struct af_sample *newer)
+{
+	for (;;) {
+		uint64_t serial = atomic_load_explicit(&m->serial, memory_order_acquire);
+
+		if (serial < 2)
+			return false;
+		memcpy(older, &m->samples[(serial - 2) % AF_SAMPLES], sizeof *older);
+		memcpy(newer, &m->samples[(serial - 1) % AF_SAMPLES], sizeof *newer);
+		atomic_thread_fence(memory_order_acquire);
+		if (atomic_load_explicit(&m->serial, memory_order_relaxed) - serial < AF_SAMPLES - 2)
+			return true;
+	}
+}
+
+#endif

@@ -1,0 +1,314 @@
+/* Manifests and grants. Everything here happens once a slice. */
+#ifndef AIFLOW_GRANT_H
+#define AIFLOW_GRANT_H
+
+#include "aiflow/rx/rx_state.h"
+
+#define AF_PACKED_INSIDE 0xffffffffu /* of an element that is in a pack, but not its first */
+
+/* Memory for a slice of `nb_chunks` chunks, `nb_data` of them data: tables, and its elements, or where those stay in
+ * mbufs (mbuf_bytes not 0) one for each chunk. */
+static inline uint64_t
+af_rx_need(const struct af_extent *extent, uint64_t manifest_bytes, uint64_t nb_chunks, uint64_t nb_data,
+	   uint64_t mbuf_bytes)
+{
+	uint64_t tables =
+		manifest_bytes + extent->nb_elements * sizeof(struct af_rx_element) + nb_chunks * 4 + nb_chunks / 8;
+
+	return tables + (mbuf_bytes ? nb_data * (mbuf_bytes + sizeof(struct af_kept)) : extent->block_bytes);
+}
+
+/* Refuse a manifest that says what this build does not know: by name, and with what to do. */
+static inline void
+af_rx_refuse_unknown(struct af_rx *rx, struct af_rx_session *session, struct af_rx_slot *slot, enum af_unknown unknown,
+		     uint32_t value, const struct af_run_cursor *run)
+{
+	static const char *const what[] = {"", "run kind", "mark", "form"};
+	char text[512];
+	int n = unknown == AF_UNKNOWN_FORM
+			? snprintf(text, sizeof text, "it does not know the form %.*s",
+				   run->run.form_len < 200 ? run->run.form_len : 200, (const char *)run->form)
+			: snprintf(text, sizeof text, "it does not know the %s %u", what[unknown], (unsigned)value);
+
+	n += snprintf(text + n, sizeof text - (size_t)n, " of stream '%.*s'",
+		      run->run.stream_len < 200 ? run->run.stream_len : 200, (const char *)run->stream);
+	af_rx_keep_text(session, slot->id, text, (uint32_t)n);
+	af_rx_refuse(rx, session, slot, AF_VOID_UNKNOWN, session->texts[slot->id % AF_RX_SLOTS].nbytes);
+}
+
+/* The manifest is whole: is it sound, known, and can it ever be granted? */
+static inline void
+af_rx_read(struct af_rx *rx, struct af_rx_session *session, struct af_rx_slot *slot)
+{
+	struct af_rx_slice *s = slot->slice;
+	struct af_manifest m;
+	struct af_extent extent;
+	struct af_run_cursor runs;
+	struct af_chunker chunker;
+	uint64_t limit = rx->store->limit;
+
+	if (!af_manifest_measure(s->manifest, s->manifest_bytes, &m, &extent) ||
+	    extent.end != s->manifest + s->manifest_bytes) {
+		af_rx_refuse(rx, session, slot, AF_VOID_MANIFEST, 0);
+		return;
+	}
+	if (extent.nbytes > limit || extent.nb_elements * sizeof(struct af_rx_element) > limit) {
+		af_rx_refuse(rx, session, slot, AF_VOID_TOO_LARGE, limit);
+		return;
+	}
+	s->inlined = m.flags & AF_FLAG_INLINE;
+	if (s->inlined && (rx->keeps_mbufs || !s->inline_bytes || extent.nbytes != s->data_bytes)) {
+		af_rx_refuse(rx, session, slot, AF_VOID_MANIFEST, 0);
+		return;
+	}
+	s->payload_bytes = m.payload_bytes;
+	s->nb_elements = m.nb_elements;
+	s->nbytes = m.nbytes;
+	chunker = (struct af_chunker){.payload_bytes = m.payload_bytes};
+	af_manifest_read(s->manifest, s->manifest_bytes, &m, &runs);
+	for (uint32_t r = 0; r < m.nb_runs && af_run_next(&runs); r++) {
+		uint32_t value;
+		enum af_unknown unknown = af_run_unknown(&runs, &value);
+
+		if (unknown != AF_KNOWN) {
+			af_rx_refuse_unknown(rx, session, slot, unknown, value, &runs);
+			return;
+		}
+		for (uint32_t i = 0; i < runs.run.count; i++)
+			af_chunk_of(&chunker, runs.run.nbytes);
+	}
+	s->nb_data = s->inlined ? 0 : (uint32_t)chunker.next;
+	s->nb_chunks = s->nb_manifest + s->nb_data + 1;
+	s->data_bytes =
+		af_rx_need(&extent, s->manifest_bytes, s->nb_chunks, s->nb_data, rx->keeps_mbufs ? rx->mbuf_bytes : 0);
+	if (s->data_bytes > limit || chunker.next > 0xfffffff0u - s->nb_manifest) {
+		af_rx_refuse(rx, session, slot, AF_VOID_TOO_LARGE, limit);
+		return;
+	}
+	slot->state = AF_RX_READ;
+}
+
+/* Number the chunks as the sender did, and give every element its place. */
+static inline void
+af_rx_lay_out(struct af_rx_slice *s)
+{
+	struct af_chunker chunker = {.payload_bytes = s->payload_bytes};
+	struct af_manifest m;
+	struct af_run_cursor runs;
+	struct af_rx_element *el = s->elements, *pack = NULL;
+	uint64_t offset = 0;
+
+	af_manifest_read(s->manifest, s->manifest_bytes, &m, &runs);
+	for (uint32_t r = 0; r < m.nb_runs && af_run_next(&runs); r++) {
+		offset = af_align(offset);
+		for (uint32_t i = 0; i < runs.run.count; i++, el++) {
+			uint64_t before = chunker.next;
+
+			el->nbytes = runs.run.nbytes;
+			el->offset = offset;
+			el->latency_ns = 0;
+			el->first_chunk = (uint32_t)af_chunk_of(&chunker, el->nbytes);
+			offset += el->nbytes;
+			if (el->nbytes > s->payload_bytes) {
+				el->packed = 0;
+			} else if (chunker.next != before) {
+				el->packed = 1;
+				pack = el;
+			} else {
+				el->packed = AF_PACKED_INSIDE;
+				pack->packed++;
+			}
+		}
+	}
+}
+
+static inline bool
+af_rx_reserve(struct af_rx *rx, struct af_rx_slice *s)
+{
+	struct af_manifest m;
+	struct af_extent extent;
+	size_t data = s->nb_data ? s->nb_data : 1;
+
+	af_manifest_measure(s->manifest, s->manifest_bytes, &m, &extent);
+	s->store = rx->store;
+	s->block = af_store_take(rx->store, rx->keeps_mbufs ? 0 : extent.block_bytes, s->data_bytes);
+	if (!s->block)
+		return false;
+	s->elements = malloc((s->nb_elements ? s->nb_elements : 1) * sizeof *s->elements);
+	s->bitmap = calloc(s->nb_chunks / 64 + 1, 8);
+	s->chunk_crc = malloc(data * sizeof *s->chunk_crc);
+	if (rx->keeps_mbufs)
+		s->kept = calloc(data, sizeof *s->kept);
+	if (s->elements && s->bitmap && s->chunk_crc && (s->kept || !rx->keeps_mbufs))
+		return true;
+	free(s->elements);
+	free(s->bitmap);
+	free(s->chunk_crc);
+	s->elements = NULL;
+	s->bitmap = NULL;
+	s->chunk_crc = NULL;
+	af_store_give(rx->store, s->block);
+	s->block = NULL;
+	return false;
+}
+
+/* First come, first served, and each whole: two half-received slices can never starve each other. */
+static inline void
+af_rx_grant(struct af_rx *rx, uint64_t now)
+{
+	while (rx->waiting) {
+		struct af_rx_slice *s = rx->waiting;
+		struct af_rx_session *session = s->session;
+		struct af_rx_slot *slot = &session->slots[s->id % AF_RX_SLOTS];
+
+		if (!af_rx_reserve(rx, s))
+			return;
+		rx->starving_ns = 0;
+		rx->waiting = s->next_waiting;
+		if (!rx->waiting)
+			rx->waiting_tail = &rx->waiting;
+		af_rx_lay_out(s);
+		if (rx->full.nbytes != s->payload_bytes)
+			af_crc_shift_of(&rx->full, s->payload_bytes, af_crc_power(s->payload_bytes));
+		atomic_store_explicit(&rx->progress_total, s->nbytes, memory_order_relaxed);
+		atomic_store_explicit(&rx->progress_bytes, 0, memory_order_relaxed);
+		slot->state = AF_RX_FLOWING;
+		rx->flowing++;
+		session->granted = s->id + 1;
+		session->urgent = session->granted_now = true;
+		if (s->inlined) {
+			const uint8_t *from = s->inline_bytes;
+
+			for (uint32_t e = 0; e < s->nb_elements; e++) {
+				struct af_rx_element *el = &s->elements[e];
+
+				if (el->nbytes)
+					memcpy(rx->store->base + s->block->offset + el->offset, from, el->nbytes);
+				el->latency_ns = s->got_bytes;
+				from += el->nbytes;
+			}
+			s->got_bytes = s->nbytes;
+			af_rx_whole(rx, session, slot, now);
+		} else {
+			s->got_bytes = 0;
+			s->nb_missing = s->nb_data + 1;
+			for (uint32_t c = 0; c < s->nb_manifest; c++)
+				s->bitmap[c / 64] |= 1ull << (c % 64);
+		}
+	}
+}
+
+/* Slices ask in their sender's order, so that `granted` is one number. */
+static inline void
+af_rx_ask(struct af_rx *rx, struct af_rx_session *session, uint64_t now)
+{
+	for (;;) {
+		struct af_rx_slot *slot = &session->slots[session->asked % AF_RX_SLOTS];
+
+		if (slot->id != session->asked || (slot->state != AF_RX_READ && slot->state != AF_RX_VOID))
+			break;
+		if (slot->state == AF_RX_READ) {
+			slot->state = AF_RX_WAITING;
+			slot->slice->next_waiting = NULL;
+			*rx->waiting_tail = slot->slice;
+			rx->waiting_tail = &slot->slice->next_waiting;
+		}
+		session->asked++;
+	}
+	af_rx_advance(rx, session);
+	af_rx_grant(rx, now);
+}
+
+static inline struct af_rx_slot *
+af_rx_open_slot(struct af_rx_session *session, uint32_t id)
+{
+	struct af_rx_slot *slot = &session->slots[id % AF_RX_SLOTS];
+
+	if (af_before(id, session->done) || !af_before(id, session->confirmed + AF_RX_SLOTS))
+		return NULL; /* `confirmed`: a verdict is kept for each slice in between */
+	if (af_before(session->newest, id))
+		session->newest = id;
+	if (slot->state == AF_RX_EMPTY)
+		slot->id = id;
+	return slot->id == id ? slot : NULL;
+}
+
+/* A piece of a manifest: every claim in it is bounded before it costs anything. */
+static inline enum af_drop
+af_rx_on_manifest(struct af_rx *rx, struct af_rx_session *session, const struct af_frame *f, uint64_t now)
+{
+	struct af_rx_slot *slot = af_rx_open_slot(session, f->slice);
+	struct af_rx_slice *s;
+	uint32_t total = f->element, nb_pieces;
+	uint64_t offset;
+
+	if (!slot)
+		return af_before(f->slice, session->done) ? AF_DROP_DUPLICATE : AF_DROP_NOT_GRANTED;
+	if (slot->state != AF_RX_EMPTY && slot->state != AF_RX_READING)
+		return AF_DROP_DUPLICATE;
+	if (total < AF_MANIFEST_HEADER || f->nbytes == 0)
+		return AF_DROP_MANIFEST;
+	if (f->end) {
+		bool alone = f->seq == 0;
+
+		if (!alone && f->nbytes > total)
+			return AF_DROP_MANIFEST;
+		nb_pieces = f->seq + 1;
+		offset = alone ? 0 : total - f->nbytes;
+	} else {
+		nb_pieces = (total + f->nbytes - 1) / f->nbytes;
+		offset = (uint64_t)f->seq * f->nbytes;
+	}
+	if (nb_pieces > total || f->seq >= nb_pieces ||
+	    (f->seq > 0 || !f->end ? offset + f->nbytes > total : f->nbytes < total))
+		return AF_DROP_MANIFEST;
+	s = slot->slice;
+	if (!s) {
+		if (total > rx->store->limit / 4 + 65536) {
+			af_rx_refuse(rx, session, slot, AF_VOID_TOO_LARGE, rx->store->limit);
+			af_rx_ask(rx, session, now);
+			return AF_OK;
+		}
+		s = calloc(1, sizeof *s);
+		if (!s)
+			return AF_DROP_BUSY;
+		s->manifest = calloc(1, total > f->nbytes ? total : f->nbytes);
+		s->bitmap = calloc(nb_pieces / 64 + 1, 8);
+		if (!s->manifest || !s->bitmap) {
+			af_rx_slice_free(s, rx->release);
+			return AF_DROP_BUSY;
+		}
+		s->session = session;
+		s->session_id = session->id;
+		s->instance = session->sender >> AF_LIFE_BITS;
+		s->id = f->slice;
+		s->manifest_bytes = total;
+		s->nb_manifest = nb_pieces;
+		s->first_ns = now;
+		memcpy(s->sender, session->name, sizeof s->sender);
+		slot->slice = s;
+		slot->state = AF_RX_READING;
+	}
+	if (s->manifest_bytes != total || s->nb_manifest != nb_pieces)
+		return AF_DROP_MANIFEST;
+	if (s->bitmap[f->seq / 64] >> (f->seq % 64) & 1)
+		return AF_DROP_DUPLICATE;
+	s->bitmap[f->seq / 64] |= 1ull << (f->seq % 64);
+	memcpy(s->manifest + offset, f->payload, f->nbytes);
+	if (f->nbytes > total) { /* a whole small slice in one frame */
+		s->inline_bytes = s->manifest + total;
+		s->data_bytes = f->nbytes - total;
+	} else if (nb_pieces == 1) {
+		s->inline_bytes = s->manifest + total;
+	}
+	s->got_bytes = af_rx_latency(rx, f, now);
+	if (++s->nb_read == s->nb_manifest) {
+		free(s->bitmap);
+		s->bitmap = NULL;
+		af_rx_read(rx, session, slot);
+		af_rx_ask(rx, session, now);
+	}
+	return AF_OK;
+}
+
+#endif

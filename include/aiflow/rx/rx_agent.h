@@ -1,0 +1,146 @@
+/* The receiver's state machine: frames in, reports out, whole slices handed over.
+ *
+ * A slice asks with its MANIFEST; it is granted, first come first served, when memory for all of it is there; its
+ * chunks are put in their places as they come, over any path and in any order; it is shown when no chunk is missing and
+ * the closing record's CRC32C is that of the bytes that lie in memory.
+ *
+ *   READING --manifest whole--> WAITING --memory--> FLOWING --nothing missing--> WHOLE --in order--> handed over
+ *      \___________________________\___________________\___ refused, VOID, peer gone ___> freed
+ *
+ * Handed over is not yet delivered where the user asked to say so (`confirms`): see verdict.h.
+ *
+ * Per frame: no allocation, no lock. Per slice: malloc for its tables, a lock for its block.
+ */
+#ifndef AIFLOW_RX_H
+#define AIFLOW_RX_H
+
+#include "aiflow/rx/admission.h"
+#include "aiflow/rx/reassembly.h"
+#include "aiflow/rx/feedback.h"
+#include "aiflow/rx/rx_state.h"
+
+/* A port that goes: sessions that were heard over no other go with it. Control plane, while the loop is parked. */
+static inline void
+af_rx_detach(struct af_rx *rx, uint32_t p)
+{
+	rx->ports[p].p.attached = false;
+	for (uint32_t i = 0; i < rx->nb_sessions; i++) {
+		struct af_rx_session *session = rx->sessions[i];
+
+		for (uint32_t k = 0; k < AF_MAX_PORTS; k++)
+			if (session->paths[k].known && session->paths[k].port == p)
+				session->paths[k].known = false;
+		if (session->ports == 1u << p)
+			af_rx_forget(rx, i--);
+		else
+			session->ports &= ~(1u << p);
+	}
+	rx->ports[p].nb_paths = 0;
+}
+
+/* Is there a grant or an end of which a sender has not been told? */
+static inline bool
+af_rx_owes(const struct af_rx *rx)
+{
+	for (uint32_t i = 0; i < rx->nb_sessions; i++)
+		if (rx->sessions[i]->urgent)
+			return true;
+	return false;
+}
+
+static inline void
+af_rx_sample(struct af_rx *rx, uint64_t now)
+{
+	struct af_sample *sample = af_monitor_begin(&rx->monitor, now);
+
+	if (!sample)
+		return;
+	for (uint32_t p = 0; p < rx->nb_ports; p++) {
+		const struct af_rx_port *port = &rx->ports[p];
+
+		sample->ports[p] = (struct af_port_sample){.frames = port->count.rx_frames,
+							   .bytes = port->count.rx_bytes,
+							   .sent = port->sent,
+							   .arrived = port->arrived,
+							   .capacity = port->p.rx_ring};
+	}
+	af_monitor_end(&rx->monitor);
+}
+
+/* ---- the agent ---- */
+
+static inline bool
+af_rx_on_frame(void *state, uint32_t p, uint64_t now, const uint8_t *frame, uint32_t len, void *handle)
+{
+	struct af_rx *rx = state;
+	struct af_rx_port *port = &rx->ports[p];
+	struct af_rx_session *session = NULL;
+	struct af_frame f;
+	struct af_rx_place place = {.drop = AF_OK};
+	enum af_drop drop = af_wire_read(frame, len, port->p.mac, port->p.frame_size, &f);
+	bool kept = false;
+
+	port->count.rx_frames++;
+	port->count.rx_bytes += len;
+	if (drop == AF_OK) {
+		session = f.kind == AF_HELLO ? NULL : af_rx_session_of(rx, f.session);
+		if (session && (f.kind == AF_DATA || f.kind == AF_PACKED))
+			place.drop = af_rx_find(rx, session, &f, &place);
+		/* A frame that is damaged may leave its payload where a chunk is missing: that is written again. */
+		drop = af_wire_check(&f);
+	}
+	if (drop == AF_DROP_VERSION) {
+		af_rx_on_other_version(rx, p, frame, now);
+	} else if (drop == AF_OK && f.kind == AF_HELLO) {
+		drop = af_rx_on_hello(rx, p, &f, now);
+	} else if (drop == AF_OK) {
+		drop = session ? af_rx_on_session(rx, session, p, &f, &place, now, handle, &kept) : AF_DROP_SESSION;
+	}
+	rx->drops[drop]++;
+	return kept;
+}
+
+static inline bool
+af_rx_tick(void *state, uint64_t now)
+{
+	struct af_rx *rx = state;
+	uint32_t releases = atomic_load_explicit(&rx->store->releases, memory_order_acquire);
+	bool changed;
+
+	af_rx_sample(rx, now);
+	af_rx_hear_verdicts(rx);
+	if (releases != rx->releases || rx->left_the_line) {
+		rx->releases = releases;
+		rx->left_the_line = false;
+		rx->starving_ns = 0;
+		af_rx_grant(rx, now);
+	} else if (rx->waiting && !rx->starving_ns && !rx->flowing) {
+		rx->starving_ns = now;
+		rx->starving_bytes = rx->waiting->nbytes;
+	}
+	if (!rx->waiting)
+		rx->starving_ns = 0;
+	for (uint32_t i = 0; i < rx->nb_sessions; i++) {
+		struct af_rx_session *session = rx->sessions[i];
+		uint64_t silent;
+
+		if (rx->ticked_ns && now - rx->ticked_ns > AF_AWAY_NS)
+			session->heard_ns = af_heard_while_away(session->heard_ns, rx->ticked_ns, now);
+		silent = now > session->heard_ns ? now - session->heard_ns : 0;
+		if (silent > AF_TOMB_TIMEOUTS * rx->peer_timeout_ns ||
+		    (silent > rx->peer_timeout_ns && !session->spoke)) {
+			af_rx_forget(rx, i--);
+			continue;
+		}
+		if (!session->silenced && (silent > rx->peer_timeout_ns || (silent > AF_SILENCE_NS && rx->waiting)))
+			af_rx_silence(rx, session);
+		if (silent > rx->peer_timeout_ns)
+			af_rx_count_out(rx, session);
+	}
+	rx->ticked_ns = now;
+	changed = rx->changed;
+	rx->changed = false;
+	return changed;
+}
+
+#endif

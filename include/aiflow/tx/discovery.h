@@ -1,0 +1,303 @@
+/* How a sender finds its receiver.
+ *
+ * Each port asks by broadcast, with small and with full-sized HELLOs in turn, so that a path's MTU is proved before
+ * data depends on it. Receivers answer with their name, epoch, port and load. Discovery lasts until every port has an
+ * answer, where each port has but one possible peer, else 200 ms from the first answer. Then paths are matched: port i
+ * takes the reachable receiver port that has the fewest paths, of equals the one with its own number.
+ */
+#ifndef AIFLOW_DISCOVERY_H
+#define AIFLOW_DISCOVERY_H
+
+#include "aiflow/wire/hello.h"
+#include "aiflow/tx/tx_state.h"
+
+#define AF_RIVAL_NS 20000000ull /* ours was heard so recently: both are there, and answer one HELLO */
+#define AF_MTU_TRIALS 20u /* full-sized HELLOs without an answer, each after a small one that got its own */
+
+static inline bool
+af_tx_hello_due(const struct af_tx *tx, const struct af_tx_port *port, uint64_t now)
+{
+	uint64_t interval = now - port->attached_ns < 1000000000ull ? AF_HELLO_NS : AF_HELLO_SLOW_NS;
+
+	if (port->open) {
+		/* A peer that has come back as another answers these; one that lives answers probes. */
+		interval = AF_DISCOVERY_NS;
+		if (!af_tx_busy(tx) || now - tx->heard_ns < interval)
+			return false;
+	}
+	return !tx->closing && (port->hello_ns == 0 || now - port->hello_ns >= af_unevenly(interval, port->hellos));
+}
+
+static inline uint32_t
+af_tx_hello(struct af_tx *tx, uint32_t p, uint64_t now, uint8_t *frame)
+{
+	struct af_tx_port *port = &tx->ports[p];
+	struct af_hello h = {
+		.port = AF_BE16((uint16_t)p),
+		.nb_ports = AF_BE16((uint16_t)tx->nb_expected),
+		.frame_size = AF_BE16(port->p.frame_size),
+		.sender = AF_BE64(tx->instance),
+	};
+	bool full = __builtin_parity(port->hellos++); /* 0110 1001 …: no period either */
+
+	port->mtu_trials += full && port->small_answered;
+	port->small_answered &= !full;
+	port->hello_ns = now;
+	return af_hello_write(frame, port->p.mac, af_broadcast, &h, tx->name, tx->to, full ? port->path_size : 0,
+			      now + tx->clock_offset_ns);
+}
+
+/* Paths that a port of the receiver would have beside ours if we took it. */
+static inline uint32_t
+af_tx_load(const struct af_tx *tx, const struct af_candidate *c)
+{
+	uint32_t load = c->nb_paths;
+
+	for (uint32_t p = 0; p < tx->nb_ports; p++)
+		load += tx->ports[p].open && tx->ports[p].remote_port == c->port;
+	return load;
+}
+
+/* The fewest paths; among equals our own place in the line, or hosts with ports of unequal speed would be wired
+ * crosswise. */
+static inline bool
+af_tx_better(const struct af_tx *tx, const struct af_tx_port *port, const struct af_candidate *c,
+	     const struct af_candidate *best)
+{
+	uint32_t load = af_tx_load(tx, c), least = af_tx_load(tx, best);
+
+	return load < least || (load == least && c->port == port - tx->ports);
+}
+
+static inline void
+af_tx_open_path(struct af_tx *tx, struct af_tx_port *port)
+{
+	struct af_candidate *best = NULL;
+	uint32_t window;
+
+	for (uint32_t i = 0; i < port->nb_candidates; i++) {
+		struct af_candidate *c = &port->candidates[i];
+
+		if (c->epoch == tx->epoch && (!best || af_tx_better(tx, port, c, best)))
+			best = c;
+	}
+	if (!best || (tx->payload_bytes && port->path_size - AF_HEADER < tx->payload_bytes))
+		return;
+	window = best->window < port->p.tx_window ? best->window : port->p.tx_window;
+	if (!port->p.point_to_point && window > AF_CREDIT_FIRST)
+		window = AF_CREDIT_FIRST; /* there may be a crowd: the first report says */
+	if (port->pace.rate_based)
+		window = af_tx_backstop(&port->p);
+	memcpy(port->dst, best->mac, 6);
+	port->remote_port = best->port;
+	port->backoff = 0;
+	port->aside = false;
+	af_tx_window_reset(&port->w, window, tx->next_number[port - tx->ports]);
+	af_pace_reset(&port->pace);
+	port->arrived = port->began[0] = port->began[1] = 0;
+	port->open = true;
+}
+
+/* This receiver is no more: its answers count no longer. */
+static inline void
+af_tx_forget_epoch(struct af_tx *tx, uint64_t epoch)
+{
+	for (uint32_t p = 0; p < tx->nb_ports; p++) {
+		struct af_tx_port *port = &tx->ports[p];
+
+		for (uint32_t i = 0; i < port->nb_candidates;)
+			if (port->candidates[i].epoch == epoch)
+				port->candidates[i] = port->candidates[--port->nb_candidates];
+			else
+				i++;
+	}
+}
+
+static inline struct af_rival
+af_tx_rival(const struct af_candidate *c)
+{
+	struct af_rival rival = {.epoch = c->epoch};
+
+	memcpy(rival.name, c->name, sizeof rival.name);
+	memcpy(rival.mac, c->mac, 6);
+	return rival;
+}
+
+/* Another receiver of our receiver's name has answered. Either ours has come back as another, and is silent as what it
+ * was; or both are there, and the one that we have goes on. */
+static inline void
+af_tx_watch_suspect(struct af_tx *tx, uint64_t now)
+{
+	if (!tx->suspect_ns)
+		return;
+	if (tx->open && tx->heard_ns >= tx->suspect_ns)
+		tx->rivals[0] = tx->suspect;
+	if (!tx->open || tx->heard_ns >= tx->suspect_ns)
+		tx->suspect_ns = 0;
+	else if (now - tx->suspect_ns > AF_DISCOVERY_NS)
+		af_tx_lose_session(tx, AF_TX_RESTARTED, now);
+}
+
+/* A receiver of another name than the one that we asked for. */
+static inline void
+af_tx_note_other(struct af_tx *tx, const char *name)
+{
+	for (uint32_t i = 0; i < AF_OTHERS; i++) {
+		if (!strcmp(tx->others[i], name))
+			return;
+		if (!tx->others[i][0]) {
+			memcpy(tx->others[i], name, AF_NAME_BYTES);
+			return;
+		}
+	}
+}
+
+static inline void
+af_tx_discover(struct af_tx *tx, uint64_t now)
+{
+	struct af_candidate *first = NULL;
+	uint32_t answered = 0, attached = 0, size = AF_MAX_FRAME;
+	bool point_to_point = true, contradiction = false;
+
+	for (uint32_t p = 0; p < tx->nb_ports; p++) {
+		struct af_tx_port *port = &tx->ports[p];
+
+		if (!port->p.attached)
+			continue;
+		attached++;
+		point_to_point &= port->p.point_to_point;
+		if (port->nb_candidates && port->path_size < size)
+			size = port->path_size;
+		answered += port->nb_candidates > 0;
+		for (uint32_t i = 0; i < port->nb_candidates; i++) {
+			struct af_candidate *c = &port->candidates[i];
+
+			if (!first) {
+				first = c;
+			} else if (first->epoch != c->epoch) {
+				if (first->heard_ns + AF_DISCOVERY_NS < c->heard_ns ||
+				    c->heard_ns + AF_DISCOVERY_NS < first->heard_ns) {
+					af_tx_forget_epoch(tx, first->heard_ns < c->heard_ns ? first->epoch : c->epoch);
+					return; /* that one answers no more: look again */
+				}
+				/* Two, if each was heard after the other; else one may have come in the other's place.
+				 */
+				contradiction = true;
+				if (first->heard_ns > c->first_ns && c->heard_ns > first->first_ns) {
+					tx->trouble = AF_TX_AMBIGUOUS;
+					tx->rivals[0] = af_tx_rival(first);
+					tx->rivals[1] = af_tx_rival(c);
+				}
+			}
+		}
+		if (!port->nb_candidates && port->mtu_trials > AF_MTU_TRIALS)
+			tx->trouble = AF_TX_MTU;
+	}
+	if (!first || contradiction)
+		return;
+	if (!(point_to_point && answered == attached && attached >= tx->nb_expected) &&
+	    now - tx->first_answer_ns < AF_DISCOVERY_NS)
+		return;
+	tx->trouble = AF_TX_OK;
+	tx->epoch = first->epoch;
+	tx->session = first->session;
+	tx->keeps_mbufs = first->keeps_mbufs;
+	memcpy(tx->receiver, first->name, sizeof tx->receiver);
+	tx->payload_bytes = 0;
+	for (uint32_t p = 0; p < tx->nb_ports; p++)
+		if (tx->ports[p].p.attached)
+			af_tx_open_path(tx, &tx->ports[p]);
+	tx->payload_bytes = size - AF_HEADER;
+	af_crc_shift_of(&tx->full, tx->payload_bytes, af_crc_power(tx->payload_bytes));
+	tx->first_id = tx->next_id = 1;
+	tx->opened_ns = tx->heard_ns = now;
+	tx->suspect_ns = 0;
+	memset(tx->rivals, 0, sizeof tx->rivals);
+	memset(tx->others, 0, sizeof tx->others);
+	tx->open = true;
+	tx->changed = true;
+}
+
+static inline enum af_drop
+af_tx_on_hello(struct af_tx *tx, struct af_tx_port *port, const struct af_frame *f, uint64_t now)
+{
+	struct af_candidate c = {0};
+	struct af_hello h;
+	char to[AF_NAME_BYTES];
+	uint32_t i;
+
+	if (!af_hello_read(f, &h, c.name, to))
+		return AF_DROP_HELLO;
+	if (!h.answer || AF_BE64(h.sender) != tx->instance)
+		return AF_OK; /* another sender's business */
+	if (!h.session || (tx->to[0] && strcmp(tx->to, c.name))) {
+		af_tx_note_other(tx, c.name);
+		return AF_OK;
+	}
+	if (AF_BE16(h.frame_size) < AF_MIN_PATH_FRAME)
+		return AF_DROP_HELLO;
+	c.epoch = AF_BE64(h.epoch);
+	c.session = AF_BE32(h.session);
+	if (tx->open && c.epoch != tx->epoch) {
+		if (!strcmp(c.name, tx->receiver)) {
+			memcpy(c.mac, f->src, 6);
+			tx->suspect = af_tx_rival(&c);
+			if (now - tx->heard_ns <= AF_RIVAL_NS)
+				tx->rivals[0] = tx->suspect;
+			else if (!tx->suspect_ns)
+				tx->suspect_ns = now;
+		}
+		return AF_OK;
+	}
+	if (tx->open && c.session != tx->session) {
+		af_tx_lose_session(tx, AF_TX_RESTARTED, now); /* it has dropped us for silence and counts us as new */
+		return AF_OK;
+	}
+	if (AF_BE16(h.frame_size) < port->path_size) {
+		if (tx->fixed_frame_size) {
+			tx->trouble = AF_TX_MTU;
+			return AF_OK;
+		}
+		port->path_size = AF_BE16(h.frame_size);
+	}
+	if (AF_BE16(h.heard_bytes) < port->path_size) {
+		port->small_answered = true;
+		return AF_OK;
+	}
+	memcpy(c.mac, f->src, 6);
+	c.port = AF_BE16(h.port);
+	c.nb_paths = AF_BE16(h.nb_paths);
+	c.window = AF_BE32(h.window);
+	c.keeps_mbufs = h.keeps_mbufs;
+	c.heard_ns = now;
+	for (i = 0; i < port->nb_candidates; i++)
+		if (!memcmp(port->candidates[i].mac, c.mac, 6) && port->candidates[i].port == c.port)
+			break;
+	if (i < port->nb_candidates && port->candidates[i].epoch != c.epoch) {
+		af_tx_forget_epoch(tx, port->candidates[i].epoch); /* it has come back as another */
+		i = port->nb_candidates;
+	}
+	if (i == AF_MAX_PORTS)
+		return AF_DROP_BUSY;
+	if (i == port->nb_candidates) {
+		port->nb_candidates++;
+		port->answered_ns = port->answered_ns ? port->answered_ns : now;
+		port->candidates[i].first_ns = now;
+	}
+	c.first_ns = port->candidates[i].first_ns;
+	port->candidates[i] = c;
+	if (!tx->first_answer_ns)
+		tx->first_answer_ns = now;
+	if (tx->open && !port->open && (port->p.point_to_point || now - port->answered_ns >= AF_DISCOVERY_NS)) {
+		af_tx_open_path(tx, port);
+	}
+	if (tx->open) {
+		tx->heard_ns = now;
+		if (port->open && c.port == port->remote_port)
+			memcpy(port->dst, c.mac,
+			       6); /* the CRC leaves the MACs out: the one we had may have been damaged */
+	}
+	return AF_OK;
+}
+
+#endif

@@ -1,0 +1,241 @@
+/* Cutting a slice into frames, and what else a sender's port has to say. */
+#ifndef AIFLOW_CUT_H
+#define AIFLOW_CUT_H
+
+#include "aiflow/tx/discovery.h"
+#include "aiflow/tx/recovery.h"
+#include "aiflow/tx/dispatch.h"
+#include "aiflow/tx/tx_state.h"
+
+/* The first element whose first chunk is not below `chunk`. */
+static inline uint32_t
+af_tx_element_at(const struct af_tx_slice *s, uint32_t chunk)
+{
+	uint32_t low = 0, high = s->nb_elements;
+
+	while (low < high) {
+		uint32_t middle = low + (high - low) / 2;
+
+		if (s->first_chunk[middle] < chunk)
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	return low;
+}
+
+/* Say where the payload of one data chunk is that begins at byte `offset` of element e, and where it goes; by
+ * reference, one long piece stays where it is, be it one element's or several that lie end to end. Elements that share
+ * a frame and don't are copied at once. Returns the element that follows. */
+static inline uint32_t
+af_tx_cut(const struct af_tx_slice *s, uint32_t e, uint64_t offset, bool by_reference, uint8_t *payload,
+	  struct af_frame *f)
+{
+	uint32_t chunk = s->first_chunk[e], first = e;
+	uint64_t rest = s->elements[e].nbytes - offset;
+	const uint8_t *from = s->elements[e].ptr, *next = from;
+
+	f->element = e;
+	if (s->elements[e].nbytes > s->payload_bytes) {
+		f->kind = AF_DATA;
+		f->seq = (uint32_t)(offset / s->payload_bytes);
+		f->end = rest <= s->payload_bytes;
+		f->nbytes = rest < s->payload_bytes ? (uint32_t)rest : s->payload_bytes;
+		f->payload = s->elements[e].ptr + offset;
+		f->to = by_reference && f->nbytes >= AF_TAIL_LEAST ? NULL : payload;
+		f->how = AF_COPY_STORE;
+		return f->end ? e + 1 : e;
+	}
+	f->end = 1;
+	for (f->nbytes = 0;
+	     e < s->nb_elements && s->first_chunk[e] == chunk && s->elements[e].nbytes <= s->payload_bytes; e++) {
+		next = next && next == s->elements[e].ptr ? next + s->elements[e].nbytes : NULL;
+		f->nbytes += (uint32_t)s->elements[e].nbytes;
+	}
+	if (next) { /* rows of a batch lie end to end */
+		f->payload = from;
+		f->to = by_reference && f->nbytes >= AF_TAIL_LEAST ? NULL : payload;
+		f->how = AF_COPY_STORE;
+	} else {
+		for (uint32_t i = first; i < e; i++) {
+			if (s->elements[i].nbytes)
+				memcpy(payload, s->elements[i].ptr, s->elements[i].nbytes);
+			payload += s->elements[i].nbytes;
+		}
+	}
+	f->kind = e - first == 1 ? AF_DATA : AF_PACKED;
+	f->seq = e - first == 1 ? 0 : e - first;
+	return e;
+}
+
+/* Fill frame and description for a chunk. New data is cut at a cursor, what goes again has none. Returns the element
+ * that follows at the cursor. */
+static inline uint32_t
+af_tx_fill(struct af_tx_slice *s, uint32_t chunk, const struct af_cursor *at, bool by_reference, uint8_t *payload,
+	   struct af_frame *f)
+{
+	if (chunk < s->nb_manifest) {
+		uint32_t offset = chunk * s->payload_bytes, rest = s->manifest_bytes - offset;
+
+		f->kind = AF_MANIFEST;
+		f->element = s->manifest_bytes;
+		f->seq = chunk;
+		f->end = chunk + 1 == s->nb_manifest;
+		f->nbytes = rest < s->payload_bytes ? rest : s->payload_bytes;
+		memcpy(payload, s->manifest + offset, f->nbytes);
+		for (uint32_t e = 0; s->inlined && e < s->nb_elements; e++) {
+			if (s->elements[e].nbytes)
+				memcpy(payload + f->nbytes, s->elements[e].ptr, s->elements[e].nbytes);
+			f->nbytes += (uint32_t)s->elements[e].nbytes;
+		}
+	} else if (chunk + 1 == s->nb_chunks) {
+		uint32_t digest = AF_BE32(s->digest);
+
+		f->kind = AF_CLOSE;
+		f->element = s->nb_elements;
+		f->end = 1;
+		f->nbytes = sizeof digest;
+		memcpy(payload, &digest, sizeof digest);
+	} else if (at) {
+		return af_tx_cut(s, at->element, at->offset, by_reference, payload, f);
+	} else {
+		uint32_t data = chunk - s->nb_manifest,
+			 e = af_tx_element_at(s, data + 1) - 1; /* last that begins by here */
+
+		if (s->elements[e].nbytes > s->payload_bytes) {
+			af_tx_cut(s, e, (uint64_t)(data - s->first_chunk[e]) * s->payload_bytes, by_reference, payload,
+				  f);
+		} else {
+			af_tx_cut(s, af_tx_element_at(s, data), 0, by_reference, payload, f);
+		}
+	}
+	return 0;
+}
+
+static inline uint32_t
+af_tx_send_chunk(struct af_tx *tx, uint32_t p, struct af_tx_slice *s, uint32_t chunk, struct af_cursor *at, bool again,
+		 uint64_t now, uint8_t *frame)
+{
+	struct af_tx_port *port = &tx->ports[p];
+	struct af_frame f = {
+		.path = (uint16_t)p, .session = tx->session, .slice = s->id, .timestamp_ns = now + tx->clock_offset_ns};
+	uint32_t size, next = af_tx_fill(s, chunk, at, port->p.by_reference, frame + AF_HEADER, &f);
+
+	f.number = af_tx_take(&port->w, now, s->id, chunk, false);
+	size = af_wire_seal(frame, port->dst, port->p.mac, &f);
+	if (f.payload != frame + AF_HEADER && !f.to)
+		tx->tail = (struct af_span){f.payload, f.nbytes};
+	if (at) {
+		s->taken[p] += f.nbytes;
+		af_plan_cut(tx, s, at, next, f.nbytes, af_payload_crc(&f, &tx->full));
+	}
+	af_pace_take(&port->pace, size, now);
+	s->frames++;
+	s->again += again;
+	s->port_frames[p]++;
+	s->port_bytes[p] += size;
+	port->count.again += again;
+	return size;
+}
+
+static inline uint32_t
+af_tx_send_control(struct af_tx *tx, uint32_t p, uint8_t kind, uint32_t slice, uint64_t number, uint64_t now,
+		   uint8_t *frame)
+{
+	struct af_tx_port *port = &tx->ports[p];
+	struct af_frame f = {.kind = kind,
+			     .end = 1,
+			     .path = (uint16_t)p,
+			     .session = tx->session,
+			     .slice = slice,
+			     .number = number,
+			     .timestamp_ns = now + tx->clock_offset_ns};
+
+	return af_wire_seal(frame, port->dst, port->p.mac, &f);
+}
+
+static inline uint32_t
+af_tx_next_chunk(struct af_tx *tx, uint32_t p, uint64_t now, uint8_t *frame)
+{
+	while (tx->again_head != tx->again_tail) {
+		struct af_again again = tx->again[tx->again_head++ % AF_AGAIN_RING];
+		struct af_tx_slot *slot = af_tx_slot(tx, again.slice);
+
+		if (slot && slot->slice && !slot->slice->held && !af_tx_is_acked(slot->slice, again.chunk))
+			return af_tx_send_chunk(tx, p, slot->slice, again.chunk, NULL, true, now, frame);
+	}
+	for (uint32_t id = tx->first_id; id != tx->next_id; id++) {
+		struct af_tx_slot *slot = af_tx_slot(tx, id);
+		struct af_tx_slice *s = slot->slice;
+		struct af_cursor *at = NULL;
+		uint32_t chunk;
+
+		if (!s) {
+			if (slot->void_flying)
+				continue;
+			slot->void_flying = true;
+			return af_tx_send_control(tx, p, AF_VOID, id,
+						  af_tx_take(&tx->ports[p].w, now, id, AF_CHUNK_VOID, false), now,
+						  frame);
+		}
+		if (s->next_chunk == s->nb_chunks || s->held || !(s->plan.ports >> p & 1))
+			continue;
+		if (s->next_chunk >= s->nb_manifest &&
+		    atomic_load_explicit(&s->state, memory_order_relaxed) != AF_TX_FLOWING)
+			continue;
+		chunk = s->next_chunk;
+		if (chunk >= s->nb_manifest && chunk + 1 < s->nb_chunks) {
+			at = af_plan_cursor(tx, s, p, now);
+			if (!at)
+				continue;
+			chunk = s->nb_manifest + s->first_chunk[at->element] +
+				(uint32_t)(at->offset / s->payload_bytes);
+		}
+		s->all_sent = ++s->next_chunk == s->nb_chunks;
+		return af_tx_send_chunk(tx, p, s, chunk, at, false, now, frame);
+	}
+	return 0;
+}
+
+static inline uint32_t
+af_tx_next_frame(void *state, uint32_t p, uint64_t now, uint8_t *frame)
+{
+	struct af_tx *tx = state;
+	struct af_tx_port *port = &tx->ports[p];
+	uint32_t size = 0;
+
+	tx->tail.nbytes = 0;
+	if (!port->p.attached)
+		return 0;
+	if (af_tx_hello_due(tx, port, now)) {
+		size = af_tx_hello(tx, p, now, frame);
+	} else if (!tx->open || !port->open) {
+		return 0;
+	} else if (tx->closing && !tx->bye_heard && !af_tx_busy(tx) && now - port->hello_ns >= AF_HELLO_NS) {
+		port->hello_ns = now;
+		size = af_tx_send_control(tx, p, AF_BYE, 0, 0, now, frame);
+	} else if (!port->aside && af_tx_has_room(&port->w) && af_pace_due(&port->pace, now)) {
+		size = af_tx_next_chunk(tx, p, now, frame);
+	}
+	if (!size && af_path_probe_due(tx, port, now)) {
+		if (af_tx_ring_full(&port->w)) {
+			struct af_sent *oldest = af_tx_sent(&port->w, port->w.judged);
+
+			if (oldest->state == AF_SENT_FLYING)
+				af_tx_lost(tx, port, oldest);
+			af_tx_judge_done(&port->w);
+		}
+		af_path_repeat_oldest(tx, port);
+		if (!port->p.kick && port->backoff < AF_PROBE_MOST)
+			port->backoff++;
+		tx->probes++;
+		size = af_tx_send_control(tx, p, AF_PROBE, 0, af_tx_take(&port->w, now, 0, 0, true), now, frame);
+	}
+	if (size) {
+		port->count.tx_frames++;
+		port->count.tx_bytes += size;
+	}
+	return size;
+}
+
+#endif

@@ -1,0 +1,475 @@
+/* What a sender knows: slices, paths, sessions, and how a slice begins and ends. tx.h drives it. */
+#ifndef AIFLOW_TX_STATE_H
+#define AIFLOW_TX_STATE_H
+
+#include <stdatomic.h>
+#include <stdlib.h>
+
+#include "aiflow/rt/agent.h"
+#include "aiflow/rx/credit.h"
+#include "aiflow/wire/manifest.h"
+#include "aiflow/rt/sampler.h"
+#include "aiflow/path/pacer.h"
+#include "aiflow/path/pktnum.h"
+
+#define AF_TX_SLICES 8u       /* slices that may be under way; large ones two at a time */
+_Static_assert(AF_TX_SLICES <= AF_IN_FLIGHT, "a refusal must not be overwritten before its sender has heard of it");
+
+#define AF_WORN_NUMBERS (1ull << 47) /* of 48 bits: a session that has come so far ends between two slices, */
+#define AF_WORN_SLICES (1u << 31)    /* or so far, and the next one counts anew */
+
+#define AF_CHUNK_VOID 0xffffffffu
+#define AF_HELLO_NS 10000000ull       /* between two HELLOs while searching, */
+#define AF_HELLO_SLOW_NS 100000000ull /* after the first second of it */
+#define AF_STALE_NS 1000000000ull     /* contradicting answers are forgotten, and asked for again */
+#define AF_DISCOVERY_NS 200000000ull  /* how long to listen after the first answer */
+
+enum af_tx_state { AF_TX_QUEUED, AF_TX_ASKING, AF_TX_FLOWING, AF_TX_DONE, AF_TX_FAILED };
+
+enum af_tx_error {
+	AF_TX_OK,
+	AF_TX_NO_PEER,   /* nobody answered in time */
+	AF_TX_SILENT,    /* the peer fell silent */
+	AF_TX_RESTARTED, /* the peer went away, or came back as another */
+	AF_TX_TOO_LARGE,
+	AF_TX_INTEGRITY,
+	AF_TX_REFUSED,
+	AF_TX_CANCELLED,
+	AF_TX_AMBIGUOUS, /* two receivers answer and none was named */
+	AF_TX_MTU,       /* small frames pass, full ones don't */
+	AF_TX_NO_MEMORY,
+	AF_TX_UNKNOWN,   /* the receiver does not know what its manifest says */
+	AF_TX_FAILED_BY_USER, /* the receiver's user could not use it */
+	AF_TX_STALLED    /* the receiver answers, and takes none of its frames */
+};
+
+/* What the scheduler decided for one slice: the law that the loop applies. control: rw before posting, dataplane: ro */
+struct af_plan {
+	uint32_t ports; /* bit i: port i may carry this slice */
+	bool elements;  /* whole elements are dealt out, not single chunks */
+	bool quotas;    /* by shares: bytes of each port */
+	bool shortest;  /* a port with a longer queue than another waits */
+	uint64_t quota[AF_MAX_PORTS];
+};
+
+/* Where the next chunk is cut from. */
+struct af_cursor {
+	uint64_t offset, after; /* into the element; bytes of the slice behind it */
+	uint32_t element, crc;
+	bool open;
+};
+
+struct af_tx_slice {
+	/* control plane, before posting */
+	const struct af_span *elements;
+	uint8_t *manifest;
+	uint64_t nbytes, posted_ns;
+	uint32_t nb_elements, manifest_bytes;
+	uint32_t receiver; /* which of a fan's (fan.h) */
+	struct af_plan plan;
+	/* dataplane: rw; control: ro once `state` says so */
+	struct af_tx_slice *next;
+	_Atomic int state;
+	_Atomic int cancel; /* control: w, dataplane: ro */
+	_Atomic uint64_t acked_bytes;
+	int error;
+	bool all_sent, inlined,
+		held; /* held: the receiver has all of it, and its user has not said yet that it is delivered */
+	uint64_t detail;
+	char *text; /* of AF_TX_UNKNOWN and AF_TX_FAILED_BY_USER: the receiver's words; freed by its owner */
+	uint32_t text_bytes, text_got;
+	uint32_t id, payload_bytes, nb_manifest, nb_data, nb_chunks, next_chunk, nb_acked;
+	uint32_t *first_chunk; /* of each element, relative to the first data chunk */
+	uint64_t *acked;
+	struct af_cursor cursor; /* the next chunk to be cut, or the next element to be begun */
+	struct af_cursor hands[AF_MAX_PORTS]; /* elements that ports have begun */
+	uint64_t begun, taken[AF_MAX_PORTS]; /* bytes of elements begun; of chunks that each port has taken */
+	uint32_t digest;
+	uint64_t joined_ns; /* from when on a receiver was there for it; 0: not yet */
+	uint64_t granted_ns; /* 0: it went inside its manifest, or never */
+	uint64_t done_ns, frames, again;
+	uint64_t port_frames[AF_MAX_PORTS], port_bytes[AF_MAX_PORTS];
+};
+
+struct af_candidate {
+	uint8_t mac[6];
+	uint16_t port, nb_paths;
+	uint32_t window, session;
+	uint64_t epoch, first_ns, heard_ns;
+	bool keeps_mbufs;
+	char name[AF_NAME_BYTES];
+};
+
+struct af_tx_port {
+	struct af_agent_port p;
+	struct af_port_counters count;
+	/* discovery */
+	uint64_t hello_ns, attached_ns, answered_ns;
+	uint32_t hellos, mtu_trials, nb_candidates, path_size; /* path_size: frames that both ends take */
+	bool small_answered;
+	struct af_candidate candidates[AF_MAX_PORTS];
+	/* its path: one for each port of a sender */
+	bool open, aside; /* aside: silent, probed but not used until it answers */
+	uint8_t dst[6];
+	uint16_t remote_port;
+	uint32_t backoff, answered; /* answered: probes in a row while aside */
+	struct af_pace pace;
+	uint64_t arrived; /* frames that the receiver has counted, of the numbers below w.seen */
+	uint64_t began[2]; /* control: rw: w.seen and arrived when the newest slice began, 0 when the path is newer */
+	struct af_tx_window w;
+};
+
+struct af_tx_slot {
+	uint32_t id;
+	bool used, void_flying;
+	struct af_tx_slice *slice; /* NULL: given up, the receiver has still to hear of it */
+};
+
+struct af_again {
+	uint32_t slice, chunk;
+};
+
+/* A receiver that answers beside the one that was meant. */
+struct af_rival {
+	char name[AF_NAME_BYTES];
+	uint8_t mac[6];
+	uint64_t epoch; /* 0: none */
+};
+
+#define AF_OTHERS 4u
+
+#define AF_AGAIN_RING (1u << 16) /* more than all windows together */
+
+struct af_tx {
+	/* control plane, before the loop runs */
+	char name[AF_NAME_BYTES], to[AF_NAME_BYTES];
+	uint64_t instance, peer_timeout_ns, clock_offset_ns;
+	uint32_t nb_expected; /* ports that were asked for */
+	bool fixed_frame_size; /* the user named it: a smaller one on the way is an error */
+	atomic_bool joining; /* control: rw at any time. A receiver makes our ports: no silence */
+	/* dataplane: rw */
+	struct af_tx_port ports[AF_MAX_PORTS];
+	uint64_t next_number[AF_MAX_PORTS]; /* of paths whose port has gone: one that comes back goes on from there */
+	uint32_t nb_ports; /* highest attached index, plus one */
+	bool open, changed, closing, keeps_mbufs;
+	bool unsaid; /* control: w, between two iterations. The receiver has died, and no slice was there to say so */
+	int trouble; /* AF_TX_AMBIGUOUS, AF_TX_MTU: found by discovery */
+	char receiver[AF_NAME_BYTES];
+	char others[AF_OTHERS][AF_NAME_BYTES]; /* receivers of other names than `to`, which have answered */
+	struct af_rival
+		rivals[2]; /* AF_TX_AMBIGUOUS: who answered. Else the first one: of our receiver's name, but not it */
+	struct af_rival suspect; /* a receiver of that name that answers and is another, */
+	uint64_t suspect_ns; /* since then; 0: none. A rival, if ours is heard after all */
+	uint8_t drop; /* what the receiver says it drops most, and how many */
+	uint32_t nb_dropped;
+	uint64_t moved_ns; /* when a chunk was granted or acknowledged last */
+	uint64_t epoch, opened_ns, heard_ns, ticked_ns, first_answer_ns, report_number;
+	uint32_t session, payload_bytes, next_id;
+	struct af_crc_shift full;
+	struct af_tx_slice *queue, **queue_tail;
+	struct af_tx_slot slots[AF_TX_SLICES];
+	uint32_t first_id; /* the oldest slot in use; ids [first_id, next_id) */
+	struct af_again *again;
+	uint32_t again_head, again_tail;
+	bool bye_heard;
+	struct af_span tail; /* of the newest frame: see struct af_agent */
+	uint64_t drops[AF_NB_DROPS];
+	uint64_t reports, probes, asides;
+	struct af_monitor monitor;
+};
+
+static inline int
+af_tx_init(struct af_tx *tx)
+{
+	memset(tx, 0, sizeof *tx);
+	tx->queue_tail = &tx->queue;
+	af_crc_shift_of(&tx->full, 0, af_crc_power(0));
+	tx->again = malloc(AF_AGAIN_RING * sizeof *tx->again);
+	return tx->again ? 0 : -1;
+}
+
+/* An interval up to a quarter shorter, another for each `turn`: never in step with what comes and goes periodically. */
+static inline uint64_t
+af_unevenly(uint64_t interval_ns, uint32_t turn)
+{
+	return interval_ns - (interval_ns / 4 * (turn * 0x9e3779b1u >> 24) >> 8);
+}
+
+static inline struct af_tx_slot *
+af_tx_slot(struct af_tx *tx, uint32_t id)
+{
+	struct af_tx_slot *slot = &tx->slots[id % AF_TX_SLICES];
+
+	return slot->used && slot->id == id ? slot : NULL;
+}
+
+static inline bool
+af_tx_is_acked(const struct af_tx_slice *s, uint32_t chunk)
+{
+	return s->acked[chunk / 64] >> (chunk % 64) & 1;
+}
+
+/* The most that may be in flight where gaps, not credit, are the law: what the driver can queue without blocking. */
+static inline uint32_t
+af_tx_backstop(const struct af_agent_port *port)
+{
+	uint32_t ring = port->kick ? port->rx_ring - port->rx_ring / 8 : AF_MAX_WINDOW;
+
+	return ring > port->tx_window ? ring : port->tx_window;
+}
+
+static inline bool
+af_tx_busy(const struct af_tx *tx)
+{
+	return tx->queue || tx->first_id != tx->next_id;
+}
+
+/* Is there more to do than to hear that slices of one frame have arrived? */
+static inline bool
+af_tx_is_pressed(const struct af_tx *tx)
+{
+	bool pressed = tx->queue || tx->closing || tx->again_head != tx->again_tail;
+
+	for (uint32_t id = tx->first_id; id != tx->next_id && !pressed; id++) {
+		const struct af_tx_slice *s = tx->slots[id % AF_TX_SLICES].slice;
+
+		pressed = !s || !s->inlined || !s->all_sent;
+	}
+	return pressed;
+}
+
+/* ---- the life of a slice ---- */
+
+static inline void
+af_tx_end(struct af_tx *tx, struct af_tx_slice *s, int error, uint64_t detail, uint64_t now)
+{
+	free(s->first_chunk);
+	free(s->acked);
+	s->first_chunk = NULL;
+	s->acked = NULL;
+	s->error = error;
+	s->detail = detail;
+	s->done_ns = now;
+	tx->changed = true;
+	/* The last access: whoever waits may free the slice from here on. */
+	atomic_store_explicit(&s->state, error == AF_TX_OK ? AF_TX_DONE : AF_TX_FAILED, memory_order_release);
+}
+
+static inline void
+af_tx_enqueue(struct af_tx *tx, struct af_tx_slice *s)
+{
+	s->next = NULL;
+	*tx->queue_tail = s;
+	tx->queue_tail = &s->next;
+}
+
+static inline struct af_tx_slice *
+af_tx_dequeue(struct af_tx *tx)
+{
+	struct af_tx_slice *s = tx->queue;
+
+	tx->queue = s->next;
+	if (!tx->queue)
+		tx->queue_tail = &tx->queue;
+	return s;
+}
+
+/* Number the chunks; per slice, not per frame. */
+static inline bool
+af_tx_lay_out(struct af_tx *tx, struct af_tx_slice *s)
+{
+	struct af_chunker chunker = {.payload_bytes = tx->payload_bytes};
+	struct af_manifest m;
+
+	memcpy(&m, s->manifest, sizeof m);
+	s->inlined = !tx->keeps_mbufs && s->manifest_bytes + s->nbytes <= tx->payload_bytes;
+	m.flags = s->inlined ? AF_BE16(AF_FLAG_INLINE) : 0;
+	m.payload_bytes = AF_BE16((uint16_t)tx->payload_bytes);
+	memcpy(s->manifest, &m, sizeof m);
+	s->payload_bytes = tx->payload_bytes;
+	s->next_chunk = s->nb_acked = s->digest = 0;
+	s->begun = 0;
+	s->cursor = (struct af_cursor){0};
+	memset(s->hands, 0, sizeof s->hands);
+	memset(s->taken, 0, sizeof s->taken);
+	s->all_sent = s->held = false;
+	free(s->text); /* of the session before */
+	s->text = NULL;
+	s->text_bytes = s->text_got = 0;
+	atomic_store_explicit(&s->acked_bytes, 0, memory_order_relaxed);
+	s->nb_manifest = af_manifest_chunks(s->manifest_bytes, s->payload_bytes);
+	s->nb_data = 0;
+	s->nb_chunks = 1;
+	if (!s->inlined) {
+		s->first_chunk = malloc((s->nb_elements ? s->nb_elements : 1) * sizeof *s->first_chunk);
+		if (!s->first_chunk)
+			return false;
+		for (uint32_t e = 0; e < s->nb_elements; e++)
+			s->first_chunk[e] = (uint32_t)af_chunk_of(&chunker, s->elements[e].nbytes);
+		if (chunker.next > 0xfffffff0u - s->nb_manifest)
+			return false;
+		s->nb_data = (uint32_t)chunker.next;
+		s->nb_chunks = s->nb_manifest + s->nb_data + 1;
+	}
+	s->acked = calloc(s->nb_chunks / 64 + 1, 8);
+	return s->acked != NULL;
+}
+
+/* Begin discovery from nothing. */
+static inline void
+af_tx_forget_answers(struct af_tx *tx, uint64_t now)
+{
+	tx->trouble = AF_TX_OK;
+	tx->first_answer_ns = 0;
+	for (uint32_t p = 0; p < tx->nb_ports; p++) {
+		struct af_tx_port *port = &tx->ports[p];
+
+		port->open = false;
+		port->nb_candidates = port->hellos = port->mtu_trials = 0;
+		port->small_answered = false;
+		port->path_size = port->p.frame_size;
+		port->hello_ns = port->answered_ns = 0;
+		port->attached_ns = now;
+	}
+}
+
+/* The peer is gone. A slice that it cannot hold whole is told so; one that never flowed waits for the next session, and
+ * so do all that are left when there is no error: the receiver has freed them unseen. */
+static inline void
+af_tx_lose_session(struct af_tx *tx, int error, uint64_t now)
+{
+	struct af_tx_slice *waiting = NULL, **tail = &waiting;
+
+	for (uint32_t id = tx->first_id; id != tx->next_id; id++) {
+		struct af_tx_slot *slot = af_tx_slot(tx, id);
+		struct af_tx_slice *s = slot ? slot->slice : NULL;
+
+		if (slot)
+			slot->used = false;
+		if (!s)
+			continue;
+		if ((error == AF_TX_OK && !s->held) ||
+		    (atomic_load_explicit(&s->state, memory_order_relaxed) == AF_TX_ASKING &&
+		     !(s->inlined && s->all_sent))) {
+			free(s->first_chunk);
+			free(s->acked);
+			s->first_chunk = NULL;
+			s->acked = NULL;
+			atomic_store_explicit(&s->state, AF_TX_QUEUED, memory_order_relaxed);
+			*tail = s;
+			tail = &s->next;
+		} else {
+			af_tx_end(tx, s, error ? error : AF_TX_SILENT, 0, now);
+		}
+	}
+	/* Numbers begin again, so the session must be another: the receiver must not take the new ones for the old. */
+	tx->instance = (tx->instance & ~0xffffull) | ((tx->instance + 1) & 0xffff);
+	*tail = tx->queue;
+	if (!tx->queue)
+		tx->queue_tail = tail;
+	tx->queue = waiting;
+	if (!tx->queue)
+		tx->queue_tail = &tx->queue;
+	tx->open = false;
+	tx->first_id = tx->next_id = 0;
+	tx->again_head = tx->again_tail = 0;
+	tx->report_number = 0;
+	memset(tx->next_number, 0, sizeof tx->next_number);
+	af_tx_forget_answers(tx, now);
+}
+
+/* Packet numbers are used once, and the receiver takes one that comes again for a replay: a session is over before they
+ * are. Only between two slices is it sure that none is sent twice. */
+static inline bool
+af_tx_is_worn(const struct af_tx *tx)
+{
+	bool worn = tx->next_id >= AF_WORN_SLICES || tx->report_number >= AF_WORN_NUMBERS;
+
+	for (uint32_t p = 0; p < tx->nb_ports; p++)
+		worn |= tx->next_number[p] >= AF_WORN_NUMBERS ||
+			(tx->ports[p].open && tx->ports[p].w.next >= AF_WORN_NUMBERS);
+	return worn;
+}
+
+static inline void
+af_tx_activate(struct af_tx *tx, uint64_t now)
+{
+	while (tx->queue && tx->open && tx->next_id - tx->first_id < AF_TX_SLICES) {
+		struct af_tx_slice *s = tx->queue;
+		uint32_t id = tx->next_id;
+		struct af_tx_slot *slot = &tx->slots[id % AF_TX_SLICES];
+
+		if (tx->next_id - tx->first_id >= 2 && s->nbytes > tx->payload_bytes)
+			return;
+		if (af_tx_is_worn(tx)) {
+			if (tx->first_id == tx->next_id)
+				af_tx_lose_session(tx, AF_TX_OK, now);
+			return;
+		}
+		af_tx_dequeue(tx);
+		if (!af_tx_lay_out(tx, s)) {
+			af_tx_end(tx, s, AF_TX_NO_MEMORY, 0, now);
+			continue;
+		}
+		s->id = id;
+		if (!s->joined_ns)
+			s->joined_ns = tx->opened_ns > s->posted_ns ? tx->opened_ns : s->posted_ns;
+		*slot = (struct af_tx_slot){.id = id, .used = true, .slice = s};
+		tx->next_id++;
+		atomic_store_explicit(&s->state, AF_TX_ASKING, memory_order_relaxed);
+	}
+}
+
+static inline void
+af_tx_fail_all(struct af_tx *tx, int error, uint64_t now)
+{
+	if (tx->open)
+		af_tx_lose_session(tx, error, now);
+	while (tx->queue)
+		af_tx_end(tx, af_tx_dequeue(tx), error, 0, now);
+}
+
+static inline void
+af_tx_send_again(struct af_tx *tx, uint32_t slice, uint32_t chunk)
+{
+	tx->again[tx->again_tail++ % AF_AGAIN_RING] = (struct af_again){slice, chunk};
+}
+
+static inline void
+af_tx_lost(struct af_tx *tx, struct af_tx_port *port, struct af_sent *sent)
+{
+	sent->state = AF_SENT_LOST;
+	if (sent->probe)
+		return;
+	port->w.flying--;
+	port->count.lost++;
+	if (sent->chunk == AF_CHUNK_VOID) {
+		struct af_tx_slot *slot = af_tx_slot(tx, sent->slice);
+
+		if (slot)
+			slot->void_flying = false;
+	} else {
+		af_tx_send_again(tx, sent->slice, sent->chunk);
+	}
+}
+
+static inline void
+af_tx_ack(struct af_tx *tx, struct af_tx_port *port, struct af_sent *sent)
+{
+	struct af_tx_slot *slot = af_tx_slot(tx, sent->slice);
+	struct af_tx_slice *s = slot ? slot->slice : NULL;
+
+	if (sent->state == AF_SENT_FLYING && !sent->probe)
+		port->w.flying--;
+	sent->state = AF_SENT_ACKED;
+	if (sent->probe || !s || sent->chunk == AF_CHUNK_VOID || af_tx_is_acked(s, sent->chunk))
+		return;
+	s->acked[sent->chunk / 64] |= 1ull << (sent->chunk % 64);
+	s->nb_acked++;
+	tx->moved_ns = tx->ticked_ns;
+	if (s->nb_chunks)
+		atomic_store_explicit(&s->acked_bytes, s->nbytes * (s->nb_acked / (double)s->nb_chunks),
+				      memory_order_relaxed);
+}
+
+#endif

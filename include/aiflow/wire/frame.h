@@ -1,0 +1,375 @@
+/* The wire format: what a frame looks like, how one is written, and how one from a stranger is checked.
+ *
+ *  offset bytes field            offset bytes field (transport header)
+ *       0     6 dst MAC              34     4 session
+ *       6     6 src MAC              38     4 slice
+ *      12     2 EtherType            42     2 path
+ *      14     1 frame_id             44     6 number   (per path, never used twice)
+ *      15     4 element              50     4 CRC32C   (bytes 12..49 and 54..33 + length)
+ *      19     4 seq                  54       payload, length - 20 bytes
+ *      23     8 timestamp_ns
+ *      31     2 length (of all that follows byte 33)
+ *      33     1 end
+ *
+ * Big-endian, zero-padded to 60 bytes; what follows byte 33 + length is ignored. frame_id is the version in the high
+ * and the kind in the low nibble. Table 1 of the paper plus an EtherType; the CRC stands in for Table 1's FCS, which
+ * software ports don't have, and leaves the MACs out.
+ */
+#ifndef AIFLOW_WIRE_H
+#define AIFLOW_WIRE_H
+
+#include <assert.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "aiflow/wire/crc32c.h"
+
+#define AF_ETHERTYPE 0x88B5u /* IEEE 802 local experimental 1 */
+#define AF_VERSION 2u
+#define AF_MIN_FRAME 60u /* Ethernet's minimum without its FCS */
+#define AF_MIN_PATH_FRAME 512u /* of a path: the largest HELLO and a report of one path fit */
+#define AF_MAX_FRAME 65000u
+#define AF_HEADER 54u /* both headers */
+
+enum af_kind {
+	AF_DATA = 1, /* element, seq: the chunk's place; end: the element's last chunk */
+	AF_PACKED,   /* element: the first of `seq` whole elements, end to end */
+	AF_MANIFEST, /* element: bytes of the manifest; seq: this piece of it; end: the last piece */
+	AF_GRANT,    /* a FEEDBACK that is sent because a slice was granted */
+	AF_FEEDBACK, /* the receiver's state: `struct af_report` and path records */
+	AF_HELLO,    /* `struct af_hello` and two names */
+	AF_PROBE,    /* asks for feedback now */
+	AF_BYE,      /* the sender has closed; the receiver answers with one */
+	AF_VOID,     /* the sender has given this slice up */
+	AF_CLOSE,    /* closing record of a slice: the CRC32C over all its bytes */
+	AF_NB_KINDS
+};
+
+struct __attribute__((packed)) af_header {
+	uint8_t dst[6], src[6];
+	uint16_t ethertype;
+	uint8_t frame_id;
+	uint32_t element, seq;
+	uint64_t timestamp_ns;
+	uint16_t length;
+	uint8_t end;
+	/* transport header */
+	uint32_t session, slice;
+	uint16_t path;
+	uint16_t number_high;
+	uint32_t number_low;
+	uint32_t crc;
+};
+
+_Static_assert(sizeof(struct af_header) == AF_HEADER, "headers are 34 + 20 bytes");
+_Static_assert(offsetof(struct af_header, ethertype) == 12, "wire offset");
+_Static_assert(offsetof(struct af_header, frame_id) == 14, "wire offset");
+_Static_assert(offsetof(struct af_header, element) == 15, "wire offset");
+_Static_assert(offsetof(struct af_header, seq) == 19, "wire offset");
+_Static_assert(offsetof(struct af_header, timestamp_ns) == 23, "wire offset");
+_Static_assert(offsetof(struct af_header, length) == 31, "wire offset");
+_Static_assert(offsetof(struct af_header, end) == 33, "wire offset");
+_Static_assert(offsetof(struct af_header, session) == 34, "wire offset");
+_Static_assert(offsetof(struct af_header, path) == 42, "wire offset");
+_Static_assert(offsetof(struct af_header, crc) == 50, "wire offset");
+
+/* Discovery. A sender asks by broadcast, a receiver answers to the asker alone. */
+struct __attribute__((packed)) af_hello {
+	uint8_t answer;       /* 0: a sender asks; 1: a receiver answers */
+	uint8_t keeps_mbufs;  /* answer: nothing may travel inside a manifest */
+	uint16_t port;        /* index of the port within its side */
+	uint16_t nb_ports;
+	uint16_t frame_size;  /* largest frame of this port */
+	uint16_t heard_bytes; /* answer: the size of the HELLO that arrived, so that a path's MTU is proved */
+	uint16_t nb_paths;    /* answer: paths of other senders on this port */
+	uint32_t window;      /* answer: frames that the port can hold */
+	uint32_t session; /* answer: minted by the receiver; 0: only to say its name, the sender asked for another */
+	uint64_t sender; /* its instance: 48 random bits, and 16 that count its lives (sessions begun) */
+	uint64_t epoch; /* answer: the receiver's instance */
+	uint8_t name_len, to_len; /* followed by the two names */
+};
+
+/* A slice that the receiver does not hold, and why. */
+struct __attribute__((packed)) af_void {
+	uint32_t slice;
+	uint32_t reason;
+	uint64_t detail;
+};
+
+#define AF_IN_FLIGHT 8 /* slices that a sender may have in flight: the void of one stands at slice % 8, */
+/* so that none is forgotten before it was heard; the last place is AF_VOID_SILENCE's */
+#define AF_NB_VOIDS (AF_IN_FLIGHT + 1)
+
+/* The receiver's state for one session. State, not events: the newest report replaces every older one. The records of
+ * paths follow, then `text_bytes` bytes of a text: why the slice `text_slice` is void, in its user's words. */
+struct __attribute__((packed)) af_report {
+	uint32_t granted; /* every slice below may flow */
+	uint32_t done; /* every slice below is held whole, or void */
+	uint32_t confirmed; /* every slice below is where the receiver's user wants it, or void; never beyond `done` */
+	uint32_t ask_slice; /* oldest slice that lacks a chunk, or 0 */
+	uint32_t ask_chunk; /* the first chunk that it lacks */
+	uint32_t text_slice; /* whose text a piece is below, or 0 */
+	uint16_t text_total; /* bytes of that text, */
+	uint16_t text_at; /* where the piece stands in it, */
+	uint16_t text_bytes; /* and its own bytes */
+	uint8_t drop; /* why the receiver has dropped most frames, of reasons that its user should know; enum af_drop */
+	uint32_t drops; /* how many */
+	uint64_t free_bytes; /* diagnostic: the sender never reads it */
+	struct af_void voids[AF_NB_VOIDS];
+	uint8_t nb_paths;
+};
+
+/* One path within a report: numbers in [next - 64 * words, next) by the bitmap; older ones need no answer. */
+struct __attribute__((packed)) af_path_report {
+	uint16_t path;
+	uint8_t words;
+	uint8_t reserved;
+	uint32_t window;
+	uint64_t next;
+	uint64_t frames;
+	uint64_t echo_ns; /* timestamp of the newest frame, and how long ago that was */
+	uint32_t hold_ns;
+	/* uint64_t bitmap[words], oldest numbers first, lowest bit first */
+};
+
+_Static_assert(sizeof(struct af_hello) == 38, "wire size");
+_Static_assert(sizeof(struct af_void) == 16, "wire size");
+_Static_assert(sizeof(struct af_report) == 44 + 16 * AF_NB_VOIDS, "wire size");
+_Static_assert(sizeof(struct af_path_report) == 36, "wire size");
+
+/* AF_VOID_SILENCE: this slice and all after it were freed unseen, for its sender was silent; they may come again. */
+enum af_void_reason {
+	AF_VOID_NONE,
+	AF_VOID_TOO_LARGE,
+	AF_VOID_INTEGRITY,
+	AF_VOID_MANIFEST,
+	AF_VOID_CANCELLED,
+	AF_VOID_SILENCE,
+	AF_VOID_UNKNOWN, /* its manifest says what this receiver does not know; the text says what */
+	AF_VOID_FAILED /* the receiver's user could not use it; the text says which elements, and why */
+};
+
+/* Why a frame was not taken. Every drop is counted under one of these. */
+enum af_drop {
+	AF_OK,
+	AF_DROP_RUNT,
+	AF_DROP_LENGTH,
+	AF_DROP_MTU,
+	AF_DROP_HEADER,
+	AF_DROP_FOREIGN,
+	AF_DROP_VLAN,
+	AF_DROP_KIND,
+	AF_DROP_DST_MAC,
+	AF_DROP_BROADCAST,
+	AF_DROP_SEGMENTS,
+	AF_DROP_CRC,
+	AF_DROP_SESSION,
+	AF_DROP_SRC_MAC,
+	AF_DROP_PATH,
+	AF_DROP_NUMBER,
+	AF_DROP_REPLAY,
+	AF_DROP_DUPLICATE,
+	AF_DROP_NOT_GRANTED,
+	AF_DROP_ELEMENT,
+	AF_DROP_SEQ,
+	AF_DROP_END,
+	AF_DROP_SIZE,
+	AF_DROP_CONFLICT,
+	AF_DROP_MANIFEST,
+	AF_DROP_HELLO,
+	AF_DROP_REPORT,
+	AF_DROP_BUSY,
+	AF_DROP_VERSION,
+	AF_NB_DROPS
+};
+
+/* A frame in host byte order. `payload` points into the frame, or where else the bytes are that it shall have. */
+struct af_frame {
+	uint8_t kind, end;
+	uint16_t path;
+	uint32_t element, seq, session, slice;
+	uint64_t number, timestamp_ns;
+	uint8_t src[6]; /* a copy: the frame may be given back before its sender is of no more interest */
+	const uint8_t *payload;
+	uint32_t nbytes;
+	uint32_t frame_bytes;
+	uint32_t header_crc, crc; /* over the headers alone; over headers and payload */
+	uint8_t *to; /* where the payload is copied to while its CRC is computed; NULL: nowhere */
+	enum af_copy how;
+};
+
+#define AF_BE16(v) __builtin_bswap16(v)
+#define AF_BE32(v) __builtin_bswap32(v)
+#define AF_BE64(v) __builtin_bswap64(v)
+_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "aiflow is built for little-endian machines");
+
+#define AF_LIFE_BITS 16
+
+static const uint8_t af_broadcast[6] = {0xff, 0xff, 0xff, 0xff, 0xff, 0xff};
+
+/* Bytes 12 to 49 of a frame as five words, the last of six bytes. They go to and from memory as words too: a field that
+ * is loaded across the ends of two stores has to wait until the CPU's store buffer, full of payload, has drained. */
+struct af_words {
+	uint64_t w[5];
+};
+
+static inline struct af_words
+af_wire_words(const uint8_t *frame)
+{
+	struct af_words words;
+
+	memcpy(words.w, frame + 12, sizeof words.w);
+	words.w[4] &= 0xffffffffffffull;
+	return words;
+}
+
+static inline uint32_t
+af_wire_header_crc(const struct af_words *words)
+{
+#ifdef AF_CRC_U64
+	uint32_t crc = 0xffffffffu;
+
+	for (int i = 0; i < 4; i++)
+		crc = AF_CRC_U64(crc, words->w[i]);
+	crc = AF_CRC_U32(crc, (uint32_t)words->w[4]);
+	return ~AF_CRC_U16(crc, (uint16_t)(words->w[4] >> 32));
+#else
+	return af_crc32c(0, words->w, 50 - 12);
+#endif
+}
+
+/* The CRC of a frame: its header's is known, its payload is at f->payload, and is copied to f->to on the way when that
+ * is set. */
+static inline uint32_t
+af_wire_crc(const struct af_frame *f)
+{
+	if (f->to)
+		return af_copy_crc32c(f->header_crc, f->to, f->payload, f->nbytes, f->how);
+	return af_crc32c(f->header_crc, f->payload, f->nbytes);
+}
+
+/* Read a frame of `len` bytes that arrived on a port with address `mac` and frames of at most `max_frame` bytes.
+ * Returns AF_OK and fills `out`, or says why not: nothing of it can be relied on before af_wire_check. Reads nothing
+ * beyond `len`. */
+static inline enum af_drop
+af_wire_read(const uint8_t *frame, uint32_t len, const uint8_t *mac, uint32_t max_frame, struct af_frame *out)
+{
+	struct af_words words;
+	const uint64_t *w = words.w;
+	uint32_t length;
+	uint8_t id;
+
+	if (len < AF_MIN_FRAME)
+		return AF_DROP_RUNT;
+	words = af_wire_words(frame);
+	if ((uint16_t)w[0] != AF_BE16(AF_ETHERTYPE)) /* in a VLAN, it may be one of ours all the same */
+		return ((uint16_t)w[0] == AF_BE16(0x8100) || (uint16_t)w[0] == AF_BE16(0x88A8)) &&
+				       (uint16_t)(w[0] >> 32) == AF_BE16(AF_ETHERTYPE)
+			       ? AF_DROP_VLAN
+			       : AF_DROP_FOREIGN;
+	id = (uint8_t)(w[0] >> 16);
+	if (id >> 4 != AF_VERSION)
+		return AF_DROP_VERSION;
+	if ((id & 15) == 0 || (id & 15) >= AF_NB_KINDS)
+		return AF_DROP_KIND;
+	out->kind = id & 15;
+	if (memcmp(frame, mac, 6)) {
+		if (!(frame[0] & 1))
+			return AF_DROP_DST_MAC;
+		if (out->kind != AF_HELLO || memcmp(frame, af_broadcast, 6))
+			return AF_DROP_BROADCAST;
+	}
+	length = AF_BE16((uint16_t)(w[2] >> 24));
+	if (length < AF_HEADER - 34)
+		return AF_DROP_HEADER;
+	if (34 + length > max_frame)
+		return AF_DROP_MTU;
+	if (34 + length > len)
+		return AF_DROP_LENGTH;
+	out->nbytes = length - (AF_HEADER - 34);
+	out->element = AF_BE32((uint32_t)(w[0] >> 24));
+	out->seq = AF_BE32((uint32_t)(w[0] >> 56 | w[1] << 8));
+	out->timestamp_ns = AF_BE64(w[1] >> 24 | w[2] << 40);
+	out->end = (uint8_t)(w[2] >> 40);
+	out->session = AF_BE32((uint32_t)(w[2] >> 48 | w[3] << 16));
+	out->slice = AF_BE32((uint32_t)(w[3] >> 16));
+	out->path = AF_BE16((uint16_t)(w[3] >> 48));
+	out->number = (uint64_t)AF_BE16((uint16_t)w[4]) << 32 | AF_BE32((uint32_t)(w[4] >> 16));
+	memcpy(out->src, frame + 6, 6);
+	memcpy(&out->crc, frame + 50, 4);
+	out->crc = AF_BE32(out->crc);
+	out->header_crc = af_wire_header_crc(&words);
+	out->payload = frame + AF_HEADER;
+	out->frame_bytes = len;
+	out->to = NULL;
+	return AF_OK;
+}
+
+/* Check a frame that was read, and copy its payload to f->to on the way when that is set. */
+static inline enum af_drop
+af_wire_check(const struct af_frame *f)
+{
+	return af_wire_crc(f) == f->crc ? AF_OK : AF_DROP_CRC;
+}
+
+/* Both. */
+static inline enum af_drop
+af_wire_parse(const uint8_t *frame, uint32_t len, const uint8_t *mac, uint32_t max_frame, struct af_frame *out)
+{
+	enum af_drop drop = af_wire_read(frame, len, mac, max_frame, out);
+
+	return drop == AF_OK ? af_wire_check(out) : drop;
+}
+
+/* Write both headers in front of `f->nbytes` payload bytes that already stand at frame + AF_HEADER (or at f->payload,
+ * when that is set: they are copied to f->to, or, more than a frame's least, stay where they are when that is NULL),
+ * pad, and seal with the CRC. Sets f->crc and f->header_crc. Returns the frame's size. `frame` has room for max(60, 54
+ * + nbytes). */
+static inline uint32_t
+af_wire_seal(uint8_t *frame, const uint8_t *dst, const uint8_t *src, struct af_frame *f)
+{
+	uint32_t size = AF_HEADER + f->nbytes, crc;
+	uint64_t element = AF_BE32(f->element), seq = AF_BE32(f->seq), timestamp = AF_BE64(f->timestamp_ns);
+	uint64_t length = AF_BE16((uint16_t)(AF_HEADER - 34 + f->nbytes)), session = AF_BE32(f->session);
+	uint64_t high = AF_BE16((uint16_t)(f->number >> 32)), low = AF_BE32((uint32_t)f->number);
+	struct af_words words = {
+		{AF_BE16(AF_ETHERTYPE) | (uint64_t)(AF_VERSION << 4 | f->kind) << 16 | element << 24 | seq << 56,
+		 seq >> 8 | timestamp << 24, timestamp >> 40 | length << 24 | (uint64_t)f->end << 40 | session << 48,
+		 session >> 16 | (uint64_t)AF_BE32(f->slice) << 16 | (uint64_t)AF_BE16(f->path) << 48,
+		 high | low << 16}};
+
+	memcpy(frame, dst, 6);
+	memcpy(frame + 6, src, 6);
+	memcpy(frame + 12, words.w, 50 - 12);
+	if (!f->payload)
+		f->payload = frame + AF_HEADER;
+	f->header_crc = af_wire_header_crc(&words);
+	f->crc = af_wire_crc(f);
+	crc = AF_BE32(f->crc);
+	memcpy(frame + 50, &crc, 4);
+	if (size < AF_MIN_FRAME) {
+		memset(frame + size, 0, AF_MIN_FRAME - size);
+		size = AF_MIN_FRAME;
+	}
+	return size;
+}
+
+/* The CRC of the payload alone, out of the frame's: no second pass over the bytes. */
+static inline uint32_t
+af_payload_crc(const struct af_frame *f, const struct af_crc_shift *full)
+{
+	if (f->nbytes == full->nbytes)
+		return f->crc ^ af_crc_apply(full, f->header_crc);
+	return f->crc ^ af_crc32c_shift(f->header_crc, f->nbytes);
+}
+
+/* a is before b, for numbers that wrap. */
+static inline bool
+af_before(uint32_t a, uint32_t b)
+{
+	return (int32_t)(a - b) < 0;
+}
+
+#endif

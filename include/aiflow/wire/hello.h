@@ -1,0 +1,44 @@
+/* HELLO frames: how the two ends introduce themselves. */
+#ifndef AIFLOW_HELLO_H
+#define AIFLOW_HELLO_H
+
+#include "aiflow/rt/agent.h"
+#include "aiflow/wire/frame.h"
+
+static inline uint32_t
+af_hello_write(uint8_t *frame, const uint8_t *src, const uint8_t *dst, struct af_hello *h, const char *name,
+	       const char *to, uint32_t size, uint64_t timestamp_ns)
+{
+	struct af_frame f = {.kind = AF_HELLO, .end = 1, .timestamp_ns = timestamp_ns, .session = AF_BE32(h->session)};
+	uint8_t *at = frame + AF_HEADER;
+
+	h->name_len = (uint8_t)strnlen(name, AF_NAME_BYTES - 1);
+	h->to_len = (uint8_t)strnlen(to, AF_NAME_BYTES - 1);
+	memcpy(at, h, sizeof *h);
+	memcpy(at + sizeof *h, name, h->name_len);
+	memcpy(at + sizeof *h + h->name_len, to, h->to_len);
+	f.nbytes = (uint32_t)sizeof *h + h->name_len + h->to_len;
+	if (size > AF_HEADER + f.nbytes) {
+		memset(at + f.nbytes, 0, size - AF_HEADER - f.nbytes);
+		f.nbytes = size - AF_HEADER;
+	}
+	return af_wire_seal(frame, dst, src, &f);
+}
+
+static inline bool
+af_hello_read(const struct af_frame *f, struct af_hello *h, char *name, char *to)
+{
+	if (f->nbytes < sizeof *h)
+		return false;
+	memcpy(h, f->payload, sizeof *h);
+	if (h->answer > 1 || h->name_len >= AF_NAME_BYTES || h->to_len >= AF_NAME_BYTES ||
+	    f->nbytes < sizeof *h + h->name_len + h->to_len || AF_BE16(h->port) >= AF_MAX_PORTS)
+		return false;
+	memcpy(name, f->payload + sizeof *h, h->name_len);
+	name[h->name_len] = 0;
+	memcpy(to, f->payload + sizeof *h + h->name_len, h->to_len);
+	to[h->to_len] = 0;
+	return true;
+}
+
+#endif

@@ -1,0 +1,558 @@
+"""The control plane: DPDK's environment, mempools and ports. Faults 47 (hugepages), 50 (fork), 51 (second start)."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import mmap
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from subprocesses import environment, run, wait_for
+
+import aiflow.errors
+from aiflow import _eal
+from aiflow._ports.local_drivers import DRIVERS, close_receiving, open_receiving
+from aiflow.errors import AiflowError, ConfigError, EalError, PoolExhausted, PortError
+
+HUGEPAGES = Path("/proc/sys/vm/nr_hugepages")
+root = pytest.mark.root
+
+
+# ---------------------------------------------------------------------------------------------------------------- EAL
+
+
+def test_importing_starts_nothing() -> None:
+    out = run("""
+        import threading, os
+        import numpy  # has threads of its own
+        before = len(os.listdir('/proc/self/task'))
+        from aiflow import _eal
+        print(_eal.started(), _eal.memory_mode(), threading.active_count(), len(os.listdir('/proc/self/task')) - before)
+    """)
+    assert out.split() == ["False", "None", "1", "0"]
+
+
+def test_start_leaves_affinity_limits_and_stderr_alone() -> None:
+    out = run("""
+        import os, resource, threading
+        from aiflow import _eal
+        cpu = min(os.sched_getaffinity(0))
+        before = os.sched_getaffinity(0), resource.getrlimit(resource.RLIMIT_NOFILE)
+        _eal.start()
+        seen = []
+        thread = threading.Thread(target=lambda: seen.append(os.sched_getaffinity(0)))
+        thread.start(); thread.join()
+        assert (os.sched_getaffinity(0), resource.getrlimit(resource.RLIMIT_NOFILE)) == before
+        assert seen == [before[0]], 'a thread started later inherits a pin'
+        print(_eal.started(), _eal.memory_mode())
+    """)
+    assert out.split()[0] == "True"
+    assert out.split()[1] in ("hugepages", "no-huge")
+
+
+def test_start_within_a_narrow_affinity_mask_keeps_it() -> None:
+    cpu = str(max(os.sched_getaffinity(0)))
+    out = run(
+        "import os; from aiflow import _eal; _eal.start(); print(*os.sched_getaffinity(0))",
+        prefix=("taskset", "-c", cpu),
+    )
+    assert out.split() == [cpu]
+
+
+def test_start_leaves_nothing_in_the_runtime_directory() -> None:
+    out = run("""
+        import os
+        from aiflow import _eal
+        from aiflow import _eal_args
+        _eal.start()
+        print([path.name for path in _eal_args._runtime_root().glob(f'aiflow-{os.getpid()}-*')])
+    """)
+    assert out.strip() == "[]"
+
+
+def test_memory_mode_can_be_forced_and_a_wrong_one_is_named() -> None:
+    assert (
+        run("from aiflow import _eal; _eal.start(); print(_eal.memory_mode())", AIFLOW_MEMORY="no-huge") == "no-huge\n"
+    )
+    out = run(
+        """
+        from aiflow import _eal
+        try:
+            _eal.start()
+        except Exception as exc:
+            print(type(exc).__name__, exc)
+        """,
+        AIFLOW_MEMORY="lots",
+    )
+    assert "AIFLOW_MEMORY='lots'" in out
+
+
+def test_a_start_that_failed_for_its_settings_can_be_tried_again() -> None:
+    out = run(
+        """
+        import os
+        from aiflow import _eal
+        from aiflow.errors import ConfigError
+        try:
+            _eal.start()
+        except ConfigError as exc:
+            print(exc)
+        del os.environ['AIFLOW_EAL_MEMORY']
+        _eal.start()
+        print(_eal.started())
+        """,
+        AIFLOW_EAL_MEMORY="much",
+        AIFLOW_MEMORY="no-huge",
+    )
+    assert "size 'much' is not understood" in out
+    assert out.endswith("True\n")
+
+
+@contextlib.contextmanager
+def hugepages(count: int) -> Iterator[None]:
+    """The system with `count` hugepages; skips where the kernel gives none."""
+    before = HUGEPAGES.read_text()
+    try:
+        HUGEPAGES.write_text(str(count))
+        if int(HUGEPAGES.read_text()) != count or hugepages_free() != count:
+            pytest.skip(f"there are no {count} free hugepages, or another program takes them")
+        yield
+    finally:
+        HUGEPAGES.write_text(before)
+
+
+def hugepages_free() -> int:
+    (line,) = (line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("HugePages_Free"))
+    return int(line.split()[1])
+
+
+START = """
+    from aiflow import _eal
+    _eal.start()
+    pool = _eal.Mempool('p', 256, 2048)
+    port, other = _eal.Port.open_ring_pair('r', pool)
+    print(_eal.memory_mode())
+"""
+
+
+@root
+def test_fault_47_no_hugepages() -> None:
+    with hugepages(0):
+        assert run(START) == "no-huge\n"
+        out = run(
+            """
+            from aiflow import _eal
+            from aiflow.errors import EalError
+            try:
+                _eal.start()
+            except EalError as exc:
+                print(exc)
+            """,
+            AIFLOW_MEMORY="hugepages",
+        )
+        assert "vm.nr_hugepages" in out
+
+
+@root
+def test_fault_47_hugepages_are_used_and_given_back_even_by_kill_9() -> None:
+    with hugepages(64):
+        assert run(START) == "hugepages\n"
+        out = run("import os, signal\n" + textwrap.dedent(START) + "pid = os.fork()\nprint(pid)")
+        assert out.startswith("hugepages")
+        process = subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(START) + "import time, sys; sys.stdout.flush(); time.sleep(60)"],
+            env=environment(),
+            stdout=subprocess.PIPE,
+        )
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"hugepages\n"
+            assert hugepages_free() < 64
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+        wait_for(lambda: hugepages_free() == 64, "all hugepages")
+
+
+@root
+def test_fault_47_hugepages_exhausted() -> None:
+    with hugepages(64):
+        held = mmap.mmap(-1, 40 << 21, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x40000)
+        try:
+            assert hugepages_free() < 64 or int(HUGEPAGES.read_text()) == 64  # reserved, not yet touched
+            held[:: 2 << 20] = b"x" * 40
+            assert hugepages_free() == 24
+            assert run(START) == "no-huge\n"
+        finally:
+            held.close()
+        out = run("""
+            from aiflow import _eal
+            from aiflow.errors import PoolExhausted
+            _eal.start()
+            try:
+                _eal.Mempool('large', 65536, 4096)
+            except PoolExhausted as exc:
+                print(_eal.memory_mode(), exc)
+        """)
+        assert out.startswith("hugepages mempool large: 65536 mbufs")
+        assert "sysctl vm.nr_hugepages" in out
+        assert "AIFLOW_MEMORY=no-huge" in out
+
+
+@root
+def test_fault_47_processes_that_start_at_once_do_not_take_each_others_hugepages() -> None:
+    code = textwrap.dedent("""
+        import sys
+        from aiflow import _eal
+        print('here', flush=True)
+        sys.stdin.readline()
+        _eal.start()
+        print(_eal.memory_mode(), flush=True)
+        sys.stdin.readline()
+    """)
+    with hugepages(64):  # DPDK starts with 32 of them
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-c", code],
+                env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            )
+            for _ in range(6)
+        ]  # fmt: skip
+        try:
+            for process in processes:
+                assert process.stdout is not None
+                assert process.stdout.readline() == "here\n"
+            for process in processes:
+                assert process.stdin is not None
+                process.stdin.write("start\n")
+                process.stdin.flush()
+            modes = [process.stdout.readline().strip() for process in processes if process.stdout is not None]
+        finally:
+            said = [process.communicate("end\n")[1] for process in processes]
+        assert sorted(modes) == ["hugepages"] * 2 + ["no-huge"] * 4, said
+
+
+@root
+def test_fault_47_stale_hugepage_files(tmp_path: Path) -> None:
+    with hugepages(64):
+        subprocess.run(["mount", "-t", "hugetlbfs", "none", str(tmp_path)], check=True)
+        try:
+            stale = tmp_path / "rtemap_0"
+            with stale.open("wb+") as file:
+                file.truncate(60 << 21)
+                with mmap.mmap(file.fileno(), 60 << 21) as mapping:
+                    mapping[:: 2 << 20] = b"x" * 60
+            assert hugepages_free() == 4  # nobody runs, and they are gone
+            assert run(START) == "no-huge\n"
+            assert stale.exists()  # not ours to remove
+            stale.unlink()
+            assert run(START) == "hugepages\n"
+        finally:
+            subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)  # whoever starts now looks into it
+
+
+def test_fault_47_stale_runtime_directories_are_removed() -> None:
+    from aiflow import _eal_args
+    from aiflow._ports import registry
+
+    runtime = _eal_args._runtime_root()
+    stale, alive, starting = (runtime / f"aiflow-test-{os.getpid()}-{what}" for what in ("stale", "alive", "starting"))
+    long_ago = time.time() - 3600
+    for path in (stale, alive, starting):
+        path.mkdir(parents=True)
+    held = registry.lock(alive / _eal_args._LOCK)
+    (stale / "config").write_bytes(b"x")
+    try:
+        for path in (stale, alive):
+            os.utime(path, (long_ago, long_ago))
+        run("from aiflow import _eal; _eal.start()")
+        assert [path.exists() for path in (stale, alive, starting)] == [False, True, True]
+    finally:
+        for path in (alive, starting):
+            shutil.rmtree(path)
+        held.close()
+
+
+def test_fault_50_forked_child_gets_an_error_and_the_parent_goes_on() -> None:
+    out = run("""
+        import os
+        from aiflow import _eal
+        from aiflow.errors import EalError
+        pool = _eal.Mempool('p', 256, 2048)
+        port, other = _eal.Port.open_ring_pair('r', pool)
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                _eal.Mempool('q', 256, 2048)
+            except EalError as exc:
+                code = 0 if 'spawn' in str(exc) else 2
+            try:
+                port.stats()
+                code = 3
+            except EalError:
+                pass
+            port.close()            # does nothing
+            del pool, port, other   # nor does this
+            os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert port.stats()['ipackets'] == 0 and port.is_open
+        port.close()
+        other.close()
+        print('parent goes on')
+    """)
+    assert out == "parent goes on\n"
+
+
+def test_fault_50_a_child_of_a_process_without_ports_can_have_its_own() -> None:
+    out = run("""
+        import os
+        from aiflow import _eal
+        pid = os.fork()
+        if pid == 0:
+            _eal.Mempool('q', 256, 2048)
+            os._exit(0)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    """)
+    assert out == "0\n"
+
+
+def test_fault_51_second_start_does_nothing() -> None:
+    out = run("""
+        import os
+        from aiflow import _eal
+        _eal.start()
+        threads = len(os.listdir('/proc/self/task'))
+        _eal.start()
+        assert len(os.listdir('/proc/self/task')) <= threads  # one may just have been on its way out
+        print(_eal.memory_mode())
+    """)
+    assert out.strip()
+
+
+FOREIGN = """
+    import ctypes
+    from aiflow import _eal
+    from aiflow.errors import EalError
+    path = next(line.split()[-1] for line in open('/proc/self/maps') if '/librte_eal.so' in line)
+    eal = ctypes.CDLL(path)
+    words = b'foreign --no-huge --no-shconf --no-pci --no-telemetry -m 32 --lcores 0@0'.split()
+    argv = (ctypes.c_char_p * len(words))(*words)
+"""
+
+
+def test_fault_51_started_by_foreign_code() -> None:
+    code = (
+        FOREIGN
+        + """
+    assert eal.rte_eal_init(len(words), argv) >= 0
+    for _ in range(2):
+        try:
+            _eal.start()
+        except EalError as exc:
+            print(exc)
+    assert not _eal.started()
+    """
+    )
+    out = run(code)
+    assert out.count("already started in this process by other code") == 2
+
+
+def test_fault_51_foreign_code_comes_second() -> None:
+    code = (
+        FOREIGN
+        + """
+    pool = _eal.Mempool('p', 256, 2048)
+    assert eal.rte_eal_init(len(words), argv) < 0
+    print(_eal.Mempool('q', 256, 2048).in_use)
+    """
+    )
+    assert run(code) == "0\n"
+
+
+def test_threads_that_poll_can_register_once() -> None:
+    out = run("""
+        import threading
+        from aiflow import _eal
+        seen = []
+        def poll():
+            seen.extend((_eal.register_thread(), _eal.register_thread()))
+            _eal.unregister_thread()
+        for _ in range(300):  # more than DPDK has lcores: each is given back
+            thread = threading.Thread(target=poll)
+            thread.start(); thread.join()
+        print(seen == [True, False] * 300)
+    """)
+    assert out == "True\n"
+
+
+# ------------------------------------------------------------------------------------------------------------ mempools
+
+
+def test_mempool_holds_what_was_asked_and_gives_its_memory_back() -> None:
+    gc.collect()
+    before = {id(pool) for pool in _eal.mempools()}
+    for own_memory in (False, True):
+        pool = _eal.Mempool("sized", 1024, 9014, own_memory=own_memory)
+        assert (pool.nb_mbufs, pool.data_room, pool.in_use) == (1024, 9014, 0)
+        del pool
+    gc.collect()
+    assert {id(pool) for pool in _eal.mempools()} <= before
+
+
+def test_mempools_on_own_memory_are_larger_than_the_eal_heap_and_unmapped_at_the_end() -> None:
+    def mapped() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[0]) * mmap.PAGESIZE
+
+    _eal.Mempool("first", 64, 2048, own_memory=True)
+    gc.collect()
+    before = mapped()
+    pool = _eal.Mempool("large", 20000, 65000 - 128, own_memory=True)
+    assert mapped() - before > 1200 << 20
+    del pool
+    gc.collect()
+    wait_for(lambda: mapped() - before < 16 << 20, "its memory to be unmapped")
+
+
+@pytest.mark.parametrize(("nb_mbufs", "data_room"), [(0, 2048), (16, 63), (16, 65408)])
+def test_mempools_of_impossible_sizes_are_refused(nb_mbufs: int, data_room: int) -> None:
+    with pytest.raises(ConfigError, match="mempool odd"):
+        _eal.Mempool("odd", nb_mbufs, data_room)
+
+
+def test_a_mempool_that_does_not_fit_says_so_and_leaves_nothing() -> None:
+    out = run(
+        """
+        from aiflow import _eal
+        from aiflow.errors import PoolExhausted
+        for _ in range(3):
+            try:
+                _eal.Mempool('large', 60000, 60000)
+            except PoolExhausted as exc:
+                print(exc)
+        _eal.Mempool('small', 4096, 9014)
+    """,
+        AIFLOW_MEMORY="no-huge",
+    )
+    assert out.count("AIFLOW_EAL_MEMORY") == 3
+
+
+# --------------------------------------------------------------------------------------------------------------- ports
+
+
+@pytest.fixture
+def pool() -> Iterator[_eal.Mempool]:
+    pool = _eal.Mempool("test", 1024, 2048, own_memory=True)
+    yield pool
+    assert pool.in_use == 0
+
+
+def test_ring_pair_opens_and_closes(pool: _eal.Mempool) -> None:
+    before = _eal.nb_ports()
+    for port in _eal.Port.open_ring_pair("r", pool):
+        assert port.driver == "net_ring"
+        assert len(port.mac) == 6
+        assert port.mac != bytes(6)
+        assert port.link() == (True, None)
+        assert port.frame_size == 2048
+        assert port.stats()["opackets"] == 0
+        assert port.xstats()
+        port.close()
+        port.close()
+        with pytest.raises(PortError, match="closed"):
+            port.stats()
+    assert _eal.nb_ports() == before
+
+
+def test_a_process_has_32_ports_at_most_and_gets_them_back(pool: _eal.Mempool) -> None:
+    ports: list[_eal.Port] = []
+    before = _eal.nb_ports()
+    while _eal.nb_ports() + 2 <= 32:
+        ports.extend(_eal.Port.open_ring_pair(f"r{len(ports)}", pool, nb_rxd=64))
+    with pytest.raises(PortError, match="32 ports at most"):
+        _eal.Port.open_ring_pair("one too many", pool)
+    for port in ports:
+        port.close()
+    assert _eal.nb_ports() == before
+
+
+def test_ports_leave_no_descriptor_or_thread_behind(pool: _eal.Mempool, tmp_path: Path) -> None:
+    before = _eal.nb_ports()
+
+    def cycle(number: int) -> None:
+        port, path, identity = open_receiving(DRIVERS["memif"], f"m{number}", tmp_path, 2048, 1024, pool)
+        assert (port.gated, port.frame_size, port.rx_ring, port.link()[0]) == (True, 2048, 1024, False)
+        assert Path(path).is_socket()
+        assert identity not in identities
+        identities.add(identity)
+        close_receiving(port)
+        assert not port.is_open
+
+    identities: set[int] = set()
+    cycle(0)
+
+    def in_use() -> tuple[int, int]:
+        """Descriptors and threads. The interrupt thread closes its epoll set now and then, to make it anew."""
+        looks = []
+        for _ in range(20):
+            looks.append((len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))))
+            time.sleep(0.01)
+        return max(looks)
+
+    at_first = in_use()
+    for number in range(1, 40):
+        cycle(number)
+    wait_for(lambda: all(now <= then for now, then in zip(in_use(), at_first, strict=True)), f"{at_first} again")
+    assert _eal.nb_ports() == before
+
+
+def test_a_port_that_does_not_open_says_why_and_leaves_nothing(pool: _eal.Mempool) -> None:
+    before = _eal.nb_ports()
+    with pytest.raises(PortError, match=r"DPDK says: .*nosuch"):
+        _eal.Port.open("nosuch", "net_nosuch0", "", pool)
+    with pytest.raises(PortError, match="does not open"):
+        _eal.Port.open("p", "net_af_packet_test", "iface=nosuchif", pool)
+    assert _eal.nb_ports() == before
+
+
+# -------------------------------------------------------------------------------------------------------------- errors
+
+
+def test_errors_are_the_contracts_and_survive_pickling() -> None:
+    bases = {
+        "ConfigError": ValueError,
+        "EalError": AiflowError,
+        "PortError": AiflowError,
+        "PeerLost": ConnectionError,
+        "SliceTimeout": TimeoutError,
+        "PoolExhausted": MemoryError,
+        "IntegrityError": AiflowError,
+    }
+    for name, base in bases.items():
+        kind = getattr(aiflow.errors, name)
+        assert issubclass(kind, AiflowError)
+        assert issubclass(kind, base)
+        error = pickle.loads(pickle.dumps(kind("why", delivered=None, delivered_by={"a": True})))
+        assert (str(error), error.delivered, error.delivered_by) == ("why", None, {"a": True})
+    assert issubclass(EalError, AiflowError)
+    assert issubclass(PoolExhausted, MemoryError)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "frame_size", "nb_ports", "frames"),
+    [("memif", 512, 1, 1024), ("memif", 1514, 1, 1024), ("memif", 9014, 1, 256), ("memif", 16384, 1, 256),
+     ("memif", 65000, 1, 64), ("memif", 16384, 2, 128), ("memif", 16384, 3, 64), ("memif", 16384, 32, 64),
+     ("memif", 1514, 4, 512), ("vhost", 9216, 1, 1024), ("vhost", 9216, 32, 1024)],
+)  # fmt: skip
+def test_the_rings_of_a_connection_are_as_long_as_4_mib_allow(scheme, frame_size, nb_ports, frames) -> None:
+    assert DRIVERS[scheme].ring_for(frame_size, nb_ports) == frames

@@ -1,0 +1,83 @@
+"""The compiled loop over a slice's elements says what manifest.py would have said, element by element."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+
+import numpy as np
+import pytest
+
+from aiflow import _encode
+from aiflow._transfer import manifest
+from aiflow.errors import ConfigError
+
+pytestmark = pytest.mark.unit
+
+GRID = np.arange(24, dtype=np.float32).reshape(4, 6)
+
+
+class Pair(tuple):
+    """A tuple of two that is not exactly a tuple."""
+
+
+CASES = {
+    "nothing": [],
+    "one array": [GRID],
+    "bytes of one size": [b"abc", b"def", b""],
+    "bytes of several": [b"abc", b"de", b"fg", b"hij"],
+    "bytes and arrays alike": [b"abc", np.zeros(3, np.uint8), bytearray(b"xyz"), memoryview(b"uvw")],
+    "arrays of one form": [GRID, GRID + 1, GRID.copy()],
+    "shapes": [GRID, GRID.reshape(6, 4), GRID.reshape(24), GRID[0]],
+    "dtypes": [GRID, GRID.view(np.int32), GRID.astype(">f4"), GRID.astype(np.float16), GRID > 3, GRID * 1j],
+    "orders": [GRID.T, np.asfortranarray(GRID), GRID[::2], GRID[:, ::2]],
+    "no plain dtype": [GRID.astype("M8[s]"), np.array(["a", "bc"]), np.zeros(2, "u1,f4"), np.array([b"x"])],
+    "no axes, and none of them": [np.array(3.5), np.float32(2), np.zeros((0, 3)), np.zeros((3, 0), np.int8)],
+    "a mapping": {"left": GRID, "right": GRID, "größe": b"abc", "": b""},
+    "a mapping of like elements": {str(i): GRID for i in range(5)},
+    "pairs": [("a", GRID), ("a", GRID), ("b", GRID), ["c", "d"][0:0] or GRID, ("a", b"1")],
+    "pairs of a kind": [Pair(("a", GRID)), Pair(("a", GRID))],
+    "a tuple": (GRID, ("x", GRID), GRID),
+    "surrogates": {"\udcff": b"x"},
+}
+
+
+def as_before(elements: object) -> tuple[bytes, list[bytes]]:
+    encoded, buffers = manifest.encode(manifest.described(elements))
+    return encoded, [bytes(buffer) for buffer in buffers]
+
+
+@pytest.mark.parametrize("elements", CASES.values(), ids=CASES.keys())
+def test_same_manifest_and_same_bytes(elements: object) -> None:
+    expected, contents = as_before(elements)
+    encoded, buffers, nbytes = _encode.encode(elements)
+    assert encoded == expected
+    assert [bytes(memoryview(buffer).cast("B") if memoryview(buffer).nbytes else b"") for buffer in buffers] == contents
+    assert nbytes == sum(map(len, contents))
+
+
+def test_iterators_and_other_mappings() -> None:
+    makers = (
+        lambda: iter([GRID, ("a", GRID)]),
+        lambda: (x for x in [b"1", b"2"]),
+        lambda: {1: b"x", 2: b"y"}.values(),
+        lambda: MappingProxyType({"a": GRID, "b": GRID}),
+    )
+    for make in makers:
+        assert _encode.encode(make())[0] == as_before(make())[0]
+
+
+@pytest.mark.parametrize(
+    "elements", [GRID, b"abc", "abc", 3, ["abc"], [None], [np.array([None])], {1: b"x"}, [(1, b"x")], {"\ud800": b"x"},
+                 [np.ma.masked_array([1, 2], [True, False])]],
+)  # fmt: skip
+def test_what_cannot_be_sent_is_refused_alike(elements: object) -> None:
+    with pytest.raises(TypeError) as expected:
+        as_before(elements)
+    with pytest.raises(TypeError) as got:
+        _encode.encode(elements)
+    assert str(got.value) == str(expected.value)
+
+
+def test_a_long_name_is_refused() -> None:
+    with pytest.raises(ConfigError, match="too long"):
+        _encode.encode({"x" * 4097: b""})

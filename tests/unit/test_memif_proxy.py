@@ -1,0 +1,117 @@
+"""The door in front of memif's server: what it passes on, and what it keeps open for whom."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from aiflow._ports.memif_proxy import Door
+
+pytestmark = pytest.mark.unit
+PATIENCE_S = 60.0
+
+
+def connection(path: Path) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    sock.settimeout(PATIENCE_S)
+    sock.connect(str(path))
+    return sock
+
+
+def serve(door: Door, until) -> None:
+    """Turn the door, as the rendezvous thread does, until something holds."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not until():
+        assert time.monotonic() < deadline
+        door.turn(set(select.select([sock.fileno() for sock in door.sockets()], [], [], 0.01)[0]))
+
+
+def readable(sock: socket.socket) -> bool:
+    return bool(select.select([sock], [], [], 0)[0])
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[socket.socket]:
+    """Stands where DPDK listens."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(str(tmp_path / "server"))
+        listener.listen(1)
+        listener.settimeout(PATIENCE_S)
+        yield listener
+
+
+@pytest.fixture
+def door(tmp_path: Path, server: socket.socket) -> Iterator[Door]:
+    with contextlib.closing(Door(tmp_path / "door", lambda sock: True)) as door:
+        door.server = str(tmp_path / "server")
+        yield door
+
+
+def test_messages_and_descriptors_pass_in_both_directions(door, server) -> None:
+    with connection(Path(door.path)) as client:
+        serve(door, lambda: readable(server))
+        inside, _ = server.accept()
+        inside.settimeout(PATIENCE_S)
+        inside.send(b"hello")
+        serve(door, lambda: readable(client))
+        assert client.recv(100) == b"hello"
+        ours, theirs = os.pipe()
+        socket.send_fds(client, [b"a ring"], [theirs])
+        os.close(theirs)
+        serve(door, lambda: readable(inside))
+        message, (passed,), _, _ = socket.recv_fds(inside, 100, 4)
+        assert message == b"a ring"
+        os.write(passed, b"x")
+        assert os.read(ours, 1) == b"x"
+        os.close(passed)
+        assert os.read(ours, 1) == b""  # the door kept no copy
+        os.close(ours)
+        inside.close()
+        serve(door, lambda: readable(client))
+        assert client.recv(100) == b""  # a hang-up passes, too
+        assert len(door.sockets()) == 1
+
+
+def test_a_connection_stays_open_until_it_is_answered_though_its_client_is_gone(door, server) -> None:
+    client = connection(Path(door.path))
+    serve(door, lambda: readable(server))
+    client.close()
+    serve(door, lambda: len(door.sockets()) == 2)  # the listener, and our side of it
+    inside, _ = server.accept()
+    inside.settimeout(PATIENCE_S)
+    assert inside.send(b"hello") == 5  # on the raw socket this is EPIPE
+    serve(door, lambda: len(door.sockets()) == 1)
+    assert inside.recv(100) == b""
+    inside.close()
+
+
+def test_closing_waits_for_answers_and_never_closes_what_has_none(door, server) -> None:
+    with connection(Path(door.path)):
+        serve(door, lambda: readable(server))
+        door.close()
+        inside, _ = server.accept()
+        assert inside.send(b"hello") == 5
+        inside.close()
+
+
+def test_strangers_are_turned_away_before_dpdk_hears_of_them(tmp_path, server) -> None:
+    with contextlib.closing(Door(tmp_path / "door", lambda sock: False)) as door:
+        door.server = str(tmp_path / "server")
+        with connection(tmp_path / "door") as client:
+            serve(door, lambda: readable(client))
+            assert client.recv(100) == b""
+            assert not readable(server)
+
+
+def test_a_server_that_is_gone_is_a_hang_up(door, server) -> None:
+    server.close()
+    with connection(Path(door.path)) as client:
+        serve(door, lambda: readable(client))
+        assert client.recv(100) == b""
