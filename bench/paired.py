@@ -1,35 +1,41 @@
 """Two built trees in turn: the benchmark's slice through aiflow of one, then of the other, and the ratio of the two.
 
-    python bench/paired.py TREE_A TREE_B [--pairs N] [--rows BYTES]
+    python bench/paired.py TREE_A TREE_B [--pairs N] [--rows BYTES | --talk BYTES]
 
 A pair is a sender and a receiver of each tree, all open at once, which take turns slice by slice: what the machine does
-meanwhile meets both alike. With --rows a slice is as many bytes in rows of that size, by `send_batch`. A tree beside
-itself shows what the machine adds. Its result is the median of its slices' ratios; new processes, as in the next pair,
-may lie better or worse in memory. Ratios are B ÷ A of bytes a second: above 1 B is faster.
+meanwhile meets both alike. With --rows a slice is as many bytes in rows of that size, by `send_batch`. With --talk it
+is 100 round trips of that size, both sides polling. A tree beside itself shows what the machine adds. The result of a
+pair is the median of its slices' ratios; new processes, as in the next pair, may lie better or worse in memory. Ratios
+are B ÷ A of bytes, or round trips, a second: above 1 B is faster. Each tree is driven by the modules in its own bench/.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import os
 import statistics
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
 WARM_UP = 4  # slices
+CALLS = 100  # round trips in the place of a slice
 
 
 class Side:
     """The two ends of a case with the package of `tree`, in processes of their own."""
 
-    def __init__(self, tree: Path, case: str, row_bytes: int) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, __file__, "--serve", case, "--rows", str(row_bytes)],
-            env={**os.environ, "PYTHONPATH": str(tree)},
+    def __init__(self, tree: Path, options: argparse.Namespace) -> None:
+        sizes = ["--rows", str(options.rows), "--talk", str(options.talk)]
+        self._process = subprocess.Popen(  # -P: the modules beside this file are the tree's own
+            [sys.executable, "-P", __file__, "--serve", options.driver, *sizes],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tree), str(tree / "bench")])},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -47,7 +53,7 @@ class Side:
         return answer
 
     def rate(self) -> float:
-        """Send a slice: GB/s."""
+        """Send a slice: GB/s, or round trips a millisecond."""
         assert self._process.stdin
         print(file=self._process.stdin, flush=True)
         return float(self._answer()["rate"])
@@ -59,6 +65,43 @@ class Side:
         assert self._process.stdin
         self._process.stdin.close()
         self._process.wait(30)
+
+
+def serve_calls(nbytes: int) -> None:
+    """The calling process of a side: a hundred round trips for each line of standard input."""
+    import numpy as np
+
+    import aiflow
+
+    cores = sorted(os.sched_getaffinity(0))
+    name = f"paired-{os.getpid()}"
+    if not os.fork():
+        os.sched_setaffinity(0, {cores[-1]})
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        with contextlib.suppress(aiflow.PeerLost), _both(f"local:{name}-back", f"local:{name}") as (tx, rx):
+            for time_slice in rx:
+                with time_slice:
+                    tx.send([time_slice[0].array], timeout=60)
+        os._exit(0)
+    os.sched_setaffinity(0, {cores[0]})
+    call = np.ones(nbytes, np.uint8)
+    with _both(f"local:{name}", f"local:{name}-back") as (tx, rx):
+        print(json.dumps({"package": os.path.dirname(os.path.realpath(aiflow.__file__))}), flush=True)
+        for _ in sys.stdin:
+            begin = time.perf_counter()
+            for _ in range(CALLS):
+                tx.send([call], timeout=60)
+                with rx.recv(60) as answer:
+                    assert answer.nbytes == nbytes
+            print(json.dumps({"rate": CALLS / (time.perf_counter() - begin) / 1e3}), flush=True)
+
+
+@contextlib.contextmanager
+def _both(out: str, back: str) -> Iterator[tuple[Any, Any]]:
+    import aiflow
+
+    with aiflow.Receiver(back, memory="64MiB", idle="spin") as rx, aiflow.Sender(out, idle="spin") as tx:
+        yield tx, rx
 
 
 def serve(driver: str, row_bytes: int) -> None:
@@ -106,16 +149,17 @@ def main() -> None:
     parser.add_argument("--slices", type=int, default=20, help="of each side in a pair, after four that warm up")
     parser.add_argument("--driver", default="memif", help="memif or vhost")
     parser.add_argument("--rows", type=int, default=0, metavar="BYTES", help="rows of so many bytes, not images")
+    parser.add_argument("--talk", type=int, default=0, metavar="BYTES", help="polled round trips of so many bytes")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
-        return serve(options.serve, options.rows)
+        return serve_calls(options.talk) if options.talk else serve(options.serve, options.rows)
     if len(options.trees) != 2:
         parser.error("give two trees")
     a, b = (tree.resolve() for tree in options.trees)
-    ratios = []
+    ratios, unit = [], "calls/ms" if options.talk else "GB/s"
     for pair in range(options.pairs):
-        with Side(a, options.driver, options.rows) as side_a, Side(b, options.driver, options.rows) as side_b:
+        with Side(a, options) as side_a, Side(b, options) as side_b:
             rates = []
             for number in range(WARM_UP + options.slices):
                 if number % 2:
@@ -125,7 +169,7 @@ def main() -> None:
         rates = rates[WARM_UP:]
         ratios.append(statistics.median(of_b / of_a for of_a, of_b in rates))
         of_a, of_b = (statistics.median(column) for column in zip(*rates, strict=True))
-        print(f"pair {pair + 1:3}: A {of_a:.3f} GB/s, B {of_b:.3f} GB/s, ratio {ratios[-1]:.3f}", flush=True)
+        print(f"pair {pair + 1:3}: A {of_a:.3f} {unit}, B {of_b:.3f} {unit}, ratio {ratios[-1]:.3f}", flush=True)
     print(f"B ÷ A: median {statistics.median(ratios):.3f}, {interval(ratios)}")
     return None
 
