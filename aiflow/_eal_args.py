@@ -10,14 +10,13 @@ import mmap
 import os
 import resource
 import shutil
-import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from aiflow._ports.registry import lock
 from aiflow._system import limits, threads
 from aiflow._system.descriptors import Descriptor, keep
+from aiflow._system.filelock import is_own_directory, lock
 from aiflow.config import parse_size
 from aiflow.errors import ConfigError, EalError
 
@@ -259,12 +258,6 @@ def _runtime_root() -> Path:
     return Path(os.environ.get("XDG_RUNTIME_DIR") or "/tmp") / "dpdk"
 
 
-def _is_ours(path: Path) -> bool:
-    """Where others can write, too, they may have made it."""
-    found = path.lstat()
-    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
-
-
 @contextlib.contextmanager
 def directory_held(prefix: str) -> Iterator[None]:
     """While DPDK starts, hold a lock in its runtime directory: `remove_stale_directories` leaves it alone.
@@ -278,7 +271,7 @@ def directory_held(prefix: str) -> Iterator[None]:
     with contextlib.suppress(OSError):  # DPDK will say what is wrong there
         root.mkdir(mode=0o700, exist_ok=True)
         path.parent.mkdir(mode=0o700, exist_ok=True)
-        if _is_ours(path.parent):
+        if is_own_directory(path.parent):
             held = lock(path)
     try:
         yield
@@ -300,7 +293,7 @@ def remove_stale_directories() -> list[str]:
     with contextlib.suppress(OSError):
         for path in _runtime_root().glob("aiflow-*"):
             with contextlib.suppress(OSError):
-                if not _is_ours(path) or time.time() - path.stat().st_mtime < _STARTED:
+                if not is_own_directory(path) or time.time() - path.stat().st_mtime < _STARTED:
                     continue
                 held = lock(path / _LOCK)
                 if held is not None:

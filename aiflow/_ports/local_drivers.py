@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aiflow import _eal
-from aiflow._ports.registry import lock, why
+from aiflow._ports.registry import why
 from aiflow._system import threads
 from aiflow._system.descriptors import Descriptor
+from aiflow._system.filelock import lock
 from aiflow.errors import ConfigError, PortError
 
 __all__ = ["DRIVERS", "Driver", "close_receiving", "driver_of", "open_receiving", "open_sending"]

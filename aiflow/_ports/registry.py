@@ -24,11 +24,12 @@ from pathlib import Path
 
 from aiflow._system import threads
 from aiflow._system.descriptors import Descriptor, keep, own_socket
+from aiflow._system.filelock import holder, is_own_directory, leads_to, lock, write_owner
 from aiflow.config import Endpoint
 from aiflow.errors import PortError
 
 __all__ = [
-    "SCHEMES", "Claim", "Listener", "Live", "elsewhere", "live", "live_names", "lock", "place", "runtime_directory",
+    "SCHEMES", "Claim", "Listener", "Live", "elsewhere", "live", "live_names", "place", "runtime_directory",
     "why",
 ]  # fmt: skip
 
@@ -43,19 +44,10 @@ _SOCKET_LOCK = re.compile(r"sock-[0-9a-f]{8}\.lock")  # beside a socket of memif
 _NO_DESCRIPTOR = 0.02  # seconds to wait for one
 _TOUCHED = 3600.0  # seconds after which our files show that they are in use
 _OTHER = "set AIFLOW_RUNTIME_DIR to another directory, the same on both sides"
-_LOCK_FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW  # a link of another user's leads to our files
 _FRESH = 10.0  # seconds within which a lock of a socket gets its socket
 
 
 # --------------------------------------------------------------------------------------------------- runtime directory
-
-
-def _is_ours(path: Path) -> bool:
-    try:
-        found = path.lstat()
-    except OSError:
-        return False
-    return path.is_dir() and not path.is_symlink() and found.st_uid == os.getuid()
 
 
 def _unusable(path: Path, most_bytes: int) -> str:
@@ -77,7 +69,7 @@ def _candidates() -> list[Path]:
     usable = [
         base / "aiflow"
         for base in dict.fromkeys(bases)
-        if base.is_absolute() and _is_ours(base) and not _unusable(base, _MOST_BYTES_OF_BASE)
+        if base.is_absolute() and is_own_directory(base) and not _unusable(base, _MOST_BYTES_OF_BASE)
     ]
     return [*usable, Path(f"/tmp/aiflow-{uid}")]
 
@@ -105,7 +97,7 @@ def runtime_directory() -> Path:
             failure = f"{directory}: {exc.strerror}; set AIFLOW_RUNTIME_DIR to a directory of yours"
     else:
         raise PortError(failure)
-    if not _is_ours(directory) or directory.stat().st_mode & 0o077:
+    if not is_own_directory(directory) or directory.stat().st_mode & 0o077:
         raise PortError(
             f"{directory} must be a directory of yours that nobody else can enter: remove it, or chmod 700 it, "
             "or set AIFLOW_RUNTIME_DIR to another"
@@ -122,81 +114,6 @@ def why(exc: OSError) -> str:
     """The reason why something cannot be made in the runtime directory, and what to do."""
     few = exc.errno in (errno.EMFILE, errno.ENFILE)
     return f"{exc.strerror or exc}; {'close some files, or raise ulimit -n' if few else _OTHER}"
-
-
-# --------------------------------------------------------------------------------------------------------------- locks
-
-
-def lock(path: Path) -> Descriptor | None:
-    """Lock the file at `path`, made if it is missing, until the Descriptor is closed.
-
-    Returns
-    -------
-    Descriptor or None
-        None: it was removed, with or without its directory, before we had the lock. Try again.
-
-    Raises
-    ------
-    BlockingIOError
-        If another process has it; its text says which one.
-    """
-    try:
-        file = keep(lambda: Descriptor(os.open(path, _LOCK_FLAGS, 0o600)))
-    except FileNotFoundError:
-        return None
-    try:
-        fcntl.flock(file.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as exc:
-        owner = _owner(file.fd)
-        file.close()
-        raise BlockingIOError(exc.errno, owner[1]) from None
-    if _leads_to(path, file.fd):
-        return file
-    file.close()
-    return None
-
-
-def _leads_to(path: Path | str, fd: int, folder: int | None = None) -> bool:
-    try:
-        return os.path.samestat(os.fstat(fd), os.stat(path, dir_fd=folder))
-    except OSError:
-        return False
-
-
-def _pid_namespace() -> str:
-    try:
-        return os.readlink("/proc/self/ns/pid")
-    except OSError:
-        return ""
-
-
-def _owner(fd: int) -> tuple[int, str]:
-    """Whose lock it is: the process id that it knows itself by, and what to call it here."""
-    lines = os.pread(fd, 512, 0).decode("ascii", "replace").splitlines()
-    pid = lines[0].strip() if lines else ""
-    if not pid.isdecimal():
-        return 0, "process unknown"
-    if len(lines) >= 3 and lines[1] != _pid_namespace():
-        host = "".join(filter(str.isprintable, lines[2]))
-        return int(pid), f"process {pid} of another container, {host}"
-    return int(pid), f"process {pid}"
-
-
-def _is_live(path: Path) -> tuple[int, str] | None:
-    """The owner of a lock that is held; None when nobody holds it."""
-    try:
-        file = keep(lambda: Descriptor(os.open(path, os.O_RDONLY | os.O_CLOEXEC)))
-    except OSError:
-        return None
-    try:
-        fcntl.flock(file.fd, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: those who only look don't meet each other
-    except BlockingIOError:
-        return _owner(file.fd)
-    except OSError:
-        return None
-    finally:
-        file.close()
-    return None
 
 
 # ------------------------------------------------------------------------------------------------------------ claiming
@@ -258,7 +175,7 @@ def _sweep_place(path: Path) -> None:
     if held is None:
         return
     folder = _open_folder(path.parent)
-    if _leads_to("lock", held.fd, folder.fd):  # else the directory is another one by now
+    if leads_to("lock", held.fd, folder.fd):  # else the directory is another one by now
         _remove_sockets(folder.fd)
         if os.listdir(folder.fd) == ["lock"]:  # else it may be another's, too
             os.unlink("lock", dir_fd=folder.fd)
@@ -318,13 +235,11 @@ class Claim:
             folders = _open_folder(self.directory), _open_folder(root)
         except FileNotFoundError:
             return False
-        if not _leads_to("lock", held.fd, folders[0].fd):
+        if not leads_to("lock", held.fd, folders[0].fd):
             return False
         self._lock, self._folder, self._root = held, *folders
         _remove_sockets(self._folder.fd)  # left by a process that was killed
-        os.ftruncate(held.fd, 0)
-        host = socket.gethostname().encode("ascii", "replace").decode()
-        os.pwrite(held.fd, f"{os.getpid()}\n{_pid_namespace()}\n{host}\n".encode(), 0)
+        write_owner(held.fd)
         self._touched = time.monotonic()
         return True
 
@@ -336,7 +251,7 @@ class Claim:
         PortError
             If another receiver has taken the name meanwhile.
         """
-        if _leads_to(self.directory / "lock", self._lock.fd):
+        if leads_to(self.directory / "lock", self._lock.fd):
             if time.monotonic() - self._touched > _TOUCHED:
                 self._touch()
             return
@@ -361,7 +276,7 @@ class Claim:
 
     def close(self) -> None:
         """Give the name back, and remove what is still ours of its directory."""
-        if _leads_to("lock", self._lock.fd, self._folder.fd):
+        if leads_to("lock", self._lock.fd, self._folder.fd):
             _remove_sockets(self._folder.fd)
             with contextlib.suppress(OSError):
                 os.unlink("lock", dir_fd=self._folder.fd)
@@ -461,9 +376,9 @@ def live(root: Path | None = None) -> list[Live]:
     found = []
     for path in sorted((root or runtime_directory()).glob("*-*/lock")):
         scheme, _, target = path.parent.name.partition("-")
-        owner = _is_live(path) if scheme in SCHEMES else None
+        owner = holder(path) if scheme in SCHEMES else None
         if owner is not None:
-            found.append(Live(f"{scheme}:{target}", *owner))
+            found.append(Live(f"{scheme}:{target}", owner.pid, owner.text))
     return found
 
 
@@ -482,19 +397,19 @@ def elsewhere(endpoint: Endpoint, root: Path) -> list[str]:
         A sentence each, with what to do.
     """
     said = []
-    others = [path for path in _candidates() if path != root and _is_ours(path)]
+    others = [path for path in _candidates() if path != root and is_own_directory(path)]
     for directory in (root, *others):
         for scheme in SCHEMES:
             if (directory, scheme) == (root, endpoint.scheme):
                 continue
-            owner = _is_live(directory / f"{scheme}-{endpoint.target}" / "lock")
+            owner = holder(directory / f"{scheme}-{endpoint.target}" / "lock")
             if owner is None:
                 continue
             other = f"{scheme}:{endpoint.target}"
-            text = f"{endpoint}: a receiver has this name as {other} ({owner[1]}); use {other} on both sides"
+            text = f"{endpoint}: a receiver has this name as {other} ({owner.text}); use {other} on both sides"
             if directory != root:
                 text = (
-                    f"{endpoint}: a receiver is {other} in {directory} ({owner[1]}); "
+                    f"{endpoint}: a receiver is {other} in {directory} ({owner.text}); "
                     "set AIFLOW_RUNTIME_DIR alike on both sides"
                 )
             said.append(text)

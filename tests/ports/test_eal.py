@@ -263,14 +263,14 @@ def test_fault_47_stale_hugepage_files(tmp_path: Path) -> None:
 
 def test_fault_47_stale_runtime_directories_are_removed() -> None:
     from aiflow import _eal_args
-    from aiflow._ports import registry
+    from aiflow._system.filelock import lock
 
     runtime = _eal_args._runtime_root()
     stale, alive, starting = (runtime / f"aiflow-test-{os.getpid()}-{what}" for what in ("stale", "alive", "starting"))
     long_ago = time.time() - 3600
     for path in (stale, alive, starting):
         path.mkdir(parents=True)
-    held = registry.lock(alive / _eal_args._LOCK)
+    held = lock(alive / _eal_args._LOCK)
     (stale / "config").write_bytes(b"x")
     try:
         for path in (stale, alive):
