@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aiflow import _eal
-from aiflow._ports.registry import why
+from aiflow._ports.runtime_dir import reason
 from aiflow._system import threads
 from aiflow._system.descriptors import Descriptor
 from aiflow._system.filelock import lock
@@ -118,7 +118,7 @@ def _free_name(root: Path) -> tuple[Path, Descriptor]:
         except BlockingIOError:
             continue  # another process holds it, which removes what it finds unlocked
         except OSError as exc:
-            raise PortError(f"{root}: {why(exc)}") from exc
+            raise PortError(f"{root}: {reason(exc)}") from exc
         if alive is not None:
             return path, alive
     raise PortError(f"{root} was removed; make it again, or set AIFLOW_RUNTIME_DIR to another directory")

@@ -11,7 +11,6 @@ Frames never pass here.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import select
 import socket
@@ -20,17 +19,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from aiflow._ports.registry import Listener
+from aiflow._ports.listener import Listener
 from aiflow._system import threads
-from aiflow._system.descriptors import own_socket
+from aiflow._system.descriptors import own_socket, pause_without_descriptor
 
 __all__ = ["Door"]
 
 _MAX_MESSAGE = 4096  # bytes; memif's own have 128
 _MAX_DESCRIPTORS = 8
 _ANSWERED = 1.0  # seconds within which DPDK's interrupt thread takes a connection
-
-_NO_DESCRIPTOR = 0.02  # seconds to wait for one
 
 _unanswered: list[_Passage] = []  # left by doors that were closed meanwhile
 
@@ -133,8 +130,7 @@ class Door:
                 inner.connect(self.server)
                 inner.setblocking(False)
             except OSError as exc:
-                if exc.errno in (errno.EMFILE, errno.ENFILE):
-                    threads.unpatched("time").sleep(_NO_DESCRIPTOR)  # who waits at the door stays readable
+                pause_without_descriptor(exc)
                 return
             undo.pop_all()
         self._passages.append(_Passage(outer, inner))

@@ -19,8 +19,9 @@ from aiflow import _eal
 from aiflow._ports import netdev, ring_pairs
 from aiflow._ports.local_drivers import DRIVERS, driver_of
 from aiflow._ports.netdev import Interface
-from aiflow._ports.registry import live, runtime_directory
+from aiflow._ports.registry import live
 from aiflow._ports.rendezvous import Rendezvous
+from aiflow._ports.runtime_dir import runtime_directory
 from aiflow._system import threads
 from aiflow._system.descriptors import kept_sockets
 from aiflow._wire import MAX_FRAME, MIN_PATH_FRAME

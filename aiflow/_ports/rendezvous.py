@@ -34,10 +34,12 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from aiflow import _eal
+from aiflow._ports.listener import Listener
 from aiflow._ports.local_drivers import close_receiving, driver_of, open_receiving, open_sending
 from aiflow._ports.memif_proxy import Door
 from aiflow._ports.messages import VERSION, names_and_numbers, other_versions, peer_of, read, shown, whole, write
-from aiflow._ports.registry import Claim, Listener, elsewhere, live, place, runtime_directory, why
+from aiflow._ports.registry import Claim, elsewhere, live
+from aiflow._ports.runtime_dir import endpoint_directory, reason, runtime_directory
 from aiflow._system import threads
 from aiflow._system.descriptors import own_socket
 from aiflow.config import MAX_PORTS, Endpoint
@@ -315,7 +317,7 @@ class Rendezvous:
             except AiflowError as exc:
                 self._refuse(connection, exc)
             except OSError as exc:
-                self._refuse(connection, PortError(f"{connection.endpoint}: the {self._role}: {why(exc)}"))
+                self._refuse(connection, PortError(f"{connection.endpoint}: the {self._role}: {reason(exc)}"))
             except (KeyError, TypeError, ValueError, IndexError) as exc:
                 what = (
                     f"{connection.endpoint}: the peer's message is not understood ({shown(repr(exc))}): install the "
@@ -545,10 +547,10 @@ class Rendezvous:
         try:
             sock = own_socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         except OSError as exc:
-            self._fail(endpoint, PortError(f"{endpoint}: {why(exc)}"))
+            self._fail(endpoint, PortError(f"{endpoint}: {reason(exc)}"))
             return
         try:
-            sock.connect(str(place(endpoint, self._root) / "control"))
+            sock.connect(str(endpoint_directory(endpoint, self._root) / "control"))
         except BlockingIOError:  # it has many calls to take first
             sock.close()
             return
@@ -598,7 +600,7 @@ class Rendezvous:
         places = names_and_numbers(message["sockets"])
         if message["driver"] != driver.name or len(places) != endpoint.nb_ports:
             raise ValueError(f"{shown(message['driver'])} over {len(places)} ports")
-        directory = place(endpoint, self._root)
+        directory = endpoint_directory(endpoint, self._root)
         connection.peer = next(self._peers)
         room = max(frame_size, driver.least_mbuf)
         pool = self._pool_for(room, -1, len(places), driver.sender_needs_eal_memory)

@@ -1,13 +1,14 @@
-"""Descriptors by which others know that this process lives. A forked child closes its copies at once.
+"""Descriptors that show other processes that this one is alive. A forked child closes its copies at once.
 
-A lock, a socket or an abstract name is given up when its last descriptor is closed, and fork copies every descriptor: a
-child would hold the name of its dead parent. Close-on-exec helps only where exec follows.
+The kernel releases a lock, a socket or an abstract name when its last descriptor is closed. Fork copies every
+descriptor, so that a child would hold the name of its dead parent. Close-on-exec helps only if exec follows.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import socket
 import weakref
@@ -16,10 +17,22 @@ from typing import Any, Protocol, TypeVar
 
 from aiflow._system import threads
 
-__all__ = ["Descriptor", "keep", "kept_sockets", "own_socket"]
+__all__ = [
+    "MORE_DESCRIPTORS",
+    "Descriptor",
+    "keep",
+    "kept_sockets",
+    "out_of_descriptors",
+    "own_socket",
+    "pause_without_descriptor",
+]
+
+MORE_DESCRIPTORS = "close some files, or raise ulimit -n"
+"""Advice for error messages."""
 
 _SO_DOMAIN = 39
 _MADV_DONTFORK = 10
+_PAUSE = 0.02  # seconds
 
 
 class _Closable(Protocol):
@@ -29,22 +42,22 @@ class _Closable(Protocol):
 _Kept = TypeVar("_Kept", bound=_Closable)
 
 _kept: weakref.WeakSet[Any] = weakref.WeakSet()
-_of_libraries: set[tuple[int, int]] = set()  # (descriptor, inode): who opened one closes it in this process
-_making = threads.unpatched("threading").RLock()  # held while one is made, and by a fork: a child misses none
+_of_libraries: set[tuple[int, int]] = set()  # (descriptor, inode): the library that opened one closes it
+_making = threads.unpatched("threading").RLock()  # held while a descriptor is opened, and by fork: a child misses none
 
 
 class Descriptor:
-    """A file descriptor that is closed by `close`, or with its last reference; -1 from then on."""
+    """A file descriptor that is closed by `close`, or with its last reference; -1 afterwards."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
 
     def fileno(self) -> int:
-        """The descriptor itself, for calls that take an object."""
+        """The descriptor, for calls that take an object."""
         return self.fd
 
     def close(self) -> None:
-        """Idempotent."""
+        """Close the descriptor. Idempotent."""
         fd, self.fd = self.fd, -1
         if fd >= 0:
             os.close(fd)
@@ -53,12 +66,12 @@ class Descriptor:
 
 
 def keep(make: Callable[[], _Kept]) -> _Kept:
-    """Return what `make` opens; forked children will close it.
+    """Return what `make` opens; forked children close it.
 
     Parameters
     ----------
     make : callable
-        Opens a socket or a `Descriptor`, without waiting.
+        Opens a socket or a `Descriptor`; must not block.
     """
     with _making:
         made = make()
@@ -67,9 +80,20 @@ def keep(make: Callable[[], _Kept]) -> _Kept:
 
 
 def own_socket(family: int, kind: int) -> socket.socket:
-    """A socket that no forked child keeps, and that blocks no greenlets."""
+    """A socket that forked children close, and that does not belong to a greenlet's hub."""
     made: socket.socket = keep(lambda: threads.unpatched("socket").socket(family, kind))
     return made
+
+
+def out_of_descriptors(exc: OSError) -> bool:
+    """Whether the process or the system has no file descriptor left."""
+    return exc.errno in (errno.EMFILE, errno.ENFILE)
+
+
+def pause_without_descriptor(exc: OSError) -> None:
+    """Sleep briefly if `accept` failed for want of a descriptor: the socket stays readable, a loop would spin."""
+    if out_of_descriptors(exc):
+        threads.unpatched("time").sleep(_PAUSE)
 
 
 def _sockets(family: int) -> set[tuple[int, int]]:
@@ -77,7 +101,7 @@ def _sockets(family: int) -> set[tuple[int, int]]:
     libc, found = ctypes.CDLL(None), set()
     domain, size = ctypes.c_int(), ctypes.c_uint(4)
     for fd in map(int, os.listdir("/proc/self/fd")):
-        # no socket object: it would set a time-out on what is not ours
+        # not by a socket object: that would set a timeout on descriptors of other code
         if not libc.getsockopt(fd, socket.SOL_SOCKET, _SO_DOMAIN, ctypes.byref(domain), ctypes.byref(size)):
             with contextlib.suppress(OSError):
                 found |= {(fd, os.fstat(fd).st_ino)} if domain.value == family else set()
@@ -86,10 +110,10 @@ def _sockets(family: int) -> set[tuple[int, int]]:
 
 @contextlib.contextmanager
 def kept_sockets(family: int) -> Iterator[None]:
-    """Let no child have the sockets of a family that a library opens meanwhile, nor what is mapped of them.
+    """Keep forked children from inheriting sockets of a family that a library opens in this context.
 
-    A mapping keeps a socket open as a descriptor does, and fork copies both. Without /proc, or a descriptor to list it
-    with, children have them: no port fails for that.
+    A mapping keeps a socket open as a descriptor does, and fork copies both. Without /proc, or without a free
+    descriptor to list it, children do inherit them; the port is opened all the same.
     """
     before: set[tuple[int, int]] | None = None
     with contextlib.suppress(OSError):

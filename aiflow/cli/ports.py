@@ -19,7 +19,8 @@ def show_ports(outcome: Outcome) -> None:
         usable.
     """
     from aiflow._ports.portset import available
-    from aiflow._ports.registry import live, runtime_directory
+    from aiflow._ports.registry import live
+    from aiflow._ports.runtime_dir import runtime_directory
     from aiflow.errors import PortError
 
     rows = [{"endpoint": pattern, "usable": usable, "note": note} for pattern, usable, note in available()]

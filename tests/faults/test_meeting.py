@@ -25,7 +25,8 @@ from subprocesses import environment, run, wait_for
 import aiflow
 from aiflow import _eal
 from aiflow._ports import messages, rendezvous
-from aiflow._ports.registry import Claim, Listener
+from aiflow._ports.listener import Listener
+from aiflow._ports.registry import Claim
 from aiflow._ports.rendezvous import Rendezvous
 from aiflow._system.filelock import lock
 from aiflow.config import parse_endpoint

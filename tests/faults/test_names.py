@@ -19,6 +19,7 @@ from subprocesses import environment, run, wait_for
 
 import aiflow
 from aiflow._ports import registry, rendezvous
+from aiflow._ports.runtime_dir import runtime_directory
 from aiflow.errors import PortError, SliceTimeout
 
 
@@ -131,7 +132,7 @@ def test_a_process_that_lives_is_not_taken_for_the_owner(directory: Path) -> Non
     left = directory / "local-stale"
     left.mkdir(mode=0o700)
     (left / "lock").write_text(f"{os.getpid()}\n")
-    assert list(registry.live_names()) == []
+    assert registry.live() == []
     with aiflow.Receiver("local:stale", memory="16MiB") as rx:
         assert delivered(rx, "local:stale")
 
@@ -242,7 +243,7 @@ def test_a_sender_goes_over_to_the_receiver_that_took_the_name(
 
 
 def test_cleaners_are_shown_that_a_directory_is_in_use(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_TOUCHED", 0.0)
+    monkeypatch.setattr(registry, "_TOUCH_INTERVAL", 0.0)
     monkeypatch.setattr(rendezvous, "_RENEWED", 0.1)
     with aiflow.Receiver("local:x", memory="16MiB"):
         for path in (directory, directory / "local-x"):  # as systemd-tmpfiles does
@@ -338,13 +339,13 @@ def test_a_session_directory_that_cannot_be_used_is_passed_over(
     monkeypatch.delenv("AIFLOW_RUNTIME_DIR")
     monkeypatch.chdir(directory)
     monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
-    expected = registry.runtime_directory()
+    expected = runtime_directory()
     if base == "file":
         (directory / base).touch()
     elif base != "missing":
         (directory / base).mkdir(mode=0o700)
     monkeypatch.setenv("XDG_RUNTIME_DIR", base if base == "relative" else str(directory / base))
-    assert registry.runtime_directory() == expected
+    assert runtime_directory() == expected
 
 
 def test_a_name_in_another_directory_of_ours_is_told(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -352,6 +353,6 @@ def test_a_name_in_another_directory_of_ours_is_told(directory: Path, monkeypatc
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(directory))
     with aiflow.Receiver("vhost:q", memory="16MiB"):
         monkeypatch.setenv("AIFLOW_RUNTIME_DIR", str(directory / "other"))
-        (said,) = registry.elsewhere(aiflow.config.parse_endpoint("local:q"), registry.runtime_directory())
+        (said,) = registry.elsewhere(aiflow.config.parse_endpoint("local:q"), runtime_directory())
     assert f"vhost:q in {directory}/aiflow" in said
     assert "AIFLOW_RUNTIME_DIR" in said

@@ -121,13 +121,13 @@ def test_fault_43_a_killed_senders_half_slice_is_freed_and_never_shown(form: str
 
 
 def receive_and_count(pipe: Connection, endpoint: str) -> None:
-    from aiflow._ports.registry import place
+    from aiflow._ports.runtime_dir import endpoint_directory
     from aiflow.config import parse_endpoints
 
     with everything_returned(), aiflow.Receiver(endpoint) as rx:
         pipe.send("open")
         rx.recv(timeout=PATIENCE_S).release()
-        pipe.send(str(place(parse_endpoints(endpoint)[0]) / "memif"))
+        pipe.send(str(endpoint_directory(parse_endpoints(endpoint)[0]) / "memif"))
         rx.recv(timeout=PATIENCE_S).release()
 
 

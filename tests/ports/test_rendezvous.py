@@ -24,7 +24,8 @@ from subprocesses import environment, run, wait_for
 from aiflow import _eal
 from aiflow._ports.messages import VERSION
 from aiflow._ports.portset import PortSet
-from aiflow._ports.registry import live_names, runtime_directory
+from aiflow._ports.registry import live
+from aiflow._ports.runtime_dir import runtime_directory
 from aiflow.errors import ConfigError, PortError
 
 
@@ -237,7 +238,7 @@ def test_fault_54_two_receivers_with_one_name() -> None:
             Side("local:mine", "receiver")
         with Side("memif:mine", "receiver"), Side("local:yours", "receiver"):
             pass  # other names are free
-        assert ("local:mine", other.process.pid) in list(live_names())
+        assert ("local:mine", other.process.pid) in [(name.endpoint, name.pid) for name in live()]
         assert other.end() == 0
     with Side("local:mine", "receiver"), pytest.raises(PortError, match="another receiver"):
         Side("local:mine", "receiver")
@@ -390,7 +391,7 @@ def test_a_directory_of_somebody_else_is_not_used(tmp_path: Path, monkeypatch: p
         monkeypatch.setenv("AIFLOW_RUNTIME_DIR", str(shared))
         assert runtime_directory() == shared
         shared.chmod(0o755)
-        with pytest.raises(PortError, match="nobody else can enter"):
+        with pytest.raises(PortError, match="no other user can enter"):
             Side("local:demo", "receiver")
     finally:
         shared.rmdir()
