@@ -222,7 +222,6 @@ class Receiver:
                 attach=self._loop.attach,
                 detach=self._loop.detach,
                 frame_size=frame_size,
-                link_name=self.name,
             )
         except BaseException:
             self._loop.close()

@@ -39,8 +39,8 @@ class Driver:
         What the rings of a connection's ports may come to where that is more than a few frames: see `ring_for`.
     sender_needs_eal_memory : bool
         The receiver reads the sender's mbufs where they are.
-    least_mbuf : int
-        Bytes that the driver wants in an mbuf, whatever the frame size.
+    min_mbuf : int
+        Least data room of an mbuf, in bytes, that the driver accepts.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Driver:
     ring_size: int
     ring_bytes: int
     sender_needs_eal_memory: bool
-    least_mbuf: int
+    min_mbuf: int
 
     def ring_for(self, frame_size: int, nb_ports: int = 1) -> int:
         """Frames of this size in the ring of each of a connection's ports.

@@ -1,11 +1,12 @@
-"""The door in front of memif's server: no connection that reaches DPDK is dead before DPDK has answered it.
+"""A proxy in front of memif's server: every connection that DPDK accepts stays open until DPDK has greeted it.
 
 memif's listener (DPDK 22.11 to 26.07: ``memif_listener_handler``) registers an accepted connection and then greets it.
-When its client is gone by then, it closes the descriptor and frees what the interrupt thread still watches: the process
-panics. So clients come to a socket of ours, in the endpoint's directory. The connection that DPDK accepts is made from
-this process and stays open at least until its greeting is here; messages, with the descriptors of memory and
-interrupts that travel in them, are passed on between the two as they come: about a dozen for each port that connects.
-Frames never pass here.
+If the client is gone by then, the handler closes the descriptor and frees an object that the interrupt thread still
+watches: the process panics. Therefore clients connect to a socket of ours, in the endpoint's directory. DPDK accepts a
+connection from this process, which stays open at least until its greeting has arrived.
+
+The proxy relays messages between the two, with the descriptors of memory and interrupts that they carry: about a dozen
+for each port that connects. Frames never pass here.
 """
 
 from __future__ import annotations
@@ -23,49 +24,49 @@ from aiflow._ports.listener import Listener
 from aiflow._system import threads
 from aiflow._system.descriptors import own_socket, pause_without_descriptor
 
-__all__ = ["Door"]
+__all__ = ["MemifProxy"]
 
-_MAX_MESSAGE = 4096  # bytes; memif's own have 128
+_MAX_MESSAGE = 4096  # bytes; memif's own messages have 128
 _MAX_DESCRIPTORS = 8
-_ANSWERED = 1.0  # seconds within which DPDK's interrupt thread takes a connection
+_GREETING_TIMEOUT = 1.0  # seconds in which DPDK's interrupt thread accepts a connection
 
-_unanswered: list[_Passage] = []  # left by doors that were closed meanwhile
+_ungreeted: list[_Relay] = []  # connections of closed proxies that DPDK has not greeted yet
 
 
-class _Passage:
+class _Relay:
     """One client's connection (`outer`), and ours to DPDK on its behalf (`inner`)."""
 
     def __init__(self, outer: socket.socket, inner: socket.socket) -> None:
         self.outer: socket.socket | None = outer
         self.inner: socket.socket | None = inner
-        self.answered = False
+        self.greeted = False
 
-    def turn(self, ready: set[int]) -> None:
-        """Pass on what has come."""
+    def relay(self, ready: set[int]) -> None:
+        """Pass on the messages that have arrived."""
         if self.inner is not None and self.inner.fileno() in ready:
             passed = _pass_on(self.inner, self.outer)
-            self.answered = True  # even if it hung up: it has accepted us
+            self.greeted = True  # even if it hung up: DPDK has accepted the connection
             if not passed:
                 self.hang_up()
         if self.outer is not None and self.outer.fileno() in ready and not _pass_on(self.outer, self.inner):
             self.hang_up()
 
     def hang_up(self) -> None:
-        """Close both ends; ours at DPDK only once it has answered."""
+        """Close both ends; the inner one only once DPDK has greeted it."""
         if self.outer is not None:
             self.outer.close()
             self.outer = None
-        if self.answered and self.inner is not None:
+        if self.greeted and self.inner is not None:
             self.inner.close()
             self.inner = None
 
     def sockets(self) -> list[socket.socket]:
-        """What is open: nothing, once it is over."""
+        """The open sockets; none once the connection is over."""
         return [sock for sock in (self.outer, self.inner) if sock is not None]
 
 
 def _pass_on(source: socket.socket, target: socket.socket | None) -> bool:
-    """One message; False when either side is gone."""
+    """Pass on one message; False if either side is gone."""
     descriptors: list[int] = []
     try:
         message, descriptors, _, _ = socket.recv_fds(source, _MAX_MESSAGE, _MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
@@ -73,49 +74,49 @@ def _pass_on(source: socket.socket, target: socket.socket | None) -> bool:
             return False
         return socket.send_fds(target, [message], descriptors, socket.MSG_NOSIGNAL) == len(message)
     except OSError:
-        return False  # also for a full queue: memif sends a message at a time and waits
+        return False  # also for a full queue: memif sends one message at a time and waits
     finally:
         for descriptor in descriptors:
             os.close(descriptor)
 
 
-class Door:
-    """Where clients of one endpoint come to.
+class MemifProxy:
+    """The socket that the clients of one endpoint connect to.
 
     Parameters
     ----------
     path : Path
-        The socket that clients are told.
+        The socket's path.
     allowed : callable
-        Whether the peer of a connected socket may come in.
+        Whether the peer of a connected socket may connect.
 
     Attributes
     ----------
     listener : Listener
     server : str
-        The socket that DPDK listens on; set before a client is told the path.
+        The socket that DPDK listens on; set it before a client learns the path.
     """
 
     def __init__(self, path: Path, allowed: Callable[[socket.socket], bool]) -> None:
         self.listener = Listener(path)
         self.server = ""
         self._allowed = allowed
-        self._passages: list[_Passage] = []
+        self._relays: list[_Relay] = []
 
     @property
     def path(self) -> str:
-        """The socket that clients are told."""
+        """The socket's path, for clients."""
         return str(self.listener.path)
 
     def sockets(self) -> list[socket.socket]:
-        """What to wait for."""
-        return [self.listener.sock, *(sock for passage in self._passages for sock in passage.sockets())]
+        """The sockets to poll."""
+        return [self.listener.sock, *(sock for relay in self._relays for sock in relay.sockets())]
 
-    def turn(self, ready: set[int]) -> None:
-        """Do what there is to do on the descriptors that are readable."""
-        for passage in self._passages:
-            passage.turn(ready)
-        self._passages = [passage for passage in self._passages if passage.sockets()]
+    def relay(self, ready: set[int]) -> None:
+        """Serve the descriptors that are readable."""
+        for relay in self._relays:
+            relay.relay(ready)
+        self._relays = [relay for relay in self._relays if relay.sockets()]
         if self.listener.fileno() in ready:
             self._accept()
 
@@ -123,8 +124,11 @@ class Door:
         with contextlib.ExitStack() as undo:
             try:
                 outer = undo.enter_context(self.listener.accept())
-                if not self._allowed(outer):
-                    return
+            except OSError:
+                return
+            if not self._allowed(outer):
+                return
+            try:
                 inner = undo.enter_context(own_socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
                 inner.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", 1, 0))  # DPDK's backlog is 1
                 inner.connect(self.server)
@@ -133,22 +137,22 @@ class Door:
                 pause_without_descriptor(exc)
                 return
             undo.pop_all()
-        self._passages.append(_Passage(outer, inner))
+        self._relays.append(_Relay(outer, inner))
 
     def close(self) -> None:
-        """Hang up everywhere. Call it once the endpoint's ports are closed."""
+        """Close all connections. Call it after the endpoint's ports are closed."""
         self.listener.close()
-        for passage in self._passages:
-            passage.hang_up()
-        left = [passage for passage in (*_unanswered, *self._passages) if passage.sockets()]
-        self._passages.clear()
-        deadline = time.monotonic() + _ANSWERED
-        while left and time.monotonic() < deadline:
+        for relay in self._relays:
+            relay.hang_up()
+        remaining = [relay for relay in (*_ungreeted, *self._relays) if relay.sockets()]
+        self._relays.clear()
+        deadline = time.monotonic() + _GREETING_TIMEOUT
+        while remaining and time.monotonic() < deadline:
             poll = threads.unpatched("select").poll()
-            for passage in left:
-                poll.register(passage.sockets()[0], select.POLLIN)
+            for relay in remaining:
+                poll.register(relay.sockets()[0], select.POLLIN)
             ready = {fd for fd, _ in poll.poll(50)}
-            for passage in left:
-                passage.turn(ready)
-            left = [passage for passage in left if passage.sockets()]
-        _unanswered[:] = left  # a connection may be lost, a process not: they stay open until DPDK has answered
+            for relay in remaining:
+                relay.relay(ready)
+            remaining = [relay for relay in remaining if relay.sockets()]
+        _ungreeted[:] = remaining  # they stay open until DPDK has greeted them: losing them would cost the process

@@ -1,8 +1,9 @@
-"""Messages of a rendezvous: one JSON object a packet. What a peer says is checked before it is used or shown."""
+"""Messages of a rendezvous: one JSON object per packet. A peer's message is checked before it is used or shown."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import socket
 import struct
@@ -11,21 +12,26 @@ from typing import Any
 from aiflow.config import Endpoint
 from aiflow.errors import PortError
 
-__all__ = ["VERSION", "names_and_numbers", "other_versions", "peer_of", "read", "shown", "whole", "write"]
+__all__ = ["VERSION", "allowed", "checked_int", "checked_sockets", "peer_of", "read", "shown", "version_error", "write"]
 
 VERSION = 2
-"""Of the messages, and of the frames that follow."""
+"""Version of these messages, and of the frames that follow."""
 
 _MAX_MESSAGE = 16384
-_MOST_SHOWN = 600
+_MAX_SHOWN = 600
 _NAME = re.compile(r"[a-z0-9-]{1,24}")
 
 
 def peer_of(sock: socket.socket) -> tuple[int, int]:
-    """Process id, 0 in a container whose processes we don't see, and user id of who is at the other end."""
+    """Process id and user id of the peer. The process id is 0 if the peer's container hides its processes from us."""
     size = struct.calcsize("3i")
     pid, uid, _gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
     return pid, uid
+
+
+def allowed(sock: socket.socket) -> bool:
+    """Whether the peer may use our endpoints: a process of the same user, or of root."""
+    return peer_of(sock)[1] in (os.getuid(), 0)
 
 
 def write(sock: socket.socket, message: dict[str, Any]) -> bool:
@@ -38,7 +44,7 @@ def write(sock: socket.socket, message: dict[str, Any]) -> bool:
 
 
 def read(sock: socket.socket) -> dict[str, Any] | None:
-    """The next message; {} if there is none yet; None at hang-up, or if it is not one of ours."""
+    """The next message; {} if there is none yet; None if the peer hung up or sent anything else."""
     try:
         packet = sock.recv(_MAX_MESSAGE)
         message = json.loads(packet) if packet else None
@@ -50,30 +56,33 @@ def read(sock: socket.socket) -> dict[str, Any] | None:
 
 
 def shown(value: Any) -> str:
-    """What a peer said, for a message to the user: short, and without what a terminal obeys."""
+    """A peer's text for a message to the user: shortened, without control characters."""
     text = str(value)
-    text = text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]} …"
+    text = text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]} …"
     return "".join(character if character.isprintable() else "?" for character in text)
 
 
-def whole(value: Any, what: str, least: int, most: int) -> int:
-    """A whole number that a peer said. Raises ValueError."""
+def checked_int(value: Any, what: str, least: int, most: int) -> int:
+    """An integer from a peer, within bounds. Raises ValueError."""
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
         raise ValueError(f"{what} is {shown(value)}")
     return value
 
 
-def names_and_numbers(sockets: Any) -> list[tuple[str, int]]:
-    """Sockets in the endpoint's directory, which become arguments of a driver. Raises ValueError or TypeError."""
+def checked_sockets(sockets: Any) -> list[tuple[str, int]]:
+    """Names and numbers of sockets in the endpoint's directory, safe as a driver's arguments.
+
+    Raises ValueError or TypeError.
+    """
     for name, number in sockets:
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise ValueError(f"a socket is {shown(name)}")
-        whole(number, "its number", 0, (1 << 32) - 1)
+        checked_int(number, "its number", 0, (1 << 32) - 1)
     return [(name, number) for name, number in sockets]
 
 
-def other_versions(endpoint: Endpoint, receiver: Any, sender: Any) -> PortError:
-    """The error of peers that do not understand each other."""
+def version_error(endpoint: Endpoint, receiver: Any, sender: Any) -> PortError:
+    """The error of peers with different versions."""
     return PortError(
         f"{endpoint}: the receiver's aiflow speaks version {shown(receiver)} of the rendezvous, the sender's "
         f"version {shown(sender)}: install the same aiflow on both sides"

@@ -17,10 +17,13 @@ from typing import Any
 
 from aiflow import _eal
 from aiflow._ports import netdev, ring_pairs
+from aiflow._ports.connection import Hooks
 from aiflow._ports.local_drivers import DRIVERS, driver_of
 from aiflow._ports.netdev import Interface
 from aiflow._ports.registry import live
 from aiflow._ports.rendezvous import Rendezvous
+from aiflow._ports.rendezvous_receiver import ReceiverRendezvous
+from aiflow._ports.rendezvous_sender import SenderRendezvous
 from aiflow._ports.runtime_dir import runtime_directory
 from aiflow._system import threads
 from aiflow._system.descriptors import kept_sockets
@@ -113,8 +116,6 @@ class PortSet:
         returns, the data plane touches them no more.
     frame_size : int, optional
         Largest frame wanted, in bytes with the Ethernet header.
-    link_name : str, optional
-        Whom these ports belong to, for messages.
     joining : callable, optional
         A sender's: told that a receiver has begun to make our ports, and that it has ended. Called from the rendezvous
         thread.
@@ -148,7 +149,6 @@ class PortSet:
         attach: Callable[[Any, int], None],
         detach: Callable[[list[Any], int], None],
         frame_size: int | None = None,
-        link_name: str | None = None,
         joining: Callable[[bool], None] | None = None,
         died: Callable[[], None] | None = None,
     ) -> None:
@@ -161,7 +161,6 @@ class PortSet:
         if frame_size is not None and not MIN_PATH_FRAME <= frame_size <= MAX_FRAME:
             raise ConfigError(f"frame_size={frame_size}: a path's frames have {MIN_PATH_FRAME} to {MAX_FRAME} bytes")
         self.role = role
-        self.link_name = link_name
         self.nb_ports = sum(endpoint.nb_ports for endpoint in self.endpoints)
         self.error: AiflowError | None = None
         self._pool_for: Callable[..., Any] | None = pool_for
@@ -187,17 +186,9 @@ class PortSet:
                     self._open(endpoint)
             shared = [endpoint for endpoint in self.endpoints if endpoint.scheme in ("local", "memif", "vhost")]
             if shared:
-                self._rendezvous = Rendezvous(
-                    shared,
-                    role,
-                    pool_for=self._pool,
-                    attach=self._attach,
-                    detach=self._detach,
-                    frame_size=frame_size,
-                    failed=self._fail,
-                    joining=joining,
-                    died=died,
-                )
+                kind = ReceiverRendezvous if role == "receiver" else SenderRendezvous
+                hooks = Hooks(self._pool, self._attach, self._detach, self._fail, joining, died)
+                self._rendezvous = kind(shared, hooks, frame_size)
             if self._watched:
                 self._watch = threads.start(_watching(weakref.ref(self), self._watch_ends), "aiflow-watch")
         except BaseException:

@@ -24,10 +24,12 @@ from subprocesses import environment, run, wait_for
 
 import aiflow
 from aiflow import _eal
-from aiflow._ports import messages, rendezvous
+from aiflow._ports import messages, rendezvous_sender
+from aiflow._ports.connection import Hooks
 from aiflow._ports.listener import Listener
 from aiflow._ports.registry import Claim
-from aiflow._ports.rendezvous import Rendezvous
+from aiflow._ports.rendezvous_receiver import ReceiverRendezvous
+from aiflow._ports.rendezvous_sender import SenderRendezvous
 from aiflow._system.filelock import lock
 from aiflow.config import parse_endpoint
 from aiflow.errors import AiflowError, PeerLost, PortError
@@ -56,16 +58,15 @@ class Side:
         self.ports: list[Any] = []
         self.error: AiflowError | None = None
         self.joining = [False]
-        self.side = Rendezvous(
-            [parse_endpoint(endpoint)],
-            role,
+        hooks = Hooks(
             pool_for=lambda frame_size, *_: _eal.Mempool("side", 2048, frame_size),
             attach=lambda port, peer: self.ports.append(port),
             detach=lambda ports, peer: [self.ports.remove(port) for port in ports],
-            frame_size=None,
             failed=self._fail,
             joining=self.joining.append,
         )
+        kind = ReceiverRendezvous if role == "receiver" else SenderRendezvous
+        self.side = kind([parse_endpoint(endpoint)], hooks, frame_size=None)
 
     def _fail(self, error: AiflowError | None) -> None:
         self.error = error
@@ -147,7 +148,7 @@ def test_a_sender_of_another_version_is_refused_by_name_and_the_receiver_shows_i
         assert receiver.error is None  # it goes on for others
         with Side("local:q", "sender") as sender:
             wait_for(lambda: sender.ports and receiver.ports, "a sender of this version")
-        assert len(receiver.side.refused) == 0  # of this process: it has come in
+        assert receiver.side.hints() == []  # of this process: it has come in
 
 
 @pytest.mark.parametrize(
@@ -263,7 +264,7 @@ def test_a_socket_s_name_that_is_taken_is_not_the_end(directory: Path, monkeypat
 def test_an_offer_that_is_none_is_an_error_and_not_the_end(
     monkeypatch: pytest.MonkeyPatch, offer: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr(rendezvous, "_FAILED_FIRST", 0.05)
+    monkeypatch.setattr(rendezvous_sender, "_FAILED_FIRST", 0.05)
     good = {"driver": "memif", "peer": 1, "frame_size": 16384, "ring_size": 256, "sockets": [["memif", 1]]}
     with Side("local:q", "sender") as sender:
         with Actor({**good, **offer} if offer else {"driver": "memif"}):
@@ -298,8 +299,8 @@ def test_a_receiver_that_is_at_work_for_us_is_not_silent() -> None:
                           ((), "is there and said nothing for 0.5 s")]
 )  # fmt: skip
 def test_it_has_its_time_and_no_more(monkeypatch: pytest.MonkeyPatch, answers: Any, told: str) -> None:
-    monkeypatch.setattr(rendezvous, "_HANDSHAKE", 0.5)
-    monkeypatch.setattr(rendezvous, "_EACH_PORT", 0.25)
+    monkeypatch.setattr("aiflow._ports.connection._HANDSHAKE", 0.5)
+    monkeypatch.setattr("aiflow._ports.connection._EACH_PORT", 0.25)
     with Side("local:q", "sender") as sender:
         with Actor(*answers) as receiver:
             wait_for(lambda: sender.side.connecting, "the call")

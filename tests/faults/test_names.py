@@ -18,7 +18,7 @@ import pytest
 from subprocesses import environment, run, wait_for
 
 import aiflow
-from aiflow._ports import registry, rendezvous
+from aiflow._ports import registry, rendezvous_receiver
 from aiflow._ports.runtime_dir import runtime_directory
 from aiflow.errors import PortError, SliceTimeout
 
@@ -153,7 +153,7 @@ def test_the_command_ports_lists_them(directory: Path) -> None:
 CLEANED: dict[str, Callable[[Path], object]] = {
     "lock": lambda root: (root / "local-x/lock").unlink(),
     "control": lambda root: (root / "local-x/control").unlink(),
-    "door": lambda root: (root / "local-x/memif").unlink(),
+    "proxy": lambda root: (root / "local-x/memif").unlink(),
     "driver's socket": lambda root: [path.unlink() for path in root.glob("sock-*")],
     "name's directory": lambda root: shutil.rmtree(root / "local-x"),
     "all": shutil.rmtree,
@@ -162,7 +162,7 @@ CLEANED: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("what", CLEANED)
 def test_what_a_cleaner_removes_is_made_anew(directory: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
-    monkeypatch.setattr(rendezvous, "_RENEWED", 0.1)
+    monkeypatch.setattr(rendezvous_receiver, "_RENEWAL_INTERVAL", 0.1)
     with aiflow.Receiver("local:x", memory="16MiB") as rx:
         assert delivered(rx, "local:x")
         CLEANED[what](directory)
@@ -175,7 +175,7 @@ def test_what_a_cleaner_removes_is_made_anew(directory: Path, monkeypatch: pytes
 
 def test_a_directory_above_that_is_missing_for_a_while(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As /run/user/UID between a logout and the next login."""
-    monkeypatch.setattr(rendezvous, "_RENEWED", 0.05)
+    monkeypatch.setattr(rendezvous_receiver, "_RENEWAL_INTERVAL", 0.05)
     above = directory / "up"
     monkeypatch.setenv("AIFLOW_RUNTIME_DIR", str(above / "here"))
     with aiflow.Receiver("local:x", memory="16MiB") as rx, aiflow.Sender("local:x") as tx:
@@ -205,7 +205,7 @@ def test_a_directory_above_that_is_missing_for_a_while(directory: Path, monkeypa
 def test_a_receiver_whose_name_was_taken_meanwhile_is_told(
     directory: Path, monkeypatch: pytest.MonkeyPatch, what: str, first_to_close: str
 ) -> None:
-    monkeypatch.setattr(rendezvous, "_RENEWED", 1.0)
+    monkeypatch.setattr(rendezvous_receiver, "_RENEWAL_INTERVAL", 1.0)
     with contextlib.ExitStack() as ends:
         first = ends.enter_context(aiflow.Receiver("local:x", memory="16MiB"))
         CLEANED[what](directory)
@@ -226,7 +226,7 @@ def test_a_receiver_whose_name_was_taken_meanwhile_is_told(
 def test_a_sender_goes_over_to_the_receiver_that_took_the_name(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rendezvous, "_RENEWED", 0.5)
+    monkeypatch.setattr(rendezvous_receiver, "_RENEWAL_INTERVAL", 0.5)
     with contextlib.ExitStack() as ends:
         first = ends.enter_context(aiflow.Receiver("local:x", memory="16MiB"))
         tx = ends.enter_context(aiflow.Sender("local:x"))
@@ -244,7 +244,7 @@ def test_a_sender_goes_over_to_the_receiver_that_took_the_name(
 
 def test_cleaners_are_shown_that_a_directory_is_in_use(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_TOUCH_INTERVAL", 0.0)
-    monkeypatch.setattr(rendezvous, "_RENEWED", 0.1)
+    monkeypatch.setattr(rendezvous_receiver, "_RENEWAL_INTERVAL", 0.1)
     with aiflow.Receiver("local:x", memory="16MiB"):
         for path in (directory, directory / "local-x"):  # as systemd-tmpfiles does
             opened = os.open(path, os.O_RDONLY)

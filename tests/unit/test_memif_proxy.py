@@ -1,4 +1,4 @@
-"""The door in front of memif's server: what it passes on, and what it keeps open for whom."""
+"""The proxy in front of memif's server: what it relays, and which connections it keeps open."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from aiflow._ports.memif_proxy import Door
+from aiflow._ports.memif_proxy import MemifProxy
 
 pytestmark = pytest.mark.unit
 PATIENCE_S = 60.0
@@ -25,12 +25,12 @@ def connection(path: Path) -> socket.socket:
     return sock
 
 
-def serve(door: Door, until) -> None:
-    """Turn the door, as the rendezvous thread does, until something holds."""
+def serve(proxy: MemifProxy, until) -> None:
+    """Run the proxy, as the rendezvous thread does, until a condition holds."""
     deadline = time.monotonic() + PATIENCE_S
     while not until():
         assert time.monotonic() < deadline
-        door.turn(set(select.select([sock.fileno() for sock in door.sockets()], [], [], 0.01)[0]))
+        proxy.relay(set(select.select([sock.fileno() for sock in proxy.sockets()], [], [], 0.01)[0]))
 
 
 def readable(sock: socket.socket) -> bool:
@@ -48,70 +48,70 @@ def server(tmp_path: Path) -> Iterator[socket.socket]:
 
 
 @pytest.fixture
-def door(tmp_path: Path, server: socket.socket) -> Iterator[Door]:
-    with contextlib.closing(Door(tmp_path / "door", lambda sock: True)) as door:
-        door.server = str(tmp_path / "server")
-        yield door
+def proxy(tmp_path: Path, server: socket.socket) -> Iterator[MemifProxy]:
+    with contextlib.closing(MemifProxy(tmp_path / "proxy", lambda sock: True)) as proxy:
+        proxy.server = str(tmp_path / "server")
+        yield proxy
 
 
-def test_messages_and_descriptors_pass_in_both_directions(door, server) -> None:
-    with connection(Path(door.path)) as client:
-        serve(door, lambda: readable(server))
+def test_messages_and_descriptors_pass_in_both_directions(proxy, server) -> None:
+    with connection(Path(proxy.path)) as client:
+        serve(proxy, lambda: readable(server))
         inside, _ = server.accept()
         inside.settimeout(PATIENCE_S)
         inside.send(b"hello")
-        serve(door, lambda: readable(client))
+        serve(proxy, lambda: readable(client))
         assert client.recv(100) == b"hello"
         ours, theirs = os.pipe()
         socket.send_fds(client, [b"a ring"], [theirs])
         os.close(theirs)
-        serve(door, lambda: readable(inside))
+        serve(proxy, lambda: readable(inside))
         message, (passed,), _, _ = socket.recv_fds(inside, 100, 4)
         assert message == b"a ring"
         os.write(passed, b"x")
         assert os.read(ours, 1) == b"x"
         os.close(passed)
-        assert os.read(ours, 1) == b""  # the door kept no copy
+        assert os.read(ours, 1) == b""  # the proxy kept no copy
         os.close(ours)
         inside.close()
-        serve(door, lambda: readable(client))
+        serve(proxy, lambda: readable(client))
         assert client.recv(100) == b""  # a hang-up passes, too
-        assert len(door.sockets()) == 1
+        assert len(proxy.sockets()) == 1
 
 
-def test_a_connection_stays_open_until_it_is_answered_though_its_client_is_gone(door, server) -> None:
-    client = connection(Path(door.path))
-    serve(door, lambda: readable(server))
+def test_a_connection_stays_open_until_it_is_answered_though_its_client_is_gone(proxy, server) -> None:
+    client = connection(Path(proxy.path))
+    serve(proxy, lambda: readable(server))
     client.close()
-    serve(door, lambda: len(door.sockets()) == 2)  # the listener, and our side of it
+    serve(proxy, lambda: len(proxy.sockets()) == 2)  # the listener, and our side of it
     inside, _ = server.accept()
     inside.settimeout(PATIENCE_S)
     assert inside.send(b"hello") == 5  # on the raw socket this is EPIPE
-    serve(door, lambda: len(door.sockets()) == 1)
+    serve(proxy, lambda: len(proxy.sockets()) == 1)
     assert inside.recv(100) == b""
     inside.close()
 
 
-def test_closing_waits_for_answers_and_never_closes_what_has_none(door, server) -> None:
-    with connection(Path(door.path)):
-        serve(door, lambda: readable(server))
-        door.close()
+def test_closing_waits_for_answers_and_never_closes_what_has_none(proxy, server) -> None:
+    with connection(Path(proxy.path)):
+        serve(proxy, lambda: readable(server))
+        proxy.close()
         inside, _ = server.accept()
         assert inside.send(b"hello") == 5
         inside.close()
 
 
 def test_strangers_are_turned_away_before_dpdk_hears_of_them(tmp_path, server) -> None:
-    with contextlib.closing(Door(tmp_path / "door", lambda sock: False)) as door:
-        door.server = str(tmp_path / "server")
-        with connection(tmp_path / "door") as client:
-            serve(door, lambda: readable(client))
+    with contextlib.closing(MemifProxy(tmp_path / "proxy", lambda sock: False)) as proxy:
+        proxy.server = str(tmp_path / "server")
+        with connection(tmp_path / "proxy") as client:
+            serve(proxy, lambda: readable(client))
             assert client.recv(100) == b""
             assert not readable(server)
 
 
-def test_a_server_that_is_gone_is_a_hang_up(door, server) -> None:
+def test_a_server_that_is_gone_is_a_hang_up(proxy, server) -> None:
     server.close()
-    with connection(Path(door.path)) as client:
-        serve(door, lambda: readable(client))
+    with connection(Path(proxy.path)) as client:
+        serve(proxy, lambda: readable(client))
         assert client.recv(100) == b""

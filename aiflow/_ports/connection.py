@@ -1,0 +1,95 @@
+"""One sender connected to one receiver through a control socket, as either side sees it."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from aiflow import _eal
+from aiflow.config import Endpoint
+from aiflow.errors import AiflowError
+
+__all__ = ["Connection", "Hooks", "step_timeout"]
+
+_HANDSHAKE = 20.0  # seconds for each step of the handshake
+_EACH_PORT = 4.0  # more seconds for each port that a step opens: touching its pool is slow on a small share of a core
+
+
+def step_timeout(nb_ports: int = 0) -> float:
+    """Seconds that a live peer may take for one step that opens `nb_ports` ports."""
+    return _HANDSHAKE + nb_ports * _EACH_PORT
+
+
+class PoolFor(Protocol):
+    """Gives the Mempool for ports that are about to be opened."""
+
+    def __call__(self, frame_size: int, socket_id: int, nb_ports: int, needs_eal_memory: bool) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What a `PortSet` does for its rendezvous, called from the rendezvous thread.
+
+    Attributes
+    ----------
+    pool_for, attach, detach : callable
+        As for `PortSet`.
+    failed : callable
+        Receives the error that `send` or `recv` shall raise, and None when it is over.
+    joining : callable, optional
+        For a sender: receives whether a receiver is opening our ports, each time that this changes.
+    died : callable, optional
+        For a sender: called before `detach` if a receiver hung up without a goodbye.
+    """
+
+    pool_for: PoolFor
+    attach: Callable[[Any, int], None]
+    detach: Callable[[list[Any], int], None]
+    failed: Callable[[AiflowError | None], None]
+    joining: Callable[[bool], None] | None = None
+    died: Callable[[], None] | None = None
+
+
+@dataclass(eq=False)
+class Connection:
+    """One sender at one receiver.
+
+    Attributes
+    ----------
+    endpoint : Endpoint
+    sock : socket
+    peer : int
+        Number of the connection, from 1.
+    state : str
+        Receiver: hello → offered → joining → up. Sender: asked → coming → joining → up. Either: farewell.
+    deadline : float
+        Time by which the current step must end, on the monotonic clock.
+    ports : list of Port
+    said_bye : bool
+        The peer is about to close in an orderly way.
+    """
+
+    endpoint: Endpoint
+    sock: socket.socket
+    peer: int = 0
+    state: str = "hello"
+    deadline: float = field(default_factory=lambda: time.monotonic() + step_timeout())
+    ports: list[_eal.Port] = field(default_factory=list)
+    said_bye: bool = False
+    _connecting: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+
+    def hasten(self) -> None:
+        """Let DPDK's interrupt thread, which takes part in memif's handshake, run often until `relax`."""
+        self._connecting.enter_context(_eal.connecting())
+
+    def relax(self) -> None:
+        """End what `hasten` began."""
+        self._connecting.close()
+
+    def links_up(self) -> bool:
+        """Whether every port has its peer."""
+        return all(port.link()[0] for port in self.ports)
