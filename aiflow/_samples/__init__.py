@@ -1,1 +1,1 @@
-"""What the command and the lab share: photographs, JSON, extras."""
+"""Sample data for the demo and the experiments."""

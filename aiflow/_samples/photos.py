@@ -29,8 +29,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aiflow._samples.extras import require
-from aiflow._samples.interrupts import deaf_to_interrupts
+from aiflow._terminal.extras import require
+from aiflow._terminal.interrupts import interrupts_blocked
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -199,7 +199,7 @@ def _make_all(
     made: dict[int, list[Photo]] = {}
     with ProcessPoolExecutor(min(nb_cores, nb_shards), multiprocessing.get_context("spawn")) as pool:
         shards = {}
-        with deaf_to_interrupts():  # submitting starts the processes
+        with interrupts_blocked():  # submitting starts the processes
             for first, last in pairwise(edges):
                 nbytes = total_bytes * last // nb_photos - total_bytes * first // nb_photos
                 shards[pool.submit(make_shard, directory, seed, first, last, nbytes)] = first

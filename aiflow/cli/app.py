@@ -1,4 +1,4 @@
-"""The command line itself: commands, their options, and exit codes. What each command does is in its own module."""
+"""The command line: commands, their options, and exit codes. Each command is implemented in a module of its own."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ import io
 import os
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import click
 
-from aiflow.cli.lab import lab
-from aiflow.cli.outcome import Terminal, size, utf8, version
-from aiflow.cli.safe_paths import printable
+from aiflow._terminal.outcome import Terminal, version
+from aiflow._terminal.parameters import json_option, size, utf8
+from aiflow._terminal.text import printable
+
+COMMANDS_ELSEWHERE = {"lab": "aiflow.lab.commands:lab"}
+"""Commands that other packages provide, as ``module:attribute``. A module is imported when its command is looked up."""
 
 ENDPOINTS = (
     "local:NAME (local:NAME*4 for four ports), af_packet:IFNAME, pci:ADDRESS …; `aiflow ports` lists what works here"
@@ -26,21 +30,38 @@ _ports = click.option(
     required=True,
     metavar="ENDPOINT",
     callback=utf8,
-    help=f"{ENDPOINTS}. May be given several times.",
+    help=f"{ENDPOINTS}. Can be given several times.",
 )
-_json = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, nothing else.")
 _name = click.option(
-    "--name", callback=utf8, help="Our own name; default: recv's the endpoint's or host's, send's host and process."
+    "--name",
+    callback=utf8,
+    help="Name of this side. Default for recv: the endpoint's or the host's name; for send: host and process.",
 )
 _timeout = click.option(
-    "--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="Give up after so long a wait."
+    "--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="Give up after this time."
 )
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class CommandGroup(click.Group):
+    """A group that also has the commands in `COMMANDS_ELSEWHERE`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of all commands, sorted."""
+        return sorted({*super().list_commands(ctx), *COMMANDS_ELSEWHERE})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return a command; one of another package is imported first."""
+        if cmd_name not in COMMANDS_ELSEWHERE:
+            return super().get_command(ctx, cmd_name)
+        module, _, attribute = COMMANDS_ELSEWHERE[cmd_name].partition(":")
+        command: click.Command = getattr(import_module(module), attribute)
+        return command
+
+
+@click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(version(), message="%(prog)s %(version)s")
 def app() -> None:
-    """Move files and images from one process or node to another over every NIC port there is, losing nothing.
+    """Move files and images between processes and nodes over all available NIC ports, without loss.
 
     Exit codes: 0 all delivered, 1 not delivered, 2 bad usage, 130 interrupted.
     """
@@ -49,7 +70,7 @@ def app() -> None:
 @app.command()
 @click.argument("directory", type=click.Path(exists=True, file_okay=False, readable=True, path_type=Path))
 @_ports
-@click.option("--to", metavar="NAME", callback=utf8, help="The receiver meant, when several answer.")
+@click.option("--to", metavar="NAME", callback=utf8, help="Receiver to send to, if several answer.")
 @_name
 @_timeout
 @click.option(
@@ -58,19 +79,19 @@ def app() -> None:
     callback=size,
     default="256MiB",
     show_default=True,
-    help="Most bytes sent as one slice.",
+    help="Maximum size of one slice.",
 )
-@_json
+@json_option
 def send(as_json: bool, **options: Any) -> None:
     """Send every file below DIRECTORY, and its directories, empty ones too.
 
-    Exits with 0 only when `aiflow recv` has written and synced every file. Names, permission bits and times of the last
-    change are kept. Not kept: owners, setuid, setgid and sticky bits, ACLs and extended attributes, the mode of
-    DIRECTORY itself. A symbolic link to a file is sent as the file, hard links as files of their own. Other links,
-    sockets, pipes and devices are left out and listed.
+    The exit code is 0 only if `aiflow recv` has written and synced every file. Names, permission bits and modification
+    times are kept. Owners, setuid, setgid and sticky bits, ACLs, extended attributes and the mode of DIRECTORY itself
+    are not kept. A symbolic link to a file is sent as the file, a hard link as a separate file. Other links, sockets,
+    pipes and devices are skipped and listed.
 
-    Three times --slice-bytes of memory are used at most: a larger file is cut into parts, which `aiflow recv` puts
-    together again. The receiver's --memory must hold a slice.
+    Memory use is limited to three times --slice-bytes. Larger files are split into parts, which `aiflow recv` joins.
+    The receiver's --memory must hold one slice.
     """
     from aiflow.cli.send import send_directory
 
@@ -82,7 +103,10 @@ def send(as_json: bool, **options: Any) -> None:
 @click.argument("outdir", type=click.Path(file_okay=False, path_type=Path))
 @_ports
 @click.option(
-    "--slices", type=click.IntRange(min=1), metavar="N", help="Stop after N slices; default: when all senders closed."
+    "--slices",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Stop after N slices. Default: after all senders have closed.",
 )
 @_name
 @_timeout
@@ -92,18 +116,18 @@ def send(as_json: bool, **options: Any) -> None:
     callback=size,
     default="1GiB",
     show_default=True,
-    help="The most that is held at a time.",
+    help="Maximum size of the slices held at a time.",
 )
-@_json
+@json_option
 def recv(as_json: bool, **options: Any) -> None:
-    """Write what arrives to files in OUTDIR, under the names it was sent by; OUTDIR is made if it is missing.
+    """Write received elements to files in OUTDIR, under the names they were sent with. OUTDIR is created if missing.
 
-    Nothing is written outside OUTDIR, whatever the names: links in it are not followed, and `..` and the like are
-    replaced. A file already there is replaced once the new one is whole; a second one of the same name in one run gets
-    a number. A directory already there keeps its mode.
+    Nothing is written outside OUTDIR: links in it are not followed, and names such as `..` are replaced. An existing
+    file is replaced when the new one is complete. A second file of the same name in one run gets a number. An existing
+    directory keeps its mode.
 
-    A slice is confirmed to its sender when its files are written and synced. A file that cannot be written is told to
-    its sender, and the rest goes on; the exit code is then 1. Long runs of zeros become holes, in files that fit into
+    A slice is confirmed to its sender after its files are written and synced. If a file cannot be written, its sender
+    is told and the transfer continues; the exit code is then 1. Long runs of zeros become holes, in files that fit into
     one slice.
     """
     from aiflow.cli.recv import receive_into
@@ -113,13 +137,13 @@ def recv(as_json: bool, **options: Any) -> None:
 
 
 @app.command()
-@_json
+@json_option
 def ports(as_json: bool) -> None:
-    """Show which endpoints can be used here, and why the others can't.
+    """Show which endpoints can be used here, and why the others cannot.
 
     The document of --json has three keys of its own. "endpoints": a list of "endpoint", "usable" and "note".
-    "runtime_directory": where the names of local endpoints lie, null if there can be none. "live_names": what receivers
-    have now, a list of "endpoint", "process" and "owner".
+    "runtime_directory": the directory with the names of local endpoints, or null if there is none. "live_names": the
+    names that receivers use now, a list of "endpoint", "process" and "owner".
     """
     from aiflow.cli.ports import show_ports
 
@@ -129,38 +153,41 @@ def ports(as_json: bool) -> None:
 
 @app.command()
 @click.option(
-    "--images", type=click.IntRange(1, 512), default=512, show_default=True, metavar="N", help="Photographs to send."
+    "--images", type=click.IntRange(1, 512), default=512, show_default=True, metavar="N", help="Number of photographs."
 )
 @click.option(
-    "--ports", "nb_ports", type=click.IntRange(1, 16), default=4, show_default=True, metavar="N", help="Ports."
+    "--ports",
+    "nb_ports",
+    type=click.IntRange(1, 16),
+    default=4,
+    show_default=True,
+    metavar="N",
+    help="Number of ports.",
 )
 @click.option(
     "--seconds",
     type=click.FloatRange(0, 60),
     default=3.0,
     show_default=True,
-    help="How long to go on with further slices after the first, for the curve of throughput.",
+    help="Time to send further slices after the first one, for the throughput curve.",
 )
 @click.option(
     "--report",
     type=click.Path(dir_okay=False, writable=True, path_type=Path),
     default="demo-report.png",
     show_default=True,
-    help="The picture to write.",
+    help="File name of the report picture.",
 )
-@_json
+@json_option
 def demo(as_json: bool, **options: Any) -> None:
-    """Send one time slice of photographs from one process to another, compare every one, and draw a report.
+    """Send one time slice of photographs from one process to another, verify each one, and draw a report.
 
-    The photographs (512, 137 MB) are made once from pictures that Python packages ship, and cached.
+    The photographs (512, 137 MB) are made once from pictures in Python packages, and cached.
     """
     from aiflow.cli.demo import run_demo
 
     with Terminal(as_json).outcome("demo") as outcome:
         run_demo(outcome, **options)
-
-
-app.add_command(lab)
 
 
 def run(arguments: Sequence[str] | None = None, invoke: Callable[..., Any] = app.main) -> int:
@@ -169,7 +196,7 @@ def run(arguments: Sequence[str] | None = None, invoke: Callable[..., Any] = app
     Parameters
     ----------
     arguments : sequence of str, optional
-        Without the program's name; default those of this process.
+        Without the program's name. Default: the arguments of this process.
 
     Returns
     -------
@@ -182,19 +209,19 @@ def run(arguments: Sequence[str] | None = None, invoke: Callable[..., Any] = app
             code = int(invoke(arguments, prog_name="aiflow", standalone_mode=False) or 0)
         except click.exceptions.Exit as stop:
             code = stop.exit_code
-        sys.stdout.flush()  # here, not at the interpreter's end, where a full disk would make it exit code 120
+        sys.stdout.flush()  # now: at interpreter exit a full disk would change the exit code to 120
         return code
     except (click.Abort, KeyboardInterrupt):
         click.echo("aiflow: interrupted", err=True)
         return 130
-    except OSError as error:  # stdout is full, or nobody reads it any more
+    except OSError as error:  # stdout is full, or its reader is gone
         click.echo(f"aiflow: the result could not be printed: {error.strerror}", err=True)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that what is still buffered does not fail once more at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # buffered output must not fail again at exit
         return 1
     except click.ClickException as error:
         if "--json" in arguments:
             Terminal(as_json=True).refuse(error.format_message(), error.exit_code)
         shown = io.StringIO()
-        error.show(shown)  # with names as they were typed
+        error.show(shown)  # contains names as they were typed
         click.echo(printable(shown.getvalue(), keep="\n"), err=True, nl=False)
         return error.exit_code

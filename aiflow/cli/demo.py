@@ -15,11 +15,11 @@ from typing import Any
 import click
 
 from aiflow._samples import photos
-from aiflow._samples.extras import require
-from aiflow._samples.interrupts import deaf_to_interrupts
+from aiflow._terminal.extras import require
+from aiflow._terminal.interrupts import interrupts_blocked
+from aiflow._terminal.outcome import Bar, Outcome, Terminal
 from aiflow.cli import demo_peers
 from aiflow.cli.figures import bytes_text, cold_start, count, print_table, rate_text
-from aiflow.cli.outcome import Bar, Outcome, Terminal
 from aiflow.errors import AiflowError
 
 _SILENCE_SECONDS = 90.0  # longer than any wait in the peers
@@ -172,7 +172,7 @@ def _peers(
         ):
             ours, theirs = spawn.Pipe(duplex=False)
             process = spawn.Process(target=body, args=(theirs, *arguments), name=body.__name__, daemon=True)
-            with deaf_to_interrupts():
+            with interrupts_blocked():
                 process.start()
             theirs.close()
             peers[ours] = process

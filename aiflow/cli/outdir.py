@@ -24,8 +24,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from aiflow._system.descriptors import Descriptor
+from aiflow._terminal.outcome import CommandError
+from aiflow._terminal.text import printable, shown_path
 from aiflow.cli.durable import Unsynced, copied, fsync
-from aiflow.cli.safe_paths import is_temporary, numbered, printable, safe_path, shown_path, temporary_name
+from aiflow.cli.safe_paths import is_temporary, numbered, safe_path, temporary_name
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -54,7 +56,7 @@ _HOLE_BYTES = 64 << 10  # zeros that are worth a hole
 _WRITE_BYTES = 16 << 20  # bytes handed to the kernel at once, so that Ctrl-C is heard
 
 
-class WriteError(Exception):
+class WriteError(CommandError):
     """A file could not be written. The message says which, why, and what to do.
 
     Attributes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 
-from aiflow.cli.outcome import NOT_DELIVERED, Outcome
+from aiflow._terminal.outcome import NOT_DELIVERED, Outcome
 
 
 def show_ports(outcome: Outcome) -> None:

@@ -14,11 +14,11 @@ import click
 import numpy as np
 import numpy.typing as npt
 
+from aiflow._terminal.outcome import Bar, Outcome
+from aiflow._terminal.text import printable, shown_path
 from aiflow.cli.durable import make_durably
 from aiflow.cli.figures import bytes_text, count, first_few, port_rows, print_table, rate_text
-from aiflow.cli.outcome import Bar, Outcome
 from aiflow.cli.outdir import OutDirectory, WriteError
-from aiflow.cli.safe_paths import printable, shown_path
 
 if TYPE_CHECKING:
     from aiflow import Element, Receiver, TimeSlice

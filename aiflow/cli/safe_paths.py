@@ -8,36 +8,14 @@ part of a file, or a directory, its :class:`aiflow._transfer.filemarks.FileMark`
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import secrets
-import unicodedata
 
 MAX_COMPONENT = 255  # bytes a name may have in one directory (NAME_MAX)
 MAX_PATH = 2048  # bytes the whole may have: PATH_MAX is 4096, and the directory above needs its share
 UNNAMED = "unnamed"
 
 _TEMPORARY = re.compile(r"\.aiflow-[0-9a-f]{16}\.part")
-_OBEYED = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # categories that a terminal may obey or cannot show
-
-
-def printable(text: str, *, keep: str = "") -> str:
-    r"""Spell out every character that a terminal would obey: ``\x1b``, ``\u202e``; those in `keep` stay.
-
-    These are controls, format characters such as those that turn the writing direction, line and paragraph separators,
-    and lone surrogates.
-    """
-    if text.isprintable():
-        return text
-    return "".join(
-        each.encode("unicode_escape").decode() if unicodedata.category(each) in _OBEYED and each not in keep else each
-        for each in text
-    )
-
-
-def shown_path(path: str | bytes | os.PathLike[str]) -> str:
-    r"""Give a path of this machine as text, in whatever locale it was typed: bytes that are not UTF-8 as ``\xe9``."""
-    return printable(os.fsencode(path).decode("utf-8", "backslashreplace"))
 
 
 def temporary_name() -> str:

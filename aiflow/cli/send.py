@@ -8,10 +8,10 @@ from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from aiflow._terminal.outcome import Bar, Outcome
+from aiflow._terminal.text import printable, shown_path
 from aiflow.cli.figures import bytes_text, count, first_few, port_rows, print_table, rate_text
 from aiflow.cli.filetree import MOST_IN_FLIGHT, FileSlice, FileTree, SliceReader, walk
-from aiflow.cli.outcome import Bar, Outcome
-from aiflow.cli.safe_paths import printable, shown_path
 from aiflow.config import parse_endpoints
 from aiflow.errors import DeliveryError, PeerLost, SliceTimeout
 

@@ -15,7 +15,8 @@ from typing import Any
 from aiflow.lab import paper
 from aiflow.lab.cluster import Cluster, owned_name
 from aiflow.lab.laberror import LabError
-from aiflow.lab.runs import Bench, Results, row
+from aiflow.lab.results import Results
+from aiflow.lab.runs import Bench, row
 from aiflow.lab.topology import Layout
 from aiflow.lab.trial import Measured, Route, ours, running
 

@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from aiflow._samples.photos import photo_set
 from aiflow.lab.cluster import check_rights, sweep
 from aiflow.lab.elements import Elements
 from aiflow.lab.laberror import LabError
-from aiflow.lab.runs import DELIVERY, Bench, Results, write
+from aiflow.lab.results import DELIVERY, Results
+from aiflow.lab.runs import Bench, write
 
 __all__ = ["EXPERIMENTS", "check_packages", "images", "run"]
 
@@ -38,8 +40,6 @@ def check_packages() -> None:
 
 def images(*, quick: bool, progress: Callable[[int], None]) -> Elements:
     """Find or make the photographs."""
-    from aiflow._samples.photos import photo_set
-
     asked: dict[str, Any] = {"nb_photos": _QUICK_PHOTOS, "total_bytes": _QUICK_BYTES} if quick else {}
     photos = photo_set(progress=progress, **asked)
     return Elements(

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from aiflow.lab import paper
 from aiflow.lab.cluster import Cluster, owned_name
-from aiflow.lab.runs import Bench, Results, row
+from aiflow.lab.results import Results
+from aiflow.lab.runs import Bench, row
 from aiflow.lab.topology import Layout
 from aiflow.lab.trial import TCP, Route, System, ours, running
 

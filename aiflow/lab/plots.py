@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from aiflow.lab.runs import Results
+    from aiflow.lab.results import Results
 
 __all__ = ["draw"]
 

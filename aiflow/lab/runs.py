@@ -7,22 +7,21 @@ import csv
 import json
 import os
 import platform
-import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from aiflow._terminal.text import jsonable
+from aiflow.lab import plots
 from aiflow.lab.elements import Elements
+from aiflow.lab.results import Results, Row
 from aiflow.lab.trial import Measured
 
-__all__ = ["DELIVERY", "Bar", "Bench", "Check", "Results", "median", "row", "write"]
-
-DELIVERY = "runs in which an element was lost or changed"
-Row = dict[str, Any]
+__all__ = ["Bar", "Bench", "row", "write"]
 
 
 class Bar(Protocol):
@@ -75,89 +74,6 @@ class Bench:
         return Elements(self.images.directory, self.images.names, self.images.sizes, nbytes)
 
 
-@dataclass(frozen=True)
-class Check:
-    """One thing that ought to be so.
-
-    Attributes
-    ----------
-    what : str
-    limit : str
-        What it ought to be.
-    value : float
-        What it is.
-    met : bool
-    """
-
-    what: str
-    limit: str
-    value: float
-    met: bool
-
-
-@dataclass
-class Results:
-    """What an experiment gave.
-
-    Attributes
-    ----------
-    name, title : str
-    rows : list of dict
-        Every run.
-    medians : list of dict
-        The runs of each measurement made one.
-    checks : list of Check
-    theory : dict
-        Figures that the results are held against.
-    seconds : float
-        How long it took.
-    """
-
-    name: str
-    title: str
-    rows: list[Row] = field(default_factory=list)
-    medians: list[Row] = field(default_factory=list)
-    checks: list[Check] = field(default_factory=list)
-    theory: dict[str, Any] = field(default_factory=dict)
-    seconds: float = 0.0
-
-    def check(self, what: str, limit: str, value: float, met: bool) -> None:
-        """Add one."""
-        self.checks.append(Check(what, limit, float(value), bool(met)))
-
-    def check_delivery(self) -> None:
-        """Every element of every run arrived identical."""
-        lost = sum(not each["delivered"] for each in self.rows)
-        self.check(DELIVERY, "0", lost, lost == 0)
-
-    def summarise(self, *keys: str) -> None:
-        """Make a median of the runs that agree in `keys`; numbers are medians, `delivered` holds for all of them."""
-        groups: dict[tuple[Any, ...], list[Row]] = {}
-        for each in self.rows:
-            groups.setdefault(tuple(each[key] for key in keys), []).append(each)
-        for values, rows in groups.items():
-            numbers = {
-                name: statistics.median(r[name] for r in rows)
-                for name, value in rows[0].items()
-                if name not in keys and name != "run" and isinstance(value, int | float) and not isinstance(value, bool)
-            }
-            spread = {"share_min": min(r["share"] for r in rows), "share_max": max(r["share"] for r in rows)}
-            self.medians.append(
-                {**dict(zip(keys, values, strict=True)), **numbers, **spread, "runs": len(rows),
-                 "delivered": all(r["delivered"] for r in rows)}
-            )  # fmt: skip
-
-    def median(self, value: str, **where: Any) -> float:
-        """One number of the medians."""
-        return median(self.medians, value, **where)
-
-
-def median(rows: Iterable[Row], value: str, **where: Any) -> float:
-    """The median of a column over the rows where others are as given; NaN without such rows."""
-    found = [float(r[value]) for r in rows if all(r[key] == wanted for key, wanted in where.items())]
-    return statistics.median(found) if found else float("nan")
-
-
 def row(run: int, system: str, measured: Measured, **keys: Any) -> Row:
     """A run as a row of the results."""
     each = measured.each_seconds
@@ -187,9 +103,6 @@ def write(results: Results, directory: Path, bench: Bench) -> list[Path]:
     -------
     list of Path
     """
-    from aiflow.cli.outcome import jsonable
-    from aiflow.lab import plots
-
     directory.mkdir(parents=True, exist_ok=True)
     paths = [directory / f"{results.name}.{suffix}" for suffix in ("json", "csv", "png")]
     document = {

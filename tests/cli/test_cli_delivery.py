@@ -22,9 +22,9 @@ from programs import DEADLINE, Program, content, unnamed_bytes
 from subprocesses import environment, run, wait_for
 
 from aiflow import DeliveryError, PeerLost, Sender
+from aiflow._terminal.outcome import Bar, Outcome, Terminal
 from aiflow._transfer.filemarks import FileMark, Marked
 from aiflow.cli.filetree import FileSlice
-from aiflow.cli.outcome import Bar, Outcome, Terminal
 from aiflow.cli.recv import receive_into
 from aiflow.cli.send import _first
 

@@ -187,8 +187,8 @@ def obeyed(text: str) -> list[str]:
 def test_names_are_spelled_out_wherever_they_are_printed(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     from rich.table import Table
 
+    from aiflow._terminal.outcome import Terminal
     from aiflow.cli.figures import print_table
-    from aiflow.cli.outcome import Terminal
 
     terminal = Terminal(as_json=False)
     terminal.say(f"aiflow: <{name}> is left out", style="red")
@@ -206,7 +206,7 @@ def test_names_are_spelled_out_wherever_they_are_printed(name: str, capsys: pyte
 
 @pytest.mark.unit
 def test_a_line_in_a_name_is_no_line_of_ours() -> None:
-    from aiflow.cli.safe_paths import printable
+    from aiflow._terminal.text import printable
 
     assert printable("a\naiflow: all is well") == "a\\naiflow: all is well"
     assert printable("Übung 日本 \u00a0☃") == "Übung 日本 \u00a0☃"

@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from aiflow.cli.outcome import Outcome, Terminal, size
+from aiflow._terminal.outcome import Outcome, Terminal
+from aiflow._terminal.parameters import json_option, size
 from aiflow.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from aiflow.lab.runs import Results
+    from aiflow.lab.results import Results
     from aiflow.lab.topology import Layout
 
-_WIDTH = 110  # of tables that go to no terminal
+_WIDTH = 110  # columns of tables that are not printed to a terminal
 
-_json = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, nothing else.")
-_name = click.option("--name", default="lab", show_default=True, help="Which cluster, when there are several.")
+_name = click.option("--name", default="lab", show_default=True, help="Name of the cluster.")
 
 
 def _rate(_context: click.Context, _parameter: click.Parameter, value: str | None) -> int | None:
@@ -53,35 +53,44 @@ def _faults(_context: click.Context, _parameter: click.Parameter, value: str | N
 
 
 _port_rate = click.option(
-    "--rate", metavar="RATE", default="100mbit", show_default=True, callback=_rate, help="Of every port."
+    "--rate", metavar="RATE", default="100mbit", show_default=True, callback=_rate, help="Rate of each port."
 )
 
 
 @click.group()
 def lab() -> None:
-    """An emulated cluster on this machine, and the published experiments on it. Needs root.
+    """Emulate a cluster on this machine, and run the published experiments on it. Needs root.
 
     Nodes and switches are network namespaces called aiflow-lab-…, joined by shaped links. Nothing else on the machine
-    is touched, and `aiflow lab down` removes all of it, whatever became of the process that made it.
+    is changed. `aiflow lab down` removes everything, even after the process that created it was killed.
     """
 
 
 @lab.command()
-@click.option("--senders", type=int, default=2, show_default=True, metavar="N", help="Sending nodes: node0 …")
-@click.option("--receivers", type=int, default=2, show_default=True, metavar="N", help="Receiving nodes, after them.")
-@click.option("--ports", type=int, default=4, show_default=True, metavar="N", help="Ports p0 … of each node.")
-@click.option("--switches", type=int, default=2, show_default=True, metavar="N", help="Ports are dealt out to them.")
+@click.option("--senders", type=int, default=2, show_default=True, metavar="N", help="Number of sending nodes, node0 …")
+@click.option("--receivers", type=int, default=2, show_default=True, metavar="N", help="Number of receiving nodes.")
+@click.option("--ports", type=int, default=4, show_default=True, metavar="N", help="Number of ports of each node, p0 …")
+@click.option(
+    "--switches",
+    type=int,
+    default=2,
+    show_default=True,
+    metavar="N",
+    help="Number of switches; the ports are distributed over them.",
+)
 @_port_rate
-@click.option("--rates", metavar="RATE,…", callback=_rates, help="One for each port, such as 100,100,50,10 (Mbit/s).")
-@click.option("--link", metavar="RATE", callback=_rate, help="Of the nodes' own ends, when those are faster.")
-@click.option("--trunk", metavar="RATE", callback=_rate, help="Of each switch's backplane; default: no limit.")
-@click.option("--queue", metavar="SIZE", callback=size, default="256KiB", show_default=True, help="At each port.")
-@click.option("--loss", type=float, default=0.0, metavar="P", help="Probability that a switch loses a frame.")
-@click.option("--seed", type=int, default=1, show_default=True, help="Which frames those are.")
+@click.option("--rates", metavar="RATE,…", callback=_rates, help="Rate of each port, such as 100,100,50,10 (Mbit/s).")
+@click.option("--link", metavar="RATE", callback=_rate, help="Rate of the nodes' own ends, if they are faster.")
+@click.option("--trunk", metavar="RATE", callback=_rate, help="Rate of each switch's backplane. Default: no limit.")
+@click.option(
+    "--queue", metavar="SIZE", callback=size, default="256KiB", show_default=True, help="Queue size of each port."
+)
+@click.option("--loss", type=float, default=0.0, metavar="P", help="Probability that a switch drops a frame.")
+@click.option("--seed", type=int, default=1, show_default=True, help="Seed that selects these frames.")
 @_name
-@_json
+@json_option
 def up(as_json: bool, name: str, **asked: Any) -> None:
-    """Make the cluster. One that is up as asked for stays as it is; another of its name is replaced."""
+    """Create the cluster, unless it is up with the same layout. Another cluster of the same name is replaced."""
     with Terminal(as_json).outcome("lab up") as outcome:
         from aiflow.lab.cluster import Cluster
 
@@ -90,7 +99,7 @@ def up(as_json: bool, name: str, **asked: Any) -> None:
         outcome.document.update(made=cluster.up(), name=name, layout=layout.as_dict())
         outcome.document["namespaces"] = [host.name for host in (*cluster.nodes(), *cluster.switches())]
         if not as_json:
-            _say_how_to_use(outcome, cluster.node(0).name, cluster.node(layout.senders).name, layout)
+            _show_usage(outcome, cluster.node(0).name, cluster.node(layout.senders).name, layout)
 
 
 def _layout(asked: dict[str, Any]) -> Layout:
@@ -110,7 +119,7 @@ def _layout(asked: dict[str, Any]) -> Layout:
     )
 
 
-def _say_how_to_use(outcome: Outcome, source: str, target: str, layout: Layout) -> None:
+def _show_usage(outcome: Outcome, source: str, target: str, layout: Layout) -> None:
     ports = " ".join(f"-p af_packet:p{i}" for i in range(layout.ports))
     outcome.terminal.console().print(
         f"the cluster is {'up' if outcome.document['made'] else 'already up'}: {layout.senders} senders, "
@@ -122,9 +131,9 @@ def _say_how_to_use(outcome: Outcome, source: str, target: str, layout: Layout) 
 
 
 @lab.command()
-@_json
+@json_option
 def status(as_json: bool) -> None:
-    """Show every cluster: its ports, what they have carried and what was lost at them."""
+    """Show every cluster: its ports, and the frames they carried and lost."""
     with Terminal(as_json).outcome("lab status") as outcome:
         from aiflow.lab.cluster import check_rights, clusters
 
@@ -141,7 +150,7 @@ def _describe(found: Any) -> dict[str, Any]:
     hosts = {}
     for name in found.namespaces:
         namespace = Namespace(name)
-        with contextlib.suppress(FileNotFoundError):  # it has gone meanwhile
+        with contextlib.suppress(FileNotFoundError):  # removed concurrently
             interfaces = {label: row._asdict() for label, row in namespace.counters().items()}
             hosts[name.removeprefix(f"{PREFIX}{found.name}-")] = {
                 "processes": namespace.processes(),
@@ -157,7 +166,7 @@ def _describe(found: Any) -> dict[str, Any]:
 
 
 def _console(outcome: Outcome) -> Console:
-    """Give stdout's, wide enough for our tables where it is a file."""
+    """Return the console of stdout. For a file it is wide enough for the tables."""
     console = outcome.terminal.console()
     if not console.is_terminal:
         console.width = max(console.width, _WIDTH)
@@ -170,11 +179,11 @@ def _show_status(outcome: Outcome) -> None:
 
     console = _console(outcome)
     if not outcome.document["clusters"]:
-        console.print("no cluster is up; `aiflow lab up` makes one")
+        console.print("no cluster is up; `aiflow lab up` creates one")
     for cluster in outcome.document["clusters"]:
-        owner = "stays until `aiflow lab down`"
+        owner = "kept until `aiflow lab down`"
         if cluster["owner"]:
-            owner = f"of process {cluster['owner']}" + ("" if cluster["owner_lives"] else ", which is dead")
+            owner = f"owned by process {cluster['owner']}" + ("" if cluster["owner_lives"] else ", which has ended")
         title = f"{cluster['name']}: {owner}"
         table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold")
         for heading in ("host", "port"):
@@ -191,11 +200,11 @@ def _show_status(outcome: Outcome) -> None:
 
 
 @lab.command()
-@click.option("--all", "running", is_flag=True, help="An experiment in progress, too.")
+@click.option("--all", "running", is_flag=True, help="Also remove the cluster of a running experiment.")
 @click.option("--name", help="Only the cluster of this name.")
-@_json
+@json_option
 def down(as_json: bool, running: bool, name: str | None) -> None:
-    """Remove every cluster, and what killed experiments left: namespaces, processes and sockets in them."""
+    """Remove every cluster, including its processes and sockets, and the remains of killed experiments."""
     with Terminal(as_json).outcome("lab down") as outcome:
         from aiflow.lab.cluster import remove_all
 
@@ -205,41 +214,43 @@ def down(as_json: bool, running: bool, name: str | None) -> None:
             (removed if gone else kept).append(found.name)
             if not gone:
                 outcome.terminal.say(
-                    f"{found.name} belongs to process {found.owner}, which is at work: left alone (--all removes it)"
+                    f"{found.name} belongs to the running process {found.owner} and is kept (--all removes it)"
                 )
         outcome.document.update(removed=removed, kept=kept)
         if not as_json:
-            outcome.terminal.console().print(f"removed: {', '.join(removed)}" if removed else "there was nothing")
+            outcome.terminal.console().print(f"removed: {', '.join(removed)}" if removed else "nothing to remove")
 
 
 @lab.command()
 @click.argument("experiment", type=click.Choice(["fig6", "fig7", "fig8", "policies", "loss", "cut", "all"]))
 @_port_rate
-@click.option("--repeats", type=click.IntRange(1, 99), metavar="N", help="Runs of everything; default 3, quick 1.")
-@click.option("--quick", is_flag=True, help="Small slices: to see that it works, not to measure.")
+@click.option(
+    "--repeats", type=click.IntRange(1, 99), metavar="N", help="Runs of each measurement. Default: 3, with --quick 1."
+)
+@click.option("--quick", is_flag=True, help="Use small slices: a functional check, not a measurement.")
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
     default="lab-results",
     show_default=True,
-    help="Where the JSON, CSV and PNG files go.",
+    help="Directory for the JSON, CSV and PNG files.",
 )
 @click.option(
     "--faults",
     metavar="KEY=VALUE,…",
     callback=_faults,
-    help="Made on purpose by our senders, such as drop=0.01,corrupt=0.001,seed=7 (`aiflow.config.FAULTS`).",
+    help="Faults to inject at aiflow's senders, such as drop=0.01,corrupt=0.001,seed=7 (`aiflow.config.FAULTS`).",
 )
-@click.option("--strict", is_flag=True, help="Exit code 1, too, when a figure is not what it ought to be.")
-@_json
+@click.option("--strict", is_flag=True, help="Also exit with code 1 if a figure misses its limit.")
+@json_option
 def run(
     as_json: bool, experiment: str, rate: int, repeats: int | None, quick: bool, out: Path, strict: bool,
     faults: dict[str, Any] | None,
 ) -> None:  # fmt: skip
-    """Run an experiment on a cluster of its own, kernel peers beside it, and draw it.
+    """Run an experiment on a separate cluster, with TCP and ZeroMQ for comparison, and plot the results.
 
-    fig6: ports in parallel. fig7: flow control. fig8: one switch and two. policies: ports of unequal speed. loss:
-    random loss at the switch. cut: a port, then a switch, dies in mid-slice.
+    fig6: parallel ports. fig7: flow control. fig8: one and two switches. policies: ports of different speed. loss:
+    random loss at the switch. cut: a port, then a switch, fails in the middle of a slice.
     """
     terminal = Terminal(as_json)
     with terminal.outcome("lab run") as outcome:
@@ -269,9 +280,9 @@ def run(
             if not as_json:
                 _show(outcome, results, paths)
             if not all(row["delivered"] for row in results.rows):
-                outcome.fail(f"{results.name}: an element was lost or changed on the way")
+                outcome.fail(f"{results.name}: an element was lost or changed in transit")
             if strict and not all(check.met for check in results.checks):
-                outcome.fail(f"{results.name}: not every figure is what it ought to be")
+                outcome.fail(f"{results.name}: at least one figure misses its limit")
 
 
 def _show(outcome: Outcome, results: Results, paths: list[Path]) -> None:
@@ -286,7 +297,7 @@ def _show(outcome: Outcome, results: Results, paths: list[Path]) -> None:
     )  # fmt: skip
     for heading in keys:
         table.add_column(heading, justify="right" if heading != "system" else "left")
-    for heading in ("seconds", "share of line", "lost in the network", "sent again", "runs", "load"):
+    for heading in ("seconds", "share of line", "lost in the network", "retransmitted", "runs", "load"):
         table.add_column(heading, justify="right")
     for each in results.medians:
         table.add_row(
@@ -296,7 +307,7 @@ def _show(outcome: Outcome, results: Results, paths: list[Path]) -> None:
         )  # fmt: skip
     console.print(table)
     table = Table(box=box.SIMPLE_HEAD)
-    for heading, justify in (("", "left"), ("ought to be", "right"), ("is", "right"), ("", "left")):
+    for heading, justify in (("", "left"), ("limit", "right"), ("measured", "right"), ("", "left")):
         table.add_column(heading, justify=justify)  # type: ignore[arg-type]
     for check in results.checks:
         met = "[green]met[/]" if check.met else "[red]missed[/]"

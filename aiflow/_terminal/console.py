@@ -1,4 +1,4 @@
-"""The one way to a terminal: rich's console, which obeys no control character of a name."""
+"""A rich console that never passes a control character of a file or endpoint name to the terminal."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Iterable
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
-from aiflow.cli.safe_paths import printable
+from aiflow._terminal.text import printable
 
 
 class SafeConsole(Console):
-    """A console that spells out every control and format character that it did not make itself."""
+    """A console that escapes every control and format character which it did not generate itself."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """Give the segments of `renderable`; what text came in, is shown."""
+        """Yield the segments of `renderable`, with their text escaped."""
         for segment in super().render(renderable, options):
             if segment.control or segment.text.isprintable():
                 yield segment

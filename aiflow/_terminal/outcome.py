@@ -1,11 +1,9 @@
-"""What every command ends with: a JSON document or a text for people, and an exit code that says the same."""
+"""The result of a command: a JSON document or a text for people, and the matching exit code."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import math
-import os
 import signal
 import sys
 import threading
@@ -15,9 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from aiflow.cli.outdir import WriteError
-from aiflow.cli.safe_paths import printable
-from aiflow.config import parse_size
+from aiflow._terminal.text import jsonable, printable
 from aiflow.errors import AiflowError, ConfigError
 
 if TYPE_CHECKING:
@@ -30,38 +26,24 @@ _SAMPLE_SECONDS = 0.1
 
 
 def version() -> str:
-    """Give the version of the library."""
+    """Return the version of the library."""
     import aiflow
 
     return aiflow.__version__
 
 
-def size(_context: click.Context, _parameter: click.Parameter, value: str) -> int:
-    """Read a number of bytes typed as an option: ``4096``, ``256MiB``, ``1GB``. One that is none is bad usage."""
-    try:
-        return parse_size(value)
-    except ConfigError as error:
-        raise click.BadParameter(str(error)) from error
-
-
-def utf8(_context: click.Context, parameter: click.Parameter, value: Any) -> Any:
-    """Read names typed as an option as UTF-8, whatever the locale says that they are. One that is not is bad usage."""
-    if isinstance(value, tuple):
-        return tuple(utf8(_context, parameter, each) for each in value)
-    try:
-        return value and os.fsencode(value).decode()
-    except UnicodeError as error:
-        raise click.BadParameter(f"{value!r} is not UTF-8", param=parameter) from error
+class CommandError(Exception):
+    """A command cannot continue. The message says what failed and what the user can do."""
 
 
 class Outcome:
-    """A command's result while it comes about.
+    """The result of a running command.
 
     Attributes
     ----------
     terminal : Terminal
     document : dict
-        What ``--json`` prints; commands add their own keys.
+        Printed by ``--json``. Commands add their own keys.
     exit_code : int
     """
 
@@ -71,7 +53,7 @@ class Outcome:
         self.exit_code = DELIVERED
 
     def fail(self, error: BaseException | str, exit_code: int = NOT_DELIVERED) -> None:
-        """Note why the command did not do all it should."""
+        """Record the reason why the command did not succeed completely."""
         self.exit_code = exit_code
         self.document["error"] = {
             "type": type(error).__name__ if isinstance(error, BaseException) else None,
@@ -83,12 +65,12 @@ class Outcome:
 
 
 class Terminal:
-    """Where commands speak: JSON on stdout, or text there; progress and complaints on stderr.
+    """Output of commands: JSON or text on stdout, progress and errors on stderr.
 
     Parameters
     ----------
     as_json : bool
-        Nothing but one JSON document on stdout, and no progress.
+        Print only one JSON document on stdout, and no progress.
     """
 
     def __init__(self, as_json: bool) -> None:
@@ -96,30 +78,30 @@ class Terminal:
         self._consoles: dict[bool, Console] = {}
 
     def console(self, *, stderr: bool = False) -> Console:
-        """Give rich's console for stdout or stderr."""
+        """Return the console for stdout or stderr."""
         if stderr not in self._consoles:
-            from aiflow.cli.console import SafeConsole
+            from aiflow._terminal.console import SafeConsole
 
             self._consoles[stderr] = SafeConsole(stderr=stderr, highlight=False, soft_wrap=True)
         return self._consoles[stderr]
 
     def say(self, text: str, style: str = "") -> None:
-        """Print a line to stderr; control and format characters are spelled out."""
+        """Print a line to stderr. Control and format characters are escaped."""
         self._print(text, style, stderr=True)
 
     def tell(self, text: str, style: str = "") -> None:
-        """Print a line of the result to stdout, in the same way."""
+        """Print a line of the result to stdout. Control and format characters are escaped."""
         self._print(text, style, stderr=False)
 
     def _print(self, text: str, style: str, *, stderr: bool) -> None:
         from rich.text import Text
 
-        # A Text, since rich reads markup and emoji names in a str; spelled here, since a Text drops a carriage return.
+        # A Text, because rich parses markup and emoji names in a str. Escaped here: Text drops carriage returns.
         self.console(stderr=stderr).print(Text(printable(text, keep="\n"), style=style))
 
     @contextlib.contextmanager
     def outcome(self, command: str) -> Iterator[Outcome]:
-        """Run a command's body; end with its exit code and, if asked, its document, whatever happens."""
+        """Run the body of a command. Always exit with its exit code and, with ``--json``, print its document."""
         outcome = Outcome(self, command)
         with _end_as_interrupt():
             try:
@@ -130,7 +112,7 @@ class Terminal:
                 outcome.fail(error, BAD_USAGE)
             except click.ClickException as error:
                 outcome.fail(error, error.exit_code)
-            except (AiflowError, WriteError, OSError) as error:
+            except (AiflowError, CommandError, OSError) as error:
                 outcome.fail(error)
             except Exception as error:
                 self.say(traceback.format_exc().rstrip())
@@ -141,7 +123,7 @@ class Terminal:
         raise click.exceptions.Exit(outcome.exit_code)
 
     def refuse(self, message: str, exit_code: int) -> None:
-        """Print the document of a command line that could not be understood."""
+        """Print the document of a command line that could not be parsed."""
         error = {"type": "UsageError", "message": message}
         self._write({"command": None, "version": version(), "exit_code": exit_code, "error": error})
 
@@ -169,7 +151,7 @@ class Terminal:
 
 
 class Bar:
-    """A progress bar, or nothing at all with ``--json``."""
+    """A progress bar; it shows nothing with ``--json``."""
 
     def __init__(self, progress: Progress | None, task: TaskID | None) -> None:
         self._progress = progress
@@ -183,16 +165,16 @@ class Bar:
             self._progress.update(self._task, completed=done, total=total)
 
     def follow(self, sample: Callable[[], float]) -> None:
-        """Move the bar ten times a second to what `sample` returns, from a thread of the bar's own."""
+        """Move the bar ten times a second to the value that `sample` returns, from a separate thread."""
         if self._progress is not None:
             self._sampler = threading.Thread(target=self._run, args=(sample,), name="aiflow-progress", daemon=True)
             self._sampler.start()
 
     def stop(self) -> None:
-        """End the following. What `sample` reads may be closed afterwards."""
+        """Stop calling `sample`. Afterwards the caller may close the objects that `sample` reads."""
         self._stopping.set()
         if self._sampler is not None:
-            with contextlib.suppress(RuntimeError):  # an interrupt came while it began: it ends before it samples
+            with contextlib.suppress(RuntimeError):  # interrupted during start: the thread ends before its first sample
                 self._sampler.join()
 
     def _run(self, sample: Callable[[], float]) -> None:
@@ -200,25 +182,12 @@ class Bar:
             self.show(sample())
 
 
-def jsonable(value: Any) -> Any:
-    """Turn numpy scalars, paths and numbers that JSON lacks into what it has; NaN and infinity become null."""
-    if isinstance(value, dict):
-        return {str(key): jsonable(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [jsonable(item) for item in value]
-    if hasattr(value, "item"):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
-
-
 @contextlib.contextmanager
 def _end_as_interrupt() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end a command as Ctrl-C does: files removed, ports closed, namespaces deleted.
+    """Handle SIGTERM and SIGHUP like Ctrl-C: files are removed, ports closed, namespaces deleted.
 
-    A closing terminal sends SIGHUP twice, a service manager SIGTERM and SIGHUP: only the first of them counts, so that
-    the end is not interrupted. ``nohup`` ignores SIGHUP, and it stays ignored.
+    A closing terminal sends SIGHUP twice, a service manager SIGTERM and SIGHUP. Only the first signal counts, so that
+    the cleanup is not interrupted. A SIGHUP that ``nohup`` ignores stays ignored.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -1,4 +1,4 @@
-"""Packages that only some commands need, and what to say when they are missing."""
+"""Optional packages, and the error message for those that are missing."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from importlib.util import find_spec
 
 import click
 
-# import name → the name to install it by
+# import name → distribution name
 _DISTRIBUTIONS = {"PIL": "pillow", "skimage": "scikit-image", "sklearn": "scikit-learn"}
 
 
 class MissingExtraError(click.ClickException):
-    """A package of the extra ``demo`` is not installed. The message says how to install it."""
+    """A package of the extra ``demo`` is not installed. The message contains the command that installs it."""
 
     exit_code = 2
 
 
 def require(*packages: str) -> None:
-    """Raise unless every package can be imported (they are looked for, not imported).
+    """Raise unless every package is installed. Nothing is imported.
 
     Parameters
     ----------
@@ -27,7 +27,7 @@ def require(*packages: str) -> None:
     Raises
     ------
     MissingExtraError
-        Naming all that are missing, and the command that installs them.
+        It lists all missing packages and the command that installs them.
     """
     missing = [_DISTRIBUTIONS.get(package, package) for package in packages if find_spec(package) is None]
     if missing:

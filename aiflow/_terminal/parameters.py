@@ -1,0 +1,31 @@
+"""Command-line parameters that several commands have, and callbacks that parse option values."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import click
+
+from aiflow.config import parse_size
+from aiflow.errors import ConfigError
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document to stdout, nothing else.")
+
+
+def size(_context: click.Context, _parameter: click.Parameter, value: str) -> int:
+    """Parse a number of bytes: ``4096``, ``256MiB``, ``1GB``. Other text is a usage error."""
+    try:
+        return parse_size(value)
+    except ConfigError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+def utf8(_context: click.Context, parameter: click.Parameter, value: Any) -> Any:
+    """Decode names as UTF-8, independent of the locale. Other bytes are a usage error."""
+    if isinstance(value, tuple):
+        return tuple(utf8(_context, parameter, each) for each in value)
+    try:
+        return value and os.fsencode(value).decode()
+    except UnicodeError as error:
+        raise click.BadParameter(f"{value!r} is not UTF-8", param=parameter) from error
