@@ -1,0 +1,77 @@
+"""Errors of files that could not be written, with advice for the receiver's user and the sender's."""
+
+from __future__ import annotations
+
+import errno
+
+from aiflow._terminal.outcome import CommandError
+from aiflow._terminal.text import printable
+from aiflow.cli.safe_paths import safe_path
+
+_ADVICE = {
+    errno.EACCES: "check who may write to {where}",
+    errno.EPERM: "check who may write to {where}",
+    errno.EROFS: "{where} is mounted read-only: mount it for writing, or take another directory",
+    errno.EMFILE: "let the receiver open more files (ulimit -n)",
+    errno.ENFILE: "let all processes together open more files (sysctl fs.file-max)",
+    errno.EIO: "check the disk that holds {where} (dmesg)",
+    errno.ENAMETOOLONG: "take a directory with a shorter path, or rename the file",
+    errno.EILSEQ: "rename the file: the file system has no such names",
+    errno.EINVAL: "rename the file: the file system may have no such names",
+    errno.ESTALE: "mount {where} anew",
+    errno.ENOENT: "make {where} again: it was removed",
+}
+
+
+class WriteError(CommandError):
+    """A file could not be written. The message names the file, the reason, and what to do.
+
+    Attributes
+    ----------
+    reason : str
+        The message for the sender. It does not name the file, so that several files can share one reason.
+    """
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+def explained(error: OSError, stream: str, nbytes: int, where: str, free_bytes: int, nb_files: int) -> WriteError:
+    """Convert a system error into advice for the user.
+
+    Parameters
+    ----------
+    error : OSError
+    stream : str
+        Stream that could not be written.
+    nbytes : int
+        Its size.
+    where : str
+        The receiver's output directory.
+    free_bytes : int
+        Free space there.
+    nb_files : int
+        Files that were completed before.
+    """
+    name = printable("/".join(safe_path(stream)))
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return WriteError(
+            f"disk full: {name} ({nbytes} bytes) does not fit in {where}, where "
+            f"{free_bytes} bytes are free; the {nb_files} files before it are whole. "
+            "Free some space or take another directory, and send again",
+            f"disk full: it does not fit in the receiver's {where}; free some space there, and send it again",
+        )
+    if error.errno == errno.EFBIG:
+        return WriteError(
+            f"{name} ({nbytes} bytes) is larger than a file may be here (ulimit -f, or the file system)",
+            f"it is larger than a file may be in the receiver's {where} (ulimit -f, or the file system)",
+        )
+    said = error.strerror or str(error)
+    advice = _ADVICE.get(error.errno or 0, "take another directory, and send again").format(where=where)
+    return WriteError(f"{name}: {said}; {advice}", f"{said} in the receiver's {where}: {advice}")
+
+
+def unfit(stream: str, reason: str) -> WriteError:
+    """Describe a part that does not fit its file."""
+    return WriteError(f"{printable(stream)}: {reason}", reason)
