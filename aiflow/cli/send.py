@@ -16,8 +16,7 @@ from aiflow.config import parse_endpoints
 from aiflow.errors import DeliveryError, PeerLost, SliceTimeout
 
 if TYPE_CHECKING:
-    from aiflow import Sender, SliceReport
-    from aiflow.sender import Ticket
+    from aiflow import Sender, SliceReport, Ticket
 
 
 _PATIENCE_SECONDS = 3.0  # before a wait for a receiver is spoken of

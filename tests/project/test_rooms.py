@@ -53,9 +53,10 @@ ROOMS = {
     "options": Room("options", (*POLICY, "monitor")),
     "sides": Room("sender|receiver|_engine|alloc", SIDES),
     "face": Room("in_process|__init__|__main__", (*FACE, "cli")),
-    "_samples": Room(r"_samples(\..*)?", (*GROUND, "face")),
-    "cli": Room(r"cli(\..*)?", (*GROUND, "face", "_samples", "_transfer", "_ports", "sides")),
-    "lab": Room(r"lab(\..*)?", (*GROUND, "face", "_samples", "_eal", "_policy")),
+    "_terminal": Room(r"_terminal(\..*)?", ("errors", "config", "face")),
+    "_samples": Room(r"_samples(\..*)?", ("_terminal",)),
+    "cli": Room(r"cli(\..*)?", (*GROUND, "face", "_terminal", "_samples", "_transfer", "_ports")),
+    "lab": Room(r"lab(\..*)?", (*GROUND, "face", "_terminal", "_samples", "_eal", "_policy")),
 }
 
 # Headers: a floor includes itself and what is named here.
