@@ -35,7 +35,7 @@ cdef struct loop_port:
 
 cdef class Loop(Driven):
     cdef af_agent agent
-    cdef list faults                   # rules of `config.parse_faults`
+    cdef list faults                   # rules of `_faults.parse_faults`
     cdef uint64_t fault_sums[AF_NB_FAULTS]  # of lines that are no more
     cdef af_gate *gate
     cdef loop_port ports[PORTS]

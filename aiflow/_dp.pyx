@@ -20,7 +20,7 @@ from aiflow.librte.rte_mbuf cimport (
     rte_pktmbuf_attach_extbuf, rte_pktmbuf_data_room_size, rte_pktmbuf_free, rte_pktmbuf_free_bulk, rte_pktmbuf_mtod,
 )
 from aiflow._system import threads
-from aiflow.config import parse_faults
+from aiflow._faults import parse_faults
 from aiflow.errors import ConfigError, PortError
 from aiflow._system.cpus import settle
 

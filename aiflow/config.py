@@ -1,18 +1,23 @@
-"""What the user typed, checked: sizes, endpoints, and faults made on purpose."""
+"""Parsing of keywords: every value that a user passes to `Sender` or `Receiver` is checked here.
+
+The tables of known values live here too, so that this module imports nothing but `errors`.
+"""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from aiflow.errors import ConfigError
 
 __all__ = [
-    "FAULTS", "IDLE", "MAX_PORTS", "SCHEMES", "Endpoint", "parse_endpoint", "parse_endpoints", "parse_faults",
-    "parse_idle", "parse_max_cores", "parse_seconds", "parse_size", "parse_timeout",
+    "FAULTS", "FLOW_CONTROLS", "IDLE", "INTERVAL_S", "MAX_PORTS", "PARTITIONS", "PLACEMENTS", "POLICIES", "SCHEMES",
+    "SCORE_WEIGHTS", "Endpoint", "check_scheduling", "parse_choice", "parse_endpoint", "parse_endpoints", "parse_idle",
+    "parse_link_speeds", "parse_max_cores", "parse_memory", "parse_names", "parse_partition", "parse_rate",
+    "parse_seconds", "parse_size", "parse_switch_limits", "parse_switches", "parse_timeout",
 ]  # fmt: skip
 
 MAX_PORTS = 32
@@ -40,24 +45,102 @@ for _power, _letter in enumerate("KMGT", start=1):
     _UNITS[f"{_letter}B"] = 1000**_power
     _UNITS[f"{_letter}IB"] = 1024**_power
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*")
+_RATE = re.compile(r"\s*([0-9.]+)\s*([kmg]?)(bit|bit/s|bitps|bps)?\s*")
+_RATE_UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9}
 
+# ---- known values ----
+
+POLICIES = {
+    "pull": "a port takes the next chunk when its window has room",
+    "score": "shares by the paper's score of each port, times its speed",
+    "round_robin": "equal shares",
+    "weighted": "shares by the ports' speeds",
+    "least_queue": "a chunk goes to the port with the fewest frames in flight",
+}
+"""Policies of port choice (docs/design.md: Port choice)."""
+
+PLACEMENTS = ("chunks", "elements")
+"""Units that a policy assigns to ports: single chunks, so that an element may use all ports, or whole elements."""
+
+SCORE_WEIGHTS = (0.57, 0.31, 0.12)
+"""The paper's tuned weights of bandwidth use, ring fill and loss."""
+
+FLOW_CONTROLS = {
+    "credit": "the receiver grants memory for whole slices, and each path a window that its links can take; "
+    "a port whose link_speed was given gets no more than that",
+    "reverse": "the receiver's measured loss widens the gap between frames (the paper's)",
+    "static": "a fixed gap between frames",
+    "token_bucket": "a rate, and a bucket of what may go at once",
+    "none": "as fast as the driver takes it",
+}
+"""Flow controls (docs/design.md: Flow control)."""
+
+PARTITIONS = ("balanced", "by_stream")
+"""Named ways to spread a slice over several receivers."""
 
 IDLE = {
     "backoff": "spin for 20 µs, yield for 80, then sleep, longer and longer",
     "spin": "poll without a pause for as long as a call waits: the least latency, for a core's whole time",
 }
-"""What a thread does that waits in `send`, `recv` or a Ticket's ``result``, and polls the ports meanwhile."""
+"""Idle strategies of a thread that waits in `send`, `recv` or a Ticket's ``result`` and polls the ports meanwhile."""
+
+INTERVAL_S = 0.1
+"""Seconds between two samples of the monitor, by default."""
+
+MEMORY_MOST = 1 << 46
+"""Upper bound of a Receiver's ``memory``, in bytes: a fraction of the address space."""
+
+FAULTS = {
+    "ways": "'out' (frames that we send; the default), 'in' (frames that arrive here), or both: ('out', 'in')",
+    "ports": "indices of the ports that suffer, in the order in which they were opened; default: all",
+    "kinds": "names of the frames that suffer: DATA, PACKED, MANIFEST, GRANT, FEEDBACK, HELLO, PROBE, BYE, VOID, CLOSE",
+    "seed": "of the random numbers; the same seed makes the same faults of the same frames",
+    "drop": "probability that a frame is lost",
+    "burst": "probability that losses begin with it; burst_frames: how many in a row on average (default 10)",
+    "drop_first": "the first so many are lost",
+    "drop_for": "all are lost for so many seconds, from the first frame on",
+    "down_after": "drop_for begins so many seconds after the first frame",
+    "down_every": "and comes again with this period, in seconds",
+    "corrupt": "probability that one bit of it is flipped",
+    "truncate": "probability that it is cut short",
+    "repeat": "probability that it passes `copies` times (default 2)",
+    "copies": "how often a repeated frame passes; alone: every frame does",
+    "reorder": "probability that it is held back for up to `reorder_for` seconds (default 0.001) while others pass",
+    "delay": "seconds by which every frame is late",
+    "stall": "probability that nothing passes from here on for `stall_for` seconds (default 0.01), and then everything",
+}
+"""Keys of ``faults=`` of `Sender` and `Receiver`: a dict, or a list of them, of which each direction of a port follows
+the first that names it."""
+
+
+# ---- numbers and choices ----
+
+
+def parse_choice(value: Any, what: str, known: Collection[str], otherwise: str = "") -> Any:
+    """Return `value` if it is one of `known`; `otherwise` ends the error's hint.
+
+    Raises
+    ------
+    ConfigError
+    """
+    if not isinstance(value, str) or value not in known:
+        raise ConfigError(f"{what}={value!r} is unknown: use {' or '.join(map(repr, known))}{otherwise}")
+    return value
 
 
 def parse_idle(idle: str) -> bool:
-    """Whether ``idle=`` asks to spin; ConfigError for what it does not know."""
-    if not isinstance(idle, str) or idle not in IDLE:
-        raise ConfigError(f"idle={idle!r} is unknown: use {' or '.join(map(repr, IDLE))}")
-    return idle == "spin"
+    """Return whether ``idle=`` asks to spin.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown strategy.
+    """
+    return bool(parse_choice(idle, "idle", IDLE) == "spin")
 
 
 def parse_max_cores(max_cores: float | None) -> float | None:
-    """``max_cores=``, checked: None, or a number of at least 0.001.
+    """Check ``max_cores=``: None, or a number of cores, at least 0.001.
 
     Raises
     ------
@@ -71,7 +154,12 @@ def parse_max_cores(max_cores: float | None) -> float | None:
 
 
 def parse_seconds(value: Any, what: str) -> float:
-    """Seconds, more than 0; ConfigError for anything else, under the name `what`."""
+    """Check a number of seconds above 0; `what` names the keyword in the error.
+
+    Raises
+    ------
+    ConfigError
+    """
     try:
         seconds = -1.0 if isinstance(value, (str, bytes)) else float(value)
     except (TypeError, ValueError):
@@ -82,7 +170,7 @@ def parse_seconds(value: Any, what: str) -> float:
 
 
 def parse_timeout(timeout: Any) -> float | None:
-    """The most seconds to wait: None and infinity for no end, 0 to only look; ConfigError for what is none.
+    """Check ``timeout=``: None and infinity wait without end, 0 only looks, else a number of seconds.
 
     Raises
     ------
@@ -124,6 +212,158 @@ def parse_size(size: int | str) -> int:
     if size <= 0:
         raise ConfigError(f"a size must be positive, not {size}")
     return size
+
+
+def parse_memory(memory: int | str) -> int:
+    """Bytes of a Receiver's ``memory=``.
+
+    Raises
+    ------
+    ConfigError
+        For anything but a size, or one above 64 TiB.
+    """
+    nbytes = parse_size(memory)
+    if nbytes > MEMORY_MOST:
+        raise ConfigError(f"memory={memory!r} is more than any machine has: give less than 64 TiB")
+    return nbytes
+
+
+def parse_rate(rate: str | float, what: str = "link_speed", *, default_unit: str = "") -> float:
+    """Bit/s meant by ``"100mbit"``, ``"1gbit"``, ``"2.5 Gbit/s"`` or a number.
+
+    Parameters
+    ----------
+    rate : str or number
+        A number is in bit/s.
+    what : str
+        The keyword, for the error.
+    default_unit : {"", "k", "m", "g"}
+        Unit of a str that is a bare number: bit/s, kbit/s, Mbit/s or Gbit/s.
+
+    Returns
+    -------
+    float
+        Bit/s.
+
+    Raises
+    ------
+    ConfigError
+    """
+    bps = 0.0
+    if isinstance(rate, str):
+        match = _RATE.fullmatch(rate.lower())
+        try:
+            bps = float(match[1]) * _RATE_UNITS[match[2] or ("" if match[3] else default_unit)] if match else 0.0
+        except ValueError:
+            bps = 0.0
+    elif isinstance(rate, int | float) and not isinstance(rate, bool):
+        bps = float(rate)
+    if not 0 < bps < 1e15:
+        bare = {"": "bit/s", "k": "kbit/s", "m": "Mbit/s", "g": "Gbit/s"}[default_unit]
+        raise ConfigError(f"{what}={rate!r} is no rate: give a number of {bare}, or '100mbit', '1gbit'")
+    return bps
+
+
+# ---- names and groups of values ----
+
+
+def parse_names(to: Any, most: int) -> list[str]:
+    """Names of the receivers in ``to=``, at most `most`; [] for the only one that answers.
+
+    Raises
+    ------
+    ConfigError
+    """
+    if to is None:
+        return []
+    names = [to] if isinstance(to, str) else list(to) if isinstance(to, Iterable) else [to]
+    if not names or not all(isinstance(name, str) and name for name in names):
+        raise ConfigError(f"to={to!r}: give a receiver's name, or several")
+    if len(set(names)) < len(names):
+        raise ConfigError(f"to={to!r}: name each receiver once")
+    if len(names) > most:
+        raise ConfigError(f"to= names {len(names)} receivers: {most} is the most, open a second Sender")
+    return names
+
+
+def parse_partition(partition: Any) -> str | Callable[..., Any]:
+    """Check ``partition=``: one of `PARTITIONS`, or a callable.
+
+    Raises
+    ------
+    ConfigError
+    """
+    if callable(partition):
+        return partition  # type: ignore[no-any-return]
+    if partition not in PARTITIONS:
+        known = ", ".join(map(repr, PARTITIONS))
+        raise ConfigError(f"partition={partition!r} is unknown: use {known} or a callable")
+    return str(partition)
+
+
+def check_scheduling(policy: Any, place: Any = "chunks", weights: Any = SCORE_WEIGHTS) -> None:
+    """Check the fields of `aiflow.Scheduling` that need no other.
+
+    Raises
+    ------
+    ConfigError
+    """
+    if not isinstance(policy, str) or policy not in POLICIES:
+        raise ConfigError(f"policy={policy!r} is unknown: use one of {', '.join(map(repr, POLICIES))}")
+    parse_choice(place, "place", PLACEMENTS)
+    try:
+        sound = len(weights) == 3 and min(weights) >= 0 and math.isclose(sum(weights), 1.0, abs_tol=1e-6)
+    except TypeError:
+        sound = False
+    if not sound:
+        raise ConfigError(f"score_weights={weights!r}: give three numbers, none negative, that add up to 1")
+
+
+def parse_switches(switches: Sequence[str] | str | None, nb_ports: int) -> Sequence[str] | str | None:
+    """Check ``switches=``: a name for each of `nb_ports` ports, "probe", or None.
+
+    Raises
+    ------
+    ConfigError
+    """
+    if switches is None or switches == "probe":
+        return switches
+    if isinstance(switches, str) or len(switches) != nb_ports:
+        raise ConfigError(f"switches={switches!r}: give the name of each port's switch, {nb_ports} in all, or 'probe'")
+    return switches
+
+
+def parse_switch_limits(limits: Mapping[str, str | float] | None) -> dict[str, float]:
+    """Bit/s of each switch in ``switch_limits=``.
+
+    Raises
+    ------
+    ConfigError
+    """
+    return {name: parse_rate(rate, "switch_limits") for name, rate in (limits or {}).items()}
+
+
+def parse_link_speeds(
+    speeds: str | float | Sequence[str | float] | None, nb_ports: int
+) -> tuple[float | None, list[float]]:
+    """Bit/s in ``link_speed=``: the rate of all ports (or None), and the rate of each (or []).
+
+    Raises
+    ------
+    ConfigError
+        For what is no rate, or a sequence of another length than `nb_ports`.
+    """
+    if speeds is None:
+        return None, []
+    if isinstance(speeds, str | int | float):
+        return parse_rate(speeds), []
+    each = [parse_rate(rate) for rate in speeds]
+    if len(each) != nb_ports:
+        raise ConfigError(f"link_speed= has {len(each)} rates for {nb_ports} ports: one, or one for each")
+    return None, each
+
+
+# ---- endpoints ----
 
 
 @dataclass(frozen=True)
@@ -217,90 +457,3 @@ def parse_endpoints(ports: str | Iterable[str]) -> tuple[Endpoint, ...]:
     if asked > MAX_PORTS:
         raise ConfigError(f"{asked} ports asked for, and a process can have {MAX_PORTS}: ask for fewer")
     return endpoints
-
-
-FAULTS = {
-    "ways": "'out' (frames that we send; the default), 'in' (frames that arrive here), or both: ('out', 'in')",
-    "ports": "indices of the ports that suffer, in the order in which they were opened; default: all",
-    "kinds": "names of the frames that suffer: DATA, PACKED, MANIFEST, GRANT, FEEDBACK, HELLO, PROBE, BYE, VOID, CLOSE",
-    "seed": "of the random numbers; the same seed makes the same faults of the same frames",
-    "drop": "probability that a frame is lost",
-    "burst": "probability that losses begin with it; burst_frames: how many in a row on average (default 10)",
-    "drop_first": "the first so many are lost",
-    "drop_for": "all are lost for so many seconds, from the first frame on",
-    "down_after": "drop_for begins so many seconds after the first frame",
-    "down_every": "and comes again with this period, in seconds",
-    "corrupt": "probability that one bit of it is flipped",
-    "truncate": "probability that it is cut short",
-    "repeat": "probability that it passes `copies` times (default 2)",
-    "copies": "how often a repeated frame passes; alone: every frame does",
-    "reorder": "probability that it is held back for up to `reorder_for` seconds (default 0.001) while others pass",
-    "delay": "seconds by which every frame is late",
-    "stall": "probability that nothing passes from here on for `stall_for` seconds (default 0.01), and then everything",
-}
-"""Keys of ``faults=`` of `Sender` and `Receiver`: a dict, or a list of them, of which each direction of a port follows
-the first that names it."""
-
-_KINDS = ("DATA", "PACKED", "MANIFEST", "GRANT", "FEEDBACK", "HELLO", "PROBE", "BYE", "VOID", "CLOSE")
-_WAYS = {"out": 0, "in": 1}
-
-
-def _number(faults: dict[str, Any], key: str, default: float = 0.0, most: float = float("inf")) -> float:
-    value = faults.pop(key, default)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= most:
-        raise ConfigError(f"faults: {key}={value!r}; {FAULTS.get(key, key)} (a number from 0 to {most:g})")
-    return float(value)
-
-
-def _parse_rule(rule: Mapping[str, Any]) -> dict[str, Any]:
-    faults = dict(rule)
-    kinds = set(faults.pop("kinds", _KINDS))
-    unknown = kinds - set(_KINDS)
-    if unknown:
-        raise ConfigError(f"unknown kinds of frames: {', '.join(map(str, unknown))}; there are {', '.join(_KINDS)}")
-    ways = faults.pop("ways", "out")
-    ways = (ways,) if isinstance(ways, str) else tuple(ways)
-    if not ways or set(ways) - set(_WAYS):
-        raise ConfigError(f"faults: ways={ways!r}; {FAULTS['ways']}")
-    ports = faults.pop("ports", None)
-
-    def ppm(key: str, default: float = 0.0) -> int:
-        return round(_number(faults, key, default, 1) * 1e6)
-
-    def ns(key: str, default: float = 0.0) -> int:
-        return round(_number(faults, key, default, 1e6) * 1e9)
-
-    repeats = 1.0 if "copies" in faults else 0.0
-    fields = {
-        "kinds": sum(1 << (1 + _KINDS.index(kind)) for kind in kinds),
-        "drop_ppm": ppm("drop"),
-        "burst_ppm": ppm("burst"), "burst_frames": int(_number(faults, "burst_frames", 10, 1e6)),
-        "repeat_ppm": ppm("repeat", repeats), "copies": int(_number(faults, "copies", 2, 100)),
-        "reorder_ppm": ppm("reorder"), "reorder_ns": ns("reorder_for", 0.001),
-        "corrupt_ppm": ppm("corrupt"), "truncate_ppm": ppm("truncate"),
-        "stall_ppm": ppm("stall"), "stall_ns": ns("stall_for", 0.01), "delay_ns": ns("delay"),
-        "drop_first": int(_number(faults, "drop_first", 0, 2**31)),
-        "down_after_ns": ns("down_after"), "down_for_ns": ns("drop_for"), "down_every_ns": ns("down_every"),
-    }  # fmt: skip
-    parsed = {
-        "ways": {_WAYS[way] for way in ways},
-        "ports": None if ports is None else {int(port) for port in ports},
-        "seed": int(_number(faults, "seed", 1, 2**63)),
-        "rule": fields,
-    }
-    if faults:
-        raise ConfigError(f"unknown faults: {', '.join(sorted(map(str, faults)))}; there are {', '.join(FAULTS)}")
-    return parsed
-
-
-def parse_faults(faults: Mapping[str, Any] | Iterable[Mapping[str, Any]] | None) -> list[dict[str, Any]]:
-    """Rules of the fault shim (include/aiflow/rt/fault_line.h) out of ``faults=``: see `FAULTS`.
-
-    Raises
-    ------
-    ConfigError
-        For a key that is none, or a value out of its range.
-    """
-    if not faults:
-        return []
-    return [_parse_rule(rule) for rule in ([faults] if isinstance(faults, Mapping) else faults)]

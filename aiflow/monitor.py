@@ -9,14 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from aiflow._policy.flow_control import parse_rate
-from aiflow.errors import ConfigError, PortError
-from aiflow.scheduler import SCORE_WEIGHTS, PortState, group_by_switch, score
+from aiflow.config import INTERVAL_S, SCORE_WEIGHTS, parse_link_speeds
+from aiflow.errors import PortError
+from aiflow.scheduler import PortState, group_by_switch, score
 
 __all__ = ["INTERVAL_S", "LinkSpeeds", "Metrics", "Monitor", "metrics"]
-
-INTERVAL_S = 0.1
-"""Seconds between two samples, unless asked for otherwise."""
 
 
 class Metrics(NamedTuple):
@@ -99,16 +96,7 @@ class LinkSpeeds:
     """
 
     def __init__(self, asked: str | float | Sequence[str | float] | None, nb_ports: int) -> None:
-        self._one: float | None = None
-        self._each: list[float] = []
-        if asked is None:
-            return
-        if isinstance(asked, str | int | float):
-            self._one = parse_rate(asked)
-            return
-        self._each = [parse_rate(rate) for rate in asked]
-        if len(self._each) != nb_ports:
-            raise ConfigError(f"link_speed= has {len(self._each)} rates for {nb_ports} ports: one, or one for each")
+        self._one, self._each = parse_link_speeds(asked, nb_ports)
 
     def given(self, index: int) -> float | None:
         """Bit/s configured for the port at this place of the loop."""
@@ -242,16 +230,3 @@ def _state(row: Mapping[str, Any], figures: Metrics, speed: float | None) -> Por
         figures.buffer_occupancy,
         figures.drop_rate,
     )
-
-
-def check_switches(switches: Sequence[str] | str | None, nb_ports: int) -> None:
-    """Refuse what is no list of switches.
-
-    Raises
-    ------
-    ConfigError
-    """
-    if switches is None or switches == "probe":
-        return
-    if isinstance(switches, str) or len(switches) != nb_ports:
-        raise ConfigError(f"switches={switches!r}: give the name of each port's switch, {nb_ports} in all, or 'probe'")

@@ -16,7 +16,15 @@ from aiflow._system import limits, threads
 from aiflow._transfer.reasons import joined, of_drops
 from aiflow._transfer.ticket import again
 from aiflow._transfer.waiter import Waiting
-from aiflow.config import parse_endpoints, parse_idle, parse_max_cores, parse_seconds, parse_size, parse_timeout
+from aiflow.config import (
+    parse_choice,
+    parse_endpoints,
+    parse_idle,
+    parse_max_cores,
+    parse_memory,
+    parse_seconds,
+    parse_timeout,
+)
 from aiflow.errors import ConfigError, PoolExhausted, SliceTimeout, not_copied
 from aiflow.monitor import INTERVAL_S, LinkSpeeds, Monitor
 from aiflow.report import PortTable, port_table
@@ -24,9 +32,6 @@ from aiflow.sender import MBUFS_PER_PORT
 from aiflow.slices import TimeSlice
 
 __all__ = ["Receiver"]
-
-MEMORY_MOST = 1 << 46
-"""A fraction of the address space."""
 
 USUAL_MBUF = 16384
 """Bytes of an mbuf at the default frame size of ``local:``."""
@@ -177,16 +182,13 @@ class Receiver:
         spins = parse_idle(idle)
         max_cores = parse_max_cores(max_cores)
         speeds = LinkSpeeds(link_speed, sum(endpoint.nb_ports for endpoint in self.endpoints))
-        if until not in (None, "bye"):
-            raise ConfigError(f"until={until!r} is unknown: use 'bye', or None to go on until close()")
-        if confirm not in ("held", "release"):
-            raise ConfigError(f"confirm={confirm!r} is unknown: use 'held', or 'release'")
+        if until is not None:
+            parse_choice(until, "until", ("bye",), ", or None to go on until close()")
+        parse_choice(confirm, "confirm", ("held", "release"))
         names = [endpoint.target for endpoint in self.endpoints if endpoint.scheme in NAMED]
         self.name = name if name is not None else names[0] if names else socket.gethostname()[:60]
         self.assemble = bool(assemble)
-        self.memory = parse_size(memory)
-        if self.memory > MEMORY_MOST:
-            raise ConfigError(f"memory={memory!r} is more than any machine has: give less than 64 TiB")
+        self.memory = parse_memory(memory)
         nb_ports = sum(endpoint.nb_ports for endpoint in self.endpoints)
         limits.warn_of_memory(self.memory + nb_ports * MBUFS_PER_PORT * USUAL_MBUF, stacklevel=2)
         self.timeout = parse_timeout(timeout)

@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from aiflow.config import PLACEMENTS, POLICIES, SCORE_WEIGHTS, check_scheduling
 from aiflow.errors import ConfigError
 
 __all__ = [
@@ -19,7 +20,6 @@ __all__ = [
     "Demand",
     "Plan",
     "PortState",
-    "check",
     "demand",
     "group_by_switch",
     "plan",
@@ -27,23 +27,8 @@ __all__ = [
     "spread",
 ]
 
-POLICIES = {
-    "pull": "a port takes the next chunk when its window has room",
-    "score": "shares by the paper's score of each port, times its speed",
-    "round_robin": "equal shares",
-    "weighted": "shares by the ports' speeds",
-    "least_queue": "a chunk goes to the port with the fewest frames under way",
-}
-"""Port choice that can be asked for (docs/design.md: Port choice)."""
-
 SHARING = frozenset({"score", "round_robin", "weighted"})
 """Policies that deal out shares, and want to know more of the ports than which are usable."""
-
-PLACEMENTS = ("chunks", "elements")
-"""What is dealt out: single chunks, so that one element may travel over all ports, or whole elements."""
-
-SCORE_WEIGHTS = (0.57, 0.31, 0.12)
-"""The paper's tuned weights of bandwidth use, ring fill and loss."""
 
 ALL_PORTS = (1 << 32) - 1
 PAYLOAD_SHARE = 1460 / 1514
@@ -108,25 +93,6 @@ class Plan(NamedTuple):
     def explain(self) -> str:
         """Why each port got what it got."""
         return "\n".join(self.reasons)
-
-
-def check(policy: str, place: str = "chunks", weights: Sequence[float] = SCORE_WEIGHTS) -> None:
-    """Refuse what there is not.
-
-    Raises
-    ------
-    ConfigError
-    """
-    if policy not in POLICIES:
-        raise ConfigError(f"policy={policy!r} is unknown: use one of {', '.join(map(repr, POLICIES))}")
-    if place not in PLACEMENTS:
-        raise ConfigError(f"place={place!r} is unknown: use 'chunks' or 'elements'")
-    try:
-        sound = len(weights) == 3 and min(weights) >= 0 and math.isclose(sum(weights), 1.0, abs_tol=1e-6)
-    except TypeError:
-        sound = False
-    if not sound:
-        raise ConfigError(f"score_weights={weights!r}: give three numbers, none negative, that add up to 1")
 
 
 def score(port: PortState, weights: Sequence[float] = SCORE_WEIGHTS) -> float:
@@ -214,7 +180,7 @@ def plan(
         others when all but one have sent theirs, or when it has not sent a sixteenth of its share while another was
         through with its own.
     """
-    check(policy, place, weights)
+    check_scheduling(policy, place, weights)
     usable = [port for port in ports if port.usable]
     reasons = {port.number: f"port {port.number}: no live path now; joins in when it has one" for port in ports}
     quotas: dict[int, int] = {}

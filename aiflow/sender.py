@@ -16,7 +16,7 @@ from aiflow import monitor, scheduler
 from aiflow._dp_tx import MOST_RECEIVERS, TxLoop
 from aiflow._eal import Mempool
 from aiflow._encode import encode as encode_elements
-from aiflow._policy.flow_control import FlowControl, parse_rate
+from aiflow._policy.flow_control import FlowControl
 from aiflow._ports.portset import PortSet
 from aiflow._system import threads
 from aiflow._transfer import result
@@ -25,7 +25,20 @@ from aiflow._transfer.fanout import Partition, array_of, whole_of
 from aiflow._transfer.manifest import Form, Piece, as_bytes, described, encode, encode_rows
 from aiflow._transfer.ticket import Ticket, again
 from aiflow._transfer.waiter import Waiting
-from aiflow.config import parse_endpoints, parse_idle, parse_max_cores, parse_seconds, parse_size, parse_timeout
+from aiflow.config import (
+    INTERVAL_S,
+    SCORE_WEIGHTS,
+    check_scheduling,
+    parse_endpoints,
+    parse_idle,
+    parse_max_cores,
+    parse_names,
+    parse_seconds,
+    parse_size,
+    parse_switch_limits,
+    parse_switches,
+    parse_timeout,
+)
 from aiflow.errors import ConfigError, SliceTimeout, not_copied
 from aiflow.report import PortTable, SliceReport, port_table
 
@@ -141,24 +154,24 @@ class Sender:
         max_cores: float | None = None,
         link_speed: str | float | Sequence[str | float] | None = None,
         place: str = "chunks",
-        score_weights: Sequence[float] = scheduler.SCORE_WEIGHTS,
+        score_weights: Sequence[float] = SCORE_WEIGHTS,
         switches: Sequence[str] | str | None = None,
         switch_limits: Mapping[str, str | float] | None = None,
-        monitor_interval: float = monitor.INTERVAL_S,
+        monitor_interval: float = INTERVAL_S,
         faults: dict[str, Any] | list[dict[str, Any]] | None = None,
     ) -> None:
         self._closed = self._ended = True  # takes no work; has nothing left to close
         self._ending = threads.unpatched("threading").RLock()  # a signal handler may close, too
         self.endpoints = parse_endpoints(ports)
-        scheduler.check(policy, place, score_weights)
+        check_scheduling(policy, place, score_weights)
         spins = parse_idle(idle)
         max_cores = parse_max_cores(max_cores)
         self.policy = policy
         self.place = place
         self.flow_control = FlowControl.of(flow_control)
         nb_ports = sum(endpoint.nb_ports for endpoint in self.endpoints)
-        monitor.check_switches(switches, nb_ports)
-        self._switch_limits = {name: parse_rate(rate, "switch_limits") for name, rate in (switch_limits or {}).items()}
+        parse_switches(switches, nb_ports)
+        self._switch_limits = parse_switch_limits(switch_limits)
         speeds = monitor.LinkSpeeds(link_speed, nb_ports)
         self.name = name if name is not None else _default_name()
         self.peer_timeout = parse_seconds(peer_timeout, "peer_timeout")
@@ -172,7 +185,7 @@ class Sender:
             parse_size(put_memory),
             self._posting,
         )
-        self._to = _names(to)
+        self._to = parse_names(to, MOST_RECEIVERS)
         self._partition = Partition(partition, self._to)
         self._planned: tuple[tuple[int, int, int], scheduler.Plan] | None = None  # what the newest plan was made for
         flow = self.flow_control
@@ -622,20 +635,6 @@ class Sender:
         joined = ", ".join(map(repr, self.receivers))
         state = "closed" if self._closed else f"to {joined}" if joined else "looking for a receiver"
         return f"<Sender {', '.join(map(str, self.endpoints))}: {state}>"
-
-
-def _names(to: Any) -> list[str]:
-    """The receivers that `to` names; [] for the only one that answers."""
-    if to is None:
-        return []
-    names = [to] if isinstance(to, str) else list(to) if isinstance(to, Iterable) else [to]
-    if not names or not all(isinstance(name, str) and name for name in names):
-        raise ConfigError(f"to={to!r}: give a receiver's name, or several")
-    if len(set(names)) < len(names):
-        raise ConfigError(f"to={to!r}: name each receiver once")
-    if len(names) > MOST_RECEIVERS:
-        raise ConfigError(f"to= names {len(names)} receivers: {MOST_RECEIVERS} is the most, open a second Sender")
-    return names
 
 
 def _give_up(posted: list[Any]) -> None:

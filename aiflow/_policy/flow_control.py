@@ -2,61 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from aiflow.config import FLOW_CONTROLS, parse_rate
 from aiflow.errors import ConfigError
 
-__all__ = ["FLOW_CONTROLS", "FlowControl", "Pace", "parse_rate"]
-
-FLOW_CONTROLS = {
-    "credit": "the receiver grants memory for whole slices, and each path a window that its links can take; "
-    "a port whose link_speed was given gets no more than that",
-    "reverse": "the receiver's measured loss widens the gap between frames (the paper's)",
-    "static": "a fixed gap between frames",
-    "token_bucket": "a rate, and a bucket of what may go at once",
-    "none": "as fast as the driver takes it",
-}
-"""Flow control that can be asked for (docs/design.md: Flow control)."""
+__all__ = ["FLOW_CONTROLS", "FlowControl", "Pace"]
 
 GAP_SPEED = 1e9
 """The line rate that the paper's gaps are for, bit/s: at a tenth of it they are ten times as long."""
-
-_UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9}
-
-
-def parse_rate(rate: str | float, what: str = "link_speed") -> float:
-    """Read a rate.
-
-    Parameters
-    ----------
-    rate : str or number
-        ``"100mbit"``, ``"1gbit"``, ``"2.5 Gbit/s"``, or a number of bit/s.
-    what : str
-        The keyword, for the error.
-
-    Returns
-    -------
-    float
-        Bit/s.
-
-    Raises
-    ------
-    ConfigError
-    """
-    bps = 0.0
-    if isinstance(rate, str):
-        match = re.fullmatch(r"\s*([0-9.]+)\s*([kmg]?)(bit|bit/s|bps)?\s*", rate.lower())
-        try:
-            bps = float(match[1]) * _UNITS[match[2]] if match else 0.0
-        except ValueError:
-            bps = 0.0
-    elif isinstance(rate, int | float) and not isinstance(rate, bool):
-        bps = float(rate)
-    if not 0 < bps < 1e15:
-        raise ConfigError(f"{what}={rate!r} is no rate: give bit/s, or '100mbit', '1gbit'")
-    return bps
 
 
 class Pace(NamedTuple):

@@ -9,6 +9,7 @@ import numpy as np
 
 from aiflow._policy.partition import Numbers, even
 from aiflow._transfer.manifest import Form
+from aiflow.config import parse_partition
 from aiflow.errors import ConfigError
 
 __all__ = ["Partition", "Several", "array_of", "whole_of"]
@@ -33,9 +34,7 @@ class Partition:
     """
 
     def __init__(self, how: str | Callable[..., Any], receivers: Sequence[str]) -> None:
-        if not callable(how) and how not in ("balanced", "by_stream"):
-            raise ConfigError(f"partition={how!r} is unknown: use 'balanced', 'by_stream' or a callable")
-        self.how = how
+        self.how = parse_partition(how)
         self.receivers = tuple(receivers)
         self._homes: dict[str, int] = {}
         self._given = [0] * len(self.receivers)

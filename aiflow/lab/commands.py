@@ -38,7 +38,7 @@ def _rates(context: click.Context, parameter: click.Parameter, value: str | None
 
 
 def _faults(_context: click.Context, _parameter: click.Parameter, value: str | None) -> dict[str, Any] | None:
-    from aiflow.config import parse_faults
+    from aiflow._faults import parse_faults
 
     if value is None:
         return None

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from aiflow import config
 from aiflow.errors import ConfigError
 
 __all__ = ["MBIT", "Layout", "Port", "parse_rate"]
 
 MBIT = 1_000_000
-
-_RATE = re.compile(r"(\d+(?:\.\d+)?)\s*(k|m|g)?(?:bit(?:/s|ps)?)?", re.IGNORECASE)
-_FACTORS = {"k": 10**3, "m": 10**6, "g": 10**9}
 
 
 def parse_rate(text: str) -> int:
@@ -29,10 +26,7 @@ def parse_rate(text: str) -> int:
     ConfigError
         If it is no rate, or not between 64 kbit/s and 30 Gbit/s (tbf counts bytes in 32 bits).
     """
-    match = _RATE.fullmatch(text.strip())
-    if match is None:
-        raise ConfigError(f"{text!r} is no rate: write 100mbit, 1gbit, or a number of Mbit/s")
-    rate = round(float(match[1]) * _FACTORS[(match[2] or "m").lower()])
+    rate = round(config.parse_rate(text, "rate", default_unit="m"))
     if not 64_000 <= rate <= 30 * 10**9:
         raise ConfigError(f"the rate {text} is out of range: 64kbit to 30gbit")
     return rate

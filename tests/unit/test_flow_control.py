@@ -21,7 +21,8 @@ from subprocesses import environment
 from test_core import compiled
 
 import aiflow
-from aiflow._policy.flow_control import FLOW_CONTROLS, LATE_NS, FlowControl, parse_rate
+from aiflow._policy.flow_control import FLOW_CONTROLS, LATE_NS, FlowControl
+from aiflow.config import parse_rate
 from aiflow.errors import ConfigError
 
 Outcome = dict[str, Any]
