@@ -1,3 +1,10 @@
+"""Elements → the manifest of a slice and a buffer for each."""
+
+from collections.abc import Iterable
 from typing import Any
 
+from aiflow._transfer.manifest import Form, Piece
+
 def encode(elements: Any) -> tuple[bytes, list[Any], int]: ...
+def encode_pieces(described: Iterable[Piece]) -> tuple[bytes, list[Any], int]: ...
+def encode_rows(stream: str, form: Form, count: int) -> bytes: ...

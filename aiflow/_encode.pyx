@@ -1,7 +1,8 @@
-"""What `Sender.send` was given → a manifest and buffers: the loop over the elements, compiled.
+"""Elements → the manifest of a slice and a buffer for each: the only encoder, a compiled loop over the elements.
 
-A million small elements pass here one by one, and so does the one that somebody waits for. What is plain, bytes and
-numpy's own arrays of numbers in one piece, costs some attribute look-ups; everything else takes `manifest.as_bytes`.
+`encode` takes what `Sender.send` takes, `encode_pieces` takes described elements (`manifest.Piece`), `encode_rows`
+takes the rows of a batch. Bytes and C-contiguous arrays of plain numbers cost a few attribute look-ups each;
+everything else goes through `manifest.as_bytes`. The layout is in include/aiflow/wire/manifest.h.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
@@ -84,7 +85,7 @@ cdef bytes name_of(object stream):
 
 
 cdef class _Runs:
-    """Joins like neighbours."""
+    """The runs of one slice: elements of one stream and form that follow each other share a run."""
 
     cdef list encoded
     cdef list buffers
@@ -148,15 +149,36 @@ cdef class _Runs:
         return 0
 
     cdef int _add_file(self, object marked) except -1:
-        """A file is a run of its own."""
         buffer, wide = as_bytes(marked.buffer, f"file {marked.stream!r}")
+        return self._add_marked(checked_stream(marked.stream), buffer, wide, marked.mark)
+
+    cdef int _add_marked(self, object stream, object buffer, object wide, object mark) except -1:
+        """A file is a run of its own."""
         self.flush()
-        self.kind, self.marks = marked.mark.encode()
-        self._open(checked_stream(marked.stream), 0, None, None, named(None, wide)[1], wide.nbytes)
+        self.kind, self.marks = mark.encode()
+        self._open(stream, 0, None, None, named(None, wide)[1], wide.nbytes)
         self._count_in(buffer)
         self.flush()
         self.kind, self.marks = ELEMENT, b""
         self.dtype = None
+        return 0
+
+    cdef int add_piece(self, object piece) except -1:
+        """Take one described element: its stream is a str, or its number."""
+        stream, buffer, wide, mark = piece
+        if mark is not None:
+            return self._add_marked(stream, buffer, wide, mark)
+        cdef bint is_named = isinstance(stream, str)
+        self._open(stream if is_named else None, 0 if is_named else stream, None, None, named(None, wide)[1],
+                   wide.nbytes)
+        return self._count_in(buffer)
+
+    cdef int add_rows(self, object stream, object row, uint64_t count) except -1:
+        """Take `count` like elements without a buffer for each."""
+        self._open(stream, 0, None, None, named(None, row)[1], row.nbytes)
+        self.count = count
+        self.nbytes = count * self.size
+        self.nb_elements = count
         return 0
 
     cdef bint _follows(self, object stream, uint64_t number):
@@ -205,8 +227,7 @@ cdef class _Runs:
     cdef bytes manifest(self):
         self.flush()
         cdef bytes header = PyBytes_FromStringAndSize(NULL, AF_MANIFEST_HEADER)
-        if self.nb_elements > 0xFFFFFFFFu:
-            raise ConfigError(f"{self.nb_elements} elements are more than a slice can number: send several slices")
+        check_count(self.nb_elements)
         aiflow_put_manifest(PyBytes_AS_STRING(header), <uint32_t>len(self.encoded), <uint32_t>self.nb_elements,
                             self.nbytes)
         if len(self.encoded) == 1:
@@ -214,8 +235,14 @@ cdef class _Runs:
         return header + b"".join(self.encoded)
 
 
+cdef int check_count(object count) except -1:
+    if count > 0xFFFFFFFF:
+        raise ConfigError(f"{count} elements are more than a slice can number: send several slices")
+    return 0
+
+
 def encode(elements):
-    """The manifest of what `Sender.send` was given.
+    """The manifest of the elements that `Sender.send` takes.
 
     Parameters
     ----------
@@ -226,9 +253,9 @@ def encode(elements):
     -------
     manifest : bytes
     buffers : list
-        Of each element, in one piece, for the buffer protocol.
+        A contiguous buffer for each element, by the buffer protocol.
     nbytes : int
-        Of all of them.
+        Bytes of all elements.
 
     Raises
     ------
@@ -255,3 +282,52 @@ def encode(elements):
             else:
                 runs.add(None, element, stream)
     return runs.manifest(), runs.buffers, runs.nbytes
+
+
+def encode_pieces(described):
+    """The manifest of described elements, such as one receiver's part of a slice.
+
+    Parameters
+    ----------
+    described : iterable of aiflow._transfer.manifest.Piece
+
+    Returns
+    -------
+    manifest, buffers, nbytes
+        As for `encode`.
+
+    Raises
+    ------
+    TypeError, ConfigError
+        As `encode`.
+    """
+    cdef _Runs runs = _Runs.__new__(_Runs)
+    for piece in described:
+        runs.add_piece(piece)
+    return runs.manifest(), runs.buffers, runs.nbytes
+
+
+def encode_rows(stream, form, count):
+    """The manifest of `count` like elements of one stream, with no Python object for each.
+
+    Parameters
+    ----------
+    stream : str
+    form : aiflow._transfer.manifest.Form
+        Of one element.
+    count : int
+
+    Returns
+    -------
+    bytes
+
+    Raises
+    ------
+    TypeError, ConfigError
+        As `encode`.
+    """
+    cdef _Runs runs = _Runs.__new__(_Runs)
+    check_count(count)
+    if count:
+        runs.add_rows(checked_stream(stream), form, count)
+    return runs.manifest()

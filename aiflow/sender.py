@@ -15,14 +15,14 @@ import numpy as np
 from aiflow import monitor, scheduler
 from aiflow._dp_tx import MOST_RECEIVERS, TxLoop
 from aiflow._eal import Mempool
-from aiflow._encode import encode as encode_elements
+from aiflow._encode import encode, encode_pieces, encode_rows
 from aiflow._policy.flow_control import FlowControl
 from aiflow._ports.portset import PortSet
 from aiflow._system import threads
 from aiflow._transfer import result
 from aiflow._transfer.batcher import PutTicket, Streaming
 from aiflow._transfer.fanout import Partition, array_of, whole_of
-from aiflow._transfer.manifest import Form, Piece, as_bytes, described, encode, encode_rows
+from aiflow._transfer.manifest import Form, Piece, as_bytes, described
 from aiflow._transfer.ticket import Ticket, again
 from aiflow._transfer.waiter import Waiting
 from aiflow.config import (
@@ -282,7 +282,7 @@ class Sender:
                 with self._posting:
                     self._post_all(self._posts_of(buffers), posted)
             else:
-                manifest, buffers, nbytes = encode_elements(elements)
+                manifest, buffers, nbytes = encode(elements)
                 self._streaming.check(self, nbytes, stacklevel=3)
                 self._loop.post(buffers, manifest, self._plan(nbytes), 0, wait, posted)
             del buffers  # the traceback of an error would keep them, and a mapping of the caller's from being closed
@@ -294,21 +294,21 @@ class Sender:
     def _posts_of(self, pieces: list[Piece]) -> list[Callable[[list[Any]], Any]]:
         """What posts one slice: a call for each receiver's part, which it appends to the list that it is given."""
         if len(self._to) == 1 or not self._to:
-            return [self._post_of(*encode(pieces), 0)]
+            return [self._post_of(*encode_pieces(pieces), 0)]
         chosen = self._partition.split(
             [piece.stream for piece in pieces],
             [piece.form.nbytes for piece in pieces],
             lambda: [(str(piece.stream), array_of(piece.buffer, piece.form)) for piece in pieces],
         )
         return [
-            self._post_of(*encode(pieces[i] for i in numbers), k, numbers)
+            self._post_of(*encode_pieces(pieces[i] for i in numbers), k, numbers)
             for k, numbers in enumerate(np.flatnonzero(chosen == k) for k in range(len(self._to)))
         ]
 
     def _post_of(
-        self, manifest: bytes, buffers: list[Any], receiver: int, numbers: Any = None
+        self, manifest: bytes, buffers: list[Any], nbytes: int, receiver: int, numbers: Any = None
     ) -> Callable[[list[Any]], Any]:
-        plan = partial(self._plan, sum(map(len, buffers)))
+        plan = partial(self._plan, nbytes)
 
         def post(into: list[Any]) -> Any:
             part = self._loop.post(buffers, manifest, plan(), receiver, False, into)

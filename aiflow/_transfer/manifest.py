@@ -25,8 +25,6 @@ __all__ = [
     "checked_stream",
     "describe",
     "described",
-    "encode",
-    "encode_rows",
     "form_of_bytes",
     "named",
     "parse",
@@ -301,46 +299,6 @@ def named(stream: str | int | None, form: Form) -> tuple[bytes, bytes]:
     return name, encoded
 
 
-class _Runs:
-    """Joins like neighbours."""
-
-    def __init__(self) -> None:
-        self.encoded: list[bytes] = []
-        self.nb_elements = 0
-        self.nbytes = 0
-        self._last: tuple[str | None, Form, FileMark | None] | None = None
-        self._first = 0
-        self._count = 0
-
-    def add(self, stream: str | int, form: Form, count: int = 1, mark: FileMark | None = None) -> None:
-        key = (None if isinstance(stream, int) else stream, form, mark)
-        if key != self._last or (isinstance(stream, int) and stream != self._first + self._count):
-            self._flush()
-            self._last = key
-            self._first = stream if isinstance(stream, int) else 0
-        self._count += count
-        self.nb_elements += count
-        self.nbytes += form.nbytes * count
-
-    def _flush(self) -> None:
-        if self._last is None:
-            return
-        stream, form, mark = self._last
-        name, encoded = named(stream, form)
-        kind, marks = (ELEMENT, b"") if mark is None else mark.encode()
-        self.encoded.append(
-            _RUN.pack(self._count, form.nbytes, self._first, stream is None, kind, len(name), len(encoded), len(marks))
-            + name
-            + encoded
-            + marks
-        )
-        self._count = 0
-
-    def manifest(self) -> bytes:
-        self._flush()
-        return b"".join([_HEADER.pack(0, 1, len(self.encoded), self.nb_elements, self.nbytes), *self.encoded])
-
-
 class Piece(NamedTuple):
     """An element to be sent: its stream (or its number, where none was named), its bytes, and how to read them."""
 
@@ -362,28 +320,6 @@ def described(elements: Any) -> Iterator[Piece]:
     for stream, element in pieces(elements):
         mark = element.mark if isinstance(element, Marked) else None
         yield Piece(stream, *as_bytes(element, f"element {stream!r}"), mark)
-
-
-def encode(elements: Iterable[Piece]) -> tuple[bytes, list[Any]]:
-    """The manifest of these elements, and the buffer of each."""
-    runs = _Runs()
-    buffers = []
-    for stream, buffer, form, mark in elements:
-        runs.add(stream, form, mark=mark)
-        buffers.append(buffer)
-    if runs.nb_elements > 0xFFFFFFFF:
-        raise ConfigError(f"{runs.nb_elements} elements are more than a slice can number: send several slices")
-    return runs.manifest(), buffers
-
-
-def encode_rows(stream: str, form: Form, count: int) -> bytes:
-    """The manifest of `count` like elements of one stream."""
-    if count > 0xFFFFFFFF:
-        raise ConfigError(f"{count} elements are more than a slice can number: send several slices")
-    runs = _Runs()
-    if count:
-        runs.add(checked_stream(stream), form, count)
-    return runs.manifest()
 
 
 class Run(NamedTuple):

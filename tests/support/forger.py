@@ -9,8 +9,10 @@ import socket
 import struct
 import time
 
+from manifest_oracle import encode
+
 from aiflow import _wire
-from aiflow._transfer.manifest import described, encode
+from aiflow._transfer.manifest import described
 
 HELLO = struct.Struct(">BBHHHHHIIQQBB")
 VOIDS = 9

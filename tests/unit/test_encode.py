@@ -1,14 +1,16 @@
-"""The compiled loop over a slice's elements says what manifest.py would have said, element by element."""
+"""The compiled encoder says what the plain one in tests/support/manifest_oracle.py says, by each of its three ways."""
 
 from __future__ import annotations
 
 from types import MappingProxyType
 
+import manifest_oracle
 import numpy as np
 import pytest
 
 from aiflow import _encode
 from aiflow._transfer import manifest
+from aiflow._transfer.filemarks import FileMark, Marked
 from aiflow.errors import ConfigError
 
 pytestmark = pytest.mark.unit
@@ -41,18 +43,65 @@ CASES = {
 }
 
 
-def as_before(elements: object) -> tuple[bytes, list[bytes]]:
-    encoded, buffers = manifest.encode(manifest.described(elements))
+def by_the_oracle(elements: object) -> tuple[bytes, list[bytes]]:
+    encoded, buffers = manifest_oracle.encode(manifest.described(elements))
     return encoded, [bytes(buffer) for buffer in buffers]
+
+
+def contents_of(buffers: list[object]) -> list[bytes]:
+    return [bytes(memoryview(buffer).cast("B") if memoryview(buffer).nbytes else b"") for buffer in buffers]
 
 
 @pytest.mark.parametrize("elements", CASES.values(), ids=CASES.keys())
 def test_same_manifest_and_same_bytes(elements: object) -> None:
-    expected, contents = as_before(elements)
+    expected, contents = by_the_oracle(elements)
     encoded, buffers, nbytes = _encode.encode(elements)
     assert encoded == expected
-    assert [bytes(memoryview(buffer).cast("B") if memoryview(buffer).nbytes else b"") for buffer in buffers] == contents
+    assert contents_of(buffers) == contents
     assert nbytes == sum(map(len, contents))
+
+
+@pytest.mark.parametrize("elements", CASES.values(), ids=CASES.keys())
+def test_described_elements_have_the_same_manifest(elements: object) -> None:
+    expected, contents = by_the_oracle(elements)
+    encoded, buffers, nbytes = _encode.encode_pieces(manifest.described(elements))
+    assert encoded == expected
+    assert contents_of(buffers) == contents
+    assert nbytes == sum(map(len, contents))
+
+
+@pytest.mark.parametrize("numbers", [[], [0], [1, 2, 3], [0, 2, 3, 7], [5, 4, 3]])
+def test_a_part_of_numbered_elements_keeps_its_numbers(numbers: list[int]) -> None:
+    pieces = list(manifest.described([GRID, b"ab", GRID, GRID, b"ab", b"cd", GRID, GRID]))
+    part = [pieces[number] for number in numbers]
+    assert _encode.encode_pieces(part)[:2] == manifest_oracle.encode(part)
+
+
+def test_files_have_the_same_manifest_either_way() -> None:
+    files = [
+        Marked("a", b"one", FileMark("file", 0o644, 1)),
+        Marked("b", GRID, FileMark("part", 0o644, 1, 10, 99)),
+        Marked("d", b"", FileMark("directory")),
+        GRID,
+    ]
+    assert _encode.encode(files)[0] == by_the_oracle(files)[0]
+    assert _encode.encode_pieces(manifest.described(files))[0] == by_the_oracle(files)[0]
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (1, 3), (700, 2, 2), (5,), (4, 0)])
+def test_rows_have_the_same_manifest(shape: tuple[int, ...]) -> None:
+    row = manifest.Form(np.dtype(np.float32), shape[1:])
+    assert _encode.encode_rows("größe", row, shape[0]) == manifest_oracle.encode_rows("größe", row, shape[0])
+
+
+@pytest.mark.parametrize(("stream", "count"), [("x" * 4097, 1), ("a", 2**32), (7, 1), ("\ud800", 1)])
+def test_rows_that_cannot_be_sent_are_refused_alike(stream: object, count: int) -> None:
+    row = manifest.Form(np.dtype(np.uint8), (3,))
+    with pytest.raises((TypeError, ConfigError)) as expected:
+        manifest_oracle.encode_rows(stream, row, count)  # type: ignore[arg-type]
+    with pytest.raises(expected.type) as got:
+        _encode.encode_rows(stream, row, count)  # type: ignore[arg-type]
+    assert str(got.value) == str(expected.value)
 
 
 def test_iterators_and_other_mappings() -> None:
@@ -63,7 +112,7 @@ def test_iterators_and_other_mappings() -> None:
         lambda: MappingProxyType({"a": GRID, "b": GRID}),
     )
     for make in makers:
-        assert _encode.encode(make())[0] == as_before(make())[0]
+        assert _encode.encode(make())[0] == by_the_oracle(make())[0]
 
 
 @pytest.mark.parametrize(
@@ -72,7 +121,7 @@ def test_iterators_and_other_mappings() -> None:
 )  # fmt: skip
 def test_what_cannot_be_sent_is_refused_alike(elements: object) -> None:
     with pytest.raises(TypeError) as expected:
-        as_before(elements)
+        by_the_oracle(elements)
     with pytest.raises(TypeError) as got:
         _encode.encode(elements)
     assert str(got.value) == str(expected.value)
