@@ -13,16 +13,16 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import count
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+from mbufs import mbufs_out
 from programs import programs
+from wait import settle
 
 settings.register_profile("suite", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")
@@ -64,25 +64,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="needs a kernel with AF_XDP sockets (CONFIG_XDP_SOCKETS)"))
 
 
-def mbufs_out() -> dict[str, int]:
-    """Mbufs that somebody holds, by pool; {} before the first pool."""
-    eal = sys.modules.get("aiflow._eal")
-    return {pool.name: pool.in_use for pool in eal.mempools() if pool.in_use} if eal is not None else {}
-
-
 def descriptors() -> int:
     """Open file descriptors of this process."""
     return len(os.listdir("/proc/self/fd"))
-
-
-def settle(condition: Callable[[], object], seconds: float = 30.0) -> bool:
-    """Wait for what ends by itself but not at once: a thread that is joined by nobody, a driver's last reference."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.005)
-    return True
 
 
 @pytest.fixture(autouse=True)

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 import pytest
 from programs import DEADLINE, Program, content, unnamed_bytes
-from subprocesses import environment, run, wait_for
+from subprocesses import environment, run
+from wait import wait_for
 
 from aiflow import DeliveryError, PeerLost, Sender
 from aiflow._terminal.outcome import Bar, Outcome, Terminal

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from programs import DEADLINE, content, programs, unnamed_bytes
-from subprocesses import wait_for
+from wait import wait_for
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import settle
 from relay import ROOM, Relay
+from wait import settle
 
 import aiflow
 from aiflow import _dp_testing, _eal, _wire

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from conftest import settle
+from wait import settle
 
 import aiflow
 from aiflow._transfer.verdicts import MOST_BYTES, heard, told

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from peers import name as local_name
+from peer import name as local_name
 
 import aiflow
 from aiflow.errors import ConfigError

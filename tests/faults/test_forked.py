@@ -13,8 +13,9 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from peers import descriptors_left
-from subprocesses import environment, wait_for
+from peer import descriptors_left
+from subprocesses import environment
+from wait import wait_for
 
 import aiflow
 from aiflow._ports import netdev

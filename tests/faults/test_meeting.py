@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from peers import descriptors_left
-from subprocesses import environment, run, wait_for
+from peer import descriptors_left
+from subprocesses import environment, run
+from wait import wait_for
 
 import aiflow
 from aiflow import _eal

@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from subprocesses import environment, run, wait_for
+from subprocesses import environment, run
+from wait import wait_for
 
 import aiflow
 from aiflow._ports import registry, rendezvous_receiver

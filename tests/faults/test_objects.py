@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import settle
-from peers import MiB, resident_bytes
-from peers import name as local_name
+from peer import MiB, resident_bytes
+from peer import name as local_name
+from wait import settle
 
 import aiflow
 from aiflow.errors import ConfigError, SliceTimeout

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pytest
+from faults import paths_of
 from netns import Namespace, Net
-from peers import content
-from subprocesses import wait_for
+from peer import content
+from wait import PATIENCE_S, Deadline, wait_for
 
 import aiflow
 
@@ -25,7 +25,6 @@ pytestmark = pytest.mark.root
 
 PORTS = 4
 RATE = "30mbit"
-PATIENCE_S = 60.0
 NBYTES = 2_000_000
 ELEMENTS = [content(seed, NBYTES + 977 * seed) for seed in range(10)]  # 1.4 s over four ports
 
@@ -89,16 +88,16 @@ def exchange(
 
 def until_all_carry(tx: aiflow.Sender, rx: aiflow.Receiver, ports: int = PORTS) -> None:
     """Small slices until so many ports have carried a part of one."""
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = Deadline()
     used: set[str] = set()
     while len(used) < ports:
         used |= carriers(exchange(tx, rx, ELEMENTS[:1])).keys()
-        assert time.monotonic() < deadline, f"only {sorted(used)} carry"
+        deadline.check(f"only {sorted(used)} carry")
 
 
 def paths_in_use(tx: aiflow.Sender) -> int:
     """Ports whose path the sender has not set aside."""
-    return sum(row["usable"] for row in tx._loop.port_rows())
+    return sum(row["usable"] for row in paths_of(tx))
 
 
 def link(namespace: Namespace, interface: str) -> dict[str, Any]:
@@ -162,10 +161,10 @@ def test_fault_35_a_port_that_flaps_at_10_hz(net) -> None:
         flapping = threading.Thread(target=flap)
         flapping.start()
         try:
-            deadline = time.monotonic() + PATIENCE_S
+            deadline = Deadline()
             while carrier_changes(links.switches[0], "s3") < changes + 20:
                 exchange(tx, rx, ELEMENTS[:4])
-                assert time.monotonic() < deadline
+                deadline.check("the port does not flap")
         finally:
             stop.set()
             flapping.join()

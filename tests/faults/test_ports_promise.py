@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 from netns import Namespace, Net
-from subprocesses import run, wait_for
+from subprocesses import run
+from wait import wait_for
 
 import aiflow
 from aiflow._ports import netdev

@@ -19,21 +19,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from peers import (
-    BIG,
-    PATIENCE_S,
-    SLOWLY,
-    MiB,
-    Peer,
-    content,
-    everything_returned,
-    in_the_middle,
-    name,
-    no_slice,
-    send_once,
-)
+from mbufs import everything_returned
+from peer import BIG, SLOWLY, MiB, Peer, content, in_the_middle, name, no_slice, send_once
 from stalls import Stalls
-from subprocesses import environment, wait_for
+from subprocesses import environment
+from wait import PATIENCE_S, wait_for
 
 import aiflow
 from aiflow.errors import PeerLost, SliceTimeout

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from peers import BIG, PATIENCE_S, SLOWLY, MiB, Peer, content, everything_returned, in_the_middle, name, send_once
+from mbufs import everything_returned
+from peer import BIG, SLOWLY, MiB, Peer, content, in_the_middle, name, send_once
 from stalls import Stalls
-from subprocesses import wait_for
+from wait import PATIENCE_S, wait_for
 
 import aiflow
 from aiflow.errors import PoolExhausted

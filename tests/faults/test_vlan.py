@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import settle
 from netns import Namespace
 from relay import Relay
+from wait import settle
 
 import aiflow
 

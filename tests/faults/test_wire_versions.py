@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import settle
+from wait import settle
 
 import aiflow
 from aiflow import _dp_testing, _eal, _wire

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from subprocesses import environment, run, wait_for
+from subprocesses import environment, run
+from wait import wait_for
 
 from aiflow.cli.app import app
 from aiflow.errors import ConfigError

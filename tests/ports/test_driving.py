@@ -9,12 +9,11 @@ import time
 
 import numpy as np
 import pytest
-from conftest import settle
+from wait import PATIENCE_S, settle
 
 import aiflow
 from aiflow.errors import ConfigError, SliceTimeout
 
-PATIENCE_S = 60.0
 PR_GET_TIMERSLACK = 30
 DATA = np.arange(1024, dtype=np.uint8)
 

@@ -17,7 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from subprocesses import environment, run, wait_for
+from subprocesses import environment, run
+from wait import wait_for
 
 import aiflow.errors
 from aiflow import _eal

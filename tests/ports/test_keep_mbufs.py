@@ -7,8 +7,9 @@ import time
 
 import numpy as np
 import pytest
-from conftest import settle
+from mbufs import mbufs_out
 from subprocesses import run
+from wait import settle
 
 import aiflow
 from aiflow import _eal
@@ -24,15 +25,15 @@ def kept_pool() -> _eal.Mempool:
     return pool
 
 
-def mbufs_out() -> int:
-    return sum(pool.in_use for pool in _eal.mempools())
+def nb_mbufs_out() -> int:
+    return sum(mbufs_out().values())
 
 
 def at_rest() -> int:
     """Mbufs that are out when nothing is under way but by chance: the least of some looks."""
     looks = []
     for _ in range(20):
-        looks.append(mbufs_out())
+        looks.append(nb_mbufs_out())
         time.sleep(0.005)
     return min(looks)
 
@@ -67,11 +68,11 @@ def test_segments_are_the_payloads_of_the_received_mbufs(scheme, name) -> None:
         assert nb_segments > 50
         del segments, c, d
         held = nb_segments + 1  # the pack
-        assert settle(lambda: mbufs_out() >= held)
+        assert settle(lambda: nb_mbufs_out() >= held)
         time_slice.release()
         del element, incoming, time_slice
         gc.collect()
-        assert settle(lambda: mbufs_out() < held)
+        assert settle(lambda: nb_mbufs_out() < held)
 
 
 def test_a_frame_is_kept_only_where_it_fits() -> None:
@@ -98,7 +99,7 @@ def test_kept_mbufs_outlive_the_receiver(name) -> None:
     assert b"".join(segment.tobytes() for segment in segments) == bytes(200_000)
     del segments
     gc.collect()
-    assert settle(lambda: not mbufs_out())
+    assert settle(lambda: not nb_mbufs_out())
 
 
 def test_the_pool_gives_out_just_the_segments_that_are_held(name) -> None:
@@ -116,7 +117,7 @@ def test_the_pool_gives_out_just_the_segments_that_are_held(name) -> None:
         assert all(abs(rise - nb_segments) <= 8 for rise in rises), (counts, nb_segments)
         held.clear()
         gc.collect()
-        assert settle(lambda: mbufs_out() < counts[0])
+        assert settle(lambda: nb_mbufs_out() < counts[0])
 
 
 def test_frames_stay_small_on_a_packet_port(net) -> None:

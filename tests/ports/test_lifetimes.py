@@ -11,7 +11,8 @@ import warnings
 
 import numpy as np
 import pytest
-from conftest import mbufs_out, settle
+from mbufs import mbufs_out
+from wait import settle
 
 import aiflow
 from aiflow.errors import ConfigError, PoolExhausted, SliceTimeout

@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from conftest import settle
-from peers import PATIENCE_S, MiB, Peer, content
-from peers import name as local_name
+from peer import MiB, Peer, content
+from peer import name as local_name
+from wait import PATIENCE_S, Deadline, settle
 
 import aiflow
 from aiflow._transfer.batcher import Supply
@@ -326,9 +326,9 @@ def test_a_killed_receiver_is_told_by_put_and_the_stream_goes_on_with_the_next()
             assert peer.hear() == "slice"
             peer.process.kill()
             assert peer.killed()
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = Deadline()
         with pytest.raises(PeerLost) as caught:  # noqa: PT012
-            while time.monotonic() < deadline:
+            while not deadline.passed:
                 tx.put("a", content(1, MiB))
                 time.sleep(0.02)
         assert caught.value.delivered in (False, None)
@@ -341,7 +341,7 @@ def test_a_killed_receiver_is_told_by_put_and_the_stream_goes_on_with_the_next()
                     tx.flush(PATIENCE_S)
                     break
                 except PeerLost:  # of a slice that was put while nobody was there
-                    assert time.monotonic() < deadline
+                    deadline.check("put still fails")
             assert peer.hear() == "slice"
 
 

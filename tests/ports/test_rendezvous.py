@@ -19,7 +19,8 @@ from pathlib import Path
 
 import pytest
 from stalls import Stalls
-from subprocesses import environment, run, wait_for
+from subprocesses import environment, run
+from wait import wait_for
 
 from aiflow import _eal
 from aiflow._ports.messages import VERSION

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from peers import PATIENCE_S, Peer, content, name, send_once
+from peer import Peer, content, name, send_once
 from stalls import Stalls
 from subprocesses import environment, run
+from wait import PATIENCE_S
 
 import aiflow
 from aiflow._eal_args import hugepages_usable

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import threading
-import time
 from contextlib import ExitStack, contextmanager
 from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import settle
-from peers import BIG, PATIENCE_S, SLOWLY, MiB, Peer, content, everything_returned, in_the_middle
-from peers import name as local_name
+from mbufs import everything_returned
+from peer import BIG, SLOWLY, MiB, Peer, content, in_the_middle
+from peer import name as local_name
+from wait import PATIENCE_S, Deadline, settle
 
 import aiflow
 from aiflow._policy.partition import SLACK
@@ -403,13 +403,13 @@ def test_one_of_two_behind_the_same_ports_is_killed_in_mid_slice(net) -> None:
             successor = stack.enter_context(Peer(receive, ["af_packet:b0", "af_packet:b1"], "b"))
         assert successor.hear() == "ready"
         small = {stream: array[:50_000] for stream, array in elements.items()}
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = Deadline()
         while True:
             try:
                 tx.send(small, timeout=PATIENCE_S)
                 break
             except PeerLost:
-                assert time.monotonic() < deadline
+                deadline.check("send still fails")
                 survivor.hear()
         assert survivor.hear() | successor.hear() == digests(small)
         tx.close()

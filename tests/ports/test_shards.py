@@ -8,8 +8,8 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import settle
 from subprocesses import environment
+from wait import settle
 
 import aiflow
 from aiflow._policy.partition import SLACK, even

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import numpy as np
 import pytest
-from peers import PATIENCE_S
-from peers import name as new_name
+from faults import faults_of
+from peer import name as new_name
+from wait import PATIENCE_S, Deadline
 
 import aiflow
 from aiflow import _wire, config
@@ -32,7 +32,7 @@ def exchange(
         aiflow.Receiver(endpoint, faults=rx_faults) as rx,
         aiflow.Sender(endpoint, faults=tx_faults, frame_size=SMALL_FRAMES) as tx,
     ):
-        passed, deadline = 0, time.monotonic() + PATIENCE_S
+        passed, deadline = 0, Deadline()
         while True:
             tickets = [tx.send(IMAGES[k:], wait=False) for k in range(slices)]
             for k in range(slices):
@@ -41,8 +41,8 @@ def exchange(
                     assert time_slice.slice_id == passed
                     assert [e.tobytes() for e in time_slice] == [bytes(image) for image in IMAGES[k:]]
                 tickets[k].result(PATIENCE_S)
-            sent, received = tx._loop.fault_counts(), rx._loop.fault_counts()
-            if until is None or (sent[until] and received[until]) or time.monotonic() > deadline:
+            sent, received = faults_of(tx), faults_of(rx)
+            if until is None or (sent[until] and received[until]) or deadline.passed:
                 return sent, received
 
 

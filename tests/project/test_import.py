@@ -14,8 +14,9 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from peers import PATIENCE_S, Peer, name
-from subprocesses import environment, wait_for
+from peer import Peer, name
+from subprocesses import environment
+from wait import PATIENCE_S, wait_for
 
 import aiflow
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from subprocesses import wait_for
+from wait import wait_for
 
 README = Path(__file__).parents[2] / "README.md"
 RECEIVER, SENDER = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.M | re.S)[:2]

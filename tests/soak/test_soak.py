@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -19,9 +18,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from peers import PATIENCE_S, SLOWLY, MiB, Peer, content, everything_returned, name, resident_bytes
+from kills import MOST_LATE, fraction_of, kill_at
+from mbufs import everything_returned
+from peer import SLOWLY, MiB, Peer, content, name, resident_bytes
 from stalls import Stalls
-from subprocesses import wait_for
+from wait import PATIENCE_S, wait_for
 
 import aiflow
 from aiflow.errors import PeerLost
@@ -131,39 +132,12 @@ def busy_cores() -> Iterator[None]:
 
 def held_after(ports: Callable[[], Any]) -> tuple[int, int]:
     """What a survivor holds once the dead peer's ports are gone: descriptors and threads, as most looks see them."""
-    deadline = time.monotonic() + PATIENCE_S
-    while len(ports()):
-        assert time.monotonic() < deadline, "the dead peer's ports are still there"
-        time.sleep(0.005)
+    wait_for(lambda: not len(ports()), "the dead peer's ports to go")
     seen = []
     for _ in range(15):
         seen.append((len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))))
         time.sleep(0.02)
     return max(set(seen), key=seen.count)
-
-
-def kill_at(fraction: float, progress: Any, pid: int, size: int = CUT) -> tuple[int, int]:
-    """Kill `pid` once `fraction` of a slice of `size` bytes has passed, and the slice is not over.
-
-    On a busy core the rest of the slice may pass between the look and the signal: the kill came too late, and the
-    caller, who sees the slice whole, makes another.
-    """
-    deadline = time.monotonic() + PATIENCE_S
-    while True:
-        done, total = progress()
-        if total == size and fraction * total <= done < 0.9 * total and done:
-            os.kill(pid, signal.SIGKILL)
-            return done, total
-        assert time.monotonic() < deadline, f"the slice was not met at {fraction}: {done} of {total} bytes"
-        time.sleep(0)
-
-
-MOST_LATE = 4
-"""Kills that come too late, for each that does not: on a busy core the killer has to wait for its turn, too."""
-
-
-def fraction_of(turn: int) -> float:
-    return (0.0, 0.15, 0.3, 0.45, 0.6)[turn % 5]
 
 
 def sender_to_be_killed(pipe: Connection, endpoint: str, seed: int) -> None:
@@ -182,7 +156,7 @@ def surviving_receiver(pipe: Connection, endpoint: str) -> None:
             with rx.recv(timeout=PATIENCE_S) as time_slice:
                 whole = np.array_equal(time_slice["whole"].array, content(turn, WHOLE))
             taken += 1
-            done, total = kill_at(fraction_of(turn), lambda: rx.progress, pid)
+            done, total = kill_at(fraction_of(turn), lambda: rx.progress, pid, CUT)
             killed = time.monotonic()
             shown = []
             with Stalls() as stalls:
@@ -216,7 +190,7 @@ def surviving_sender(pipe: Connection, endpoint: str) -> None:
             pipe.recv()  # the victim has said that it came whole
             buffer = bytearray(content(turn, CUT))
             ticket = tx.send({"cut": buffer}, wait=False)
-            killer = threading.Thread(target=kill_at, args=(fraction_of(turn), lambda t=ticket: t.progress, pid))
+            killer = threading.Thread(target=kill_at, args=(fraction_of(turn), lambda t=ticket: t.progress, pid, CUT))
             killer.start()
             try:
                 ticket.result(timeout=PATIENCE_S)

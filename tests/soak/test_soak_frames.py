@@ -14,8 +14,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from peers import PATIENCE_S, MiB, Peer, Resident, everything_returned, name
-from subprocesses import wait_for
+from faults import faults_of, paths_of
+from mbufs import everything_returned
+from peer import MiB, Peer, Resident, name
+from wait import PATIENCE_S, wait_for
 
 import aiflow
 
@@ -73,7 +75,7 @@ class Content:
 
 def total(side: aiflow.Sender | aiflow.Receiver, counter: str) -> int:
     """Of all ports; "frames" are those that a sender has sent, "tx_frames" those that a receiver has."""
-    return sum(row[counter] for row in side._loop.port_rows())
+    return sum(row[counter] for row in paths_of(side))
 
 
 def send_frames(pipe: Connection, endpoint: str, nb_frames: int) -> None:
@@ -93,7 +95,7 @@ def send_frames(pipe: Connection, endpoint: str, nb_frames: int) -> None:
         for ticket in tickets:
             ticket.result(PATIENCE_S)
         tx.send({"the end": b""}, timeout=PATIENCE_S)
-        pipe.send((number, total(tx, "frames"), total(tx, "again"), tx._loop.fault_counts(), resident.span))
+        pipe.send((number, total(tx, "frames"), total(tx, "again"), faults_of(tx), resident.span))
         pipe.recv()  # the receiver looks at its memory while our ports are there
 
 
@@ -114,7 +116,7 @@ def receive_frames(pipe: Connection, endpoint: str) -> None:
                 number += 1
         del element
         assert rx.memory_used == 0
-        pipe.send((number, total(rx, "tx_frames"), rx.counters, rx._loop.fault_counts(), resident.span))
+        pipe.send((number, total(rx, "tx_frames"), rx.counters, faults_of(rx), resident.span))
         pipe.recv()
 
 

@@ -17,10 +17,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from peers import PATIENCE_S, SLOWLY, MiB, Peer, QuickPeer, Resident, content, everything_returned, name
+from kills import MOST_LATE, fraction_of, kill_at
+from mbufs import everything_returned
+from peer import SLOWLY, MiB, Peer, QuickPeer, Resident, content, name
 from stalls import Stalls
-from subprocesses import run, wait_for
-from test_soak import MOST_LATE, fraction_of, kill_at
+from subprocesses import run
+from wait import PATIENCE_S, wait_for
 
 import aiflow
 from aiflow import _eal

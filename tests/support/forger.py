@@ -10,6 +10,7 @@ import struct
 import time
 
 from manifest_oracle import encode
+from wait import Deadline
 
 from aiflow import _wire
 from aiflow._transfer.manifest import described
@@ -63,8 +64,8 @@ class Forger:
 
     def hear(self, kinds: tuple[str, ...], seconds: float = 30.0) -> _wire.Frame | None:
         """The next frame of these kinds that is for us."""
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
+        deadline = Deadline(seconds)
+        while not deadline.passed:
             try:
                 parsed = _wire.parse(self.socket.recv(65535), self.mac)
             except TimeoutError:
@@ -130,9 +131,9 @@ class Forger:
 
     def report_of(self, index: int, value: int, seconds: float = 30.0) -> tuple[int, ...]:
         """The first report that has a value at an index."""
-        deadline = time.monotonic() + seconds
+        deadline = Deadline(seconds)
         while (report := self.report())[index] != value:
-            assert time.monotonic() < deadline, report
+            deadline.check(report)
         return report
 
     def refusals(self) -> dict[int, int]:

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from core import compiled
 from subprocesses import environment
-from test_core import compiled
 
 import aiflow
 from aiflow._policy.flow_control import FLOW_CONTROLS, LATE_NS, FlowControl

@@ -11,7 +11,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from test_core import ROOT
+from core import ROOT
 
 pytestmark = pytest.mark.unit
 

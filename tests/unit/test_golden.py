@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_core import ROOT
 
 from aiflow import _encode, _wire
 from aiflow._transfer.filemarks import FileMark, Marked
 
 pytestmark = pytest.mark.unit
 
+ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests/golden/frames.json"
 SEEDS = 10_000
 # Worlds drawn from seeds, and one in which users confirm and refuse slices.

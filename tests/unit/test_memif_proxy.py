@@ -6,16 +6,15 @@ import contextlib
 import os
 import select
 import socket
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from wait import PATIENCE_S, Deadline
 
 from aiflow._ports.memif_proxy import MemifProxy
 
 pytestmark = pytest.mark.unit
-PATIENCE_S = 60.0
 
 
 def connection(path: Path) -> socket.socket:
@@ -27,9 +26,9 @@ def connection(path: Path) -> socket.socket:
 
 def serve(proxy: MemifProxy, until) -> None:
     """Run the proxy, as the rendezvous thread does, until a condition holds."""
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = Deadline()
     while not until():
-        assert time.monotonic() < deadline
+        deadline.check()
         proxy.relay(set(select.select([sock.fileno() for sock in proxy.sockets()], [], [], 0.01)[0]))
 
 

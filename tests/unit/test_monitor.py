@@ -10,7 +10,9 @@ import textwrap
 import time
 
 import pytest
+from faults import faults_of
 from subprocesses import environment
+from wait import Deadline, wait_for
 
 import aiflow
 from aiflow.errors import ConfigError
@@ -53,14 +55,6 @@ def test_link_speed_is_read_for_all_ports_or_for_each() -> None:
             LinkSpeeds(nonsense, 1)
 
 
-def wait_for(what, seconds: float = 60.0):
-    deadline = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    return found
-
-
 @unit
 def test_the_table_shows_what_went_over_each_port() -> None:
     endpoint = "ring:monitor*2"
@@ -73,8 +67,8 @@ def test_the_table_shows_what_went_over_each_port() -> None:
             """Of an interval in which something went over both; one that we look at too late is over."""
             tx.send({"x": bytes(1_000_000)}, wait=False)
             rx.recv(timeout=20).release()
-            deadline = time.monotonic() + 0.1
-            while time.monotonic() < deadline:
+            deadline = Deadline(0.1)
+            while not deadline.passed:
                 rows = list(tx.port_table)
                 if all(row.tx_rate > 100 for row in rows):
                     return rows
@@ -112,7 +106,7 @@ def test_loss_is_the_receiver_s_count_of_the_present_slice() -> None:
         rx.recv(timeout=20).release()
         report = ticket.result(20)
         assert report.frames_retransmitted > 0  # the fault took place
-        dropped = tx._loop.fault_counts()["dropped"]
+        dropped = faults_of(tx)["dropped"]
         assert tx.port_table[0].drop_rate == pytest.approx(dropped / report.frames_sent, rel=0.25)
         tx.send({"y": b"small"}, wait=False).result(20)
         assert tx.port_table[0].drop_rate < 0.05  # another slice, another count
@@ -131,7 +125,7 @@ def test_loss_is_of_the_path_that_there_is() -> None:
         with aiflow.Receiver(endpoint, faults={"drop": 0.2, "ways": "in", "kinds": ("DATA",), "seed": 7}) as rx:
             rx.recv(timeout=20).release()
             sent = ticket.result(20).frames_sent
-            dropped = rx._loop.fault_counts()["dropped"]
+            dropped = faults_of(rx)["dropped"]
             assert sent > before + 100 > 200  # the old path's numbers were reached again
             assert tx.port_table[0].drop_rate == pytest.approx(dropped / sent, rel=0.25)
 

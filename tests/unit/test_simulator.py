@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from test_core import ROOT, compiled, network, run, simulate  # noqa: F401  (simulate is a fixture)
+from core import ROOT, compiled, network, run
 
 pytestmark = pytest.mark.unit
 
@@ -86,7 +86,7 @@ def in_parallel(program: Path, seeds: int, patience_s: float) -> list[dict]:
         return list(pool.map(work, (1, 1 + half)))
 
 
-def test_nothing_is_lost_in_any_world(simulate: Path) -> None:  # noqa: F811
+def test_nothing_is_lost_in_any_world(simulate: Path) -> None:
     outcomes = in_parallel(simulate, SEEDS, 280)
     # A mild world: its faults were to be, and fewer than three kinds came about.
     for fault in FAULTS:
@@ -95,13 +95,13 @@ def test_nothing_is_lost_in_any_world(simulate: Path) -> None:  # noqa: F811
     assert min(outcome["fewest_frames"] for outcome in outcomes) >= 200
 
 
-def test_the_same_seed_is_the_same_world(simulate: Path) -> None:  # noqa: F811
+def test_the_same_seed_is_the_same_world(simulate: Path) -> None:
     once = run(simulate, "draw=1", "seed=31", "seeds=20")
     assert once == run(simulate, "draw=1", "seed=31", "seeds=20")
     assert once["trace"] != run(simulate, "draw=1", "seed=32", "seeds=20")["trace"]
 
 
-def test_a_seed_is_told(simulate: Path) -> None:  # noqa: F811
+def test_a_seed_is_told(simulate: Path) -> None:
     told = simulated(simulate, 250, "draw=1", "seed=5", "trace=1")
     assert "is handed over" in told.stdout
     assert "MANIFEST" in told.stdout
@@ -205,7 +205,7 @@ FOUND = {
 
 
 @pytest.mark.parametrize("name", FOUND)
-def test_what_was_found_holds(simulate: Path, name: str) -> None:  # noqa: F811
+def test_what_was_found_holds(simulate: Path, name: str) -> None:
     outcomes = [run(simulate, *FOUND[name].split(), f"seed={seed}") for seed in range(1, 5)]
     if "slept" in name:  # its slices were freed, and went again in another session
         assert any(outcome["lives"] > outcome["senders"] for outcome in outcomes)

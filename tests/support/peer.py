@@ -6,7 +6,6 @@ test. Nothing here sleeps and hopes: every wait has a condition and a deadline.
 
 from __future__ import annotations
 
-import gc
 import itertools
 import multiprocessing
 import os
@@ -19,13 +18,13 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import numpy as np
+from mbufs import everything_returned
+from wait import PATIENCE_S, Deadline
 
 import aiflow
 from aiflow.errors import SliceTimeout
 
 SPAWN = multiprocessing.get_context("spawn")
-PATIENCE_S = 60.0
-"""For what is no promise, on a machine that may be busy."""
 MiB = 1 << 20
 BIG = 128 * MiB
 SLOWLY = {"copies": 16}
@@ -138,22 +137,6 @@ class Resident:
 
 
 @contextmanager
-def everything_returned() -> Iterator[None]:
-    """At its end every mbuf of every pool of this process is back, soon."""
-    from aiflow import _eal
-
-    yield
-    deadline = time.monotonic() + PATIENCE_S
-    while True:
-        gc.collect()
-        out = {pool.name: pool.in_use for pool in _eal.mempools() if pool.in_use}
-        if not out:
-            return
-        assert time.monotonic() < deadline, f"mbufs are still out: {out}"
-        time.sleep(0.01)
-
-
-@contextmanager
 def descriptors_left(count: int) -> Iterator[None]:
     """This process can open so many files, and no more."""
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -174,12 +157,12 @@ def descriptors_left(count: int) -> Iterator[None]:
 
 def in_the_middle(progress: Callable[[], tuple[int, int]]) -> tuple[int, int]:
     """Wait until some of a slice has passed, but not half of it."""
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = Deadline()
     while True:
         done, total = progress()
         if 0 < done < total // 2:
             return done, total
-        assert time.monotonic() < deadline, f"no slice was met in its middle: {done} of {total} bytes"
+        deadline.check(f"no slice was met in its middle: {done} of {total} bytes")
         time.sleep(0)
 
 

@@ -1,0 +1,24 @@
+"""Counters of an open Sender or Receiver that only tests read. No other test code looks at them inside the package."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import aiflow
+
+End = aiflow.Sender | aiflow.Receiver
+
+
+def faults_of(end: End) -> dict[str, int]:
+    """Frames that `faults=` has hit at the ports of this end, by kind of fault."""
+    return end._loop.fault_counts()
+
+
+def paths_of(end: End) -> list[dict[str, Any]]:
+    """One row per path of this end; keys are the fields of `Loop.port_rows`, such as ``usable`` and ``sent``."""
+    return end._loop.port_rows()
+
+
+def sessions_of(receiver: aiflow.Receiver) -> int:
+    """Sessions that this receiver holds state for."""
+    return receiver._loop.nb_sessions
