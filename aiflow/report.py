@@ -79,7 +79,7 @@ class SliceReport:
         lines = [
             f"slice {self.slice_id}: {self.elements} elements, {self.nbytes:,} bytes in {self.seconds * 1e3:.1f} ms"
             f"{connecting} = {self.goodput_bps / 1e9:.3f} Gbit/s, {self.frames_sent} frames, "
-            f"{self.frames_retransmitted} sent again"
+            f"{self.frames_retransmitted} retransmitted"
         ]
         lines += [f"  {port.name} ({port.driver}): {port.frames} frames, {port.nbytes:,} bytes" for port in self.ports]
         if len(self.receivers) > 1:

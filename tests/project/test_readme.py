@@ -1,4 +1,4 @@
-"""The two programs at the top of README.md, as they are, as two processes of an ordinary user."""
+"""The two programs at the top of README.md, as they are, as two processes of an ordinary user, and what they print."""
 
 from __future__ import annotations
 
@@ -19,15 +19,27 @@ import pytest
 from wait import wait_for
 
 README = Path(__file__).parents[2] / "README.md"
-RECEIVER, SENDER = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.M | re.S)[:2]
+(RECEIVER, RECEIVER_PRINTS), (SENDER, SENDER_PRINTS) = re.findall(
+    r"^```python\n(.*?)^```\n```text\n(.*?)^```", README.read_text(), re.M | re.S
+)
+
+
+def as_pattern(output: str) -> str:
+    """What a program prints: times, rates, and counts of frames with their bytes differ from run to run."""
+    pattern = re.escape(output)
+    pattern = re.sub(r"\d+\\\.\d+", r"\\d+\\.\\d+", pattern)
+    pattern = re.sub(r"\d+(\\ frames,\\ )[\d,]+(\\ bytes)", r"\\d+\1[\\d,]+\2", pattern)
+    pattern = re.sub(r"\d+(\\ (?:frames|retransmitted))", r"\\d+\1", pattern)
+    # where the sender had to wait for its receiver, it says so
+    return pattern.replace(r"\ ms\ =", r"\ ms(?:\ after\ \d+\.\d+\ s\ of\ connecting)?\ =")
 
 
 @dataclass
 class User:
-    """Who runs the programs, with what."""
+    """The user that runs the programs, and the interpreter."""
 
     interpreter: str
-    path: str  # where it finds packages; "" where it needs no telling
+    path: str  # PYTHONPATH; "" where none is needed
     directory: Path  # its own
     identity: dict[str, object]  # for subprocess
 
@@ -54,7 +66,7 @@ class User:
 
 
 def ordinary_identity() -> dict[str, object]:
-    """Nobody in particular, or whoever owns the checkout; ourselves when we are not root."""
+    """The owner of the checkout, else the user "nobody"; this process's own user when that is not root."""
     if os.geteuid() != 0:
         return {}
     owner = README.stat()
@@ -112,9 +124,9 @@ def said(process: subprocess.Popen[str], stream: str = "out") -> str:
     return Path(str(process.args[1])).with_suffix(f".{stream}").read_text()  # type: ignore[index]
 
 
-NOBODY_CAME = "no receiver answered"
+NO_RECEIVER = "no receiver answered"
 START_S = 3.0
-"""A second program that takes longer to start may be too late for the first one's patience of ten seconds."""
+"""A second program that takes longer to start may miss the first one's time-out of ten seconds."""
 
 
 @pytest.mark.parametrize("first", ["receiver", "sender"])
@@ -127,7 +139,7 @@ def test_the_programs_of_the_readme_run_as_they_are(user: User, first: str) -> N
 
 
 def run_both(user: User, first: str) -> bool:
-    """Run the two; False when the sender lost its patience before the receiver was able to start."""
+    """Run the two; False when the sender timed out before the receiver was able to start."""
     programs = {"receiver": RECEIVER, "sender": SENDER}
     second = "sender" if first == "receiver" else "receiver"
     processes = {}
@@ -143,15 +155,13 @@ def run_both(user: User, first: str) -> bool:
         late = time.monotonic() - began > START_S
         if user.identity:
             assert Path(f"/proc/{receiver.pid}").stat().st_uid == user.identity["user"] != 0
-        if sender.wait(120) and late and NOBODY_CAME in said(sender, "err"):
+        if sender.wait(120) and late and NO_RECEIVER in said(sender, "err"):
             return False
         assert sender.returncode == 0, said(sender, "err")
         wait_for(lambda: said(receiver).count("\n") >= 2, "the receiver to print both elements")
-        assert said(receiver) == "cam-0 (480, 640, 3)\ncam-1 (480, 640, 3)\n"
+        assert said(receiver) == RECEIVER_PRINTS
         assert receiver.poll() is None  # it waits for the next slice
-        assert re.match(
-            r"slice 1: 2 elements, 1,843,200 bytes in .* frames, \d+ sent again\n  local:demo", said(sender)
-        )
+        assert re.fullmatch(as_pattern(SENDER_PRINTS), said(sender))
         assert said(sender, "err") == said(receiver, "err") == ""
         return True
     finally:
