@@ -6,8 +6,8 @@ Prints FILE:LINE and the reason for each finding, and ends with 1 where there is
 
 Sentences, in PROSE: none is longer than 35 words, and of a file's sentences at most 5 % are longer than 25.
     Code blocks, tables, headings, pictures and HTML comments do not count. A paragraph or an item of a list is a
-    block; a sentence ends at ``.``, ``!`` or ``?`` before white space and a capital, a digit or a quoting mark, or with
-    its block. A colon or a semicolon does not end it. A word is what stands between white space and has a letter
+    block. A sentence ends at ``.``, ``!`` or ``?`` before white space, or with its block; the dot of an abbreviation
+    does not end it, and neither does a colon or a semicolon. A word is what stands between white space and has a letter
     or a digit in it; a piece of ``inline code`` is one word, and of a link its text counts.
 
 Words, in every tracked file with a suffix in SUFFIXES: RETIRED lists what is rejected and what to say instead. A word
@@ -93,7 +93,6 @@ def blocks(text: str) -> Iterator[list[tuple[int, str]]]:
 
 NO_END = re.compile(r"(?:\b(?:e\.g|i\.e|etc|vs|[Ff]ig|figs?|no|cf|approx)\.)$")
 END = re.compile(r"[.!?][)\"*_”]*$")
-BEGIN = re.compile(r"[\"(*_“\[`]*[A-Z0-9`]")
 
 
 def sentences(text: str) -> Iterator[tuple[int, list[str]]]:
@@ -105,7 +104,7 @@ def sentences(text: str) -> Iterator[tuple[int, list[str]]]:
         begin = 0
         for position, (_, word) in enumerate(words):
             last = position + 1 == len(words)
-            if last or (END.search(word) and not NO_END.search(word) and BEGIN.match(words[position + 1][1])):
+            if last or (END.search(word) and not NO_END.search(word)):
                 sentence = words[begin : position + 1]
                 yield sentence[0][0], [w for _, w in sentence if re.search(r"\w", w)]
                 begin = position + 1
