@@ -1,6 +1,6 @@
 # Every target does the set-up it needs (tools/setup.sh) and is quick when nothing changed.
 # ARGS passes arguments on:  make test ARGS="-k 'wire or encode' -x"   make demo ARGS="--images 64"
-# (a sub-make has it through MAKEFLAGS, quotes and all)
+# (a sub-make receives it through MAKEFLAGS, with its quotes)
 
 PY := .venv/bin/python
 ARGS ?=
@@ -9,14 +9,13 @@ SUITE ?= bookworm
 RESULTS := bench-results
 IN_REACH := @tools/in-reach.sh $(MAKE) --no-print-directory
 
-# What another DPDK may change: its ports, what faults do to them, the commands and the README's programs over them.
-# AIFLOW_RETRY=1, as in CI: what failed runs once more by itself; a test that fails twice has failed
-once_more = $(if $(AIFLOW_RETRY),|| { echo "aiflow: what failed runs once more"; $(PY) -m pytest --last-failed $(1); })
+# AIFLOW_RETRY=1, as in CI: the failed tests run once more in a process of their own.
+once_more = $(if $(AIFLOW_RETRY),|| { echo "aiflow: failed tests run once more"; $(PY) -m pytest --last-failed $(1); })
 
-# what another DPDK changes; of tests/faults only another Python or kernel changes some
+# ON_PORTS: the tests that another DPDK can change. Those in OF_PYTHON depend on Python and the kernel only.
 OF_PYTHON := $(addprefix tests/faults/test_,dtypes.py interrupts.py objects.py names.py forked.py registry.py)
-ON_PORTS := tests/cli tests/project/test_readme.py tests/network/test_af_packet.py \
-	$(addprefix tests/ports/test_,departures.py eal.py keep_mbufs.py portset.py rendezvous.py roundtrip.py shim.py) \
+ON_PORTS := tests/cli tests/project/test_readme.py tests/network/test_af_packet.py $(addprefix tests/ports/test_, \
+	departures.py eal.py keep_mbufs.py portset.py rendezvous.py roundtrip.py shim.py) \
 	$(filter-out $(OF_PYTHON), $(wildcard tests/faults/test_*.py))
 
 .PHONY: help demo test test-ports bench soak lab fuzz lint sanitize setup fresh clean
@@ -51,12 +50,9 @@ fuzz: ## the parser and both state machines under libFuzzer, SECONDS=60 each; AR
 sanitize: ## the unit tests with AddressSanitizer and UndefinedBehaviorSanitizer
 	$(IN_REACH) sanitize-here
 
-lint: ## ruff, mypy, cython-lint, and our texts' advice on pip
+lint: ## what tools/lint.sh lists: formats, types, spelling, limits; ARGS="ruff mypy" for some of it
 	@tools/setup.sh dev
-	tools/texts.sh
-	$(PY) -m ruff check .
-	$(PY) -m mypy
-	PATH="$(CURDIR)/.venv/bin:$$PATH" cython-lint aiflow
+	tools/lint.sh $(ARGS)
 
 setup: ## set-up only
 	@tools/setup.sh dev
@@ -79,7 +75,8 @@ test-here:
 
 test-ports-here:
 	@tools/setup.sh ports
-	$(PY) -m pytest -m "not soak and not slow" $(ON_PORTS) $(ARGS) $(call once_more,-m "not soak and not slow" $(ON_PORTS))
+	$(PY) -m pytest -m "not soak and not slow" $(ON_PORTS) $(ARGS) \
+		$(call once_more,-m "not soak and not slow" $(ON_PORTS))
 
 bench-here:
 	@tools/setup.sh bench

@@ -1,6 +1,7 @@
 #!/bin/bash
-# Runs a command as an ordinary user. Not root: just runs it. Root: as the owner of the checkout, or as nobody where
-# that is root too, without any capability, in a directory of that user's own that is kept (cached photographs).
+# Runs a command as an ordinary user. Without root it just runs the command. Under root the command runs as the owner
+# of the checkout, or as the user nobody where root owns it. It has no capability, and it runs in a directory of that
+# user's own, which is kept (cached photographs).
 #
 # Usage: tools/as-user.sh COMMAND [ARGUMENT …]
 set -euo pipefail
@@ -18,15 +19,16 @@ mkdir -p -m 755 /var/cache/aiflow
 mkdir -p -m 700 "$home"
 chown "$uid:$gid" "$home"
 
-environment=("HOME=$home" "USER=$(id -nu "$uid" 2>/dev/null || echo "$uid")" "TMPDIR=/tmp" "PATH=/usr/local/bin:/usr/bin:/bin")
+user=$(id -nu "$uid" 2>/dev/null || echo "$uid")
+environment=("HOME=$home" "USER=$user" "TMPDIR=/tmp" "PATH=/usr/local/bin:/usr/bin:/bin")
 for name in LANG LC_ALL TERM COLUMNS CI NO_COLOR "${!AIFLOW_@}"; do
     if [ -n "${!name:-}" ]; then environment+=("$name=${!name}"); fi
 done
 command=$1
-case $command in */*) command=$(realpath -s "$command") ;; esac # .venv/bin/python stays what it is: a link
+case $command in */*) command=$(realpath -s "$command") ;; esac # keeps .venv/bin/python, which is a link
 shift
 cd "$home"
-printf 'aiflow: running as user %s in %s\n' "$(id -nu "$uid" 2>/dev/null || echo "$uid")" "$home"
-# env stands behind setpriv, which still has root's capabilities when it looks its command up
+printf 'aiflow: running as user %s in %s\n' "$user" "$home"
+# env comes after setpriv, because setpriv still has root's capabilities when it looks its command up
 exec setpriv --reuid="$uid" --regid="$gid" --clear-groups --inh-caps=-all --bounding-set=-all --no-new-privs \
     env -i "${environment[@]}" "$command" "$@"

@@ -1,7 +1,7 @@
 """Compiler and linker flags of DPDK, as ``pkg-config libdpdk`` gives them.
 
-Used by ``setup.py`` only. A flag that is not one of ``-I -D -U -L -l`` is passed on untouched and in order, so that a
-flag this file has never heard of (``-include rte_config.h``, ``-march=…``, ``-Wl,--as-needed``) cannot break the build.
+Used by ``setup.py`` only. Every flag except ``-I -D -U -L -l`` is passed on unchanged and in order. So a flag that this
+file does not know (``-include rte_config.h``, ``-march=…``, ``-Wl,--as-needed``) cannot break the build.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ class BuildFlags:
     Attributes
     ----------
     include_dirs, library_dirs, libraries : list of str
-        What stood behind ``-I``, ``-L`` and ``-l``.
+        The values of ``-I``, ``-L`` and ``-l``.
     define_macros : list of (str, str or None)
-        What stood behind ``-D``.
+        The values of ``-D``.
     undef_macros : list of str
-        What stood behind ``-U``.
+        The values of ``-U``.
     compile_args, link_args : list of str
-        Everything else, in its order. Linker flags such as ``--as-needed`` govern the libraries behind them, so
-        ``link_args`` belong in front of ``libraries`` on the command line.
+        All other flags, in their order. Linker flags such as ``--as-needed`` govern the libraries after them, so
+        ``link_args`` come before ``libraries`` on the command line.
     """
 
     include_dirs: list[str] = field(default_factory=list)
@@ -88,7 +88,7 @@ def sort_flags(cflags: str, libs: str) -> BuildFlags:
 
 
 def pkg_config(*arguments: str) -> str | None:
-    """Run ``pkg-config`` (or what ``PKG_CONFIG`` names); None where it or the package is not there."""
+    """Run ``pkg-config`` (or the command in ``PKG_CONFIG``); None where the command or the package is missing."""
     command = shlex.split(os.environ.get("PKG_CONFIG", "pkg-config"))
     try:
         run = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
@@ -98,7 +98,7 @@ def pkg_config(*arguments: str) -> str | None:
 
 
 def dpdk_flags() -> BuildFlags:
-    """Flags of the DPDK that is installed here, plus librte_net_ring, which ``libdpdk.pc`` leaves out.
+    """Flags of the installed DPDK, plus librte_net_ring, which ``libdpdk.pc`` leaves out.
 
     Raises
     ------

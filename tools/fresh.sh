@@ -1,10 +1,11 @@
 #!/bin/bash
-# Proves the README's commands on a machine that has neither DPDK nor our dependencies: makes a minimal Debian with
+# Runs the README's commands on a machine that has neither DPDK nor our dependencies. It makes a minimal Debian with
 # debootstrap, clones the last commit into root's home there, and runs make there, once for each target.
-# Mirror, pip configuration, pip's cache and extra certificates are this machine's, read when it runs. Leaves nothing behind.
+# The mirror, pip's configuration and cache, and extra certificates are those of this machine. Nothing is left behind.
 #
-# Usage: tools/fresh.sh SUITE [TARGET …]      as root. SUITE: bookworm, trixie or sid; a TARGET may carry arguments, as in
-#        tools/fresh.sh trixie demo 'test ARGS="-k wire"'; default: demo demo test. KEEP=1 leaves the tree for a look.
+# Usage: tools/fresh.sh SUITE [TARGET …]      as root; SUITE is bookworm, trixie or sid; the default targets are
+#        demo demo test. A target may carry arguments: tools/fresh.sh trixie demo 'test ARGS="-k wire"'.
+#        KEEP=1 keeps the tree.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 fail() { printf 'aiflow: %s\n' "$*" >&2; exit 1; }
@@ -48,7 +49,8 @@ root=$2
 suite=$3
 shift 3
 
-# Debian's own lines of this machine's apt configuration, "SITE RELEASE COMPONENT", turned to the suite. sid has nothing but itself.
+# Debian's own lines of this machine's apt configuration, "SITE RELEASE COMPONENT", changed to the suite. sid has no
+# other releases, such as updates.
 debian_lines() {
     apt-get indextargets --format '$(ORIGIN)|$(SITE) $(RELEASE) $(COMPONENT)' 'Created-By: Packages' |
         sed -n 's/^Debian|//p' | sort -u | awk -v suite="$suite" '
@@ -67,7 +69,8 @@ debootstrap --variant=minbase "$suite" "$root" "$mirror" >"$root/debootstrap.out
     { tail "$root/debootstrap.out" >&2; fail "debootstrap $suite failed"; }
 sed 's/^/deb /' <<<"$lines" >"$root/etc/apt/sources.list"
 cp /etc/resolv.conf "$root/etc/resolv.conf"
-{ grep -rlE 'Proxy|Valid-Until|Check-Date' /etc/apt/apt.conf.d 2>/dev/null || true; } | xargs -r cp -t "$root/etc/apt/apt.conf.d"
+{ grep -rlE 'Proxy|Valid-Until|Check-Date' /etc/apt/apt.conf.d 2>/dev/null || true; } |
+    xargs -r cp -t "$root/etc/apt/apt.conf.d"
 if [ -d /usr/local/share/ca-certificates ]; then
     mkdir -p "$root/usr/local/share/ca-certificates"
     cp -r /usr/local/share/ca-certificates/. "$root/usr/local/share/ca-certificates/"
@@ -91,7 +94,8 @@ if cache=$(pip cache dir 2>/dev/null) && [ -d "$cache" ]; then
     mount --bind "$cache" "$root/root/.cache/pip"
 fi
 
-environment=(HOME=/root "TERM=${TERM:-dumb}" LANG=C.UTF-8 PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin)
+environment=(HOME=/root "TERM=${TERM:-dumb}" LANG=C.UTF-8)
+environment+=(PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin)
 for name in http_proxy https_proxy no_proxy HTTP_PROXY HTTPS_PROXY NO_PROXY CI "${!PIP_@}" "${!AIFLOW_@}"; do
     case $name in AIFLOW_RUNTIME_DIR) continue ;; esac # a directory of this machine
     [ -z "${!name:-}" ] || environment+=("$name=${!name}")

@@ -1,9 +1,9 @@
 #!/bin/bash
-# Fuzzes the plain-C core with libFuzzer, sanitizers on: the parser and both ends' state machines (tests/fuzz).
-# The seed corpus is what the real senders and receivers say to each other in a few worlds of the simulator.
+# Fuzzes the plain-C core with libFuzzer and the sanitizers: the parser and both ends' state machines (tests/fuzz).
+# The seed corpus is the frames that real senders and receivers exchange in a few runs of the simulator.
 #
-# Usage: [CC=clang] tools/fuzz.sh SECONDS [parser|receiver|sender …]     seconds for each; in build/fuzz, findings too
-#        RUNS=1000000 tools/fuzz.sh 0 receiver                          so many executions instead
+# Usage: [CC=clang] tools/fuzz.sh SECONDS [parser|receiver|sender …]    seconds for each; findings are in build/fuzz
+#        RUNS=1000000 tools/fuzz.sh 0 receiver                         a number of executions instead
 set -euo pipefail
 cd "$(dirname "$0")/.."
 seconds=${1:?usage: tools/fuzz.sh SECONDS [parser|receiver|sender ...]}
@@ -18,8 +18,8 @@ mkdir -p "$build/seeds" "$build/findings"
 "$cc" "${flags[@]}" -w "$root/tests/core/simulate.c" -o "$build/simulate"
 rm -rf "$build"/seeds/*
 for number in 1 2 3 4 5 6; do
-    (cd "$build/seeds" && ../simulate capture=1 seed=$number slices=3 bytes=1000 ports=2 keep=$((number % 2)) loss=$((number * 50)) \
-        cancel=$((number == 3 ? 2 : 0)) >/dev/null)
+    (cd "$build/seeds" && ../simulate capture=1 seed=$number slices=3 bytes=1000 ports=2 keep=$((number % 2)) \
+        loss=$((number * 50)) cancel=$((number == 3 ? 2 : 0)) >/dev/null)
 done
 python3 - "$build/seeds" <<'SPLIT' # frames one by one, for the parser
 import pathlib, sys
@@ -34,7 +34,9 @@ SPLIT
 
 for target in "$@"; do
     case $target in parser | receiver | sender) ;; *) echo "aiflow: no fuzzer '$target'" >&2; exit 1 ;; esac
-    echo "aiflow: fuzzing the $target for ${RUNS:+$RUNS executions}${RUNS:-$seconds s}" | sed 's/executions[0-9]*$/executions/'
+    effort="$seconds s"
+    [ -z "${RUNS:-}" ] || effort="$RUNS executions"
+    echo "aiflow: fuzzing the $target for $effort"
     "$cc" "${flags[@]}" -fsanitize=fuzzer,$sanitizers "$root/tests/fuzz/$target.c" -o "$build/$target"
     mkdir -p "$build/corpus/$target" "$build/seeds/$target"
     find "$build/seeds" -maxdepth 1 -name "$target-*" -exec mv -t "$build/seeds/$target" {} +
@@ -43,8 +45,9 @@ for target in "$@"; do
     length=8192
     [ "$target" != parser ] || length=1514
     # rss_limit and malloc_limit: a claim in a frame must never cost memory of its size
-    "$build/$target" "${limit[@]}" -max_len=$length -rss_limit_mb=1024 -malloc_limit_mb=64 -timeout=5 -print_final_stats=1 \
-        -artifact_prefix="$build/findings/$target-" "$build/corpus/$target" "$build/seeds/$target" >"$build/$target.log" 2>&1 || {
+    "$build/$target" "${limit[@]}" -max_len=$length -rss_limit_mb=1024 -malloc_limit_mb=64 -timeout=5 \
+        -print_final_stats=1 -artifact_prefix="$build/findings/$target-" \
+        "$build/corpus/$target" "$build/seeds/$target" >"$build/$target.log" 2>&1 || {
         tail -40 "$build/$target.log" >&2
         echo "aiflow: a finding: run $build/$target on the file named above (tests/fuzz)" >&2
         exit 1

@@ -1,13 +1,14 @@
 #!/bin/bash
-# Runs a command in the checkout, or, where root's checkout cannot be read by an ordinary user (it lies in root's home,
-# or was cloned under umask 077), in a copy of it that can: the job and some tests run as an ordinary user.
+# Runs a command in the checkout, or in a copy where other users cannot read root's checkout: it lies in root's home,
+# or was cloned under umask 077. The demo and some tests run as an ordinary user.
 #
 # Usage: tools/in-reach.sh COMMAND [ARGUMENT …]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 readable_by_others() {
-    (cd / && setpriv --reuid=nobody --regid=nogroup --clear-groups sh -c 'test -x "$1/aiflow" -a -r "$1/aiflow/__init__.py" -a -r "$1/pyproject.toml"' sh "$1")
+    (cd / && setpriv --reuid=nobody --regid=nogroup --clear-groups \
+        sh -c 'test -x "$1/aiflow" -a -r "$1/aiflow/__init__.py" -a -r "$1/pyproject.toml"' sh "$1")
 }
 
 if [ "$(id -u)" -ne 0 ] || readable_by_others "$PWD"; then exec "$@"; fi

@@ -1,4 +1,4 @@
-"""Print what the build, aiflow itself and one extra of pyproject.toml require, a requirement a line.
+"""Print the requirements of the build, of aiflow and of one extra of pyproject.toml, one a line.
 
 Usage: python tools/requirements.py demo
 """

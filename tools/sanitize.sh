@@ -1,5 +1,5 @@
 #!/bin/bash
-# Runs the tests marked unit or sanitize on a build with GCC's sanitizers, kept in build/sanitize beside the ordinary one.
+# Runs the tests marked unit or sanitize on a build with GCC's sanitizers. That build is kept in build/sanitize.
 #
 # Usage: [AIFLOW_SANITIZE=address,undefined] [MARKS="root and not soak"] tools/sanitize.sh [PYTEST ARGUMENT …]
 set -euo pipefail
@@ -11,8 +11,8 @@ lib=$PWD/build/sanitize/lib
 echo "aiflow: compiling with -fsanitize=$AIFLOW_SANITIZE"
 $python setup.py --quiet build --build-lib "$lib"
 
-# The interpreter is not instrumented, so the run-time library must be loaded before everything else. Python keeps
-# memory until it exits, which the leak checker would report; that no mbuf leaks is what the tests themselves check.
+# The interpreter is not instrumented, so the run-time library must be loaded first. The leak checker is off, because
+# Python keeps memory until it exits. The tests themselves check that no mbuf leaks.
 preload=""
 for library in asan ubsan; do
     path=$(gcc -print-file-name=lib$library.so)

@@ -1,11 +1,11 @@
 #!/bin/bash
 # All set-up a target needs: Debian packages, a virtual environment in .venv, the compiled modules in place.
-# Does nothing, quickly, when nothing changed.
+# It returns at once when nothing changed.
 #
 # Usage: tools/setup.sh demo|ports|dev|bench        (extras of pyproject.toml; PYTHON=… names another interpreter)
 set -euo pipefail
 cd "$(dirname "$0")/.."
-umask 022 # an ordinary user must be able to run what root sets up
+umask 022 # an ordinary user must be able to run the environment that root makes
 profile=${1:?usage: tools/setup.sh demo|ports|dev|bench}
 venv=.venv
 stamps=$venv/stamps
@@ -52,8 +52,8 @@ install_packages() {
 
 # --- virtual environment ------------------------------------------------------------------------------------------
 
-# Prints the interpreter behind $1 when it can serve: 3.11 or later, able to make environments, with its C headers, and,
-# under root, one that an ordinary user can run too (not one inside root's own home).
+# Prints the interpreter behind $1 when it can serve: 3.11 or later, able to make environments, with its C headers.
+# Under root an ordinary user must be able to run it, too (so it cannot lie in root's home).
 interpreter() {
     local real
     real=$("$1" -c '
@@ -73,7 +73,8 @@ choose_python() {
     local candidate
     if [ -n "${PYTHON:-}" ]; then
         interpreter "$PYTHON" && return
-        fail "PYTHON=$PYTHON cannot serve: it must be 3.11 or later, with venv and its C headers, and not in root's home"
+        fail "PYTHON=$PYTHON cannot serve: it must be 3.11 or later, with venv and its C headers," \
+            "and not in root's home"
     fi
     for candidate in python3 /usr/bin/python3; do
         interpreter "$candidate" && return
@@ -105,12 +106,12 @@ install_requirements() {
     mv "$stamps/$extra.new" "$stamps/$extra"
 }
 
-# What benchmarks are compared with: one that cannot be installed here is missing from the tables, no more.
+# The peers of the benchmarks. One that cannot be installed here is missing from the tables, no more.
 install_peers() {
     local wanted line failed=
     wanted=$($venv/bin/python tools/requirements.py peers)
     if [ -f "$stamps/peers" ] && [ "$wanted" = "$(cat "$stamps/peers")" ]; then return; fi
-    say "installing what aiflow is compared with"
+    say "installing the peers of the benchmarks"
     if ! printf '%s\n' "$wanted" | pip install -r /dev/stdin; then
         while read -r line; do
             pip install "$line" || { failed=yes && say "$line cannot be installed: the benchmarks leave it out"; }
@@ -135,7 +136,7 @@ sources_changed() {
 build_in_place() {
     sources_changed || return 0
     say "compiling"
-    touch $stamps/build.new # what changes during the build counts as newer
+    touch $stamps/build.new # a file that changes during the build counts as newer
     pip install --no-build-isolation --no-deps --editable .
     mv $stamps/build.new $stamps/build
 }

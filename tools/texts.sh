@@ -1,6 +1,6 @@
 #!/bin/bash
-# Rejects advice in our texts that harms whoever follows it: aiflow on the package index is another project, and pip belongs
-# into a virtual environment.
+# Rejects harmful advice in our texts. aiflow on the package index is another project, and pip belongs in a virtual
+# environment.
 #
 # Usage: tools/texts.sh [CHECKOUT]
 set -euo pipefail
