@@ -12,8 +12,6 @@ cdef extern from "aiflow/wire/frame.h" nogil:
         AF_MAX_FRAME
         AF_NB_DROPS
         AF_NB_KINDS
-        AF_DROP_SEGMENTS
-        AF_DROP_VLAN
 
     struct af_frame:
         uint8_t kind, end
@@ -36,10 +34,6 @@ cdef extern from "aiflow/wire/crc32c.h" nogil:
 
 
 cdef extern from "aiflow/wire/manifest.h" nogil:
-    struct af_chunker:
-        uint32_t payload_bytes
-        uint64_t next
-
     struct af_manifest:
         uint32_t nb_runs
 
@@ -47,7 +41,6 @@ cdef extern from "aiflow/wire/manifest.h" nogil:
         uint64_t nb_elements, nbytes, block_bytes
 
     bint af_manifest_measure(const uint8_t *bytes, uint64_t len, af_manifest *m, af_extent *out) noexcept
-    uint64_t af_chunk_of(af_chunker *c, uint64_t nbytes) noexcept
 
 
 cdef extern from "aiflow/rt/agent.h" nogil:
@@ -176,7 +169,6 @@ cdef extern from "aiflow/tx/tx_agent.h" nogil:
         AF_TX_QUEUED
         AF_TX_ASKING
         AF_TX_DONE
-        AF_TX_FAILED
 
     struct af_plan:
         uint32_t ports
@@ -290,9 +282,6 @@ cdef extern from "aiflow/rx/arena.h" nogil:
 
 
 cdef extern from "aiflow/wire/verdict.h" nogil:
-    enum:
-        AF_TEXT_MOST
-
     struct af_verdicts:
         pass
 

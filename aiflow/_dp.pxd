@@ -3,7 +3,7 @@
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
 from aiflow._core cimport AF_NB_FAULTS, af_agent, af_agent_port, af_line, af_monitor, af_span
-from aiflow._dp_driver cimport Driven
+from aiflow._dp_driver cimport LoopDriver
 from aiflow._eal cimport Mempool, Port, af_gate
 from aiflow.librte.rte_mbuf cimport rte_mbuf, rte_mbuf_ext_shared_info
 from aiflow.librte.rte_mempool cimport rte_mempool
@@ -33,7 +33,7 @@ cdef struct loop_port:
     uint64_t tx_nombuf         # the pool had no mbuf for a frame that we wanted to send
 
 
-cdef class Loop(Driven):
+cdef class Loop(LoopDriver):
     cdef af_agent agent
     cdef list faults                   # rules of `_faults.parse_faults`
     cdef uint64_t fault_sums[AF_NB_FAULTS]  # of lines that are no more

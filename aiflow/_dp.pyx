@@ -11,7 +11,7 @@ from aiflow._core cimport (
     af_mail_rest, af_monitor, af_monitor_read, af_now_ns, af_quota_rest, af_sample, af_span,
 )
 from aiflow._dp_faults cimport close_lines, impair, impaired, open_lines
-from aiflow._dp_driver cimport Driven, aiflow_lock, aiflow_posted, aiflow_set, aiflow_unlock
+from aiflow._dp_driver cimport LoopDriver, aiflow_lock, aiflow_posted, aiflow_set, aiflow_unlock
 from aiflow._dp_frame cimport plain, unusual
 from aiflow._eal cimport Mempool, Port, af_gate_enter, af_gate_leave, gate
 from aiflow.librte.rte_ethdev cimport rte_eth_rx_burst, rte_eth_tx_burst
@@ -86,7 +86,7 @@ cdef rte_mbuf *adopted(rte_mbuf *m, rte_mempool *pool) noexcept nogil:
     return copy
 
 
-cdef class Loop(Driven):
+cdef class Loop(LoopDriver):
     """Polls ports for one agent. Subclasses set `agent` and say what a post and an event are."""
 
     def __cinit__(self):
@@ -110,7 +110,7 @@ cdef class Loop(Driven):
         return True
 
     def _end(self):
-        Driven._end(self)
+        LoopDriver._end(self)
         for index in range(PORTS):
             self._free_staged(index)
 
@@ -239,7 +239,6 @@ cdef class Loop(Driven):
             if rest_ns:
                 af_mail_rest(&self.mail, rest_ns)
                 self.now = af_now_ns()
-        self.iterations += 1
         if aiflow_posted(&self.mail):
             aiflow_set(self.mail.posted, 0)
             self.collect(self.now)

@@ -24,10 +24,9 @@ cdef extern from *:
     void aiflow_unlock(af_mail *mail) noexcept nogil
 
 
-cdef class Driven:
+cdef class LoopDriver:
     cdef af_mail mail
     cdef bint has_mail
-    cdef uint64_t iterations
     cdef af_idle idle          # whoever has the turn
     cdef af_quota quota        # likewise
     cdef bint in_vain          # likewise: the newest caller that drove has met nothing

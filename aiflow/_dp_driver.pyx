@@ -36,10 +36,10 @@ cdef extern from *:
     unsigned int rte_lcore_id() noexcept nogil
     int sched_getcpu() noexcept nogil
 
-_driven = weakref.WeakSet()
+_running = weakref.WeakSet()
 
 
-cdef class Driven:
+cdef class LoopDriver:
     """What a worker and those who wait drive in turn. Subclasses say what an iteration is."""
 
     def __cinit__(self):
@@ -70,7 +70,7 @@ cdef class Driven:
         except BaseException:
             self.stopped = True
             raise
-        _driven.add(self)
+        _running.add(self)
 
     def _main(self):
         try:
@@ -128,7 +128,7 @@ cdef class Driven:
             if not threads.is_current(self.thread) and self.thread.ident is not None:
                 self.thread.join()
                 self.requests = []  # of calls that were interrupted; they hold us
-        _driven.discard(self)
+        _running.discard(self)
 
     def _end(self):
         self.stopped = True
@@ -156,20 +156,6 @@ cdef class Driven:
         """The CPU that the loop ran on last, or None."""
         return self.last_cpu if self.last_cpu >= 0 else None
 
-    def busy_iterations(self):
-        """Iterations of the loop so far: for tests of its idle cost."""
-        return self.iterations
-
-    @property
-    def thread_id(self):
-        """The worker's, as the kernel numbers it."""
-        return self.thread.native_id
-
-    @property
-    def driven(self):
-        """How often a thread that waited has driven the loop by itself."""
-        return self.mail.driven
-
     @property
     def max_cores(self):
         """The most processor time that it takes, in cores; None: no limit. To be set before `start`."""
@@ -178,11 +164,6 @@ cdef class Driven:
     @max_cores.setter
     def max_cores(self, cores):
         self.quota.cores = 0.0 if cores is None else cores
-
-    @property
-    def rests(self):
-        """How often it has paused for the sake of `max_cores`."""
-        return self.quota.rests
 
     # ---- waiting threads ----
 
@@ -349,5 +330,5 @@ cdef class Driven:
 @atexit.register
 def _stop_all():
     """No loop may poll while the interpreter takes itself apart."""
-    for loop in list(_driven):
+    for loop in list(_running):
         loop.stop()

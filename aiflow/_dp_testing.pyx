@@ -1,8 +1,11 @@
-"""Raw frames in and out of a port that no loop polls: for tests and diagnosis."""
+"""For tests and diagnosis: raw frames at a port that no loop polls, and counters that nothing else needs."""
 
-from libc.stdint cimport uint16_t, uint32_t
+from libc.stdint cimport uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcpy
+from aiflow._core cimport AF_HEADER
 from aiflow._dp cimport BURST
+from aiflow._dp_driver cimport LoopDriver
+from aiflow._dp_incoming cimport Incoming
 from aiflow._eal cimport Port, af_gate_enter, af_gate_leave, gate
 from aiflow.librte.rte_ethdev cimport rte_eth_rx_burst, rte_eth_tx_burst
 from aiflow.librte.rte_mbuf cimport (
@@ -103,3 +106,35 @@ def drain(Port port):
     if nb_rx:
         rte_pktmbuf_free_bulk(pkts, nb_rx)
     return frames
+
+
+def mbuf_payloads(Incoming incoming, uint32_t index):
+    """For each segment of an element of a kept slice: the address where its mbuf says that the payload lies."""
+    cdef uint64_t nbytes = incoming.s.elements[index].nbytes
+    cdef uint32_t chunk = incoming.s.elements[index].first_chunk
+    addresses = []
+    while nbytes:
+        addresses.append(<uintptr_t>rte_pktmbuf_mtod(<rte_mbuf *>incoming.s.kept[chunk].handle) + AF_HEADER)
+        nbytes -= min(nbytes, incoming.s.kept[chunk].nbytes)
+        chunk += 1
+    return addresses
+
+
+def driven(LoopDriver loop):
+    """How often a waiting caller has driven the loop."""
+    return loop.mail.driven
+
+
+def rests(LoopDriver loop):
+    """How often the loop has paused to stay within `max_cores`."""
+    return loop.quota.rests
+
+
+def thread_id(LoopDriver loop):
+    """The kernel's number of the worker thread."""
+    return loop.thread.native_id
+
+
+def gate_turns():
+    """Turns that the interrupt thread has taken through the gate."""
+    return gate().turns

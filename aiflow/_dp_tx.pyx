@@ -1,226 +1,26 @@
-"""Data plane of a Sender: slices are posted, the loop sends them, whoever posted waits for the end.
-
-Memory: an `Outgoing` holds the buffer of every element, and the loop holds the Outgoing, until the state machine has
-ended the slice. From then on nothing reads the buffers.
-"""
+"""Data plane of a Sender: slices are posted, the loop sends them, and the caller that posted one waits for its end."""
 
 import os
 import time
 
-from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcpy, memset
+from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memset
 from aiflow._core cimport (
-    AF_FAN_MOST, AF_HEADER, AF_MBUF_OVERHEAD, AF_TAIL_LEAST, AF_TX_ASKING, AF_TX_DONE, AF_TX_QUEUED, af_agent_port,
-    af_extent, af_fan, af_fan_next_frame, af_fan_on_frame, af_fan_tick, af_mail_wake, af_manifest, af_manifest_measure,
-    af_now_ns, af_pace_reset, af_rx_need, af_span, af_tx, af_tx_detach, af_tx_enqueue, af_tx_fail_all, af_tx_init,
-    af_tx_is_pressed, af_tx_next_frame, af_tx_on_frame, af_tx_port, af_tx_slice, af_tx_tick,
+    AF_FAN_MOST, AF_TAIL_LEAST, af_agent_port, af_fan, af_fan_next_frame, af_fan_on_frame, af_fan_tick, af_mail_wake,
+    af_now_ns, af_pace_reset, af_tx, af_tx_detach, af_tx_enqueue, af_tx_fail_all, af_tx_init, af_tx_is_pressed,
+    af_tx_next_frame, af_tx_on_frame, af_tx_port, af_tx_slice, af_tx_tick,
 )
-from aiflow._dp cimport Loop, PORTS, name_bytes, sample_rows
+from aiflow._dp cimport Loop, name_bytes, sample_rows
 from aiflow._dp_driver cimport aiflow_lock, aiflow_set, aiflow_unlock
 from aiflow._dp_frame cimport CHAINED, TAGGED
+from aiflow._dp_outgoing cimport Outgoing, of_buffers, of_rows
 from aiflow._eal cimport Mempool, Port
 from aiflow._dp import DROPS
+from aiflow._dp_outgoing import CANCELLED
 from aiflow.errors import ConfigError
 
-# In the order of enum af_tx_error.
-ERRORS = ("ok", "no_peer", "silent", "restarted", "too_large", "integrity", "refused", "cancelled", "ambiguous", "mtu",
-          "no_memory", "unknown", "failed", "stalled")
-CANCELLED = ERRORS.index("cancelled")
-UNSURE = (0, CANCELLED, *map(ERRORS.index, ("silent", "restarted", "stalled")))  # once all of it was sent
 MOST_RECEIVERS = AF_FAN_MOST
-
-
-cdef class Outgoing:
-    """One slice on its way. Made by `TxLoop.post`; `done` turns true once, and stays."""
-
-    cdef af_tx_slice s
-    cdef af_span *spans
-    cdef Py_buffer *buffers
-    cdef Py_ssize_t nb_buffers
-    cdef readonly double posted_at
-    cdef public object numbers   # of its elements, in the slice that it is a part of; None: it is all of one
-    cdef TxLoop loop
-
-    def __dealloc__(self):
-        self._release()
-        free(self.s.text)
-        free(self.s.manifest)
-        free(self.spans)
-
-    cdef void _release(self):
-        cdef Py_ssize_t i, n = self.nb_buffers
-        cdef Py_buffer *buffers = self.buffers
-        self.nb_buffers = 0  # first: what a release runs may come here again
-        self.buffers = NULL
-        for i in range(n):
-            PyBuffer_Release(&buffers[i])
-        free(buffers)
-
-    cdef int _take(self, list buffers) except -1:
-        """Hold every buffer. C-contiguous ones only: the caller has seen to it."""
-        cdef Py_ssize_t i, n = len(buffers)
-        self.buffers = <Py_buffer *>calloc(max(n, 1), sizeof(Py_buffer))
-        if self.buffers == NULL:
-            raise MemoryError(f"no memory for {n} buffers")
-        for i in range(n):
-            PyObject_GetBuffer(buffers[i], &self.buffers[i], PyBUF_SIMPLE)
-            self.nb_buffers += 1
-        return 0
-
-    cdef int _describe(self, bytes manifest, Py_ssize_t nb_elements) except -1:
-        self.spans = <af_span *>malloc(max(nb_elements, 1) * sizeof(af_span))
-        self.s.manifest = <uint8_t *>malloc(len(manifest))
-        if self.spans == NULL or self.s.manifest == NULL:
-            raise MemoryError(f"no memory to describe {nb_elements} elements")
-        memcpy(self.s.manifest, <const char *>manifest, len(manifest))
-        self.s.manifest_bytes = <uint32_t>len(manifest)
-        self.s.elements = self.spans
-        self.s.nb_elements = <uint32_t>nb_elements
-        return 0
-
-    @property
-    def done(self):
-        """Has the slice ended, one way or the other? Then nothing reads its buffers any more."""
-        return self.s.state >= AF_TX_DONE
-
-    @property
-    def delivered(self):
-        """Does the receiver hold all of it: True, False, or None where it cannot be known."""
-        if self.s.state == AF_TX_DONE:
-            return True
-        if self.s.error in UNSURE and self.s.all_sent:
-            return None
-        return False
-
-    @property
-    def parts(self):
-        """A slice to several receivers has one for each (aiflow._transfer.fanout); this is one."""
-        return [self]
-
-    @property
-    def receiver(self):
-        """Which of the loop's receivers it is for, from 0."""
-        return self.s.receiver
-
-    @property
-    def error(self):
-        """Why it failed: one of `ERRORS`, "ok" when it did not."""
-        return ERRORS[self.s.error]
-
-    @property
-    def detail(self):
-        """With "too_large": the receiver's memory in bytes."""
-        return self.s.detail
-
-    @property
-    def held(self):
-        """Has the receiver all of it, and its user not said yet that it is delivered?"""
-        return self.s.held and self.s.state < AF_TX_DONE
-
-    @property
-    def is_queued(self):
-        """Does it wait for its turn, or for a receiver?"""
-        return self.s.state == AF_TX_QUEUED
-
-    @property
-    def has_receiver(self):
-        """Is the receiver that it is for there?"""
-        return bool(self.loop.fan.tx[self.s.receiver].open)
-
-    @property
-    def waits_for_memory(self):
-        """Has the receiver been asked, and not granted it yet?"""
-        return self.s.state == AF_TX_ASKING
-
-    @property
-    def text(self):
-        """With "unknown" and "failed": the receiver's words."""
-        return (self.s.text[:self.s.text_got] if self.s.text != NULL else b"").decode("utf-8", "replace")
-
-    @property
-    def manifest(self):
-        """The manifest, as it was sent."""
-        return (<char *>self.s.manifest)[:self.s.manifest_bytes]
-
-    @property
-    def needs(self):
-        """Bytes of a receiver's memory that it takes, tables included, once it has been laid out."""
-        cdef af_manifest manifest
-        cdef af_extent extent
-        cdef af_tx *tx = self.loop.fan.tx[self.s.receiver]
-        cdef uint64_t mbuf_bytes = AF_HEADER + self.s.payload_bytes + AF_MBUF_OVERHEAD if tx.keeps_mbufs else 0
-        af_manifest_measure(self.s.manifest, self.s.manifest_bytes, &manifest, &extent)
-        need = af_rx_need(&extent, self.s.manifest_bytes, self.s.nb_manifest + self.s.nb_data + 1, self.s.nb_data,
-                          mbuf_bytes)
-        # a manifest may take a quarter of the memory, and 64 KiB
-        return max(int(need), 4 * (int(self.s.manifest_bytes) - 65536))
-
-    @property
-    def slice_id(self):
-        """Number of the slice within its session."""
-        return self.s.id
-
-    @property
-    def nb_elements(self):
-        """Elements of the slice."""
-        return self.s.nb_elements
-
-    @property
-    def nbytes(self):
-        """Bytes of all its elements."""
-        return self.s.nbytes
-
-    @property
-    def acked_bytes(self):
-        """Bytes that the receiver has acknowledged so far."""
-        return min(self.s.acked_bytes, self.s.nbytes) if self.s.state != AF_TX_DONE else self.s.nbytes
-
-    @property
-    def seconds(self):
-        """From the post to the end."""
-        return (self.s.done_ns - self.s.posted_ns) / 1e9 if self.done else None
-
-    @property
-    def connecting(self):
-        """Seconds from the post until a receiver was there for it; None while there is none."""
-        return (self.s.joined_ns - self.s.posted_ns) / 1e9 if self.s.joined_ns else None
-
-    @property
-    def waited(self):
-        """Seconds from the post to the grant; None when it needed none, or has none yet."""
-        return (self.s.granted_ns - self.s.posted_ns) / 1e9 if self.s.granted_ns else None
-
-    @property
-    def frames(self):
-        """Frames sent for this slice, and how many of them again."""
-        return self.s.frames, self.s.again
-
-    def port_frames(self):
-        """Frames and bytes of this slice by index of the port."""
-        cdef list rows = []
-        cdef uint32_t index
-        for index in range(<uint32_t>PORTS):
-            if self.s.port_frames[index]:
-                rows.append((index, self.s.port_frames[index], self.s.port_bytes[index]))
-        return rows
-
-    def finish(self):
-        """Give the buffers back. Only once it is done."""
-        if self.s.state >= AF_TX_DONE:
-            self._release()
-            self.loop.forget(self)
-
-    def cancel(self):
-        """Give the slice up: returns once it has ended, delivered or not."""
-        aiflow_set(self.s.cancel, 1)
-        while self.s.state < AF_TX_DONE:
-            generation = self.loop.generation
-            self.loop.nudge()
-            if self.s.state < AF_TX_DONE:
-                self.loop.wait(generation, 0.01)
-        self.finish()
 
 
 def _added(one, other):
@@ -402,40 +202,22 @@ cdef class TxLoop(Loop):
         -------
         Outgoing
         """
-        cdef Outgoing out
-        cdef Py_ssize_t i
         if into is not None and len(into) > <Py_ssize_t>receiver:
             return into[receiver]
-        out = Outgoing.__new__(Outgoing)
-        out._take(buffers)
-        out._describe(manifest, out.nb_buffers)
-        for i in range(out.nb_buffers):
-            out.spans[i].ptr = <const uint8_t *>out.buffers[i].buf
-            out.spans[i].nbytes = out.buffers[i].len
-            out.s.nbytes += out.buffers[i].len
-        return self._post(out, plan, receiver, wait, into)
+        return self._post(of_buffers(buffers, manifest), plan, receiver, wait, into)
 
     def post_rows(self, buffer, Py_ssize_t nb_rows, bytes manifest, plan, uint32_t receiver=0, bint wait=False,
                   list into=None):
         """Send a slice whose elements are the `nb_rows` equal rows of one C-contiguous buffer."""
-        cdef Outgoing out
-        cdef Py_ssize_t i, row_bytes
         if into is not None and len(into) > <Py_ssize_t>receiver:
             return into[receiver]
-        out = Outgoing.__new__(Outgoing)
-        out._take([buffer])
-        out._describe(manifest, nb_rows)
-        row_bytes = out.buffers[0].len // nb_rows if nb_rows else 0
-        for i in range(nb_rows):
-            out.spans[i].ptr = <const uint8_t *>out.buffers[0].buf + i * row_bytes
-            out.spans[i].nbytes = row_bytes
-        out.s.nbytes = nb_rows * row_bytes
-        return self._post(out, plan, receiver, wait, into)
+        return self._post(of_rows(buffer, nb_rows, manifest), plan, receiver, wait, into)
 
     cdef _post(self, Outgoing out, plan, uint32_t receiver, bint wait, list into):
         if receiver >= self.fan.nb:
             raise ConfigError(f"receiver {receiver} of {self.fan.nb}")
         out.loop = self
+        out.tx = self.fan.tx[receiver]
         out.s.receiver = receiver
         out.s.plan.ports = plan.port_mask
         out.s.plan.elements = plan.place == "elements"

@@ -30,15 +30,14 @@ import os
 from aiflow import _eal_args, _eal_mempool
 from aiflow._system import threads
 from aiflow._eal_init import (
-    connecting, dpdk_version, error, gate_turns, log_tail, memory_mode, register_thread, start, started,
-    unregister_thread,
+    connecting, dpdk_version, error, log_tail, memory_mode, register_thread, start, started, unregister_thread,
 )
 from aiflow._eal_mempool import MOST_ROOM, mempools
 from aiflow.errors import ConfigError, EalError, PortError
 
 __all__ = [
-    "MOST_ROOM", "Mempool", "Port", "connecting", "dpdk_version", "gate_turns", "log_tail", "memory_mode", "mempools",
-    "nb_ports", "next_serial", "register_thread", "start", "started", "unpark", "unregister_thread",
+    "MOST_ROOM", "Mempool", "Port", "connecting", "dpdk_version", "log_tail", "memory_mode", "mempools", "nb_ports",
+    "next_serial", "register_thread", "start", "started", "unpark", "unregister_thread",
 ]
 
 

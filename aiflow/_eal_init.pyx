@@ -310,8 +310,3 @@ class connecting:
     def __exit__(self, *exc):
         with nogil:
             af_gate_connecting(&the_gate, -1)
-
-
-def gate_turns():
-    """Turns the interrupt thread has taken through the gate, for tests and reports."""
-    return the_gate.turns

@@ -3,7 +3,6 @@ from typing import Final, NamedTuple
 from _typeshed import ReadableBuffer
 
 HEADER: Final[int]
-MIN_FRAME: Final[int]
 MAX_FRAME: Final[int]
 MIN_PATH_FRAME: Final[int]
 VERSION: Final[int]

@@ -21,7 +21,6 @@ cdef extern from "aiflow/wire/frame.h" nogil:
         AF_ETHERTYPE
 
 HEADER = AF_HEADER
-MIN_FRAME = AF_MIN_FRAME
 MAX_FRAME = AF_MAX_FRAME
 MIN_PATH_FRAME = AF_MIN_PATH_FRAME
 VERSION = AF_VERSION

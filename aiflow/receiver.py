@@ -9,7 +9,8 @@ import weakref
 from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Sequence
 from typing import Any, NoReturn, SupportsIndex
 
-from aiflow._dp_rx import MBUF_OVERHEAD, RxLoop, Store
+from aiflow._dp_incoming import MBUF_OVERHEAD, Store
+from aiflow._dp_rx import RxLoop
 from aiflow._eal import Mempool
 from aiflow._ports.portset import PortSet
 from aiflow._system import limits, threads

@@ -202,7 +202,6 @@ class Sender:
         )
         self._monitor = monitor.Monitor(self._loop, speeds, score_weights, switches)
         self._waiting = Waiting(self._loop)
-        self._pools: dict[tuple[int, int], Mempool] = {}
         self._loop.spins = spins
         self._loop.max_cores = max_cores
         self._loop.start("aiflow-sender")

@@ -11,7 +11,7 @@ from typing import Any, NoReturn, SupportsIndex, overload
 
 import numpy as np
 
-from aiflow._dp_rx import Exporter
+from aiflow._dp_incoming import Exporter
 from aiflow._policy.partition import even
 from aiflow._transfer.filemarks import FileMark
 from aiflow._transfer.manifest import Received, Run, Span, spans_of, streams_of
@@ -324,7 +324,7 @@ class TimeSlice(_Elements):
 
     Parameters
     ----------
-    incoming : aiflow._dp_rx.Incoming
+    incoming : aiflow._dp_incoming.Incoming
         The data plane's slice.
 
     Attributes

@@ -104,7 +104,7 @@ class Several:
 
     Parameters
     ----------
-    parts : list of aiflow._dp_tx.Outgoing
+    parts : list of aiflow._dp_outgoing.Outgoing
         In the receivers' order.
     """
 

@@ -102,7 +102,7 @@ def report(whole: Any, port_names: Sequence[tuple[str, str]], name_of: NameOf) -
 
     Parameters
     ----------
-    whole : aiflow._dp_tx.Outgoing or aiflow._transfer.fanout.Several
+    whole : aiflow._dp_outgoing.Outgoing or aiflow._transfer.fanout.Several
         The slice; `done`.
     port_names : sequence of (str, str)
         Name and driver of each port, by its index.
@@ -143,7 +143,7 @@ def failure(whole: Any, known: Known, name_of: NameOf, waited_for: str = "") -> 
 
     Parameters
     ----------
-    whole : aiflow._dp_tx.Outgoing or aiflow._transfer.fanout.Several
+    whole : aiflow._dp_outgoing.Outgoing or aiflow._transfer.fanout.Several
         The slice; `done`, and not delivered.
     known : Known
     name_of : callable

@@ -13,6 +13,7 @@ from wait import settle
 
 import aiflow
 from aiflow import _eal
+from aiflow._dp_testing import mbuf_payloads
 
 rng = np.random.default_rng(11)
 # net_ring hands over the sender's own mbufs, so that the count is one over all pools.
@@ -54,7 +55,7 @@ def test_segments_are_the_payloads_of_the_received_mbufs(scheme, name) -> None:
             element = time_slice[stream]
             segments = element.segments
             addresses = [segment.__array_interface__["data"][0] for segment in segments]
-            assert addresses == incoming.mbuf_payloads(element.number)
+            assert addresses == mbuf_payloads(incoming, element.number)
             assert len(set(addresses)) == len(addresses)
             assert sum(segment.nbytes for segment in segments) == sent.nbytes
             assert b"".join(segment.tobytes() for segment in segments) == sent.tobytes()  # in order

@@ -185,7 +185,7 @@ def public_of(module: ModuleType) -> set[str]:
 def test_stubs_agree_with_the_compiled_modules(tmp_path: Path) -> None:
     pytest.importorskip("mypy.stubtest", reason="needs mypy")
     with_stubs = [module for module in COMPILED if (ROOT / f"{module}.pyi").exists()]
-    assert {"_dp", "_dp_rx", "_dp_tx", "_eal", "_wire"} <= set(with_stubs)
+    assert {"_dp", "_dp_incoming", "_dp_outgoing", "_dp_rx", "_dp_tx", "_eal", "_wire"} <= set(with_stubs)
     allowed = tmp_path / "allowed"
     # defaults that a stub cannot write; the buffer protocol, which Python 3.11 does not show
     allowed.write_text("aiflow\\._wire\\.seal\n.*\\.__buffer__\n")

@@ -156,13 +156,13 @@ def test_the_interrupt_thread_rests_without_gated_ports_and_hurries_while_connec
     out = run(
         f"""
         import time
-        from aiflow import _eal
+        from aiflow import _dp_testing, _eal
         pool = _eal.Mempool('p', 512, 2048, own_memory=True)
 
         def turns(seconds):
-            before = _eal.gate_turns()
+            before = _dp_testing.gate_turns()
             time.sleep(seconds)
-            return (_eal.gate_turns() - before) / seconds
+            return (_dp_testing.gate_turns() - before) / seconds
 
         def measure():
             idle = turns(1)

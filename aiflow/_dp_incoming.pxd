@@ -1,0 +1,35 @@
+# A slice that came whole, and the memory that it lies in.
+
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from aiflow._core cimport af_rx_slice, af_store, af_verdicts
+
+
+cdef void release_mbuf(void *handle) noexcept nogil
+
+
+cdef class Store:
+    cdef af_store store
+    cdef af_verdicts verdicts  # here, since a slice may outlive its Receiver
+    cdef bint ready
+    cdef readonly list pools   # of the mbufs that slices keep
+    cdef int pid
+
+
+cdef class Incoming:
+    cdef af_rx_slice *s
+    cdef readonly Store store
+    cdef readonly bint confirms  # its user says when it is delivered …
+    cdef readonly bint awaited   # … and has not said so yet
+    cdef object loop             # a weak reference to the RxLoop
+    cdef object __weakref__
+
+    cdef int _judge(self, bint failed, bytes text) except -1
+    cdef _nudge(self)
+    cdef View _segment(self, uint32_t chunk, uint64_t offset, uint64_t nbytes)
+
+
+cdef class View:
+    cdef Incoming owner
+    cdef uint8_t *ptr
+    cdef readonly uint64_t nbytes
+    cdef bint writable

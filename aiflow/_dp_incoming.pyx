@@ -1,0 +1,232 @@
+"""A slice that came whole: its elements as views of the memory that they lie in.
+
+Ownership: View → Incoming (a slice) → Store (element memory, or the pools of the mbufs that it kept). Each holds the
+next, so every view keeps its memory, whatever is dropped first and in whatever thread. The last view gives it back.
+"""
+
+import os
+
+cimport cython
+from cpython.buffer cimport PyBUF_FORMAT, PyBUF_WRITABLE, PyBuffer_FillInfo, PyObject_GetBuffer
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from posix.unistd cimport getpid
+from aiflow._core cimport (
+    AF_MBUF_OVERHEAD, af_rx_slice_free, af_store_free, af_store_init, af_store_trim, af_verdicts_free,
+    af_verdicts_push,
+)
+from aiflow.librte.rte_mbuf cimport rte_mbuf, rte_pktmbuf_free
+from aiflow._system import limits
+from aiflow.errors import PoolExhausted
+
+MBUF_OVERHEAD = AF_MBUF_OVERHEAD
+cdef bytes DROPPED = b"the receiver dropped it without confirm() or release()"
+
+
+cdef void release_mbuf(void *handle) noexcept nogil:
+    rte_pktmbuf_free(<rte_mbuf *>handle)
+
+
+cdef class Store:
+    """Element memory of one Receiver; lives until the last slice out of it is gone."""
+
+    def __init__(self, uint64_t limit, bint with_memory):
+        if af_store_init(&self.store, limit, with_memory):
+            raise PoolExhausted(f"no address space for {limit} bytes of element memory: pass a smaller memory="
+                                f"{limits.address_space_words()}")
+        self.ready = True
+        self.pools = []
+        self.pid = os.getpid()
+
+    def __dealloc__(self):
+        af_verdicts_free(&self.verdicts)
+        if self.ready:
+            af_store_free(&self.store)
+
+    def trim(self):
+        """Give memory that no slice holds back to the system, now and from now on. The Receiver takes no slice any more."""
+        if self.ready and self.pid == os.getpid():
+            with nogil:
+                af_store_trim(&self.store)
+
+    @property
+    def used(self):
+        """Bytes that slices hold now, granted ones included."""
+        return self.store.used
+
+    @property
+    def limit(self):
+        """The most they may hold."""
+        return self.store.limit
+
+
+@cython.no_gc_clear  # else the collector of a cycle clears the Store first, and the memory is never given back
+cdef class Incoming:
+    """A whole slice. Its memory goes back when this object and every View of it are gone."""
+
+    def __dealloc__(self):
+        # A forked child has the parent's addresses, not its pools.
+        if self.s != NULL and getpid() == self.store.pid:
+            if self.awaited:
+                self._judge(True, DROPPED)
+            with nogil:
+                af_rx_slice_free(self.s, release_mbuf)
+
+    cdef int _judge(self, bint failed, bytes text) except -1:
+        if not af_verdicts_push(&self.store.verdicts, self.s.session_id, self.s.id, failed, text, <uint32_t>len(text)):
+            raise MemoryError("no memory for the outcome of a slice")
+        self.awaited = False
+        return 0
+
+    @property
+    def pid(self):
+        """The process whose Receiver it came from."""
+        return self.store.pid
+
+    @property
+    def is_heard(self):
+        """Does its Receiver still run, so that a confirmation reaches the sender?"""
+        loop = self.loop()
+        return loop is not None and not loop.is_stopped
+
+    def confirm(self):
+        """Tell the sender that the slice is delivered. Once; more calls do nothing."""
+        if self.awaited:
+            self._judge(False, b"")
+            self._nudge()
+
+    def fail(self, bytes text):
+        """Tell the sender that the slice is not delivered, and why (see `aiflow._transfer.verdicts`)."""
+        if self.awaited:
+            self._judge(True, text)
+            self._nudge()
+
+    cdef _nudge(self):
+        loop = self.loop()
+        if loop is not None:
+            loop.nudge()
+
+    @property
+    def slice_id(self):
+        """Number within its sender's session."""
+        return self.s.id
+
+    @property
+    def sender(self):
+        """The sender's name."""
+        return (<const char *>self.s.sender).decode("utf-8", "replace")
+
+    @property
+    def instance(self):
+        """The sender's instance: 48 random bits, the same through all its sessions."""
+        return self.s.instance
+
+    @property
+    def nbytes(self):
+        """Bytes of all elements."""
+        return self.s.nbytes
+
+    @property
+    def nb_elements(self):
+        """Number of elements."""
+        return self.s.nb_elements
+
+    @property
+    def charged(self):
+        """Bytes that it holds of the Receiver's memory."""
+        return self.s.block.charged
+
+    @property
+    def frames(self):
+        """Data frames that brought it."""
+        return self.s.frames
+
+    @property
+    def seconds(self):
+        """From its first frame to its last."""
+        return (self.s.whole_ns - self.s.first_ns) / 1e9
+
+    @property
+    def manifest(self):
+        """The manifest, as it was sent."""
+        return (<char *>self.s.manifest)[:self.s.manifest_bytes]
+
+    @property
+    def assembled(self):
+        """Are the elements contiguous in memory (True), or in the mbufs that brought them?"""
+        return self.s.kept == NULL
+
+    def element_bytes(self, uint32_t index):
+        """Size of an element."""
+        return self.s.elements[index].nbytes
+
+    def latency_ns(self, uint32_t index):
+        """From sending to arrival of an element's slowest frame; 0 where the clocks disagree."""
+        return self.s.elements[index].latency_ns
+
+    def view(self, uint32_t index, uint32_t count=1):
+        """The memory of `count` consecutive elements of one run: writable, no copy. Assembled slices only."""
+        cdef View view = View.__new__(View)
+        cdef uint64_t last = <uint64_t>index + count - 1
+        if <uint64_t>index + count > self.s.nb_elements:
+            raise IndexError(f"elements {index} to {last} of {self.s.nb_elements}")
+        view.owner = self
+        if count:
+            view.ptr = self.s.store.base + self.s.block.offset + self.s.elements[index].offset
+            view.nbytes = self.s.elements[last].offset + self.s.elements[last].nbytes - self.s.elements[index].offset
+        view.writable = True
+        return view
+
+    def segments(self, uint32_t index):
+        """The payloads that an element came in, in order: read-only Views of the mbufs. Kept slices only.
+
+        A small element shares its mbuf with its neighbours; its only segment is its own part.
+        """
+        cdef list views = []
+        cdef uint64_t nbytes = self.s.elements[index].nbytes, offset = 0
+        cdef uint32_t chunk = self.s.elements[index].first_chunk, first = index
+        if nbytes <= self.s.payload_bytes:
+            while first and self.s.elements[first - 1].first_chunk == chunk:
+                first -= 1
+                offset += self.s.elements[first].nbytes
+            views.append(self._segment(chunk, offset, nbytes))
+            return views if nbytes else []
+        while nbytes:
+            views.append(self._segment(chunk, 0, self.s.kept[chunk].nbytes))
+            nbytes -= self.s.kept[chunk].nbytes
+            chunk += 1
+        return views
+
+    cdef View _segment(self, uint32_t chunk, uint64_t offset, uint64_t nbytes):
+        cdef View view = View.__new__(View)
+        view.owner = self
+        view.ptr = <uint8_t *>self.s.kept[chunk].payload + offset
+        view.nbytes = nbytes
+        view.writable = False
+        return view
+
+
+cdef class View:
+    """A piece of a slice's memory with the buffer protocol; keeps the slice alive."""
+
+    def __getbuffer__(self, Py_buffer *buffer, int flags):
+        if flags & PyBUF_WRITABLE and not self.writable:
+            raise BufferError("segments of received mbufs are read-only: copy what you want to change")
+        PyBuffer_FillInfo(buffer, self, self.ptr, self.nbytes, not self.writable, flags)
+
+    def __len__(self):
+        return self.nbytes
+
+
+cdef class Exporter:
+    """Gives a Python class with an `array` the buffer protocol (PEP 688 does that from Python 3.12 on)."""
+
+    def __getbuffer__(self, Py_buffer *buffer, int flags):
+        array = self.array
+        try:
+            PyObject_GetBuffer(array, buffer, flags)
+        except (ValueError, BufferError):
+            # Dtypes without a buffer format (datetime64 …): their bytes for a file or a socket, and for numpy, which
+            # asks for the format, a refusal as numpy's arrays give it: it takes __array__ then.
+            if flags & PyBUF_FORMAT:
+                raise
+            PyObject_GetBuffer(array.reshape(-1, order="A").view("u1"), buffer, flags)

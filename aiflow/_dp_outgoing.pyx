@@ -1,0 +1,240 @@
+"""A slice in flight: its buffers, and what has become of it.
+
+Memory: an `Outgoing` holds the buffer of every element, and the loop holds the Outgoing, until the state machine has
+ended the slice. From then on nothing reads the buffers.
+"""
+
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcpy
+from aiflow._core cimport (
+    AF_HEADER, AF_MAX_PORTS, AF_MBUF_OVERHEAD, AF_TX_ASKING, AF_TX_DONE, AF_TX_QUEUED, af_extent, af_manifest,
+    af_manifest_measure, af_rx_need, af_span,
+)
+from aiflow._dp_driver cimport aiflow_set
+
+# In the order of enum af_tx_error.
+ERRORS = ("ok", "no_peer", "silent", "restarted", "too_large", "integrity", "refused", "cancelled", "ambiguous", "mtu",
+          "no_memory", "unknown", "failed", "stalled")
+CANCELLED = ERRORS.index("cancelled")
+# After one of these the receiver may hold the slice all the same, provided that all of it was sent.
+UNSURE = (0, CANCELLED, *map(ERRORS.index, ("silent", "restarted", "stalled")))
+
+
+cdef class Outgoing:
+    """One slice in flight. Made by `TxLoop.post`; `done` turns true once, and stays."""
+
+    def __dealloc__(self):
+        self._release()
+        free(self.s.text)
+        free(self.s.manifest)
+        free(self.spans)
+
+    cdef void _release(self):
+        cdef Py_ssize_t i, n = self.nb_buffers
+        cdef Py_buffer *buffers = self.buffers
+        self.nb_buffers = 0  # first: code that a release runs may call this method again
+        self.buffers = NULL
+        for i in range(n):
+            PyBuffer_Release(&buffers[i])
+        free(buffers)
+
+    cdef int _take(self, list buffers) except -1:
+        """Hold every buffer. The caller has checked that they are C-contiguous."""
+        cdef Py_ssize_t i, n = len(buffers)
+        self.buffers = <Py_buffer *>calloc(max(n, 1), sizeof(Py_buffer))
+        if self.buffers == NULL:
+            raise MemoryError(f"no memory for {n} buffers")
+        for i in range(n):
+            PyObject_GetBuffer(buffers[i], &self.buffers[i], PyBUF_SIMPLE)
+            self.nb_buffers += 1
+        return 0
+
+    cdef int _describe(self, bytes manifest, Py_ssize_t nb_elements) except -1:
+        """Copy the manifest, and make room for `nb_elements` spans."""
+        self.spans = <af_span *>malloc(max(nb_elements, 1) * sizeof(af_span))
+        self.s.manifest = <uint8_t *>malloc(len(manifest))
+        if self.spans == NULL or self.s.manifest == NULL:
+            raise MemoryError(f"no memory to describe {nb_elements} elements")
+        memcpy(self.s.manifest, <const char *>manifest, len(manifest))
+        self.s.manifest_bytes = <uint32_t>len(manifest)
+        self.s.elements = self.spans
+        self.s.nb_elements = <uint32_t>nb_elements
+        return 0
+
+    # ---- its state ----
+
+    @property
+    def done(self):
+        """Has the slice ended, one way or the other? Then nothing reads its buffers any more."""
+        return self.s.state >= AF_TX_DONE
+
+    @property
+    def delivered(self):
+        """Does the receiver hold all of it: True, False, or None where that cannot be known."""
+        if self.s.state == AF_TX_DONE:
+            return True
+        if self.s.error in UNSURE and self.s.all_sent:
+            return None
+        return False
+
+    @property
+    def error(self):
+        """Why it failed: one of `ERRORS`, "ok" when it did not."""
+        return ERRORS[self.s.error]
+
+    @property
+    def detail(self):
+        """With "too_large": the receiver's memory in bytes."""
+        return self.s.detail
+
+    @property
+    def text(self):
+        """With "unknown" and "failed": the receiver's words."""
+        return (self.s.text[:self.s.text_got] if self.s.text != NULL else b"").decode("utf-8", "replace")
+
+    @property
+    def held(self):
+        """Has the receiver all of it, while its user has not confirmed it yet?"""
+        return self.s.held and self.s.state < AF_TX_DONE
+
+    @property
+    def is_queued(self):
+        """Does it wait for slices before it, or for a receiver?"""
+        return self.s.state == AF_TX_QUEUED
+
+    @property
+    def has_receiver(self):
+        """Has the receiver that it is for joined?"""
+        return bool(self.tx.open)
+
+    @property
+    def waits_for_memory(self):
+        """Has it asked the receiver for memory, and no grant yet?"""
+        return self.s.state == AF_TX_ASKING
+
+    # ---- what it is ----
+
+    @property
+    def parts(self):
+        """A slice to several receivers has one for each (aiflow._transfer.fanout); this is one."""
+        return [self]
+
+    @property
+    def receiver(self):
+        """Index of its receiver among those of the loop."""
+        return self.s.receiver
+
+    @property
+    def manifest(self):
+        """The manifest, as it was sent."""
+        return (<char *>self.s.manifest)[:self.s.manifest_bytes]
+
+    @property
+    def needs(self):
+        """Bytes that it takes of a receiver's memory, tables included. Known once the slice was segmented."""
+        cdef af_manifest manifest
+        cdef af_extent extent
+        cdef uint64_t mbuf_bytes = AF_HEADER + self.s.payload_bytes + AF_MBUF_OVERHEAD if self.tx.keeps_mbufs else 0
+        af_manifest_measure(self.s.manifest, self.s.manifest_bytes, &manifest, &extent)
+        need = af_rx_need(&extent, self.s.manifest_bytes, self.s.nb_manifest + self.s.nb_data + 1, self.s.nb_data,
+                          mbuf_bytes)
+        # a manifest may take a quarter of the memory, and 64 KiB
+        return max(int(need), 4 * (int(self.s.manifest_bytes) - 65536))
+
+    @property
+    def slice_id(self):
+        """Number of the slice within its session."""
+        return self.s.id
+
+    @property
+    def nb_elements(self):
+        """Elements of the slice."""
+        return self.s.nb_elements
+
+    @property
+    def nbytes(self):
+        """Bytes of all its elements."""
+        return self.s.nbytes
+
+    # ---- its progress ----
+
+    @property
+    def acked_bytes(self):
+        """Bytes that the receiver has acknowledged so far."""
+        return min(self.s.acked_bytes, self.s.nbytes) if self.s.state != AF_TX_DONE else self.s.nbytes
+
+    @property
+    def seconds(self):
+        """From the post to the end."""
+        return (self.s.done_ns - self.s.posted_ns) / 1e9 if self.done else None
+
+    @property
+    def connecting(self):
+        """Seconds from the post until a receiver was there for it; None while there is none."""
+        return (self.s.joined_ns - self.s.posted_ns) / 1e9 if self.s.joined_ns else None
+
+    @property
+    def waited(self):
+        """Seconds from the post to the grant; None when it needed none, or has none yet."""
+        return (self.s.granted_ns - self.s.posted_ns) / 1e9 if self.s.granted_ns else None
+
+    @property
+    def frames(self):
+        """Frames sent for this slice, and how many of them were retransmissions."""
+        return self.s.frames, self.s.again
+
+    def port_frames(self):
+        """Frames and bytes of this slice by index of the port."""
+        cdef list rows = []
+        cdef uint32_t index
+        for index in range(<uint32_t>AF_MAX_PORTS):
+            if self.s.port_frames[index]:
+                rows.append((index, self.s.port_frames[index], self.s.port_bytes[index]))
+        return rows
+
+    # ---- its end ----
+
+    def finish(self):
+        """Give the buffers back. Only once it is done."""
+        if self.s.state >= AF_TX_DONE:
+            self._release()
+            self.loop.forget(self)
+
+    def cancel(self):
+        """Give the slice up: returns once it has ended, delivered or not."""
+        aiflow_set(self.s.cancel, 1)
+        while self.s.state < AF_TX_DONE:
+            generation = self.loop.generation
+            self.loop.nudge()
+            if self.s.state < AF_TX_DONE:
+                self.loop.wait(generation, 0.01)
+        self.finish()
+
+
+cdef Outgoing of_buffers(list buffers, bytes manifest):
+    """A slice of which each buffer is an element."""
+    cdef Outgoing out = Outgoing.__new__(Outgoing)
+    cdef Py_ssize_t i
+    out._take(buffers)
+    out._describe(manifest, out.nb_buffers)
+    for i in range(out.nb_buffers):
+        out.spans[i].ptr = <const uint8_t *>out.buffers[i].buf
+        out.spans[i].nbytes = out.buffers[i].len
+        out.s.nbytes += out.buffers[i].len
+    return out
+
+
+cdef Outgoing of_rows(object buffer, Py_ssize_t nb_rows, bytes manifest):
+    """A slice whose elements are the equal rows of one buffer."""
+    cdef Outgoing out = Outgoing.__new__(Outgoing)
+    cdef Py_ssize_t i, row_bytes
+    out._take([buffer])
+    out._describe(manifest, nb_rows)
+    row_bytes = out.buffers[0].len // nb_rows if nb_rows else 0
+    for i in range(nb_rows):
+        out.spans[i].ptr = <const uint8_t *>out.buffers[0].buf + i * row_bytes
+        out.spans[i].nbytes = row_bytes
+    out.s.nbytes = nb_rows * row_bytes
+    return out
