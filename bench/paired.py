@@ -19,6 +19,7 @@ import os
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,10 +76,13 @@ def serve_calls(nbytes: int) -> None:
 
     cores = sorted(os.sched_getaffinity(0))
     name = f"paired-{os.getpid()}"
+    caller_lives, _held = os.pipe()  # readable when we have ended, however that came about
     if not os.fork():
+        os.close(_held)
         os.sched_setaffinity(0, {cores[-1]})
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        with contextlib.suppress(aiflow.PeerLost), _both(f"local:{name}-back", f"local:{name}") as (tx, rx):
+        with contextlib.suppress(aiflow.AiflowError), _both(f"local:{name}-back", f"local:{name}") as (tx, rx):
+            threading.Thread(target=lambda: (os.read(caller_lives, 1), rx.close()), daemon=True).start()
             for time_slice in rx:
                 with time_slice:
                     tx.send([time_slice[0].array], timeout=60)
