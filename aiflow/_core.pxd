@@ -69,7 +69,7 @@ cdef extern from "aiflow/rt/agent.h" nogil:
         uint32_t rx_ring, tx_window, peer
 
     struct af_port_counters:
-        uint64_t tx_frames, tx_bytes, rx_frames, rx_bytes, again, lost
+        uint64_t tx_frames, tx_bytes, rx_frames, rx_bytes, retransmits, lost
 
 
 cdef extern from "aiflow/rt/handoff.h" nogil:
@@ -77,47 +77,47 @@ cdef extern from "aiflow/rt/handoff.h" nogil:
         AF_PARK_FIRST_NS
         AF_PARK_MOST_NS
 
-    struct af_mail:
-        int attention, posted, turn, wanted, left, asleep, armed, event_fd
+    struct af_handoff:
+        int attention, posted, owned, driver_requested, work_left, asleep, armed, event_fd
         uint64_t driven, generation
 
-    int af_mail_init(af_mail *mail) noexcept
-    void af_mail_free(af_mail *mail) noexcept
-    void af_mail_wake(af_mail *mail) noexcept
-    void af_mail_rest(af_mail *mail, uint64_t ns) noexcept
-    void af_mail_sleep(af_mail *mail, uint64_t ns) noexcept
-    void af_mail_doze(af_mail *mail, uint64_t ns) noexcept
-    bint af_mail_is_wanted(af_mail *mail) noexcept
-    bint af_mail_take_turn(af_mail *mail) noexcept
-    void af_mail_leave_turn(af_mail *mail) noexcept
-    void af_mail_park(af_mail *mail, uint64_t *ns) noexcept
-    void af_mail_notify(af_mail *mail) noexcept
-    void af_mail_wait(af_mail *mail, uint64_t seen, uint64_t ns) noexcept
-    void af_mail_drain(af_mail *mail) noexcept
+    int af_handoff_init(af_handoff *handoff) noexcept
+    void af_handoff_free(af_handoff *handoff) noexcept
+    void af_handoff_wake(af_handoff *handoff) noexcept
+    void af_handoff_rest(af_handoff *handoff, uint64_t ns) noexcept
+    void af_handoff_sleep(af_handoff *handoff, uint64_t ns) noexcept
+    void af_handoff_doze(af_handoff *handoff, uint64_t ns) noexcept
+    bint af_handoff_worker_has_work(af_handoff *handoff) noexcept
+    bint af_handoff_try_acquire(af_handoff *handoff) noexcept
+    void af_handoff_release(af_handoff *handoff) noexcept
+    void af_handoff_park(af_handoff *handoff, uint64_t *ns) noexcept
+    void af_handoff_notify(af_handoff *handoff) noexcept
+    void af_handoff_wait(af_handoff *handoff, uint64_t seen, uint64_t ns) noexcept
+    void af_handoff_drain(af_handoff *handoff) noexcept
     uint64_t af_now_ns() noexcept
 
 
 cdef extern from "aiflow/rt/idle.h" nogil:
     struct af_idle:
         uint64_t worked_ns, sleep_ns, shared_ns
-        uint32_t turns
+        uint32_t spins
 
     void af_idle_begin(af_idle *idle, uint64_t now) noexcept
     void af_idle_worked(af_idle *idle, uint64_t now, int work) noexcept
     void af_idle_spin() noexcept
-    uint64_t af_idle_turn(af_idle *idle, uint64_t now) noexcept
+    uint64_t af_idle_step(af_idle *idle, uint64_t now) noexcept
     unsigned long af_idle_exact_timers() noexcept
     void af_idle_timers_as(unsigned long slack_ns) noexcept
 
 
 cdef extern from "aiflow/rt/cpu_budget.h" nogil:
-    struct af_quota:
+    struct af_cpu_budget:
         double cores
         uint64_t rests
 
-    void af_quota_begin(af_quota *q) noexcept
-    void af_quota_end(af_quota *q) noexcept
-    uint64_t af_quota_rest(af_quota *q, uint64_t now) noexcept
+    void af_cpu_budget_begin(af_cpu_budget *budget) noexcept
+    void af_cpu_budget_end(af_cpu_budget *budget) noexcept
+    uint64_t af_cpu_budget_rest(af_cpu_budget *budget, uint64_t now) noexcept
 
 
 cdef extern from "aiflow/rt/fault_line.h" nogil:
@@ -129,15 +129,16 @@ cdef extern from "aiflow/rt/fault_line.h" nogil:
         uint32_t stall_ppm, drop_first
         uint64_t delay_ns, reorder_ns, stall_ns, down_after_ns, down_for_ns, down_every_ns
 
-    struct af_line:
+    struct af_fault_line:
         uint64_t counts[AF_NB_FAULTS]
         uint32_t nb_held
 
-    void af_line_init(af_line *line, const af_fault_rule *rule, uint64_t seed, uint32_t port, uint32_t way) noexcept
-    uint32_t af_line_enter(af_line *line, uint8_t *frame, uint32_t *len, uint64_t now) noexcept
-    uint64_t af_line_due(af_line *line, uint8_t kind, uint64_t now) noexcept
-    bint af_line_hold(af_line *line, uint64_t due, void *frame) noexcept
-    void *af_line_leave(af_line *line, uint64_t now) noexcept
+    void af_fault_line_init(af_fault_line *line, const af_fault_rule *rule, uint64_t seed, uint32_t port,
+                            uint32_t way) noexcept
+    uint32_t af_fault_line_enter(af_fault_line *line, uint8_t *frame, uint32_t *len, uint64_t now) noexcept
+    uint64_t af_fault_line_due(af_fault_line *line, uint8_t kind, uint64_t now) noexcept
+    bint af_fault_line_hold(af_fault_line *line, uint64_t due, void *frame) noexcept
+    void *af_fault_line_leave(af_fault_line *line, uint64_t now) noexcept
 
 
 cdef extern from "aiflow/rt/sampler.h" nogil:
@@ -149,10 +150,10 @@ cdef extern from "aiflow/rt/sampler.h" nogil:
         uint64_t ns
         af_port_sample ports[32]
 
-    struct af_monitor:
+    struct af_sampler:
         uint64_t interval_ns
 
-    bint af_monitor_read(af_monitor *m, af_sample *older, af_sample *newer) noexcept
+    bint af_sampler_read(af_sampler *sampler, af_sample *older, af_sample *newer) noexcept
 
 
 cdef extern from "aiflow/path/pacer.h" nogil:
@@ -170,10 +171,10 @@ cdef extern from "aiflow/tx/tx_agent.h" nogil:
         AF_TX_ASKING
         AF_TX_DONE
 
-    struct af_plan:
+    struct af_dispatch:
         uint32_t ports
-        bint elements, quotas, shortest
-        uint64_t quota[32]
+        bint elements, by_share, shortest
+        uint64_t share_bytes[32]
 
     struct af_rival:
         char name[64]
@@ -185,7 +186,7 @@ cdef extern from "aiflow/tx/tx_agent.h" nogil:
         uint8_t *manifest
         uint64_t nbytes, posted_ns
         uint32_t nb_elements, manifest_bytes, receiver
-        af_plan plan
+        af_dispatch dispatch
         af_tx_slice *next
         int state, cancel
         uint64_t acked_bytes
@@ -195,7 +196,7 @@ cdef extern from "aiflow/tx/tx_agent.h" nogil:
         char *text
         uint32_t text_got
         uint32_t id, payload_bytes, nb_manifest, nb_data, nb_chunks
-        uint64_t joined_ns, granted_ns, done_ns, frames, again
+        uint64_t joined_ns, granted_ns, done_ns, frames, retransmits
         uint64_t port_frames[32]
         uint64_t port_bytes[32]
 
@@ -203,21 +204,21 @@ cdef extern from "aiflow/tx/tx_agent.h" nogil:
         uint16_t port
         uint64_t epoch
 
-    struct af_tx_window:
+    struct af_tx_pktnum:
         uint64_t rtt_ns, seen
-        uint32_t flying, limit, spurious
+        uint32_t in_flight, limit, spurious
 
     struct af_tx_port:
         af_agent_port p
         af_port_counters count
-        bint open, aside
+        bint open, suspended
         uint8_t dst[6]
         uint32_t path_size, nb_candidates
         uint64_t attached_ns, arrived
         uint64_t began[2]
         af_candidate candidates[32]
         af_pace pace
-        af_tx_window w
+        af_tx_pktnum pn
 
     struct af_tx:
         af_span tail
@@ -228,7 +229,7 @@ cdef extern from "aiflow/tx/tx_agent.h" nogil:
         bint fixed_frame_size, joining
         af_tx_port ports[32]
         uint32_t nb_ports
-        bint open, closing, keeps_mbufs, bye_heard, unsaid
+        bint open, closing, keeps_mbufs, bye_heard, death_unreported
         char receiver[64]
         char others[4][64]
         af_rival rivals[2]
@@ -236,10 +237,10 @@ cdef extern from "aiflow/tx/tx_agent.h" nogil:
         uint32_t nb_dropped
         uint32_t session, payload_bytes, first_id, next_id
         af_tx_slice *queue
-        void *again
+        void *retransmit
         uint64_t drops[32]
-        uint64_t reports, probes
-        af_monitor monitor
+        uint64_t feedbacks, probes
+        af_sampler sampler
 
     int af_tx_init(af_tx *tx) noexcept
     bint af_tx_is_pressed(const af_tx *tx) noexcept
@@ -254,31 +255,31 @@ cdef extern from "aiflow/tx/tx_agent.h" nogil:
 
 cdef extern from "aiflow/tx/multi.h" nogil:
     enum:
-        AF_FAN_MOST
+        AF_MULTI_MOST
 
-    struct af_fan:
+    struct af_multi:
         af_tx *tx[16]
         uint32_t nb
         af_span tail
 
-    bint af_fan_on_frame(void *state, uint32_t p, uint64_t now, const uint8_t *frame, uint32_t len,
-                         void *handle) noexcept
-    uint32_t af_fan_next_frame(void *state, uint32_t p, uint64_t now, uint8_t *frame) noexcept
-    bint af_fan_tick(void *state, uint64_t now) noexcept
+    bint af_multi_on_frame(void *state, uint32_t p, uint64_t now, const uint8_t *frame, uint32_t len,
+                           void *handle) noexcept
+    uint32_t af_multi_next_frame(void *state, uint32_t p, uint64_t now, uint8_t *frame) noexcept
+    bint af_multi_tick(void *state, uint64_t now) noexcept
 
 
 cdef extern from "aiflow/rx/arena.h" nogil:
     struct af_block:
         uint64_t offset, size, charged
 
-    struct af_store:
+    struct af_arena:
         uint8_t *base
         uint64_t limit, used
         uint32_t releases
 
-    int af_store_init(af_store *store, uint64_t limit, bint with_memory) noexcept
-    void af_store_free(af_store *store) noexcept
-    void af_store_trim(af_store *store) noexcept
+    int af_arena_init(af_arena *arena, uint64_t limit, bint with_memory) noexcept
+    void af_arena_free(af_arena *arena) noexcept
+    void af_arena_trim(af_arena *arena) noexcept
 
 
 cdef extern from "aiflow/wire/verdict.h" nogil:
@@ -313,7 +314,7 @@ cdef extern from "aiflow/rx/rx_agent.h" nogil:
         uint8_t *manifest
         af_rx_element *elements
         af_kept *kept
-        af_store *store
+        af_arena *arena
         af_block *block
 
     struct af_rx_port:
@@ -329,7 +330,7 @@ cdef extern from "aiflow/rx/rx_agent.h" nogil:
         af_verdicts *verdicts
         uint64_t mbuf_bytes
         void (*release)(void *handle) noexcept nogil
-        af_store *store
+        af_arena *arena
         af_rx_port ports[32]
         uint32_t nb_ports, nb_sessions, next_session, nb_seen, nb_closed, nb_gone, flowing, releases
         af_rx_slice *waiting
@@ -338,7 +339,7 @@ cdef extern from "aiflow/rx/rx_agent.h" nogil:
         uint64_t starving_ns, starving_bytes, progress_bytes, progress_total
         uint64_t drops[32]
         uint64_t slices, elements, bytes
-        af_monitor monitor
+        af_sampler sampler
 
     void af_rx_init(af_rx *rx) noexcept
     void af_rx_free(af_rx *rx) noexcept

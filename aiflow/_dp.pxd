@@ -2,9 +2,9 @@
 
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
-from aiflow._core cimport AF_NB_FAULTS, af_agent, af_agent_port, af_line, af_monitor, af_span
+from aiflow._core cimport AF_NB_FAULTS, af_agent, af_agent_port, af_fault_line, af_sampler, af_span
 from aiflow._dp_driver cimport LoopDriver
-from aiflow._eal cimport Mempool, Port, af_gate
+from aiflow._eal cimport Mempool, Port, af_intr_gate
 from aiflow.librte.rte_mbuf cimport rte_mbuf, rte_mbuf_ext_shared_info
 from aiflow.librte.rte_mempool cimport rte_mempool
 
@@ -28,7 +28,7 @@ cdef struct loop_port:
     rte_mempool *adopt         # received mbufs are another's: what is kept moves into one of these; else NULL
     rte_mbuf *spare            # allocated, and nothing to put in it yet
     rte_mbuf *staged[BURST]
-    af_line *lines[2]          # faults on the way OUT and IN; NULL unless asked for
+    af_fault_line *lines[2]          # faults on the way OUT and IN; NULL unless asked for
     uint64_t rx_nombuf         # no mbuf to move a received frame into
     uint64_t tx_nombuf         # the pool had no mbuf for a frame that we wanted to send
 
@@ -37,7 +37,7 @@ cdef class Loop(LoopDriver):
     cdef af_agent agent
     cdef list faults                   # rules of `_faults.parse_faults`
     cdef uint64_t fault_sums[AF_NB_FAULTS]  # of lines that are no more
-    cdef af_gate *gate
+    cdef af_intr_gate *gate
     cdef loop_port ports[PORTS]
     cdef uint32_t nb_ports
     cdef uint32_t nb_gated
@@ -61,4 +61,4 @@ cdef class Loop(LoopDriver):
 
 
 cdef char *name_bytes(object name, char *out) except NULL
-cdef sample_rows(af_monitor *monitor, uint32_t nb_ports)
+cdef sample_rows(af_sampler *sampler, uint32_t nb_ports)

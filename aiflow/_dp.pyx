@@ -7,13 +7,13 @@ the state machine has to say. Who drives it, and when, is said in `_dp_driver.py
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 from aiflow._core cimport (
-    AF_MIN_PATH_FRAME, AF_NAME_BYTES, AF_NB_FAULTS, af_agent_port, af_idle_worked, af_line_leave, af_mail_notify,
-    af_mail_rest, af_monitor, af_monitor_read, af_now_ns, af_quota_rest, af_sample, af_span,
+    AF_MIN_PATH_FRAME, AF_NAME_BYTES, AF_NB_FAULTS, af_agent_port, af_cpu_budget_rest, af_fault_line_leave,
+    af_handoff_notify, af_handoff_rest, af_idle_worked, af_now_ns, af_sample, af_sampler, af_sampler_read, af_span,
 )
 from aiflow._dp_faults cimport close_lines, impair, impaired, open_lines
 from aiflow._dp_driver cimport LoopDriver, aiflow_lock, aiflow_posted, aiflow_set, aiflow_unlock
 from aiflow._dp_frame cimport plain, unusual
-from aiflow._eal cimport Mempool, Port, af_gate_enter, af_gate_leave, gate
+from aiflow._eal cimport Mempool, Port, af_intr_gate_enter, af_intr_gate_leave, gate
 from aiflow.librte.rte_ethdev cimport rte_eth_rx_burst, rte_eth_tx_burst
 from aiflow.librte.rte_mbuf cimport (
     RTE_PKTMBUF_HEADROOM, rte_mbuf, rte_mbuf_ext_refcnt_set, rte_mbuf_ext_refcnt_update, rte_pktmbuf_alloc,
@@ -56,10 +56,10 @@ cdef char *name_bytes(object name, char *out) except NULL:
     return out
 
 
-cdef sample_rows(af_monitor *monitor, uint32_t nb_ports):
+cdef sample_rows(af_sampler *sampler, uint32_t nb_ports):
     """The two newest samples, each as (ns, a dict for each port); None before there are two."""
     cdef af_sample older, newer
-    if not af_monitor_read(monitor, &older, &newer):
+    if not af_sampler_read(sampler, &older, &newer):
         return None
     return ((older.ns, [older.ports[i] for i in range(nb_ports)]),
             (newer.ns, [newer.ports[i] for i in range(nb_ports)]))
@@ -157,11 +157,11 @@ cdef class Loop(LoopDriver):
         cdef loop_port *port = &self.ports[index]
         cdef int bursts = 0
         if port.gated:
-            af_gate_enter(self.gate)
+            af_intr_gate_enter(self.gate)
         while bursts < 64 and self.receive(port, index, af_now_ns()):
             bursts += 1
         if port.gated:
-            af_gate_leave(self.gate)
+            af_intr_gate_leave(self.gate)
 
     def index_of(self, Port port):
         """Where a port is in the loop, or -1."""
@@ -234,28 +234,28 @@ cdef class Loop(LoopDriver):
         cdef uint32_t i
         cdef uint64_t rest_ns
         cdef int work = 0
-        if self.quota.cores > 0:
-            rest_ns = af_quota_rest(&self.quota, self.now)
+        if self.cpu_budget.cores > 0:
+            rest_ns = af_cpu_budget_rest(&self.cpu_budget, self.now)
             if rest_ns:
-                af_mail_rest(&self.mail, rest_ns)
+                af_handoff_rest(&self.handoff, rest_ns)
                 self.now = af_now_ns()
-        if aiflow_posted(&self.mail):
-            aiflow_set(self.mail.posted, 0)
+        if aiflow_posted(&self.handoff):
+            aiflow_set(self.handoff.posted, 0)
             self.collect(self.now)
             work = BURST
         if self.nb_gated:
-            af_gate_enter(self.gate)
+            af_intr_gate_enter(self.gate)
         for i in range(self.nb_ports):
             if self.ports[i].attached:
                 work += self.poll(i, self.now)
         if self.nb_gated:
-            af_gate_leave(self.gate)
+            af_intr_gate_leave(self.gate)
         self.now = af_now_ns()
         if self.agent.tick(self.agent.state, self.now):
-            aiflow_lock(&self.mail)
+            aiflow_lock(&self.handoff)
             self.publish()
-            af_mail_notify(&self.mail)
-            aiflow_unlock(&self.mail)
+            af_handoff_notify(&self.handoff)
+            aiflow_unlock(&self.handoff)
             work += 1
         if work:
             af_idle_worked(&self.idle, self.now, work)
@@ -316,7 +316,7 @@ cdef class Loop(LoopDriver):
         port.head = 0
         while port.count < BURST:
             if port.lines[OUT] != NULL:
-                m = <rte_mbuf *>af_line_leave(port.lines[OUT], now)
+                m = <rte_mbuf *>af_fault_line_leave(port.lines[OUT], now)
                 if m != NULL:
                     port.staged[port.count] = m
                     port.count += 1

@@ -2,33 +2,33 @@
 
 from libc.stdint cimport uint64_t
 
-from aiflow._core cimport af_idle, af_mail, af_quota
+from aiflow._core cimport af_cpu_budget, af_handoff, af_idle
 
 cdef extern from *:
     """
     #include "aiflow/rt/handoff.h"
-    #define aiflow_attention(mail) atomic_load_explicit(&(mail)->attention, memory_order_relaxed)
-    #define aiflow_posted(mail) atomic_load_explicit(&(mail)->posted, memory_order_relaxed)
-    #define aiflow_wanted(mail) atomic_load_explicit(&(mail)->wanted, memory_order_relaxed)
-    #define aiflow_generation(mail) atomic_load_explicit(&(mail)->generation, memory_order_relaxed)
+    #define aiflow_attention(handoff) atomic_load_explicit(&(handoff)->attention, memory_order_relaxed)
+    #define aiflow_posted(handoff) atomic_load_explicit(&(handoff)->posted, memory_order_relaxed)
+    #define aiflow_driver_requested(handoff) atomic_load_explicit(&(handoff)->driver_requested, memory_order_relaxed)
+    #define aiflow_generation(handoff) atomic_load_explicit(&(handoff)->generation, memory_order_relaxed)
     #define aiflow_set(field, value) atomic_store(&(field), (value))
-    #define aiflow_lock(mail) pthread_mutex_lock(&(mail)->lock)
-    #define aiflow_unlock(mail) pthread_mutex_unlock(&(mail)->lock)
+    #define aiflow_lock(handoff) pthread_mutex_lock(&(handoff)->lock)
+    #define aiflow_unlock(handoff) pthread_mutex_unlock(&(handoff)->lock)
     """
-    int aiflow_attention(af_mail *mail) noexcept nogil
-    int aiflow_posted(af_mail *mail) noexcept nogil
-    int aiflow_wanted(af_mail *mail) noexcept nogil
-    uint64_t aiflow_generation(af_mail *mail) noexcept nogil
+    int aiflow_attention(af_handoff *handoff) noexcept nogil
+    int aiflow_posted(af_handoff *handoff) noexcept nogil
+    int aiflow_driver_requested(af_handoff *handoff) noexcept nogil
+    uint64_t aiflow_generation(af_handoff *handoff) noexcept nogil
     void aiflow_set(int field, int value) noexcept nogil
-    void aiflow_lock(af_mail *mail) noexcept nogil
-    void aiflow_unlock(af_mail *mail) noexcept nogil
+    void aiflow_lock(af_handoff *handoff) noexcept nogil
+    void aiflow_unlock(af_handoff *handoff) noexcept nogil
 
 
 cdef class LoopDriver:
-    cdef af_mail mail
+    cdef af_handoff handoff
     cdef bint has_mail
     cdef af_idle idle          # whoever has the turn
-    cdef af_quota quota        # likewise
+    cdef af_cpu_budget cpu_budget        # likewise
     cdef bint in_vain          # likewise: the newest caller that drove has met nothing
     cdef uint64_t now          # likewise: the time of this iteration
     cdef unsigned int lcore    # DPDK's number of the worker, for its mempool caches; callers that drive borrow it

@@ -10,10 +10,10 @@ import weakref
 
 from libc.stdint cimport uint64_t
 from aiflow._core cimport (
-    AF_PARK_FIRST_NS, AF_PARK_MOST_NS, af_idle_begin, af_idle_exact_timers, af_idle_spin, af_idle_timers_as,
-    af_idle_turn, af_mail_doze, af_mail_drain, af_mail_free, af_mail_init, af_mail_is_wanted, af_mail_leave_turn,
-    af_mail_notify, af_mail_park, af_mail_sleep, af_mail_take_turn, af_mail_wait, af_mail_wake, af_now_ns,
-    af_quota_begin, af_quota_end,
+    AF_PARK_FIRST_NS, AF_PARK_MOST_NS, af_cpu_budget_begin, af_cpu_budget_end, af_handoff_doze, af_handoff_drain,
+    af_handoff_free, af_handoff_init, af_handoff_notify, af_handoff_park, af_handoff_release, af_handoff_sleep,
+    af_handoff_try_acquire, af_handoff_wait, af_handoff_wake, af_handoff_worker_has_work, af_idle_begin,
+    af_idle_exact_timers, af_idle_spin, af_idle_step, af_idle_timers_as, af_now_ns,
 )
 from aiflow._eal cimport register_thread, unregister_thread
 from aiflow._eal import start as start_eal
@@ -43,7 +43,7 @@ cdef class LoopDriver:
     """What a worker and those who wait drive in turn. Subclasses say what an iteration is."""
 
     def __cinit__(self):
-        cdef int rc = af_mail_init(&self.mail)
+        cdef int rc = af_handoff_init(&self.handoff)
         if rc:
             raise PortError(f"no event descriptor to be had ({os.strerror(rc)}): close some files, or raise ulimit -n")
         self.has_mail = True
@@ -56,7 +56,7 @@ cdef class LoopDriver:
 
     def __dealloc__(self):
         if self.has_mail:
-            af_mail_free(&self.mail)
+            af_handoff_free(&self.handoff)
 
     # ---- control plane ----
 
@@ -81,7 +81,7 @@ cdef class LoopDriver:
                 with nogil:
                     self.run()
                 self._serve()
-                af_mail_leave_turn(&self.mail)
+                af_handoff_release(&self.handoff)
         finally:
             self.stopped = True
             self._serve()
@@ -90,7 +90,7 @@ cdef class LoopDriver:
     def _serve(self):
         """What the control plane asked for, between two iterations."""
         with self.guard:
-            aiflow_set(self.mail.attention, 0)
+            aiflow_set(self.handoff.attention, 0)
             requests, self.requests = self.requests, []
         for call, result, done in requests:
             try:
@@ -108,8 +108,8 @@ cdef class LoopDriver:
         done.acquire()
         with self.guard:
             self.requests.append((call, result, done))
-            aiflow_set(self.mail.attention, 1)
-        af_mail_wake(&self.mail)
+            aiflow_set(self.handoff.attention, 1)
+        af_handoff_wake(&self.handoff)
         while not done.acquire(timeout=0.05):
             if not self.thread.is_alive():
                 self._serve()
@@ -142,9 +142,9 @@ cdef class LoopDriver:
         self.ring()
 
     cdef void ring(self) noexcept nogil:
-        aiflow_lock(&self.mail)
-        af_mail_notify(&self.mail)
-        aiflow_unlock(&self.mail)
+        aiflow_lock(&self.handoff)
+        af_handoff_notify(&self.handoff)
+        aiflow_unlock(&self.handoff)
 
     def check_process(self):
         """Raise when this is a forked child: the thread and the ports are the parent's."""
@@ -159,31 +159,31 @@ cdef class LoopDriver:
     @property
     def max_cores(self):
         """The most processor time that it takes, in cores; None: no limit. To be set before `start`."""
-        return self.quota.cores or None
+        return self.cpu_budget.cores or None
 
     @max_cores.setter
     def max_cores(self, cores):
-        self.quota.cores = 0.0 if cores is None else cores
+        self.cpu_budget.cores = 0.0 if cores is None else cores
 
     # ---- waiting threads ----
 
     @property
     def generation(self):
         """Goes up with every event that somebody may be waiting for."""
-        return self.mail.generation
+        return self.handoff.generation
 
     @property
     def event_fd(self):
         """Readable after an event, once `arm` was called: for event loops."""
-        return self.mail.event_fd
+        return self.handoff.event_fd
 
     def arm(self):
         """Make events readable on `event_fd` from now on."""
-        aiflow_set(self.mail.armed, 1)
+        aiflow_set(self.handoff.armed, 1)
 
     def drain(self):
         """Empty `event_fd`."""
-        af_mail_drain(&self.mail)
+        af_handoff_drain(&self.handoff)
 
     def wait(self, uint64_t seen, double seconds):
         """Until the generation is not `seen` any more, or for `seconds`. Releases the GIL; no signal ends it.
@@ -196,16 +196,16 @@ cdef class LoopDriver:
             if self.take_turn():
                 begin = af_now_ns()
                 if self.drive(seen, begin + ns):
-                    aiflow_set(self.mail.left, 1)
+                    aiflow_set(self.handoff.work_left, 1)
                 ns = self.now - begin
-                af_mail_leave_turn(&self.mail)
-                if af_mail_is_wanted(&self.mail) or ns > <uint64_t>AF_PARK_MOST_NS:
-                    af_mail_wake(&self.mail)
+                af_handoff_release(&self.handoff)
+                if af_handoff_worker_has_work(&self.handoff) or ns > <uint64_t>AF_PARK_MOST_NS:
+                    af_handoff_wake(&self.handoff)
             else:
-                aiflow_set(self.mail.wanted, 1)
-                if aiflow_posted(&self.mail):
-                    af_mail_wake(&self.mail)
-                af_mail_wait(&self.mail, seen, ns)
+                aiflow_set(self.handoff.driver_requested, 1)
+                if aiflow_posted(&self.handoff):
+                    af_handoff_wake(&self.handoff)
+                af_handoff_wait(&self.handoff, seen, ns)
 
     # ---- the turns ----
 
@@ -219,57 +219,57 @@ cdef class LoopDriver:
 
     cdef bint take_turn(self) noexcept nogil:
         """A caller: not once the worker has ended, and not while the control plane waits for the worker's turn."""
-        if self.stopped or aiflow_attention(&self.mail) or not af_mail_take_turn(&self.mail):
+        if self.stopped or aiflow_attention(&self.handoff) or not af_handoff_try_acquire(&self.handoff):
             return False
         if self.stopped:  # just now: the ports may be closed
-            af_mail_leave_turn(&self.mail)
+            af_handoff_release(&self.handoff)
             return False
         return True
 
     cdef void run(self) noexcept nogil:
         """Drive the loop until the control plane wants attention; returns with the turn. The worker."""
-        cdef uint64_t driven = self.mail.driven, park_ns = AF_PARK_FIRST_NS, sleep_ns
+        cdef uint64_t driven = self.handoff.driven, park_ns = AF_PARK_FIRST_NS, sleep_ns
         while True:
-            if driven != self.mail.driven and not af_mail_is_wanted(&self.mail):
-                driven = self.mail.driven
+            if driven != self.handoff.driven and not af_handoff_worker_has_work(&self.handoff):
+                driven = self.handoff.driven
                 if park_ns > 2 * <uint64_t>AF_PARK_MOST_NS:
                     park_ns = AF_PARK_FIRST_NS  # it had driven on and on, and now has gone
                 park_ns = min(park_ns, <uint64_t>AF_PARK_MOST_NS)
-                af_mail_park(&self.mail, &park_ns)
+                af_handoff_park(&self.handoff, &park_ns)
                 continue
-            if not af_mail_take_turn(&self.mail):
-                if aiflow_attention(&self.mail):
+            if not af_handoff_try_acquire(&self.handoff):
+                if aiflow_attention(&self.handoff):
                     park_ns = AF_PARK_FIRST_NS
-                af_mail_park(&self.mail, &park_ns)
+                af_handoff_park(&self.handoff, &park_ns)
                 continue
-            if aiflow_attention(&self.mail):
+            if aiflow_attention(&self.handoff):
                 return
             self.now = af_now_ns()
-            if driven != self.mail.driven:
+            if driven != self.handoff.driven:
                 af_idle_begin(&self.idle, self.now)
-                driven = self.mail.driven
-            aiflow_set(self.mail.left, 0)
+                driven = self.handoff.driven
+            aiflow_set(self.handoff.work_left, 0)
             park_ns = AF_PARK_FIRST_NS
             self.last_cpu = sched_getcpu()
-            af_quota_begin(&self.quota)
+            af_cpu_budget_begin(&self.cpu_budget)
             sleep_ns = 0
-            while sleep_ns == 0 and not aiflow_attention(&self.mail):
+            while sleep_ns == 0 and not aiflow_attention(&self.handoff):
                 if self.iterate():
                     continue
-                if aiflow_wanted(&self.mail):
+                if aiflow_driver_requested(&self.handoff):
                     break
-                sleep_ns = af_idle_turn(&self.idle, self.now)
+                sleep_ns = af_idle_step(&self.idle, self.now)
                 self.now = af_now_ns()
-            af_quota_end(&self.quota)
-            if aiflow_attention(&self.mail):
+            af_cpu_budget_end(&self.cpu_budget)
+            if aiflow_attention(&self.handoff):
                 return
-            af_mail_leave_turn(&self.mail)
+            af_handoff_release(&self.handoff)
             if sleep_ns:
-                af_mail_doze(&self.mail, sleep_ns)
+                af_handoff_doze(&self.handoff, sleep_ns)
             else:
-                aiflow_set(self.mail.wanted, 0)
+                aiflow_set(self.handoff.driver_requested, 0)
                 self.ring()
-                af_mail_park(&self.mail, &park_ns)
+                af_handoff_park(&self.handoff, &park_ns)
 
     cdef bint drive(self, uint64_t seen, uint64_t until) noexcept nogil:
         """Drive the loop until the generation is not `seen` any more; is there more to do? A caller with the turn."""
@@ -278,11 +278,11 @@ cdef class LoopDriver:
         cdef uint64_t sleep_ns
         cdef int work
         self.last_cpu = sched_getcpu()
-        af_quota_begin(&self.quota)
+        af_cpu_budget_begin(&self.cpu_budget)
         self.now = af_now_ns()
-        if aiflow_posted(&self.mail) or not self.in_vain:
+        if aiflow_posted(&self.handoff) or not self.in_vain:
             af_idle_begin(&self.idle, self.now)  # not when it goes on waiting
-        while aiflow_generation(&self.mail) == seen and not self.stopped and not aiflow_attention(&self.mail):
+        while aiflow_generation(&self.handoff) == seen and not self.stopped and not aiflow_attention(&self.handoff):
             work = self.iterate()
             if self.now >= until:
                 break
@@ -291,39 +291,39 @@ cdef class LoopDriver:
             if self.spins:
                 af_idle_spin()
             else:
-                sleep_ns = af_idle_turn(&self.idle, self.now)
+                sleep_ns = af_idle_step(&self.idle, self.now)
                 if sleep_ns:
                     if slack_ns == 0:
                         slack_ns = af_idle_exact_timers()
-                    af_mail_sleep(&self.mail, min(sleep_ns, until - self.now))
+                    af_handoff_sleep(&self.handoff, min(sleep_ns, until - self.now))
             self.now = af_now_ns()
         if slack_ns:
             af_idle_timers_as(slack_ns)
-        af_quota_end(&self.quota)
-        self.in_vain = aiflow_generation(&self.mail) == seen
-        self.mail.driven += 1
+        af_cpu_budget_end(&self.cpu_budget)
+        self.in_vain = aiflow_generation(&self.handoff) == seen
+        self.handoff.driven += 1
         aiflow_as_lcore(lcore)
         return self.unfinished()
 
     cdef void push(self) noexcept nogil:
         """Let what was posted begin its way now, and no sooner wake the worker than there is something left for it."""
         cdef unsigned int lcore
-        if self.quota.cores > 0 or not self.take_turn():  # it may have to rest, and a push never waits
-            af_mail_wake(&self.mail)
+        if self.cpu_budget.cores > 0 or not self.take_turn():  # it may have to rest, and a push never waits
+            af_handoff_wake(&self.handoff)
             return
         lcore = aiflow_as_lcore(self.lcore)
         self.now = af_now_ns()
         self.iterate()  # it is taken in …
         self.iterate()  # … and its first frames go out
-        self.mail.driven += 1
+        self.handoff.driven += 1
         aiflow_as_lcore(lcore)
-        if self.unfinished() or self.mail.armed:
-            aiflow_set(self.mail.left, 1)
-        af_mail_leave_turn(&self.mail)
-        if af_mail_is_wanted(&self.mail):
-            af_mail_wake(&self.mail)
-        if aiflow_wanted(&self.mail):  # who found the turn taken meanwhile
-            aiflow_set(self.mail.wanted, 0)
+        if self.unfinished() or self.handoff.armed:
+            aiflow_set(self.handoff.work_left, 1)
+        af_handoff_release(&self.handoff)
+        if af_handoff_worker_has_work(&self.handoff):
+            af_handoff_wake(&self.handoff)
+        if aiflow_driver_requested(&self.handoff):  # who found the turn taken meanwhile
+            aiflow_set(self.handoff.driver_requested, 0)
             self.ring()
 
 

@@ -3,7 +3,8 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from aiflow._core cimport (
-    AF_NB_FAULTS, af_fault_rule, af_line, af_line_due, af_line_enter, af_line_hold, af_line_init, af_line_leave,
+    AF_NB_FAULTS, af_fault_line, af_fault_line_due, af_fault_line_enter, af_fault_line_hold, af_fault_line_init,
+    af_fault_line_leave, af_fault_rule,
 )
 from aiflow._dp cimport BURST, IN, loop_port
 from aiflow._dp_frame cimport plain, unusual
@@ -18,23 +19,23 @@ cdef open_lines(loop_port *port, list faults, uint32_t index):
         for asked in faults:
             if way in asked["ways"] and (asked["ports"] is None or index in asked["ports"]):
                 rule = asked["rule"]
-                port.lines[way] = <af_line *>malloc(sizeof(af_line))
+                port.lines[way] = <af_fault_line *>malloc(sizeof(af_fault_line))
                 if port.lines[way] == NULL:
                     raise MemoryError
-                af_line_init(port.lines[way], &rule, asked["seed"], index, way)
+                af_fault_line_init(port.lines[way], &rule, asked["seed"], index, way)
                 break
 
 
 cdef close_lines(loop_port *port, uint64_t *sums):
     """Free a port's lines and all that they hold; their counts are added to `sums`."""
-    cdef af_line *line
+    cdef af_fault_line *line
     cdef rte_mbuf *m
     for way in range(2):
         line = port.lines[way]
         if line == NULL:
             continue
         while line.nb_held:
-            m = <rte_mbuf *>af_line_leave(line, <uint64_t>-1)
+            m = <rte_mbuf *>af_fault_line_leave(line, <uint64_t>-1)
             rte_pktmbuf_free(m)
         for kind in range(AF_NB_FAULTS):
             sums[kind] += line.counts[kind]
@@ -42,20 +43,20 @@ cdef close_lines(loop_port *port, uint64_t *sums):
         port.lines[way] = NULL
 
 
-cdef void impair(af_line *line, rte_mbuf *m, uint64_t now) noexcept nogil:
+cdef void impair(af_fault_line *line, rte_mbuf *m, uint64_t now) noexcept nogil:
     """Let a line have a frame: it is lost, or held until it is due, and so are the copies that are made of it."""
     cdef uint32_t size = m.data_len
     cdef uint8_t kind = rte_pktmbuf_mtod(m)[14] & 15 if size > 14 else 0
-    cdef uint32_t copies = af_line_enter(line, rte_pktmbuf_mtod(m), &size, now)
+    cdef uint32_t copies = af_fault_line_enter(line, rte_pktmbuf_mtod(m), &size, now)
     cdef rte_mbuf *copy
     m.data_len = <uint16_t>size
     m.pkt_len = size
     while copies > 1:
         copies -= 1
         copy = rte_pktmbuf_copy(m, m.pool, 0, <uint32_t>-1)
-        if copy != NULL and not af_line_hold(line, af_line_due(line, kind, now), copy):
+        if copy != NULL and not af_fault_line_hold(line, af_fault_line_due(line, kind, now), copy):
             rte_pktmbuf_free(copy)
-    if copies == 0 or not af_line_hold(line, af_line_due(line, kind, now), m):
+    if copies == 0 or not af_fault_line_hold(line, af_fault_line_due(line, kind, now), m):
         rte_pktmbuf_free(m)
 
 
@@ -70,7 +71,7 @@ cdef int impaired(loop_port *port, rte_mbuf **pkts, uint16_t nb_rx, uint64_t now
         if m != NULL:
             impair(port.lines[IN], m, now)
     for i in range(BURST):
-        pkts[i] = <rte_mbuf *>af_line_leave(port.lines[IN], now)
+        pkts[i] = <rte_mbuf *>af_fault_line_leave(port.lines[IN], now)
         if pkts[i] == NULL:
             return i
     return BURST

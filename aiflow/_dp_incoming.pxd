@@ -1,14 +1,14 @@
 # A slice that came whole, and the memory that it lies in.
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from aiflow._core cimport af_rx_slice, af_store, af_verdicts
+from aiflow._core cimport af_arena, af_rx_slice, af_verdicts
 
 
 cdef void release_mbuf(void *handle) noexcept nogil
 
 
 cdef class Store:
-    cdef af_store store
+    cdef af_arena arena
     cdef af_verdicts verdicts  # here, since a slice may outlive its Receiver
     cdef bint ready
     cdef readonly list pools   # of the mbufs that slices keep

@@ -11,8 +11,7 @@ from cpython.buffer cimport PyBUF_FORMAT, PyBUF_WRITABLE, PyBuffer_FillInfo, PyO
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from posix.unistd cimport getpid
 from aiflow._core cimport (
-    AF_MBUF_OVERHEAD, af_rx_slice_free, af_store_free, af_store_init, af_store_trim, af_verdicts_free,
-    af_verdicts_push,
+    AF_MBUF_OVERHEAD, af_arena_free, af_arena_init, af_arena_trim, af_rx_slice_free, af_verdicts_free, af_verdicts_push,
 )
 from aiflow.librte.rte_mbuf cimport rte_mbuf, rte_pktmbuf_free
 from aiflow._system import limits
@@ -30,7 +29,7 @@ cdef class Store:
     """Element memory of one Receiver; lives until the last slice out of it is gone."""
 
     def __init__(self, uint64_t limit, bint with_memory):
-        if af_store_init(&self.store, limit, with_memory):
+        if af_arena_init(&self.arena, limit, with_memory):
             raise PoolExhausted(f"no address space for {limit} bytes of element memory: pass a smaller memory="
                                 f"{limits.address_space_words()}")
         self.ready = True
@@ -40,23 +39,23 @@ cdef class Store:
     def __dealloc__(self):
         af_verdicts_free(&self.verdicts)
         if self.ready:
-            af_store_free(&self.store)
+            af_arena_free(&self.arena)
 
     def trim(self):
         """Give memory that no slice holds back to the system, now and from now on. The Receiver takes no slice any more."""
         if self.ready and self.pid == os.getpid():
             with nogil:
-                af_store_trim(&self.store)
+                af_arena_trim(&self.arena)
 
     @property
     def used(self):
         """Bytes that slices hold now, granted ones included."""
-        return self.store.used
+        return self.arena.used
 
     @property
     def limit(self):
         """The most they may hold."""
-        return self.store.limit
+        return self.arena.limit
 
 
 @cython.no_gc_clear  # else the collector of a cycle clears the Store first, and the memory is never given back
@@ -171,7 +170,7 @@ cdef class Incoming:
             raise IndexError(f"elements {index} to {last} of {self.s.nb_elements}")
         view.owner = self
         if count:
-            view.ptr = self.s.store.base + self.s.block.offset + self.s.elements[index].offset
+            view.ptr = self.s.arena.base + self.s.block.offset + self.s.elements[index].offset
             view.nbytes = self.s.elements[last].offset + self.s.elements[last].nbytes - self.s.elements[index].offset
         view.writable = True
         return view

@@ -183,7 +183,7 @@ cdef class Outgoing:
     @property
     def frames(self):
         """Frames sent for this slice, and how many of them were retransmissions."""
-        return self.s.frames, self.s.again
+        return self.s.frames, self.s.retransmits
 
     def port_frames(self):
         """Frames and bytes of this slice by index of the port."""

@@ -8,9 +8,8 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 from aiflow._core cimport (
-    AF_NB_DROPS, af_agent_port, af_mail_wake, af_now_ns, af_rx, af_rx_detach, af_rx_free, af_rx_init,
-    af_rx_fail_pending, af_rx_hear_verdicts, af_rx_next_frame, af_rx_on_frame, af_rx_owes, af_rx_port, af_rx_slice,
-    af_rx_tick,
+    AF_NB_DROPS, af_agent_port, af_handoff_wake, af_now_ns, af_rx, af_rx_detach, af_rx_fail_pending, af_rx_free,
+    af_rx_hear_verdicts, af_rx_init, af_rx_next_frame, af_rx_on_frame, af_rx_owes, af_rx_port, af_rx_slice, af_rx_tick,
 )
 from aiflow._dp cimport Loop, name_bytes, sample_rows
 from aiflow._dp_driver cimport aiflow_lock, aiflow_set, aiflow_unlock
@@ -63,11 +62,11 @@ cdef class RxLoop(Loop):
 
     def __init__(self, name, Store store, keeps_mbufs, peer_timeout, tx_pool=None, faults=None, interval=0.1,
                  confirms=False):
-        self.rx.monitor.interval_ns = int(interval * 1e9)
+        self.rx.sampler.interval_ns = int(interval * 1e9)
         name_bytes(name, self.rx.name)
         self.store = store
         self.tx_pool = tx_pool
-        self.rx.store = &store.store
+        self.rx.arena = &store.arena
         self.rx.keeps_mbufs = keeps_mbufs
         self.rx.confirms = confirms
         self.rx.verdicts = &store.verdicts
@@ -128,8 +127,8 @@ cdef class RxLoop(Loop):
 
     def nudge(self):
         """Make the loop look at what users have said of their slices."""
-        aiflow_set(self.mail.posted, 1)
-        af_mail_wake(&self.mail)
+        aiflow_set(self.handoff.posted, 1)
+        af_handoff_wake(&self.handoff)
 
     @property
     def is_stopped(self):
@@ -148,13 +147,13 @@ cdef class RxLoop(Loop):
         cdef af_rx_slice *s
         cdef Incoming incoming
         self.check_process()
-        aiflow_lock(&self.mail)
+        aiflow_lock(&self.handoff)
         s = self.ready
         if s != NULL:
             self.ready = s.next
             if self.ready == NULL:
                 self.ready_tail = &self.ready
-        aiflow_unlock(&self.mail)
+        aiflow_unlock(&self.handoff)
         if s == NULL:
             return None
         incoming = Incoming.__new__(Incoming)
@@ -207,7 +206,7 @@ cdef class RxLoop(Loop):
         """Bytes of the request that has been waiting for memory, and for how many seconds; (0, 0.0) when none is."""
         cdef uint64_t since = self.rx.starving_ns
         # What was released a moment ago is seen by the loop at its next turn only.
-        if not since or self.store.store.releases != self.rx.releases:
+        if not since or self.store.arena.releases != self.rx.releases:
             return 0, 0.0
         return self.rx.starving_bytes, (af_now_ns() - since) / 1e9
 
@@ -251,7 +250,7 @@ cdef class RxLoop(Loop):
 
     def samples(self):
         """The two newest of the monitor's samples, (ns, a dict for each port), or None before there are two."""
-        return sample_rows(&self.rx.monitor, self.nb_ports)
+        return sample_rows(&self.rx.sampler, self.nb_ports)
 
     # ---- the loop ----
 

@@ -6,7 +6,7 @@ from aiflow._core cimport AF_HEADER
 from aiflow._dp cimport BURST
 from aiflow._dp_driver cimport LoopDriver
 from aiflow._dp_incoming cimport Incoming
-from aiflow._eal cimport Port, af_gate_enter, af_gate_leave, gate
+from aiflow._eal cimport Port, af_intr_gate_enter, af_intr_gate_leave, gate
 from aiflow.librte.rte_ethdev cimport rte_eth_rx_burst, rte_eth_tx_burst
 from aiflow.librte.rte_mbuf cimport (
     RTE_MBUF_F_RX_VLAN, RTE_MBUF_F_RX_VLAN_STRIPPED, rte_mbuf, rte_pktmbuf_alloc, rte_pktmbuf_free,
@@ -47,13 +47,13 @@ def inject(Port port, frames, int nb_segs=1, *, cuts=None, vlan_tci=None):
             m.ol_flags |= RTE_MBUF_F_RX_VLAN | RTE_MBUF_F_RX_VLAN_STRIPPED
             m.vlan_tci = vlan_tci
         if gated:
-            af_gate_enter(gate())
+            af_intr_gate_enter(gate())
         if rte_eth_tx_burst(port.port_id, 0, &m, 1) == 1:
             sent += 1
         else:
             rte_pktmbuf_free(m)
         if gated:
-            af_gate_leave(gate())
+            af_intr_gate_leave(gate())
     return sent
 
 
@@ -92,10 +92,10 @@ def drain(Port port):
     cdef bint gated = port.gated
     cdef list frames = []
     if gated:
-        af_gate_enter(gate())
+        af_intr_gate_enter(gate())
     nb_rx = rte_eth_rx_burst(port.port_id, 0, pkts, BURST)
     if gated:
-        af_gate_leave(gate())
+        af_intr_gate_leave(gate())
     for i in range(nb_rx):
         frame = b""
         m = pkts[i]

@@ -7,9 +7,9 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 from aiflow._core cimport (
-    AF_FAN_MOST, AF_TAIL_LEAST, af_agent_port, af_fan, af_fan_next_frame, af_fan_on_frame, af_fan_tick, af_mail_wake,
-    af_now_ns, af_pace_reset, af_tx, af_tx_detach, af_tx_enqueue, af_tx_fail_all, af_tx_init, af_tx_is_pressed,
-    af_tx_next_frame, af_tx_on_frame, af_tx_port, af_tx_slice, af_tx_tick,
+    AF_MULTI_MOST, AF_TAIL_LEAST, af_agent_port, af_handoff_wake, af_multi, af_multi_next_frame, af_multi_on_frame,
+    af_multi_tick, af_now_ns, af_pace_reset, af_tx, af_tx_detach, af_tx_enqueue, af_tx_fail_all, af_tx_init,
+    af_tx_is_pressed, af_tx_next_frame, af_tx_on_frame, af_tx_port, af_tx_slice, af_tx_tick,
 )
 from aiflow._dp cimport Loop, name_bytes, sample_rows
 from aiflow._dp_driver cimport aiflow_lock, aiflow_set, aiflow_unlock
@@ -20,7 +20,7 @@ from aiflow._dp import DROPS
 from aiflow._dp_outgoing import CANCELLED
 from aiflow.errors import ConfigError
 
-MOST_RECEIVERS = AF_FAN_MOST
+MOST_RECEIVERS = AF_MULTI_MOST
 
 
 def _added(one, other):
@@ -52,7 +52,7 @@ cdef class TxLoop(Loop):
         Seconds between two samples for the monitor; 0: none.
     """
 
-    cdef af_fan fan   # a state machine for each receiver …
+    cdef af_multi multi   # a state machine for each receiver …
     cdef af_tx *tx    # … and the first of them, which runs by itself when there is no other
     cdef af_tx_slice *inbox
     cdef af_tx_slice **inbox_tail
@@ -74,8 +74,8 @@ cdef class TxLoop(Loop):
             if tx == NULL or af_tx_init(tx):
                 free(tx)
                 raise MemoryError("no memory for a sender's state")
-            self.fan.tx[self.fan.nb] = tx
-            self.fan.nb += 1
+            self.multi.tx[self.multi.nb] = tx
+            self.multi.nb += 1
             name_bytes(name, tx.name)
             name_bytes(receiver, tx.to)
             tx.instance = int.from_bytes(os.urandom(6), "big") << 16
@@ -83,28 +83,28 @@ cdef class TxLoop(Loop):
             tx.clock_offset_ns = time.time_ns() - time.monotonic_ns()
             tx.nb_expected = nb_expected
             tx.fixed_frame_size = fixed_frame_size
-            tx.monitor.interval_ns = int(interval * 1e9)
+            tx.sampler.interval_ns = int(interval * 1e9)
         self.pace_of = pace_of
-        self.tx = self.fan.tx[0]
-        if self.fan.nb == 1:
+        self.tx = self.multi.tx[0]
+        if self.multi.nb == 1:
             self.agent.state = self.tx
             self.agent.tail = &self.tx.tail
             self.agent.on_frame = af_tx_on_frame
             self.agent.next_frame = af_tx_next_frame
             self.agent.tick = af_tx_tick
         else:
-            self.agent.state = &self.fan
-            self.agent.tail = &self.fan.tail
-            self.agent.on_frame = af_fan_on_frame
-            self.agent.next_frame = af_fan_next_frame
-            self.agent.tick = af_fan_tick
+            self.agent.state = &self.multi
+            self.agent.tail = &self.multi.tail
+            self.agent.on_frame = af_multi_on_frame
+            self.agent.next_frame = af_multi_next_frame
+            self.agent.tick = af_multi_tick
         self.set_faults(faults)
 
     def __dealloc__(self):
         cdef uint32_t i
-        for i in range(self.fan.nb):
-            free(self.fan.tx[i].again)
-            free(self.fan.tx[i])
+        for i in range(self.multi.nb):
+            free(self.multi.tx[i].retransmit)
+            free(self.multi.tx[i])
 
     # ---- control plane ----
 
@@ -117,8 +117,8 @@ cdef class TxLoop(Loop):
     def set_joining(self, bint joining):
         """While a receiver is at work on our ports, its silence does not count."""
         cdef uint32_t i
-        for i in range(self.fan.nb):
-            aiflow_set(self.fan.tx[i].joining, joining)
+        for i in range(self.multi.nb):
+            aiflow_set(self.multi.tx[i].joining, joining)
 
     def note_death(self):
         """The ports that are detached next lead to a receiver that has died: the next `send` says so, if none is there.
@@ -137,13 +137,13 @@ cdef class TxLoop(Loop):
         place.by_reference = self.by_reference(port)
         cdef af_tx_port *slot
         cdef uint32_t i
-        for i in range(self.fan.nb):
-            slot = &self.fan.tx[i].ports[index]
+        for i in range(self.multi.nb):
+            slot = &self.multi.tx[i].ports[index]
             memset(slot, 0, sizeof(af_tx_port))
             slot.p = place
             slot.path_size = place.frame_size
             slot.attached_ns = af_now_ns()
-            self.fan.tx[i].unsaid = False
+            self.multi.tx[i].death_unreported = False
             self.death = False
             if self.pace_of is not None:
                 pace = self.pace_of(index, port)
@@ -154,8 +154,8 @@ cdef class TxLoop(Loop):
                 slot.pace.gain = pace.gain
                 slot.pace.threshold = pace.threshold
                 af_pace_reset(&slot.pace)
-            if <uint32_t>index >= self.fan.tx[i].nb_ports:
-                self.fan.tx[i].nb_ports = index + 1
+            if <uint32_t>index >= self.multi.tx[i].nb_ports:
+                self.multi.tx[i].nb_ports = index + 1
 
     def detach(self, ports, peer=0):
         """Poll these ports no more: when it returns, no burst touches them."""
@@ -164,18 +164,18 @@ cdef class TxLoop(Loop):
     def _detach(self, ports):
         cdef uint32_t i
         cdef af_tx *tx
-        for i in range(self.fan.nb):
-            tx = self.fan.tx[i]
-            tx.unsaid = self.death and tx.open and tx.first_id == tx.next_id
+        for i in range(self.multi.nb):
+            tx = self.multi.tx[i]
+            tx.death_unreported = self.death and tx.open and tx.first_id == tx.next_id
         for port in ports:
             index = self.index_of(port)
             if index >= 0:
                 self.last_look(index)  # its last report may say that all has arrived
                 self._remove_port(port)
-                for i in range(self.fan.nb):
-                    af_tx_detach(self.fan.tx[i], index, af_now_ns())
-        for i in range(self.fan.nb):
-            self.fan.tx[i].unsaid &= not self.fan.tx[i].open
+                for i in range(self.multi.nb):
+                    af_tx_detach(self.multi.tx[i], index, af_now_ns())
+        for i in range(self.multi.nb):
+            self.multi.tx[i].death_unreported &= not self.multi.tx[i].open
         self.death = False
         self.tell()
 
@@ -214,17 +214,17 @@ cdef class TxLoop(Loop):
         return self._post(of_rows(buffer, nb_rows, manifest), plan, receiver, wait, into)
 
     cdef _post(self, Outgoing out, plan, uint32_t receiver, bint wait, list into):
-        if receiver >= self.fan.nb:
-            raise ConfigError(f"receiver {receiver} of {self.fan.nb}")
+        if receiver >= self.multi.nb:
+            raise ConfigError(f"receiver {receiver} of {self.multi.nb}")
         out.loop = self
-        out.tx = self.fan.tx[receiver]
+        out.tx = self.multi.tx[receiver]
         out.s.receiver = receiver
-        out.s.plan.ports = plan.port_mask
-        out.s.plan.elements = plan.place == "elements"
-        out.s.plan.shortest = plan.shortest
-        out.s.plan.quotas = bool(plan.quotas)
+        out.s.dispatch.ports = plan.port_mask
+        out.s.dispatch.elements = plan.place == "elements"
+        out.s.dispatch.shortest = plan.shortest
+        out.s.dispatch.by_share = bool(plan.quotas)
         for index, quota in plan.quotas.items():
-            out.s.plan.quota[index] = quota
+            out.s.dispatch.share_bytes[index] = quota
         out.s.posted_ns = af_now_ns()
         out.posted_at = time.monotonic()
         if self.flying:
@@ -233,12 +233,12 @@ cdef class TxLoop(Loop):
         self.flying.add(out)
         if into is not None:
             into.append(out)
-        aiflow_lock(&self.mail)
+        aiflow_lock(&self.handoff)
         out.s.next = NULL
         self.inbox_tail[0] = &out.s
         self.inbox_tail = &out.s.next
-        aiflow_unlock(&self.mail)
-        aiflow_set(self.mail.posted, 1)
+        aiflow_unlock(&self.handoff)
+        aiflow_set(self.handoff.posted, 1)
         if self.stopped:
             self._fail_all()
         elif not wait:
@@ -248,8 +248,8 @@ cdef class TxLoop(Loop):
 
     def nudge(self):
         """Make the loop look at its inbox now."""
-        aiflow_set(self.mail.posted, 1)
-        af_mail_wake(&self.mail)
+        aiflow_set(self.handoff.posted, 1)
+        af_handoff_wake(&self.handoff)
         if self.stopped:
             self._fail_all()
 
@@ -263,8 +263,8 @@ cdef class TxLoop(Loop):
             return
         cdef uint32_t i
         until = time.monotonic() + timeout
-        for i in range(self.fan.nb):
-            self.fan.tx[i].closing = True
+        for i in range(self.multi.nb):
+            self.multi.tx[i].closing = True
         while self._unparted() and not self.stopped and time.monotonic() < until:
             self.wait(self.generation, 0.002)
         self.stop()
@@ -272,15 +272,15 @@ cdef class TxLoop(Loop):
 
     def _unparted(self):
         """Is there a receiver that has not answered our goodbye?"""
-        return any(self.fan.tx[i].open and not self.fan.tx[i].bye_heard for i in range(self.fan.nb))
+        return any(self.multi.tx[i].open and not self.multi.tx[i].bye_heard for i in range(self.multi.nb))
 
     def _fail_all(self):
         """The loop has ended: so does every slice that it still had."""
         cdef uint32_t i
         with self.guard:
             self.collect(af_now_ns())
-            for i in range(self.fan.nb):
-                af_tx_fail_all(self.fan.tx[i], CANCELLED, af_now_ns())
+            for i in range(self.multi.nb):
+                af_tx_fail_all(self.multi.tx[i], CANCELLED, af_now_ns())
             self.ring()
 
     # ---- what is to be seen ----
@@ -292,36 +292,36 @@ cdef class TxLoop(Loop):
         for i in range(self.nb_ports):
             if self.ports[i].attached:
                 attached |= 1u << i
-                for k in range(self.fan.nb):
-                    slot = &self.fan.tx[k].ports[i]
-                    slot.began[0] = slot.w.seen
+                for k in range(self.multi.nb):
+                    slot = &self.multi.tx[k].ports[i]
+                    slot.began[0] = slot.pn.seen
                     slot.began[1] = slot.arrived
-                    usable |= <uint32_t>(slot.open and not slot.aside) << i
+                    usable |= <uint32_t>(slot.open and not slot.suspended) << i
         return attached, usable
 
     @property
     def receivers(self):
         """Names of the receivers that we are joined to."""
-        return [self.last_receiver(i) for i in range(self.fan.nb) if self.fan.tx[i].open]
+        return [self.last_receiver(i) for i in range(self.multi.nb) if self.multi.tx[i].open]
 
     def others(self, uint32_t receiver=0):
         """Names of receivers that answered, though another was asked for."""
-        names = [(<const char *>self.fan.tx[receiver].others[i]).decode("utf-8", "replace") for i in range(4)]
+        names = [(<const char *>self.multi.tx[receiver].others[i]).decode("utf-8", "replace") for i in range(4)]
         return [name for name in names if name]
 
     def rivals(self, uint32_t receiver=0):
         """(name, MAC) of receivers that answer beside each other, or beside ours under its name."""
-        cdef af_tx *tx = self.fan.tx[receiver]
+        cdef af_tx *tx = self.multi.tx[receiver]
         return [((<const char *>tx.rivals[i].name).decode("utf-8", "replace"), bytes(tx.rivals[i].mac[:6]).hex(":"))
                 for i in range(2) if tx.rivals[i].epoch]
 
     def dropped(self, uint32_t receiver=0):
         """Why the receiver has dropped most frames, as it says, and how many; ("ok", 0) when it has not."""
-        return DROPS[self.fan.tx[receiver].drop], self.fan.tx[receiver].nb_dropped
+        return DROPS[self.multi.tx[receiver].drop], self.multi.tx[receiver].nb_dropped
 
     def last_receiver(self, uint32_t receiver=0):
         """Name of the receiver that we were joined to last at this place, "" before the first."""
-        return (<const char *>self.fan.tx[receiver].receiver).decode("utf-8", "replace")
+        return (<const char *>self.multi.tx[receiver].receiver).decode("utf-8", "replace")
 
     @property
     def payload_bytes(self):
@@ -339,7 +339,7 @@ cdef class TxLoop(Loop):
 
     def drops(self):
         """Frames not taken, by reason."""
-        counts = {DROPS[i]: sum(self.fan.tx[k].drops[i] for k in range(self.fan.nb)) for i in range(1, len(DROPS))}
+        counts = {DROPS[i]: sum(self.multi.tx[k].drops[i] for k in range(self.multi.nb)) for i in range(1, len(DROPS))}
         counts["segments"] += self.unseen[CHAINED]
         counts["vlan"] += self.unseen[TAGGED]
         return counts
@@ -349,9 +349,9 @@ cdef class TxLoop(Loop):
         cdef af_tx *tx
         cdef uint32_t i, p
         counts = {"reports": 0, "probes": 0, "spurious": 0}
-        for i in range(self.fan.nb):
-            tx = self.fan.tx[i]
-            counts["reports"] += tx.reports
+        for i in range(self.multi.nb):
+            tx = self.multi.tx[i]
+            counts["reports"] += tx.feedbacks
             counts["probes"] += tx.probes
             counts["spurious"] += sum(tx.ports[p].w.spurious for p in range(tx.nb_ports))
         return counts
@@ -367,24 +367,24 @@ cdef class TxLoop(Loop):
             row = dict.fromkeys(("frames", "bytes", "rx_frames", "rx_bytes", "again", "lost", "flying", "window",
                                  "rtt_ns", "gap_ns", "signals", "sent", "arrived", "sent_before", "arrived_before"), 0)
             row |= {"index": index, "port": port, "dst": None, "usable": False}
-            for i in range(self.fan.nb):
-                slot = &self.fan.tx[i].ports[index]
+            for i in range(self.multi.nb):
+                slot = &self.multi.tx[i].ports[index]
                 row["frames"] += slot.count.tx_frames
                 row["bytes"] += slot.count.tx_bytes
                 row["rx_frames"] += slot.count.rx_frames
                 row["rx_bytes"] += slot.count.rx_bytes
-                row["again"] += slot.count.again
+                row["again"] += slot.count.retransmits
                 row["lost"] += slot.count.lost
-                row["flying"] += slot.w.flying
-                row["window"] = max(row["window"], slot.w.limit)
-                row["rtt_ns"] = max(row["rtt_ns"], slot.w.rtt_ns)
+                row["flying"] += slot.pn.in_flight
+                row["window"] = max(row["window"], slot.pn.limit)
+                row["rtt_ns"] = max(row["rtt_ns"], slot.pn.rtt_ns)
                 row["gap_ns"] = max(row["gap_ns"], slot.pace.gap_ns)
                 row["signals"] += slot.pace.signals
-                row["sent"] += slot.w.seen
+                row["sent"] += slot.pn.seen
                 row["arrived"] += slot.arrived
                 row["sent_before"] += slot.began[0]
                 row["arrived_before"] += slot.began[1]
-                row["usable"] |= slot.open and not slot.aside
+                row["usable"] |= slot.open and not slot.suspended
                 if slot.open and row["dst"] is None:
                     row["dst"] = bytes(slot.dst[:6])
             rows.append(row)
@@ -394,8 +394,8 @@ cdef class TxLoop(Loop):
         """The two newest of the monitor's samples, (ns, a dict for each port), or None before there are two."""
         cdef uint32_t i
         total = None
-        for i in range(self.fan.nb):
-            pair = sample_rows(&self.fan.tx[i].monitor, self.nb_ports)
+        for i in range(self.multi.nb):
+            pair = sample_rows(&self.multi.tx[i].sampler, self.nb_ports)
             if pair is None:
                 return None
             total = pair if total is None else _added(total, pair)
@@ -409,8 +409,8 @@ cdef class TxLoop(Loop):
         for index, port in enumerate(self.attached_ports):
             if port is not None:
                 found[index] = []
-                for k in range(self.fan.nb):
-                    slot = &self.fan.tx[k].ports[index]
+                for k in range(self.multi.nb):
+                    slot = &self.multi.tx[k].ports[index]
                     found[index] += [(slot.candidates[i].epoch, slot.candidates[i].port)
                                      for i in range(slot.nb_candidates)]
         return found
@@ -419,20 +419,20 @@ cdef class TxLoop(Loop):
 
     cdef bint unfinished(self) noexcept nogil:
         cdef uint32_t i
-        for i in range(self.fan.nb):
-            if af_tx_is_pressed(self.fan.tx[i]):
+        for i in range(self.multi.nb):
+            if af_tx_is_pressed(self.multi.tx[i]):
                 return True
         return Loop.unfinished(self)
 
     cdef void collect(self, uint64_t now) noexcept nogil:
         cdef af_tx_slice *s
         cdef af_tx_slice *following
-        aiflow_lock(&self.mail)
+        aiflow_lock(&self.handoff)
         s = self.inbox
         self.inbox = NULL
         self.inbox_tail = &self.inbox
-        aiflow_unlock(&self.mail)
+        aiflow_unlock(&self.handoff)
         while s != NULL:
             following = s.next
-            af_tx_enqueue(self.fan.tx[s.receiver], s)
+            af_tx_enqueue(self.multi.tx[s.receiver], s)
             s = following

@@ -2,7 +2,9 @@
 
 from libc.stdint cimport uint16_t
 
-from aiflow._eal_init cimport af_gate, af_gate_enter, af_gate_leave, gate, register_thread, unregister_thread
+from aiflow._eal_init cimport (
+    af_intr_gate, af_intr_gate_enter, af_intr_gate_leave, gate, register_thread, unregister_thread,
+)
 from aiflow._eal_mempool cimport Mempool
 
 

@@ -42,8 +42,8 @@ __all__ = [
 
 
 cdef extern from "aiflow/rt/intr_gate.h" nogil:
-    void af_gate_hold(af_gate *gate) noexcept
-    void af_gate_release(af_gate *gate, int ports) noexcept
+    void af_intr_gate_hold(af_intr_gate *gate) noexcept
+    void af_intr_gate_release(af_intr_gate *gate, int ports) noexcept
 
 
 globals()["Mempool"] = _eal_mempool.Mempool  # a cimported class is no attribute of the module
@@ -178,7 +178,7 @@ cdef class Port:
             mark = log_mark()
             with nogil:
                 if gated:
-                    af_gate_hold(gate())
+                    af_intr_gate_hold(gate())
                 if lengthy:
                     rc = rte_vdev_init(device_c, devargs_c)
                 else:
@@ -203,7 +203,7 @@ cdef class Port:
             finally:
                 if gated:
                     with nogil:
-                        af_gate_release(gate(), port.is_plugged)
+                        af_intr_gate_release(gate(), port.is_plugged)
             port._start(mark)
         return port
 
@@ -362,9 +362,9 @@ cdef class Port:
             self.mempool = None  # memif holds no mbufs while it is stopped
         if self.is_plugged:
             with _plug_lock, nogil:
-                af_gate_hold(gate())  # no callback of this port is under way, and none starts
+                af_intr_gate_hold(gate())  # no callback of this port is under way, and none starts
                 rte_eth_dev_stop(port_id)
-                af_gate_release(gate(), -gated)
+                af_intr_gate_release(gate(), -gated)
 
     def park(self):
         """Stop, and leave the device plugged until another takes its place.
@@ -386,12 +386,12 @@ cdef class Port:
         if ours():
             with _plug_lock:
                 with nogil:
-                    af_gate_hold(gate())
+                    af_intr_gate_hold(gate())
                 try:
                     _unplug(self.bus.encode(), self.device.encode())
                 finally:
                     with nogil:
-                        af_gate_release(gate(), 0)
+                        af_intr_gate_release(gate(), 0)
         self.mempool = None
         self.rings = None
 

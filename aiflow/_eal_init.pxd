@@ -10,15 +10,15 @@ from libc.stdint cimport uint64_t
 
 
 cdef extern from "aiflow/rt/intr_gate.h" nogil:
-    struct af_gate:
+    struct af_intr_gate:
         uint64_t turns  # turns the interrupt thread took
 
     # Around each iteration's bursts when a gated port is attached; without the GIL, and nothing that blocks between.
-    void af_gate_enter(af_gate *gate) noexcept
-    void af_gate_leave(af_gate *gate) noexcept
+    void af_intr_gate_enter(af_intr_gate *gate) noexcept
+    void af_intr_gate_leave(af_intr_gate *gate) noexcept
 
 
-cdef af_gate *gate() noexcept nogil
+cdef af_intr_gate *gate() noexcept nogil
 cdef bint ours() noexcept nogil
 cdef uint64_t log_mark() noexcept
 cpdef bint register_thread() except -1

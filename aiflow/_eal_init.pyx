@@ -30,9 +30,9 @@ from aiflow.errors import AiflowError, EalError, PoolExhausted, PortError
 
 
 cdef extern from "aiflow/rt/intr_gate.h" nogil:
-    int af_gate_init(af_gate *gate, int wake_fd)
-    void af_gate_callback(void *gate) noexcept
-    void af_gate_connecting(af_gate *gate, int step) noexcept
+    int af_intr_gate_init(af_intr_gate *gate, int wake_fd)
+    void af_intr_gate_callback(void *gate) noexcept
+    void af_intr_gate_connecting(af_intr_gate *gate, int step) noexcept
 
 
 cdef extern from "aiflow/rt/log_tail.h" nogil:
@@ -46,7 +46,7 @@ cdef extern from "aiflow/rt/log_tail.h" nogil:
     size_t af_log_since(af_log *log, uint64_t mark, char *out)
 
 
-cdef af_gate the_gate
+cdef af_intr_gate the_gate
 cdef af_log dpdk_log
 cdef FILE *stream = NULL  # of DPDK's log
 cdef bint log_is_open = False
@@ -77,7 +77,7 @@ _ADVICE = {
 }
 
 
-cdef af_gate *gate() noexcept nogil:
+cdef af_intr_gate *gate() noexcept nogil:
     """The gate of this process; valid always, open while no gated port is."""
     return &the_gate
 
@@ -261,7 +261,7 @@ def _install_gate():
     cdef rte_intr_handle *handle
     cdef int rc
     wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-    rc = af_gate_init(&the_gate, wake_fd)
+    rc = af_intr_gate_init(&the_gate, wake_fd)
     if rc != 0:
         raise EalError(f"the gate's lock: {os.strerror(rc)}")
     handle = rte_intr_instance_alloc(RTE_INTR_INSTANCE_F_PRIVATE)
@@ -269,7 +269,7 @@ def _install_gate():
         raise EalError("no memory for an interrupt handle")
     rte_intr_fd_set(handle, wake_fd)
     rte_intr_type_set(handle, RTE_INTR_HANDLE_EXT)
-    rc = rte_intr_callback_register(handle, af_gate_callback, &the_gate)
+    rc = rte_intr_callback_register(handle, af_intr_gate_callback, &the_gate)
     if rc < 0:
         raise error(EalError, rc, "the interrupt thread takes no callback")
 
@@ -304,9 +304,9 @@ class connecting:
     def __enter__(self):
         start()
         with nogil:
-            af_gate_connecting(&the_gate, 1)
+            af_intr_gate_connecting(&the_gate, 1)
         return self
 
     def __exit__(self, *exc):
         with nogil:
-            af_gate_connecting(&the_gate, -1)
+            af_intr_gate_connecting(&the_gate, -1)

@@ -25,7 +25,7 @@ struct held {
 
 static struct sender *senders[MAX_SENDERS];
 static struct af_rx *rx;
-static struct af_store assembled, in_place, *store; /* element memory, or mbufs that are only counted */
+static struct af_arena assembled, in_place, *arena; /* element memory, or mbufs that are only counted */
 static struct held held[MAX_SENDERS * MAX_SLICES];
 static uint32_t nb_held, receivers_made;
 static struct af_verdicts verdicts; /* of the receiver's user */
@@ -69,7 +69,7 @@ make_receiver(void)
 {
 	rx = malloc(sizeof *rx);
 	af_rx_init(rx);
-	rx->store = store;
+	rx->arena = arena;
 	rx->release = release_packet;
 	rx->keeps_mbufs = o.keep;
 	rx->mbuf_bytes = 2048;
@@ -121,7 +121,7 @@ drop_receiver(void)
 		rx_drops[i] += rx->drops[i];
 	af_rx_free(rx);
 	free(rx);
-	if (store->used || kept_out)
+	if (arena->used || kept_out)
 		fail("memory did not come back", -1, -1);
 }
 
@@ -208,7 +208,7 @@ make_slice(struct af_tx_slice *s, int index)
 	s->manifest_bytes = at;
 	s->elements = elements;
 	s->nb_elements = n;
-	s->plan.ports = ~0u;
+	s->dispatch.ports = ~0u;
 	s->posted_ns = now;
 }
 
@@ -226,7 +226,7 @@ free_sender(struct sender *s)
 {
 	for (int i = 0; i < s->nb_posted; i++)
 		free_slice(&s->slices[i]);
-	free(s->tx.again);
+	free(s->tx.retransmit);
 	free(s);
 }
 
@@ -256,7 +256,7 @@ restart_sender(struct sender *s, int index)
 	for (int p = 0; p < o.ports; p++)
 		forget_frames(FORTH, (uint32_t)p, s->tx.ports[p].p.mac);
 	af_tx_fail_all(&s->tx, AF_TX_CANCELLED, now);
-	free(s->tx.again);
+	free(s->tx.retransmit);
 	make_tx(s, index);
 	for (int i = 0; i < s->nb_posted; i++) {
 		struct af_tx_slice *slice = &s->slices[i];
@@ -268,7 +268,7 @@ restart_sender(struct sender *s, int index)
 		s->posted_again[i] = true;
 		slice->posted_ns = now;
 		slice->error = 0;
-		slice->frames = slice->again = 0;
+		slice->frames = slice->retransmits = 0;
 		slice->acked_bytes = 0;
 		atomic_store(&slice->state, AF_TX_QUEUED);
 		af_tx_enqueue(&s->tx, slice);
@@ -292,7 +292,7 @@ same_bytes(const struct af_rx_slice *got, const struct af_tx_slice *sent)
 		if (el->nbytes != sent->elements[e].nbytes)
 			return false;
 		if (!got->kept) {
-			if (rest && memcmp(store->base + got->block->offset + el->offset, ptr, rest))
+			if (rest && memcmp(arena->base + got->block->offset + el->offset, ptr, rest))
 				return false;
 			continue;
 		}

@@ -19,13 +19,13 @@
 
 #define STEP_NS 10000ull
 
-static struct af_fan fan;
+static struct af_multi multi;
 static struct af_tx_slice slices[MAX_SENDERS][MAX_SLICES];
 static struct af_rx receivers[MAX_SENDERS];
-static struct af_store stores[MAX_SENDERS];
+static struct af_arena arenas[MAX_SENDERS];
 static int handed_over[MAX_SENDERS];
 static uint64_t ended_ns[MAX_SENDERS];
-static uint32_t most_flying, most_shared;
+static uint32_t most_in_flight, most_shared;
 
 static void
 fail(const char *what, int receiver, int slice)
@@ -62,12 +62,12 @@ reaches(int receiver, int p)
 static void
 make_peers(uint64_t now)
 {
-	fan.nb = (uint32_t)o.senders;
+	multi.nb = (uint32_t)o.senders;
 	for (int r = 0; r < o.senders; r++) {
-		struct af_tx *tx = fan.tx[r] = malloc(sizeof *tx);
+		struct af_tx *tx = multi.tx[r] = malloc(sizeof *tx);
 		struct af_rx *rx = &receivers[r];
 
-		if (af_tx_init(tx) || af_store_init(&stores[r], (uint64_t)o.memory_kb << 10, true))
+		if (af_tx_init(tx) || af_arena_init(&arenas[r], (uint64_t)o.memory_kb << 10, true))
 			exit(2);
 		strcpy(tx->name, "source");
 		snprintf(tx->to, sizeof tx->to, "sink-%d", r);
@@ -75,7 +75,7 @@ make_peers(uint64_t now)
 		tx->nb_expected = tx->nb_ports = (uint32_t)o.ports;
 		tx->peer_timeout_ns = (uint64_t)o.timeout_ms * MS;
 		af_rx_init(rx);
-		rx->store = &stores[r];
+		rx->arena = &arenas[r];
 		rx->release = release_packet;
 		rx->epoch = 1000u + (uint32_t)r;
 		rx->peer_timeout_ns = 10000 * MS;
@@ -117,7 +117,7 @@ make_slice(struct af_tx_slice *s, int receiver)
 	s->elements = elements;
 	s->nb_elements = n;
 	s->receiver = (uint32_t)receiver;
-	s->plan.ports = ~0u;
+	s->dispatch.ports = ~0u;
 	s->posted_ns = START_NS;
 }
 
@@ -137,7 +137,7 @@ take_slices(int r)
 			fail("another's slice, or out of order", r, handed_over[r]);
 		for (uint32_t e = 0; e < got->nb_elements; e++)
 			if (got->elements[e].nbytes != sent->elements[e].nbytes ||
-			    memcmp(stores[r].base + got->block->offset + got->elements[e].offset, sent->elements[e].ptr,
+			    memcmp(arenas[r].base + got->block->offset + got->elements[e].offset, sent->elements[e].ptr,
 				   sent->elements[e].nbytes))
 				fail("other bytes than were sent", r, handed_over[r]);
 		handed_over[r]++;
@@ -158,15 +158,15 @@ poll_port(int p, uint64_t now)
 	struct packet *in;
 
 	for (int k = 0; k < 8; k++) {
-		uint32_t len = af_fan_next_frame(&fan, (uint32_t)p, now, frame), flying = 0, sharing = 0;
+		uint32_t len = af_multi_next_frame(&multi, (uint32_t)p, now, frame), in_flight = 0, sharing = 0;
 
-		for (uint32_t i = 0; i < fan.nb; i++) {
-			flying += fan.tx[i]->ports[p].w.flying;
-			sharing += fan.tx[i]->ports[p].w.flying > 0;
+		for (uint32_t i = 0; i < multi.nb; i++) {
+			in_flight += multi.tx[i]->ports[p].pn.in_flight;
+			sharing += multi.tx[i]->ports[p].pn.in_flight > 0;
 		}
-		if (flying > (uint32_t)o.window)
-			fail("more under way than the port holds", p, (int)flying);
-		most_flying = flying > most_flying ? flying : most_flying;
+		if (in_flight > (uint32_t)o.window)
+			fail("more under way than the port holds", p, (int)in_flight);
+		most_in_flight = in_flight > most_in_flight ? in_flight : most_in_flight;
 		most_shared = sharing > most_shared ? sharing : most_shared;
 		if (!len)
 			break;
@@ -188,7 +188,7 @@ poll_port(int p, uint64_t now)
 			transmit(BACK, (uint32_t)p, now, frame, len);
 		}
 	while ((in = arrive(BACK, (uint32_t)p, now))) {
-		af_fan_on_frame(&fan, (uint32_t)p, now, in->bytes, in->len, NULL);
+		af_multi_on_frame(&multi, (uint32_t)p, now, in->bytes, in->len, NULL);
 		free(in);
 	}
 }
@@ -224,7 +224,7 @@ main(int argc, char **argv)
 	for (int r = 0; r < o.senders; r++)
 		for (int i = 0; i < o.slices; i++) {
 			make_slice(&slices[r][i], r);
-			af_tx_enqueue(fan.tx[r], &slices[r][i]);
+			af_tx_enqueue(multi.tx[r], &slices[r][i]);
 		}
 	while (!all_done(now)) {
 		now += STEP_NS;
@@ -232,7 +232,7 @@ main(int argc, char **argv)
 			fail("did not end in time", -1, -1);
 		for (int p = 0; p < o.ports; p++)
 			poll_port(p, now);
-		af_fan_tick(&fan, now);
+		af_multi_tick(&multi, now);
 		for (int r = 0; r < o.senders; r++) {
 			af_rx_tick(&receivers[r], now);
 			take_slices(r);
@@ -245,7 +245,7 @@ main(int argc, char **argv)
 			struct af_tx_slice *s = &slices[r][i];
 
 			mine += atomic_load(&s->state) == AF_TX_DONE;
-			again += s->again;
+			again += s->retransmits;
 			if (atomic_load(&s->state) == AF_TX_FAILED && !(o.silent_ms && r == o.senders - 1))
 				fail("failed without a reason", r, i);
 			for (uint32_t e = 0; e < s->nb_elements; e++)
@@ -258,20 +258,20 @@ main(int argc, char **argv)
 		delivered += mine;
 		lost += o.slices - mine;
 		af_rx_free(&receivers[r]);
-		if (stores[r].used)
+		if (arenas[r].used)
 			fail("memory did not come back", r, -1);
-		af_store_free(&stores[r]);
+		af_arena_free(&arenas[r]);
 	}
 	printf("{\"delivered\": %d, \"failed\": %d, \"again\": %" PRIu64
-	       ", \"most_flying\": %u, \"most_shared\": %u, \"ms\": [",
-	       delivered, lost, again, most_flying, most_shared);
+	       ", \"most_in_flight\": %u, \"most_shared\": %u, \"ms\": [",
+	       delivered, lost, again, most_in_flight, most_shared);
 	for (int r = 0; r < o.senders; r++)
 		printf("%s%.3f", r ? ", " : "", (double)(ended_ns[r] - START_NS) / 1e6);
 	printf("], \"network\": {\"sent\": %" PRIu64 ", \"lost\": %" PRIu64 "}}\n", net.sent,
 	       count_fault(AF_FAULT_DROP));
 	for (int r = 0; r < o.senders; r++) {
-		free(fan.tx[r]->again);
-		free(fan.tx[r]);
+		free(multi.tx[r]->retransmit);
+		free(multi.tx[r]);
 	}
 	close_network();
 	return 0;

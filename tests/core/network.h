@@ -21,7 +21,7 @@ struct packet {
 	uint8_t bytes[]; /* of just this length: a read beyond it is seen by the sanitizer */
 };
 
-static struct af_line lines[2][AF_MAX_PORTS];
+static struct af_fault_line lines[2][AF_MAX_PORTS];
 static uint64_t flow_ns; /* when the first DATA frame was sent; the scenario's times count from there */
 static uint64_t trace_hash;
 static struct {
@@ -162,7 +162,7 @@ log_frame(int way, uint32_t segment, uint64_t now, const uint8_t *frame, uint32_
 static void
 transmit(int way, uint32_t segment, uint64_t now, const uint8_t *frame, uint32_t len)
 {
-	struct af_line *line = &lines[way][segment];
+	struct af_fault_line *line = &lines[way][segment];
 	uint8_t spoilt[AF_MAX_FRAME], kind = frame[14] & 15;
 	uint32_t passed_len = len, copies;
 
@@ -178,7 +178,7 @@ transmit(int way, uint32_t segment, uint64_t now, const uint8_t *frame, uint32_t
 		return;
 	}
 	memcpy(spoilt, frame, len);
-	copies = af_line_enter(line, spoilt, &passed_len, now);
+	copies = af_fault_line_enter(line, spoilt, &passed_len, now);
 	note_frame(now, way, segment, frame, len,
 		   copies == 0                  ? "lost"
 		   : copies > 1                 ? "repeated"
@@ -191,7 +191,7 @@ transmit(int way, uint32_t segment, uint64_t now, const uint8_t *frame, uint32_t
 		packet->len = passed_len;
 		packet->order = net.entered[way][segment]++;
 		memcpy(packet->bytes, spoilt, passed_len);
-		if (!af_line_hold(line, af_line_due(line, kind, now + FLIGHT_NS), packet))
+		if (!af_fault_line_hold(line, af_fault_line_due(line, kind, now + FLIGHT_NS), packet))
 			free(packet);
 	}
 }
@@ -200,7 +200,7 @@ transmit(int way, uint32_t segment, uint64_t now, const uint8_t *frame, uint32_t
 static struct packet *
 arrive(int way, uint32_t segment, uint64_t now)
 {
-	struct packet *packet = af_line_leave(&lines[way][segment], now);
+	struct packet *packet = af_fault_line_leave(&lines[way][segment], now);
 	uint64_t *newest = &net.newest[way][segment];
 
 	if (packet && packet->order > *newest)
@@ -227,9 +227,9 @@ next_arrival(void)
 static void
 forget_frames(int way, uint32_t segment, const uint8_t *src)
 {
-	struct af_line *line = &lines[way][segment];
+	struct af_fault_line *line = &lines[way][segment];
 	uint32_t count = line->nb_held;
-	struct af_held held[AF_LINE_FRAMES];
+	struct af_fault_held held[AF_FAULT_LINE_FRAMES];
 
 	memcpy(held, line->held, count * sizeof *held);
 	line->nb_held = 0;
@@ -239,7 +239,7 @@ forget_frames(int way, uint32_t segment, const uint8_t *src)
 		if (packet->len >= 12 && !memcmp(packet->bytes + 6, src, 6))
 			free(packet);
 		else
-			af_line_hold(line, held[i].due_ns, packet); /* there was room for it */
+			af_fault_line_hold(line, held[i].due_ns, packet); /* there was room for it */
 	}
 }
 
@@ -272,7 +272,8 @@ open_network(void)
 	flow_ns = trace_hash = 0;
 	for (int way = 0; way < 2; way++)
 		for (int p = 0; p < o.ports; p++)
-			af_line_init(&lines[way][p], &rules[way][p], (uint64_t)o.seed, (uint32_t)p, (uint32_t)way);
+			af_fault_line_init(&lines[way][p], &rules[way][p], (uint64_t)o.seed, (uint32_t)p,
+					   (uint32_t)way);
 }
 
 static void
@@ -280,7 +281,7 @@ close_network(void)
 {
 	for (int way = 0; way < 2; way++)
 		for (int p = 0; p < o.ports; p++)
-			for (struct packet *packet; (packet = af_line_leave(&lines[way][p], UINT64_MAX));)
+			for (struct packet *packet; (packet = af_fault_line_leave(&lines[way][p], UINT64_MAX));)
 				free(packet);
 }
 

@@ -69,7 +69,7 @@ static struct af_tx senders[MOST];
 static struct af_tx_slice slices[MOST][16];
 static struct fifo up[MOST][PORTS], trunk, out[PORTS], back[PORTS];
 static struct af_rx *rx;
-static struct af_store store;
+static struct af_arena arena;
 static uint64_t random_state, drop_random, marked_frames, marked_lost, marked_bytes, mark_ns;
 
 static uint32_t
@@ -148,10 +148,10 @@ make_slice(struct af_tx_slice *s, int sender)
 	s->elements = elements;
 	s->nb_elements = (uint32_t)o.elements;
 	s->nbytes = each * (uint64_t)o.elements;
-	s->plan = (struct af_plan){.ports = ~0u, .elements = o.whole, .shortest = o.shortest};
+	s->dispatch = (struct af_dispatch){.ports = ~0u, .elements = o.whole, .shortest = o.shortest};
 	for (int p = 0; p < o.ports && p < 4; p++) {
-		s->plan.quotas |= quota[p] > 0;
-		s->plan.quota[p] = s->nbytes * (uint64_t)quota[p] / 1000 + 1;
+		s->dispatch.by_share |= quota[p] > 0;
+		s->dispatch.share_bytes[p] = s->nbytes * (uint64_t)quota[p] / 1000 + 1;
 	}
 }
 
@@ -176,9 +176,9 @@ make_peers(uint64_t now)
 {
 	rx = calloc(1, sizeof *rx);
 	trunk = (struct fifo){.ring = calloc(4096, sizeof(struct packet)), .size = 4096};
-	af_store_init(&store, 1u << 30, true);
+	af_arena_init(&arena, 1u << 30, true);
 	af_rx_init(rx);
-	rx->store = &store;
+	rx->arena = &arena;
 	rx->release = release;
 	rx->epoch = 7;
 	rx->peer_timeout_ns = 10000000000ull;
@@ -327,8 +327,8 @@ print_outcome(uint64_t now)
 	}
 	for (int s = 0; s < o.senders; s++)
 		for (int p = 0; p < o.ports; p++) {
-			spurious += senders[s].ports[p].w.spurious;
-			again += senders[s].ports[p].count.again;
+			spurious += senders[s].ports[p].pn.spurious;
+			again += senders[s].ports[p].count.retransmits;
 		}
 	printf("], \"again\": %" PRIu64 ", \"spurious\": %" PRIu64 ", \"errors\": %d, \"delivered\": %" PRIu64 "}\n",
 	       again, spurious, slices[0][0].error, rx->slices);
@@ -383,7 +383,7 @@ main(int argc, char **argv)
 			int sender = atoi(got->sender + strlen("source-"));
 
 			for (uint32_t e = 0; e < got->nb_elements; e++)
-				if (memcmp(store.base + got->block->offset + got->elements[e].offset,
+				if (memcmp(arena.base + got->block->offset + got->elements[e].offset,
 					   slices[sender][0].elements[e].ptr, got->elements[e].nbytes))
 					return 1;
 			rx->ready = got->next;

@@ -23,7 +23,7 @@
 #include "ends.h"
 
 static struct {
-	uint64_t delivered, failed, nbytes, frames, again, spurious, probes, aside, lives, sent, waited, receivers,
+	uint64_t delivered, failed, nbytes, frames, again, spurious, probes, suspended, lives, sent, waited, receivers,
 		longest_ns, total_ns;
 	uint64_t first, last, cut, muted, overtaken, by_kind[NB_FAULTS], overflowed, fewest_frames, mild;
 	uint64_t hash;
@@ -39,12 +39,13 @@ check_windows(struct sender *s)
 {
 	for (int p = 0; p < o.ports; p++) {
 		struct af_tx_port *port = &s->tx.ports[p];
-		uint32_t flying = 0;
+		uint32_t in_flight = 0;
 
-		for (uint64_t n = port->w.judged; port->open && n < port->w.next; n++)
-			flying += af_tx_sent(&port->w, n)->state == AF_SENT_FLYING && !af_tx_sent(&port->w, n)->probe;
-		if (port->open && flying != port->w.flying)
-			fail("a window counts what does not fly", p, (int)flying);
+		for (uint64_t n = port->pn.judged; port->open && n < port->pn.next; n++)
+			in_flight += af_tx_sent(&port->pn, n)->state == AF_SENT_IN_FLIGHT &&
+				     !af_tx_sent(&port->pn, n)->probe;
+		if (port->open && in_flight != port->pn.in_flight)
+			fail("a window counts what does not fly", p, (int)in_flight);
 	}
 }
 
@@ -79,7 +80,7 @@ check_receiver(void)
 			fail("a port counts paths that it has not", p, (int)paths[p]);
 	if (flowing != rx->flowing || waiting != listed)
 		fail("the receiver's counts are wrong", (int)flowing, (int)rx->flowing);
-	if (charged != store->used)
+	if (charged != arena->used)
 		fail("the store counts bytes that nobody holds", -1, -1);
 }
 
@@ -91,12 +92,12 @@ poll_sender(struct sender *s, uint32_t p)
 	uint8_t frame[AF_MAX_FRAME];
 
 	for (int k = 0; k < 4; k++) {
-		const struct af_tx_window *w = &s->tx.ports[p].w;
-		uint32_t flying = w->flying, len = af_tx_next_frame(&s->tx, p, now, frame);
+		const struct af_tx_pktnum *pn = &s->tx.ports[p].pn;
+		uint32_t in_flight = pn->in_flight, len = af_tx_next_frame(&s->tx, p, now, frame);
 
 		if (!len)
 			break;
-		if (len > (uint32_t)o.frame || (w->flying > flying && flying >= w->limit))
+		if (len > (uint32_t)o.frame || (pn->in_flight > in_flight && in_flight >= pn->limit))
 			fail("a frame or window too large", -1, (int)p);
 		transmit(FORTH, p, now, frame, len);
 		work++;
@@ -193,7 +194,8 @@ turn(void)
 			poll_receiver((uint32_t)p);
 		while ((in = arrive(BACK, (uint32_t)p, now))) {
 			if (tx_paused && in->len >= 6 && !memcmp(in->bytes, senders[0]->tx.ports[p].p.mac, 6) &&
-			    af_line_hold(&lines[BACK][p], flow_ns + (uint64_t)(o.pause_ms + o.pause_for_ms) * MS, in))
+			    af_fault_line_hold(&lines[BACK][p], flow_ns + (uint64_t)(o.pause_ms + o.pause_for_ms) * MS,
+					       in))
 				continue; /* it waits in that port's ring */
 			for (int s = tx_paused; s < o.senders; s++)
 				hear_sender(senders[s], (uint32_t)p, in);
@@ -323,14 +325,14 @@ add_up(uint64_t ended)
 			const struct af_tx_slice *slice = &senders[s]->slices[i];
 
 			sent += slice->frames;
-			sum.again += slice->again;
+			sum.again += slice->retransmits;
 			sum.delivered += atomic_load(&slice->state) == AF_TX_DONE;
 			sum.failed += slice->error != 0;
 			sum.nbytes += slice->nbytes;
 		}
 		for (int p = 0; p < o.ports; p++)
-			sum.spurious += senders[s]->tx.ports[p].w.spurious;
-		sum.aside += senders[s]->tx.asides;
+			sum.spurious += senders[s]->tx.ports[p].pn.spurious;
+		sum.suspended += senders[s]->tx.suspensions;
 		sum.probes += senders[s]->tx.probes;
 		sum.lives += 1 + (senders[s]->tx.instance & 0xffff);
 	}
@@ -367,8 +369,8 @@ run_seed(void)
 	else
 		rules_of_options();
 	open_network();
-	store = o.keep ? &in_place : &assembled;
-	store->limit = (uint64_t)o.memory_kb << 10;
+	arena = o.keep ? &in_place : &assembled;
+	arena->limit = (uint64_t)o.memory_kb << 10;
 	make_receiver();
 	for (int s = 0; s < o.senders; s++)
 		senders[s] = make_sender(s);
@@ -417,7 +419,7 @@ print_outcome(void)
 		", \"overflowed\": %" PRIu64,
 		o.seeds, o.senders, sum.hash, sum.delivered, sum.failed, sum.nbytes, (double)sum.longest_ns / 1e6,
 		sum.longest_seed, (double)sum.total_ns / 1e6 / o.seeds, sum.frames, sum.again, sum.spurious, sum.probes,
-		sum.aside, sum.lives, waited, sum.receivers, sum.fewest_frames, sum.mild, sum.sent,
+		sum.suspended, sum.lives, waited, sum.receivers, sum.fewest_frames, sum.mild, sum.sent,
 		sum.by_kind[DROP] + sum.by_kind[BURST], sum.cut, sum.muted, sum.first, sum.last, sum.overtaken,
 		sum.overflowed);
 	for (int k = 0; k < NB_FAULTS; k++)
@@ -437,7 +439,7 @@ main(int argc, char **argv)
 	read_options(argc, argv);
 	if (o.slices > MAX_SLICES || o.senders > MAX_SENDERS || o.ports > (int)AF_MAX_PORTS)
 		return 2;
-	if (af_store_init(&assembled, 64u << 20, true) || af_store_init(&in_place, 64u << 20, false))
+	if (af_arena_init(&assembled, 64u << 20, true) || af_arena_init(&in_place, 64u << 20, false))
 		return 2;
 	asked = o;
 	for (int i = 0; i < asked.seeds; i++) {
@@ -447,7 +449,7 @@ main(int argc, char **argv)
 	}
 	o = asked;
 	print_outcome();
-	af_store_free(&assembled);
-	af_store_free(&in_place);
+	af_arena_free(&assembled);
+	af_arena_free(&in_place);
 	return 0;
 }

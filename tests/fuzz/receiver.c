@@ -8,7 +8,7 @@ static const uint8_t ours[NB_PORTS][6] = {{2, 0, 0, 0, 200, 0}, {2, 0, 0, 0, 200
 static const uint8_t theirs[NB_PORTS][6] = {{2, 0, 0, 0, 0, 0}, {2, 0, 0, 0, 0, 1}};
 
 static struct af_rx rx;
-static struct af_store assembled, in_place;
+static struct af_arena assembled, in_place;
 static uint64_t kept;
 
 static void
@@ -101,7 +101,7 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	struct record r;
 
 	if (!assembled.limit &&
-	    (af_store_init(&assembled, 4u << 20, true) || af_store_init(&in_place, 4u << 20, false)))
+	    (af_arena_init(&assembled, 4u << 20, true) || af_arena_init(&in_place, 4u << 20, false)))
 		return 0;
 	if (!size)
 		return 0;
@@ -109,7 +109,7 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	rx.keeps_mbufs = *data & 1;
 	rx.confirms = *data++ & 2;
 	rx.verdicts = &verdicts;
-	rx.store = rx.keeps_mbufs ? &in_place : &assembled;
+	rx.arena = rx.keeps_mbufs ? &in_place : &assembled;
 	rx.release = release;
 	rx.mbuf_bytes = 2048;
 	rx.epoch = 1;
@@ -136,6 +136,6 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	use_slices();
 	af_verdicts_free(&verdicts);
 	af_rx_free(&rx);
-	CHECK(!kept && !rx.store->used);
+	CHECK(!kept && !rx.arena->used);
 	return 0;
 }

@@ -53,12 +53,12 @@ static void
 check(void)
 {
 	for (uint32_t p = 0; p < NB_PORTS; p++) {
-		struct af_tx_window *w = &tx.ports[p].w;
-		uint32_t flying = 0;
+		struct af_tx_pktnum *pn = &tx.ports[p].pn;
+		uint32_t in_flight = 0;
 
-		for (uint64_t n = w->judged; tx.ports[p].open && n < w->next; n++)
-			flying += af_tx_sent(w, n)->state == AF_SENT_FLYING && !af_tx_sent(w, n)->probe;
-		CHECK(!tx.ports[p].open || (flying == w->flying && w->flying <= AF_MAX_WINDOW));
+		for (uint64_t n = pn->judged; tx.ports[p].open && n < pn->next; n++)
+			in_flight += af_tx_sent(pn, n)->state == AF_SENT_IN_FLIGHT && !af_tx_sent(pn, n)->probe;
+		CHECK(!tx.ports[p].open || (in_flight == pn->in_flight && pn->in_flight <= AF_MAX_WINDOW));
 	}
 }
 
@@ -81,7 +81,7 @@ post(uint64_t now)
 		slices[i].manifest_bytes = sizeof manifests[i];
 		slices[i].nb_elements = count;
 		slices[i].nbytes = (uint64_t)count * nbytes;
-		slices[i].plan.ports = ~0u;
+		slices[i].dispatch.ports = ~0u;
 		slices[i].posted_ns = now;
 		af_tx_enqueue(&tx, &slices[i]);
 	}
@@ -97,12 +97,12 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	struct record r;
 
 	/* As af_tx_init, but of the two ports in use: clearing all 32 windows would take most of the time. */
-	struct af_again *again = tx.again ? tx.again : malloc(AF_AGAIN_RING * sizeof *again);
+	struct af_retransmit *again = tx.retransmit ? tx.retransmit : malloc(AF_RETRANSMIT_RING * sizeof *again);
 
 	memset(&tx, 0, offsetof(struct af_tx, ports) + NB_PORTS * sizeof tx.ports[0]);
 	memset(&tx.next_number, 0, sizeof tx - offsetof(struct af_tx, next_number));
 	tx.queue_tail = &tx.queue;
-	tx.again = again;
+	tx.retransmit = again;
 	tx.nb_expected = tx.nb_ports = NB_PORTS;
 	tx.instance = 7ull << AF_LIFE_BITS;
 	tx.peer_timeout_ns = 10000000000ull;

@@ -106,8 +106,8 @@ FANS: dict[str, tuple[str, Callable[[Outcome], bool]]] = {
         "loss=100 dup=300 corrupt=100 jitter_us=50",
         lambda o: network(o, "lost") > 0,
     ),
-    "four_receivers_and_a_small_window": ("senders=4 window=10 loss=50", lambda o: o["most_flying"] == 10),
-    "more_receivers_than_the_window_has_places": ("senders=4 window=3", lambda o: o["most_flying"] == 3),
+    "four_receivers_and_a_small_window": ("senders=4 window=10 loss=50", lambda o: o["most_in_flight"] == 10),
+    "more_receivers_than_the_window_has_places": ("senders=4 window=3", lambda o: o["most_in_flight"] == 3),
     "ports_of_their_own": ("apart=1 loss=50", lambda o: o["most_shared"] == 1),
 }
 

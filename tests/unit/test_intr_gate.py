@@ -24,7 +24,7 @@ STRESS = r"""
 #include <sys/eventfd.h>
 #include <poll.h>
 
-static struct af_gate gate;
+static struct af_intr_gate gate;
 static _Atomic int in_turn, workers_inside, stop, finished, wrong, in_hold;
 static _Atomic unsigned long turns, entries, holds;
 
@@ -37,7 +37,7 @@ static void *interrupt_thread(void *arg)
     while (!finished) {
         struct pollfd wake = {.fd = gate.wake_fd, .events = POLLIN};
         if (poll(&wake, 1, 10) == 1)
-            af_gate_callback(&gate);
+            af_intr_gate_callback(&gate);
         if (!gate.gated)
             continue;
         in_turn = 1;
@@ -56,7 +56,7 @@ static void *worker(void *arg)
 {
     unsigned seed = (unsigned)(uintptr_t)arg;
     while (!stop) {
-        af_gate_enter(&gate);
+        af_intr_gate_enter(&gate);
         workers_inside++;
         if (in_turn)
             wrong = 3;
@@ -66,7 +66,7 @@ static void *worker(void *arg)
         if (in_turn)
             wrong = 4;
         workers_inside--;
-        af_gate_leave(&gate);
+        af_intr_gate_leave(&gate);
         entries++;
     }
     return NULL;
@@ -77,15 +77,15 @@ static void *control(void *arg)
     unsigned seed = 7;
     (void)arg;
     while (!stop) {
-        af_gate_connecting(&gate, 1);
-        af_gate_hold(&gate);
+        af_intr_gate_connecting(&gate, 1);
+        af_intr_gate_hold(&gate);
         in_hold++;
         burn((unsigned)rand_r(&seed) % 200000);
         if (in_turn)
             wrong = 5;
         in_hold--;
-        af_gate_release(&gate, 0);
-        af_gate_connecting(&gate, -1);
+        af_intr_gate_release(&gate, 0);
+        af_intr_gate_connecting(&gate, -1);
         holds++;
         usleep(500);
     }
@@ -97,11 +97,11 @@ int main(void)
     pthread_t threads[8];
     struct timespec second = {1, 500000000};
 
-    if (af_gate_init(&gate, eventfd(0, EFD_NONBLOCK)))
+    if (af_intr_gate_init(&gate, eventfd(0, EFD_NONBLOCK)))
         return 2;
     pthread_create(&threads[0], NULL, interrupt_thread, NULL);
-    af_gate_hold(&gate);        /* before any port: the thread is fetched */
-    af_gate_release(&gate, 1);
+    af_intr_gate_hold(&gate);        /* before any port: the thread is fetched */
+    af_intr_gate_release(&gate, 1);
     for (uintptr_t i = 1; i <= 5; i++)
         pthread_create(&threads[i], NULL, worker, (void *)i);
     pthread_create(&threads[6], NULL, control, NULL);
@@ -111,12 +111,12 @@ int main(void)
     stop = 1;
     for (int i = 1; i < 8; i++)
         pthread_join(threads[i], NULL);
-    af_gate_hold(&gate);
-    af_gate_release(&gate, -1); /* the last port goes: the thread runs free again, the gate is open */
+    af_intr_gate_hold(&gate);
+    af_intr_gate_release(&gate, -1); /* the last port goes: the thread runs free again, the gate is open */
     finished = 1;
     pthread_join(threads[0], NULL);
-    af_gate_enter(&gate);
-    af_gate_leave(&gate);
+    af_intr_gate_enter(&gate);
+    af_intr_gate_leave(&gate);
     printf("%d %lu %lu %lu %u\n", wrong, turns, entries, holds, (unsigned)gate.word);
     return 0;
 }

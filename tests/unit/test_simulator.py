@@ -45,26 +45,32 @@ FAST = ["-std=gnu11", "-O2", "-march=native", "-w", "-pthread"]
 # A bug planted in a copy of the headers: what it is, where, the code as it is, the code with the bug.
 PLANTED = {
     "a_lost_chunk_is_not_sent_again": (
-        "tx_state.h", "\t\taf_tx_send_again(tx, sent->slice, sent->chunk);\n", "\t\t(void)tx;\n",
+        "tx/tx_state.h", "\t\taf_tx_retransmit(tx, sent->slice, sent->chunk);\n", "\t\t(void)tx;\n",
     ),
     "a_duplicate_is_placed_twice": (
-        "place.h", "place->held = af_rx_has_chunk(s, s->nb_manifest + place->chunk)", "place->held = false",
+        "rx/reassembly.h",
+        "target->present = af_rx_has_chunk(s, s->nb_manifest + target->chunk)", "target->present = false",
     ),
     "a_lost_frame_stays_in_its_window": (
-        "tx_state.h", "\tport->w.flying--;\n\tport->count.lost++;", "\tport->count.lost++;",
+        "tx/tx_state.h", "\tport->pn.in_flight--;\n\tport->count.lost++;", "\tport->count.lost++;",
     ),
-    "memory_is_not_given_back": ("store.h", "\tstore->used -= block->charged;\n", ""),
+    "memory_is_not_given_back": ("rx/arena.h", "\tarena->used -= block->charged;\n", ""),
     "damage_is_not_noticed": (
-        "wire.h", "af_wire_crc(f) == f->crc ? AF_OK : AF_DROP_CRC", "(af_wire_crc(f), AF_OK)",
+        "wire/frame.h", "af_wire_crc(f) == f->crc ? AF_OK : AF_DROP_CRC", "(af_wire_crc(f), AF_OK)",
     ),
-    "a_number_is_used_twice": ("window.h", "\tw->next = w->judged = first_number;", "\tw->next = w->judged = 0;"),
+    "a_number_is_used_twice": (
+        "path/pktnum.h", "\tpn->next = pn->judged = first_number;", "\tpn->next = pn->judged = 0;",
+    ),
     "a_word_is_said_too_early": (
-        "rx_state.h", "slot->state == AF_RX_WHOLE && rx->confirms ? AF_RX_PENDING : AF_RX_CONFIRMED", "AF_RX_CONFIRMED",
+        "rx/rx_state.h",
+        "slot->state == AF_RX_WHOLE && rx->confirms ? AF_RX_PENDING : AF_RX_CONFIRMED", "AF_RX_CONFIRMED",
     ),
     "a_refusal_is_forgotten": (
-        "rx_state.h", "slice % AF_IN_FLIGHT];\n\n\tsession->urgent", "slice % 2];\n\n\tsession->urgent",
+        "rx/rx_state.h", "slice % AF_SLICES_IN_FLIGHT];\n\n\tsession->urgent", "slice % 2];\n\n\tsession->urgent",
     ),
-    "an_end_is_said_too_early": ("report.h", ".done = AF_BE32(session->done),", ".done = AF_BE32(session->granted),"),
+    "an_end_is_said_too_early": (
+        "rx/feedback.h", ".done = AF_BE32(session->done),", ".done = AF_BE32(session->granted),",
+    ),
 }  # fmt: skip
 
 
@@ -135,13 +141,14 @@ def test_a_planted_bug_is_found(tmp_path: Path, name: str) -> None:
 def beginning_at(number: int, slice_id: int = 1) -> list[tuple[str, str, str]]:
     """Changes by which every session counts from there: packet numbers, which begin at 0, and slices, from 1."""
     return [
-        ("window.h", "\tw->next = w->judged = first_number;",
-         f"\tmemset(w->ring, 0, sizeof w->ring);\n\tw->next = w->judged = first_number ? first_number : {number}ull;"),
-        ("discovery.h", "\ttx->first_id = tx->next_id = 1;", f"\ttx->first_id = tx->next_id = {slice_id}u;"),
-        ("report.h", "\tsession->asked = session->granted = session->done = session->confirmed = 1;",
+        ("path/pktnum.h", "\tpn->next = pn->judged = first_number;",
+         "\tmemset(pn->ring, 0, sizeof pn->ring);\n"
+         f"\tpn->next = pn->judged = first_number ? first_number : {number}ull;"),
+        ("tx/discovery.h", "\ttx->first_id = tx->next_id = 1;", f"\ttx->first_id = tx->next_id = {slice_id}u;"),
+        ("rx/feedback.h", "\tsession->asked = session->granted = session->done = session->confirmed = 1;",
          f"\tsession->asked = session->granted = session->done = session->confirmed = {slice_id}u;\n"
          "\tfor (uint32_t k = 0; k < AF_MAX_PORTS; k++)\n"
-         f"\t\tsession->paths[k].w.next = session->paths[k].w.floor = {number}ull;"),
+         f"\t\tsession->paths[k].pn.next = session->paths[k].pn.floor = {number}ull;"),
     ]  # fmt: skip
 
 
@@ -174,7 +181,7 @@ def test_fault_33_a_session_ends_before_its_numbers_do(tmp_path: Path) -> None:
 
 def test_numbers_that_came_to_their_end_would_be_the_end(tmp_path: Path) -> None:
     """What the test before this one would see if sessions went on: frames that no receiver takes."""
-    unbounded = ("tx_state.h", "AF_WORN_NUMBERS (1ull << 47)", "AF_WORN_NUMBERS ~0ull")
+    unbounded = ("tx/tx_state.h", "AF_WORN_NUMBERS (1ull << 47)", "AF_WORN_NUMBERS ~0ull")
     program = altered(tmp_path, *beginning_at(2**48 - 60), unbounded)
     ran = simulated(program, 250, "ports=1")
     assert '"failed": "' in ran.stdout

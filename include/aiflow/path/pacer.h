@@ -66,7 +66,7 @@ af_pace_take(struct af_pace *pace, uint32_t nbytes, uint64_t now)
 
 /* The receiver says that of the numbers below `next` so many arrived; `sent_next` is the next that we shall send. */
 static inline void
-af_pace_on_report(struct af_pace *pace, uint64_t next, uint64_t arrived, uint64_t sent_next, uint64_t now)
+af_pace_on_feedback(struct af_pace *pace, uint64_t next, uint64_t arrived, uint64_t sent_next, uint64_t now)
 {
 	uint64_t sent, came;
 	double loss;

@@ -54,7 +54,7 @@ af_heard_while_away(uint64_t heard_ns, uint64_t then, uint64_t now)
 
 /* dataplane: rw, control: ro */
 struct af_port_counters {
-	uint64_t tx_frames, tx_bytes, rx_frames, rx_bytes, again, lost;
+	uint64_t tx_frames, tx_bytes, rx_frames, rx_bytes, retransmits, lost;
 };
 
 #endif

@@ -5,11 +5,11 @@
 
 #include "aiflow/rt/handoff.h"
 
-#define AF_QUOTA_LOOK_NS 100000ull    /* between two looks at the thread's own clock */
-#define AF_QUOTA_SAVED_NS 2000000.0   /* of processor time */
-#define AF_QUOTA_REST_MOST_NS 20000000ull
+#define AF_CPU_BUDGET_LOOK_NS 100000ull    /* between two looks at the thread's own clock */
+#define AF_CPU_BUDGET_SAVED_NS 2000000.0   /* of processor time */
+#define AF_CPU_BUDGET_REST_MOST_NS 20000000ull
 
-struct af_quota {
+struct af_cpu_budget {
 	double cores;     /* control: w before the loop runs; 0: no limit */
 	double saved_ns;  /* whoever drives: rw; what it may use now, negative: what it owes */
 	uint64_t wall_ns; /* the newest look, on every clock and on the thread's */
@@ -19,39 +19,39 @@ struct af_quota {
 
 /* Another thread drives from now on. */
 static inline void
-af_quota_begin(struct af_quota *q)
+af_cpu_budget_begin(struct af_cpu_budget *budget)
 {
-	if (q->cores > 0)
-		q->cpu_ns = af_clock_ns(CLOCK_THREAD_CPUTIME_ID);
+	if (budget->cores > 0)
+		budget->cpu_ns = af_clock_ns(CLOCK_THREAD_CPUTIME_ID);
 }
 
 /* Who drove stops: it pays for what it used since the newest look. */
 static inline void
-af_quota_end(struct af_quota *q)
+af_cpu_budget_end(struct af_cpu_budget *budget)
 {
-	if (q->cores > 0)
-		q->saved_ns -= (double)(af_clock_ns(CLOCK_THREAD_CPUTIME_ID) - q->cpu_ns);
+	if (budget->cores > 0)
+		budget->saved_ns -= (double)(af_clock_ns(CLOCK_THREAD_CPUTIME_ID) - budget->cpu_ns);
 }
 
 /* How long to rest now; 0 for not at all. */
 static inline uint64_t
-af_quota_rest(struct af_quota *q, uint64_t now)
+af_cpu_budget_rest(struct af_cpu_budget *budget, uint64_t now)
 {
 	uint64_t cpu, ns;
 
-	if (now < q->wall_ns + AF_QUOTA_LOOK_NS)
+	if (now < budget->wall_ns + AF_CPU_BUDGET_LOOK_NS)
 		return 0;
 	cpu = af_clock_ns(CLOCK_THREAD_CPUTIME_ID);
-	q->saved_ns += q->cores * (double)(now - q->wall_ns) - (double)(cpu - q->cpu_ns);
-	q->wall_ns = now;
-	q->cpu_ns = cpu;
-	if (q->saved_ns > AF_QUOTA_SAVED_NS)
-		q->saved_ns = AF_QUOTA_SAVED_NS;
-	if (q->saved_ns >= 0)
+	budget->saved_ns += budget->cores * (double)(now - budget->wall_ns) - (double)(cpu - budget->cpu_ns);
+	budget->wall_ns = now;
+	budget->cpu_ns = cpu;
+	if (budget->saved_ns > AF_CPU_BUDGET_SAVED_NS)
+		budget->saved_ns = AF_CPU_BUDGET_SAVED_NS;
+	if (budget->saved_ns >= 0)
 		return 0;
-	q->rests++;
-	ns = (uint64_t)(-q->saved_ns / q->cores) + 1;
-	return ns < AF_QUOTA_REST_MOST_NS ? ns : AF_QUOTA_REST_MOST_NS;
+	budget->rests++;
+	ns = (uint64_t)(-budget->saved_ns / budget->cores) + 1;
+	return ns < AF_CPU_BUDGET_REST_MOST_NS ? ns : AF_CPU_BUDGET_REST_MOST_NS;
 }
 
 #endif

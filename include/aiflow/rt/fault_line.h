@@ -12,9 +12,9 @@
 
 #include "aiflow/wire/frame.h"
 
-#define AF_LINE_FRAMES 2048u /* held at once; more than all windows of a path */
-#define AF_BURST_NS 20000000ull /* a burst ends, however few frames it met */
-#define AF_LINE_LEAST 14u    /* bytes that a frame is cut to at the least: drivers want an Ethernet header */
+#define AF_FAULT_LINE_FRAMES 2048u /* held at once; more than all windows of a path */
+#define AF_FAULT_BURST_NS 20000000ull /* a burst ends, however few frames it met */
+#define AF_FAULT_LINE_LEAST 14u    /* bytes that a frame is cut to at the least: drivers want an Ethernet header */
 
 /* control plane, before the loop runs. *_ppm: frames out of a million. */
 struct af_fault_rule {
@@ -45,24 +45,24 @@ enum af_fault_kind {
 	AF_NB_FAULTS
 };
 
-struct af_held {
+struct af_fault_held {
 	uint64_t due_ns, order;
 	void *frame;
 };
 
 /* dataplane: rw */
-struct af_line {
+struct af_fault_line {
 	struct af_fault_rule rule;
 	uint64_t random; /* state of the generator, not 0 */
 	uint64_t seen, since_ns, burst_ns, stalled_until_ns, order; /* burst_ns: when the burst began */
 	uint64_t counts[AF_NB_FAULTS];
 	bool in_burst;
 	uint32_t nb_held;
-	struct af_held held[AF_LINE_FRAMES]; /* a heap by (due, order) */
+	struct af_fault_held held[AF_FAULT_LINE_FRAMES]; /* a heap by (due, order) */
 };
 
 static inline uint32_t
-af_line_draw(struct af_line *line)
+af_fault_line_draw(struct af_fault_line *line)
 {
 	uint64_t x = line->random; /* xorshift64* (Vigna) */
 
@@ -74,9 +74,9 @@ af_line_draw(struct af_line *line)
 }
 
 static inline bool
-af_line_hit(struct af_line *line, uint32_t ppm, enum af_fault_kind kind)
+af_fault_line_hit(struct af_fault_line *line, uint32_t ppm, enum af_fault_kind kind)
 {
-	bool hit = ppm && af_line_draw(line) % 1000000 < ppm;
+	bool hit = ppm && af_fault_line_draw(line) % 1000000 < ppm;
 
 	line->counts[kind] += hit;
 	return hit;
@@ -84,19 +84,20 @@ af_line_hit(struct af_line *line, uint32_t ppm, enum af_fault_kind kind)
 
 /* port, way: of the line. Lines of one seed have generators of their own. */
 static inline void
-af_line_init(struct af_line *line, const struct af_fault_rule *rule, uint64_t seed, uint32_t port, uint32_t way)
+af_fault_line_init(struct af_fault_line *line, const struct af_fault_rule *rule, uint64_t seed, uint32_t port,
+		   uint32_t way)
 {
 	uint64_t z = seed * 0x9e3779b97f4a7c15ull + (2 * port + way + 1) * 0xbf58476d1ce4e5b9ull; /* splitmix64 */
 
 	z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9ull;
 	z = (z ^ z >> 27) * 0x94d049bb133111ebull;
-	memset(line, 0, offsetof(struct af_line, held));
+	memset(line, 0, offsetof(struct af_fault_line, held));
 	line->rule = *rule;
 	line->random = (z ^ z >> 31) | 1;
 }
 
 static inline bool
-af_line_loses(struct af_line *line, uint64_t now)
+af_fault_line_loses(struct af_fault_line *line, uint64_t now)
 {
 	const struct af_fault_rule *r = &line->rule;
 	uint64_t since = now - line->since_ns;
@@ -112,43 +113,43 @@ af_line_loses(struct af_line *line, uint64_t now)
 		line->counts[AF_FAULT_DROP]++;
 		return true;
 	}
-	if (line->in_burst && now - line->burst_ns < AF_BURST_NS) {
-		line->in_burst = af_line_draw(line) % (r->burst_frames ? r->burst_frames : 1) != 0;
+	if (line->in_burst && now - line->burst_ns < AF_FAULT_BURST_NS) {
+		line->in_burst = af_fault_line_draw(line) % (r->burst_frames ? r->burst_frames : 1) != 0;
 		line->counts[AF_FAULT_BURST]++;
 		return true;
 	}
-	line->in_burst = af_line_hit(line, r->burst_ppm, AF_FAULT_BURST);
+	line->in_burst = af_fault_line_hit(line, r->burst_ppm, AF_FAULT_BURST);
 	line->burst_ns = now;
-	return line->in_burst || af_line_hit(line, r->drop_ppm, AF_FAULT_DROP);
+	return line->in_burst || af_fault_line_hit(line, r->drop_ppm, AF_FAULT_DROP);
 }
 
 /* A frame comes to the line: how many times it passes, 0 when it is lost. May damage it and shorten `*len`. */
 static inline uint32_t
-af_line_enter(struct af_line *line, uint8_t *frame, uint32_t *len, uint64_t now)
+af_fault_line_enter(struct af_fault_line *line, uint8_t *frame, uint32_t *len, uint64_t now)
 {
 	const struct af_fault_rule *r = &line->rule;
 
-	if (*len <= AF_LINE_LEAST || !(r->kinds >> (frame[14] & 15) & 1))
+	if (*len <= AF_FAULT_LINE_LEAST || !(r->kinds >> (frame[14] & 15) & 1))
 		return 1;
 	if (!line->seen++)
 		line->since_ns = now;
-	if (af_line_loses(line, now))
+	if (af_fault_line_loses(line, now))
 		return 0;
-	if (af_line_hit(line, r->corrupt_ppm, AF_FAULT_CORRUPT)) {
-		uint32_t bit = af_line_draw(line) % (*len * 8);
+	if (af_fault_line_hit(line, r->corrupt_ppm, AF_FAULT_CORRUPT)) {
+		uint32_t bit = af_fault_line_draw(line) % (*len * 8);
 
 		frame[bit / 8] ^= (uint8_t)(1u << (bit % 8));
 	}
-	if (af_line_hit(line, r->truncate_ppm, AF_FAULT_TRUNCATE))
-		*len = AF_LINE_LEAST + af_line_draw(line) % (*len - AF_LINE_LEAST);
-	if (af_line_hit(line, r->stall_ppm, AF_FAULT_STALL) && now >= line->stalled_until_ns)
+	if (af_fault_line_hit(line, r->truncate_ppm, AF_FAULT_TRUNCATE))
+		*len = AF_FAULT_LINE_LEAST + af_fault_line_draw(line) % (*len - AF_FAULT_LINE_LEAST);
+	if (af_fault_line_hit(line, r->stall_ppm, AF_FAULT_STALL) && now >= line->stalled_until_ns)
 		line->stalled_until_ns = now + r->stall_ns;
-	return af_line_hit(line, r->repeat_ppm, AF_FAULT_REPEAT) ? r->copies : 1;
+	return af_fault_line_hit(line, r->repeat_ppm, AF_FAULT_REPEAT) ? r->copies : 1;
 }
 
 /* When one copy of a frame of this `kind` that has entered comes out. */
 static inline uint64_t
-af_line_due(struct af_line *line, uint8_t kind, uint64_t now)
+af_fault_line_due(struct af_fault_line *line, uint8_t kind, uint64_t now)
 {
 	const struct af_fault_rule *r = &line->rule;
 	uint64_t due = now;
@@ -159,29 +160,29 @@ af_line_due(struct af_line *line, uint8_t kind, uint64_t now)
 		due += r->delay_ns;
 		line->counts[AF_FAULT_DELAY]++;
 	}
-	if (r->reorder_ns && af_line_hit(line, r->reorder_ppm, AF_FAULT_REORDER))
-		due += (uint64_t)af_line_draw(line) * r->reorder_ns >> 32;
+	if (r->reorder_ns && af_fault_line_hit(line, r->reorder_ppm, AF_FAULT_REORDER))
+		due += (uint64_t)af_fault_line_draw(line) * r->reorder_ns >> 32;
 	return due > line->stalled_until_ns ? due : line->stalled_until_ns;
 }
 
 static inline bool
-af_held_before(const struct af_held *a, const struct af_held *b)
+af_fault_held_before(const struct af_fault_held *a, const struct af_fault_held *b)
 {
 	return a->due_ns != b->due_ns ? a->due_ns < b->due_ns : a->order < b->order;
 }
 
 /* Keep a frame until it is due. False when there is no room: the caller still has it, and it is lost. */
 static inline bool
-af_line_hold(struct af_line *line, uint64_t due, void *frame)
+af_fault_line_hold(struct af_fault_line *line, uint64_t due, void *frame)
 {
-	struct af_held new = {due, line->order++, frame};
+	struct af_fault_held new = {due, line->order++, frame};
 	uint32_t i = line->nb_held;
 
-	if (i == AF_LINE_FRAMES) {
+	if (i == AF_FAULT_LINE_FRAMES) {
 		line->counts[AF_FAULT_OVERFLOW]++;
 		return false;
 	}
-	for (line->nb_held++; i && af_held_before(&new, &line->held[(i - 1) / 2]); i = (i - 1) / 2)
+	for (line->nb_held++; i && af_fault_held_before(&new, &line->held[(i - 1) / 2]); i = (i - 1) / 2)
 		line->held[i] = line->held[(i - 1) / 2];
 	line->held[i] = new;
 	return true;
@@ -189,9 +190,9 @@ af_line_hold(struct af_line *line, uint64_t due, void *frame)
 
 /* The next frame that is due, or NULL. */
 static inline void *
-af_line_leave(struct af_line *line, uint64_t now)
+af_fault_line_leave(struct af_fault_line *line, uint64_t now)
 {
-	struct af_held last;
+	struct af_fault_held last;
 	uint32_t i = 0, child;
 	void *frame;
 
@@ -200,8 +201,8 @@ af_line_leave(struct af_line *line, uint64_t now)
 	frame = line->held[0].frame;
 	last = line->held[--line->nb_held];
 	while ((child = 2 * i + 1) < line->nb_held) {
-		child += child + 1 < line->nb_held && af_held_before(&line->held[child + 1], &line->held[child]);
-		if (!af_held_before(&line->held[child], &last))
+		child += child + 1 < line->nb_held && af_fault_held_before(&line->held[child + 1], &line->held[child]);
+		if (!af_fault_held_before(&line->held[child], &last))
 			break;
 		line->held[i] = line->held[child];
 		i = child;

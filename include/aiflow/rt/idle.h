@@ -20,8 +20,8 @@
 #define AF_SLEEP_FIRST_NS 20000ull
 #define AF_SLEEP_MOST_NS 1000000ull
 #define AF_SLEEP_LONG_NS 5000000ull
-#define AF_PROBE_TURNS 16 /* idle turns between two yields of a loop that spins */
-#define AF_WANTED_NS 20000ull /* a yield that takes longer let somebody run */
+#define AF_SPINS_PER_YIELD 16 /* idle turns between two yields of a loop that spins */
+#define AF_LONG_YIELD_NS 20000ull /* a yield that takes longer let somebody run */
 #define AF_SHARED_NS 10000000ull
 #define AF_SLEEP_SHARED_NS 150000ull
 #define AF_TIMER_SLACK_NS 1000ul /* the kernel's own 50 us would more than double a short sleep */
@@ -30,7 +30,7 @@ struct af_idle {
 	uint64_t worked_ns; /* when the loop last had something to do */
 	uint64_t sleep_ns;  /* how long it will sleep next */
 	uint64_t shared_ns; /* until when the core counts as shared */
-	uint32_t turns;
+	uint32_t spins;
 };
 
 static inline void
@@ -56,7 +56,7 @@ af_idle_yield(struct af_idle *idle)
 
 	sched_yield();
 	then = af_now_ns();
-	if (then - before > AF_WANTED_NS)
+	if (then - before > AF_LONG_YIELD_NS)
 		idle->shared_ns = then + AF_SHARED_NS;
 }
 
@@ -69,14 +69,14 @@ af_idle_spin(void)
 
 /* One idle turn: spins or yields, and returns 0, or how long to sleep. */
 static inline uint64_t
-af_idle_turn(struct af_idle *idle, uint64_t now)
+af_idle_step(struct af_idle *idle, uint64_t now)
 {
 	bool shared = now < idle->shared_ns;
 	bool awake = idle->sleep_ns < AF_SLEEP_FIRST_NS && !shared;
 	uint64_t first = shared ? AF_SLEEP_SHARED_NS : AF_SLEEP_FIRST_NS;
 	uint64_t most = (now - idle->worked_ns) / 64;
 
-	if (awake && now - idle->worked_ns < AF_SPIN_NS && ++idle->turns % AF_PROBE_TURNS) {
+	if (awake && now - idle->worked_ns < AF_SPIN_NS && ++idle->spins % AF_SPINS_PER_YIELD) {
 		af_idle_spin();
 		return 0;
 	}

@@ -8,7 +8,7 @@
  *   worker            enter: one atomic add, and a test of the value it returned        leave: one atomic subtract
  *   interrupt thread  close, wait for the last worker, take its turn, open
  *
- * `word` holds the number of workers inside, and AF_GATE_CLOSED. One cache line, written by all.
+ * `word` holds the number of workers inside, and AF_INTR_GATE_CLOSED. One cache line, written by all.
  *
  * The control plane hot-plugs and removes ports while it *holds* the interrupt thread inside the callback; a port
  * removed then has no callback under way. The callback belongs to an eventfd that stays readable, so every round of the
@@ -28,9 +28,9 @@
 #include <time.h>
 #include <unistd.h>
 
-#define AF_GATE_CLOSED 0x80000000u
+#define AF_INTR_GATE_CLOSED 0x80000000u
 
-struct af_gate {
+struct af_intr_gate {
 	_Atomic uint32_t word;   /* workers: rw, interrupt thread: rw */
 	_Atomic uint64_t turns;  /* turns the interrupt thread took; interrupt thread: rw, others: ro */
 
@@ -45,8 +45,8 @@ struct af_gate {
 	int inside;      /* the interrupt thread is in the callback */
 } __attribute__((aligned(64)));
 
-#define AF_GATE_IDLE_NS 20000000      /* between turns when nothing is expected */
-#define AF_GATE_CONNECTING_NS 300000  /* while a memif handshake is under way: about twelve turns a port */
+#define AF_INTR_GATE_IDLE_NS 20000000      /* between turns when nothing is expected */
+#define AF_INTR_GATE_CONNECTING_NS 300000  /* while a memif handshake is under way: about twelve turns a port */
 
 static inline void
 af_futex_wait(_Atomic uint32_t *word, uint32_t seen)
@@ -60,63 +60,65 @@ af_futex_wake(_Atomic uint32_t *word)
 	syscall(SYS_futex, (uint32_t *)word, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
 }
 
-/* Slow path of af_gate_enter: step back out, sleep until the gate opens, try again. */
+/* Slow path of af_intr_gate_enter: step back out, sleep until the gate opens, try again. */
 static void __attribute__((noinline, unused))
-af_gate_wait(struct af_gate *gate)
+af_intr_gate_wait(struct af_intr_gate *gate)
 {
 	for (;;) {
 		uint32_t seen = atomic_fetch_sub_explicit(&gate->word, 1, memory_order_release) - 1;
 
-		if (seen == AF_GATE_CLOSED)
+		if (seen == AF_INTR_GATE_CLOSED)
 			af_futex_wake(&gate->word);
-		while (seen & AF_GATE_CLOSED) {
+		while (seen & AF_INTR_GATE_CLOSED) {
 			af_futex_wait(&gate->word, seen);
 			seen = atomic_load_explicit(&gate->word, memory_order_relaxed);
 		}
-		if (!(atomic_fetch_add_explicit(&gate->word, 1, memory_order_acquire) & AF_GATE_CLOSED))
+		if (!(atomic_fetch_add_explicit(&gate->word, 1, memory_order_acquire) & AF_INTR_GATE_CLOSED))
 			return;
 	}
 }
 
 /* Before an iteration's bursts on gated ports. Never while holding the GIL; nothing that blocks before the leave. */
 static inline void
-af_gate_enter(struct af_gate *gate)
+af_intr_gate_enter(struct af_intr_gate *gate)
 {
-	if (__builtin_expect(atomic_fetch_add_explicit(&gate->word, 1, memory_order_acquire) & AF_GATE_CLOSED, 0))
-		af_gate_wait(gate);
+	if (__builtin_expect(atomic_fetch_add_explicit(&gate->word, 1, memory_order_acquire) & AF_INTR_GATE_CLOSED, 0))
+		af_intr_gate_wait(gate);
 }
 
 /* After them. Mbufs received may be kept, a memif port copies into them. */
 static inline void
-af_gate_leave(struct af_gate *gate)
+af_intr_gate_leave(struct af_intr_gate *gate)
 {
-	if (__builtin_expect(atomic_fetch_sub_explicit(&gate->word, 1, memory_order_release) - 1 == AF_GATE_CLOSED, 0))
+	if (__builtin_expect(atomic_fetch_sub_explicit(&gate->word, 1, memory_order_release) - 1 == AF_INTR_GATE_CLOSED,
+			     0))
 		af_futex_wake(&gate->word);
 }
 
 /* Interrupt thread: returns once no worker is inside; those that come meanwhile sleep. */
 static inline void
-af_gate_close(struct af_gate *gate)
+af_intr_gate_close(struct af_intr_gate *gate)
 {
-	uint32_t seen = atomic_fetch_or_explicit(&gate->word, AF_GATE_CLOSED, memory_order_acq_rel) | AF_GATE_CLOSED;
+	uint32_t seen =
+		atomic_fetch_or_explicit(&gate->word, AF_INTR_GATE_CLOSED, memory_order_acq_rel) | AF_INTR_GATE_CLOSED;
 
-	while (seen != AF_GATE_CLOSED) {
+	while (seen != AF_INTR_GATE_CLOSED) {
 		af_futex_wait(&gate->word, seen);
 		seen = atomic_load_explicit(&gate->word, memory_order_acquire);
 	}
 }
 
 static inline void
-af_gate_open(struct af_gate *gate)
+af_intr_gate_open(struct af_intr_gate *gate)
 {
-	atomic_fetch_and_explicit(&gate->word, ~AF_GATE_CLOSED, memory_order_release);
+	atomic_fetch_and_explicit(&gate->word, ~AF_INTR_GATE_CLOSED, memory_order_release);
 	atomic_fetch_add_explicit(&gate->turns, 1, memory_order_relaxed);
 	af_futex_wake(&gate->word);
 }
 
 /* wake_fd: an eventfd, non-blocking. Returns 0 or an errno. */
 static inline int
-af_gate_init(struct af_gate *gate, int wake_fd)
+af_intr_gate_init(struct af_intr_gate *gate, int wake_fd)
 {
 	pthread_condattr_t attr;
 	int rc = pthread_mutex_init(&gate->lock, NULL);
@@ -134,21 +136,21 @@ af_gate_init(struct af_gate *gate, int wake_fd)
 /* The interrupt thread's callback: stay until the next turn is due and nobody holds it, then close the gate and return
  * to serve what is pending. */
 static void __attribute__((unused))
-af_gate_callback(void *arg)
+af_intr_gate_callback(void *arg)
 {
-	struct af_gate *gate = arg;
+	struct af_intr_gate *gate = arg;
 	struct timespec start, now, due;
 	uint64_t ignored;
 	int closing;
 
 	pthread_mutex_lock(&gate->lock);
 	gate->inside = 1;
-	af_gate_open(gate);
+	af_intr_gate_open(gate);
 	pthread_cond_broadcast(&gate->changed);
 	clock_gettime(CLOCK_MONOTONIC, &start);
 	while (gate->holds || gate->gated) {
 		due = start;
-		due.tv_nsec += gate->connecting ? AF_GATE_CONNECTING_NS : AF_GATE_IDLE_NS;
+		due.tv_nsec += gate->connecting ? AF_INTR_GATE_CONNECTING_NS : AF_INTR_GATE_IDLE_NS;
 		if (due.tv_nsec >= 1000000000) {
 			due.tv_nsec -= 1000000000;
 			due.tv_sec++;
@@ -170,12 +172,12 @@ af_gate_callback(void *arg)
 	gate->inside = 0;
 	pthread_mutex_unlock(&gate->lock);
 	if (closing)
-		af_gate_close(gate);
+		af_intr_gate_close(gate);
 }
 
-/* Keep the interrupt thread inside its callback until af_gate_release. Blocks for at most one turn. */
+/* Keep the interrupt thread inside its callback until af_intr_gate_release. Blocks for at most one turn. */
 static inline void
-af_gate_hold(struct af_gate *gate)
+af_intr_gate_hold(struct af_intr_gate *gate)
 {
 	static const uint64_t one = 1;
 
@@ -190,7 +192,7 @@ af_gate_hold(struct af_gate *gate)
 
 /* ports: how many more (or fewer, negative) ports need the gate from now on. */
 static inline void
-af_gate_release(struct af_gate *gate, int ports)
+af_intr_gate_release(struct af_intr_gate *gate, int ports)
 {
 	pthread_mutex_lock(&gate->lock);
 	gate->holds--;
@@ -201,7 +203,7 @@ af_gate_release(struct af_gate *gate, int ports)
 
 /* step: +1 when a connection is being made, -1 when it is there or given up. */
 static inline void
-af_gate_connecting(struct af_gate *gate, int step)
+af_intr_gate_connecting(struct af_intr_gate *gate, int step)
 {
 	pthread_mutex_lock(&gate->lock);
 	gate->connecting += step;

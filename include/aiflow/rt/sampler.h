@@ -23,7 +23,7 @@ struct af_sample {
 	struct af_port_sample ports[AF_MAX_PORTS];
 };
 
-struct af_monitor {
+struct af_sampler {
 	uint64_t interval_ns; /* control: w before the loop runs; 0: off */
 	/* dataplane: w, control: ro */
 	_Atomic uint64_t serial;
@@ -33,37 +33,37 @@ struct af_monitor {
 
 /* Where to write the sample that is due now, or NULL. */
 static inline struct af_sample *
-af_monitor_begin(struct af_monitor *m, uint64_t now)
+af_sampler_begin(struct af_sampler *sampler, uint64_t now)
 {
 	struct af_sample *sample;
 
-	if (!m->interval_ns || now < m->due_ns)
+	if (!sampler->interval_ns || now < sampler->due_ns)
 		return NULL;
-	m->due_ns = now + m->interval_ns;
-	sample = &m->samples[atomic_load_explicit(&m->serial, memory_order_relaxed) % AF_SAMPLES];
+	sampler->due_ns = now + sampler->interval_ns;
+	sample = &sampler->samples[atomic_load_explicit(&sampler->serial, memory_order_relaxed) % AF_SAMPLES];
 	sample->ns = now;
 	return sample;
 }
 
 static inline void
-af_monitor_end(struct af_monitor *m)
+af_sampler_end(struct af_sampler *sampler)
 {
-	atomic_fetch_add_explicit(&m->serial, 1, memory_order_release);
+	atomic_fetch_add_explicit(&sampler->serial, 1, memory_order_release);
 }
 
 /* The two newest samples. False while there are no two. Any thread. */
 static inline bool
-af_monitor_read(struct af_monitor *m, struct af_sample *older, struct af_sample *newer)
+af_sampler_read(struct af_sampler *sampler, struct af_sample *older, struct af_sample *newer)
 {
 	for (;;) {
-		uint64_t serial = atomic_load_explicit(&m->serial, memory_order_acquire);
+		uint64_t serial = atomic_load_explicit(&sampler->serial, memory_order_acquire);
 
 		if (serial < 2)
 			return false;
-		memcpy(older, &m->samples[(serial - 2) % AF_SAMPLES], sizeof *older);
-		memcpy(newer, &m->samples[(serial - 1) % AF_SAMPLES], sizeof *newer);
+		memcpy(older, &sampler->samples[(serial - 2) % AF_SAMPLES], sizeof *older);
+		memcpy(newer, &sampler->samples[(serial - 1) % AF_SAMPLES], sizeof *newer);
 		atomic_thread_fence(memory_order_acquire);
-		if (atomic_load_explicit(&m->serial, memory_order_relaxed) - serial < AF_SAMPLES - 2)
+		if (atomic_load_explicit(&sampler->serial, memory_order_relaxed) - serial < AF_SAMPLES - 2)
 			return true;
 	}
 }

@@ -45,7 +45,7 @@ af_rx_read(struct af_rx *rx, struct af_rx_session *session, struct af_rx_slot *s
 	struct af_extent extent;
 	struct af_run_cursor runs;
 	struct af_chunker chunker;
-	uint64_t limit = rx->store->limit;
+	uint64_t limit = rx->arena->limit;
 
 	if (!af_manifest_measure(s->manifest, s->manifest_bytes, &m, &extent) ||
 	    extent.end != s->manifest + s->manifest_bytes) {
@@ -57,7 +57,7 @@ af_rx_read(struct af_rx *rx, struct af_rx_session *session, struct af_rx_slot *s
 		return;
 	}
 	s->inlined = m.flags & AF_FLAG_INLINE;
-	if (s->inlined && (rx->keeps_mbufs || !s->inline_bytes || extent.nbytes != s->data_bytes)) {
+	if (s->inlined && (rx->keeps_mbufs || !s->inline_bytes || extent.nbytes != s->inline_bytes_len)) {
 		af_rx_refuse(rx, session, slot, AF_VOID_MANIFEST, 0);
 		return;
 	}
@@ -79,9 +79,9 @@ af_rx_read(struct af_rx *rx, struct af_rx_session *session, struct af_rx_slot *s
 	}
 	s->nb_data = s->inlined ? 0 : (uint32_t)chunker.next;
 	s->nb_chunks = s->nb_manifest + s->nb_data + 1;
-	s->data_bytes =
+	s->charge_bytes =
 		af_rx_need(&extent, s->manifest_bytes, s->nb_chunks, s->nb_data, rx->keeps_mbufs ? rx->mbuf_bytes : 0);
-	if (s->data_bytes > limit || chunker.next > 0xfffffff0u - s->nb_manifest) {
+	if (s->charge_bytes > limit || chunker.next > 0xfffffff0u - s->nb_manifest) {
 		af_rx_refuse(rx, session, slot, AF_VOID_TOO_LARGE, limit);
 		return;
 	}
@@ -130,8 +130,8 @@ af_rx_reserve(struct af_rx *rx, struct af_rx_slice *s)
 	size_t data = s->nb_data ? s->nb_data : 1;
 
 	af_manifest_measure(s->manifest, s->manifest_bytes, &m, &extent);
-	s->store = rx->store;
-	s->block = af_store_take(rx->store, rx->keeps_mbufs ? 0 : extent.block_bytes, s->data_bytes);
+	s->arena = rx->arena;
+	s->block = af_arena_take(rx->arena, rx->keeps_mbufs ? 0 : extent.block_bytes, s->charge_bytes);
 	if (!s->block)
 		return false;
 	s->elements = malloc((s->nb_elements ? s->nb_elements : 1) * sizeof *s->elements);
@@ -147,7 +147,7 @@ af_rx_reserve(struct af_rx *rx, struct af_rx_slice *s)
 	s->elements = NULL;
 	s->bitmap = NULL;
 	s->chunk_crc = NULL;
-	af_store_give(rx->store, s->block);
+	af_arena_give(rx->arena, s->block);
 	s->block = NULL;
 	return false;
 }
@@ -183,14 +183,14 @@ af_rx_grant(struct af_rx *rx, uint64_t now)
 				struct af_rx_element *el = &s->elements[e];
 
 				if (el->nbytes)
-					memcpy(rx->store->base + s->block->offset + el->offset, from, el->nbytes);
-				el->latency_ns = s->got_bytes;
+					memcpy(rx->arena->base + s->block->offset + el->offset, from, el->nbytes);
+				el->latency_ns = s->first_latency_ns;
 				from += el->nbytes;
 			}
-			s->got_bytes = s->nbytes;
+			s->received_bytes = s->nbytes;
 			af_rx_whole(rx, session, slot, now);
 		} else {
-			s->got_bytes = 0;
+			s->received_bytes = 0;
 			s->nb_missing = s->nb_data + 1;
 			for (uint32_t c = 0; c < s->nb_manifest; c++)
 				s->bitmap[c / 64] |= 1ull << (c % 64);
@@ -264,8 +264,8 @@ af_rx_on_manifest(struct af_rx *rx, struct af_rx_session *session, const struct 
 		return AF_DROP_MANIFEST;
 	s = slot->slice;
 	if (!s) {
-		if (total > rx->store->limit / 4 + 65536) {
-			af_rx_refuse(rx, session, slot, AF_VOID_TOO_LARGE, rx->store->limit);
+		if (total > rx->arena->limit / 4 + 65536) {
+			af_rx_refuse(rx, session, slot, AF_VOID_TOO_LARGE, rx->arena->limit);
 			af_rx_ask(rx, session, now);
 			return AF_OK;
 		}
@@ -297,11 +297,11 @@ af_rx_on_manifest(struct af_rx *rx, struct af_rx_session *session, const struct 
 	memcpy(s->manifest + offset, f->payload, f->nbytes);
 	if (f->nbytes > total) { /* a whole small slice in one frame */
 		s->inline_bytes = s->manifest + total;
-		s->data_bytes = f->nbytes - total;
+		s->inline_bytes_len = f->nbytes - total;
 	} else if (nb_pieces == 1) {
 		s->inline_bytes = s->manifest + total;
 	}
-	s->got_bytes = af_rx_latency(rx, f, now);
+	s->first_latency_ns = af_rx_latency(rx, f, now);
 	if (++s->nb_read == s->nb_manifest) {
 		free(s->bitmap);
 		s->bitmap = NULL;

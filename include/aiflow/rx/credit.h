@@ -30,8 +30,8 @@
 #define AF_CREDIT_LEAST 12.0       /* and these frames in any case */
 /* a round trip of hosts that poll: what is on its way besides, and waits on a fast link */
 #define AF_CREDIT_PIPE_NS 1e6
-#define AF_CREDIT_IDLE_NS 100000000ull /* a path that was silent for so long takes no share */
-#define AF_CREDIT_FIRST 16u        /* frames in flight before the receiver has granted a window */
+#define AF_PATH_IDLE_NS 100000000ull /* a path that was silent for so long takes no share */
+#define AF_FIRST_WINDOW 16u        /* frames in flight before the receiver has granted a window */
 #define AF_DRAIN_NS 30000000ull
 #define AF_DRAIN_APART_NS 1000000000ull /* a crowd of newcomers must not keep a port drained */
 #define AF_DRAIN_FRAMES 4u         /* of each path, meanwhile */
@@ -118,7 +118,7 @@ struct af_trial {
 };
 
 static inline void
-af_trial_cut(struct af_trial *t, struct af_credit *c, uint64_t now)
+af_trial_reduce(struct af_trial *t, struct af_credit *c, uint64_t now)
 {
 	double least = af_credit_least(c, c->frame > 0 ? c->frame : 1514);
 
@@ -136,7 +136,7 @@ af_trial_hole(struct af_trial *t, struct af_credit *c, uint64_t sent, uint64_t a
 	if (now < t->until_ns || now < t->immune_ns || (t->ceiling > 0 && c->window <= t->ceiling))
 		return false;
 	t->before = c->window;
-	af_trial_cut(t, c, now);
+	af_trial_reduce(t, c, now);
 	t->first_sent = sent;
 	t->first_arrived = arrived;
 	t->lossy = 0;
@@ -158,7 +158,7 @@ af_trial_step(struct af_trial *t, struct af_credit *c, uint64_t sent, uint64_t a
 		t->ceiling = 0; /* the queue has become smaller, or has more neighbours */
 		af_trial_hole(t, c, sent - went, arrived - came, now);
 	} else if (t->until_ns && settled && loss > AF_LOSS_MUCH && c->window > least) {
-		af_trial_cut(t, c, now);
+		af_trial_reduce(t, c, now);
 	} else if (t->until_ns && settled && loss > 0 && (++t->lossy >= 2 || c->window <= least)) {
 		c->window = t->before;
 		t->ceiling = 0;

@@ -6,14 +6,14 @@
 #include "aiflow/rx/rx_state.h"
 
 static inline bool
-af_share_takes_part(const struct af_rx_path *path, uint32_t p, uint64_t now)
+af_credit_share_takes_part(const struct af_rx_path *path, uint32_t p, uint64_t now)
 {
-	return path->known && path->port == p && now - path->heard_ns < AF_CREDIT_IDLE_NS;
+	return path->known && path->port == p && now - path->heard_ns < AF_PATH_IDLE_NS;
 }
 
 /* The same window to each, but no more than it can use: what that leaves goes to the others. */
 static inline void
-af_share_divide(struct af_rx *rx, uint32_t p, uint64_t now)
+af_credit_share_divide(struct af_rx *rx, uint32_t p, uint64_t now)
 {
 	struct af_rx_port *port = &rx->ports[p];
 	double left = port->credit.window, share = left;
@@ -21,7 +21,7 @@ af_share_divide(struct af_rx *rx, uint32_t p, uint64_t now)
 
 	for (uint32_t i = 0; i < rx->nb_sessions; i++)
 		for (uint32_t k = 0; k < AF_MAX_PORTS; k++)
-			if (af_share_takes_part(&rx->sessions[i]->paths[k], p, now)) {
+			if (af_credit_share_takes_part(&rx->sessions[i]->paths[k], p, now)) {
 				rx->sessions[i]->paths[k].granted = 0;
 				paths++;
 			}
@@ -33,7 +33,8 @@ af_share_divide(struct af_rx *rx, uint32_t p, uint64_t now)
 			for (uint32_t k = 0; k < AF_MAX_PORTS; k++) {
 				struct af_rx_path *path = &rx->sessions[i]->paths[k];
 
-				if (!af_share_takes_part(path, p, now) || path->granted || path->credit.window > share)
+				if (!af_credit_share_takes_part(path, p, now) || path->granted ||
+				    path->credit.window > share)
 					continue;
 				path->granted = path->credit.window;
 				left -= path->granted;
@@ -46,14 +47,14 @@ af_share_divide(struct af_rx *rx, uint32_t p, uint64_t now)
 		for (uint32_t k = 0; k < AF_MAX_PORTS; k++) {
 			struct af_rx_path *path = &rx->sessions[i]->paths[k];
 
-			if (af_share_takes_part(path, p, now) && !path->granted)
+			if (af_credit_share_takes_part(path, p, now) && !path->granted)
 				path->granted = share;
 		}
 	port->sharing = paths;
 }
 
 static inline void
-af_share_drain(struct af_rx *rx, uint32_t p, uint64_t now)
+af_credit_share_drain(struct af_rx *rx, uint32_t p, uint64_t now)
 {
 	rx->ports[p].drain_ns = now + AF_DRAIN_NS;
 	for (uint32_t i = 0; i < rx->nb_sessions; i++)
@@ -66,7 +67,7 @@ af_share_drain(struct af_rx *rx, uint32_t p, uint64_t now)
 }
 
 static inline void
-af_share_step(struct af_rx *rx, uint32_t p, uint64_t now)
+af_credit_share_step(struct af_rx *rx, uint32_t p, uint64_t now)
 {
 	struct af_rx_port *port = &rx->ports[p];
 	uint64_t ns = now - port->step_ns;
@@ -93,28 +94,29 @@ af_share_step(struct af_rx *rx, uint32_t p, uint64_t now)
 			if (path->delay.doubted && now > port->drain_ns + AF_DRAIN_APART_NS) {
 				path->delay.doubted = false;
 				path->delay.met_ns = now;
-				af_share_drain(rx, p, now);
+				af_credit_share_drain(rx, p, now);
 			}
 		}
 	if (now > port->drain_ns && least >= 0)
 		af_credit_step(&port->credit, least, ns, 1, port->p.rx_ring);
 	af_trial_step(&port->trial, &port->credit, port->sent, port->arrived, now);
 	port->credit.frames = port->credit.bytes = 0;
-	af_share_divide(rx, p, now);
+	af_credit_share_divide(rx, p, now);
 }
 
-/* A numbered frame came over this path. `again`: the path was silent until now. `missing`: numbers before it did not.
+/* A numbered frame came over this path. `was_idle`: the path was silent until now. `missing`: numbers before it did
+ * not.
  */
 static inline void
-af_share_heard(struct af_rx *rx, uint32_t p, struct af_rx_path *path, const struct af_frame *f, bool again,
-	       uint64_t missing, uint64_t now)
+af_credit_share_heard(struct af_rx *rx, uint32_t p, struct af_rx_path *path, const struct af_frame *f, bool was_idle,
+		      uint64_t missing, uint64_t now)
 {
 	struct af_rx_port *port = &rx->ports[p];
 
 	if (port->p.point_to_point)
 		return;
 	if (!port->credit.window)
-		port->credit.window = AF_CREDIT_FIRST;
+		port->credit.window = AF_FIRST_WINDOW;
 	if (!path->credit.window)
 		path->credit.window = port->credit.window;
 	af_delay_note(&path->delay, (int64_t)(now + rx->clock_offset_ns - f->timestamp_ns), now);
@@ -125,16 +127,16 @@ af_share_heard(struct af_rx *rx, uint32_t p, struct af_rx_path *path, const stru
 	if (!path->granted && port->sharing)
 		path->delay.doubted = true; /* what the newcomer sees first may be the others' queue */
 	if ((missing && af_trial_hole(&port->trial, &port->credit, port->sent - missing - 1, port->arrived - 1, now)) ||
-	    again || !path->granted)
-		af_share_divide(rx, p, now);
+	    was_idle || !path->granted)
+		af_credit_share_divide(rx, p, now);
 	if (now - port->step_ns >= AF_CREDIT_NS ||
 	    (port->credit.frames >= AF_CREDIT_FRAMES && now - port->step_ns >= AF_CREDIT_SOON_NS))
-		af_share_step(rx, p, now);
+		af_credit_share_step(rx, p, now);
 }
 
 /* The window that a report grants. */
 static inline uint32_t
-af_share_window(const struct af_rx *rx, const struct af_rx_path *path, uint64_t now)
+af_credit_share_window(const struct af_rx *rx, const struct af_rx_path *path, uint64_t now)
 {
 	const struct af_rx_port *port = &rx->ports[path->port];
 	uint32_t window = port->p.rx_ring / (port->nb_paths ? port->nb_paths : 1);

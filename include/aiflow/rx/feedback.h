@@ -147,15 +147,15 @@ af_rx_answer(struct af_rx *rx, uint32_t p, uint64_t now, uint8_t *frame)
 }
 
 static inline uint8_t *
-af_rx_report_path(const struct af_rx *rx, struct af_rx_path *path, uint32_t index, uint64_t now, uint8_t *at)
+af_rx_feedback_path(const struct af_rx *rx, struct af_rx_path *path, uint32_t index, uint64_t now, uint8_t *at)
 {
-	uint32_t words = af_rx_words(&path->w);
+	uint32_t words = af_rx_pktnum_words(&path->pn);
 	uint64_t hold = now - path->heard_ns;
-	struct af_path_report r = {
+	struct af_path_feedback r = {
 		.path = AF_BE16((uint16_t)index),
 		.words = (uint8_t)words,
-		.window = AF_BE32(af_share_window(rx, path, now)),
-		.next = AF_BE64(path->w.next),
+		.window = AF_BE32(af_credit_share_window(rx, path, now)),
+		.next = AF_BE64(path->pn.next),
 		.frames = AF_BE64(path->frames),
 		.echo_ns = AF_BE64(path->echo_ns),
 		.hold_ns = AF_BE32(hold < 0xffffffffu ? (uint32_t)hold : 0xffffffffu),
@@ -164,19 +164,19 @@ af_rx_report_path(const struct af_rx *rx, struct af_rx_path *path, uint32_t inde
 	memcpy(at, &r, sizeof r);
 	at += sizeof r;
 	for (uint32_t k = 0; k < words; k++, at += 8) {
-		uint64_t word = AF_BE64(af_rx_word(&path->w, words, k));
+		uint64_t word = AF_BE64(af_rx_pktnum_word(&path->pn, words, k));
 
 		memcpy(at, &word, 8);
 	}
 	path->news = 0;
 	path->urgent = false;
-	path->reported_ns = now;
+	path->feedback_ns = now;
 	return at;
 }
 
 /* The oldest slice that flows, and the first chunk that it lacks. */
 static inline void
-af_rx_ask_for(const struct af_rx_session *session, struct af_report *r)
+af_rx_ask_for(const struct af_rx_session *session, struct af_feedback *r)
 {
 	const struct af_rx_slot *slot = &session->slots[session->done % AF_RX_SLOTS];
 	uint32_t chunk = 0;
@@ -209,7 +209,7 @@ af_rx_main_drop(const struct af_rx *rx)
 
 /* The next piece of a text that its sender may not have heard, at the report's end. */
 static inline uint8_t *
-af_rx_report_text(struct af_rx_session *session, struct af_report *r, uint8_t *at, size_t room)
+af_rx_feedback_text(struct af_rx_session *session, struct af_feedback *r, uint8_t *at, size_t room)
 {
 	if (!room || !session->text_due)
 		return at;
@@ -217,7 +217,7 @@ af_rx_report_text(struct af_rx_session *session, struct af_report *r, uint8_t *a
 		struct af_rx_text *text = &session->texts[session->text_slot];
 		uint32_t left = text->nbytes > session->text_at ? text->nbytes - session->text_at : 0;
 
-		if (!left || !af_before(session->newest, text->slice + AF_IN_FLIGHT)) {
+		if (!left || !af_before(session->newest, text->slice + AF_SLICES_IN_FLIGHT)) {
 			session->text_slot = (session->text_slot + 1) % AF_RX_SLOTS;
 			session->text_at = 0;
 			continue;
@@ -239,7 +239,8 @@ af_rx_report_text(struct af_rx_session *session, struct af_report *r, uint8_t *a
 /* State of one session: of the path that triggered it, of every path that has news, and after a probe of all: a path's
  * own reports may be lost for good, where only its way back is dead. */
 static inline uint32_t
-af_rx_report(struct af_rx *rx, struct af_rx_session *session, uint32_t first, bool probed, uint64_t now, uint8_t *frame)
+af_rx_feedback(struct af_rx *rx, struct af_rx_session *session, uint32_t first, bool probed, uint64_t now,
+	       uint8_t *frame)
 {
 	struct af_rx_path *path = &session->paths[first];
 	struct af_frame f = {.kind = session->granted_now ? AF_GRANT : AF_FEEDBACK,
@@ -249,13 +250,13 @@ af_rx_report(struct af_rx *rx, struct af_rx_session *session, uint32_t first, bo
 			     .number = ++session->number,
 			     .timestamp_ns = now + rx->clock_offset_ns};
 	uint32_t frame_size = rx->ports[path->port].p.frame_size;
-	size_t limit = frame_size < AF_REPORT_BYTES ? frame_size : AF_REPORT_BYTES;
-	struct af_report r = {.granted = AF_BE32(session->granted),
-			      .done = AF_BE32(session->done),
-			      .confirmed = AF_BE32(session->confirmed)};
+	size_t limit = frame_size < AF_FEEDBACK_BYTES ? frame_size : AF_FEEDBACK_BYTES;
+	struct af_feedback r = {.granted = AF_BE32(session->granted),
+				.done = AF_BE32(session->done),
+				.confirmed = AF_BE32(session->confirmed)};
 	uint8_t *at = frame + AF_HEADER + sizeof r;
 
-	r.free_bytes = AF_BE64(rx->store->limit > rx->store->used ? rx->store->limit - rx->store->used : 0);
+	r.free_bytes = AF_BE64(rx->arena->limit > rx->arena->used ? rx->arena->limit - rx->arena->used : 0);
 	memcpy(r.voids, session->voids, sizeof r.voids);
 	r.drop = af_rx_main_drop(rx);
 	r.drops = AF_BE32(rx->drops[r.drop] < 0xffffffffu && r.drop ? (uint32_t)rx->drops[r.drop] : 0);
@@ -268,18 +269,18 @@ af_rx_report(struct af_rx *rx, struct af_rx_session *session, uint32_t first, bo
 				session->text_due += session->texts[i].nbytes;
 		}
 	}
-	at = af_rx_report_path(rx, path, first, now, at);
+	at = af_rx_feedback_path(rx, path, first, now, at);
 	r.nb_paths = 1;
 	for (uint32_t i = 0; i < session->nb_paths; i++) {
 		struct af_rx_path *other = &session->paths[i];
 
 		if (i == first || !other->known || !(other->news || probed) ||
-		    (size_t)(at - frame) + sizeof(struct af_path_report) + af_rx_words(&other->w) * 8 > limit)
+		    (size_t)(at - frame) + sizeof(struct af_path_feedback) + af_rx_pktnum_words(&other->pn) * 8 > limit)
 			continue;
-		at = af_rx_report_path(rx, other, i, now, at);
+		at = af_rx_feedback_path(rx, other, i, now, at);
 		r.nb_paths++;
 	}
-	at = af_rx_report_text(session, &r, at, limit - (size_t)(at - frame));
+	at = af_rx_feedback_text(session, &r, at, limit - (size_t)(at - frame));
 	memcpy(frame + AF_HEADER, &r, sizeof r);
 	f.nbytes = (uint32_t)(at - frame - AF_HEADER);
 	session->urgent = session->text_due > 0;
@@ -303,7 +304,8 @@ af_rx_next_frame(void *state, uint32_t p, uint64_t now, uint8_t *frame)
 
 		for (uint32_t k = 0; k < session->nb_paths && !size; k++) {
 			struct af_rx_path *path = &session->paths[k];
-			uint32_t every = port->p.rx_ring / 4 < AF_REPORT_EVERY ? port->p.rx_ring / 4 : AF_REPORT_EVERY;
+			uint32_t every =
+				port->p.rx_ring / 4 < AF_FEEDBACK_FRAMES ? port->p.rx_ring / 4 : AF_FEEDBACK_FRAMES;
 			bool probed = path->urgent;
 
 			if (!path->known || path->port != p)
@@ -318,8 +320,8 @@ af_rx_next_frame(void *state, uint32_t p, uint64_t now, uint8_t *frame)
 				path->bye_due = false;
 				size = af_wire_seal(frame, path->mac, port->p.mac, &f);
 			} else if (probed || path->news > every || (session->urgent && session->last_port == p) ||
-				   (path->news && now - path->reported_ns >= AF_REPORT_NS)) {
-				size = af_rx_report(rx, session, k, probed, now, frame);
+				   (path->news && now - path->feedback_ns >= AF_FEEDBACK_NS)) {
+				size = af_rx_feedback(rx, session, k, probed, now, frame);
 			}
 		}
 	}

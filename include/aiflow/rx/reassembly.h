@@ -24,21 +24,21 @@ af_rx_pack_bytes(const struct af_rx_slice *s, uint32_t e, uint32_t count)
 }
 
 /* Where a data frame belongs. */
-struct af_rx_place {
+struct af_rx_target {
 	enum af_drop drop; /* or why nowhere */
 	struct af_rx_slot *slot;
 	struct af_rx_element *el; /* the first of `count` */
 	uint32_t chunk, count;
-	bool held; /* it is there already */
+	bool present; /* the chunk was received before */
 };
 
 /* The elements of a pack that do not lie end to end: runs begin at cache lines. */
 static inline void
-af_rx_spread(struct af_rx_slice *s, const struct af_rx_place *place, const uint8_t *from)
+af_rx_spread(struct af_rx_slice *s, const struct af_rx_target *target, const uint8_t *from)
 {
-	for (uint32_t i = 0; i < place->count; i++) {
-		memcpy(s->store->base + s->block->offset + place->el[i].offset, from, place->el[i].nbytes);
-		from += place->el[i].nbytes;
+	for (uint32_t i = 0; i < target->count; i++) {
+		memcpy(s->arena->base + s->block->offset + target->el[i].offset, from, target->el[i].nbytes);
+		from += target->el[i].nbytes;
 	}
 }
 
@@ -46,7 +46,7 @@ af_rx_spread(struct af_rx_slice *s, const struct af_rx_place *place, const uint8
  * and relies on nothing that the frame says: it is not checked yet. f->to becomes the chunk's memory when that lies in
  * one piece and was not written. */
 static inline enum af_drop
-af_rx_find(const struct af_rx *rx, struct af_rx_session *session, struct af_frame *f, struct af_rx_place *place)
+af_rx_find(const struct af_rx *rx, struct af_rx_session *session, struct af_frame *f, struct af_rx_target *target)
 {
 	struct af_rx_slot *slot = &session->slots[f->slice % AF_RX_SLOTS];
 	struct af_rx_slice *s = slot->slice;
@@ -64,23 +64,23 @@ af_rx_find(const struct af_rx *rx, struct af_rx_session *session, struct af_fram
 	if (f->element >= s->nb_elements)
 		return AF_DROP_ELEMENT;
 	el = last = &s->elements[f->element];
-	place->count = 1;
+	target->count = 1;
 	if (f->kind == AF_PACKED) {
-		place->count = f->seq;
+		target->count = f->seq;
 		if (f->seq < 2 || f->seq > AF_PACK_MOST || el->packed != f->seq)
 			return AF_DROP_SEQ;
 		if (!f->end)
 			return AF_DROP_END;
 		expected = af_rx_pack_bytes(s, f->element, f->seq);
 		last = el + f->seq - 1;
-		place->chunk = el->first_chunk;
+		target->chunk = el->first_chunk;
 	} else if (el->packed) {
 		if (el->packed != 1 || f->seq != 0)
 			return AF_DROP_SEQ;
 		if (!f->end)
 			return AF_DROP_END;
 		expected = el->nbytes;
-		place->chunk = el->first_chunk;
+		target->chunk = el->first_chunk;
 	} else {
 		offset = (uint64_t)f->seq * s->payload_bytes;
 		if (offset >= el->nbytes)
@@ -90,15 +90,16 @@ af_rx_find(const struct af_rx *rx, struct af_rx_session *session, struct af_fram
 			return AF_DROP_END;
 		if (expected > s->payload_bytes)
 			expected = s->payload_bytes;
-		place->chunk = el->first_chunk + f->seq;
+		target->chunk = el->first_chunk + f->seq;
 	}
 	if (f->nbytes != expected)
 		return AF_DROP_SIZE;
-	place->slot = slot;
-	place->el = el;
-	place->held = af_rx_has_chunk(s, s->nb_manifest + place->chunk);
-	if (!place->held && !rx->keeps_mbufs && (last == el || last->offset + last->nbytes - el->offset == expected)) {
-		f->to = s->store->base + s->block->offset + el->offset + offset;
+	target->slot = slot;
+	target->el = el;
+	target->present = af_rx_has_chunk(s, s->nb_manifest + target->chunk);
+	if (!target->present && !rx->keeps_mbufs &&
+	    (last == el || last->offset + last->nbytes - el->offset == expected)) {
+		f->to = s->arena->base + s->block->offset + el->offset + offset;
 		f->how = s->nbytes >= AF_STREAM_SLICE && f->nbytes >= AF_STREAM_FRAME ? AF_COPY_STREAM : AF_COPY_STORE;
 	}
 	return AF_OK;
@@ -107,36 +108,36 @@ af_rx_find(const struct af_rx *rx, struct af_rx_session *session, struct af_fram
 /* One chunk of data, checked and, where it lies in one piece, copied. */
 static inline enum af_drop
 af_rx_on_data(struct af_rx *rx, struct af_rx_session *session, const struct af_frame *f,
-	      const struct af_rx_place *place, uint64_t now, void *handle, bool *kept)
+	      const struct af_rx_target *target, uint64_t now, void *handle, bool *kept)
 {
-	struct af_rx_element *el = place->el;
+	struct af_rx_element *el = target->el;
 	struct af_rx_slice *s;
-	uint32_t chunk = place->chunk, crc;
+	uint32_t chunk = target->chunk, crc;
 	uint64_t latency;
 
-	if (place->drop != AF_OK)
-		return place->drop;
-	s = place->slot->slice;
+	if (target->drop != AF_OK)
+		return target->drop;
+	s = target->slot->slice;
 	crc = af_payload_crc(f, &rx->full);
-	if (place->held)
+	if (target->present)
 		return crc == s->chunk_crc[chunk] ? AF_DROP_DUPLICATE : AF_DROP_CONFLICT;
 	if (rx->keeps_mbufs) {
 		s->kept[chunk] = (struct af_kept){.handle = handle, .payload = f->payload, .nbytes = f->nbytes};
 		*kept = true;
 	} else if (!f->to) {
-		af_rx_spread(s, place, f->payload);
+		af_rx_spread(s, target, f->payload);
 	}
 	latency = af_rx_latency(rx, f, now);
-	for (uint32_t i = 0; i < place->count; i++)
+	for (uint32_t i = 0; i < target->count; i++)
 		if (el[i].latency_ns < latency)
 			el[i].latency_ns = latency;
 	s->chunk_crc[chunk] = crc;
 	s->bitmap[(s->nb_manifest + chunk) / 64] |= 1ull << ((s->nb_manifest + chunk) % 64);
-	s->got_bytes += f->nbytes;
+	s->received_bytes += f->nbytes;
 	s->frames++;
-	atomic_store_explicit(&rx->progress_bytes, s->got_bytes, memory_order_relaxed);
+	atomic_store_explicit(&rx->progress_bytes, s->received_bytes, memory_order_relaxed);
 	if (--s->nb_missing == 0)
-		af_rx_whole(rx, session, place->slot, now);
+		af_rx_whole(rx, session, target->slot, now);
 	return AF_OK;
 }
 
@@ -203,12 +204,12 @@ af_rx_learn_path(struct af_rx *rx, struct af_rx_session *session, struct af_rx_p
 
 static inline enum af_drop
 af_rx_on_session(struct af_rx *rx, struct af_rx_session *session, uint32_t p, const struct af_frame *f,
-		 const struct af_rx_place *place, uint64_t now, void *handle, bool *kept)
+		 const struct af_rx_target *target, uint64_t now, void *handle, bool *kept)
 {
 	struct af_rx_path *path = &session->paths[f->path % AF_MAX_PORTS];
 	enum af_drop drop;
 	uint64_t missing;
-	bool again;
+	bool was_idle;
 
 	if (!af_rx_knows(session, f->src))
 		return AF_DROP_SRC_MAC;
@@ -231,16 +232,16 @@ af_rx_on_session(struct af_rx *rx, struct af_rx_session *session, uint32_t p, co
 	}
 	if (session->closed)
 		return AF_DROP_SESSION; /* overtaken by its goodbye */
-	if (f->number > path->w.next + AF_NUMBER_JUMP)
+	if (f->number > path->pn.next + AF_PKTNUM_JUMP)
 		return AF_DROP_NUMBER;
-	if (af_rx_seen(&path->w, f->number)) {
+	if (af_rx_pktnum_seen(&path->pn, f->number)) {
 		path->news++; /* a report must have been lost: it is due again */
 		return AF_DROP_REPLAY;
 	}
 	switch (f->kind) {
 	case AF_DATA:
 	case AF_PACKED:
-		drop = af_rx_on_data(rx, session, f, place, now, handle, kept);
+		drop = af_rx_on_data(rx, session, f, target, now, handle, kept);
 		break;
 	case AF_MANIFEST:
 		drop = af_rx_on_manifest(rx, session, f, now);
@@ -267,17 +268,17 @@ af_rx_on_session(struct af_rx *rx, struct af_rx_session *session, uint32_t p, co
 	}
 	af_rx_learn_path(rx, session, path, p, f);
 	rx->ports[p].arrived++;
-	missing = f->number > path->w.next ? f->number - path->w.next : 0;
-	rx->ports[p].sent += f->number >= path->w.next ? missing + 1 : 0;
-	if (af_rx_take(&path->w, f->number) && now - path->reported_ns > AF_REPORT_HOLE_NS)
+	missing = f->number > path->pn.next ? f->number - path->pn.next : 0;
+	rx->ports[p].sent += f->number >= path->pn.next ? missing + 1 : 0;
+	if (af_rx_pktnum_take(&path->pn, f->number) && now - path->feedback_ns > AF_FEEDBACK_HOLE_NS)
 		path->urgent = true;
 	path->news++;
 	path->frames++;
 	path->bytes += f->frame_bytes;
 	path->echo_ns = f->timestamp_ns;
-	again = now - path->heard_ns >= AF_CREDIT_IDLE_NS;
+	was_idle = now - path->heard_ns >= AF_PATH_IDLE_NS;
 	path->heard_ns = now;
-	af_share_heard(rx, p, path, f, again, missing, now);
+	af_credit_share_heard(rx, p, path, f, was_idle, missing, now);
 	return drop;
 }
 

@@ -51,7 +51,7 @@ af_rx_owes(const struct af_rx *rx)
 static inline void
 af_rx_sample(struct af_rx *rx, uint64_t now)
 {
-	struct af_sample *sample = af_monitor_begin(&rx->monitor, now);
+	struct af_sample *sample = af_sampler_begin(&rx->sampler, now);
 
 	if (!sample)
 		return;
@@ -64,7 +64,7 @@ af_rx_sample(struct af_rx *rx, uint64_t now)
 							   .arrived = port->arrived,
 							   .capacity = port->p.rx_ring};
 	}
-	af_monitor_end(&rx->monitor);
+	af_sampler_end(&rx->sampler);
 }
 
 /* ---- the agent ---- */
@@ -76,7 +76,7 @@ af_rx_on_frame(void *state, uint32_t p, uint64_t now, const uint8_t *frame, uint
 	struct af_rx_port *port = &rx->ports[p];
 	struct af_rx_session *session = NULL;
 	struct af_frame f;
-	struct af_rx_place place = {.drop = AF_OK};
+	struct af_rx_target target = {.drop = AF_OK};
 	enum af_drop drop = af_wire_read(frame, len, port->p.mac, port->p.frame_size, &f);
 	bool kept = false;
 
@@ -85,7 +85,7 @@ af_rx_on_frame(void *state, uint32_t p, uint64_t now, const uint8_t *frame, uint
 	if (drop == AF_OK) {
 		session = f.kind == AF_HELLO ? NULL : af_rx_session_of(rx, f.session);
 		if (session && (f.kind == AF_DATA || f.kind == AF_PACKED))
-			place.drop = af_rx_find(rx, session, &f, &place);
+			target.drop = af_rx_find(rx, session, &f, &target);
 		/* A frame that is damaged may leave its payload where a chunk is missing: that is written again. */
 		drop = af_wire_check(&f);
 	}
@@ -94,7 +94,7 @@ af_rx_on_frame(void *state, uint32_t p, uint64_t now, const uint8_t *frame, uint
 	} else if (drop == AF_OK && f.kind == AF_HELLO) {
 		drop = af_rx_on_hello(rx, p, &f, now);
 	} else if (drop == AF_OK) {
-		drop = session ? af_rx_on_session(rx, session, p, &f, &place, now, handle, &kept) : AF_DROP_SESSION;
+		drop = session ? af_rx_on_session(rx, session, p, &f, &target, now, handle, &kept) : AF_DROP_SESSION;
 	}
 	rx->drops[drop]++;
 	return kept;
@@ -104,14 +104,14 @@ static inline bool
 af_rx_tick(void *state, uint64_t now)
 {
 	struct af_rx *rx = state;
-	uint32_t releases = atomic_load_explicit(&rx->store->releases, memory_order_acquire);
+	uint32_t releases = atomic_load_explicit(&rx->arena->releases, memory_order_acquire);
 	bool changed;
 
 	af_rx_sample(rx, now);
 	af_rx_hear_verdicts(rx);
-	if (releases != rx->releases || rx->left_the_line) {
+	if (releases != rx->releases || rx->waiter_removed) {
 		rx->releases = releases;
-		rx->left_the_line = false;
+		rx->waiter_removed = false;
 		rx->starving_ns = 0;
 		af_rx_grant(rx, now);
 	} else if (rx->waiting && !rx->starving_ns && !rx->flowing) {
@@ -127,7 +127,7 @@ af_rx_tick(void *state, uint64_t now)
 		if (rx->ticked_ns && now - rx->ticked_ns > AF_AWAY_NS)
 			session->heard_ns = af_heard_while_away(session->heard_ns, rx->ticked_ns, now);
 		silent = now > session->heard_ns ? now - session->heard_ns : 0;
-		if (silent > AF_TOMB_TIMEOUTS * rx->peer_timeout_ns ||
+		if (silent > AF_CLOSED_RETAINED_TIMEOUTS * rx->peer_timeout_ns ||
 		    (silent > rx->peer_timeout_ns && !session->spoke)) {
 			af_rx_forget(rx, i--);
 			continue;

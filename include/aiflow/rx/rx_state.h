@@ -15,15 +15,15 @@
 #define AF_RX_SLOTS 16u /* twice a sender's slices */
 #define AF_SESSIONS 64u
 #define AF_ANSWERS 64u
-#define AF_REPORT_NS 500000ull      /* the longest that an arrival stays unreported */
-#define AF_REPORT_HOLE_NS 100000ull /* between reports that show nothing but new holes */
-#define AF_REPORT_EVERY 32u         /* frames, at the most */
-#define AF_REPORT_BYTES 1400u
+#define AF_FEEDBACK_NS 500000ull      /* the longest that an arrival stays unreported */
+#define AF_FEEDBACK_HOLE_NS 100000ull /* between reports that show nothing but new holes */
+#define AF_FEEDBACK_FRAMES 32u         /* frames, at the most */
+#define AF_FEEDBACK_BYTES 1400u
 #define AF_SILENCE_NS 3000000000ull /* a sender silent for so long holds no memory that another waits for */
 /* bytes: slices from here on find no room in a core's cache, and are streamed to memory */
 #define AF_STREAM_SLICE (1u << 20)
 #define AF_STREAM_FRAME 512u        /* … in pieces of at least so many */
-#define AF_TOMB_TIMEOUTS 4u         /* a silent session is remembered for so many peer timeouts */
+#define AF_CLOSED_RETAINED_TIMEOUTS 4u         /* a silent session is remembered for so many peer timeouts */
 
 enum af_rx_state { AF_RX_EMPTY, AF_RX_READING, AF_RX_READ, AF_RX_WAITING, AF_RX_FLOWING, AF_RX_WHOLE, AF_RX_VOID };
 
@@ -52,14 +52,18 @@ struct af_rx_slice {
 	uint32_t nb_read; /* manifest pieces */
 	bool inlined, closed;
 	uint32_t digest;
-	uint64_t nbytes, got_bytes, first_ns, whole_ns, data_bytes;
+	uint64_t nbytes, first_ns, whole_ns;
+	uint64_t received_bytes;    /* of data, since the grant */
+	uint64_t first_latency_ns;  /* of the newest manifest frame: the latency of elements that travel inside it */
+	uint64_t inline_bytes_len;  /* bytes that follow the manifest in its only frame */
+	uint64_t charge_bytes;      /* what the slice counts in the arena: tables and elements, or mbufs */
 	uint8_t *manifest;
 	const uint8_t *inline_bytes;
 	uint64_t *bitmap;
 	struct af_rx_element *elements;
 	uint32_t *chunk_crc;
 	struct af_kept *kept;
-	struct af_store *store;
+	struct af_arena *arena;
 	struct af_block *block;
 	uint64_t frames;
 };
@@ -84,11 +88,11 @@ struct af_rx_path {
 	uint8_t port;
 	bool urgent, bye_due;
 	uint32_t news; /* frames since the last report */
-	uint64_t echo_ns, heard_ns, reported_ns, frames, bytes;
+	uint64_t echo_ns, heard_ns, feedback_ns, frames, bytes;
 	double granted; /* frames; 0: no window was granted yet */
 	struct af_credit credit;
 	struct af_delay delay;
-	struct af_rx_window w;
+	struct af_rx_pktnum pn;
 };
 
 struct af_rx_session {
@@ -139,7 +143,7 @@ struct af_rx {
 	struct af_verdicts *verdicts; /* of the user; NULL: there are none */
 	uint64_t mbuf_bytes; /* keeps_mbufs: what one chunk occupies */
 	void (*release)(void *handle); /* gives a kept mbuf back */
-	struct af_store *store;
+	struct af_arena *arena;
 	/* dataplane: rw */
 	struct af_rx_port ports[AF_MAX_PORTS];
 	uint32_t nb_ports;
@@ -150,7 +154,7 @@ struct af_rx {
 	struct af_answer answers[AF_ANSWERS];
 	uint32_t answers_head, answers_tail;
 	uint32_t releases; /* of the store, as of the last look */
-	bool left_the_line; /* a request has gone, and may have stood before one that can be granted */
+	bool waiter_removed; /* a request has gone, and may have stood before one that can be granted */
 	uint64_t ticked_ns;
 	bool changed;
 	uint64_t starving_ns; /* since when a request has been waiting for memory that nobody gives back; 0: none */
@@ -160,7 +164,7 @@ struct af_rx {
 	uint64_t drops[AF_NB_DROPS];
 	uint64_t courtesy_ns; /* when a sender was last told our name that asks for another */
 	uint64_t slices, elements, bytes;
-	struct af_monitor monitor;
+	struct af_sampler sampler;
 };
 
 static inline void
@@ -203,7 +207,7 @@ af_rx_slice_free(struct af_rx_slice *s, void (*release)(void *handle))
 		free(s->kept);
 	}
 	if (s->block)
-		af_store_give(s->store, s->block);
+		af_arena_give(s->arena, s->block);
 	free(s->manifest);
 	free(s->bitmap);
 	free(s->elements);
@@ -227,7 +231,7 @@ af_rx_drop_slot(struct af_rx *rx, struct af_rx_slot *slot, uint8_t state)
 			*link = s->next_waiting;
 			if (!*link)
 				rx->waiting_tail = link;
-			rx->left_the_line = true;
+			rx->waiter_removed = true;
 		}
 	}
 	if (s)
@@ -241,7 +245,8 @@ af_rx_drop_slot(struct af_rx *rx, struct af_rx_slot *slot, uint8_t state)
 static inline void
 af_rx_void(struct af_rx_session *session, uint32_t slice, uint32_t reason, uint64_t detail)
 {
-	struct af_void *kept = &session->voids[reason == AF_VOID_SILENCE ? AF_IN_FLIGHT : slice % AF_IN_FLIGHT];
+	struct af_void *kept =
+		&session->voids[reason == AF_VOID_SILENCE ? AF_SLICES_IN_FLIGHT : slice % AF_SLICES_IN_FLIGHT];
 
 	session->urgent = true;
 	if (kept->reason && af_before(slice, AF_BE32(kept->slice)))

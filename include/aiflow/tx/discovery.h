@@ -84,15 +84,15 @@ af_tx_open_path(struct af_tx *tx, struct af_tx_port *port)
 	if (!best || (tx->payload_bytes && port->path_size - AF_HEADER < tx->payload_bytes))
 		return;
 	window = best->window < port->p.tx_window ? best->window : port->p.tx_window;
-	if (!port->p.point_to_point && window > AF_CREDIT_FIRST)
-		window = AF_CREDIT_FIRST; /* there may be a crowd: the first report says */
+	if (!port->p.point_to_point && window > AF_FIRST_WINDOW)
+		window = AF_FIRST_WINDOW; /* there may be a crowd: the first report says */
 	if (port->pace.rate_based)
 		window = af_tx_backstop(&port->p);
 	memcpy(port->dst, best->mac, 6);
 	port->remote_port = best->port;
 	port->backoff = 0;
-	port->aside = false;
-	af_tx_window_reset(&port->w, window, tx->next_number[port - tx->ports]);
+	port->suspended = false;
+	af_tx_pktnum_reset(&port->pn, window, tx->next_number[port - tx->ports]);
 	af_pace_reset(&port->pace);
 	port->arrived = port->began[0] = port->began[1] = 0;
 	port->open = true;

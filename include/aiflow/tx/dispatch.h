@@ -1,6 +1,6 @@
 /* The plan of a slice, as the loop follows it: which port may take the next chunk, and of which element.
  *
- * Without quotas every port takes what it has room for. With them a port takes its share; then it waits for the others,
+ * Without shares every port takes what it has room for. With them a port takes its share; then it waits for the others,
  * until at most one of them still holds a share: what that one has left is everybody's. A share is held by a port that
  * is alive and has sent at least a sixteenth of it by the time another is through, so no dead or crawling port strands
  * one.
@@ -21,51 +21,51 @@ af_tx_port_lives(const struct af_tx *tx, uint32_t p)
 {
 	const struct af_tx_port *port = &tx->ports[p];
 
-	return port->p.attached && port->open && !port->aside;
+	return port->p.attached && port->open && !port->suspended;
 }
 
 /* Does port q still owe a part of its share, and can it be expected to send it? */
 static inline bool
-af_plan_holds(const struct af_tx *tx, const struct af_tx_slice *s, uint32_t q)
+af_dispatch_holds(const struct af_tx *tx, const struct af_tx_slice *s, uint32_t q)
 {
-	uint64_t quota = s->plan.quota[q];
+	uint64_t share = s->dispatch.share_bytes[q];
 
-	return s->taken[q] < quota && af_tx_port_lives(tx, q) && s->taken[q] * AF_CRAWLING >= quota;
+	return s->taken[q] < share && af_tx_port_lives(tx, q) && s->taken[q] * AF_CRAWLING >= share;
 }
 
 static inline bool
-af_plan_allows(const struct af_tx *tx, const struct af_tx_slice *s, uint32_t p, uint64_t now)
+af_dispatch_allows(const struct af_tx *tx, const struct af_tx_slice *s, uint32_t p, uint64_t now)
 {
 	uint32_t holders = 0;
 
-	if (s->plan.shortest)
+	if (s->dispatch.shortest)
 		for (uint32_t q = 0; q < tx->nb_ports; q++)
-			if (q != p && s->plan.ports >> q & 1 && af_tx_port_lives(tx, q) &&
-			    af_tx_has_room(&tx->ports[q].w) && af_pace_due(&tx->ports[q].pace, now) &&
-			    tx->ports[q].w.flying + AF_SHORTEST_SLACK < tx->ports[p].w.flying)
+			if (q != p && s->dispatch.ports >> q & 1 && af_tx_port_lives(tx, q) &&
+			    af_tx_pktnum_has_room(&tx->ports[q].pn) && af_pace_due(&tx->ports[q].pace, now) &&
+			    tx->ports[q].pn.in_flight + AF_SHORTEST_SLACK < tx->ports[p].pn.in_flight)
 				return false;
-	if (!s->plan.quotas || s->taken[p] < s->plan.quota[p])
+	if (!s->dispatch.by_share || s->taken[p] < s->dispatch.share_bytes[p])
 		return true;
 	for (uint32_t q = 0; q < tx->nb_ports; q++)
-		holders += q != p && af_plan_holds(tx, s, q);
+		holders += q != p && af_dispatch_holds(tx, s, q);
 	return holders <= 1;
 }
 
 static inline bool
-af_plan_is_element(const struct af_tx_slice *s, uint32_t e)
+af_dispatch_is_element(const struct af_tx_slice *s, uint32_t e)
 {
 	return s->elements[e].nbytes > s->payload_bytes; /* cut into chunks of its own; else one chunk carries a pack */
 }
 
 /* The cursor from which port p cuts its next chunk, or NULL when it may not take any. */
 static inline struct af_cursor *
-af_plan_cursor(const struct af_tx *tx, struct af_tx_slice *s, uint32_t p, uint64_t now)
+af_dispatch_cursor(const struct af_tx *tx, struct af_tx_slice *s, uint32_t p, uint64_t now)
 {
 	struct af_cursor *mine = &s->hands[p], *help = NULL;
 	uint64_t most = 0;
 
-	if (!s->plan.elements)
-		return af_plan_allows(tx, s, p, now) ? &s->cursor : NULL;
+	if (!s->dispatch.elements)
+		return af_dispatch_allows(tx, s, p, now) ? &s->cursor : NULL;
 	if (mine->open)
 		return mine;
 	for (uint32_t q = 0; q < tx->nb_ports; q++)
@@ -75,10 +75,10 @@ af_plan_cursor(const struct af_tx *tx, struct af_tx_slice *s, uint32_t p, uint64
 			return mine;
 		}
 	if (s->cursor.element < s->nb_elements) {
-		if (!af_plan_allows(tx, s, p, now))
+		if (!af_dispatch_allows(tx, s, p, now))
 			return NULL;
 		*mine = (struct af_cursor){.open = true, .element = s->cursor.element};
-		if (af_plan_is_element(s, mine->element)) {
+		if (af_dispatch_is_element(s, mine->element)) {
 			s->begun += s->elements[mine->element].nbytes;
 			mine->after = s->nbytes - s->begun;
 			s->cursor.element++;
@@ -99,16 +99,16 @@ af_plan_cursor(const struct af_tx *tx, struct af_tx_slice *s, uint32_t p, uint64
 
 /* A chunk was cut from this cursor, and `next` is the element that follows. Joins its CRC to the slice's digest. */
 static inline void
-af_plan_cut(const struct af_tx *tx, struct af_tx_slice *s, struct af_cursor *at, uint32_t next, uint32_t nbytes,
-	    uint32_t crc)
+af_dispatch_advance(const struct af_tx *tx, struct af_tx_slice *s, struct af_cursor *at, uint32_t next, uint32_t nbytes,
+		    uint32_t crc)
 {
-	uint32_t *digest = s->plan.elements ? &at->crc : &s->digest;
-	bool pack = !af_plan_is_element(s, at->element), whole = next != at->element;
+	uint32_t *digest = s->dispatch.elements ? &at->crc : &s->digest;
+	bool pack = !af_dispatch_is_element(s, at->element), whole = next != at->element;
 
 	*digest =
 		(nbytes == tx->full.nbytes ? af_crc_apply(&tx->full, *digest) : af_crc32c_shift(*digest, nbytes)) ^ crc;
 	at->offset = whole ? 0 : at->offset + nbytes;
-	if (!s->plan.elements) {
+	if (!s->dispatch.elements) {
 		at->element = next;
 		return;
 	}

@@ -1,6 +1,6 @@
 /* A path as its sender judges it: what a report says of it, when to ask, when it is dead, how it comes back.
  *
- *          silent while others hear the peer            AF_PROBES_BACK probes answered
+ *          silent while others hear the peer            AF_RESUME_PROBES probes answered
  *   USED ------------------------------------> ASIDE -----------------------------------> USED, an eighth of its
  *     what flew on it goes out again elsewhere    probed, the less often                  window, one more an ack
  *
@@ -13,40 +13,41 @@
 #include "aiflow/tx/tx_state.h"
 
 #define AF_KICK_NS 1000000ull         /* af_packet strands frames until the next burst */
-#define AF_PROBE_MIN_NS 2000000ull    /* a probe waits at least this long: a report may be 0.5 ms late by rights */
-#define AF_PROBE_MAX_NS 250000000ull  /* and at the most so long, whatever the round trip and the backoff */
-#define AF_PROBE_MOST 6u              /* doublings while nothing answers */
-#define AF_PROBE_CARRIES 5u           /* doublings after which each probe takes the oldest chunk along */
-#define AF_PROBES_BACK 2u             /* answered in a row before a path that was set aside carries chunks again */
-#define AF_ASIDE_NS 5000000ull /* silent for this long and four round trips, while others hear the peer: dead */
-#define AF_ASIDE_FIRST_NS 100000000ull /* the same before the first round trip was measured */
+#define AF_PTO_MIN_NS 2000000ull    /* a probe waits at least this long: a report may be 0.5 ms late by rights */
+#define AF_PTO_MAX_NS 250000000ull  /* and at the most so long, whatever the round trip and the backoff */
+#define AF_PTO_BACKOFF_MOST 6u              /* doublings while nothing answers */
+#define AF_PTO_WITH_DATA 5u           /* doublings after which each probe takes the oldest chunk along */
+#define AF_RESUME_PROBES 2u             /* answered in a row before a path that was set aside carries chunks again */
+#define AF_SUSPEND_NS 5000000ull /* silent for this long and four round trips, while others hear the peer: dead */
+#define AF_SUSPEND_FIRST_NS 100000000ull /* the same before the first round trip was measured */
 #define AF_LATE_MOST_NS 50000000ull /* lateness that is allowed for at the most */
 #define AF_CALM_ACKS 1024u /* acknowledgements without a spurious loss: the allowance shrinks by a quarter */
 
 static inline uint64_t
-af_path_probe_wait(const struct af_tx_port *port)
+af_path_pto(const struct af_tx_port *port)
 {
-	uint64_t wait = 2 * port->w.rtt_ns > AF_PROBE_MIN_NS ? 2 * port->w.rtt_ns : AF_PROBE_MIN_NS;
+	uint64_t wait = 2 * port->pn.rtt_ns > AF_PTO_MIN_NS ? 2 * port->pn.rtt_ns : AF_PTO_MIN_NS;
 
-	if (wait < AF_PROBE_MAX_NS)
+	if (wait < AF_PTO_MAX_NS)
 		wait <<= port->backoff;
-	return af_unevenly(wait < AF_PROBE_MAX_NS ? wait : AF_PROBE_MAX_NS, (uint32_t)port->w.next);
+	return af_unevenly(wait < AF_PTO_MAX_NS ? wait : AF_PTO_MAX_NS, (uint32_t)port->pn.next);
 }
 
 /* Is it time to ask for a report? */
 static inline bool
-af_path_probe_due(const struct af_tx *tx, const struct af_tx_port *port, uint64_t now)
+af_path_probe_is_due(const struct af_tx *tx, const struct af_tx_port *port, uint64_t now)
 {
-	const struct af_tx_window *w = &port->w;
-	uint64_t last = w->sent_ns > w->acked_ns ? w->sent_ns : w->acked_ns;
+	const struct af_tx_pktnum *pn = &port->pn;
+	uint64_t last = pn->sent_ns > pn->acked_ns ? pn->sent_ns : pn->acked_ns;
 
 	/* Not more often than twice a round trip: many senders at one switch port would fill it with kicks. */
-	if (w->flying && port->p.kick && now - w->sent_ns >= (w->rtt_ns / 2 > AF_KICK_NS ? w->rtt_ns / 2 : AF_KICK_NS))
+	if (pn->in_flight && port->p.kick &&
+	    now - pn->sent_ns >= (pn->rtt_ns / 2 > AF_KICK_NS ? pn->rtt_ns / 2 : AF_KICK_NS))
 		return true;
 	/* Nothing may fly and a report still be wanted: a grant, an end, the answer to a heartbeat. */
-	if (w->judged != w->next || port->aside ||
-	    ((af_tx_busy(tx) || tx->suspect_ns) && now - tx->heard_ns >= af_path_probe_wait(port)))
-		return now - last >= af_path_probe_wait(port);
+	if (pn->judged != pn->next || port->suspended ||
+	    ((af_tx_busy(tx) || tx->suspect_ns) && now - tx->heard_ns >= af_path_pto(port)))
+		return now - last >= af_path_pto(port);
 	return now - last >= AF_HEARTBEAT_NS;
 }
 
@@ -56,81 +57,81 @@ af_path_probe_due(const struct af_tx *tx, const struct af_tx_port *port, uint64_
 static inline void
 af_path_repeat_oldest(struct af_tx *tx, struct af_tx_port *port)
 {
-	struct af_tx_window *w = &port->w;
+	struct af_tx_pktnum *pn = &port->pn;
 
-	for (uint64_t n = w->judged; port->backoff >= AF_PROBE_CARRIES && n < w->next; n++) {
-		struct af_sent *sent = af_tx_sent(w, n);
+	for (uint64_t n = pn->judged; port->backoff >= AF_PTO_WITH_DATA && n < pn->next; n++) {
+		struct af_sent *sent = af_tx_sent(pn, n);
 
-		if (sent->state != AF_SENT_FLYING || sent->probe || sent->chunk == AF_CHUNK_VOID)
+		if (sent->state != AF_SENT_IN_FLIGHT || sent->probe || sent->chunk == AF_CHUNK_VOID)
 			continue;
-		af_tx_send_again(tx, sent->slice, sent->chunk);
+		af_tx_retransmit(tx, sent->slice, sent->chunk);
 		sent->state = AF_SENT_LOST;
-		sent->probe = true; /* so that nothing is learnt from its lateness */
-		w->flying--;
-		af_tx_judge_done(w);
+		sent->superseded = true;
+		pn->in_flight--;
+		af_tx_pktnum_settle(pn);
 		return;
 	}
 }
 
 /* We called `sent` lost, and it had only been overtaken: allow for as much from now on. */
 static inline void
-af_path_was_late(struct af_tx_window *w, uint64_t number, const struct af_sent *sent, uint64_t now)
+af_path_was_late(struct af_tx_pktnum *pn, uint64_t number, const struct af_sent *sent, uint64_t now)
 {
-	uint64_t distance = w->seen > number ? w->seen - number : 0, late = now - sent->sent_ns;
+	uint64_t distance = pn->seen > number ? pn->seen - number : 0, late = now - sent->sent_ns;
 
-	w->spurious++;
-	w->calm = 0;
-	if (distance >= w->reorder)
-		w->reorder = distance < AF_REORDER_MOST ? (uint32_t)distance + 1 : AF_REORDER_MOST;
-	late = late > w->rtt_ns ? late - w->rtt_ns : 0;
-	if (late > w->late_ns)
-		w->late_ns = late < AF_LATE_MOST_NS ? late : AF_LATE_MOST_NS;
+	pn->spurious++;
+	pn->calm = 0;
+	if (distance >= pn->reorder)
+		pn->reorder = distance < AF_REORDER_MOST ? (uint32_t)distance + 1 : AF_REORDER_MOST;
+	late = late > pn->rtt_ns ? late - pn->rtt_ns : 0;
+	if (late > pn->late_ns)
+		pn->late_ns = late < AF_LATE_MOST_NS ? late : AF_LATE_MOST_NS;
 }
 
 /* A chunk was acknowledged where it flew. */
 static inline void
-af_path_went_well(struct af_tx_window *w)
+af_path_went_well(struct af_tx_pktnum *pn)
 {
-	if (w->ramp && ++w->ramp >= w->limit)
-		w->ramp = 0;
-	if (++w->calm < AF_CALM_ACKS)
+	if (pn->ramp && ++pn->ramp >= pn->limit)
+		pn->ramp = 0;
+	if (++pn->calm < AF_CALM_ACKS)
 		return;
-	w->calm = 0;
-	w->late_ns -= w->late_ns / 4;
-	if (w->reorder > AF_REORDER_FIRST)
-		w->reorder -= (w->reorder - AF_REORDER_FIRST + 3) / 4;
+	pn->calm = 0;
+	pn->late_ns -= pn->late_ns / 4;
+	if (pn->reorder > AF_REORDER_FIRST)
+		pn->reorder -= (pn->reorder - AF_REORDER_FIRST + 3) / 4;
 }
 
 /* A probe was answered. */
 static inline void
 af_path_answered(struct af_tx_port *port)
 {
-	if (!port->aside)
+	if (!port->suspended)
 		return;
 	port->backoff = 0; /* the next one soon */
-	if (++port->answered < AF_PROBES_BACK)
+	if (++port->answered < AF_RESUME_PROBES)
 		return;
-	port->aside = false;
-	port->w.ramp = port->w.limit / 8 ? port->w.limit / 8 : 1;
+	port->suspended = false;
+	port->pn.ramp = port->pn.limit / 8 ? port->pn.limit / 8 : 1;
 }
 
 /* A path's part of a report. Numbers below the bitmap arrived, or were judged long ago. */
 static inline void
-af_tx_on_path(struct af_tx *tx, struct af_tx_port *port, const struct af_path_report *r, const uint8_t *bitmap,
+af_tx_on_path(struct af_tx *tx, struct af_tx_port *port, const struct af_path_feedback *r, const uint8_t *bitmap,
 	      uint64_t now)
 {
-	struct af_tx_window *w = &port->w;
+	struct af_tx_pktnum *pn = &port->pn;
 	uint64_t next = AF_BE64(r->next), base, probed = 0, probed_ns = 0, sample;
 	uint32_t window = AF_BE32(r->window), limit = port->p.tx_window;
 
-	if (next > w->next || next < w->seen)
+	if (next > pn->next || next < pn->seen)
 		return; /* from the future, or older than what we know */
 	base = next > 64u * r->words ? next - 64u * r->words : 0;
-	for (uint64_t n = base < w->judged ? base : w->judged; n < next; n++) {
-		struct af_sent *sent = af_tx_sent(w, n);
+	for (uint64_t n = base < pn->judged ? base : pn->judged; n < next; n++) {
+		struct af_sent *sent = af_tx_sent(pn, n);
 		bool arrived = n < base && next - n <= AF_RX_BITS; /* further back the receiver has forgotten */
 
-		if (w->next - n >= AF_TX_RING)
+		if (pn->next - n >= AF_TX_RING)
 			continue;
 		if (n >= base) {
 			uint64_t bit = n + 64u * r->words - next, word;
@@ -141,11 +142,11 @@ af_tx_on_path(struct af_tx *tx, struct af_tx_port *port, const struct af_path_re
 		if (!arrived)
 			continue;
 		if (sent->state == AF_SENT_LOST && n >= base) {
-			if (!sent->probe && !sent->requeued)
-				af_path_was_late(w, n, sent, now);
+			if (!sent->probe && !sent->superseded && !sent->requeued)
+				af_path_was_late(pn, n, sent, now);
 			af_tx_ack(tx, port, sent);
-		} else if (sent->state == AF_SENT_FLYING) {
-			w->acked_ns = now;
+		} else if (sent->state == AF_SENT_IN_FLIGHT) {
+			pn->acked_ns = now;
 			af_tx_ack(tx, port, sent);
 			if (sent->probe) {
 				probed = n;
@@ -153,34 +154,34 @@ af_tx_on_path(struct af_tx *tx, struct af_tx_port *port, const struct af_path_re
 				af_path_answered(port);
 			} else {
 				port->backoff = 0;
-				af_path_went_well(w);
+				af_path_went_well(pn);
 			}
 		}
 	}
-	w->seen = next;
+	pn->seen = next;
 	port->arrived = AF_BE64(r->frames);
-	af_pace_on_report(&port->pace, next, port->arrived, w->next, now);
-	for (uint64_t n = w->judged; n < next; n++) {
-		struct af_sent *sent = af_tx_sent(w, n);
+	af_pace_on_feedback(&port->pace, next, port->arrived, pn->next, now);
+	for (uint64_t n = pn->judged; n < next; n++) {
+		struct af_sent *sent = af_tx_sent(pn, n);
 
 		/* Overtaken by more frames than the allowance, or by a probe that was sent later by more than the
 		 * lateness. */
-		if (sent->state == AF_SENT_FLYING &&
-		    (n + w->reorder < next || (n < probed && sent->sent_ns + w->late_ns <= probed_ns)))
+		if (sent->state == AF_SENT_IN_FLIGHT &&
+		    (n + pn->reorder < next || (n < probed && sent->sent_ns + pn->late_ns <= probed_ns)))
 			af_tx_lost(tx, port, sent);
 	}
-	af_tx_judge_done(w);
+	af_tx_pktnum_settle(pn);
 	if (port->pace.rate_based)
 		limit = af_tx_backstop(&port->p);
 	else if (window < limit)
 		limit = window;
-	w->limit = limit < AF_MAX_WINDOW ? limit : AF_MAX_WINDOW;
-	if (w->limit == 0)
-		w->limit = 1;
-	if (w->acked_ns == now) {
+	pn->limit = limit < AF_MAX_WINDOW ? limit : AF_MAX_WINDOW;
+	if (pn->limit == 0)
+		pn->limit = 1;
+	if (pn->acked_ns == now) {
 		sample = now + tx->clock_offset_ns - AF_BE64(r->echo_ns) - AF_BE32(r->hold_ns);
 		if (sample < 10000000000ull)
-			w->rtt_ns = w->rtt_ns ? (7 * w->rtt_ns + sample) / 8 : sample;
+			pn->rtt_ns = pn->rtt_ns ? (7 * pn->rtt_ns + sample) / 8 : sample;
 	}
 }
 
@@ -189,7 +190,8 @@ static inline bool
 af_path_others_hear(const struct af_tx *tx, const struct af_tx_port *port, uint64_t ns)
 {
 	for (uint32_t p = 0; p < tx->nb_ports; p++)
-		if (&tx->ports[p] != port && tx->ports[p].open && !tx->ports[p].aside && tx->ports[p].w.acked_ns > ns)
+		if (&tx->ports[p] != port && tx->ports[p].open && !tx->ports[p].suspended &&
+		    tx->ports[p].pn.acked_ns > ns)
 			return true;
 	return false;
 }
@@ -198,29 +200,29 @@ af_path_others_hear(const struct af_tx *tx, const struct af_tx_port *port, uint6
 static inline void
 af_tx_watch_path(struct af_tx *tx, struct af_tx_port *port, uint64_t now)
 {
-	struct af_tx_window *w = &port->w;
-	uint64_t since, patience = w->rtt_ns ? AF_ASIDE_NS + 4 * w->rtt_ns : AF_ASIDE_FIRST_NS;
+	struct af_tx_pktnum *pn = &port->pn;
+	uint64_t since, patience = pn->rtt_ns ? AF_SUSPEND_NS + 4 * pn->rtt_ns : AF_SUSPEND_FIRST_NS;
 
-	if (port->open && !w->flying && now - w->sent_ns > AF_CREDIT_IDLE_NS && w->limit > AF_CREDIT_FIRST &&
+	if (port->open && !pn->in_flight && now - pn->sent_ns > AF_PATH_IDLE_NS && pn->limit > AF_FIRST_WINDOW &&
 	    !port->p.point_to_point && !port->pace.rate_based)
-		w->limit = AF_CREDIT_FIRST; /* what was granted then may be another's now */
-	if (!port->open || port->aside || w->judged == w->next)
+		pn->limit = AF_FIRST_WINDOW; /* what was granted then may be another's now */
+	if (!port->open || port->suspended || pn->judged == pn->next)
 		return;
-	since = af_tx_sent(w, w->judged)->sent_ns;
-	since = since > w->acked_ns ? since : w->acked_ns;
+	since = af_tx_sent(pn, pn->judged)->sent_ns;
+	since = since > pn->acked_ns ? since : pn->acked_ns;
 	if (now < since + patience || !af_path_others_hear(tx, port, since + patience / 2))
 		return;
-	for (uint64_t n = w->judged; n < w->next; n++) {
-		struct af_sent *sent = af_tx_sent(w, n);
+	for (uint64_t n = pn->judged; n < pn->next; n++) {
+		struct af_sent *sent = af_tx_sent(pn, n);
 
-		if (sent->state == AF_SENT_FLYING && !sent->probe) {
+		if (sent->state == AF_SENT_IN_FLIGHT && !sent->probe) {
 			af_tx_lost(tx, port, sent);
 			sent->requeued = true;
 		}
 	}
-	port->aside = true;
+	port->suspended = true;
 	port->answered = 0;
-	tx->asides++;
+	tx->suspensions++;
 }
 
 #endif

@@ -28,8 +28,8 @@ af_tx_element_at(const struct af_tx_slice *s, uint32_t chunk)
  * reference, one long piece stays where it is, be it one element's or several that lie end to end. Elements that share
  * a frame and don't are copied at once. Returns the element that follows. */
 static inline uint32_t
-af_tx_cut(const struct af_tx_slice *s, uint32_t e, uint64_t offset, bool by_reference, uint8_t *payload,
-	  struct af_frame *f)
+af_tx_segment(const struct af_tx_slice *s, uint32_t e, uint64_t offset, bool by_reference, uint8_t *payload,
+	      struct af_frame *f)
 {
 	uint32_t chunk = s->first_chunk[e], first = e;
 	uint64_t rest = s->elements[e].nbytes - offset;
@@ -97,44 +97,44 @@ af_tx_fill(struct af_tx_slice *s, uint32_t chunk, const struct af_cursor *at, bo
 		f->nbytes = sizeof digest;
 		memcpy(payload, &digest, sizeof digest);
 	} else if (at) {
-		return af_tx_cut(s, at->element, at->offset, by_reference, payload, f);
+		return af_tx_segment(s, at->element, at->offset, by_reference, payload, f);
 	} else {
 		uint32_t data = chunk - s->nb_manifest,
 			 e = af_tx_element_at(s, data + 1) - 1; /* last that begins by here */
 
 		if (s->elements[e].nbytes > s->payload_bytes) {
-			af_tx_cut(s, e, (uint64_t)(data - s->first_chunk[e]) * s->payload_bytes, by_reference, payload,
-				  f);
+			af_tx_segment(s, e, (uint64_t)(data - s->first_chunk[e]) * s->payload_bytes, by_reference,
+				      payload, f);
 		} else {
-			af_tx_cut(s, af_tx_element_at(s, data), 0, by_reference, payload, f);
+			af_tx_segment(s, af_tx_element_at(s, data), 0, by_reference, payload, f);
 		}
 	}
 	return 0;
 }
 
 static inline uint32_t
-af_tx_send_chunk(struct af_tx *tx, uint32_t p, struct af_tx_slice *s, uint32_t chunk, struct af_cursor *at, bool again,
-		 uint64_t now, uint8_t *frame)
+af_tx_send_chunk(struct af_tx *tx, uint32_t p, struct af_tx_slice *s, uint32_t chunk, struct af_cursor *at,
+		 bool is_retransmit, uint64_t now, uint8_t *frame)
 {
 	struct af_tx_port *port = &tx->ports[p];
 	struct af_frame f = {
 		.path = (uint16_t)p, .session = tx->session, .slice = s->id, .timestamp_ns = now + tx->clock_offset_ns};
 	uint32_t size, next = af_tx_fill(s, chunk, at, port->p.by_reference, frame + AF_HEADER, &f);
 
-	f.number = af_tx_take(&port->w, now, s->id, chunk, false);
+	f.number = af_tx_pktnum_take(&port->pn, now, s->id, chunk, false);
 	size = af_wire_seal(frame, port->dst, port->p.mac, &f);
 	if (f.payload != frame + AF_HEADER && !f.to)
 		tx->tail = (struct af_span){f.payload, f.nbytes};
 	if (at) {
 		s->taken[p] += f.nbytes;
-		af_plan_cut(tx, s, at, next, f.nbytes, af_payload_crc(&f, &tx->full));
+		af_dispatch_advance(tx, s, at, next, f.nbytes, af_payload_crc(&f, &tx->full));
 	}
 	af_pace_take(&port->pace, size, now);
 	s->frames++;
-	s->again += again;
+	s->retransmits += is_retransmit;
 	s->port_frames[p]++;
 	s->port_bytes[p] += size;
-	port->count.again += again;
+	port->count.retransmits += is_retransmit;
 	return size;
 }
 
@@ -157,12 +157,12 @@ af_tx_send_control(struct af_tx *tx, uint32_t p, uint8_t kind, uint32_t slice, u
 static inline uint32_t
 af_tx_next_chunk(struct af_tx *tx, uint32_t p, uint64_t now, uint8_t *frame)
 {
-	while (tx->again_head != tx->again_tail) {
-		struct af_again again = tx->again[tx->again_head++ % AF_AGAIN_RING];
-		struct af_tx_slot *slot = af_tx_slot(tx, again.slice);
+	while (tx->retransmit_head != tx->retransmit_tail) {
+		struct af_retransmit lost = tx->retransmit[tx->retransmit_head++ % AF_RETRANSMIT_RING];
+		struct af_tx_slot *slot = af_tx_slot(tx, lost.slice);
 
-		if (slot && slot->slice && !slot->slice->held && !af_tx_is_acked(slot->slice, again.chunk))
-			return af_tx_send_chunk(tx, p, slot->slice, again.chunk, NULL, true, now, frame);
+		if (slot && slot->slice && !slot->slice->held && !af_tx_is_acked(slot->slice, lost.chunk))
+			return af_tx_send_chunk(tx, p, slot->slice, lost.chunk, NULL, true, now, frame);
 	}
 	for (uint32_t id = tx->first_id; id != tx->next_id; id++) {
 		struct af_tx_slot *slot = af_tx_slot(tx, id);
@@ -171,21 +171,21 @@ af_tx_next_chunk(struct af_tx *tx, uint32_t p, uint64_t now, uint8_t *frame)
 		uint32_t chunk;
 
 		if (!s) {
-			if (slot->void_flying)
+			if (slot->void_in_flight)
 				continue;
-			slot->void_flying = true;
+			slot->void_in_flight = true;
 			return af_tx_send_control(tx, p, AF_VOID, id,
-						  af_tx_take(&tx->ports[p].w, now, id, AF_CHUNK_VOID, false), now,
-						  frame);
+						  af_tx_pktnum_take(&tx->ports[p].pn, now, id, AF_CHUNK_VOID, false),
+						  now, frame);
 		}
-		if (s->next_chunk == s->nb_chunks || s->held || !(s->plan.ports >> p & 1))
+		if (s->next_chunk == s->nb_chunks || s->held || !(s->dispatch.ports >> p & 1))
 			continue;
 		if (s->next_chunk >= s->nb_manifest &&
 		    atomic_load_explicit(&s->state, memory_order_relaxed) != AF_TX_FLOWING)
 			continue;
 		chunk = s->next_chunk;
 		if (chunk >= s->nb_manifest && chunk + 1 < s->nb_chunks) {
-			at = af_plan_cursor(tx, s, p, now);
+			at = af_dispatch_cursor(tx, s, p, now);
 			if (!at)
 				continue;
 			chunk = s->nb_manifest + s->first_chunk[at->element] +
@@ -214,22 +214,23 @@ af_tx_next_frame(void *state, uint32_t p, uint64_t now, uint8_t *frame)
 	} else if (tx->closing && !tx->bye_heard && !af_tx_busy(tx) && now - port->hello_ns >= AF_HELLO_NS) {
 		port->hello_ns = now;
 		size = af_tx_send_control(tx, p, AF_BYE, 0, 0, now, frame);
-	} else if (!port->aside && af_tx_has_room(&port->w) && af_pace_due(&port->pace, now)) {
+	} else if (!port->suspended && af_tx_pktnum_has_room(&port->pn) && af_pace_due(&port->pace, now)) {
 		size = af_tx_next_chunk(tx, p, now, frame);
 	}
-	if (!size && af_path_probe_due(tx, port, now)) {
-		if (af_tx_ring_full(&port->w)) {
-			struct af_sent *oldest = af_tx_sent(&port->w, port->w.judged);
+	if (!size && af_path_probe_is_due(tx, port, now)) {
+		if (af_tx_pktnum_is_full(&port->pn)) {
+			struct af_sent *oldest = af_tx_sent(&port->pn, port->pn.judged);
 
-			if (oldest->state == AF_SENT_FLYING)
+			if (oldest->state == AF_SENT_IN_FLIGHT)
 				af_tx_lost(tx, port, oldest);
-			af_tx_judge_done(&port->w);
+			af_tx_pktnum_settle(&port->pn);
 		}
 		af_path_repeat_oldest(tx, port);
-		if (!port->p.kick && port->backoff < AF_PROBE_MOST)
+		if (!port->p.kick && port->backoff < AF_PTO_BACKOFF_MOST)
 			port->backoff++;
 		tx->probes++;
-		size = af_tx_send_control(tx, p, AF_PROBE, 0, af_tx_take(&port->w, now, 0, 0, true), now, frame);
+		size = af_tx_send_control(tx, p, AF_PROBE, 0, af_tx_pktnum_take(&port->pn, now, 0, 0, true), now,
+					  frame);
 	}
 	if (size) {
 		port->count.tx_frames++;

@@ -34,7 +34,7 @@ af_tx_error_of(uint32_t reason)
 
 /* A piece of the receiver's words on a slice. Pieces are told again and again: one that leaves a gap comes again. */
 static inline void
-af_tx_take_text(struct af_tx *tx, const struct af_report *r, const uint8_t *piece)
+af_tx_take_text(struct af_tx *tx, const struct af_feedback *r, const uint8_t *piece)
 {
 	struct af_tx_slot *slot = af_tx_slot(tx, AF_BE32(r->text_slice));
 	struct af_tx_slice *s = slot ? slot->slice : NULL;
@@ -57,7 +57,7 @@ af_tx_take_text(struct af_tx *tx, const struct af_report *r, const uint8_t *piec
 
 /* Slices that are at their end: up to `confirmed`, but not past one whose words are still to come. */
 static inline void
-af_tx_retire(struct af_tx *tx, const struct af_report *r, uint64_t now)
+af_tx_retire(struct af_tx *tx, const struct af_feedback *r, uint64_t now)
 {
 	uint32_t confirmed = AF_BE32(r->confirmed), done = AF_BE32(r->done);
 
@@ -71,8 +71,9 @@ af_tx_retire(struct af_tx *tx, const struct af_report *r, uint64_t now)
 			s->held = true;
 		if (tx->first_id != id || (s && !af_before(id, confirmed)))
 			continue; /* held, no more */
-		if (AF_BE32(r->voids[id % AF_IN_FLIGHT].slice) == id && r->voids[id % AF_IN_FLIGHT].reason)
-			found = &r->voids[id % AF_IN_FLIGHT];
+		if (AF_BE32(r->voids[id % AF_SLICES_IN_FLIGHT].slice) == id &&
+		    r->voids[id % AF_SLICES_IN_FLIGHT].reason)
+			found = &r->voids[id % AF_SLICES_IN_FLIGHT];
 		reason = found ? AF_BE32(found->reason) : AF_VOID_NONE;
 		if (s && (reason == AF_VOID_UNKNOWN || reason == AF_VOID_FAILED) &&
 		    s->text_got < AF_BE64(found->detail))
@@ -87,40 +88,40 @@ af_tx_retire(struct af_tx *tx, const struct af_report *r, uint64_t now)
 }
 
 static inline enum af_drop
-af_tx_on_report(struct af_tx *tx, const struct af_frame *f, uint64_t now)
+af_tx_on_feedback(struct af_tx *tx, const struct af_frame *f, uint64_t now)
 {
-	struct af_report r;
+	struct af_feedback r;
 	const uint8_t *at = f->payload + sizeof r, *end = f->payload + f->nbytes;
 	uint32_t done, granted, ask;
 
 	if (f->nbytes < sizeof r)
-		return AF_DROP_REPORT;
+		return AF_DROP_FEEDBACK;
 	memcpy(&r, f->payload, sizeof r);
 	done = AF_BE32(r.done);
 	granted = AF_BE32(r.granted);
 	if (af_before(tx->next_id, done) || af_before(tx->next_id, granted) || af_before(done, AF_BE32(r.confirmed)))
-		return AF_DROP_REPORT; /* about slices that we never sent */
+		return AF_DROP_FEEDBACK; /* about slices that we never sent */
 	for (uint32_t i = 0; i < r.nb_paths; i++) {
-		struct af_path_report path;
+		struct af_path_feedback path;
 		uint32_t p;
 
 		if (end - at < (ptrdiff_t)sizeof path)
-			return AF_DROP_REPORT;
+			return AF_DROP_FEEDBACK;
 		memcpy(&path, at, sizeof path);
 		at += sizeof path;
 		p = AF_BE16(path.path);
 		if (path.words > AF_RX_BITS / 64 || end - at < path.words * 8)
-			return AF_DROP_REPORT;
+			return AF_DROP_FEEDBACK;
 		if (p < tx->nb_ports && tx->ports[p].open)
 			af_tx_on_path(tx, &tx->ports[p], &path, at, now);
 		at += path.words * 8;
 	}
 	if (end - at >= AF_BE16(r.text_bytes))
 		af_tx_take_text(tx, &r, at);
-	if (f->number < tx->report_number)
+	if (f->number < tx->feedback_number)
 		return AF_OK; /* a newer one has told us more */
-	tx->report_number = f->number;
-	tx->reports++;
+	tx->feedback_number = f->number;
+	tx->feedbacks++;
 	tx->drop = r.drop < AF_NB_DROPS ? r.drop : AF_OK;
 	tx->nb_dropped = AF_BE32(r.drops);
 	for (uint32_t id = tx->first_id; af_before(id, granted) && id != tx->next_id; id++) {
@@ -136,7 +137,8 @@ af_tx_on_report(struct af_tx *tx, const struct af_frame *f, uint64_t now)
 	af_tx_retire(tx, &r, now);
 	/* Freed unseen, what follows `done` goes into another session; but first the user's word on what came before.
 	 */
-	if (AF_BE32(r.voids[AF_IN_FLIGHT].reason) == AF_VOID_SILENCE && AF_BE32(r.voids[AF_IN_FLIGHT].slice) == done) {
+	if (AF_BE32(r.voids[AF_SLICES_IN_FLIGHT].reason) == AF_VOID_SILENCE &&
+	    AF_BE32(r.voids[AF_SLICES_IN_FLIGHT].slice) == done) {
 		tx->moved_ns = now; /* that its frames are dropped is no stall */
 		if (!af_before(tx->first_id, done)) {
 			af_tx_lose_session(tx, AF_TX_OK, now);
@@ -145,7 +147,7 @@ af_tx_on_report(struct af_tx *tx, const struct af_frame *f, uint64_t now)
 	}
 	/* All acknowledged, and yet the receiver lacks a chunk: believe the receiver. */
 	ask = AF_BE32(r.ask_slice);
-	if (ask && tx->again_head == tx->again_tail) {
+	if (ask && tx->retransmit_head == tx->retransmit_tail) {
 		struct af_tx_slot *slot = af_tx_slot(tx, ask);
 		struct af_tx_slice *s = slot ? slot->slice : NULL;
 		uint32_t chunk = AF_BE32(r.ask_chunk);
@@ -153,7 +155,7 @@ af_tx_on_report(struct af_tx *tx, const struct af_frame *f, uint64_t now)
 		if (s && chunk < s->next_chunk && s->nb_acked == s->nb_chunks && af_tx_is_acked(s, chunk)) {
 			s->acked[chunk / 64] &= ~(1ull << (chunk % 64));
 			s->nb_acked--;
-			af_tx_send_again(tx, ask, chunk);
+			af_tx_retransmit(tx, ask, chunk);
 		}
 	}
 	return AF_OK;
@@ -166,11 +168,11 @@ af_tx_detach(struct af_tx *tx, uint32_t p, uint64_t now)
 	struct af_tx_port *port = &tx->ports[p];
 	bool any = false;
 
-	for (uint64_t n = port->w.judged; port->open && n < port->w.next; n++)
-		if (af_tx_sent(&port->w, n)->state == AF_SENT_FLYING)
-			af_tx_lost(tx, port, af_tx_sent(&port->w, n));
+	for (uint64_t n = port->pn.judged; port->open && n < port->pn.next; n++)
+		if (af_tx_sent(&port->pn, n)->state == AF_SENT_IN_FLIGHT)
+			af_tx_lost(tx, port, af_tx_sent(&port->pn, n));
 	if (port->open)
-		tx->next_number[p] = port->w.next;
+		tx->next_number[p] = port->pn.next;
 	port->p.attached = port->open = false;
 	port->nb_candidates = 0;
 	for (uint32_t i = 0; i < tx->nb_ports; i++)
@@ -192,7 +194,8 @@ af_tx_is_stalled(struct af_tx *tx, uint64_t now)
 	for (uint32_t id = tx->first_id; id != tx->next_id; id++) {
 		const struct af_tx_slice *s = tx->slots[id % AF_TX_SLICES].slice;
 
-		if (s && atomic_load_explicit(&s->state, memory_order_relaxed) == AF_TX_FLOWING && !s->held && s->again)
+		if (s && atomic_load_explicit(&s->state, memory_order_relaxed) == AF_TX_FLOWING && !s->held &&
+		    s->retransmits)
 			return true;
 	}
 	return false;
@@ -201,7 +204,7 @@ af_tx_is_stalled(struct af_tx *tx, uint64_t now)
 static inline void
 af_tx_sample(struct af_tx *tx, uint64_t now)
 {
-	struct af_sample *sample = af_monitor_begin(&tx->monitor, now);
+	struct af_sample *sample = af_sampler_begin(&tx->sampler, now);
 
 	if (!sample)
 		return;
@@ -210,12 +213,12 @@ af_tx_sample(struct af_tx *tx, uint64_t now)
 
 		sample->ports[p] = (struct af_port_sample){.frames = port->count.tx_frames,
 							   .bytes = port->count.tx_bytes,
-							   .sent = port->w.seen,
+							   .sent = port->pn.seen,
 							   .arrived = port->arrived,
-							   .queued = port->w.flying,
-							   .capacity = port->w.limit};
+							   .queued = port->pn.in_flight,
+							   .capacity = port->pn.limit};
 	}
-	af_monitor_end(&tx->monitor);
+	af_sampler_end(&tx->sampler);
 }
 
 /* ---- the agent ---- */
@@ -237,7 +240,7 @@ af_tx_on_frame(void *state, uint32_t p, uint64_t now, const uint8_t *frame, uint
 		if (!tx->open || f.session != tx->session)
 			drop = AF_DROP_SESSION;
 		else if (f.kind == AF_GRANT || f.kind == AF_FEEDBACK)
-			drop = af_tx_on_report(tx, &f, now);
+			drop = af_tx_on_feedback(tx, &f, now);
 		else if (f.kind == AF_BYE)
 			tx->bye_heard = true;
 		else
@@ -274,7 +277,7 @@ af_tx_tick(void *state, uint64_t now)
 		if (slot && slot->slice && atomic_load_explicit(&slot->slice->cancel, memory_order_relaxed)) {
 			af_tx_end(tx, slot->slice, AF_TX_CANCELLED, 0, now);
 			slot->slice = NULL;
-			slot->void_flying = false;
+			slot->void_in_flight = false;
 		}
 	}
 	af_tx_sample(tx, now);
@@ -289,8 +292,8 @@ af_tx_tick(void *state, uint64_t now)
 	if (!tx->open)
 		af_tx_discover(tx, now);
 	af_tx_watch_suspect(tx, now);
-	if (tx->unsaid && tx->queue && !atomic_load_explicit(&tx->joining, memory_order_relaxed)) {
-		tx->unsaid =
+	if (tx->death_unreported && tx->queue && !atomic_load_explicit(&tx->joining, memory_order_relaxed)) {
+		tx->death_unreported =
 			false; /* else it would wait for another receiver, though its like a moment ago had failed */
 		af_tx_end(tx, af_tx_dequeue(tx), AF_TX_RESTARTED, 0, now);
 	}

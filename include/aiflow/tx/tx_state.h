@@ -13,7 +13,8 @@
 #include "aiflow/path/pktnum.h"
 
 #define AF_TX_SLICES 8u       /* slices that may be under way; large ones two at a time */
-_Static_assert(AF_TX_SLICES <= AF_IN_FLIGHT, "a refusal must not be overwritten before its sender has heard of it");
+_Static_assert(AF_TX_SLICES <= AF_SLICES_IN_FLIGHT,
+	       "a refusal must not be overwritten before its sender has heard of it");
 
 #define AF_WORN_NUMBERS (1ull << 47) /* of 48 bits: a session that has come so far ends between two slices, */
 #define AF_WORN_SLICES (1u << 31)    /* or so far, and the next one counts anew */
@@ -44,12 +45,12 @@ enum af_tx_error {
 };
 
 /* What the scheduler decided for one slice: the law that the loop applies. control: rw before posting, dataplane: ro */
-struct af_plan {
+struct af_dispatch {
 	uint32_t ports; /* bit i: port i may carry this slice */
 	bool elements;  /* whole elements are dealt out, not single chunks */
-	bool quotas;    /* by shares: bytes of each port */
+	bool by_share;    /* by shares: bytes of each port */
 	bool shortest;  /* a port with a longer queue than another waits */
-	uint64_t quota[AF_MAX_PORTS];
+	uint64_t share_bytes[AF_MAX_PORTS];
 };
 
 /* Where the next chunk is cut from. */
@@ -66,7 +67,7 @@ struct af_tx_slice {
 	uint64_t nbytes, posted_ns;
 	uint32_t nb_elements, manifest_bytes;
 	uint32_t receiver; /* which of a fan's (fan.h) */
-	struct af_plan plan;
+	struct af_dispatch dispatch;
 	/* dataplane: rw; control: ro once `state` says so */
 	struct af_tx_slice *next;
 	_Atomic int state;
@@ -87,7 +88,7 @@ struct af_tx_slice {
 	uint32_t digest;
 	uint64_t joined_ns; /* from when on a receiver was there for it; 0: not yet */
 	uint64_t granted_ns; /* 0: it went inside its manifest, or never */
-	uint64_t done_ns, frames, again;
+	uint64_t done_ns, frames, retransmits;
 	uint64_t port_frames[AF_MAX_PORTS], port_bytes[AF_MAX_PORTS];
 };
 
@@ -109,23 +110,23 @@ struct af_tx_port {
 	bool small_answered;
 	struct af_candidate candidates[AF_MAX_PORTS];
 	/* its path: one for each port of a sender */
-	bool open, aside; /* aside: silent, probed but not used until it answers */
+	bool open, suspended; /* suspended: silent, probed but not used until it answers */
 	uint8_t dst[6];
 	uint16_t remote_port;
-	uint32_t backoff, answered; /* answered: probes in a row while aside */
+	uint32_t backoff, answered; /* answered: probes in a row while suspended */
 	struct af_pace pace;
 	uint64_t arrived; /* frames that the receiver has counted, of the numbers below w.seen */
 	uint64_t began[2]; /* control: rw: w.seen and arrived when the newest slice began, 0 when the path is newer */
-	struct af_tx_window w;
+	struct af_tx_pktnum pn;
 };
 
 struct af_tx_slot {
 	uint32_t id;
-	bool used, void_flying;
+	bool used, void_in_flight;
 	struct af_tx_slice *slice; /* NULL: given up, the receiver has still to hear of it */
 };
 
-struct af_again {
+struct af_retransmit {
 	uint32_t slice, chunk;
 };
 
@@ -138,7 +139,7 @@ struct af_rival {
 
 #define AF_OTHERS 4u
 
-#define AF_AGAIN_RING (1u << 16) /* more than all windows together */
+#define AF_RETRANSMIT_RING (1u << 16) /* more than all windows together */
 
 struct af_tx {
 	/* control plane, before the loop runs */
@@ -152,7 +153,8 @@ struct af_tx {
 	uint64_t next_number[AF_MAX_PORTS]; /* of paths whose port has gone: one that comes back goes on from there */
 	uint32_t nb_ports; /* highest attached index, plus one */
 	bool open, changed, closing, keeps_mbufs;
-	bool unsaid; /* control: w, between two iterations. The receiver has died, and no slice was there to say so */
+	bool death_unreported; /* control: w, between two iterations. The receiver has died, and no slice was there to
+				  say so */
 	int trouble; /* AF_TX_AMBIGUOUS, AF_TX_MTU: found by discovery */
 	char receiver[AF_NAME_BYTES];
 	char others[AF_OTHERS][AF_NAME_BYTES]; /* receivers of other names than `to`, which have answered */
@@ -163,19 +165,19 @@ struct af_tx {
 	uint8_t drop; /* what the receiver says it drops most, and how many */
 	uint32_t nb_dropped;
 	uint64_t moved_ns; /* when a chunk was granted or acknowledged last */
-	uint64_t epoch, opened_ns, heard_ns, ticked_ns, first_answer_ns, report_number;
+	uint64_t epoch, opened_ns, heard_ns, ticked_ns, first_answer_ns, feedback_number;
 	uint32_t session, payload_bytes, next_id;
 	struct af_crc_shift full;
 	struct af_tx_slice *queue, **queue_tail;
 	struct af_tx_slot slots[AF_TX_SLICES];
 	uint32_t first_id; /* the oldest slot in use; ids [first_id, next_id) */
-	struct af_again *again;
-	uint32_t again_head, again_tail;
+	struct af_retransmit *retransmit;
+	uint32_t retransmit_head, retransmit_tail;
 	bool bye_heard;
 	struct af_span tail; /* of the newest frame: see struct af_agent */
 	uint64_t drops[AF_NB_DROPS];
-	uint64_t reports, probes, asides;
-	struct af_monitor monitor;
+	uint64_t feedbacks, probes, suspensions;
+	struct af_sampler sampler;
 };
 
 static inline int
@@ -184,8 +186,8 @@ af_tx_init(struct af_tx *tx)
 	memset(tx, 0, sizeof *tx);
 	tx->queue_tail = &tx->queue;
 	af_crc_shift_of(&tx->full, 0, af_crc_power(0));
-	tx->again = malloc(AF_AGAIN_RING * sizeof *tx->again);
-	return tx->again ? 0 : -1;
+	tx->retransmit = malloc(AF_RETRANSMIT_RING * sizeof *tx->retransmit);
+	return tx->retransmit ? 0 : -1;
 }
 
 /* An interval up to a quarter shorter, another for each `turn`: never in step with what comes and goes periodically. */
@@ -228,7 +230,7 @@ af_tx_busy(const struct af_tx *tx)
 static inline bool
 af_tx_is_pressed(const struct af_tx *tx)
 {
-	bool pressed = tx->queue || tx->closing || tx->again_head != tx->again_tail;
+	bool pressed = tx->queue || tx->closing || tx->retransmit_head != tx->retransmit_tail;
 
 	for (uint32_t id = tx->first_id; id != tx->next_id && !pressed; id++) {
 		const struct af_tx_slice *s = tx->slots[id % AF_TX_SLICES].slice;
@@ -372,8 +374,8 @@ af_tx_lose_session(struct af_tx *tx, int error, uint64_t now)
 		tx->queue_tail = &tx->queue;
 	tx->open = false;
 	tx->first_id = tx->next_id = 0;
-	tx->again_head = tx->again_tail = 0;
-	tx->report_number = 0;
+	tx->retransmit_head = tx->retransmit_tail = 0;
+	tx->feedback_number = 0;
 	memset(tx->next_number, 0, sizeof tx->next_number);
 	af_tx_forget_answers(tx, now);
 }
@@ -383,11 +385,11 @@ af_tx_lose_session(struct af_tx *tx, int error, uint64_t now)
 static inline bool
 af_tx_is_worn(const struct af_tx *tx)
 {
-	bool worn = tx->next_id >= AF_WORN_SLICES || tx->report_number >= AF_WORN_NUMBERS;
+	bool worn = tx->next_id >= AF_WORN_SLICES || tx->feedback_number >= AF_WORN_NUMBERS;
 
 	for (uint32_t p = 0; p < tx->nb_ports; p++)
 		worn |= tx->next_number[p] >= AF_WORN_NUMBERS ||
-			(tx->ports[p].open && tx->ports[p].w.next >= AF_WORN_NUMBERS);
+			(tx->ports[p].open && tx->ports[p].pn.next >= AF_WORN_NUMBERS);
 	return worn;
 }
 
@@ -430,9 +432,9 @@ af_tx_fail_all(struct af_tx *tx, int error, uint64_t now)
 }
 
 static inline void
-af_tx_send_again(struct af_tx *tx, uint32_t slice, uint32_t chunk)
+af_tx_retransmit(struct af_tx *tx, uint32_t slice, uint32_t chunk)
 {
-	tx->again[tx->again_tail++ % AF_AGAIN_RING] = (struct af_again){slice, chunk};
+	tx->retransmit[tx->retransmit_tail++ % AF_RETRANSMIT_RING] = (struct af_retransmit){slice, chunk};
 }
 
 static inline void
@@ -441,15 +443,15 @@ af_tx_lost(struct af_tx *tx, struct af_tx_port *port, struct af_sent *sent)
 	sent->state = AF_SENT_LOST;
 	if (sent->probe)
 		return;
-	port->w.flying--;
+	port->pn.in_flight--;
 	port->count.lost++;
 	if (sent->chunk == AF_CHUNK_VOID) {
 		struct af_tx_slot *slot = af_tx_slot(tx, sent->slice);
 
 		if (slot)
-			slot->void_flying = false;
+			slot->void_in_flight = false;
 	} else {
-		af_tx_send_again(tx, sent->slice, sent->chunk);
+		af_tx_retransmit(tx, sent->slice, sent->chunk);
 	}
 }
 
@@ -459,10 +461,10 @@ af_tx_ack(struct af_tx *tx, struct af_tx_port *port, struct af_sent *sent)
 	struct af_tx_slot *slot = af_tx_slot(tx, sent->slice);
 	struct af_tx_slice *s = slot ? slot->slice : NULL;
 
-	if (sent->state == AF_SENT_FLYING && !sent->probe)
-		port->w.flying--;
+	if (sent->state == AF_SENT_IN_FLIGHT && !sent->probe)
+		port->pn.in_flight--;
 	sent->state = AF_SENT_ACKED;
-	if (sent->probe || !s || sent->chunk == AF_CHUNK_VOID || af_tx_is_acked(s, sent->chunk))
+	if (sent->probe || sent->superseded || !s || sent->chunk == AF_CHUNK_VOID || af_tx_is_acked(s, sent->chunk))
 		return;
 	s->acked[sent->chunk / 64] |= 1ull << (sent->chunk % 64);
 	s->nb_acked++;

@@ -38,7 +38,7 @@ enum af_kind {
 	AF_PACKED,   /* element: the first of `seq` whole elements, end to end */
 	AF_MANIFEST, /* element: bytes of the manifest; seq: this piece of it; end: the last piece */
 	AF_GRANT,    /* a FEEDBACK that is sent because a slice was granted */
-	AF_FEEDBACK, /* the receiver's state: `struct af_report` and path records */
+	AF_FEEDBACK, /* the receiver's state: `struct af_feedback` and path records */
 	AF_HELLO,    /* `struct af_hello` and two names */
 	AF_PROBE,    /* asks for feedback now */
 	AF_BYE,      /* the sender has closed; the receiver answers with one */
@@ -98,13 +98,13 @@ struct __attribute__((packed)) af_void {
 	uint64_t detail;
 };
 
-#define AF_IN_FLIGHT 8 /* slices that a sender may have in flight: the void of one stands at slice % 8, */
+#define AF_SLICES_IN_FLIGHT 8 /* slices that a sender may have in flight: the void of one stands at slice % 8, */
 /* so that none is forgotten before it was heard; the last place is AF_VOID_SILENCE's */
-#define AF_NB_VOIDS (AF_IN_FLIGHT + 1)
+#define AF_NB_VOIDS (AF_SLICES_IN_FLIGHT + 1)
 
 /* The receiver's state for one session. State, not events: the newest report replaces every older one. The records of
  * paths follow, then `text_bytes` bytes of a text: why the slice `text_slice` is void, in its user's words. */
-struct __attribute__((packed)) af_report {
+struct __attribute__((packed)) af_feedback {
 	uint32_t granted; /* every slice below may flow */
 	uint32_t done; /* every slice below is held whole, or void */
 	uint32_t confirmed; /* every slice below is where the receiver's user wants it, or void; never beyond `done` */
@@ -122,7 +122,7 @@ struct __attribute__((packed)) af_report {
 };
 
 /* One path within a report: numbers in [next - 64 * words, next) by the bitmap; older ones need no answer. */
-struct __attribute__((packed)) af_path_report {
+struct __attribute__((packed)) af_path_feedback {
 	uint16_t path;
 	uint8_t words;
 	uint8_t reserved;
@@ -136,8 +136,8 @@ struct __attribute__((packed)) af_path_report {
 
 _Static_assert(sizeof(struct af_hello) == 38, "wire size");
 _Static_assert(sizeof(struct af_void) == 16, "wire size");
-_Static_assert(sizeof(struct af_report) == 44 + 16 * AF_NB_VOIDS, "wire size");
-_Static_assert(sizeof(struct af_path_report) == 36, "wire size");
+_Static_assert(sizeof(struct af_feedback) == 44 + 16 * AF_NB_VOIDS, "wire size");
+_Static_assert(sizeof(struct af_path_feedback) == 36, "wire size");
 
 /* AF_VOID_SILENCE: this slice and all after it were freed unseen, for its sender was silent; they may come again. */
 enum af_void_reason {
@@ -179,7 +179,7 @@ enum af_drop {
 	AF_DROP_CONFLICT,
 	AF_DROP_MANIFEST,
 	AF_DROP_HELLO,
-	AF_DROP_REPORT,
+	AF_DROP_FEEDBACK,
 	AF_DROP_BUSY,
 	AF_DROP_VERSION,
 	AF_NB_DROPS
