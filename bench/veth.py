@@ -7,7 +7,7 @@ import os
 import subprocess
 from collections.abc import Iterator
 
-from aiflow._ports import netdev
+from aiflow._ports.packet_ring import packet_ring
 
 
 def missing() -> str:
@@ -38,7 +38,7 @@ def vdev(driver: str, interface: str) -> str:
     """Arguments with which aiflow opens this driver on such an interface, for testpmd."""
     if driver == "af_xdp":
         return f"net_af_xdp0,iface={interface},start_queue=0,queue_count=1"
-    ring = netdev.packet_ring(1514)
+    ring = packet_ring(1514)
     return (
         f"net_af_packet0,iface={interface},qpairs=1,qdisc_bypass=0,blocksz={ring.block_bytes},"
         f"framesz={ring.frame_bytes},framecnt={ring.nb_frames}"

@@ -1,4 +1,4 @@
-"""Which CPUs are near a port: a worker polls its ports from their own NUMA node."""
+"""CPUs near a port: a worker polls its ports from their own NUMA node."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-__all__ = ["cpus_near", "settle"]
+__all__ = ["cpus_near", "numa_node", "settle"]
 
 _NODES = Path("/sys/devices/system/node")
 
@@ -21,20 +21,28 @@ def _cpu_list(text: str) -> set[int]:
     return cpus
 
 
+def numa_node(device: Path) -> int:
+    """NUMA node of a device, by its directory in sysfs; -1 if it is unknown."""
+    try:
+        return int((device / "numa_node").read_text())
+    except (OSError, ValueError):
+        return -1
+
+
 def cpus_near(sockets: Iterable[int], nodes: Path = _NODES) -> set[int] | None:
-    """CPUs of the one NUMA node that all ports are on.
+    """CPUs of the NUMA node that all ports share.
 
     Parameters
     ----------
     sockets : iterable of int
-        The ports' nodes; negative where a driver does not know.
+        The ports' nodes; negative if the driver does not know it.
     nodes : Path
-        Where the kernel describes the nodes.
+        The kernel's description of the nodes.
 
     Returns
     -------
     set of int or None
-        None when the machine has one node, or the ports are on several, or on none that is known.
+        None if the machine has a single node, or if the ports are on several nodes or on unknown ones.
     """
     known = {socket for socket in sockets if socket >= 0}
     if len(known) != 1 or not (nodes / "node1").is_dir():
@@ -46,7 +54,7 @@ def cpus_near(sockets: Iterable[int], nodes: Path = _NODES) -> set[int] | None:
 
 
 def settle(sockets: Iterable[int], allowed: set[int]) -> None:
-    """Keep the calling thread on CPUs near its ports, out of those it was allowed; else on all of these."""
+    """Bind the calling thread to those of the `allowed` CPUs that are near its ports, or to all if none is."""
     near = (cpus_near(sockets) or allowed) & allowed
     if near and near != os.sched_getaffinity(0):
         os.sched_setaffinity(0, near)

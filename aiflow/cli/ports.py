@@ -18,7 +18,7 @@ def show_ports(outcome: Outcome) -> None:
         ``process`` (as the receiver's own container counts) and ``owner`` (in words). Exit code 1 when no endpoint is
         usable.
     """
-    from aiflow._ports.portset import available
+    from aiflow._ports.inventory import available
     from aiflow._ports.registry import live
     from aiflow._ports.runtime_dir import runtime_directory
     from aiflow.errors import PortError

@@ -18,7 +18,7 @@ from subprocesses import environment
 from wait import wait_for
 
 import aiflow
-from aiflow._ports import netdev
+from aiflow._ports.xdp_probe import AF_XDP
 from aiflow._system.descriptors import kept_sockets
 from aiflow.errors import AiflowError, PeerLost
 
@@ -223,7 +223,7 @@ def test_the_parent_goes_on_when_its_child_ends(endpoint: str) -> None:
 
 
 def test_descriptors_of_libraries_are_kept_from_children_as_far_as_they_can_be_listed() -> None:
-    with pytest.raises(RuntimeError, match="the library's"), descriptors_left(0), kept_sockets(netdev.AF_XDP):
+    with pytest.raises(RuntimeError, match="the library's"), descriptors_left(0), kept_sockets(AF_XDP):
         raise RuntimeError("the library's")
     with contextlib.suppress(RuntimeError), kept_sockets(socket.AF_INET), socket.socket() as opened:
         fd = os.dup(opened.fileno())

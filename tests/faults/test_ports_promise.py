@@ -18,8 +18,8 @@ from subprocesses import run
 from wait import wait_for
 
 import aiflow
-from aiflow._ports import netdev
-from aiflow._ports.portset import available
+from aiflow._ports import netdev, pci_card
+from aiflow._ports.inventory import available
 from aiflow.config import parse_endpoint
 from aiflow.errors import PeerLost, PortError, SliceTimeout
 
@@ -102,7 +102,7 @@ XDP = """
     import json, os, sys
     import aiflow
     from aiflow.errors import AiflowError
-    from aiflow._ports.portset import available
+    from aiflow._ports.inventory import available
     found = []
     promised = {text: usable for text, usable, _ in available()}
     for one, other in json.loads(sys.argv[1]):
@@ -282,7 +282,7 @@ def test_without_the_right_to_raw_sockets_ports_says_no_and_so_does_opening(host
         """
         import os
         import aiflow
-        from aiflow._ports.portset import available
+        from aiflow._ports.inventory import available
         os.setgroups([])
         os.setresgid(65534, 65534, 65534)
         os.setresuid(65534, 65534, 65534)
@@ -304,8 +304,8 @@ def test_a_process_that_gave_up_the_right_after_opening_is_not_told_to_have_it(h
         """
         import os, sys, time
         import aiflow
-        from aiflow._ports import portset
-        portset._LOOK_S = 0.05
+        from aiflow._ports import interface_watch
+        interface_watch._CHECK_INTERVAL = 0.05
         rx = aiflow.Receiver(sys.argv[1], memory="16MiB")
         os.setresgid(65534, 65534, 65534)
         os.setresuid(65534, 65534, 65534)
@@ -490,15 +490,15 @@ def test_nobody_is_told_to_unbind_the_card_that_the_network_goes_through(
     card(tmp_path, "0000:3b:00.0", "eth5", below=below)
     routes = tmp_path / "route"
     routes.write_text("Iface\tDestination\tGateway\neth5\t00000000\t0102A8C0\n")
-    monkeypatch.setattr(netdev, "PCI_DEVICES", tmp_path)
-    monkeypatch.setattr(netdev, "ROUTES", routes)
+    monkeypatch.setattr(pci_card, "PCI_DEVICES", tmp_path)
+    monkeypatch.setattr(pci_card, "ROUTES", routes)
     with pytest.raises(PortError, match="network goes through it") as caught:
-        netdev.inspect_pci(parse_endpoint("pci:0000:3b:00.0"))
+        pci_card.inspect_pci(parse_endpoint("pci:0000:3b:00.0"))
     assert "bind" not in str(caught.value).replace("is bound to", "")
     assert "Use af_packet:eth5" in str(caught.value)
     routes.write_text("Iface\tDestination\tGateway\neth0\t00000000\t0102A8C0\n")
     with pytest.raises(PortError, match=r"devbind\.py --bind=vfio-pci.*or use af_packet:eth5 as it is"):
-        netdev.inspect_pci(parse_endpoint("pci:0000:3b:00.0"))
+        pci_card.inspect_pci(parse_endpoint("pci:0000:3b:00.0"))
 
 
 @unit
@@ -506,6 +506,6 @@ def test_an_address_without_its_domain_names_the_card_that_is_meant(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     card(tmp_path, "10000:3b:00.0", "eth5")
-    monkeypatch.setattr(netdev, "PCI_DEVICES", tmp_path)
+    monkeypatch.setattr(pci_card, "PCI_DEVICES", tmp_path)
     with pytest.raises(PortError, match=r"is pci:10000:3b:00\.0 meant\?"):
-        netdev.inspect_pci(parse_endpoint("pci:3b:00.0"))
+        pci_card.inspect_pci(parse_endpoint("pci:3b:00.0"))

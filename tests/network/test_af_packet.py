@@ -12,7 +12,7 @@ import pytest
 from subprocesses import environment, run
 
 import aiflow
-from aiflow._ports import netdev
+from aiflow._ports import packet_ring
 from aiflow.errors import ConfigError, PortError
 
 pytestmark = pytest.mark.root
@@ -98,10 +98,10 @@ def test_a_packet_sockets_send_buffer_is_widened(net) -> None:
     host = net.namespace("host")
     net.veth(host, "va", host, "vb")
     with host.entered(), aiflow.Sender("af_packet:va"):
-        sockets = netdev.packet_sockets(socket.if_nametoindex("va"))
+        sockets = packet_ring.packet_sockets(socket.if_nametoindex("va"))
         assert len(sockets) == 1
-        assert netdev.widen_send_buffer(sockets, 6 << 20) == 6 << 20
-        assert not netdev.packet_sockets(socket.if_nametoindex("vb"))
+        assert packet_ring.widen_send_buffer(sockets, 6 << 20) == 6 << 20
+        assert not packet_ring.packet_sockets(socket.if_nametoindex("vb"))
 
 
 def test_fault_42_mtu_smaller_than_ours_is_adapted_to(net) -> None:

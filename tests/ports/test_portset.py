@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from subprocesses import run
 
 from aiflow import _eal
-from aiflow._ports import netdev
-from aiflow._ports.portset import PortSet, available
+from aiflow._ports import packet_ring, pci_card
+from aiflow._ports.inventory import available
+from aiflow._ports.portset import PortSet
 from aiflow.config import MAX_PORTS, SCHEMES, Endpoint, parse_endpoint, parse_endpoints, parse_size
 from aiflow.errors import ConfigError, PortError
 
@@ -113,14 +114,14 @@ def test_lists_of_endpoints_are_checked_as_a_whole(ports: object, why: str) -> N
 @unit
 @given(st.integers(512, 65000))
 def test_an_af_packet_slot_holds_any_frame_and_an_mbuf_holds_the_slot(frame_size: int) -> None:
-    ring = netdev.packet_ring(frame_size)
+    ring = packet_ring.packet_ring(frame_size)
     assert ring.frame_bytes >= frame_size + 4 + 66
     assert ring.frame_bytes - 32 <= _eal.MOST_ROOM  # what DPDK's driver asks for
     assert ring.block_bytes % ring.frame_bytes == 0
     assert ring.block_bytes % os.sysconf("SC_PAGESIZE") == 0
     assert ring.nb_frames % (ring.block_bytes // ring.frame_bytes) == 0
     for send_buffer in (4096, 212992, 1 << 30):
-        assert 2 <= netdev.unacknowledged_frames(frame_size, ring.nb_frames, send_buffer) < ring.nb_frames
+        assert 2 <= packet_ring.unacknowledged_frames(frame_size, ring.nb_frames, send_buffer) < ring.nb_frames
 
 
 # --------------------------------------------------------------------------------------------------------------- rings
@@ -189,7 +190,7 @@ def test_a_list_in_which_one_endpoint_fails_opens_nothing() -> None:
 def test_what_can_be_used_is_listed_without_starting_anything() -> None:
     out = run("""
         from aiflow import _eal
-        from aiflow._ports.portset import available
+        from aiflow._ports.inventory import available
         for endpoint, usable, note in available():
             print(endpoint, usable, note)
         assert not _eal.started()
@@ -404,9 +405,9 @@ def test_fault_55_pci_card_not_bound_for_dpdk(
     if driver:
         (tmp_path / driver).mkdir()
         (device / "driver").symlink_to(tmp_path / driver)
-    monkeypatch.setattr(netdev, "PCI_DEVICES", tmp_path)
+    monkeypatch.setattr(pci_card, "PCI_DEVICES", tmp_path)
     with pytest.raises(PortError, match=why) as caught:
-        netdev.inspect_pci(parse_endpoint("pci:3b:00.0"))
+        pci_card.inspect_pci(parse_endpoint("pci:3b:00.0"))
     assert "dpdk-devbind.py --bind=vfio-pci 0000:3b:00.0" in str(caught.value)
     assert "modprobe vfio-pci" in str(caught.value)
     assert "af_packet:eth5" in str(caught.value)
