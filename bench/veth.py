@@ -3,39 +3,36 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
-import subprocess
 from collections.abc import Iterator
 
 from aiflow._ports.packet_ring import packet_ring
 
 
 def missing() -> str:
-    """Why there can be none, or an empty string."""
-    return "" if os.geteuid() == 0 else "it takes root to make network interfaces"
-
-
-def _ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True, capture_output=True, text=True, timeout=30)
+    """Return why there can be none, or an empty string."""
+    if importlib.util.find_spec("pyroute2") is None:
+        return "pyroute2 is missing: pip install 'aiflow-dpdk[measure]'"
+    return "" if os.geteuid() == 0 else "creating network interfaces needs root"
 
 
 @contextlib.contextmanager
 def pair() -> Iterator[tuple[str, str]]:
-    """Names of two interfaces with an MTU of 1500, up; they go at the end."""
+    """Yield the names of two interfaces with an MTU of 1500, up, and delete them at the end."""
+    from aiflow.lab.namespaces import Namespace
+
+    here = Namespace.of_this_thread()
     ends = f"afb{os.getpid() % 10**8}a", f"afb{os.getpid() % 10**8}b"
-    _ip("link", "add", ends[0], "type", "veth", "peer", "name", ends[1])
+    here.veth(ends[0], here, ends[1], offloads=True)
     try:
-        for end in ends:
-            # no frame that nobody sent: no router solicitation, no duplicate address detection
-            subprocess.run(["sysctl", "-qw", f"net.ipv6.conf.{end}.disable_ipv6=1"], capture_output=True, timeout=30)
-            _ip("link", "set", "dev", end, "up")
         yield ends
     finally:
-        _ip("link", "delete", ends[0])
+        here.unlink(ends[0])
 
 
 def vdev(driver: str, interface: str) -> str:
-    """Arguments with which aiflow opens this driver on such an interface, for testpmd."""
+    """Return the arguments with which aiflow opens this driver on such an interface, for testpmd."""
     if driver == "af_xdp":
         return f"net_af_xdp0,iface={interface},start_queue=0,queue_count=1"
     ring = packet_ring(1514)
