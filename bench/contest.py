@@ -15,7 +15,6 @@ import os
 import statistics
 import tempfile
 import time
-import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass
 from multiprocessing.connection import Connection
@@ -25,6 +24,8 @@ import numpy as np
 import peers
 import psutil
 from loads import ROTATION, Load, checksum
+
+from aiflow.lab.children import Child, report_failure
 
 PATIENCE_S = 120.0
 IN_A_ROW = 4
@@ -63,59 +64,36 @@ class Talk:
         return float(np.quantile(self.seconds, share))
 
 
-class Process:
-    """One end of a link, and the pipe to it."""
+class Process(Child):
+    """One end of a link: a child that answers ``(kind, value)`` to each command."""
 
-    def __init__(self, target: Any, *args: Any) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_guarded, args=(target, theirs, *args), daemon=True)
-        self._process.start()
-        theirs.close()
+    error = PeerError
+    detailed = True
+    farewell = ("close",)
 
-    @property
-    def pid(self) -> int:
-        assert self._process.pid
-        return self._process.pid
-
-    def tell(self, *command: Any) -> None:
-        self.pipe.send(command)
+    def __init__(self, body: Any, *arguments: Any) -> None:
+        super().__init__(_run_and_exit, body, *arguments, name=body.__name__)
 
     def answer(self, patience: float = PATIENCE_S) -> Any:
-        try:
-            if not self.pipe.poll(patience):
-                raise PeerError(f"no answer within {patience:.0f} s")
-            kind, value = self.pipe.recv()
-        except (EOFError, OSError):
-            self._process.join(5)
-            raise PeerError(f"the process ended with code {self._process.exitcode}") from None
-        if kind == "error":
-            raise PeerError(value)
+        """Return the value of the next message."""
+        _kind, value = self.hear(patience)
         return value
 
     def ask(self, *command: Any) -> Any:
+        """Send a command and return the answer."""
         self.tell(*command)
         return self.answer()
 
-    def close(self) -> None:
-        with contextlib.suppress(OSError):
-            self.tell("close")
-        self._process.join(10)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
-        self.pipe.close()
 
-
-def _guarded(target: Any, pipe: Connection, *args: Any) -> None:
+def _run_and_exit(pipe: Connection, body: Any, *arguments: Any) -> None:
+    """Exit without the atexit handlers of the peers' libraries: their state is unknown."""
     try:
-        target(pipe, *args)
+        body(pipe, *arguments)
     except (KeyboardInterrupt, BrokenPipeError, EOFError):
         pass
-    except BaseException:
-        with contextlib.suppress(OSError):
-            pipe.send(("error", traceback.format_exc()))
-        os._exit(1)  # not through atexit handlers of libraries that are in who knows what state
+    except BaseException as error:
+        report_failure(pipe, error)
+        os._exit(1)
     os._exit(0)
 
 

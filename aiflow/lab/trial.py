@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aiflow.lab import aiflow_peers, tcp_peers, zmq_peers
-from aiflow.lab.children import Child, hear_all
+from aiflow.lab.children import NodeChild, hear_all
 from aiflow.lab.cluster import Cluster, Loss
 from aiflow.lab.elements import Elements, balanced
 from aiflow.lab.topology import Layout
@@ -96,8 +96,8 @@ class Trial:
     """Running processes, ready to send."""
 
     def __init__(
-        self, cluster: Cluster, routes: Sequence[Route], elements: Elements, senders: list[Child],
-        receivers: list[Child],
+        self, cluster: Cluster, routes: Sequence[Route], elements: Elements, senders: list[NodeChild],
+        receivers: list[NodeChild],
     ) -> None:  # fmt: skip
         self._cluster = cluster
         self._routes = routes
@@ -178,7 +178,7 @@ def running(
             arguments: Any = (
                 target, [p.interface for p in ports], [p.address for p in ports], len(to_it), elements, {},
             )  # fmt: skip
-            receivers.append(stack.enter_context(Child(cluster, target, system.receive, *arguments)))
+            receivers.append(stack.enter_context(NodeChild(cluster, target, system.receive, *arguments)))
         hear_all(receivers, _START_S)
         for route in routes:
             ours, theirs = (layout.ports_of(node)[: route.ports] for node in (route.source, route.target))
@@ -189,8 +189,8 @@ def running(
             arguments = (
                 route.source, [p.interface for p in ours], pairs, f"node{route.target}", elements, options,
             )  # fmt: skip
-            senders.append(stack.enter_context(Child(cluster, route.source, system.send, *arguments)))
+            senders.append(stack.enter_context(NodeChild(cluster, route.source, system.send, *arguments)))
         hear_all(senders, _START_S)
         yield Trial(cluster, routes, elements, senders, receivers)
-        for child in (*senders, *receivers):  # together, then each is awaited
-            child.tell()
+        for child in (*senders, *receivers):  # together; leaving the stack waits for each
+            child.ask_to_end()

@@ -26,7 +26,7 @@ from aiflow.errors import ConfigError
 pytest.importorskip("pyroute2")
 
 from aiflow.lab import cluster as lab
-from aiflow.lab.children import Child
+from aiflow.lab.children import NodeChild
 from aiflow.lab.cluster import Cluster, clusters, owned_name
 from aiflow.lab.elements import balanced
 from aiflow.lab.entering import entered
@@ -315,7 +315,7 @@ def _fail(pipe) -> None:
 @root
 def test_children_are_in_their_nodes_and_end_with_the_cluster(make) -> None:
     cluster = make(ports=1, switches=1)
-    child = Child(cluster, 2, _say_where)
+    child = NodeChild(cluster, 2, _say_where)
     assert child.hear(90) == ("where", cluster.node(2).inode()[1], ["lo", "p0"])
     assert cluster.node(2).processes() == [child.process.pid]
     cluster.down()
@@ -326,7 +326,7 @@ def test_children_are_in_their_nodes_and_end_with_the_cluster(make) -> None:
 
 @root
 def test_a_child_that_fails_says_why(make, capfd) -> None:
-    with pytest.raises(LabError, match="on purpose"), Child(make(ports=1, switches=1), 0, _fail) as child:
+    with pytest.raises(LabError, match="on purpose"), NodeChild(make(ports=1, switches=1), 0, _fail) as child:
         child.hear(90)
 
 
