@@ -1,16 +1,13 @@
-"""Processes that are killed or forked, mempools that run dry, clocks that step."""
+"""Processes that are killed, stopped or forked. Faults 43, 44, 45 and 50."""
 
 from __future__ import annotations
 
-import ctypes
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import textwrap
-import threading
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -20,13 +17,13 @@ from typing import Any
 import numpy as np
 import pytest
 from mbufs import everything_returned
-from peer import BIG, SLOWLY, MiB, Peer, content, in_the_middle, name, no_slice, send_once
+from peer import BIG, SLOWLY, MiB, Peer, content, in_the_middle, name, no_slice, receive_once, send_once
 from stalls import Stalls
 from subprocesses import environment
 from wait import PATIENCE_S, wait_for
 
 import aiflow
-from aiflow.errors import PeerLost, SliceTimeout
+from aiflow.errors import PeerLost
 
 
 def seconds_until(condition: Callable[[], object], since: float) -> float:
@@ -42,14 +39,6 @@ def send_forever(pipe: Connection, endpoint: str, nbytes: int) -> None:
         array = content(43, nbytes)
         while True:
             tx.send({"x": array})
-
-
-def receive_once(pipe: Connection, endpoint: str, seed: int, nbytes: int) -> None:
-    with everything_returned(), aiflow.Receiver(endpoint) as rx:
-        pipe.send("open")
-        with rx.recv(timeout=PATIENCE_S) as time_slice:
-            pipe.send(np.array_equal(time_slice["x"].array, content(seed, nbytes)))
-        pipe.recv()
 
 
 def receive_and_hold(pipe: Connection, endpoint: str) -> None:
@@ -314,121 +303,6 @@ def test_fault_45_a_receiver_stopped_in_mid_slice(peer_timeout: float) -> None:
         receiver.ends()
 
 
-# ---- 46: mempool empty ----
-
-UNHURRIED = {"link_speed": "4gbit"}  # a quarter of a second for a slice: its middle cannot be missed
-
-
-def with_pool_of(kind: type, nb_mbufs: int) -> type:
-    """A Sender or Receiver whose ports have one pool of so few mbufs that nothing stays in a cache."""
-
-    made: list[Any] = []
-
-    class Pools:
-        def __init__(self, *_: Any) -> None:
-            """As what it stands in for."""
-
-        def __call__(self, frame_size: int, socket_id: int, nb_ports: int, needs_eal_memory: bool) -> Any:
-            from aiflow._eal import Mempool
-
-            made.append(Mempool("scant", nb_mbufs, frame_size, socket_id, not needs_eal_memory))
-            return made[-1]
-
-        def clear(self) -> None:
-            """The ports still hold theirs."""
-
-    class Scant(kind):  # type: ignore[misc, valid-type]
-        @property
-        def scant(self) -> Any:
-            if not made:
-                raise AttributeError("no port is open yet")
-            return made[-1]
-
-    module = sys.modules[kind.__module__]  # in a process of its own
-    vars(module).update(_pool_for=Pools(), _Pools=Pools)
-    return Scant
-
-
-HELD_S = 1.0  # the whole slice would take a quarter of it
-
-
-def hold_all(end: Any, progress: Callable[[], tuple[int, int]]) -> dict[str, Any]:
-    """Take every mbuf out of the pool of `end` in mid-slice, for a while: into a ring.
-
-    The one that the loop keeps for its next frame may go round meanwhile, and the slice creep on with it: two thousand
-    frames or so in this time, a third of the slice.
-    """
-    from aiflow import _dp_testing, _eal
-
-    wait_for(lambda: hasattr(end, "scant"), "the first port")
-    pool = end.scant
-    port, other = _eal.Port.open_ring_pair(name(), pool, nb_rxd=1024)
-
-    def take() -> int:
-        taken = 0
-        while _dp_testing.inject(port, [bytes(60)]):
-            taken += 1
-        return taken
-
-    in_the_middle(progress)
-    held, until = 0, time.monotonic() + HELD_S
-    while time.monotonic() < until:
-        held += end._loop.between(take)  # while no burst is under way
-        time.sleep(0.001)
-    facts = {"held": held, "in_use": pool.in_use, "nb_mbufs": pool.nb_mbufs, "after": progress()[0]}
-    while _dp_testing.drain(other):
-        pass
-    port.close()
-    other.close()
-    return facts
-
-
-def scant_sender(pipe: Connection, endpoint: str) -> None:
-    with everything_returned(), with_pool_of(aiflow.Sender, 64)(endpoint, **UNHURRIED) as tx:
-        ticket = tx.send({"x": content(47, BIG)}, wait=False)
-        pipe.send(hold_all(tx, lambda: ticket.progress))
-        pipe.send(ticket.result(timeout=PATIENCE_S).nbytes)
-
-
-def scant_receiver(pipe: Connection, endpoint: str) -> None:
-    with everything_returned(), with_pool_of(aiflow.Receiver, 64)(endpoint) as rx:
-        pipe.send("open")
-        pipe.send(hold_all(rx, lambda: rx.progress))
-        with rx.recv(timeout=PATIENCE_S) as time_slice:
-            pipe.send(np.array_equal(time_slice["x"].array, content(48, BIG)))
-        pipe.recv()
-
-
-def was_empty(facts: dict[str, Any]) -> bool:
-    return bool(0 < facts["after"] < BIG // 2 and facts["in_use"] >= facts["nb_mbufs"] - 1)
-
-
-def test_fault_46_an_empty_mempool_of_the_sender_costs_time_only() -> None:
-    endpoint = f"local:{name()}"
-    with Peer(receive_once, endpoint, 47, BIG) as receiver, Peer(scant_sender, endpoint) as sender:
-        assert receiver.hear() == "open"
-        facts = sender.hear()
-        assert was_empty(facts), facts
-        assert receiver.hear() is True
-        assert sender.hear() == BIG
-        receiver.tell("close")
-        sender.ends()
-        receiver.ends()
-
-
-def test_fault_46_an_empty_mempool_of_the_receiver_costs_time_only() -> None:
-    endpoint = f"local:{name()}"
-    with Peer(scant_receiver, endpoint) as receiver, Peer(send_once, endpoint, 48, BIG, UNHURRIED) as sender:
-        assert receiver.hear() == "open"
-        facts = receiver.hear()
-        assert was_empty(facts), facts
-        assert receiver.hear() is True
-        assert sender.hear() == BIG
-        sender.ends()
-        receiver.tell("close")
-        receiver.ends()
-
-
 # ---- 50: fork ----
 
 
@@ -469,135 +343,3 @@ def test_fault_50_a_forked_child_is_told_and_leaves_its_parents_ports_alone() ->
     # From 3.12 on Python itself warns of a fork beside threads.
     assert [line for line in done.stderr.splitlines() if "DeprecationWarning" not in line] == []
     assert done.stdout.splitlines() == ["child 5 36", "parent 7 10"]
-
-
-# ---- 52: clock step ----
-
-CLOCK = r"""
-#define _GNU_SOURCE
-#include <dlfcn.h>
-#include <sys/time.h>
-#include <time.h>
-
-static volatile long ahead;
-
-void step_clock(long seconds) { ahead += seconds; }
-
-int clock_gettime(clockid_t clock, struct timespec *t)
-{
-    static int (*real)(clockid_t, struct timespec *);
-    int rc;
-
-    if (!real)
-        real = (int (*)(clockid_t, struct timespec *))dlsym(RTLD_NEXT, "clock_gettime");
-    rc = real(clock, t);
-    if (rc == 0 && (clock == CLOCK_REALTIME || clock == CLOCK_REALTIME_COARSE))
-        t->tv_sec += ahead;
-    return rc;
-}
-
-time_t time(time_t *out)
-{
-    struct timespec t;
-
-    clock_gettime(CLOCK_REALTIME, &t);
-    if (out)
-        *out = t.tv_sec;
-    return t.tv_sec;
-}
-
-int gettimeofday(struct timeval *restrict out, void *restrict zone)
-{
-    struct timespec t;
-
-    (void)zone;
-    clock_gettime(CLOCK_REALTIME, &t);
-    out->tv_sec = t.tv_sec;
-    out->tv_usec = t.tv_nsec / 1000;
-    return 0;
-}
-"""
-
-
-def step_clock(seconds: int) -> float:
-    """Step this process's wall clock; by how much did it move against the monotonic one?"""
-    before = time.time() - time.monotonic()
-    ctypes.CDLL(None).step_clock(ctypes.c_long(seconds))
-    return time.time() - time.monotonic() - before
-
-
-def send_while_the_clock_steps(pipe: Connection, endpoint: str) -> None:
-    with aiflow.Sender(endpoint, peer_timeout=2, faults=SLOWLY) as tx:
-        wait_for(lambda: tx.receiver, "the receiver")
-        for step in (3600, -7200):
-            ticket = tx.send({"x": content(52, BIG // 2)}, wait=False)
-            at_step = in_the_middle(lambda ticket=ticket: ticket.progress)
-            stepped = step_clock(step)
-            middle = ticket.progress[0] < at_step[1]
-            pipe.send((stepped, middle, ticket.result(timeout=PATIENCE_S).nbytes))
-        pipe.recv()
-        array = content(52, BIG // 2)
-        with Stalls() as stalls:
-            started = time.monotonic()
-            ticket = tx.send({"x": array}, wait=False)  # there is no memory for it
-            step_clock(3600)
-            try:
-                ticket.result(timeout=1.5)
-            except SliceTimeout:
-                pipe.send((time.monotonic() - started, stalls.allowance))
-        ticket.cancel()
-
-
-def receive_while_the_clock_steps(pipe: Connection, endpoint: str) -> None:
-    with aiflow.Receiver(endpoint, memory=BIG // 2 + MiB, peer_timeout=2) as rx:
-        pipe.send("open")
-        for step in (3600, -7200):
-            stepped = step_clock(step) if not pipe.send(in_the_middle(lambda: rx.progress)) else 0
-            held = rx.recv(timeout=PATIENCE_S)
-            latency = held["x"].latency_ns
-            pipe.send((stepped, np.array_equal(held["x"].array, content(52, BIG // 2)), latency))
-            if step > 0:
-                del held
-        timer = threading.Timer(0.3, step_clock, (3600,))
-        timer.start()
-        with Stalls() as stalls:
-            started = time.monotonic()
-            pipe.send(no_slice(rx, 1.0) and (time.monotonic() - started, stalls.allowance))
-        timer.join()
-        pipe.recv()
-
-
-@pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc, to build the clock that steps")
-@pytest.mark.parametrize("who", ["sender", "receiver"])
-def test_fault_52_a_clock_step_changes_neither_transfer_nor_timeouts(
-    who: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "clock.c").write_text(CLOCK)
-    clock = tmp_path / "clock.so"
-    subprocess.run(["gcc", "-shared", "-fPIC", "-O1", "-o", clock, tmp_path / "clock.c", "-ldl"], check=True)
-    endpoint = f"local:{name()}"
-    monkeypatch.setenv("LD_PRELOAD", str(clock))  # both have a clock of their own; one steps it
-    with (
-        Peer(receive_while_the_clock_steps, endpoint) as receiver,
-        Peer(send_while_the_clock_steps, endpoint) as sender,
-    ):
-        monkeypatch.delenv("LD_PRELOAD")
-        assert receiver.hear() == "open"
-        for step in (3600, -7200):
-            at_step, total = receiver.hear()
-            assert 0 < at_step < total
-            stepped, same, _ = receiver.hear()
-            assert abs(stepped - step) < 1
-            assert same
-            stepped, middle, nbytes = sender.hear()
-            assert abs(stepped - step) < 1
-            assert middle
-            assert nbytes == BIG // 2
-        seconds, allowance = receiver.hear()
-        assert 1.0 <= seconds < 1.5 + allowance
-        sender.tell("go on")
-        seconds, allowance = sender.hear()
-        assert 1.5 <= seconds < 2.0 + allowance
-        sender.ends()
-        receiver.tell("close")
-        receiver.ends()

@@ -177,3 +177,11 @@ def no_slice(rx: aiflow.Receiver, seconds: float) -> bool:
 def send_once(pipe: Connection, endpoint: str, seed: int, nbytes: int, options: dict[str, Any] | None = None) -> None:
     with everything_returned(), aiflow.Sender(endpoint, **{"peer_timeout": PATIENCE_S, **(options or {})}) as tx:
         pipe.send(tx.send({"x": content(seed, nbytes)}, timeout=PATIENCE_S).nbytes)
+
+
+def receive_once(pipe: Connection, endpoint: str, seed: int, nbytes: int) -> None:
+    with everything_returned(), aiflow.Receiver(endpoint) as rx:
+        pipe.send("open")
+        with rx.recv(timeout=PATIENCE_S) as time_slice:
+            pipe.send(np.array_equal(time_slice["x"].array, content(seed, nbytes)))
+        pipe.recv()
