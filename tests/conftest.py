@@ -1,7 +1,7 @@
-"""What every test gets and must give back: mbufs, threads, descriptors; and that no test is judged by the clock.
+"""Fixtures of all tests, and the check that a test returns its mbufs and threads.
 
-Property tests draw the same examples in every run, without a deadline for one: a busy machine is no finding. New ones
-are drawn with ``--hypothesis-profile=default``.
+Property tests draw the same examples in every run, without a deadline, since a busy machine is no finding.
+``--hypothesis-profile=default`` draws new ones.
 """
 
 from __future__ import annotations
@@ -27,16 +27,18 @@ from wait import settle
 settings.register_profile("suite", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")
 
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # what a shell starts in its background: we interrupt programs
+if (
+    signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+):  # a shell starts background jobs like this, and tests interrupt programs
     signal.signal(signal.SIGINT, signal.default_int_handler)
-if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # nohup: programs that we start would ignore it, too
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # under nohup the programs that we start would ignore it, too
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 _serial = count()
 
 
 def why_not_root() -> str | None:
-    """What is missing for the tests that need root; not every root may make network namespaces."""
+    """The reason why tests that need root cannot run. Not every root may make network namespaces."""
     if os.geteuid() != 0:
         return "needs root: network namespaces, raw sockets, other users' processes"
     if shutil.which("unshare") and subprocess.run(["unshare", "--net", "true"], capture_output=True).returncode:
@@ -45,7 +47,7 @@ def why_not_root() -> str | None:
 
 
 def knows_xdp() -> bool:
-    """Has this kernel AF_XDP sockets?"""
+    """Does this kernel have AF_XDP sockets?"""
     try:
         socket.socket(44, socket.SOCK_RAW).close()  # AF_XDP, which Python has no name for
     except OSError as error:
@@ -54,7 +56,7 @@ def knows_xdp() -> bool:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that need root, or what the kernel does not have, say so."""
+    """Skip tests that need root or AF_XDP where there is none, with the reason."""
     why = why_not_root()
     xdp = knows_xdp()
     for item in items:
@@ -101,7 +103,7 @@ def endpoint(name: str) -> str:
 
 @pytest.fixture
 def net() -> Iterator[object]:
-    """Network namespaces that go when the test ends, however it ends."""
+    """Network namespaces, removed when the test ends."""
     if (why := why_not_root()) is not None:
         pytest.skip(why)
     from netns import Net
@@ -112,6 +114,6 @@ def net() -> Iterator[object]:
 
 @pytest.fixture
 def aiflow() -> Iterator[Any]:
-    """Start `aiflow …`; nothing of it survives the test."""
+    """Start `aiflow …`; its processes end with the test."""
     with programs() as start:
         yield start

@@ -1,4 +1,4 @@
-"""Frames that come in chains of mbufs, cut anywhere, are frames like others: any driver may make them."""
+"""Frames in chains of mbufs, cut anywhere, are received like others: any driver may deliver them."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_frames_cut(shape: str, assemble: bool, name: str) -> None:
 
 @pytest.mark.parametrize("assemble", [True, False], ids=["assembled", "kept"])
 def test_frames_cut_meet_faults(assemble: bool, name: str) -> None:
-    """The fault shim hurts a chain as it hurts one mbuf, and the chain's CRC tells."""
+    """Faults damage a chain as they damage one mbuf, and the CRC shows it."""
     faults = {"ways": "in", "corrupt": 0.05, "truncate": 0.05, "repeat": 0.05, "reorder": 0.1, "seed": 7}
     with Relay(name, cuts=SHAPES["at-54"]) as relay:
         counters = exchange(relay.sender, relay.receiver, 8, faults, assemble=assemble)
@@ -76,7 +76,7 @@ def test_frames_cut_meet_faults(assemble: bool, name: str) -> None:
 
 
 def test_damage_in_the_second_mbuf_is_seen(name: str) -> None:
-    """What is joined is checked like any other frame."""
+    """A joined frame is checked like any other frame."""
     hurt = iter([True, False] * 1000)
 
     def damage(frame: bytes) -> bytes:

@@ -88,7 +88,7 @@ TOO_MUCH = {
 
 @root
 def test_fault_15_a_manifest_that_claims_too_much(scene) -> None:
-    """Refused at once, by name; no memory is set aside, and the next slice may come."""
+    """Refused at once, by name; no memory is reserved, and the next slice may come."""
     forger = scene.forger
     for what, manifest in TOO_MUCH.items():
         forger.ask(manifest)
@@ -102,7 +102,7 @@ def test_fault_15_a_manifest_that_claims_too_much(scene) -> None:
 
 @root
 def test_fault_15_elements_that_are_never_sent(net) -> None:
-    """A million of them are granted; what they hold comes back with the sender's silence."""
+    """A million elements are granted; their memory is freed when the sender is silent."""
     scene = Scene(net, peer_timeout=1.0)
     try:
         scene.forger.join()
@@ -118,7 +118,7 @@ def test_fault_15_elements_that_are_never_sent(net) -> None:
 
 @root
 def test_fault_16_one_bit_flipped_anywhere(flowing) -> None:
-    """Behind the addresses no flip gets by; each is counted under some reason, and the slice is whole in the end."""
+    """Every flip behind the addresses is dropped and counted, and the slice is whole in the end."""
     forger = flowing.forger
     frame = forger.chunk(ELEMENT, 10)
     reasons = ("runt", "length", "mtu", "header", "foreign", "vlan", "kind", "version", "crc")
@@ -140,7 +140,7 @@ def test_fault_16_one_bit_flipped_anywhere(flowing) -> None:
 
 @root
 def test_fault_16_damaged_payloads_harm_neither_what_is_there_nor_what_is_to_come(flowing) -> None:
-    """A payload is copied while its CRC is computed: never over a chunk that is there, and never as if it were one."""
+    """A payload is copied while its CRC is computed. A damaged one replaces no chunk and counts as none."""
     forger = flowing.forger
     for seq in (3, 7):
         frame = bytearray(forger.chunk(ELEMENT, seq))

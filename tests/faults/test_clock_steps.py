@@ -66,7 +66,7 @@ int gettimeofday(struct timeval *restrict out, void *restrict zone)
 
 
 def step_clock(seconds: int) -> float:
-    """Step this process's wall clock; by how much did it move against the monotonic one?"""
+    """Step this process's wall clock; return by how much it moved against the monotonic clock."""
     before = time.time() - time.monotonic()
     ctypes.CDLL(None).step_clock(ctypes.c_long(seconds))
     return time.time() - time.monotonic() - before

@@ -1,4 +1,4 @@
-"""A slice is delivered when its receiver's user has it where it is wanted: `Receiver(confirm=…)`, `confirm`, `fail`."""
+"""A slice is delivered when the receiver's user confirms it: `Receiver(confirm=…)`, `confirm`, `fail`."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_slices_are_judged_in_any_order(ends) -> None:
 
 
 def test_more_slices_than_may_wait_for_their_word(ends) -> None:
-    """The ninth waits; none is lost, none is told too early."""
+    """The ninth waits; none is lost, none is confirmed too early."""
     tickets = [ends.tx.send([bytes([n])], wait=False) for n in range(30)]
     held = [ends.rx.recv(timeout=10) for _ in range(8)]
     with pytest.raises(aiflow.SliceTimeout):
@@ -145,7 +145,7 @@ def test_a_slice_that_is_dropped_without_a_word_has_failed(ends) -> None:
 
 
 def test_a_slice_given_up_meanwhile_leaves_room(ends) -> None:
-    """The sender cancels what waits for its word; the user's word then is nobody's, and the next slices come."""
+    """The sender cancels a slice that waits for confirmation; a later confirmation has no effect, and slices go on."""
     for _ in range(20):
         ticket, time_slice = ends.send({"a": bytes(20_000)})
         ticket.cancel()
@@ -188,7 +188,7 @@ def test_several_receivers_confirm_each_its_part() -> None:
 
 @pytest.mark.parametrize("what", ["word", "answers"])
 def test_the_word_comes_over_a_lossy_way(what) -> None:
-    """Half of what the receiver says is lost: confirmations and texts are repeated like all feedback."""
+    """Half of the receiver's frames are lost: confirmations and texts are repeated like all feedback."""
     faults = {"drop": 0.5, "ways": "out"} if what == "word" else {"drop": 0.3}
     rx = aiflow.Receiver("ring:lossy", confirm="release", faults=faults)
     tx = aiflow.Sender("ring:lossy")
@@ -211,7 +211,7 @@ def test_the_word_comes_over_a_lossy_way(what) -> None:
 
 
 def test_a_sender_that_was_silent_hears_of_what_it_had_sent_before() -> None:
-    """Its session is over for the receiver, but not for the slice that waits for its word."""
+    """The receiver has ended the session, but the slice that waits for confirmation is still confirmed."""
     with aiflow.Receiver("ring:silent", confirm="release", memory="1MiB") as rx:
         tx = aiflow.Sender("ring:silent")
         ticket = tx.send([bytes(500_000)], wait=False)
@@ -323,7 +323,7 @@ def test_what_waits_behind_unconfirmed_slices_says_so(ends) -> None:
 
 
 def test_a_handler_runs_while_forms_are_judged(ends) -> None:
-    """What a manifest says is judged without Python: no signal is handled, and lost, in the loop."""
+    """The loop checks a manifest without Python, so no signal handler runs there and none is lost."""
     raised = 0
 
     def handler(number: int, frame: object) -> None:

@@ -1,4 +1,4 @@
-"""An element arrives with the dtype, shape and bytes that it was sent with, or is refused with advice. No third way."""
+"""An element arrives with the dtype, shape and bytes that it was sent with, or it is refused with advice."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ except ImportError:
 
 
 class Way:
-    """One entry of the Sender: what it is given, and what comes out."""
+    """One way to send an element, and to read it at the receiver."""
 
     def __init__(self, receivers: int, send: Callable[..., Any], batch: bool = False, **options: Any) -> None:
         self.receivers = receivers
@@ -72,7 +72,7 @@ def wired(request: pytest.FixtureRequest) -> Iterator[tuple[Way, aiflow.Sender, 
 
 
 def arrived(way: Way, tx: aiflow.Sender, receivers: list[aiflow.Receiver], x: Any) -> np.ndarray[Any, Any]:
-    """What comes out where `x` was sent."""
+    """The array that arrives when `x` was sent."""
     way.send(tx, x)
     got = []
     for rx in receivers:
@@ -116,7 +116,7 @@ FOREIGN |= {
 
 
 def judged(cases: dict[str, Any], check: Callable[[Any], None]) -> dict[str, str]:
-    """What is wrong, by case: all go over one Sender, since opening one takes longer than all of them."""
+    """The mistake of each case. All use one Sender, since opening one takes longer than all cases."""
     wrong = {}
     for name, case in cases.items():
         try:

@@ -19,13 +19,13 @@ UNHURRIED = {"link_speed": "4gbit"}  # a quarter of a second for a slice: its mi
 
 
 def with_pool_of(kind: type, nb_mbufs: int) -> type:
-    """A Sender or Receiver whose ports have one pool of so few mbufs that nothing stays in a cache."""
+    """A Sender or Receiver whose ports share one pool, too small to keep mbufs in a cache."""
 
     made: list[Any] = []
 
     class Pools:
         def __init__(self, *_: Any) -> None:
-            """As what it stands in for."""
+            """Takes the arguments of the class that it replaces."""
 
         def __call__(self, frame_size: int, socket_id: int, nb_ports: int, needs_eal_memory: bool) -> Any:
             from aiflow._eal import Mempool
@@ -72,7 +72,7 @@ def hold_all(end: Any, progress: Callable[[], tuple[int, int]]) -> dict[str, Any
     in_the_middle(progress)
     held, until = 0, time.monotonic() + HELD_S
     while time.monotonic() < until:
-        held += end._loop.between(take)  # while no burst is under way
+        held += end._loop.between(take)  # between two bursts
         time.sleep(0.001)
     facts = {"held": held, "in_use": pool.in_use, "nb_mbufs": pool.nb_mbufs, "after": progress()[0]}
     while _dp_testing.drain(other):

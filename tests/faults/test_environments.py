@@ -1,7 +1,7 @@
-"""Where a process may have less than it wants: of threads, of memory, of hugepages, of processor time.
+"""Processes with limits on threads, memory, hugepages or processor time.
 
-It works with what there is; or an EalError or PoolExhausted says soon what is missing, and the same process may try
-again once that is mended.
+A transfer works within the limit, or an EalError or PoolExhausted names it soon. After the limit is raised the same
+process may try again.
 """
 
 from __future__ import annotations
@@ -282,7 +282,7 @@ def test_hugepages_that_a_limit_on_files_forbids_are_done_without(mib: int) -> N
 
 @contextlib.contextmanager
 def hugetlb_group(tmp_path: Path, nbytes: int) -> Iterator[Path]:
-    """A cgroup that may have so many bytes of hugepages, on a machine that has enough."""
+    """A cgroup that is limited to `nbytes` of hugepages, on a machine that has more."""
     pages = Path("/proc/sys/vm/nr_hugepages")
     mount, before = tmp_path / "hugetlb", pages.read_text()
     mount.mkdir()
@@ -354,7 +354,7 @@ def test_what_dpdk_prints_at_its_start_is_in_the_error_and_not_on_stderr() -> No
 def test_what_another_user_put_among_the_runtime_directories_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As in /tmp/dpdk, where anybody may make directories of our names, and links to files of ours."""
+    """As in /tmp/dpdk, where any user may make directories with our names and links to our files."""
     monkeypatch.setattr(_eal_args, "_runtime_root", lambda: tmp_path)
     runs = {name: tmp_path / f"aiflow-{name}" for name in ("left", "link", "theirs", "all-link")}
     for run_directory in list(runs.values())[:3]:

@@ -1,4 +1,4 @@
-"""A process ends and its child lives on: nothing in the child keeps the name, the connections or the interface."""
+"""A child that outlives its parent keeps none of its parent's names, connections or interfaces."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class Parent:
 
 
 def opened(endpoint: str) -> Iterator[bool]:
-    """Whether a Receiver can be opened there now; tries until it can."""
+    """Try until a Receiver can be opened there; yields whether it could."""
     while True:
         try:
             aiflow.Receiver(endpoint, memory="16MiB").close()

@@ -108,7 +108,7 @@ def test_fault_09_vlan_tagged(scene) -> None:
 
 
 def test_fault_10_multi_segment_mbuf(name) -> None:
-    """Only a driver can make one; here net_ring passes on what we chained. It is read like any, and is not for us."""
+    """Only a driver can make one; here net_ring forwards our chain. The frame is parsed and has another destination."""
     from aiflow import _eal
     from aiflow._ports import ring_pairs
 

@@ -1,7 +1,6 @@
-"""Ctrl-C, signal handlers and exceptions set from other threads, anywhere in the Python face: nothing hangs or leaks.
+"""Ctrl-C, signal handlers and exceptions from other threads, anywhere in the Python API: nothing hangs or leaks.
 
-The interrupts come from a timer while the code under test runs, so they strike at other places in every run. Each
-program runs in a process of its own: what it leaves locked hangs that one only, and its stacks are in the failure.
+A timer interrupts the code under test, at other places in every run. Each program runs in a process of its own.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from interrupted import run
 @pytest.mark.parametrize("receivers", [1, 2])
 @pytest.mark.parametrize(("copy", "slices"), [("copy", 5), ("in place", 5), ("copy", None)])
 def test_put_under_interrupts_loses_nothing_and_holds_nothing(receivers, copy, slices) -> None:
-    """What put() took arrives once; what it was interrupted in arrives once or not at all; nothing stays held."""
+    """Elements that put() took arrive once, an interrupted one at most once, and no memory stays held."""
     run(
         """
         nb, copy, slice_ms = int(sys.argv[1]), sys.argv[2] == "copy", eval(sys.argv[3])

@@ -1,4 +1,4 @@
-"""Peers that do not meet say why; refusals end; a receiver that is at work on our ports is not absent."""
+"""Peers that cannot connect say why; a refusal ends; a receiver that opens our ports is not taken for absent."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ class Actor:
 
 
 def ask(message: dict[str, Any]) -> dict[str, Any]:
-    """What the receiver of local:q answers to a sender's first message."""
+    """The answer of the receiver of local:q to a sender's first message."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
         sock.settimeout(60)
         sock.connect(f"{os.environ['AIFLOW_RUNTIME_DIR']}/local-q/control")
@@ -233,7 +233,7 @@ def test_want_of_descriptors_is_a_refusal_and_not_the_end() -> None:
 
 
 def test_a_socket_s_name_that_is_taken_is_not_the_end(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process that starts may hold the lock that we are just making: it looks whether we live."""
+    """A process that starts may hold the lock that we are creating, to see whether we live."""
     numbers = iter(("00000000", "00000001"))
     monkeypatch.setattr(secrets, "token_hex", lambda nbytes: next(numbers))
     held = lock(directory / "sock-00000000.lock")
@@ -281,7 +281,7 @@ def test_an_offer_that_is_none_is_an_error_and_not_the_end(
 
 
 def test_a_receiver_that_is_at_work_for_us_is_not_silent() -> None:
-    """Longer than peer_timeout, and then it goes: only from then on nobody is there."""
+    """It works for longer than peer_timeout and then ends; only from then on it is absent."""
     with aiflow.Sender("local:q", peer_timeout=0.5) as tx:
         with Actor({"coming": 1}) as receiver:
             ticket = tx.send([b"x"], wait=False)

@@ -1,4 +1,4 @@
-"""Who has a name: the holder of a lock, whatever its process id, whatever a cleaner of temporary files removes."""
+"""The holder of a lock owns a name, whatever its process id, and whatever a cleaner of temporary files removes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def ports() -> dict[str, object]:
-    """What ``aiflow ports --json`` prints."""
+    """The document that ``aiflow ports --json`` prints."""
     return json.loads(run("from aiflow.cli.app import run; run(['ports', '--json'])"))
 
 
@@ -129,7 +129,7 @@ def test_a_directory_that_each_container_sees_at_another_path(directory: Path) -
 
 
 def test_a_process_that_lives_is_not_taken_for_the_owner(directory: Path) -> None:
-    """What a receiver left that was killed, and whose process id a living process has now."""
+    """The files of a killed receiver, whose process id now belongs to a living process."""
     left = directory / "local-stale"
     left.mkdir(mode=0o700)
     (left / "lock").write_text(f"{os.getpid()}\n")
@@ -185,7 +185,7 @@ def test_a_directory_above_that_is_missing_for_a_while(directory: Path, monkeypa
         rx.recv(timeout=20).release()
         with pytest.raises(SliceTimeout):  # several looks later it is no error
             rx.recv(timeout=0.5)
-        tx.send([b"x"], wait=False).result(20)  # who is joined stays joined
+        tx.send([b"x"], wait=False).result(20)  # a connected sender stays connected
         above.mkdir(mode=0o700)
         wait_for(registry.live, "the name", 10)
         rx.recv(timeout=20).release()

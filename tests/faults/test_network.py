@@ -1,7 +1,7 @@
-"""A lossy network costs time, never data. Faults made in the frames we send (`faults=`), over memif.
+"""A lossy network costs time, never data. Faults 24 to 41, made by `faults=` over memif.
 
-Loss at a switch (24) is in test_lossy.py, MTUs (42) in test_af_packet.py, and everything again on a simulated clock in
-test_core.py.
+Loss at a switch (24) is in test_lossy.py, MTUs (42) in test_af_packet.py. test_core.py has the same faults on a
+simulated clock.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ def peers(endpoint: str, tx: Faults = None, rx: Faults = None, **options: Any) -
 
 
 def exchange_until(tx: aiflow.Sender, rx: aiflow.Receiver, slices: int, enough: Callable[[int], object]) -> int:
-    """So many slices, and again, until those sent again are `enough`; give their number.
+    """Exchange `slices` slices, repeatedly, until the number of retransmissions is `enough`; return that number.
 
-    How many frames go, by which port, depends on the machine: a fault that strikes at random takes its time.
+    The number of frames per port depends on the machine, so a random fault may take a while.
     """
     passed = again = 0
     deadline = Deadline()
@@ -54,7 +54,7 @@ def exchange_until(tx: aiflow.Sender, rx: aiflow.Receiver, slices: int, enough: 
 
 
 def exchange(tx: aiflow.Sender, rx: aiflow.Receiver, slices: int = 6, passed: int = 0) -> list[aiflow.SliceReport]:
-    """Several slices, the next one under way while one is looked at; every byte is compared. `passed`: those before."""
+    """Send several slices, one in flight while another is compared byte by byte; `passed` were sent before."""
     tickets, reports = [], []
     sent = [[*IMAGES[k % 3 :], *SMALL] if k % 3 else SMALL for k in range(slices)]
     for elements in sent:
@@ -80,7 +80,7 @@ def test_fault_24_random_loss(name, drop, nb_ports) -> None:
 
 @pytest.mark.parametrize("nb_ports", [1, 4])
 def test_fault_25_burst_loss(name, nb_ports) -> None:
-    """Gilbert and Elliott's two states: in the bad one, ten frames long, all is lost; in the good one, a thousandth."""
+    """Gilbert and Elliott's two states: the bad one loses all frames, ten on average, the good one a thousandth."""
     fault = {"burst": 0.01, "burst_frames": 10, "drop": 0.001}
     with peers(f"local:{name}*{nb_ports}", {**fault, "seed": 25}, {**fault, "seed": 26}, frame_size=1514) as (tx, rx):
         again = exchange_until(tx, rx, 9, lambda again: again > 30 and faults_of(tx)["burst"] > 30)
@@ -106,7 +106,7 @@ def test_fault_26_first_answer_lost(endpoint, kind) -> None:
 
 @pytest.mark.parametrize("nbytes", [100_000, 1_000_000])
 def test_fault_27_last_frame_lost(endpoint, nbytes) -> None:
-    """Nothing follows that could betray the hole: the tail probe finds it, within milliseconds and not seconds."""
+    """No later frame shows the hole: the tail probe finds it, within milliseconds and not seconds."""
     with peers(endpoint, {"drop_first": 3, "kinds": ("CLOSE",)}) as (tx, rx):
         start = time.monotonic()
         with Stalls() as stalls:
@@ -133,7 +133,7 @@ IN_A_SESSION = ("DATA", "PACKED", "MANIFEST", "GRANT", "FEEDBACK", "PROBE", "VOI
 
 @pytest.mark.parametrize(("way", "goes_on"), [("out", False), ("in", True)], ids=["forth", "back"])
 def test_fault_29_one_direction_of_one_path_dead(name, way, goes_on) -> None:
-    """In mid-traffic and for good. Without a way forth it is set aside; without a way back the others speak for it."""
+    """In mid-traffic and for good: without a way forth it is suspended; without a way back others report for it."""
     fault = {"ports": [1], "ways": way, "kinds": IN_A_SESSION, "down_after": 0.02, "drop_for": 1e5}
     with peers(f"local:{name}*4", fault, frame_size=1514) as (tx, rx):
 
@@ -153,7 +153,7 @@ def test_fault_29_one_direction_of_one_path_dead(name, way, goes_on) -> None:
 
 
 def test_fault_30_reordering(endpoint) -> None:
-    """Held back for so long that it is sent again, and then comes twice. How far: `test_core.py` counts it."""
+    """Frames are delayed until they have been retransmitted, and arrive twice. `test_core.py` counts the distance."""
     with peers(endpoint, {"reorder": 0.05, "reorder_for": 0.02, "seed": 30}, frame_size=1514) as (tx, rx):
 
         def came_twice() -> int:
@@ -188,7 +188,7 @@ def test_corrupted_frames_are_lost_frames(endpoint) -> None:
 
 
 def test_fault_33_more_chunks_than_there_are_numbers_for(endpoint) -> None:
-    """Refused at once, with a name, and without a look at the bytes. (Packet numbers that wrap: test_simulator.py.)"""
+    """Refused at once, by name, without reading the bytes. (Packet numbers that wrap: test_simulator.py.)"""
     with peers(endpoint, frame_size=1514) as (tx, rx):
         exchange(tx, rx, 1)
         nbytes = (2**32 + 1) * tx._loop.payload_bytes
@@ -254,7 +254,7 @@ def test_nobody_there_is_peer_lost_in_time(endpoint) -> None:
 
 @pytest.mark.parametrize("nb_senders", [2, 8])
 def test_fault_40_lossy_senders_share_the_memory_of_a_receiver(endpoint, nb_senders) -> None:
-    """Nobody starves, nothing mixes, in memory that holds one slice and a half."""
+    """Every sender makes progress and nothing is mixed, in memory for one slice and a half."""
     errors: list[BaseException] = []
 
     def send(k: int) -> None:
@@ -328,7 +328,7 @@ class Cables:
             self.tx = aiflow.Sender(["af_packet:s0", "af_packet:s1"], peer_timeout=peer_timeout)
 
     def pull(self, ticket: aiflow.Ticket) -> float:
-        """In mid-slice, and so that nothing comes through any more; when that was."""
+        """Pull the cables in mid-slice, so that no frame gets through; return when that was."""
         in_the_middle(lambda: ticket.progress)
         pulled = time.monotonic()
         for port in ("s0", "s1"):
@@ -378,7 +378,7 @@ def test_fault_37_all_ports_down_for_a_second(net) -> None:
     ("peer_timeout", "seconds"), [(1.5, 2.5), pytest.param(10.0, 15.0, marks=pytest.mark.soak)], ids=["short", "15 s"]
 )
 def test_fault_37_all_ports_down_for_longer_than_the_peer_timeout(net, peer_timeout, seconds) -> None:
-    """What was acknowledged is there; what was cut is `PeerLost`, not delivered, and never shown; then it goes on."""
+    """Acknowledged slices are there; the cut one is `PeerLost` and never shown; the next one is delivered."""
     with Cables(net, peer_timeout) as cables:
         whole = cables.tx.send([b"whole"], timeout=60)
         assert whole.elements == 1

@@ -1,4 +1,4 @@
-"""What the Python face hands out says the truth: copied, pickled, indexed, sent on, asked for figures, closed."""
+"""Objects of the Python API stay correct when copied, pickled, indexed, forwarded, measured and closed."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def exchanged(pair: aiflow.Pair, elements: Any) -> aiflow.TimeSlice:
     return time_slice
 
 
-# ---- pickle and copy: as it was, or a TypeError that says what instead ----
+# ---- pickle and copy: an equal object, or a TypeError with advice ----
 
 BOUND: dict[str, Callable[[aiflow.Pair], Any]] = {
     "Element": lambda pair: exchanged(pair, SENT)[0],
@@ -275,7 +275,7 @@ def test_a_rate_counts_from_when_a_receiver_was_there(endpoint) -> None:
         assert tx.explain() == "nothing was sent yet"
         called = time.monotonic()
         ticket = tx.send([bytes(MiB)], wait=False)
-        time.sleep(0.5)  # there is nobody: that is what is measured
+        time.sleep(0.5)  # the time without a receiver is measured
         assert "no port is up" in tx.explain()
         with aiflow.Receiver(endpoint, memory="16MiB") as rx:
             rx.recv(PATIENCE_S).release()
@@ -351,7 +351,7 @@ def test_infinity_is_no_end_of_waiting(pair) -> None:
 
 def test_close_with_abort_waits_for_nothing(endpoint) -> None:
     tx = aiflow.Sender(endpoint)
-    ticket = tx.send([b"x"], wait=False)  # to nobody
+    ticket = tx.send([b"x"], wait=False)  # there is no receiver
     tx.put("a", b"x")
     tx.close(abort=True)
     assert ticket.done()

@@ -1,4 +1,4 @@
-"""What DPDK refuses from a version on, and what we do instead."""
+"""Limits of newer versions of DPDK, and what replaces the missing feature."""
 
 from __future__ import annotations
 

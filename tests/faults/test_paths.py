@@ -1,7 +1,7 @@
-"""Faults of links: paths that crawl, die, flap, swallow, slow down and change places.
+"""Faults of links: paths that are slow, die, flap, drop frames silently, slow down and change places.
 
-Four shaped ports through one switch or two. Every test makes sure that the kernel saw its fault while a slice was under
-way, and compares every byte that arrives. No figure of time is asserted here: `aiflow lab run cut` measures.
+Four shaped ports through one switch or two. Every test makes sure that the kernel saw its fault while a slice was in
+flight, and compares every byte that arrives. `aiflow lab run cut` measures times.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ELEMENTS = [content(seed, NBYTES + 977 * seed) for seed in range(10)]  # 1.4 s o
 
 
 class Links:
-    """Sender and receiver, and the switches between their ports: port i of both hangs on switch i mod their number."""
+    """Sender, receiver and the switches between them: port i of both is at switch i modulo the number of switches."""
 
     def __init__(self, net: Net, nb_switches: int) -> None:
         self.source, self.sink = net.namespace("source"), net.namespace("sink")
@@ -87,7 +87,7 @@ def exchange(
 
 
 def until_all_carry(tx: aiflow.Sender, rx: aiflow.Receiver, ports: int = PORTS) -> None:
-    """Small slices until so many ports have carried a part of one."""
+    """Send small slices until `ports` ports have carried a part of one."""
     deadline = Deadline()
     used: set[str] = set()
     while len(used) < ports:
@@ -96,12 +96,12 @@ def until_all_carry(tx: aiflow.Sender, rx: aiflow.Receiver, ports: int = PORTS) 
 
 
 def paths_in_use(tx: aiflow.Sender) -> int:
-    """Ports whose path the sender has not set aside."""
+    """Number of paths that the sender has not suspended."""
     return sum(row["usable"] for row in paths_of(tx))
 
 
 def link(namespace: Namespace, interface: str) -> dict[str, Any]:
-    """What the kernel says of an interface."""
+    """The kernel's description of an interface."""
     (found,) = json.loads(namespace.ip("-j", "-s", "link", "show", "dev", interface))
     return found
 
@@ -111,7 +111,7 @@ def carrier_changes(namespace: Namespace, interface: str) -> int:
 
 
 def test_fault_32_one_path_ten_times_slower(net) -> None:
-    """It carries what it can, and what it carries does not keep the others waiting."""
+    """The slow path carries its part, and the other paths do not wait for it."""
     links = Links(net, 1)
     links.source.shape("s1", "3mbit")
     with links.joined() as (tx, rx):
@@ -129,7 +129,7 @@ def test_fault_34_a_port_goes_down_in_mid_slice_and_comes_back(net) -> None:
         assert "UP" not in link(links.source, "s2")["flags"]
         assert carrier_changes(links.switches[0], "s2") == changes + 1
         assert report.frames_retransmitted > 0
-        wait_for(lambda: paths_in_use(tx) == PORTS - 1, "the path to be set aside", PATIENCE_S)
+        wait_for(lambda: paths_in_use(tx) == PORTS - 1, "the path to be suspended", PATIENCE_S)
         assert "af_packet:s2" not in carriers(exchange(tx, rx, ELEMENTS[:2]))
         links.source.bring_up("s2")
         wait_for(lambda: paths_in_use(tx) == PORTS, "the path to be taken back", PATIENCE_S)
@@ -143,7 +143,7 @@ def test_fault_34_a_receivers_port_goes_down_in_mid_slice(net) -> None:
         exchange(tx, rx, ELEMENTS, lambda: links.sink.take_down("r0"))
         assert "UP" not in link(links.sink, "r0")["flags"]
         assert link(links.source, "s0")["operstate"] == "UP"
-        wait_for(lambda: paths_in_use(tx) == PORTS - 1, "the path to be set aside", PATIENCE_S)
+        wait_for(lambda: paths_in_use(tx) == PORTS - 1, "the path to be suspended", PATIENCE_S)
 
 
 def test_fault_35_a_port_that_flaps_at_10_hz(net) -> None:
@@ -179,7 +179,7 @@ def test_fault_36_a_switch_swallows_frames_with_its_links_up(net) -> None:
         exchange(tx, rx, ELEMENTS, lambda: links.switches[1].lose(1000))
         assert links.switches[1].lost() > 0
         assert all(link(links.source, f"s{i}")["operstate"] == "UP" for i in range(PORTS))
-        wait_for(lambda: paths_in_use(tx) == PORTS // 2, "the switch's paths to be set aside", PATIENCE_S)
+        wait_for(lambda: paths_in_use(tx) == PORTS // 2, "the switch's paths to be suspended", PATIENCE_S)
         assert carriers(exchange(tx, rx, ELEMENTS[:2])).keys() <= {"af_packet:s0", "af_packet:s2"}
         links.switches[1].lose(0)
         wait_for(lambda: paths_in_use(tx) == PORTS, "the switch's paths to be taken back", PATIENCE_S)
@@ -199,7 +199,7 @@ def test_fault_38_a_port_drops_to_a_tenth_of_its_speed_in_mid_slice(net) -> None
 
 
 def test_fault_39_cables_swapped_between_ports_in_mid_slice(net) -> None:
-    """Two of the receiver's cables change places between two switches: what was one hop away is not there any more."""
+    """Two of the receiver's cables change places between two switches, so a neighbour is no longer one hop away."""
     links = Links(net, 2)
     one, other = links.switches
 
@@ -219,7 +219,7 @@ def test_fault_39_cables_swapped_between_ports_in_mid_slice(net) -> None:
     with links.joined() as (tx, rx):
         exchange(tx, rx, ELEMENTS, swap)
         assert link(one, "r1")["master"] == link(other, "r2")["master"] == "br0"
-        wait_for(lambda: paths_in_use(tx) == PORTS - 2, "the two paths to be set aside", PATIENCE_S)
+        wait_for(lambda: paths_in_use(tx) == PORTS - 2, "the two paths to be suspended", PATIENCE_S)
         exchange(tx, rx, ELEMENTS[:2])
         swap_back()
         wait_for(lambda: paths_in_use(tx) == PORTS, "the paths to be taken back", PATIENCE_S)

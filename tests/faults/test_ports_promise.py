@@ -1,7 +1,7 @@
-"""What `aiflow ports` promises of an interface is what opening it keeps, then and while the interface changes.
+"""`aiflow ports` and opening agree on every network interface.
 
-"Usable" means that a slice goes through, with frames of the size that was promised. Otherwise the note says why, and
-the error of a Sender or Receiver says the same.
+"Usable" means that a slice gets through, with frames of the promised size. Otherwise the note says why, and the error
+of a Sender or Receiver says the same.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ XDP = """
 
 
 def over_xdp(host: Namespace, *pairs: tuple[str, str]) -> list[tuple[bool, Any]]:
-    """Whether each pair of endpoints is promised, and the largest frame of a slice over it, or the error."""
+    """For each pair of endpoints: is it promised, and the largest frame of a slice over it, or the error."""
     said = run(textwrap.dedent(XDP), json.dumps(pairs), prefix=host.prefix)
     return [(usable, what) for usable, what in json.loads(said.splitlines()[-1])]
 

@@ -194,7 +194,7 @@ STOP_S = 5.0
 def stop_in_mid_slice(
     pid: int, progress: Callable[[], tuple[int, int]], enough: Callable[[], object] | None
 ) -> dict[str, Any]:
-    """Stop `pid` for `STOP_S`, or until there is `enough`; what had come by the time that it may run again."""
+    """Stop `pid` for `STOP_S`, or until there is `enough`; return the progress at both ends of the stop."""
     at_stop, total = in_the_middle(progress)
     os.kill(pid, signal.SIGSTOP)
     try:
@@ -229,7 +229,7 @@ def receiver_that_stops(pipe: Connection, endpoint: str, peer_timeout: float) ->
 
 @pytest.mark.parametrize("peer_timeout", [10.0, 1.0], ids=["for_5_s", "until_its_slice_is_freed"])
 def test_fault_45_a_sender_stopped_in_mid_slice_goes_on(peer_timeout: float) -> None:
-    """A slice that was freed for its silence goes again; either way it comes once, and `send` tells no error."""
+    """A slice that was freed for silence is retransmitted. It arrives once, and `send` raises nothing."""
     endpoint = f"local:{name()}*2"
     with (
         Peer(receiver_that_stops, endpoint, peer_timeout) as receiver,
@@ -276,7 +276,7 @@ def receiver_to_be_stopped(pipe: Connection, endpoint: str) -> None:
 
 @pytest.mark.parametrize("peer_timeout", [10.0, 2.0], ids=["for_5_s", "until_it_counts_as_lost"])
 def test_fault_45_a_receiver_stopped_in_mid_slice(peer_timeout: float) -> None:
-    """For less than `peer_timeout` it only takes longer; else it is `PeerLost`, and the next slice finds it again."""
+    """Below `peer_timeout` the slice takes longer. Beyond it `send` raises `PeerLost`; the next one is delivered."""
     endpoint = f"local:{name()}*2"
     with (
         Peer(receiver_to_be_stopped, endpoint) as receiver,

@@ -34,7 +34,7 @@ def functions(tests: Path = TESTS) -> Tests:
 
 
 def mistakes(document: str, tests: Tests) -> list[str]:
-    """What is wrong with the numbered rows of a document, given the tests that exist."""
+    """Mistakes in the numbered rows of a document, given the tests that exist."""
     rows = [(int(row[1]), row[2]) for row in ROW.finditer(document)]
     named = {number: set(TEST.findall(cell)) for number, cell in rows}
     numbered = [(int(test[1].split("_")[2]), test) for test in sorted(tests) if test[1].startswith("test_fault_")]

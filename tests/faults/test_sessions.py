@@ -23,13 +23,13 @@ root = pytest.mark.root
 
 
 def unsaid(forger: Forger) -> list[bytes]:
-    """What is on its way when a session ends in mid-slice: the rest of the slice, and a word of every other kind."""
+    """Frames in flight when a session ends in mid-slice: the rest of the slice, and one frame of every other kind."""
     rest = [forger.chunk(ELEMENT, seq) for seq in range(5, 11)]
     return [*rest, forger.closing(ELEMENT), *(forger.frame(kind) for kind in ("PROBE", "VOID", "BYE"))]
 
 
 def rejoin(forger: Forger) -> None:
-    """A new session, whose packet numbers begin again: those of the earlier one lie ahead and would do."""
+    """Begin a new session with packet number 0, so that the numbers of the earlier one would be valid."""
     earlier = forger.session
     forger.join()
     forger.number = 0
@@ -58,7 +58,7 @@ def test_fault_18_frames_of_the_session_before_the_sender_restarted(flowing, ret
 
 
 def reports_to_good(scene: Scene) -> list[bytes]:
-    """What the receiver tells the honest sender during one slice, as it is on the wire."""
+    """The receiver's frames to the honest sender during one slice, as they are on the wire."""
     with scene.host.entered():
         listener = Forger("good")
     reports = []
@@ -119,7 +119,7 @@ def test_fault_20_packet_number_jump(flowing) -> None:
 
 @root
 def test_fault_21_forged_feedback_to_a_sender(scene) -> None:
-    """Reports that claim everything was received come into the honest sender's port: it believes none."""
+    """Reports that claim that everything was received reach the honest sender's port: it drops them."""
     with scene.host.entered():
         forger, target = Forger("rx1"), Forger("good")
     forger.dst = target.mac
@@ -202,7 +202,7 @@ def test_fault_23_random_bytes_under_the_right_ethertype(scene) -> None:
 
 
 def test_a_slice_refused_by_the_receiver_is_an_error_at_the_sender() -> None:
-    """What row 15's refusal looks like from the honest side: PoolExhausted, at once, naming both sizes."""
+    """Fault 15 from the honest side: PoolExhausted, at once, with both sizes."""
     with aiflow.pair(memory="1MiB") as both:
         with pytest.raises(PoolExhausted, match=r"3000000.*1048576|1048576.*3000000"):
             both.sender.send([bytes(3_000_000)], timeout=20)

@@ -1,4 +1,4 @@
-"""Users who hold, pause and interrupt; elements by the million, and larger than 4 GB."""
+"""Users hold views, pause and interrupt; elements by the million, and larger than 4 GB. Faults 48, 49, 53, 58, 59."""
 
 from __future__ import annotations
 
@@ -226,7 +226,7 @@ MARKS = np.random.default_rng(59).integers(0, HUGE - 8, 64)
 
 
 def send_one_huge_element(pipe: Connection, endpoint: str) -> None:
-    huge = np.zeros(HUGE, np.uint8)  # pages that nobody wrote cost no memory
+    huge = np.zeros(HUGE, np.uint8)  # untouched pages cost no memory
     for number, mark in enumerate(MARKS):
         huge[mark : mark + 8] = number + 1
     huge[-1] = 255
@@ -256,7 +256,7 @@ def test_fault_59_an_element_larger_than_memory_is_refused_at_once() -> None:
 
 
 def free_memory() -> int:
-    """Bytes that this process may still use: what the machine has, and what our control group leaves us of it."""
+    """Bytes that this process may still use, of the machine and of its control group."""
     free = [int(re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())[1]) * 1024]
     group = Path("/sys/fs/cgroup")
     for limit, used in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):

@@ -1,4 +1,4 @@
-"""A tag with VLAN 0 is a priority, and its frame untagged (IEEE 802.1Q, 6.9); frames of any other VLAN are not ours."""
+"""A tag with VLAN 0 is a priority, and its frame counts as untagged (IEEE 802.1Q, 6.9). Other VLANs are not ours."""
 
 from __future__ import annotations
 

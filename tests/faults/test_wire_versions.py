@@ -1,4 +1,4 @@
-"""What a peer does not know it refuses by name: another version of the wire, or what a later one may say."""
+"""Unknown versions of the wire, and unknown fields of a later one, are refused by name."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_golden_frames_are_read_or_refused_by_their_version(version) -> None:
 
 
 class Stranger:
-    """The other end of a ring port: what comes out of it is what a test puts in."""
+    """The other end of a ring port: a test decides which frames come out of it."""
 
     def __init__(self, role: str) -> None:
         endpoint = parse_endpoint("ring:stranger")
@@ -159,7 +159,7 @@ MARKS = [
 @pytest.mark.parametrize("several", [False, True])
 @pytest.mark.parametrize("mark", MARKS, ids=lambda mark: mark.kind)
 def test_marks_come_as_they_were_sent(mark, several) -> None:
-    """A program's stream of the same name, a part's old one among them, has none."""
+    """A stream that a program gave such a name has no mark."""
     elements = [Marked("a//0/9", b"x", mark), ("a//0/9", b"x"), ("plain", b"y")]
     names = ["one", "two"] if several else ["one"]
     rx = [aiflow.Receiver(f"ring:marks-{name}", name=name) for name in names]

@@ -105,7 +105,7 @@ def test_a_packet_sockets_send_buffer_is_widened(net) -> None:
 
 
 def test_fault_42_mtu_smaller_than_ours_is_adapted_to(net) -> None:
-    """Nobody asked for a size: what passes is found out before data depends on it."""
+    """Without `frame_size=` the size that passes is found before data depends on it."""
     source, sink = net.namespace("source"), net.namespace("sink")
     net.veth(source, "va", sink, "vb", mtu=4000)
     sink.ip("link", "set", "dev", "vb", "mtu", "1500")

@@ -61,7 +61,7 @@ def endpoints(letter: str) -> str:
 
 
 def transfer(net, per_mille: int, nb_images: int, nbytes: int, slices: int) -> tuple[float, int, int, int, int]:
-    """Seconds of all slices but the first (discovery), frames sent again, frames, lost at the switch, spurious."""
+    """Seconds of all slices but the first (discovery), frames retransmitted, frames, lost at the switch, spurious."""
     source, switch, sink = net.switched(PORTS, rate="100mbit")
     arguments = [str(nb_images), str(nbytes), str(slices)]
     receiver = subprocess.Popen(

@@ -90,7 +90,7 @@ def test_a_sender_may_come_first(endpoint) -> None:
         [sys.executable, "-c", code, SEND, endpoint, "3"], env=environment(), stdout=subprocess.PIPE, text=True
     )
     try:
-        time.sleep(0.5)  # not for a condition: the point is that nobody is there yet
+        time.sleep(0.5)  # not for a condition: the point is that there is no receiver yet
         with aiflow.Receiver(endpoint) as rx:
             got = [digest(rx.recv(timeout=40)) for _ in range(3)]
             out, _ = process.communicate(timeout=30)
@@ -106,7 +106,7 @@ AS_NOBODY.append("env")
 
 
 def reachable_python() -> str | None:
-    """An interpreter that nobody can run, and that can import what we import."""
+    """An interpreter that the user `nobody` can run, and that finds our imports."""
     for python in dict.fromkeys([sys.executable, "/usr/bin/python3"]):
         trial = [*AS_NOBODY, python, "-c", "import numpy, aiflow._dp_tx"]
         ran = subprocess.run(trial, env=environment(), capture_output=True, timeout=60)
@@ -117,7 +117,7 @@ def reachable_python() -> str | None:
 
 @pytest.mark.root
 def test_an_unprivileged_user_can_do_all_this(tmp_path, name) -> None:
-    """Receiver and sender as nobody, without any capability; without hugepages, unless this machine has some."""
+    """Receiver and sender as the user `nobody`, without capabilities; with hugepages only if this machine has some."""
     if shutil.which("setpriv") is None:
         pytest.skip("no setpriv (util-linux) here")
     python = reachable_python()

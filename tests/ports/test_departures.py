@@ -1,4 +1,4 @@
-"""Receivers that close while senders connect and send: whoever leaves in whatever moment, nobody else falls."""
+"""Receivers that close while senders connect and send: no other process fails, whatever the moment."""
 
 from __future__ import annotations
 
@@ -49,5 +49,5 @@ RECEIVER = """
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["local", "vhost"])
 def test_a_receiver_may_close_while_senders_come_and_go(name, scheme) -> None:
-    """In a process of its own: what once happened was DPDK's panic."""
+    """In a process of its own: DPDK once panicked here."""
     assert int(run(RECEIVER, f"{scheme}:{name}", textwrap.dedent(SENDER), "30", timeout=280)) > 0

@@ -1,4 +1,4 @@
-"""A thread that waits drives the loop by itself, in turns with the worker, and nobody is forgotten between them."""
+"""A waiting thread drives the loop itself, in turns with the worker; no waiting thread is forgotten."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_the_worker_takes_over_from_callers_that_are_gone() -> None:
             ticket = tx.send([DATA], wait=False)
             rx.recv(timeout=PATIENCE_S).release()  # it drove, and leaves
             later = tx.send([DATA], wait=False)
-            assert settle(ticket.done, PATIENCE_S), number  # nobody waits in a loop of ours
+            assert settle(ticket.done, PATIENCE_S), number  # no thread waits in a loop of ours
             assert settle(later.done, PATIENCE_S), number
             rx.recv(timeout=PATIENCE_S).release()
 
@@ -171,7 +171,7 @@ def test_max_cores_bounds_a_loop_that_has_much_to_do(name: str, end: str) -> Non
         rx.recv().release()
         begun, used, slices = time.monotonic(), cpu_ns(loop), 0
         tickets = [tx.send(data, wait=False) for _ in range(2)]
-        while time.monotonic() - begun < 1.0 or slices < 3:  # always something to do, and no caller that drives
+        while time.monotonic() - begun < 1.0 or slices < 3:  # there is always work, and no caller that drives
             if tickets[0].done():
                 tickets.pop(0).result(0)
                 tickets.append(tx.send(data, wait=False))

@@ -1,4 +1,4 @@
-"""DPDK memory with and without hugepages, and what a dead process leaves of it. Fault 47."""
+"""DPDK memory with and without hugepages, and the files of dead processes. Fault 47."""
 
 from __future__ import annotations
 
@@ -156,13 +156,13 @@ def test_fault_47_stale_hugepage_files(tmp_path: Path) -> None:
                 file.truncate(60 << 21)
                 with mmap.mmap(file.fileno(), 60 << 21) as mapping:
                     mapping[:: 2 << 20] = b"x" * 60
-            assert hugepages_free() == 4  # nobody runs, and they are gone
+            assert hugepages_free() == 4  # no process runs, and they are gone
             assert run(START) == "no-huge\n"
             assert stale.exists()  # not ours to remove
             stale.unlink()
             assert run(START) == "hugepages\n"
         finally:
-            subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)  # whoever starts now looks into it
+            subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)  # a process that starts looks into it
 
 
 def test_fault_47_stale_runtime_directories_are_removed() -> None:

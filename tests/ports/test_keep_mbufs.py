@@ -31,7 +31,7 @@ def nb_mbufs_out() -> int:
 
 
 def at_rest() -> int:
-    """Mbufs that are out when nothing is under way but by chance: the least of some looks."""
+    """Mbufs in use while no slice is in flight: the least of several looks, since a report may be in flight at each."""
     looks = []
     for _ in range(20):
         looks.append(nb_mbufs_out())
@@ -114,7 +114,7 @@ def test_the_pool_gives_out_just_the_segments_that_are_held(name) -> None:
             nb_segments = len(held[-1][0].segments)
             counts.append(at_rest())
         rises = np.diff(counts)
-        # A few reports may be under way at any moment.
+        # A few reports may be in flight at any moment.
         assert all(abs(rise - nb_segments) <= 8 for rise in rises), (counts, nb_segments)
         held.clear()
         gc.collect()

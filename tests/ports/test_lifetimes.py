@@ -1,4 +1,4 @@
-"""No view outlives its memory, and no memory outlives its last view; whoever lets go first, and in whatever thread."""
+"""No view outlives its memory, and no memory outlives its last view, in any order and any thread."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_last_view_may_die_in_another_thread(assemble) -> None:
 
 @BOTH
 def test_memory_comes_back_from_cycles(assemble) -> None:
-    """A slice that an exception's frames hold, for one, goes by the garbage collector, its oldest object first."""
+    """The garbage collector frees a slice that frames of an exception hold, its oldest object first."""
     with aiflow.pair(assemble=assemble, memory=MEMORY) as pair:
         for _ in range(3):
             cycle: list[object] = [received(pair)]

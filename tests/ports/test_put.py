@@ -1,4 +1,4 @@
-"""Sender.put: windows of slice_ms or until flush, in the background; full, failing, closing; what is asked of ports."""
+"""Sender.put: windows of slice_ms or until flush, in the background; full, failing and closing; demand on ports."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ rng = np.random.default_rng(5)
 
 
 def taken(rx, count, timeout=PATIENCE_S) -> list[tuple[str, bytes]]:
-    """So many elements, out of as many slices as they came in."""
+    """Receive `nb` elements, from as many slices as hold them."""
     got = []
     while len(got) < count:
         with rx.recv(timeout=timeout) as time_slice:
@@ -106,7 +106,7 @@ def test_several_threads_may_put() -> None:
             assert [data for stream, data in got if stream == f"t{k}"] == [bytes([k, i]) for i in range(200)]
 
 
-# ---- whose memory ----
+# ---- ownership of memory ----
 
 
 def test_a_copy_is_taken_at_once_and_others_are_read_where_they_lie() -> None:
@@ -340,7 +340,7 @@ def test_a_killed_receiver_is_told_by_put_and_the_stream_goes_on_with_the_next()
                     tx.put("a", b"again")
                     tx.flush(PATIENCE_S)
                     break
-                except PeerLost:  # of a slice that was put while nobody was there
+                except PeerLost:  # of a slice that was put while there was no receiver
                     deadline.check("put still fails")
             assert peer.hear() == "slice"
 
@@ -349,7 +349,7 @@ def test_a_killed_receiver_is_told_by_put_and_the_stream_goes_on_with_the_next()
 
 
 def test_a_demand_that_was_seen_to_be_too_much_is_reported_before_the_slice_goes_out() -> None:
-    """64 MiB within 1 ms is more than any port of this machine gives; the first slices show what it does give."""
+    """64 MiB within 1 ms is more than any port of this machine carries; the first slices measure what it carries."""
     image = content(3, 8 * MiB)
     with aiflow.pair(slice_ms=1, memory="256MiB") as (tx, rx):
         for _ in range(3):

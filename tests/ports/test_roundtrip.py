@@ -1,4 +1,4 @@
-"""What goes in comes out: every buffer, dtype and shape; every way to send, wait and look."""
+"""Every buffer, dtype and shape arrives as it was sent, by every way to send, wait and read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One slice to several receivers: each its part, all or an error that says who has theirs; over ports shared or not."""
+"""One slice to several receivers: each gets its part, or an error names the receivers that have theirs."""
 
 from __future__ import annotations
 
@@ -208,7 +208,7 @@ def test_threads_that_send_at_once_are_seen_in_one_order() -> None:
         assert orders[0] == orders[1]
 
 
-# ---- who has theirs ----
+# ---- receivers that have their part ----
 
 
 def test_one_that_refuses_does_not_undo_what_the_others_got() -> None:

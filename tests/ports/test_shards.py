@@ -1,4 +1,4 @@
-"""TimeSlice.shards: every element once, even by bytes, the same everywhere; views of the slice and nothing more."""
+"""TimeSlice.shards: every element once, even by bytes, the same in every process; shards are views of the slice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fault shim of the live loops: every kind of fault, either way, and everything arrives as it was sent."""
+"""`faults=` at live ports: under every kind of fault, either way, every slice arrives as it was sent."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def exchange(
 ) -> tuple[dict[str, int], dict[str, int]]:
     """Slices through the faults, compared byte by byte; the counts of the sender and of the receiver.
 
-    So many slices, and more of them until either end has counted `until`: how many frames go depends on the machine.
+    At least `slices` slices, and more until both ends have counted `until`: the number of frames varies.
     """
     endpoint = f"local:{new_name()}*{nb_ports}"
     with (

@@ -1,6 +1,6 @@
 """The main job many times over: slices in a row at a constant size, and peers killed one after the other.
 
-In CI the short form of each; the long one with ``-m soak``.
+CI runs the short form of each; ``-m soak`` runs the long one.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def busy_cores() -> Iterator[None]:
 
 
 def held_after(ports: Callable[[], Any]) -> tuple[int, int]:
-    """What a survivor holds once the dead peer's ports are gone: descriptors and threads, as most looks see them."""
+    """Descriptors and threads of a survivor, as most looks see them, after the dead peer's ports are gone."""
     wait_for(lambda: not len(ports()), "the dead peer's ports to go")
     seen = []
     for _ in range(15):

@@ -22,7 +22,7 @@ from wait import PATIENCE_S, wait_for
 import aiflow
 
 FRAME = 512  # the least that a path may have: most frames for each byte that has to be compared
-DEPTH = 6  # slices under way
+DEPTH = 6  # slices in flight
 SLICE = 4 * MiB
 MEMORY = 10 * SLICE
 HELD = 8  # slices that fill it, but for what is granted
@@ -42,7 +42,7 @@ MIXED = {
 
 
 def faults(seed: int) -> list[dict[str, Any]]:
-    """What the ports of one end suffer; the second one is late as well."""
+    """`faults=` for the ports of one end; the second port is late as well."""
     return [{**MIXED, "ports": [1], "delay": 0.00002, "seed": seed}, {**MIXED, "seed": seed}]
 
 
@@ -52,7 +52,7 @@ NB_ELEMENTS = NB_SMALL + NB_LARGE
 
 
 class Content:
-    """What slice after slice holds: other names, sizes and bytes in each; the same at either end."""
+    """Elements of each slice: other names, sizes and bytes in each, and the same at either end."""
 
     def __init__(self) -> None:
         rng = np.random.default_rng(10**9)

@@ -1,6 +1,6 @@
-"""A thousand senders killed in mid-slice, one after the other, and the receiver is what it was before the first.
+"""A thousand senders are killed in mid-slice, one after the other; the receiver then holds what it held before.
 
-AIFLOW_SOAK_KILLS says how many the long form kills.
+AIFLOW_SOAK_KILLS sets the number of the long form.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def victims(directory: str, endpoint: str) -> Iterator[Peer]:
 
 
 def held(rx: aiflow.Receiver) -> dict[str, Any]:
-    """What the receiver's process holds."""
+    """Resources that the receiver's process holds."""
     return {
         "memory": rx.memory_used,
         "ports": len(rx.port_table),

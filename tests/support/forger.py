@@ -1,4 +1,4 @@
-"""A sender made by hand, out of a raw socket: every frame is what the test says, under a CRC that is right."""
+"""A sender made from a raw socket: a test decides every byte of its frames, and the CRC is correct."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Forger:
         self.socket.close()
 
     def frame(self, kind: str, payload: bytes = b"", *, sequenced: bool = True, **fields: int | bytes) -> bytes:
-        """A frame of our session, with the next packet number; `fields` replace what would be there."""
+        """A frame of our session, with the next packet number; `fields` replace its header fields."""
         dst, src = fields.pop("dst", self.dst), fields.pop("src", self.mac)
         wanted = {
             "session": self.session,

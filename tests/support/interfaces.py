@@ -1,4 +1,4 @@
-"""Network interfaces of a test: what `aiflow ports` says of one, and a slice through it."""
+"""Network interfaces of a test: make a pair, ask `aiflow ports` about one, send a slice through it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from aiflow._ports.portset import available
 
 
 def promise(endpoint: str) -> tuple[bool, str]:
-    """What `aiflow ports` says of an endpoint in this thread's namespace."""
+    """The row of `aiflow ports` for an endpoint in this thread's namespace: usable, note."""
     (row,) = ((usable, note) for text, usable, note in available() if text == endpoint)
     return row
 

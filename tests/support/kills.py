@@ -13,8 +13,8 @@ from wait import Deadline
 def kill_at(fraction: float, progress: Any, pid: int, size: int) -> tuple[int, int]:
     """Kill `pid` once `fraction` of a slice of `size` bytes has passed, and the slice is not over.
 
-    On a busy core the rest of the slice may pass between the look and the signal: the kill came too late, and the
-    caller, who sees the slice whole, makes another.
+    On a busy core the rest of the slice may pass between the look and the signal. That kill came too late: the caller
+    sees the whole slice and kills another sender.
     """
     deadline = Deadline()
     while True:

@@ -1,7 +1,7 @@
 """Senders and receivers in processes of their own, which a test starts, talks to, and kills.
 
-A peer runs a function of the test's module in a spawned process; what it tells comes through a pipe. It dies with the
-test. Nothing here sleeps and hopes: every wait has a condition and a deadline.
+A peer runs a function of the test's module in a spawned process and sends messages through a pipe. It dies with the
+test.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ SPAWN = multiprocessing.get_context("spawn")
 MiB = 1 << 20
 BIG = 128 * MiB
 SLOWLY = {"copies": 16}
-"""Every frame sixteen times: a slice of `BIG` takes long enough to be met in its middle."""
+"""Every frame sixteen times: a slice of `BIG` takes long enough to be interrupted in its middle."""
 
 _serial = itertools.count()
 
 
 def name() -> str:
-    """A local name that nobody else uses."""
+    """A local name that no other test uses."""
     return f"test-{os.getpid()}-{next(_serial)}"
 
 
@@ -60,7 +60,7 @@ class Peer:
         self.pid: int = self.process.pid or 0
 
     def hear(self, timeout: float = PATIENCE_S, survivor: Peer | None = None) -> Any:
-        """The next thing it tells; fails when it failed, or died, or says nothing, or when `survivor` has died."""
+        """Its next message; fails when it failed, died or sent none, or when `survivor` has died."""
         others = [] if survivor is None else [survivor.process.sentinel]
         ready = wait([self.pipe, *others], timeout)
         assert ready, f"{self.process} said nothing for {timeout} s"
@@ -79,7 +79,7 @@ class Peer:
         self.pipe.send(what)
 
     def ends(self, timeout: float = PATIENCE_S) -> None:
-        """It came to its end by itself, without an error."""
+        """Wait until it ends by itself, without an error."""
         assert self.hear(timeout) == ("ended", None)
         self.process.join(timeout)
         assert self.process.exitcode == 0, self.process
@@ -122,7 +122,7 @@ def resident_bytes(kind: str = "VmRSS") -> int:
 
 
 class Resident:
-    """The least and the most of it, once it has been looked at `warm_up` times."""
+    """The least and the most resident memory, after `warm_up` looks."""
 
     def __init__(self, warm_up: int, kind: str = "VmRSS") -> None:
         self.before = warm_up
@@ -138,7 +138,7 @@ class Resident:
 
 @contextmanager
 def descriptors_left(count: int) -> Iterator[None]:
-    """This process can open so many files, and no more."""
+    """Within, this process can open `count` more files."""
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     taken = []
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 8, limits[1]))

@@ -1,4 +1,4 @@
-"""`aiflow …` as programs."""
+"""The command `aiflow …`, as programs that a test starts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A wire made by hand between a Sender and a Receiver of this process: what passes may be cut, tagged, counted."""
+"""A wire between a Sender and a Receiver of this process, on which a test cuts, tags and counts frames."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Relay:
     name : str
         Of this test's own.
     change : callable
-        What becomes of each frame, either way.
+        Maps each frame, either way, to the frame that goes on.
     cuts : callable, optional
         Offsets that a frame is cut at, for its length: it goes on as a chain of mbufs.
     vlan_tci : int, optional

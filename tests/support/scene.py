@@ -52,7 +52,7 @@ class Scene:
 
     @contextmanager
     def drops(self, reason: str, at_least: int = 1) -> Iterator[None]:
-        """What is sent within is dropped for this reason and for no other; nothing is kept of it."""
+        """Frames sent within are dropped for this reason and for no other, and hold no memory."""
         before, used = self.rx.counters, self.rx.memory_used
         yield
         arrived = settle(lambda: self.count(reason) >= before[reason] + at_least)
@@ -83,7 +83,7 @@ def begin(scene: Scene, element: bytes = ELEMENT) -> None:
 
 
 def complete(scene: Scene, element: bytes = ELEMENT) -> None:
-    """The rest of that slice arrives, and it is shown as it was meant."""
+    """The rest of that slice arrives, and it is delivered as it was sent."""
     for seq in range(5, 11):
         scene.forger.send(scene.forger.chunk(element, seq))
     scene.forger.finish(element)
@@ -95,7 +95,7 @@ def complete(scene: Scene, element: bytes = ELEMENT) -> None:
 
 
 def resealed(frame: bytes, offset: int, value: bytes) -> bytes:
-    """The frame with other bytes at an offset, and a CRC that is right for what it now claims."""
+    """The frame with other bytes at an offset, under the correct CRC for its new length."""
     changed = bytearray(frame)
     changed[offset : offset + len(value)] = value
     covered = min(len(changed), 34 + struct.unpack_from("!H", changed, 31)[0])

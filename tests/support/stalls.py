@@ -1,4 +1,4 @@
-"""Promises about time, on a machine that has other things to do: what it kept from us is no part of a deadline."""
+"""How long a busy machine kept this process from running: a deadline of a test excludes that time."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ PERIOD_S = 0.005
 
 
 class Stalls:
-    """For how long this process was not run though it wanted to be, from `__enter__` on.
+    """Time for which this process was ready and did not run, from `__enter__` on.
 
-    A thread asks to be woken every few milliseconds. By how much it was late in all is, about, what was taken from
-    every thread of ours: by other programs, by a hypervisor, by the interpreter's lock.
+    A thread asks to be woken every few milliseconds. Its total lateness is about the time that other programs, the
+    hypervisor and the interpreter's lock took from each thread of this process.
     """
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class Stalls:
 
     @property
     def allowance(self) -> float:
-        """Seconds by which a deadline may be missed: twice the lateness, since those who compute are kept longer."""
+        """Seconds by which a deadline may be missed: twice the lateness, since busy threads lose more time."""
         return 2 * (self._late + max(0.0, time.monotonic() - self._asleep_since - PERIOD_S))
 
     def __enter__(self) -> Stalls:

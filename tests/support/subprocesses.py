@@ -1,4 +1,4 @@
-"""Code under test in processes of their own: what it starts dies with it, whatever happens to the test."""
+"""Code under test in a process of its own."""
 
 from __future__ import annotations
 

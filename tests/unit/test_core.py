@@ -1,7 +1,7 @@
-"""The two state machines against each other, in plain C, on a simulated network and clock (tests/core/simulate.c).
+"""Sender and receiver state machines in plain C, on a simulated network and clock (tests/core/simulate.c).
 
-Built by the test itself with the sanitizers on. Every run is checked in C; here each scenario also shows that its fault
-took place. Worlds drawn from seeds are test_simulator.py's.
+The test builds the program with the sanitizers. The C code checks every run; a test also shows that its fault took
+place. test_simulator.py has the worlds that are drawn from seeds.
 """
 
 from __future__ import annotations
@@ -73,14 +73,14 @@ CONFIRMED: dict[str, str] = {
 
 @pytest.mark.parametrize("name", CONFIRMED)
 def test_senders_hear_what_the_user_says_of_slices(simulate, name) -> None:
-    """Confirmed, or failed and why, in the user's words: what is said is what is heard (simulate.c checks)."""
+    """The sender hears the user's confirmation, or the failure with its reason (simulate.c checks)."""
     outcomes = run_seeds(simulate, CONFIRMED[name])
     assert all(outcome["delivered"] for outcome in outcomes)
     assert any(outcome["failed"] for outcome in outcomes) == (name != "all")
 
 
 def test_fault_30_reordering_by_up_to_a_thousand_frames(simulate) -> None:
-    """Of a window of 896 frames one in ten is late, by more than the window: it goes again, and comes once."""
+    """One frame in ten of a window of 896 is late by more than the window: it is retransmitted and delivered once."""
     options = "ports=1 window=896 ring=1024 slices=20 bytes=200000 reorder=1000 jitter_us=5000"
     outcomes = run_seeds(simulate, options, 4)
     assert all(network(outcome, "overtaken") >= 1000 for outcome in outcomes), outcomes
@@ -88,7 +88,7 @@ def test_fault_30_reordering_by_up_to_a_thousand_frames(simulate) -> None:
 
 
 def test_losses_are_repaired_one_for_one(simulate) -> None:
-    """A frame is sent again because it was lost, not on suspicion: spurious ones stay below a hundredth."""
+    """Lost frames are retransmitted; spurious losses stay below one hundredth of the retransmissions."""
     outcomes = run_seeds(simulate, "loss=100 slices=40", 8)
     assert sum(outcome["spurious"] for outcome in outcomes) <= 0.01 * sum(outcome["again"] for outcome in outcomes)
     assert sum(outcome["again"] for outcome in outcomes) <= 1.2 * sum(network(o, "lost") for o in outcomes)
@@ -119,7 +119,7 @@ def fan(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("name", FANS)
 def test_several_receivers_get_their_own_and_share_windows_when(fan, name) -> None:
-    """Their sessions have the same numbers; no port ever has more frames under way than its window (fan.c checks)."""
+    """Their sessions have the same numbers. No port has more frames in flight than its window (fan.c checks)."""
     options, took_place = FANS[name]
     outcomes = run_seeds(fan, f"senders=2 slices=30 {options}")
     assert any(took_place(outcome) for outcome in outcomes), outcomes[0]
@@ -147,7 +147,7 @@ def cpu_flags() -> set[str]:
 
 @pytest.mark.parametrize("flags", [(), ("-msse4.2",)], ids=["portable", "sse4.2"])
 def test_crc32c_by_every_way_that_this_cpu_has(tmp_path, flags) -> None:
-    """All give RFC 3720's values and the bitwise definition's for every length and alignment, and copy just that."""
+    """All give the values of RFC 3720 and of the bitwise definition at every length and alignment, and copy exactly."""
     ways = [way for way, needed in CRC_WAYS.items() if needed <= cpu_flags()] if flags else ["strands"]
     if not ways:
         pytest.skip("this CPU has no SSE4.2")
@@ -158,7 +158,7 @@ def test_crc32c_by_every_way_that_this_cpu_has(tmp_path, flags) -> None:
 
 @pytest.mark.parametrize("way", CRC_WAYS)
 def test_a_lesser_way_can_be_asked_for(tmp_path, way) -> None:
-    """So that each can be tested on one machine: AIFLOW_CRC32C."""
+    """AIFLOW_CRC32C selects one, so that one machine can test each."""
     if not CRC_WAYS[way] <= cpu_flags():
         pytest.skip(f"this CPU has no {way}")
     program = compiled("crc.c", tmp_path / "crc", "-msse4.2")
@@ -172,7 +172,7 @@ def test_a_lesser_way_can_be_asked_for(tmp_path, way) -> None:
     "options", ["dup=10000 corrupt=1000", "bytes=200000 loss=100 corrupt=500", "small=1 corrupt=500"]
 )
 def test_damaged_payloads_never_stay(tmp_path_factory, way, options) -> None:
-    """A payload is copied while it is checked: what is there already is never written again, what was damaged is."""
+    """A payload is copied while its CRC is computed. A chunk that is there is never overwritten; a damaged one is."""
     if not CRC_WAYS[way] <= cpu_flags():
         pytest.skip(f"this CPU has no {way}")
     program = tmp_path_factory.getbasetemp() / "simulate-sse4.2"

@@ -1,7 +1,7 @@
-"""Flow control and port choice: their constants in plain Python, their laws in the simulator, and real switch ports.
+"""Flow control and port choice: constants in plain Python, control laws in the simulator, and real switch ports.
 
-The simulator (tests/core/shaped.c) drives the same state machines as the live loop, on a simulated clock, so times and
-losses are exact there and may be asserted.
+The simulator (tests/core/shaped.c) drives the same state machines as the live loop, on a simulated clock. Its times and
+losses are exact, so the tests assert them.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def test_credit_is_a_window_and_the_others_are_gaps() -> None:
 @unit
 def test_a_link_s_speed_that_was_given_is_kept_under_credit_too() -> None:
     given = FlowControl("credit").pace(1e8, given=True)
-    assert not given.rate_based  # the receiver's credit still bounds what is under way
+    assert not given.rate_based  # the receiver's credit still bounds the frames in flight
     assert 80 <= given.byte_ns <= 80.4
     assert FlowControl("credit").pace(1e8)[1:4] == (0, 0, 0)  # a driver that knows its speed keeps it
     assert FlowControl("none").pace(1e8, given=True)[1:4] == (0, 0, 0)
@@ -206,7 +206,7 @@ def test_unequal_ports_finish_together(shaped, plan: str) -> None:
 
 @unit
 def test_equal_shares_of_unequal_ports_wait_until_one_share_is_left(shaped) -> None:
-    """The slow port's share is everybody's once the port of half the speed is through with its own."""
+    """The other ports take over the slow port's share when they have sent their own."""
     outcome = run(shaped, f"{UNEQUAL} {EQUAL_SHARES}")
     assert outcome["port_bytes"][3] < 0.07 * sum(outcome["port_bytes"])  # not the quarter that it was dealt
     assert 1.3 * IDEAL_MS < outcome["ms"] < 1.6 * IDEAL_MS
@@ -225,7 +225,7 @@ def test_crawling_ports_strand_no_share(shaped, plan: str) -> None:
 def test_a_port_that_dies_strands_neither_its_share_nor_its_element(shaped, plan: str) -> None:
     outcome = run(shaped, f"ports=4 bytes=13000000 die_ms=60 {plan}")
     assert outcome["delivered"] == 1
-    assert outcome["again"] > 0  # it died with frames under way
+    assert outcome["again"] > 0  # it died with frames in flight
     assert outcome["port_bytes"][0] < 0.15 * sum(outcome["port_bytes"])
 
 

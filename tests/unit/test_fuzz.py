@@ -1,6 +1,6 @@
-"""A short run of the fuzzers (tools/fuzz.sh, tests/fuzz), and every input that ever found something, again.
+"""A short run of the fuzzers (tools/fuzz.sh, tests/fuzz), and of every input that once found a fault.
 
-The long runs are ``make fuzz SECONDS=…``; what they find becomes a file in tests/fuzz/findings.
+``make fuzz SECONDS=…`` makes long runs. Each finding becomes a file in tests/fuzz/findings.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def clang(tmp_path_factory) -> str:
 
 
 def plain_environment() -> dict[str, str]:
-    """Without the sanitizers that run us: a fuzzer brings its own, and dies of two."""
+    """Without the sanitizers of this process: a fuzzer has its own, and two of them crash."""
     return {k: v for k, v in os.environ.items() if k not in ("ASAN_OPTIONS", "UBSAN_OPTIONS", "LD_PRELOAD")}
 
 

@@ -1,8 +1,8 @@
-"""The wire, byte for byte: what the code before produced, the code after it produces, too.
+"""Golden frames: the wire format stays the same, byte for byte.
 
 tests/golden/frames.json holds the first frame of each kind that the simulator's worlds send, the manifests of some
-elements, and the SHA-256 of every frame of 10,000 worlds. A change of the wire makes it anew, on purpose and with a new
-version: ``python tests/unit/test_golden.py``.
+elements, and the SHA-256 of every frame of 10,000 worlds. An intended change of the wire has a new version and writes
+the file again: ``python tests/unit/test_golden.py``.
 """
 
 from __future__ import annotations

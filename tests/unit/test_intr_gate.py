@@ -1,7 +1,7 @@
-"""The gate: DPDK's interrupt thread takes its turns only while no worker is inside, and nobody waits for ever.
+"""The interrupt gate: DPDK's interrupt thread runs only while no worker is inside, and no thread waits for ever.
 
-The gate is plain C, so its properties are tested by a C program with real threads; that it keeps the survivor of a
-memif peer alive is tested with real ports.
+The gate is plain C, so a C program with real threads tests it. A test with real ports shows that a receiver survives
+the death of its memif peer.
 """
 
 from __future__ import annotations

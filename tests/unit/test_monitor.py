@@ -1,4 +1,4 @@
-"""Table 2's columns: the formulas of section 3.4 in plain Python, and the loop's samples behind them."""
+"""Table 2's columns: the formulas of section 3.4 in plain Python, and the samples that the loop takes."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_the_table_shows_what_went_over_each_port() -> None:
     ):
 
         def busy_rows():
-            """Of an interval in which something went over both; one that we look at too late is over."""
+            """Rows of an interval in which both ports carried data; None if the look came after its end."""
             tx.send({"x": bytes(1_000_000)}, wait=False)
             rx.recv(timeout=20).release()
             deadline = Deadline(0.1)
@@ -114,7 +114,7 @@ def test_loss_is_the_receiver_s_count_of_the_present_slice() -> None:
 
 @unit
 def test_loss_is_of_the_path_that_there_is() -> None:
-    """A slice that was posted before its path began anew, with number 0, and that goes beyond the old one's numbers."""
+    """A slice is posted before its path starts again at number 0, and passes the numbers of the old path."""
     endpoint, slice_bytes = "ring:monitor-anew", 6_000_000
     with aiflow.Sender(endpoint) as tx:
         with aiflow.Receiver(endpoint) as rx:
@@ -184,7 +184,7 @@ SEND = """
 @pytest.mark.root
 @pytest.mark.slow
 def test_the_columns_agree_with_the_kernel_s_counters(net) -> None:
-    """Frames, bytes and loss within 2 % of /sys/class/net and of what the switch says that it lost."""
+    """Frames, bytes and loss are within 2 % of /sys/class/net and of the switch's count of losses."""
     source, switch, sink = net.switched(2, rate="100mbit")
     ports = "af_packet:s0,af_packet:s1"
     processes = []
@@ -223,7 +223,7 @@ def test_the_columns_agree_with_the_kernel_s_counters(net) -> None:
         lost = sum(rate * frames for rate, frames in zip(got["drop_rates"], got["frames"], strict=True))
         left = sum(frames for frames, _ in got["interface"])
         assert switch.lost() > 100
-        assert lost == pytest.approx(left - came, rel=0.02, abs=12)  # a few words are under way at each look
+        assert lost == pytest.approx(left - came, rel=0.02, abs=12)  # a few frames are in flight at each look
         # no interval carries more than the link, and what the sender's own queue holds
         assert all(0 < max(column) < 1.3 for column in zip(*got["rates"], strict=True))
     finally:

@@ -1,4 +1,4 @@
-"""The scheduler decides once a slice, in plain Python: shares, reasons, demand, switches."""
+"""The scheduler decides once per slice, in plain Python: shares, reasons, demand, switches."""
 
 from __future__ import annotations
 

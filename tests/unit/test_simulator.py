@@ -1,7 +1,7 @@
-"""Worlds drawn from seeds: two ends over lossy, dying, reordering paths, and nothing lost (tests/core/simulate.c).
+"""Simulated worlds drawn from seeds: no slice is lost over lossy, dying and reordering paths (tests/core/simulate.c).
 
-Everything that happens in a world comes from its seed: paths, windows, slices, at least three kinds of fault out of
-sixteen, and restarts of either end. A failing seed is told with ``simulate draw=1 seed=N trace=1``.
+The seed decides everything in a world: paths, windows, slices, restarts of either end, and at least three kinds of
+fault out of sixteen. ``simulate draw=1 seed=N trace=1`` shows what happens in the world of a seed that failed.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ PLANTED = {
 
 
 def simulated(program: Path, patience_s: float, *options: str) -> subprocess.CompletedProcess[str]:
-    """With an environment of its own: the sanitizers that run us may be others."""
+    """In an empty environment: the sanitizers of this process may be others."""
     command = [str(program), *options]
     return subprocess.run(command, env={}, capture_output=True, text=True, timeout=patience_s, check=False)
 
@@ -94,7 +94,7 @@ def in_parallel(program: Path, seeds: int, patience_s: float) -> list[dict]:
 
 def test_nothing_is_lost_in_any_world(simulate: Path) -> None:
     outcomes = in_parallel(simulate, SEEDS, 280)
-    # A mild world: its faults were to be, and fewer than three kinds came about.
+    # Mild: a world in which fewer than three kinds of fault took place.
     for fault in FAULTS:
         assert sum(network(outcome, fault) for outcome in outcomes) > 0, fault
     assert sum(outcome["mild"] for outcome in outcomes) <= SEEDS / 100
@@ -115,7 +115,7 @@ def test_a_seed_is_told(simulate: Path) -> None:
 
 
 def altered(directory: Path, *changes: tuple[str, str, str]) -> Path:
-    """The simulator with a copy of the headers in which some code is other code: (header, as it is, as it shall be)."""
+    """The simulator, built with changed copies of headers: (header, code as it is, code instead)."""
     if shutil.which("gcc") is None:
         pytest.skip("no gcc here")
     shutil.copytree(ROOT / "include", directory / "include")
@@ -156,7 +156,7 @@ WRAP_SEEDS = 300
 
 
 def test_fault_33_packet_numbers_pass_32_bits(tmp_path: Path) -> None:
-    """Where the low word of a number wraps: nothing is lost in any world, and nobody notices."""
+    """The low word of a packet number wraps: no slice is lost in any world."""
     program = altered(tmp_path, *beginning_at(2**32 - 50))
     in_parallel(program, WRAP_SEEDS, 280)
     told = simulated(program, 250, "trace=1", "ports=1", "loss=100")
@@ -166,7 +166,7 @@ def test_fault_33_packet_numbers_pass_32_bits(tmp_path: Path) -> None:
 
 
 def test_fault_33_a_session_ends_before_its_numbers_do(tmp_path: Path) -> None:
-    """At half of 48 bits of packet numbers, or of 32 bits of slices; slices under way are finished first."""
+    """At half of 48 bits of packet numbers, or of 32 bits of slices; slices in flight are finished first."""
     program = altered(tmp_path, *beginning_at(2**47 - 60, 2**31 - 5))
     outcomes = in_parallel(program, WRAP_SEEDS, 280)
     assert sum(outcome["lives"] for outcome in outcomes) > 4 * WRAP_SEEDS
@@ -180,7 +180,7 @@ def test_fault_33_a_session_ends_before_its_numbers_do(tmp_path: Path) -> None:
 
 
 def test_numbers_that_came_to_their_end_would_be_the_end(tmp_path: Path) -> None:
-    """What the test before this one would see if sessions went on: frames that no receiver takes."""
+    """If sessions did not end in time, no receiver would take their frames: the test before this one sees that."""
     unbounded = ("tx/tx_state.h", "AF_WORN_NUMBERS (1ull << 47)", "AF_WORN_NUMBERS ~0ull")
     program = altered(tmp_path, *beginning_at(2**48 - 60), unbounded)
     ran = simulated(program, 250, "ports=1")
@@ -189,14 +189,14 @@ def test_numbers_that_came_to_their_end_would_be_the_end(tmp_path: Path) -> None
 
 @pytest.mark.soak
 def test_a_million_worlds(tmp_path: Path) -> None:
-    """All of them with the same checks, without the sanitizers: some 600 a second and core."""
+    """The same checks without the sanitizers, about 600 worlds per second and core."""
     program = compiled("simulate.c", tmp_path / "simulate", "-fno-sanitize=all", "-O2", "-march=native")
     for outcome in in_parallel(program, SOAK_SEEDS, SOAK_SEEDS):
         print(json.dumps(outcome), file=sys.stderr)
         assert outcome["failed"] < outcome["delivered"]
 
 
-# What the simulator has found, and what now holds: a world each, by hand.
+# Faults that the simulator has found and that are mended: one world for each, by hand.
 FOUND = {
     "a_port_that_comes_back_goes_on_counting": "unplug_ms=1 unplug_for_ms=20 bytes=200000 ports=2",
     "the_only_open_port_goes_and_another_is_asking": "die_ms=1 back_ms=30 unplug_ms=2 unplug_for_ms=40 ports=2",
@@ -214,10 +214,10 @@ FOUND = {
 @pytest.mark.parametrize("name", FOUND)
 def test_what_was_found_holds(simulate: Path, name: str) -> None:
     outcomes = [run(simulate, *FOUND[name].split(), f"seed={seed}") for seed in range(1, 5)]
-    if "slept" in name:  # its slices were freed, and went again in another session
+    if "slept" in name:  # its slices were freed, and retransmitted in another session
         assert any(outcome["lives"] > outcome["senders"] for outcome in outcomes)
     for outcome in outcomes:
         assert outcome["failed"] == 0
         if "sleeps" in name:
             assert network(outcome, "pause") > 0
-            assert outcome["again"] <= 16, "windows of frames that had arrived were sent again"
+            assert outcome["again"] <= 16, "windows of frames that had arrived were retransmitted"

@@ -1,4 +1,4 @@
-"""The wire format: what is written reads back, and what was not written so is refused."""
+"""The wire format: a frame that was written is read back, and any other frame is refused."""
 
 from __future__ import annotations
 
@@ -199,7 +199,7 @@ def test_shifts_add_up(crc, m, n) -> None:
 
 
 def test_names_are_those_of_the_header() -> None:
-    """What Python calls a reason is what wire.h calls it."""
+    """Python has the names of reasons that the C header has."""
     text = (Path(__file__).resolve().parents[2] / "include/aiflow/wire/frame.h").read_text()
     drops = re.search(r"enum af_drop \{(.*?)\}", text, re.S)
     assert drops is not None
