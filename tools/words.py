@@ -44,6 +44,15 @@ RETIRED = {
     r"so long as": "while",
     r"tombs?": "closed_retained",
     r"gaps? law|law of gaps": "pacing",
+    r"af_mail|\bmail\.h": "af_handoff, handoff.h",
+    r"af_gate|\bgate\.h": "af_intr_gate, intr_gate.h",
+    r"af_quota|\bquota\.h": "af_cpu_budget, cpu_budget.h",
+    r"af_fan|\bfan\.h": "af_multi, multi.h",
+    r"af_plan|\bplan\.h": "af_dispatch, dispatch.h",
+    r"af_store|\bstore\.h": "af_arena, arena.h",
+    r"af_again|send_again": "af_retransmit",
+    r"af_report|on_report": "af_feedback",
+    r"_dp_driven|_dp_raw|memif_door|eal_arguments": "_dp_driver, _dp_testing, memif_proxy, _eal_args",
 }
 """Pattern of what is rejected (whole words, upper or lower case) → what to say."""
 
