@@ -1,0 +1,232 @@
+/* intr_gate.h: DPDK's interrupt thread and the polling threads take turns. */
+#include <poll.h>
+#include <sched.h>
+#include <sys/eventfd.h>
+
+#include "aiflow/rt/intr_gate.h"
+
+#include "check.h"
+
+static struct af_intr_gate gate;
+
+static void
+begin(void)
+{
+	memset(&gate, 0, sizeof gate);
+	CHECK(!af_intr_gate_init(&gate, eventfd(0, EFD_NONBLOCK)));
+}
+
+static void
+end(void)
+{
+	close(gate.wake_fd);
+}
+
+static void
+an_open_gate_counts_its_workers(void)
+{
+	begin();
+	af_intr_gate_enter(&gate);
+	af_intr_gate_enter(&gate);
+	CHECK_EQUAL(gate.word, 2);
+	af_intr_gate_leave(&gate);
+	af_intr_gate_leave(&gate);
+	CHECK_EQUAL(gate.word, 0);
+	af_intr_gate_close(&gate); /* nobody is inside: at once */
+	CHECK_EQUAL(gate.word, AF_INTR_GATE_CLOSED);
+	af_intr_gate_open(&gate);
+	CHECK_EQUAL(gate.word, 0);
+	CHECK_EQUAL(gate.turns, 1);
+	end();
+}
+
+static _Atomic int entered;
+
+static void *
+enter_once(void *unused)
+{
+	af_intr_gate_enter(&gate);
+	atomic_store(&entered, 1);
+	af_intr_gate_leave(&gate);
+	return unused;
+}
+
+static void
+a_closed_gate_holds_workers_until_it_opens(void)
+{
+	pthread_t thread;
+
+	begin();
+	af_intr_gate_close(&gate);
+	CHECK(!pthread_create(&thread, NULL, enter_once, NULL));
+	for (int i = 0; i < 1000 && !atomic_load(&entered); i++)
+		sched_yield();
+	usleep(2000);
+	CHECK(!atomic_load(&entered));
+	af_intr_gate_open(&gate);
+	pthread_join(thread, NULL);
+	CHECK(atomic_load(&entered));
+	CHECK_EQUAL(gate.word, 0);
+	end();
+}
+
+static _Atomic int closed;
+
+static void *
+close_once(void *unused)
+{
+	af_intr_gate_close(&gate);
+	atomic_store(&closed, 1);
+	return unused;
+}
+
+static void
+closing_waits_for_the_last_worker(void)
+{
+	pthread_t thread;
+
+	begin();
+	af_intr_gate_enter(&gate);
+	af_intr_gate_enter(&gate);
+	CHECK(!pthread_create(&thread, NULL, close_once, NULL));
+	while (!(gate.word & AF_INTR_GATE_CLOSED))
+		sched_yield();
+	af_intr_gate_leave(&gate);
+	usleep(2000);
+	CHECK(!atomic_load(&closed));
+	af_intr_gate_leave(&gate);
+	pthread_join(thread, NULL);
+	CHECK_EQUAL(gate.word, AF_INTR_GATE_CLOSED);
+	end();
+}
+
+static void
+without_gated_ports_the_interrupt_thread_runs_free(void)
+{
+	struct pollfd wake;
+	static const uint64_t one = 1;
+
+	begin();
+	wake = (struct pollfd){.fd = gate.wake_fd, .events = POLLIN};
+	CHECK(write(gate.wake_fd, &one, sizeof one) == sizeof one);
+	gate.armed = 1;
+	af_intr_gate_callback(&gate); /* returns at once, drained, with the gate open */
+	CHECK_EQUAL(poll(&wake, 1, 0), 0);
+	CHECK(!gate.armed && !gate.inside && !gate.word);
+	end();
+}
+
+/* ---- under load: more threads than cores ---- */
+
+static _Atomic int in_turn, workers_inside, stop, finished, wrong, in_hold;
+static _Atomic unsigned long turns, entries, holds;
+
+static void
+burn(unsigned n)
+{
+	for (volatile unsigned i = 0; i < n; i++) {
+	}
+}
+
+/* As DPDK's interrupt thread: poll the eventfd, call the callback, serve others. */
+static void *
+interrupt_thread(void *unused)
+{
+	while (!finished) {
+		struct pollfd wake = {.fd = gate.wake_fd, .events = POLLIN};
+
+		if (poll(&wake, 1, 10) == 1)
+			af_intr_gate_callback(&gate);
+		if (!gate.gated)
+			continue;
+		in_turn = 1;
+		if (workers_inside || in_hold)
+			wrong = 1;
+		burn(500);
+		if (workers_inside || in_hold)
+			wrong = 2;
+		turns++;
+		in_turn = 0;
+	}
+	return unused;
+}
+
+static void *
+worker(void *arg)
+{
+	unsigned seed = (unsigned)(uintptr_t)arg;
+
+	while (!stop) {
+		af_intr_gate_enter(&gate);
+		workers_inside++;
+		if (in_turn)
+			wrong = 3;
+		burn((unsigned)rand_r(&seed) % 2000);
+		if (rand_r(&seed) % 512 == 0)
+			sched_yield(); /* a descheduled owner */
+		if (in_turn)
+			wrong = 4;
+		workers_inside--;
+		af_intr_gate_leave(&gate);
+		entries++;
+	}
+	return NULL;
+}
+
+static void *
+control(void *unused)
+{
+	unsigned seed = 7;
+
+	while (!stop) {
+		af_intr_gate_connecting(&gate, 1);
+		af_intr_gate_hold(&gate);
+		in_hold++;
+		burn((unsigned)rand_r(&seed) % 200000);
+		if (in_turn)
+			wrong = 5;
+		in_hold--;
+		af_intr_gate_release(&gate, 0);
+		af_intr_gate_connecting(&gate, -1);
+		holds++;
+		usleep(500);
+	}
+	return unused;
+}
+
+static void
+turns_and_bursts_exclude_each_other(void)
+{
+	pthread_t threads[8];
+	struct timespec second = {1, 500000000};
+
+	begin();
+	pthread_create(&threads[0], NULL, interrupt_thread, NULL);
+	af_intr_gate_hold(&gate); /* before any port: the thread is fetched */
+	af_intr_gate_release(&gate, 1);
+	for (uintptr_t i = 1; i <= 5; i++)
+		pthread_create(&threads[i], NULL, worker, (void *)i);
+	pthread_create(&threads[6], NULL, control, NULL);
+	pthread_create(&threads[7], NULL, control, NULL);
+	for (int i = 0; i < 60 && (i < 1 || turns <= 10 || entries <= 1000 || holds <= 10); i++)
+		nanosleep(&second, NULL);
+	stop = 1;
+	for (int i = 1; i < 8; i++)
+		pthread_join(threads[i], NULL);
+	af_intr_gate_hold(&gate);
+	af_intr_gate_release(&gate, -1); /* the last port goes: the thread runs free again, the gate is open */
+	finished = 1;
+	pthread_join(threads[0], NULL);
+	af_intr_gate_enter(&gate);
+	af_intr_gate_leave(&gate);
+	CHECK_EQUAL(wrong, 0);
+	CHECK(turns > 10);
+	CHECK(entries > 1000);
+	CHECK(holds > 10);
+	CHECK_EQUAL(gate.word, 0);
+	end();
+}
+
+CASES(CASE(an_open_gate_counts_its_workers), CASE(a_closed_gate_holds_workers_until_it_opens),
+      CASE(closing_waits_for_the_last_worker), CASE(without_gated_ports_the_interrupt_thread_runs_free),
+      CASE(turns_and_bursts_exclude_each_other))
