@@ -122,12 +122,12 @@ def mbuf_payloads(Incoming incoming, uint32_t index):
 
 def driven(LoopDriver loop):
     """How often a waiting caller has driven the loop."""
-    return loop.mail.driven
+    return loop.handoff.driven
 
 
 def rests(LoopDriver loop):
     """How often the loop has paused to stay within `max_cores`."""
-    return loop.quota.rests
+    return loop.cpu_budget.rests
 
 
 def thread_id(LoopDriver loop):
