@@ -148,7 +148,7 @@ cdef extern from "aiflow/rt/sampler.h" nogil:
 
     struct af_sample:
         uint64_t ns
-        af_port_sample ports[32]
+        af_port_sample ports[AF_MAX_PORTS]
 
     struct af_sampler:
         uint64_t interval_ns
@@ -174,7 +174,7 @@ cdef extern from "aiflow/tx/tx_agent.h" nogil:
     struct af_dispatch:
         uint32_t ports
         bint elements, by_share, shortest
-        uint64_t share_bytes[32]
+        uint64_t share_bytes[AF_MAX_PORTS]
 
     struct af_rival:
         char name[64]
@@ -197,8 +197,8 @@ cdef extern from "aiflow/tx/tx_agent.h" nogil:
         uint32_t text_got
         uint32_t id, payload_bytes, nb_manifest, nb_data, nb_chunks
         uint64_t joined_ns, granted_ns, done_ns, frames, retransmits
-        uint64_t port_frames[32]
-        uint64_t port_bytes[32]
+        uint64_t port_frames[AF_MAX_PORTS]
+        uint64_t port_bytes[AF_MAX_PORTS]
 
     struct af_candidate:
         uint16_t port
@@ -216,7 +216,7 @@ cdef extern from "aiflow/tx/tx_agent.h" nogil:
         uint32_t path_size, nb_candidates
         uint64_t attached_ns, arrived
         uint64_t began[2]
-        af_candidate candidates[32]
+        af_candidate candidates[AF_MAX_PORTS]
         af_pace pace
         af_tx_pktnum pn
 
@@ -227,7 +227,7 @@ cdef extern from "aiflow/tx/tx_agent.h" nogil:
         uint64_t instance, peer_timeout_ns, clock_offset_ns
         uint32_t nb_expected
         bint fixed_frame_size, joining
-        af_tx_port ports[32]
+        af_tx_port ports[AF_MAX_PORTS]
         uint32_t nb_ports
         bint open, closing, keeps_mbufs, bye_heard, death_unreported
         char receiver[64]
@@ -238,7 +238,7 @@ cdef extern from "aiflow/tx/tx_agent.h" nogil:
         uint32_t session, payload_bytes, first_id, next_id
         af_tx_slice *queue
         void *retransmit
-        uint64_t drops[32]
+        uint64_t drops[AF_NB_DROPS]
         uint64_t feedbacks, probes
         af_sampler sampler
 
@@ -331,13 +331,13 @@ cdef extern from "aiflow/rx/rx_agent.h" nogil:
         uint64_t mbuf_bytes
         void (*release)(void *handle) noexcept nogil
         af_arena *arena
-        af_rx_port ports[32]
+        af_rx_port ports[AF_MAX_PORTS]
         uint32_t nb_ports, nb_sessions, next_session, nb_seen, nb_closed, nb_gone, flowing, releases
         af_rx_slice *waiting
         af_rx_slice *ready
         af_rx_slice **ready_tail
         uint64_t starving_ns, starving_bytes, progress_bytes, progress_total
-        uint64_t drops[32]
+        uint64_t drops[AF_NB_DROPS]
         uint64_t slices, elements, bytes
         af_sampler sampler
 

@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
-from aiflow._core cimport AF_NB_FAULTS, af_agent, af_agent_port, af_fault_line, af_sampler, af_span
+from aiflow._core cimport AF_MAX_PORTS, AF_NB_FAULTS, af_agent, af_agent_port, af_fault_line, af_sampler, af_span
 from aiflow._dp_driver cimport LoopDriver
 from aiflow._eal cimport Mempool, Port, af_intr_gate
 from aiflow.librte.rte_mbuf cimport rte_mbuf, rte_mbuf_ext_shared_info
@@ -11,7 +11,7 @@ from aiflow.librte.rte_mempool cimport rte_mempool
 
 cdef enum:
     BURST = 32
-    PORTS = 32
+    PORTS = AF_MAX_PORTS
     OUT = 0
     IN = 1
 
@@ -21,32 +21,55 @@ cdef struct loop_port:
     bint attached
     bint gated
     uint16_t port_id
-    uint16_t head              # of the staged frames, the first that is not sent yet
+    uint16_t head              # index of the first staged frame that is not sent
     uint16_t count             # staged frames from head on
     rte_mempool *pool          # frames to send
     rte_mempool *rx_pool       # of the mbufs that the driver receives into
-    rte_mempool *adopt         # received mbufs are another's: what is kept moves into one of these; else NULL
-    rte_mbuf *spare            # allocated, and nothing to put in it yet
+    rte_mempool *adopt         # pool that received frames move into, where they come in another's mbufs; else NULL
+    rte_mbuf *spare            # allocated for the next frame; NULL when used
     rte_mbuf *staged[BURST]
     af_fault_line *lines[2]          # faults on the way OUT and IN; NULL unless asked for
-    uint64_t rx_nombuf         # no mbuf to move a received frame into
-    uint64_t tx_nombuf         # the pool had no mbuf for a frame that we wanted to send
+    uint64_t rx_nombuf         # frames dropped: the pool had no mbuf to move them into
+    uint64_t tx_nombuf         # times that the pool had no mbuf for a frame to send
+
+
+# What an agent counts of a port: PortCounters in _dp_counters.py says what each of them means.
+cdef struct agent_counts:
+    bint receives
+    bint usable
+    uint64_t tx_frames
+    uint64_t tx_bytes
+    uint64_t rx_frames
+    uint64_t rx_bytes
+    uint64_t retransmits
+    uint64_t lost
+    uint64_t in_flight
+    uint64_t window
+    uint64_t rtt_ns
+    double gap_ns
+    uint64_t signals
+    uint64_t sent
+    uint64_t arrived
+    uint64_t sent_before
+    uint64_t arrived_before
 
 
 cdef class Loop(LoopDriver):
     cdef af_agent agent
     cdef list faults                   # rules of `_faults.parse_faults`
-    cdef uint64_t fault_sums[AF_NB_FAULTS]  # of lines that are no more
+    cdef uint64_t fault_sums[AF_NB_FAULTS]  # counts of lines that are closed
     cdef af_intr_gate *gate
     cdef loop_port ports[PORTS]
     cdef uint32_t nb_ports
     cdef uint32_t nb_gated
-    cdef uint64_t unseen[2]    # frames that never reach the agent: chains too long for an mbuf, VLAN tags
+    cdef uint64_t unseen[2]    # frames that never reach the agent: chains longer than an mbuf, VLAN tags
+    cdef uint64_t rx_nombuf    # of ports that are detached
+    cdef uint64_t tx_nombuf    # likewise
     cdef readonly list attached_ports
-    cdef readonly list port_names      # (name, driver) of the port that is, or was last, at each index
+    cdef readonly list port_names      # (name, driver) of the port at each index, or of the last one there
     cdef object tx_pool
-    cdef Mempool references             # mbufs that refer to an agent's bytes, where ports send by reference
-    cdef rte_mbuf_ext_shared_info lent  # common to all those bytes: nobody waits for them, the agent keeps them
+    cdef Mempool references             # mbufs that refer to the agent's bytes, where ports send by reference
+    cdef rte_mbuf_ext_shared_info lent  # for all of them: nothing is freed, the agent owns the bytes
 
     cdef int poll(self, uint32_t index, uint64_t now) noexcept nogil
     cdef int receive(self, loop_port *port, uint32_t index, uint64_t now) noexcept nogil
@@ -57,6 +80,8 @@ cdef class Loop(LoopDriver):
     cdef void collect(self, uint64_t now) noexcept nogil
     cdef void publish(self) noexcept nogil
     cdef int place_port(self, Port port, uint32_t peer, af_agent_port *out) except -1
+    cdef object count_port(self, uint32_t index, agent_counts *out)
+    cdef dict not_taken(self, const uint64_t *drops)
     cdef set_faults(self, faults)
 
 

@@ -1,24 +1,26 @@
 """Data plane: the only code that calls rte_eth_rx_burst and rte_eth_tx_burst.
 
-A `Loop` polls the ports of one Sender or Receiver. It feeds what arrives to the state machine (`agent`), and sends what
-the state machine has to say. Who drives it, and when, is said in `_dp_driver.pyx`.
+A `Loop` polls the ports of one Sender or Receiver. It passes received frames to the state machine (`agent`), and sends
+the frames that the state machine writes. `_dp_driver.pyx` has the threads that drive it.
 """
 
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 from aiflow._core cimport (
-    AF_MIN_PATH_FRAME, AF_NAME_BYTES, AF_NB_FAULTS, af_agent_port, af_cpu_budget_rest, af_fault_line_leave,
-    af_handoff_notify, af_handoff_rest, af_idle_worked, af_now_ns, af_sample, af_sampler, af_sampler_read, af_span,
+    AF_MIN_PATH_FRAME, AF_NAME_BYTES, AF_NB_DROPS, AF_NB_FAULTS, af_agent_port, af_cpu_budget_rest,
+    af_fault_line_leave, af_handoff_notify, af_handoff_rest, af_idle_worked, af_now_ns, af_sample, af_sampler,
+    af_sampler_read, af_span,
 )
 from aiflow._dp_faults cimport close_lines, impair, impaired, open_lines
 from aiflow._dp_driver cimport LoopDriver, aiflow_lock, aiflow_posted, aiflow_set, aiflow_unlock
-from aiflow._dp_frame cimport plain, unusual
+from aiflow._dp_frame cimport CHAINED, TAGGED, plain, unusual
 from aiflow._eal cimport Mempool, Port, af_intr_gate_enter, af_intr_gate_leave, gate
 from aiflow.librte.rte_ethdev cimport rte_eth_rx_burst, rte_eth_tx_burst
 from aiflow.librte.rte_mbuf cimport (
     RTE_PKTMBUF_HEADROOM, rte_mbuf, rte_mbuf_ext_refcnt_set, rte_mbuf_ext_refcnt_update, rte_pktmbuf_alloc,
     rte_pktmbuf_attach_extbuf, rte_pktmbuf_data_room_size, rte_pktmbuf_free, rte_pktmbuf_free_bulk, rte_pktmbuf_mtod,
 )
+from aiflow._dp_counters import PortCounters
 from aiflow._system import threads
 from aiflow._faults import parse_faults
 from aiflow.errors import ConfigError, PortError
@@ -66,16 +68,16 @@ cdef sample_rows(af_sampler *sampler, uint32_t nb_ports):
 
 
 cdef void given_back(void *addr, void *opaque) noexcept nogil:
-    """An agent's bytes are the agent's: nothing is to be freed."""
+    """Free nothing: the bytes are the agent's."""
 
 
 cdef bint fits(rte_mbuf *m, rte_mempool *pool) noexcept nogil:
-    """Does a frame of one segment fit into an mbuf of `pool`? A sender's first ones are as long as its port takes."""
+    """Does a frame of one segment fit into an mbuf of `pool`? A sender's first frames are as long as its port takes."""
     return m.data_len + RTE_PKTMBUF_HEADROOM <= rte_pktmbuf_data_room_size(pool)
 
 
 cdef rte_mbuf *adopted(rte_mbuf *m, rte_mempool *pool) noexcept nogil:
-    """Move a frame that fits into an mbuf of `pool`; NULL (and the frame is gone) when that is empty."""
+    """Move a frame that fits into an mbuf of `pool`; NULL, and the frame is freed, when the pool is empty."""
     cdef rte_mbuf *copy = rte_pktmbuf_alloc(pool)
     if copy != NULL:
         memcpy(rte_pktmbuf_mtod(copy), rte_pktmbuf_mtod(m), m.data_len)
@@ -87,7 +89,7 @@ cdef rte_mbuf *adopted(rte_mbuf *m, rte_mempool *pool) noexcept nogil:
 
 
 cdef class Loop(LoopDriver):
-    """Polls ports for one agent. Subclasses set `agent` and say what a post and an event are."""
+    """Polls ports for one agent. Subclasses set `agent` and define posts and events."""
 
     def __cinit__(self):
         self.gate = gate()
@@ -100,7 +102,7 @@ cdef class Loop(LoopDriver):
     # ---- control plane ----
 
     def settled(self):
-        """Whether all that the agent had to say has been handed to the drivers. Between two iterations."""
+        """Have the drivers taken all frames that the agent wrote? Between two iterations."""
         cdef uint32_t index
         cdef loop_port *port
         for index in range(self.nb_ports):
@@ -115,7 +117,7 @@ cdef class Loop(LoopDriver):
             self._free_staged(index)
 
     cdef int place_port(self, Port port, uint32_t peer, af_agent_port *out) except -1:
-        """Give a port a place in the loop. Between two iterations."""
+        """Give a port a place in the loop; returns its index. Between two iterations."""
         cdef uint32_t index = 0
         cdef loop_port *slot
         cdef Mempool pool = self.tx_pool if self.tx_pool is not None else port.mempool
@@ -153,7 +155,7 @@ cdef class Loop(LoopDriver):
         return <int>index
 
     cdef void last_look(self, uint32_t index) noexcept nogil:
-        """Take what a port has received already. Between two iterations, before it goes."""
+        """Take the frames that a port has received, before it is removed. Between two iterations."""
         cdef loop_port *port = &self.ports[index]
         cdef int bursts = 0
         if port.gated:
@@ -164,17 +166,20 @@ cdef class Loop(LoopDriver):
             af_intr_gate_leave(self.gate)
 
     def index_of(self, Port port):
-        """Where a port is in the loop, or -1."""
+        """Index of a port in the loop, or -1."""
         for index in range(PORTS):
             if self.attached_ports[index] is port:
                 return index
         return -1
 
     def _remove_port(self, Port port):
-        """Forget a port; its index, or -1. Between two iterations."""
+        """Remove a port; returns its index, or -1. Between two iterations."""
         index = self.index_of(port)
         if index >= 0:
             self._free_staged(index)
+            self.rx_nombuf += self.ports[index].rx_nombuf
+            self.tx_nombuf += self.ports[index].tx_nombuf
+            self.ports[index].rx_nombuf = self.ports[index].tx_nombuf = 0
             self.nb_gated -= self.ports[index].gated
             self.ports[index].attached = False
             self.attached_ports[index] = None
@@ -201,7 +206,7 @@ cdef class Loop(LoopDriver):
         self.faults = parse_faults(faults)
 
     def fault_counts(self):
-        """How many frames the fault shim has dropped, corrupted, …: a dict."""
+        """Frames that the fault lines have dropped, corrupted, …: a dict."""
         cdef uint64_t sums[AF_NB_FAULTS]
         memcpy(sums, self.fault_sums, sizeof(sums))
         for index in range(PORTS):
@@ -213,16 +218,46 @@ cdef class Loop(LoopDriver):
         counts["dropped"] += sum(counts[kind] for kind in ("burst", "down", "overflow"))
         return counts
 
+    # ---- counters ----
+
+    cdef object count_port(self, uint32_t index, agent_counts *out):
+        """Write what the agent counts of a port, and return the address that its path leads to, or None."""
+
+    def port_counters(self):
+        """Counters of every attached port: a list of `PortCounters`, for the monitor and the port table."""
+        cdef agent_counts counts
+        cdef uint32_t index
+        rows = []
+        for index in range(PORTS):
+            port = self.attached_ports[index]
+            if port is not None:
+                memset(&counts, 0, sizeof(counts))
+                dest_mac = self.count_port(index, &counts)
+                rows.append(PortCounters(number=index, port_id=port.port_id, name=port.name, driver=port.driver,
+                                         dest_mac=dest_mac, rx_nombuf=self.ports[index].rx_nombuf,
+                                         tx_nombuf=self.ports[index].tx_nombuf, **<dict>counts))
+        return rows
+
+    cdef dict not_taken(self, const uint64_t *drops):
+        """Frames not taken, by reason: `drops` are the agent's, and other frames never reach it."""
+        cdef uint32_t i
+        counts = {DROPS[i]: drops[i] for i in range(1, AF_NB_DROPS)}
+        counts["segments"] += self.unseen[CHAINED]
+        counts["vlan"] += self.unseen[TAGGED]
+        counts["rx_nombuf"] = self.rx_nombuf + sum([self.ports[i].rx_nombuf for i in range(PORTS)])
+        counts["tx_nombuf"] = self.tx_nombuf + sum([self.ports[i].tx_nombuf for i in range(PORTS)])
+        return counts
+
     # ---- the loop ----
 
     cdef void collect(self, uint64_t now) noexcept nogil:
-        """Take what was posted. Loop thread."""
+        """Take what was posted. For the owner of the loop."""
 
     cdef void publish(self) noexcept nogil:
-        """Hand over what the agent has finished. Loop thread, the mail's lock held."""
+        """Hand over what the agent has finished. For the owner of the loop, which holds the handoff's lock."""
 
     cdef bint unfinished(self) noexcept nogil:
-        """Do frames wait for a driver to take them?"""
+        """Are there frames that a driver has not taken yet?"""
         cdef uint32_t i
         for i in range(self.nb_ports):
             if self.ports[i].attached and self.ports[i].count:
@@ -230,7 +265,7 @@ cdef class Loop(LoopDriver):
         return False
 
     cdef int iterate(self) noexcept nogil:
-        """One iteration: a burst in and a burst out of every port. Returns what was done; with the turn."""
+        """One iteration: a burst in and a burst out of every port. Returns the frames and events."""
         cdef uint32_t i
         cdef uint64_t rest_ns
         cdef int work = 0
@@ -268,7 +303,7 @@ cdef class Loop(LoopDriver):
         cdef uint16_t nb_tx = 0
         self.stage(port, index, now)
         if port.count:
-            # A short burst is normal: the rest keeps its place in the line.
+            # The driver may take fewer: the others stay staged, in order.
             nb_tx = rte_eth_tx_burst(port.port_id, 0, &port.staged[port.head], port.count)
             port.head += nb_tx
             port.count -= nb_tx
@@ -292,7 +327,7 @@ cdef class Loop(LoopDriver):
                 m = plain(port, m, self.unseen)
                 if m == NULL:
                     continue
-            if port.adopt != NULL and m.pool != port.adopt and fits(m, port.adopt):  # what doesn't is refused below
+            if port.adopt != NULL and m.pool != port.adopt and fits(m, port.adopt):  # a longer one is refused below
                 m = adopted(m, port.adopt)
                 if m == NULL:
                     port.rx_nombuf += 1
@@ -306,7 +341,7 @@ cdef class Loop(LoopDriver):
         return nb_rx
 
     cdef void stage(self, loop_port *port, uint32_t index, uint64_t now) noexcept nogil:
-        """Fill the port's staging ring with what the agent has to send."""
+        """Fill the port's staged frames with those that the agent has to send."""
         cdef rte_mbuf *m
         cdef uint32_t size
         cdef uint16_t i
@@ -342,7 +377,7 @@ cdef class Loop(LoopDriver):
             port.count += 1
 
     cdef void refer(self, rte_mbuf *m, const af_span *tail) noexcept nogil:
-        """Let the end of a frame be bytes of the agent's: the driver's copy of them is the only one."""
+        """Append the agent's bytes to a frame by reference: the driver makes the only copy."""
         cdef rte_mbuf *reference = rte_pktmbuf_alloc(self.references.ptr)
         cdef uint16_t nbytes = <uint16_t>tail.nbytes
         m.data_len -= nbytes
@@ -357,7 +392,7 @@ cdef class Loop(LoopDriver):
         m.nb_segs = 2
 
     cdef void make_own(self, loop_port *port) noexcept nogil:
-        """Copy what the driver did not take: the agent's bytes may be gone before its next burst."""
+        """Copy the agent's bytes into the frames that the driver left: the agent may free them before the next burst."""
         cdef rte_mbuf *m
         cdef rte_mbuf *reference
         cdef uint16_t i

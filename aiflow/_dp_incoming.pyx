@@ -42,7 +42,7 @@ cdef class Store:
             af_arena_free(&self.arena)
 
     def trim(self):
-        """Give memory that no slice holds back to the system, now and from now on. The Receiver takes no slice any more."""
+        """Give free memory back to the system, now and later. The Receiver takes no more slices."""
         if self.ready and self.pid == os.getpid():
             with nogil:
                 af_arena_trim(&self.arena)

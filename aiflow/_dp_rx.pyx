@@ -8,17 +8,15 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 from aiflow._core cimport (
-    AF_NB_DROPS, af_agent_port, af_handoff_wake, af_now_ns, af_rx, af_rx_detach, af_rx_fail_pending, af_rx_free,
+    af_agent_port, af_handoff_wake, af_now_ns, af_rx, af_rx_detach, af_rx_fail_pending, af_rx_free,
     af_rx_hear_verdicts, af_rx_init, af_rx_next_frame, af_rx_on_frame, af_rx_owes, af_rx_port, af_rx_slice, af_rx_tick,
 )
-from aiflow._dp cimport Loop, name_bytes, sample_rows
+from aiflow._dp cimport Loop, agent_counts, name_bytes, sample_rows
 from aiflow._dp_driver cimport aiflow_lock, aiflow_set, aiflow_unlock
-from aiflow._dp_frame cimport CHAINED, TAGGED
 from aiflow._dp_incoming cimport Incoming, Store, release_mbuf
 from aiflow._eal cimport Port
-from aiflow._dp import DROPS
 
-LAST_WORDS_S = 0.1  # for the reports that are due when a Receiver closes
+LAST_WORDS_S = 0.1  # the longest wait for due feedback frames to leave, when a Receiver closes
 
 
 cdef class RxLoop(Loop):
@@ -27,7 +25,7 @@ cdef class RxLoop(Loop):
     Parameters
     ----------
     name : str
-        What senders call us.
+        The Receiver's own name.
     store : Store
         Element memory.
     keeps_mbufs : bool
@@ -35,20 +33,20 @@ cdef class RxLoop(Loop):
     peer_timeout : float
         Seconds of silence after which a sender's unfinished slices are freed.
     tx_pool : Mempool or None
-        Mbufs for reports; None: the port's own pool.
+        Mbufs for feedback frames; None: the port's own pool.
     faults : dict, list of dict, or None
-        For tests.
+        For tests: see `aiflow.config.FAULTS`.
     interval : float
         Seconds between two samples for the monitor; 0: none.
     confirms : bool
-        A slice is delivered when its user says so, not when it is whole.
+        A slice is delivered when its user confirms it, not when it is whole.
     """
 
     cdef af_rx *rx
     cdef af_rx_slice *ready
     cdef af_rx_slice **ready_tail
     cdef readonly Store store
-    cdef list held   # weak references to every Incoming that somebody may still hold
+    cdef list held   # weak references to every Incoming that a user may still hold
     cdef Py_ssize_t most_held
 
     def __cinit__(self):
@@ -72,7 +70,7 @@ cdef class RxLoop(Loop):
         self.rx.verdicts = &store.verdicts
         self.rx.release = release_mbuf
         self.rx.epoch = int.from_bytes(os.urandom(8), "big") | 1
-        # A receiver that comes back must not mint its predecessor's numbers: senders would not see the difference.
+        # A restarted receiver must not reuse session numbers: senders could not tell it from its predecessor.
         self.rx.next_session = int.from_bytes(os.urandom(4), "big")
         self.rx.peer_timeout_ns = int(peer_timeout * 1e9)
         self.rx.clock_offset_ns = time.time_ns() - time.monotonic_ns()
@@ -100,14 +98,14 @@ cdef class RxLoop(Loop):
         if <uint32_t>index >= self.rx.nb_ports:
             self.rx.nb_ports = index + 1
         if self.rx.keeps_mbufs:
-            # Slices hold mbufs of this pool; net_ring would hand over the sender's, and drain it.
+            # Slices hold mbufs of this pool. net_ring hands over the sender's mbufs, whose pool would run empty.
             if port.mempool not in self.store.pools:
                 self.store.pools.append(port.mempool)
             if port.driver == "net_ring":
                 self.ports[index].adopt = port.mempool.ptr
 
     def detach(self, ports, peer=0):
-        """Poll these ports no more: when it returns, no burst touches them."""
+        """Stop polling these ports: no burst touches them after it returns."""
         self.between(lambda: self._detach(ports))
 
     def _detach(self, ports):
@@ -118,7 +116,7 @@ cdef class RxLoop(Loop):
 
     @property
     def mbuf_bytes(self):
-        """What one kept mbuf occupies."""
+        """Bytes of memory that one kept mbuf occupies."""
         return self.rx.mbuf_bytes
 
     @mbuf_bytes.setter
@@ -126,13 +124,13 @@ cdef class RxLoop(Loop):
         self.rx.mbuf_bytes = nbytes
 
     def nudge(self):
-        """Make the loop look at what users have said of their slices."""
+        """Wake the loop to look at the users' confirmations."""
         aiflow_set(self.handoff.posted, 1)
         af_handoff_wake(&self.handoff)
 
     @property
     def is_stopped(self):
-        """Has it ended?"""
+        """Has the loop ended?"""
         return self.stopped
 
     def _fail_pending(self, bytes reason):
@@ -140,6 +138,7 @@ cdef class RxLoop(Loop):
         af_rx_fail_pending(self.rx, reason, <uint32_t>len(reason))
 
     def _said_all(self):
+        """Has every due feedback frame left?"""
         return not af_rx_owes(self.rx) and self.settled()
 
     def pop(self, list into=None):
@@ -175,9 +174,9 @@ cdef class RxLoop(Loop):
         return [incoming for incoming in [one() for one in self.held] if incoming is not None]
 
     def close(self, bytes reason=b"the receiver closed before it confirmed the slice"):
-        """Say what is still to be said, stop, and free what nobody has taken.
+        """Send the feedback that is due, stop, and free the slices that were not taken.
 
-        A slice that waits for its user's word has failed, for that reason.
+        A slice that waits for its user's confirmation fails, for that reason.
         """
         if os.getpid() != self.pid:
             return
@@ -192,64 +191,57 @@ cdef class RxLoop(Loop):
         af_rx_free(self.rx)
         self.store.trim()
 
-    # ---- what is to be seen ----
+    # ---- state and counters ----
 
     @property
     def finished(self):
-        """Has every sender that was seen said goodbye, or gone?"""
-        # In this order: the loop ends a sender first and publishes its last slice a moment later.
+        """Has every sender that was heard said BYE, or fallen silent?"""
+        # In this order: the loop publishes the last slice of a sender after it has ended the sender.
         return (self.rx.nb_seen > 0 and self.rx.nb_closed >= self.rx.nb_seen and self.rx.ready == NULL
                 and self.ready == NULL)
 
     @property
     def starving(self):
-        """Bytes of the request that has been waiting for memory, and for how many seconds; (0, 0.0) when none is."""
+        """Bytes of the request that waits for memory, and the seconds it has waited; (0, 0.0) for none."""
         cdef uint64_t since = self.rx.starving_ns
-        # What was released a moment ago is seen by the loop at its next turn only.
+        # The loop sees released memory in its next iteration only.
         if not since or self.store.arena.releases != self.rx.releases:
             return 0, 0.0
         return self.rx.starving_bytes, (af_now_ns() - since) / 1e9
 
     @property
     def progress(self):
-        """Bytes so far, and in all, of the slice that is being received."""
+        """Bytes so far, and in all, of the newest slice that is not whole."""
         return self.rx.progress_bytes, self.rx.progress_total
 
     @property
     def nb_sessions(self):
-        """Senders that we know."""
+        """Senders with a session."""
         return self.rx.nb_sessions
 
     def drops(self):
-        """Frames not taken, by reason."""
-        counts = {DROPS[i]: self.rx.drops[i] for i in range(1, AF_NB_DROPS)}
-        counts["segments"] += self.unseen[CHAINED]
-        counts["vlan"] += self.unseen[TAGGED]
-        return counts
+        """Frames not taken, by reason; and `tx_nombuf`, how often the pool had no mbuf for a frame to send."""
+        return self.not_taken(self.rx.drops)
 
     def counters(self):
-        """Slices, elements and bytes handed over; senders that went without a goodbye."""
+        """Slices, elements and bytes handed over; senders that left without a BYE."""
         return {"slices": self.rx.slices, "elements": self.rx.elements, "bytes": self.rx.bytes,
                 "senders_gone": self.rx.nb_gone}
 
-    def port_rows(self):
-        """Counters of every attached port, for the port table."""
-        cdef af_rx_port *slot
-        rows = []
-        for index, port in enumerate(self.attached_ports):
-            if port is None:
-                continue
-            slot = &self.rx.ports[index]
-            rows.append({"index": index, "port": port, "dst": None,
-                         "frames": slot.count.rx_frames, "bytes": slot.count.rx_bytes,
-                         "rx_frames": slot.count.rx_frames, "rx_bytes": slot.count.rx_bytes,
-                         "tx_frames": slot.count.tx_frames, "again": 0, "lost": 0, "flying": 0,
-                         "window": slot.p.rx_ring, "rtt_ns": 0, "usable": True, "gap_ns": 0.0, "signals": 0,
-                         "sent": slot.sent, "arrived": slot.arrived, "sent_before": 0, "arrived_before": 0})
-        return rows
+    cdef object count_port(self, uint32_t index, agent_counts *out):
+        cdef af_rx_port *slot = &self.rx.ports[index]
+        out.receives = out.usable = True
+        out.tx_frames = slot.count.tx_frames
+        out.tx_bytes = slot.count.tx_bytes
+        out.rx_frames = slot.count.rx_frames
+        out.rx_bytes = slot.count.rx_bytes
+        out.window = slot.p.rx_ring
+        out.sent = slot.sent
+        out.arrived = slot.arrived
+        return None
 
     def samples(self):
-        """The two newest of the monitor's samples, (ns, a dict for each port), or None before there are two."""
+        """The two newest samples for the monitor, (ns, a dict for each port); None before there are two."""
         return sample_rows(&self.rx.sampler, self.nb_ports)
 
     # ---- the loop ----

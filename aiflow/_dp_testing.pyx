@@ -6,7 +6,7 @@ from aiflow._core cimport AF_HEADER
 from aiflow._dp cimport BURST
 from aiflow._dp_driver cimport LoopDriver
 from aiflow._dp_incoming cimport Incoming
-from aiflow._eal cimport Port, af_intr_gate_enter, af_intr_gate_leave, gate
+from aiflow._eal cimport Mempool, Port, af_intr_gate_enter, af_intr_gate_leave, gate
 from aiflow.librte.rte_ethdev cimport rte_eth_rx_burst, rte_eth_tx_burst
 from aiflow.librte.rte_mbuf cimport (
     RTE_MBUF_F_RX_VLAN, RTE_MBUF_F_RX_VLAN_STRIPPED, rte_mbuf, rte_pktmbuf_alloc, rte_pktmbuf_free,
@@ -138,3 +138,28 @@ def thread_id(LoopDriver loop):
 def gate_turns():
     """Turns that the interrupt thread has taken through the gate."""
     return gate().turns
+
+
+cdef class Held:
+    """Mbufs taken out of a pool: as many as it has, at most `count`. They go back with `release`."""
+
+    cdef Mempool pool
+    cdef list mbufs   # their addresses
+
+    def __init__(self, Mempool pool, uint32_t count):
+        cdef rte_mbuf *m
+        self.pool = pool
+        self.mbufs = []
+        while len(self.mbufs) < count:
+            m = rte_pktmbuf_alloc(pool.ptr)
+            if m == NULL:
+                break
+            self.mbufs.append(<uintptr_t>m)
+
+    def release(self):
+        """Give all of them back."""
+        while self.mbufs:
+            rte_pktmbuf_free(<rte_mbuf *><uintptr_t>self.mbufs.pop())
+
+    def __len__(self):
+        return len(self.mbufs)

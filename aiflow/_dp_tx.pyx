@@ -1,4 +1,4 @@
-"""Data plane of a Sender: slices are posted, the loop sends them, and the caller that posted one waits for its end."""
+"""Data plane of a Sender: a caller posts slices, the loop sends them, and the caller waits for the end of each."""
 
 import os
 import time
@@ -7,13 +7,13 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 from aiflow._core cimport (
-    AF_MULTI_MOST, AF_TAIL_LEAST, af_agent_port, af_handoff_wake, af_multi, af_multi_next_frame, af_multi_on_frame,
-    af_multi_tick, af_now_ns, af_pace_reset, af_tx, af_tx_detach, af_tx_enqueue, af_tx_fail_all, af_tx_init,
+    AF_MULTI_MOST, AF_NB_DROPS, AF_TAIL_LEAST, af_agent_port, af_handoff_wake, af_multi, af_multi_next_frame,
+    af_multi_on_frame, af_multi_tick, af_now_ns, af_pace_reset, af_tx, af_tx_detach, af_tx_enqueue, af_tx_fail_all,
+    af_tx_init,
     af_tx_is_pressed, af_tx_next_frame, af_tx_on_frame, af_tx_port, af_tx_slice, af_tx_tick,
 )
-from aiflow._dp cimport Loop, name_bytes, sample_rows
+from aiflow._dp cimport Loop, agent_counts, name_bytes, sample_rows
 from aiflow._dp_driver cimport aiflow_lock, aiflow_set, aiflow_unlock
-from aiflow._dp_frame cimport CHAINED, TAGGED
 from aiflow._dp_outgoing cimport Outgoing, of_buffers, of_rows
 from aiflow._eal cimport Mempool, Port
 from aiflow._dp import DROPS
@@ -24,7 +24,7 @@ MOST_RECEIVERS = AF_MULTI_MOST
 
 
 def _added(one, other):
-    """Two receivers' samples as one: they are taken in the same tick."""
+    """Add the samples of two receivers. Both are taken in the same tick."""
     return tuple((ns, [{key: port[key] + theirs[key] for key in port} for port, theirs in zip(ports, others)])
                  for (ns, ports), (_, others) in zip(one, other))
 
@@ -35,34 +35,34 @@ cdef class TxLoop(Loop):
     Parameters
     ----------
     name : str
-        Ours.
+        The Sender's own name.
     to : list of str
-        The receivers that we want; [""] for the only one that answers.
+        The wanted receivers; [""] for the only one that answers.
     nb_expected : int
         Ports that were asked for: discovery waits for all of them where it can.
     peer_timeout : float
-        Seconds without a sign of life from the receiver.
+        Seconds of silence after which a receiver is lost.
     fixed_frame_size : bool
-        A path with smaller frames than ours is an error instead of the measure.
+        A path with smaller frames than the port's is an error; otherwise the slice is sent in smaller frames.
     faults : dict, list of dict, or None
-        For tests.
+        For tests: see `aiflow.config.FAULTS`.
     pace_of : callable, optional
-        (index, port) → `aiflow._policy.flow_control.Pace`: the law of a port's gaps. None: credit.
+        (index, port) → `aiflow._policy.flow_control.Pace`, which configures the port's pacer. None: credit alone.
     interval : float
         Seconds between two samples for the monitor; 0: none.
     """
 
     cdef af_multi multi   # a state machine for each receiver …
-    cdef af_tx *tx    # … and the first of them, which runs by itself when there is no other
+    cdef af_tx *tx    # … and the first of them; the agent when there is no other
     cdef af_tx_slice *inbox
     cdef af_tx_slice **inbox_tail
-    cdef set flying
+    cdef set in_flight  # Outgoing objects that may not have ended
     cdef object pace_of
-    cdef bint death   # see `note_death`
+    cdef bint death   # set by `note_death`, until ports are detached or attached
 
     def __cinit__(self):
         self.inbox_tail = &self.inbox
-        self.flying = set()
+        self.in_flight = set()
 
     def __init__(self, name, list to, nb_expected, peer_timeout, fixed_frame_size=False, faults=None, pace_of=None,
                  interval=0.1):
@@ -111,24 +111,25 @@ cdef class TxLoop(Loop):
     def attach(self, Port port, uint32_t peer):
         """Poll this port from now on."""
         if self.by_reference(port) and self.references is None:
-            self.references = Mempool("references", 255, 64, -1, True)  # a burst at once; the rest sits in caches
+            self.references = Mempool("references", 255, 64, -1, True)  # a burst; the others lie in caches
         self.between(lambda: self._attach(port, peer))
 
     def set_joining(self, bint joining):
-        """While a receiver is at work on our ports, its silence does not count."""
+        """While a receiver opens ports for us, its silence does not count."""
         cdef uint32_t i
         for i in range(self.multi.nb):
             aiflow_set(self.multi.tx[i].joining, joining)
 
     def note_death(self):
-        """The ports that are detached next lead to a receiver that has died: the next `send` says so, if none is there.
+        """The ports that are detached next lead to a receiver that has died.
 
-        A slice under way fails because of it; what is posted a moment later must not depend on that moment.
+        A slice in flight fails because of it. The next slice fails alike when no receiver is there, so that the result
+        does not depend on the moment of the post.
         """
         self.death = True
 
     def by_reference(self, Port port):
-        """Whether the driver takes large payloads from where they lie: it copies, and from more than one place."""
+        """Can the port send large payloads by reference? Its driver must copy frames, and take chained mbufs."""
         return port.copies and port.multi_segs and port.frame_size > 2 * <int>AF_TAIL_LEAST and not self.faults
 
     def _attach(self, Port port, peer):
@@ -158,7 +159,7 @@ cdef class TxLoop(Loop):
                 self.multi.tx[i].nb_ports = index + 1
 
     def detach(self, ports, peer=0):
-        """Poll these ports no more: when it returns, no burst touches them."""
+        """Stop polling these ports: no burst touches them after it returns."""
         self.between(lambda: self._detach(ports))
 
     def _detach(self, ports):
@@ -170,7 +171,7 @@ cdef class TxLoop(Loop):
         for port in ports:
             index = self.index_of(port)
             if index >= 0:
-                self.last_look(index)  # its last report may say that all has arrived
+                self.last_look(index)  # the last feedback may acknowledge everything
                 self._remove_port(port)
                 for i in range(self.multi.nb):
                     af_tx_detach(self.multi.tx[i], index, af_now_ns())
@@ -189,13 +190,13 @@ cdef class TxLoop(Loop):
         manifest : bytes
             See include/aiflow/wire/manifest.h.
         plan : aiflow.scheduler.Plan
-            What each port may take of it.
+            The share of each port.
         receiver : int
-            Which of `to` it is for.
+            Index of its receiver in `to`.
         wait : bool
-            The caller is about to wait for it, and will drive the loop: the worker need not be woken.
+            The caller waits for it next, and drives the loop: the worker need not be woken.
         into : list, optional
-            Of the parts of a slice that are posted, in the receivers' order: this one is appended before an interrupt
+            The posted parts of a slice, in the receivers' order. The Outgoing is appended to it, before an interrupt
             can strike. When it is there already, nothing is posted.
 
         Returns
@@ -227,10 +228,10 @@ cdef class TxLoop(Loop):
             out.s.dispatch.share_bytes[index] = quota
         out.s.posted_ns = af_now_ns()
         out.posted_at = time.monotonic()
-        if self.flying:
-            for done in [other for other in list(self.flying) if other.done]:
+        if self.in_flight:
+            for done in [other for other in list(self.in_flight) if other.done]:
                 done.finish()
-        self.flying.add(out)
+        self.in_flight.add(out)
         if into is not None:
             into.append(out)
         aiflow_lock(&self.handoff)
@@ -247,18 +248,18 @@ cdef class TxLoop(Loop):
         return out
 
     def nudge(self):
-        """Make the loop look at its inbox now."""
+        """Wake the loop to look at its inbox."""
         aiflow_set(self.handoff.posted, 1)
         af_handoff_wake(&self.handoff)
         if self.stopped:
             self._fail_all()
 
     def forget(self, out):
-        """The slice has ended: hold it no more."""
-        self.flying.discard(out)
+        """Drop the reference to a slice that has ended."""
+        self.in_flight.discard(out)
 
     def close(self, double timeout):
-        """Say goodbye to the receiver (waits for its answer, at most `timeout` seconds), then stop."""
+        """Say BYE to the receivers, wait for their answers for at most `timeout` seconds, then stop."""
         if os.getpid() != self.pid:
             return
         cdef uint32_t i
@@ -271,11 +272,11 @@ cdef class TxLoop(Loop):
         self._fail_all()
 
     def _unparted(self):
-        """Is there a receiver that has not answered our goodbye?"""
+        """Is there a receiver that has not answered our BYE?"""
         return any(self.multi.tx[i].open and not self.multi.tx[i].bye_heard for i in range(self.multi.nb))
 
     def _fail_all(self):
-        """The loop has ended: so does every slice that it still had."""
+        """Fail every slice that has not ended: the loop has stopped."""
         cdef uint32_t i
         with self.guard:
             self.collect(af_now_ns())
@@ -283,10 +284,10 @@ cdef class TxLoop(Loop):
                 af_tx_fail_all(self.multi.tx[i], CANCELLED, af_now_ns())
             self.ring()
 
-    # ---- what is to be seen ----
+    # ---- state and counters ----
 
     def begin_slice(self):
-        """Note what every port has sent; which are attached, and which of them usable, as bits."""
+        """Note the counters of every port, and return two bit masks: the attached ports, and the usable ones."""
         cdef af_tx_port *slot
         cdef uint32_t i, k, attached = 0, usable = 0
         for i in range(self.nb_ports):
@@ -301,51 +302,54 @@ cdef class TxLoop(Loop):
 
     @property
     def receivers(self):
-        """Names of the receivers that we are joined to."""
+        """Names of the receivers that have joined."""
         return [self.last_receiver(i) for i in range(self.multi.nb) if self.multi.tx[i].open]
 
     def others(self, uint32_t receiver=0):
-        """Names of receivers that answered, though another was asked for."""
+        """Names of receivers that answered although another was asked for."""
         names = [(<const char *>self.multi.tx[receiver].others[i]).decode("utf-8", "replace") for i in range(4)]
         return [name for name in names if name]
 
     def rivals(self, uint32_t receiver=0):
-        """(name, MAC) of receivers that answer beside each other, or beside ours under its name."""
+        """(name, MAC) of receivers that compete: all of them answer, or one answers under the name of ours."""
         cdef af_tx *tx = self.multi.tx[receiver]
         return [((<const char *>tx.rivals[i].name).decode("utf-8", "replace"), bytes(tx.rivals[i].mac[:6]).hex(":"))
                 for i in range(2) if tx.rivals[i].epoch]
 
     def dropped(self, uint32_t receiver=0):
-        """Why the receiver has dropped most frames, as it says, and how many; ("ok", 0) when it has not."""
+        """The receiver's most frequent reason to drop frames, and how many it has dropped; ("ok", 0) for none."""
         return DROPS[self.multi.tx[receiver].drop], self.multi.tx[receiver].nb_dropped
 
     def last_receiver(self, uint32_t receiver=0):
-        """Name of the receiver that we were joined to last at this place, "" before the first."""
+        """Name of the last receiver that joined at this index, "" before the first."""
         return (<const char *>self.multi.tx[receiver].receiver).decode("utf-8", "replace")
 
     @property
     def payload_bytes(self):
-        """Bytes of an element that one frame carries; 0 before the first receiver answered."""
+        """Bytes of payload in a full frame; 0 before the first receiver answered."""
         return self.tx.payload_bytes
 
     @property
     def busy(self):
-        """Slices under way or queued."""
-        return any(not out.done for out in list(self.flying))
+        """Are there slices in flight or queued?"""
+        return any(not out.done for out in list(self.in_flight))
 
     def outstanding(self):
         """Slices that have not ended."""
-        return [out for out in list(self.flying) if not out.done]
+        return [out for out in list(self.in_flight) if not out.done]
 
     def drops(self):
-        """Frames not taken, by reason."""
-        counts = {DROPS[i]: sum(self.multi.tx[k].drops[i] for k in range(self.multi.nb)) for i in range(1, len(DROPS))}
-        counts["segments"] += self.unseen[CHAINED]
-        counts["vlan"] += self.unseen[TAGGED]
-        return counts
+        """Frames not taken, by reason; and `tx_nombuf`, how often the pool had no mbuf for a frame to send."""
+        cdef uint64_t sums[AF_NB_DROPS]
+        cdef uint32_t i, k
+        memset(sums, 0, sizeof(sums))
+        for k in range(self.multi.nb):
+            for i in range(AF_NB_DROPS):
+                sums[i] += self.multi.tx[k].drops[i]
+        return self.not_taken(sums)
 
     def counters(self):
-        """Reports heard, probes sent, and losses that were none."""
+        """Feedback frames received (`reports`), probes sent, and spurious losses."""
         cdef af_tx *tx
         cdef uint32_t i, p
         counts = {"reports": 0, "probes": 0, "spurious": 0}
@@ -356,42 +360,35 @@ cdef class TxLoop(Loop):
             counts["spurious"] += sum(tx.ports[p].w.spurious for p in range(tx.nb_ports))
         return counts
 
-    def port_rows(self):
-        """Counters of every attached port, those of all receivers together, for the port table."""
+    cdef object count_port(self, uint32_t index, agent_counts *out):
+        """Of all receivers together."""
         cdef af_tx_port *slot
         cdef uint32_t i
-        rows = []
-        for index, port in enumerate(self.attached_ports):
-            if port is None:
-                continue
-            row = dict.fromkeys(("frames", "bytes", "rx_frames", "rx_bytes", "again", "lost", "flying", "window",
-                                 "rtt_ns", "gap_ns", "signals", "sent", "arrived", "sent_before", "arrived_before"), 0)
-            row |= {"index": index, "port": port, "dst": None, "usable": False}
-            for i in range(self.multi.nb):
-                slot = &self.multi.tx[i].ports[index]
-                row["frames"] += slot.count.tx_frames
-                row["bytes"] += slot.count.tx_bytes
-                row["rx_frames"] += slot.count.rx_frames
-                row["rx_bytes"] += slot.count.rx_bytes
-                row["again"] += slot.count.retransmits
-                row["lost"] += slot.count.lost
-                row["flying"] += slot.pn.in_flight
-                row["window"] = max(row["window"], slot.pn.limit)
-                row["rtt_ns"] = max(row["rtt_ns"], slot.pn.rtt_ns)
-                row["gap_ns"] = max(row["gap_ns"], slot.pace.gap_ns)
-                row["signals"] += slot.pace.signals
-                row["sent"] += slot.pn.seen
-                row["arrived"] += slot.arrived
-                row["sent_before"] += slot.began[0]
-                row["arrived_before"] += slot.began[1]
-                row["usable"] |= slot.open and not slot.suspended
-                if slot.open and row["dst"] is None:
-                    row["dst"] = bytes(slot.dst[:6])
-            rows.append(row)
-        return rows
+        dest_mac = None
+        for i in range(self.multi.nb):
+            slot = &self.multi.tx[i].ports[index]
+            out.tx_frames += slot.count.tx_frames
+            out.tx_bytes += slot.count.tx_bytes
+            out.rx_frames += slot.count.rx_frames
+            out.rx_bytes += slot.count.rx_bytes
+            out.retransmits += slot.count.retransmits
+            out.lost += slot.count.lost
+            out.in_flight += slot.pn.in_flight
+            out.window = max(out.window, slot.pn.limit)
+            out.rtt_ns = max(out.rtt_ns, slot.pn.rtt_ns)
+            out.gap_ns = max(out.gap_ns, slot.pace.gap_ns)
+            out.signals += slot.pace.signals
+            out.sent += slot.pn.seen
+            out.arrived += slot.arrived
+            out.sent_before += slot.began[0]
+            out.arrived_before += slot.began[1]
+            out.usable |= slot.open and not slot.suspended
+            if slot.open and dest_mac is None:
+                dest_mac = bytes(slot.dst[:6])
+        return dest_mac
 
     def samples(self):
-        """The two newest of the monitor's samples, (ns, a dict for each port), or None before there are two."""
+        """The two newest samples for the monitor, (ns, a dict for each port); None before there are two."""
         cdef uint32_t i
         total = None
         for i in range(self.multi.nb):

@@ -1,7 +1,7 @@
 """From counters to the columns of the port path table (Table 2), by the formulas of the paper's section 3.4.
 
-The loop copies its counters once an interval; a rate is what the two newest copies differ by. Nothing here runs unless
-somebody looks, and nothing locks the loop.
+The loop copies its counters once an interval; a rate comes from the difference of the two newest copies. Nothing here
+runs unless a table is asked for, and nothing locks the loop.
 """
 
 from __future__ import annotations
@@ -9,15 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from aiflow._dp_counters import PortCounters
 from aiflow.config import INTERVAL_S, SCORE_WEIGHTS, parse_link_speeds
 from aiflow.errors import PortError
 from aiflow.scheduler import PortState, group_by_switch, score
 
-__all__ = ["INTERVAL_S", "LinkSpeeds", "Metrics", "Monitor", "metrics"]
+__all__ = ["INTERVAL_S", "LinkSpeeds", "Metrics", "Monitor", "PortFigures", "metrics"]
 
 
 class Metrics(NamedTuple):
-    """What Table 2 says of a port in one interval.
+    """Table 2's figures of a port in one interval.
 
     Attributes
     ----------
@@ -26,11 +27,11 @@ class Metrics(NamedTuple):
     rate_bps : float
         R_actual: tx_rate × mean frame bytes × 8.
     bandwidth_rate : float
-        R_actual / Max_bandwidth; NaN where nobody said what that is.
+        R_actual / Max_bandwidth; NaN where the link's speed is not known.
     drop_rate : float
-        (P_send - P_recv) / P_send, as the receiver counts it: of the numbers that it can have seen, those it has not.
+        (P_send - P_recv) / P_send, as the receiver counts: of the packet numbers that it can have seen, those missing.
     buffer_occupancy : float
-        N_ring / N_capacity: frames under way of those that may be.
+        N_ring / N_capacity: frames in flight ÷ the most that may be.
     """
 
     tx_rate: float
@@ -66,7 +67,7 @@ def metrics(
     Metrics
     """
     frames, nbytes = newer["frames"] - older["frames"], newer["bytes"] - older["bytes"]
-    if frames < 0 or seconds <= 0:  # the port was attached anew between the two
+    if frames < 0 or seconds <= 0:  # the port was attached anew between the two samples
         frames = nbytes = 0
     tx_rate = frames / seconds if seconds > 0 else 0.0
     rate_bps = tx_rate * (nbytes / frames) * 8 if frames else 0.0
@@ -79,8 +80,30 @@ def metrics(
     )
 
 
+class PortFigures(NamedTuple):
+    """What the monitor knows of one port at one moment.
+
+    Attributes
+    ----------
+    counters : PortCounters
+    metrics : Metrics
+    port_score : float
+        The paper's score, from 0 to 1: the higher, the more of the port is free.
+    link_speed_bps : float or None
+        Bit/s of its link; None where that is not known.
+    switch : str or None
+        The switch that it hangs on, where that was given or asked for.
+    """
+
+    counters: PortCounters
+    metrics: Metrics
+    port_score: float
+    link_speed_bps: float | None
+    switch: str | None
+
+
 class LinkSpeeds:
-    """What each port's link carries: as configured, else as the driver says, where it knows.
+    """The speed of each port's link: as configured, else as the driver says, where it knows.
 
     Parameters
     ----------
@@ -103,12 +126,14 @@ class LinkSpeeds:
         return self._each[index] if index < len(self._each) else self._one
 
     def of(self, index: int, port: Any) -> float | None:
-        """Bit/s of the port at this place of the loop; None where nobody knows."""
+        """Bit/s of the port at this place of the loop; None where that is not known."""
         if given := self.given(index):
             return given
+        if port is None:  # detached a moment ago
+            return None
         try:
             speed: int | None = port.link()[1]
-        except PortError:  # it hung up just now
+        except PortError:  # it hung up a moment ago
             return None
         return speed
 
@@ -123,7 +148,7 @@ class Monitor:
     weights : sequence of float
         Of the score.
     switches : sequence of str, or "probe", or None
-        The switch that each port hangs on, in their order; "probe" finds it out from who answers whom.
+        The switch that each port hangs on, in their order; "probe" derives it from the answers to discovery.
     """
 
     def __init__(
@@ -139,37 +164,41 @@ class Monitor:
         self.switches = switches
         self._fastest: dict[int, float] = {}
 
-    def _metrics(self, rows: Sequence[Mapping[str, Any]]) -> dict[int, Metrics]:
+    def _metrics(self, ports: Sequence[PortCounters]) -> dict[int, Metrics]:
         samples = self.loop.samples()
         found = {}
-        for row in rows:
-            index = row["index"]
+        for port in ports:
             seconds, older, newer = 0.0, _NOTHING, _NOTHING
             if samples is not None:
                 (then, before), (now, after) = samples
-                seconds, older, newer = (now - then) / 1e9, before[index], after[index]
-            found[index] = metrics(
+                seconds, older, newer = (now - then) / 1e9, before[port.number], after[port.number]
+            found[port.number] = metrics(
                 older,
                 newer,
                 seconds,
-                self.speeds.of(index, row["port"]),
-                row["sent"] - row["sent_before"],
-                row["arrived"] - row["arrived_before"],
+                self._speed(port.number),
+                port.sent - port.sent_before,
+                port.arrived - port.arrived_before,
             )
         return found
 
-    def table(self) -> list[tuple[Mapping[str, Any], Metrics, float, float | None]]:
-        """For each port: its counters, its metrics, its score, and its link's speed in bit/s."""
-        rows = self.loop.port_rows()
-        figures = self._metrics(rows)
+    def _speed(self, index: int) -> float | None:
+        return self.speeds.of(index, self.loop.attached_ports[index])
+
+    def table(self) -> list[PortFigures]:
+        """The figures of each attached port."""
+        ports = self.loop.port_counters()
+        figures = self._metrics(ports)
+        switches = self.switch_of()
         return [
-            (
-                row,
-                figures[row["index"]],
-                score(_state(row, figures[row["index"]], None), self.weights),
-                self.speeds.of(row["index"], row["port"]),
+            PortFigures(
+                port,
+                figures[port.number],
+                score(_state(port, figures[port.number], None), self.weights),
+                self._speed(port.number),
+                switches.get(port.number),
             )
-            for row in rows
+            for port in ports
         ]
 
     def begin_slice(self) -> tuple[int, int]:
@@ -184,28 +213,28 @@ class Monitor:
         return masks
 
     def port_states(self, attached: int, usable: int, measured: bool = True) -> list[PortState]:
-        """What the scheduler wants to know of the ports when a slice begins.
+        """State of the ports for the scheduler, when a slice begins.
 
         Parameters
         ----------
         attached, usable : int
             From `begin_slice`.
         measured : bool
-            With speeds, rates and switches; False: only which ports are usable, which is all that some policies need.
+            With speeds, rates and switches; False: only which ports are usable. Some policies need no more.
         """
         if not measured:
             ports = range(attached.bit_length())
             return [PortState(index, bool(usable >> index & 1)) for index in ports if attached >> index & 1]
-        rows = self.loop.port_rows()
-        figures = self._metrics(rows)
+        ports = self.loop.port_counters()
+        figures = self._metrics(ports)
         states = []
         switches = self.switch_of()
-        for row in rows:
-            index = row["index"]
-            # Where nobody said how fast a link is, the most that it was seen to carry is the best guess.
+        for port in ports:
+            index = port.number
+            # The best guess at the speed of a link that is not known is the most that it was seen to carry.
             self._fastest[index] = max(self._fastest.get(index, 0.0), figures[index].rate_bps)
-            speed = self.speeds.of(index, row["port"]) or self._fastest[index] or None
-            states.append(_state(row, figures[index], speed)._replace(switch=switches.get(index)))
+            speed = self._speed(index) or self._fastest[index] or None
+            states.append(_state(port, figures[index], speed)._replace(switch=switches.get(index)))
         return states
 
     def switch_of(self) -> dict[int, str]:
@@ -220,13 +249,13 @@ class Monitor:
 _NOTHING: Mapping[str, int] = {"frames": 0, "bytes": 0, "queued": 0, "capacity": 0}
 
 
-def _state(row: Mapping[str, Any], figures: Metrics, speed: float | None) -> PortState:
+def _state(port: PortCounters, figures: Metrics, speed: float | None) -> PortState:
     bandwidth = figures.bandwidth_rate
     return PortState(
-        row["index"],
-        row["usable"],
+        port.number,
+        port.usable,
         speed,
-        0.0 if bandwidth != bandwidth else bandwidth,  # not known: not held against it
+        0.0 if bandwidth != bandwidth else bandwidth,  # not known: it does not lower the score
         figures.buffer_occupancy,
         figures.drop_rate,
     )

@@ -14,7 +14,7 @@ from aiflow._dp_rx import RxLoop
 from aiflow._eal import Mempool
 from aiflow._ports.portset import PortSet
 from aiflow._system import limits, threads
-from aiflow._transfer.reasons import joined, of_drops
+from aiflow._transfer.reasons import joined, of_drops, of_pools
 from aiflow._transfer.ticket import again
 from aiflow._transfer.waiter import Waiting
 from aiflow.config import (
@@ -346,7 +346,8 @@ class Receiver:
         if nbytes:
             return self._exhausted(nbytes)
         got, total = self._loop.progress
-        facts = [*of_drops(self._loop.drops()), *self._ports.hints()]
+        drops = self._loop.drops()
+        facts = [*of_drops(drops), *of_pools(drops), *self._ports.hints()]
         waiting = sum(incoming.awaited for incoming in self._loop.slices)
         if waiting:
             facts.append(
@@ -425,7 +426,8 @@ class Receiver:
     def counters(self) -> dict[str, int]:
         """Frames that were not taken, by reason; what was handed over; senders that went without a goodbye.
 
-        ``slices``, ``elements`` and ``bytes`` handed over, ``senders_gone``.
+        ``slices``, ``elements`` and ``bytes`` handed over, ``senders_gone``; ``rx_nombuf``: frames dropped because the
+        pool had no mbuf for them, ``tx_nombuf``: times that a frame to send waited for one.
         """
         return {**self._loop.drops(), **self._loop.counters()}
 

@@ -1,4 +1,4 @@
-"""What is told about a transfer: the report of a slice, and the port path table (Table 2)."""
+"""Reports to the user: of a slice, and the port path table (Table 2)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from aiflow.monitor import Monitor
+from aiflow._dp_counters import PortCounters
+from aiflow.monitor import Metrics, Monitor
 
 __all__ = ["PortReport", "PortRow", "PortTable", "ReceiverReport", "SliceReport"]
 
@@ -34,7 +35,7 @@ class ReceiverReport(NamedTuple):
 
 @dataclass(frozen=True)
 class SliceReport:
-    """What `Sender.send` returns: the receiver holds all of the slice.
+    """The result of `Sender.send`: the receiver holds all of the slice.
 
     Attributes
     ----------
@@ -45,14 +46,14 @@ class SliceReport:
     nbytes : int
         Their bytes.
     seconds : float
-        From the call until the receiver's word that it holds everything. When no receiver was there at the call, from
-        when one was.
+        From the call until the receiver's confirmation that it holds everything. When no receiver was there at the
+        call, the time counts from when one joined.
     connecting : float
         Seconds before that, from the call until a receiver was there; 0.0 when one was there already.
     goodput_bps : float
         Element bits per second: 8 × nbytes / seconds.
     frames_sent, frames_retransmitted : int
-        Frames that carried the slice, and how many of them were sent again.
+        Frames that carried the slice, and how many of them were retransmissions.
     ports : tuple of PortReport
         A row a port.
     receivers : tuple of ReceiverReport
@@ -104,74 +105,145 @@ COLUMNS = np.dtype(
 """Table 2's ten columns, in its order and widths."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PortRow:
     """A row of the port path table: Table 2's columns, and the counters behind them.
 
     Attributes
     ----------
-    port_id : int
-        DPDK's number of the port.
-    dest_mac : str
-        Where its path leads, "" before a receiver answered.
+    counters : PortCounters
+        All counters of the port; the columns show most of them.
+    metrics : Metrics
+        Rates and shares of the newest interval.
     lcore_id : int
         The CPU that its loop was last driven on; 65535 when that is not known.
-    tx_rate : float
-        Frames per second in the newest interval: sent by a Sender's port, received by a Receiver's.
-    bandwidth_rate : float
-        Bits per second in it ÷ the link's speed; NaN where nobody said what that is (`link_speed=`).
-    drop_rate : float
-        Share of the frames of the present slice that did not arrive, as the receiver counts them.
-    buffer_occupancy : float
-        Frames under way ÷ those that may be.
     port_score : float
-        The paper's score: the higher, the more the port has to spare.
-    send_interval : int
-        Nanoseconds from the start of a frame to that of the next, by which the flow control sends now; 0: none.
+        The paper's score: the higher, the more of the port is free.
     updated_time : int
         Wall clock of this snapshot, ns.
-    name, driver : str
-    frames, nbytes : int
-        Sent by a Sender's port, received by a Receiver's, headers included.
-    frames_again, frames_lost, in_flight, window : int
-        A Sender's: sent again, judged lost, unacknowledged now, and the most that may be.
-    rtt_ns : int
-        Smoothed round trip; 0 when not known.
-    rate_bps : float
-        Bits per second in the newest interval, headers included.
     link_speed_bps : float or None
-        As configured, or as the driver says; None for virtual ports, which make it up.
+        As configured, or as the driver says; None for virtual ports, whose drivers make it up.
     switch : str or None
         The switch that the port hangs on, where that was given or asked for.
     """
 
-    port_id: int
-    dest_mac: str
+    counters: PortCounters
+    metrics: Metrics
     lcore_id: int
-    tx_rate: float
-    bandwidth_rate: float
-    drop_rate: float
-    buffer_occupancy: float
     port_score: float
-    send_interval: int
     updated_time: int
-    name: str
-    driver: str
-    frames: int
-    nbytes: int
-    frames_again: int
-    frames_lost: int
-    in_flight: int
-    window: int
-    rtt_ns: int
-    rate_bps: float
     link_speed_bps: float | None
     switch: str | None = None
 
     @property
+    def port_id(self) -> int:
+        """DPDK's number of the port."""
+        return self.counters.port_id
+
+    @property
+    def dest_mac(self) -> str:
+        """MAC address that its path leads to, "" before a receiver answered."""
+        return self.counters.dest_mac.hex(":") if self.counters.dest_mac else ""
+
+    @property
+    def tx_rate(self) -> float:
+        """Frames per second in the newest interval: sent by a Sender's port, received by a Receiver's."""
+        return self.metrics.tx_rate
+
+    @property
+    def bandwidth_rate(self) -> float:
+        """Bits per second in the newest interval ÷ the link's speed; NaN where that is not known (`link_speed=`)."""
+        return self.metrics.bandwidth_rate
+
+    @property
+    def drop_rate(self) -> float:
+        """Share of the present slice's frames that did not arrive, as the receiver counts them."""
+        return self.metrics.drop_rate
+
+    @property
+    def buffer_occupancy(self) -> float:
+        """Frames in flight ÷ the most that may be."""
+        return self.metrics.buffer_occupancy
+
+    @property
+    def send_interval(self) -> int:
+        """Nanoseconds from the start of a frame to that of the next, as the pacer keeps it now; 0: none."""
+        return round(self.counters.gap_ns)
+
+    @property
+    def name(self) -> str:
+        """Name of the port."""
+        return self.counters.name
+
+    @property
+    def driver(self) -> str:
+        """Name of its DPDK driver."""
+        return self.counters.driver
+
+    @property
+    def frames(self) -> int:
+        """Frames sent by a Sender's port, received by a Receiver's."""
+        return self.counters.frames
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of `frames`, headers included."""
+        return self.counters.nbytes
+
+    @property
     def bytes(self) -> int:
         """The same as `nbytes`."""
-        return self.nbytes
+        return self.counters.nbytes
+
+    @property
+    def frames_again(self) -> int:
+        """Frames retransmitted by a Sender's port."""
+        return self.counters.retransmits
+
+    @property
+    def frames_lost(self) -> int:
+        """Frames of a Sender's port that were judged lost."""
+        return self.counters.lost
+
+    @property
+    def in_flight(self) -> int:
+        """Frames of a Sender's port that are unacknowledged now."""
+        return self.counters.in_flight
+
+    @property
+    def window(self) -> int:
+        """The most frames that may be in flight; of a Receiver's port: the size of its receive ring."""
+        return self.counters.window
+
+    @property
+    def rtt_ns(self) -> int:
+        """Smoothed round trip in ns; 0 when not known."""
+        return self.counters.rtt_ns
+
+    @property
+    def rate_bps(self) -> float:
+        """Bits per second in the newest interval, headers included."""
+        return self.metrics.rate_bps
+
+    @property
+    def rx_nombuf(self) -> int:
+        """Received frames dropped, as the pool had no mbuf to move them into."""
+        return self.counters.rx_nombuf
+
+    @property
+    def tx_nombuf(self) -> int:
+        """Times that the pool had no mbuf for a frame to send; the frame waits."""
+        return self.counters.tx_nombuf
+
+    def __repr__(self) -> str:
+        return f"PortRow({', '.join(f'{name}={getattr(self, name)!r}' for name in _COLUMNS_OF_ROW)})"
+
+
+_COLUMNS_OF_ROW = (
+    *(COLUMNS.names or ()),
+    *("name", "driver", "frames", "nbytes", "frames_again", "frames_lost", "in_flight", "window", "rtt_ns", "rate_bps"),
+    *("link_speed_bps", "switch", "rx_nombuf", "tx_nombuf"),
+)
 
 
 class PortTable:
@@ -230,35 +302,17 @@ def port_table(monitor: Monitor) -> PortTable:
     """The table of a Sender's or Receiver's ports, as it is now."""
     now = time.time_ns()
     cpu = monitor.loop.cpu()
-    switches = monitor.switch_of()
-    rows = []
-    for row, figures, score, speed in monitor.table():
-        port = row["port"]
-        dst = row["dst"]
-        rows.append(
+    return PortTable(
+        [
             PortRow(
-                port_id=port.port_id,
-                dest_mac=dst.hex(":") if dst else "",
+                counters=port.counters,
+                metrics=port.metrics,
                 lcore_id=65535 if cpu is None else cpu,
-                tx_rate=figures.tx_rate,
-                bandwidth_rate=figures.bandwidth_rate,
-                drop_rate=figures.drop_rate,
-                buffer_occupancy=figures.buffer_occupancy,
-                port_score=score,
-                send_interval=round(row["gap_ns"]),
+                port_score=port.port_score,
                 updated_time=now,
-                name=port.name,
-                driver=port.driver,
-                frames=row["frames"],
-                nbytes=row["bytes"],
-                frames_again=row["again"],
-                frames_lost=row["lost"],
-                in_flight=row["flying"],
-                window=row["window"],
-                rtt_ns=row["rtt_ns"],
-                rate_bps=figures.rate_bps,
-                link_speed_bps=speed,
-                switch=switches.get(row["index"]),
+                link_speed_bps=port.link_speed_bps,
+                switch=port.switch,
             )
-        )
-    return PortTable(rows)
+            for port in monitor.table()
+        ]
+    )

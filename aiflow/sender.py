@@ -545,7 +545,9 @@ class Sender:
     def counters(self) -> dict[str, int]:
         """Frames that were not taken, by reason; what the delivery did; slices that asked too much of the ports.
 
-        ``reports`` heard, ``probes`` sent, ``spurious``: frames called lost that had only been late, ``demands_unmet``.
+        ``reports`` heard, ``probes`` sent, ``spurious``: frames called lost that had only been late, ``demands_unmet``;
+        ``rx_nombuf``: frames dropped because their pool had no mbuf for them, ``tx_nombuf``: times that a frame to send
+        waited for one.
         """
         return {**self._loop.drops(), **self._loop.counters(), "demands_unmet": self._streaming.unmet}
 

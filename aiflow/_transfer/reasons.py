@@ -1,10 +1,10 @@
-"""What the counters of dropped frames mean, in words for a user: what came, and what to do about it."""
+"""Counters of dropped frames in words for a user: what came, and what to do about it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-__all__ = ["joined", "of_drops"]
+__all__ = ["joined", "of_drops", "of_pools"]
 
 _WORDS = {
     "vlan": "came with a VLAN tag: let the switch send this port its frames untagged",
@@ -17,8 +17,9 @@ _WORDS = {
     "header": "have a header that contradicts itself",
     "kind": "are of a kind that this build does not know: install the same aiflow on both sides",
     "dst_mac": "are for another MAC address",
+    "rx_nombuf": "found no free mbuf in the pool: release slices sooner, or give the Receiver a bigger memory=",
 }
-"""Reasons that hint at what is wrong. Others (duplicates, frames of other protocols) belong to an ordinary run."""
+"""Reasons that hint at a fault. Others (duplicates, frames of other protocols) belong to an ordinary run."""
 
 
 def of_drops(drops: Mapping[str, int]) -> list[str]:
@@ -31,6 +32,20 @@ def of_drops(drops: Mapping[str, int]) -> list[str]:
     """
     telling = sorted((reason for reason in _WORDS if drops.get(reason)), key=lambda reason: -drops[reason])
     return [_counted(drops[reason], _WORDS[reason]) for reason in telling]
+
+
+def of_pools(counts: Mapping[str, int]) -> list[str]:
+    """A clause when frames to send waited for a free mbuf, else nothing.
+
+    Parameters
+    ----------
+    counts : mapping of str to int
+        As for `of_drops`; only ``tx_nombuf`` counts.
+    """
+    times = counts.get("tx_nombuf", 0)
+    if not times:
+        return []
+    return [f"no mbuf was free for a frame to send, {times} times: the driver keeps them until the other side reads"]
 
 
 def _counted(count: int, words: str) -> str:

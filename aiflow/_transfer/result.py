@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aiflow._transfer.manifest import spans_of
-from aiflow._transfer.reasons import joined, of_drops
+from aiflow._transfer.reasons import joined, of_drops, of_pools
 from aiflow._transfer.verdicts import heard
 from aiflow.errors import (
     AiflowError,
@@ -42,7 +42,7 @@ class Known:
     rivals : list of (str, str)
         Name and MAC of receivers that answer beside each other.
     drops : dict of str to int
-        Frames that our ports did not take, by reason.
+        Frames that our ports did not take, by reason, and ``tx_nombuf``.
     dropped : (str, int)
         Why the receiver drops most frames, as it says, and how many.
     hints : list of str
@@ -74,7 +74,7 @@ class Known:
         found += [f"of what came to us, {fact}" for fact in of_drops(self.drops)]
         reason, count = self.dropped
         found += [f"the receiver says that of what came to it, {fact}" for fact in of_drops({reason: count})]
-        return found
+        return found + of_pools(self.drops)
 
 
 def _quoted(names: Sequence[str]) -> str:
@@ -92,9 +92,8 @@ def waits_for(whole: Any, known: Known) -> str:
         return "the receiver holds it, and its user has not confirmed it"
     if outgoing.waits_for_memory:
         return "the receiver has no memory for it yet: its user holds slices that are not released"
-    return f"{outgoing.acked_bytes} of {outgoing.nbytes} bytes have arrived" + joined(
-        f"the receiver says that of what came to it, {fact}" for fact in of_drops(dict([known.dropped]))
-    )
+    told = [f"the receiver says that of what came to it, {fact}" for fact in of_drops(dict([known.dropped]))]
+    return f"{outgoing.acked_bytes} of {outgoing.nbytes} bytes have arrived" + joined(told + of_pools(known.drops))
 
 
 def report(whole: Any, port_names: Sequence[tuple[str, str]], name_of: NameOf) -> SliceReport:

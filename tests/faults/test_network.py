@@ -21,6 +21,7 @@ from stalls import Stalls
 from wait import Deadline, settle
 
 import aiflow
+from aiflow._dp_counters import PortCounters
 from aiflow.errors import PeerLost, PoolExhausted, SliceTimeout
 
 Faults = dict[str, Any] | None
@@ -137,19 +138,19 @@ def test_fault_29_one_direction_of_one_path_dead(name, way, goes_on) -> None:
     fault = {"ports": [1], "ways": way, "kinds": IN_A_SESSION, "down_after": 0.02, "drop_for": 1e5}
     with peers(f"local:{name}*4", fault, frame_size=1514) as (tx, rx):
 
-        def path() -> dict[str, Any]:
+        def path() -> PortCounters:
             return paths_of(tx)[1]
 
         passed, deadline = 0, Deadline(60)
-        while not (faults_of(tx)["down"] and path()["sent"]):
+        while not (faults_of(tx)["down"] and path().sent):
             exchange(tx, rx, 2, passed)
             passed += 2
             deadline.check("the fault has not taken place")
-        assert settle(lambda: path()["usable"] == goes_on, 20)
+        assert settle(lambda: path().usable == goes_on, 20)
         exchange(tx, rx, 6, passed)
-        assert settle(lambda: path()["usable"] == goes_on, 20)
+        assert settle(lambda: path().usable == goes_on, 20)
         assert faults_of(tx)["down"] > 1
-        assert settle(lambda: all(row["usable"] for row in paths_of(tx) if row["index"] != 1))
+        assert settle(lambda: all(port.usable for port in paths_of(tx) if port.number != 1))
 
 
 def test_fault_30_reordering(endpoint) -> None:

@@ -97,7 +97,7 @@ def until_all_carry(tx: aiflow.Sender, rx: aiflow.Receiver, ports: int = PORTS) 
 
 def paths_in_use(tx: aiflow.Sender) -> int:
     """Number of paths that the sender has not suspended."""
-    return sum(row["usable"] for row in paths_of(tx))
+    return sum(port.usable for port in paths_of(tx))
 
 
 def link(namespace: Namespace, interface: str) -> dict[str, Any]:

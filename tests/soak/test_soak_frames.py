@@ -74,8 +74,8 @@ class Content:
 
 
 def total(side: aiflow.Sender | aiflow.Receiver, counter: str) -> int:
-    """Of all ports; "frames" are those that a sender has sent, "tx_frames" those that a receiver has."""
-    return sum(row[counter] for row in paths_of(side))
+    """Of all ports: a field of `PortCounters`."""
+    return sum(getattr(port, counter) for port in paths_of(side))
 
 
 def send_frames(pipe: Connection, endpoint: str, nb_frames: int) -> None:
@@ -95,7 +95,7 @@ def send_frames(pipe: Connection, endpoint: str, nb_frames: int) -> None:
         for ticket in tickets:
             ticket.result(PATIENCE_S)
         tx.send({"the end": b""}, timeout=PATIENCE_S)
-        pipe.send((number, total(tx, "frames"), total(tx, "again"), faults_of(tx), resident.span))
+        pipe.send((number, total(tx, "frames"), total(tx, "retransmits"), faults_of(tx), resident.span))
         pipe.recv()  # the receiver looks at its memory while our ports are there
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import aiflow
+from aiflow._dp_counters import PortCounters
 
 End = aiflow.Sender | aiflow.Receiver
 
@@ -14,9 +13,9 @@ def faults_of(end: End) -> dict[str, int]:
     return end._loop.fault_counts()
 
 
-def paths_of(end: End) -> list[dict[str, Any]]:
-    """One row per path of this end; keys are the fields of `Loop.port_rows`, such as ``usable`` and ``sent``."""
-    return end._loop.port_rows()
+def paths_of(end: End) -> list[PortCounters]:
+    """The counters of each attached port of this end."""
+    return end._loop.port_counters()
 
 
 def sessions_of(receiver: aiflow.Receiver) -> int:
