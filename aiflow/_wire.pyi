@@ -1,4 +1,4 @@
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypedDict, Unpack
 
 from _typeshed import ReadableBuffer
 
@@ -25,20 +25,17 @@ class Frame(NamedTuple):
     crc: int
 
 def parse(frame: ReadableBuffer, mac: bytes, max_frame: int = ...) -> Frame | str: ...
-def seal(
-    kind: int,
-    payload: ReadableBuffer = b"",
-    *,
-    dst: bytes,
-    src: bytes,
-    element: int = 0,
-    seq: int = 0,
-    timestamp_ns: int = 0,
-    end: int = 0,
-    session: int = 0,
-    slice: int = 0,
-    path: int = 0,
-    number: int = 0,
-) -> bytes: ...
+
+class _Fields(TypedDict, total=False):
+    element: int
+    seq: int
+    timestamp_ns: int
+    end: int
+    session: int
+    slice: int
+    path: int
+    number: int
+
+def seal(kind: int, payload: ReadableBuffer = b"", *, dst: bytes, src: bytes, **fields: Unpack[_Fields]) -> bytes: ...
 def crc32c(buffer: ReadableBuffer, crc: int = 0) -> int: ...
 def crc32c_shift(crc: int, nbytes: int) -> int: ...

@@ -1,4 +1,4 @@
-"""The wire format without DPDK: frames are read, written and checked by the same C as on a live port.
+"""The wire format without DPDK: the C code of a live port reads, writes and checks frames here.
 
 For tests and diagnosis. Nothing here touches a port.
 """
@@ -41,7 +41,7 @@ Frame.__doc__ = "A frame's fields in host byte order; `kind` by number (see `KIN
 
 
 def parse(const uint8_t[::1] frame, bytes mac, uint32_t max_frame=AF_MAX_FRAME):
-    """Check a frame as a port with address `mac` does, and read it.
+    """Check and read a frame, as a port with address `mac` does.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ def parse(const uint8_t[::1] frame, bytes mac, uint32_t max_frame=AF_MAX_FRAME):
     Returns
     -------
     Frame or str
-        The fields, or the name of the reason for which it is not taken (one of `DROPS`).
+        The fields, or the reason to drop it (one of `DROPS`).
     """
     cdef uint32_t size = <uint32_t>frame.shape[0]
     cdef af_frame out
@@ -63,7 +63,7 @@ def parse(const uint8_t[::1] frame, bytes mac, uint32_t max_frame=AF_MAX_FRAME):
     cdef int drop
     if len(mac) != 6:
         raise ValueError(f"a MAC address has 6 bytes, not {len(mac)}")
-    # Memory of just this size: in a sanitizer build one byte read too far is seen.
+    # Memory of exactly this size: a sanitizer build then reports one byte read too far.
     copy = <uint8_t *>malloc(max(size, 1))
     if copy == NULL:
         raise MemoryError(f"no memory for a frame of {size} bytes")
@@ -79,9 +79,22 @@ def parse(const uint8_t[::1] frame, bytes mac, uint32_t max_frame=AF_MAX_FRAME):
         free(copy)
 
 
-def seal(uint8_t kind, const uint8_t[::1] payload=b"", *, bytes dst, bytes src, uint32_t element=0, uint32_t seq=0,
-         uint64_t timestamp_ns=0, uint8_t end=0, uint32_t session=0, uint32_t slice=0, uint16_t path=0,
-         uint64_t number=0):
+cdef int _set_fields(af_frame *f, dict fields) except -1:
+    """Write the header's fields; those not given are 0."""
+    f.element = fields.pop("element", 0)
+    f.seq = fields.pop("seq", 0)
+    f.timestamp_ns = fields.pop("timestamp_ns", 0)
+    f.end = fields.pop("end", 0)
+    f.session = fields.pop("session", 0)
+    f.slice = fields.pop("slice", 0)
+    f.path = fields.pop("path", 0)
+    f.number = fields.pop("number", 0)
+    if fields:
+        raise TypeError(f"a frame has no field {next(iter(fields))!r}")
+    return 0
+
+
+def seal(uint8_t kind, const uint8_t[::1] payload=b"", *, bytes dst, bytes src, **fields):
     """Write a frame with a right CRC, whatever its fields claim.
 
     Parameters
@@ -89,11 +102,11 @@ def seal(uint8_t kind, const uint8_t[::1] payload=b"", *, bytes dst, bytes src, 
     kind : int
         0 to 15; `KINDS` names those that are in use.
     payload : bytes-like
-        What follows the headers.
+        The bytes after the headers.
     dst, src : bytes
         Six bytes each.
     element, seq, timestamp_ns, end, session, slice, path, number : int
-        The header's fields, of their widths there (`number` has 48 bits).
+        The header's fields, of their widths there (`number` has 48 bits); 0 where not given.
 
     Returns
     -------
@@ -105,16 +118,16 @@ def seal(uint8_t kind, const uint8_t[::1] payload=b"", *, bytes dst, bytes src, 
     cdef uint8_t *frame
     cdef af_frame f
     f.payload = f.to = NULL
+    _set_fields(&f, fields)
     if len(dst) != 6 or len(src) != 6:
         raise ValueError("a MAC address has 6 bytes")
-    if kind > 15 or number >> 48 or AF_HEADER + nbytes > AF_MAX_FRAME:
+    if kind > 15 or f.number >> 48 or AF_HEADER + nbytes > AF_MAX_FRAME:
         raise ValueError("a kind has 4 bits, a packet number 48, and a frame no more than MAX_FRAME bytes")
     room = max(room, <uint32_t>AF_MIN_FRAME)
     frame = <uint8_t *>malloc(room)
     if frame == NULL:
         raise MemoryError(f"no memory for a frame of {room} bytes")
-    f.kind, f.end, f.path, f.element, f.seq = kind, end, path, element, seq
-    f.session, f.slice, f.number, f.timestamp_ns, f.nbytes = session, slice, number, timestamp_ns, nbytes
+    f.kind, f.nbytes = kind, nbytes
     try:
         if nbytes:
             memcpy(frame + AF_HEADER, &payload[0], nbytes)
@@ -125,7 +138,7 @@ def seal(uint8_t kind, const uint8_t[::1] payload=b"", *, bytes dst, bytes src, 
 
 
 def crc32c(const uint8_t[::1] buffer, uint32_t crc=0):
-    """CRC32C (RFC 3720, appendix B.4) of a buffer, or of what `crc` covers followed by it."""
+    """CRC32C (RFC 3720, appendix B.4) of a buffer; with `crc`, of its bytes and then the buffer's."""
     return af_crc32c(crc, &buffer[0] if buffer.shape[0] else NULL, buffer.shape[0])
 
 
