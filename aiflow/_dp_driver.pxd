@@ -1,4 +1,4 @@
-# What a worker's thread and callers that wait drive in turn.
+# The driver of a loop: its worker thread, or a caller that waits.
 
 from libc.stdint cimport uint64_t
 
@@ -26,19 +26,19 @@ cdef extern from *:
 
 cdef class LoopDriver:
     cdef af_handoff handoff
-    cdef bint has_mail
-    cdef af_idle idle          # whoever has the turn
+    cdef bint has_handoff
+    cdef af_idle idle          # owner of the loop: rw
     cdef af_cpu_budget cpu_budget        # likewise
-    cdef bint in_vain          # likewise: the newest caller that drove has met nothing
+    cdef bint in_vain          # likewise: the last caller that drove saw no event
     cdef uint64_t now          # likewise: the time of this iteration
-    cdef unsigned int lcore    # DPDK's number of the worker, for its mempool caches; callers that drive borrow it
-    cdef int last_cpu          # that it was driven on
-    cdef public bint spins     # a caller that waits polls without a pause
+    cdef unsigned int lcore    # DPDK's number of the worker, for its mempool caches; a driving caller borrows it
+    cdef int last_cpu          # the CPU that the loop was driven on last; -1: none
+    cdef public bint spins     # a waiting caller polls without a pause
     cdef readonly bint stopped
     cdef object thread
     cdef object requests
     cdef object guard
-    cdef object allowed_cpus   # of the thread that made it
+    cdef object allowed_cpus   # of the thread that started the loop
     cdef int pid
     cdef object __weakref__
 

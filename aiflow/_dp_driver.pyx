@@ -1,7 +1,7 @@
-"""Who drives a loop: its worker's thread, or a caller that waits for what the loop does.
+"""The driver of a loop: its worker thread, or a caller that waits for an event of the loop.
 
-One of them at a time has the turn (include/aiflow/rt/handoff.h says who when). The worker leaves nogil only when the
-control plane wants something done between two iterations: a port attached or removed, or the end.
+One thread at a time owns the loop; include/aiflow/rt/handoff.h has the rules. The worker leaves nogil only for requests
+of the control plane between two iterations: to attach or remove a port, or to end.
 """
 
 import atexit
@@ -40,13 +40,13 @@ _running = weakref.WeakSet()
 
 
 cdef class LoopDriver:
-    """What a worker and those who wait drive in turn. Subclasses say what an iteration is."""
+    """A loop that a worker thread and waiting callers drive in turn. Subclasses define an iteration."""
 
     def __cinit__(self):
         cdef int rc = af_handoff_init(&self.handoff)
         if rc:
-            raise PortError(f"no event descriptor to be had ({os.strerror(rc)}): close some files, or raise ulimit -n")
-        self.has_mail = True
+            raise PortError(f"no event descriptor left ({os.strerror(rc)}): close some files, or raise ulimit -n")
+        self.has_handoff = True
         self.last_cpu = -1
         self.lcore = -1
         self.requests = []
@@ -55,7 +55,7 @@ cdef class LoopDriver:
         self.stopped = True
 
     def __dealloc__(self):
-        if self.has_mail:
+        if self.has_handoff:
             af_handoff_free(&self.handoff)
 
     # ---- control plane ----
@@ -88,7 +88,7 @@ cdef class LoopDriver:
             unregister_thread()
 
     def _serve(self):
-        """What the control plane asked for, between two iterations."""
+        """Run the requests of the control plane. Between two iterations."""
         with self.guard:
             aiflow_set(self.handoff.attention, 0)
             requests, self.requests = self.requests, []
@@ -100,11 +100,11 @@ cdef class LoopDriver:
             done.release()
 
     def between(self, call):
-        """Run `call` while no burst is under way, and return what it returns."""
+        """Run `call` between two iterations of the loop, and return its result."""
         cdef list result = []
         if self.stopped or self.thread is None or os.getpid() != self.pid or threads.is_current(self.thread):
             return call()
-        done = threads.unpatched("threading").Lock()  # an Event waits in Python: an interrupt may leave its lock taken
+        done = threads.unpatched("threading").Lock()  # no Event: an interrupt may leave its lock taken
         done.acquire()
         with self.guard:
             self.requests.append((call, result, done))
@@ -127,7 +127,7 @@ cdef class LoopDriver:
                 self.between(self._end)
             if not threads.is_current(self.thread) and self.thread.ident is not None:
                 self.thread.join()
-                self.requests = []  # of calls that were interrupted; they hold us
+                self.requests = []  # those of interrupted calls refer to this object
         _running.discard(self)
 
     def _end(self):
@@ -138,7 +138,7 @@ cdef class LoopDriver:
         return os.getpid() == self.pid
 
     def tell(self):
-        """Wake everybody who waits, as after an event."""
+        """Wake all waiting callers, as after an event."""
         self.ring()
 
     cdef void ring(self) noexcept nogil:
@@ -153,12 +153,12 @@ cdef class LoopDriver:
                            "'spawn' method and open a Sender or Receiver there")
 
     def cpu(self):
-        """The CPU that the loop ran on last, or None."""
+        """The CPU that the loop was driven on last, or None."""
         return self.last_cpu if self.last_cpu >= 0 else None
 
     @property
     def max_cores(self):
-        """The most processor time that it takes, in cores; None: no limit. To be set before `start`."""
+        """The most processor time that the loop takes, in cores; None: no limit. To be set before `start`."""
         return self.cpu_budget.cores or None
 
     @max_cores.setter
@@ -169,7 +169,7 @@ cdef class LoopDriver:
 
     @property
     def generation(self):
-        """Goes up with every event that somebody may be waiting for."""
+        """Number of events so far; a caller waits for it to change."""
         return self.handoff.generation
 
     @property
@@ -186,9 +186,9 @@ cdef class LoopDriver:
         af_handoff_drain(&self.handoff)
 
     def wait(self, uint64_t seen, double seconds):
-        """Until the generation is not `seen` any more, or for `seconds`. Releases the GIL; no signal ends it.
+        """Wait until the generation differs from `seen`, or for `seconds`. Releases the GIL; no signal ends it.
 
-        The calling thread drives the loop itself where it can: nobody has to be woken then, at either end.
+        The calling thread drives the loop itself where it can: that saves a thread wake-up at either end.
         """
         cdef uint64_t ns = <uint64_t>(max(seconds, 0.0) * 1e9)
         cdef uint64_t begin
@@ -207,33 +207,33 @@ cdef class LoopDriver:
                     af_handoff_wake(&self.handoff)
                 af_handoff_wait(&self.handoff, seen, ns)
 
-    # ---- the turns ----
+    # ---- the drivers ----
 
     cdef int iterate(self) noexcept nogil:
-        """Do what there is to do; returns how much that was. With the turn."""
+        """Do the work at hand; returns how much it was. For the owner of the loop."""
         return 0
 
     cdef bint unfinished(self) noexcept nogil:
-        """Is there work that will not wait? With the turn."""
+        """Is there work that cannot wait? For the owner of the loop."""
         return False
 
     cdef bint take_turn(self) noexcept nogil:
-        """A caller: not once the worker has ended, and not while the control plane waits for the worker's turn."""
+        """Let a caller own the loop, but not when the worker has ended, or the control plane waits for the worker."""
         if self.stopped or aiflow_attention(&self.handoff) or not af_handoff_try_acquire(&self.handoff):
             return False
-        if self.stopped:  # just now: the ports may be closed
+        if self.stopped:  # meanwhile: the ports may be closed
             af_handoff_release(&self.handoff)
             return False
         return True
 
     cdef void run(self) noexcept nogil:
-        """Drive the loop until the control plane wants attention; returns with the turn. The worker."""
+        """Drive the loop until the control plane wants attention; returns as its owner. For the worker."""
         cdef uint64_t driven = self.handoff.driven, park_ns = AF_PARK_FIRST_NS, sleep_ns
         while True:
             if driven != self.handoff.driven and not af_handoff_worker_has_work(&self.handoff):
                 driven = self.handoff.driven
                 if park_ns > 2 * <uint64_t>AF_PARK_MOST_NS:
-                    park_ns = AF_PARK_FIRST_NS  # it had driven on and on, and now has gone
+                    park_ns = AF_PARK_FIRST_NS  # a caller drove for long and is gone
                 park_ns = min(park_ns, <uint64_t>AF_PARK_MOST_NS)
                 af_handoff_park(&self.handoff, &park_ns)
                 continue
@@ -272,7 +272,7 @@ cdef class LoopDriver:
                 af_handoff_park(&self.handoff, &park_ns)
 
     cdef bint drive(self, uint64_t seen, uint64_t until) noexcept nogil:
-        """Drive the loop until the generation is not `seen` any more; is there more to do? A caller with the turn."""
+        """Drive the loop until the generation differs from `seen`; is there more to do? For a caller that owns it."""
         cdef unsigned int lcore = aiflow_as_lcore(self.lcore)
         cdef unsigned long slack_ns = 0
         cdef uint64_t sleep_ns
@@ -281,7 +281,7 @@ cdef class LoopDriver:
         af_cpu_budget_begin(&self.cpu_budget)
         self.now = af_now_ns()
         if aiflow_posted(&self.handoff) or not self.in_vain:
-            af_idle_begin(&self.idle, self.now)  # not when it goes on waiting
+            af_idle_begin(&self.idle, self.now)  # else it goes on with the last wait
         while aiflow_generation(&self.handoff) == seen and not self.stopped and not aiflow_attention(&self.handoff):
             work = self.iterate()
             if self.now >= until:
@@ -306,15 +306,15 @@ cdef class LoopDriver:
         return self.unfinished()
 
     cdef void push(self) noexcept nogil:
-        """Let what was posted begin its way now, and no sooner wake the worker than there is something left for it."""
+        """Send the first frames of a posted slice now; wake the worker only if work is left for it."""
         cdef unsigned int lcore
-        if self.cpu_budget.cores > 0 or not self.take_turn():  # it may have to rest, and a push never waits
+        if self.cpu_budget.cores > 0 or not self.take_turn():  # a push never waits, and the budget may ask for a rest
             af_handoff_wake(&self.handoff)
             return
         lcore = aiflow_as_lcore(self.lcore)
         self.now = af_now_ns()
-        self.iterate()  # it is taken in …
-        self.iterate()  # … and its first frames go out
+        self.iterate()  # takes in the slice …
+        self.iterate()  # … and sends its first frames
         self.handoff.driven += 1
         aiflow_as_lcore(lcore)
         if self.unfinished() or self.handoff.armed:
@@ -322,13 +322,13 @@ cdef class LoopDriver:
         af_handoff_release(&self.handoff)
         if af_handoff_worker_has_work(&self.handoff):
             af_handoff_wake(&self.handoff)
-        if aiflow_driver_requested(&self.handoff):  # who found the turn taken meanwhile
+        if aiflow_driver_requested(&self.handoff):  # a caller found the loop owned meanwhile
             aiflow_set(self.handoff.driver_requested, 0)
             self.ring()
 
 
 @atexit.register
 def _stop_all():
-    """No loop may poll while the interpreter takes itself apart."""
+    """Stop every loop before the interpreter is finalized."""
     for loop in list(_running):
         loop.stop()

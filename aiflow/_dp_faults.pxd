@@ -1,4 +1,4 @@
-# Faults made on purpose: the lines between a loop and a port (include/aiflow/rt/fault_line.h).
+# Fault lines between a loop and its ports (include/aiflow/rt/fault_line.h).
 
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 

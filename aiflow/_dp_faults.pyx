@@ -1,4 +1,4 @@
-"""Faults made on purpose: the lines that frames pass between a loop and a port, where ``faults=`` asks for them."""
+"""Fault lines: frames pass them between a loop and a port, where ``faults=`` asks for faults."""
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
@@ -12,7 +12,7 @@ from aiflow.librte.rte_mbuf cimport rte_mbuf, rte_pktmbuf_copy, rte_pktmbuf_free
 
 
 cdef open_lines(loop_port *port, list faults, uint32_t index):
-    """Give the port at `index` the lines whose faults were asked for: for each way the first rule that names it."""
+    """Open the fault lines of the port at `index`: for each way, by the first rule that names the port."""
     cdef af_fault_rule rule
     cdef uint32_t way
     for way in range(2):
@@ -27,7 +27,7 @@ cdef open_lines(loop_port *port, list faults, uint32_t index):
 
 
 cdef close_lines(loop_port *port, uint64_t *sums):
-    """Free a port's lines and all that they hold; their counts are added to `sums`."""
+    """Free a port's lines with the frames that they hold, and add their counts to `sums`."""
     cdef af_fault_line *line
     cdef rte_mbuf *m
     for way in range(2):
@@ -44,7 +44,7 @@ cdef close_lines(loop_port *port, uint64_t *sums):
 
 
 cdef void impair(af_fault_line *line, rte_mbuf *m, uint64_t now) noexcept nogil:
-    """Let a line have a frame: it is lost, or held until it is due, and so are the copies that are made of it."""
+    """Pass a frame to a line: it drops the frame, or holds it and its copies until they are due."""
     cdef uint32_t size = m.data_len
     cdef uint8_t kind = rte_pktmbuf_mtod(m)[14] & 15 if size > 14 else 0
     cdef uint32_t copies = af_fault_line_enter(line, rte_pktmbuf_mtod(m), &size, now)
@@ -61,7 +61,7 @@ cdef void impair(af_fault_line *line, rte_mbuf *m, uint64_t now) noexcept nogil:
 
 
 cdef int impaired(loop_port *port, rte_mbuf **pkts, uint16_t nb_rx, uint64_t now, uint64_t *unseen) noexcept nogil:
-    """Let what has arrived pass the line IN, and replace it by what comes out there now."""
+    """Pass received frames to the line IN; `pkts` then has those that leave it now. Returns how many."""
     cdef rte_mbuf *m
     cdef uint16_t i
     for i in range(nb_rx):

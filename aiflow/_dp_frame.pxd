@@ -1,4 +1,4 @@
-# A received mbuf, made what the agent reads: one segment, no priority tag.
+# Makes a received frame plain: one segment, no priority tag.
 
 from libc.stdint cimport uint16_t, uint64_t
 
@@ -14,12 +14,12 @@ cdef enum:
 
 
 cdef inline uint16_t ethertype(const rte_mbuf *m, int offset) noexcept nogil:
-    """The two bytes there."""
+    """The two bytes at `offset`."""
     return <uint16_t>(rte_pktmbuf_mtod(m)[offset] << 8 | rte_pktmbuf_mtod(m)[offset + 1])
 
 
 cdef inline bint unusual(const rte_mbuf *m) noexcept nogil:
-    """Must `plain` see it? No for every frame of ours that came in one piece and without a tag."""
+    """Must `plain` look at it? Not at our frames in one segment without a tag."""
     return (m.nb_segs != 1 or m.ol_flags & (RTE_MBUF_F_RX_VLAN | RTE_MBUF_F_RX_QINQ)
             or (m.data_len >= AF_MIN_FRAME and ethertype(m, 12) != AF_ETHERTYPE))
 

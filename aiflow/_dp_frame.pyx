@@ -1,7 +1,7 @@
-"""Received frames that the agent cannot read as they are: chains of mbufs, and priority tags.
+"""Received frames that must be made plain before the agent reads them: chains of mbufs, and priority tags.
 
-A driver may deliver a frame in several mbufs: DPDK 24.11's memif passes the sender's segments on, cards cut what is
-longer than their buffers. A switch may tag frames with VLAN 0, which is a priority and no VLAN (IEEE 802.1Q, 6.9).
+A driver may deliver a frame in several mbufs: DPDK 24.11's memif passes the sender's segments on, and NICs split frames
+that are longer than their buffers. A switch may tag frames with VLAN 0: a priority without a VLAN (IEEE 802.1Q, 6.9).
 """
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
@@ -23,13 +23,13 @@ cdef enum:
 
 
 cdef rte_mbuf *plain(loop_port *port, rte_mbuf *m, uint64_t *unseen) noexcept nogil:
-    """The frame in one mbuf, without a priority tag. NULL where that cannot be: it is counted, and gone."""
+    """The frame in one mbuf, without a priority tag. NULL when it was dropped and counted."""
     if m.nb_segs != 1:
         m = joined(port, m, unseen)
         if m == NULL:
             return NULL
     if not untagged(m):
-        # Other traffic of a trunk says nothing about ours. The tag may stand in the frame, or be taken out of it.
+        # Count only our frames: a trunk has other traffic. The tag is in the frame, or the driver stripped it.
         unseen[TAGGED] += AF_ETHERTYPE in (ethertype(m, 12), ethertype(m, 12 + TAG))
         rte_pktmbuf_free(m)
         return NULL
@@ -37,11 +37,11 @@ cdef rte_mbuf *plain(loop_port *port, rte_mbuf *m, uint64_t *unseen) noexcept no
 
 
 cdef rte_mbuf *joined(loop_port *port, rte_mbuf *m, uint64_t *unseen) noexcept nogil:
-    """One mbuf with the bytes of a chain, wherever that was cut."""
+    """One mbuf with the bytes of a chain."""
     cdef rte_mbuf *whole = m.next
     cdef rte_mempool *pool = port.adopt if port.adopt != NULL else port.rx_pool
     if m.nb_segs == 2 and port.adopt == NULL and moves_in_front(m, whole):
-        # Most often the headers stand alone: the payload stays where it is.
+        # Usually the first mbuf has only the headers: the payload stays where it is.
         memcpy(rte_pktmbuf_prepend(whole, m.data_len), rte_pktmbuf_mtod(m), m.data_len)
         m.next = NULL
         m.nb_segs = 1
@@ -63,13 +63,13 @@ cdef rte_mbuf *joined(loop_port *port, rte_mbuf *m, uint64_t *unseen) noexcept n
 
 
 cdef bint moves_in_front(const rte_mbuf *m, const rte_mbuf *second) noexcept nogil:
-    """Is there room in front of the second segment, and is it nobody else's?"""
+    """Has the second segment enough headroom, and no other reference?"""
     return (second != NULL and RTE_MBUF_DIRECT(second) and rte_mbuf_refcnt_read(second) == 1
             and m.data_len <= rte_pktmbuf_headroom(second))
 
 
 cdef uint32_t chain_bytes(const rte_mbuf *m) noexcept nogil:
-    """Bytes of all segments: what they say, whatever the sum in the first one is."""
+    """Bytes of all segments, by their own lengths: `pkt_len` of the first one may differ."""
     cdef uint32_t total = 0
     while m != NULL:
         total += m.data_len
@@ -78,14 +78,14 @@ cdef uint32_t chain_bytes(const rte_mbuf *m) noexcept nogil:
 
 
 cdef void copy_chain(rte_mbuf *whole, const rte_mbuf *m) noexcept nogil:
-    """Append all segments; they fit."""
+    """Append all segments; the caller has checked that they fit."""
     while m != NULL:
         memcpy(rte_pktmbuf_append(whole, m.data_len), rte_pktmbuf_mtod(m), m.data_len)
         m = m.next
 
 
 cdef bint untagged(rte_mbuf *m) noexcept nogil:
-    """Take one priority tag off. False where the driver took another tag out; one in the frame stays to be seen."""
+    """Remove one priority tag. False where the driver stripped another tag; one left in the frame is refused later."""
     cdef uint8_t *frame = rte_pktmbuf_mtod(m)
     cdef uint16_t nbytes
     if m.ol_flags & (RTE_MBUF_F_RX_QINQ | RTE_MBUF_F_RX_QINQ_STRIPPED):
@@ -98,7 +98,7 @@ cdef bint untagged(rte_mbuf *m) noexcept nogil:
             return True
         memmove(frame + TAG, frame, 12)
         frame = <uint8_t *>rte_pktmbuf_adj(m, TAG)
-    # A switch may take the padding away that a tag makes up for.
+    # A switch may remove as much padding as a tag adds.
     if AF_MIN_FRAME - TAG <= m.data_len < AF_MIN_FRAME and rte_pktmbuf_tailroom(m) >= TAG:
         nbytes = AF_MIN_FRAME - m.data_len
         memset(rte_pktmbuf_append(m, nbytes), 0, nbytes)
