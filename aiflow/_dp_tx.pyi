@@ -1,15 +1,38 @@
 """Data plane of a Sender."""
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol
 
 from aiflow._dp import Loop
 from aiflow._dp_outgoing import Outgoing
 from aiflow._eal import Port
-from aiflow._policy.flow_control import Pace
-from aiflow.scheduler import Plan
 
 MOST_RECEIVERS: int
+
+# The loop knows the decisions of the policy by their form only.
+class _Pace(Protocol):
+    @property
+    def rate_based(self) -> bool: ...
+    @property
+    def frame_ns(self) -> float: ...
+    @property
+    def byte_ns(self) -> float: ...
+    @property
+    def burst_ns(self) -> int: ...
+    @property
+    def gain(self) -> float: ...
+    @property
+    def threshold(self) -> float: ...
+
+class _Plan(Protocol):
+    @property
+    def port_mask(self) -> int: ...
+    @property
+    def quotas(self) -> Mapping[int, int]: ...
+    @property
+    def place(self) -> str: ...
+    @property
+    def shortest(self) -> bool: ...
 
 class TxLoop(Loop):
     def __init__(
@@ -20,7 +43,7 @@ class TxLoop(Loop):
         peer_timeout: float,
         fixed_frame_size: bool = False,
         faults: dict[str, Any] | list[dict[str, Any]] | None = None,
-        pace_of: Callable[[int, Port], Pace] | None = None,
+        pace_of: Callable[[int, Port], _Pace] | None = None,
         interval: float = 0.1,
     ) -> None: ...
     def samples(self) -> tuple[tuple[int, list[dict[str, int]]], tuple[int, list[dict[str, int]]]] | None: ...
@@ -42,7 +65,7 @@ class TxLoop(Loop):
         self,
         buffers: list[Any],
         manifest: bytes,
-        plan: Plan,
+        plan: _Plan,
         receiver: int = 0,
         wait: bool = False,
         into: list[Outgoing] | None = None,
@@ -52,7 +75,7 @@ class TxLoop(Loop):
         buffer: Any,
         nb_rows: int,
         manifest: bytes,
-        plan: Plan,
+        plan: _Plan,
         receiver: int = 0,
         wait: bool = False,
         into: list[Outgoing] | None = None,
