@@ -2,35 +2,11 @@
 
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
-from aiflow._core cimport AF_MAX_PORTS, AF_NB_FAULTS, af_agent, af_agent_port, af_fault_line, af_sampler, af_span
+from aiflow._core cimport AF_NB_FAULTS, af_agent, af_agent_port, af_sampler, af_span
 from aiflow._dp_driver cimport LoopDriver
+from aiflow._dp_port cimport PORTS, loop_port
 from aiflow._eal cimport Mempool, Port, af_intr_gate
 from aiflow.librte.rte_mbuf cimport rte_mbuf, rte_mbuf_ext_shared_info
-from aiflow.librte.rte_mempool cimport rte_mempool
-
-
-cdef enum:
-    BURST = 32
-    PORTS = AF_MAX_PORTS
-    OUT = 0
-    IN = 1
-
-
-# dataplane: rw; the control plane touches it only while the loop is parked
-cdef struct loop_port:
-    bint attached
-    bint gated
-    uint16_t port_id
-    uint16_t head              # index of the first staged frame that is not sent
-    uint16_t count             # staged frames from head on
-    rte_mempool *pool          # frames to send
-    rte_mempool *rx_pool       # of the mbufs that the driver receives into
-    rte_mempool *adopt         # pool that received frames move into, where they come in another's mbufs; else NULL
-    rte_mbuf *spare            # allocated for the next frame; NULL when used
-    rte_mbuf *staged[BURST]
-    af_fault_line *lines[2]          # faults on the way OUT and IN; NULL unless asked for
-    uint64_t rx_nombuf         # frames dropped: the pool had no mbuf to move them into
-    uint64_t tx_nombuf         # times that the pool had no mbuf for a frame to send
 
 
 # What an agent counts of a port: PortCounters in _dp_counters.py says what each of them means.

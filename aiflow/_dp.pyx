@@ -14,12 +14,14 @@ from aiflow._core cimport (
 from aiflow._dp_faults cimport close_lines, impair, impaired, open_lines
 from aiflow._dp_driver cimport LoopDriver, aiflow_lock, aiflow_posted, aiflow_set, aiflow_unlock
 from aiflow._dp_frame cimport CHAINED, TAGGED, plain, unusual
+from aiflow._dp_port cimport BURST, IN, OUT
 from aiflow._eal cimport Mempool, Port, af_intr_gate_enter, af_intr_gate_leave, gate
 from aiflow.librte.rte_ethdev cimport rte_eth_rx_burst, rte_eth_tx_burst
 from aiflow.librte.rte_mbuf cimport (
     RTE_PKTMBUF_HEADROOM, rte_mbuf, rte_mbuf_ext_refcnt_set, rte_mbuf_ext_refcnt_update, rte_pktmbuf_alloc,
     rte_pktmbuf_attach_extbuf, rte_pktmbuf_data_room_size, rte_pktmbuf_free, rte_pktmbuf_free_bulk, rte_pktmbuf_mtod,
 )
+from aiflow.librte.rte_mempool cimport rte_mempool
 from aiflow._dp_counters import PortCounters
 from aiflow._system import threads
 from aiflow._faults import parse_faults

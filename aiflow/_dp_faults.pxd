@@ -3,7 +3,7 @@
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
 from aiflow._core cimport af_fault_line
-from aiflow._dp cimport loop_port
+from aiflow._dp_port cimport loop_port
 from aiflow.librte.rte_mbuf cimport rte_mbuf
 
 

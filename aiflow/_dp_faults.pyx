@@ -6,7 +6,7 @@ from aiflow._core cimport (
     AF_NB_FAULTS, af_fault_line, af_fault_line_due, af_fault_line_enter, af_fault_line_hold, af_fault_line_init,
     af_fault_line_leave, af_fault_rule,
 )
-from aiflow._dp cimport BURST, IN, loop_port
+from aiflow._dp_port cimport BURST, IN, loop_port
 from aiflow._dp_frame cimport plain, unusual
 from aiflow.librte.rte_mbuf cimport rte_mbuf, rte_pktmbuf_copy, rte_pktmbuf_free, rte_pktmbuf_mtod
 

@@ -3,7 +3,7 @@
 from libc.stdint cimport uint16_t, uint64_t
 
 from aiflow._core cimport AF_ETHERTYPE, AF_MIN_FRAME
-from aiflow._dp cimport loop_port
+from aiflow._dp_port cimport loop_port
 from aiflow.librte.rte_mbuf cimport RTE_MBUF_F_RX_QINQ, RTE_MBUF_F_RX_VLAN, rte_mbuf, rte_pktmbuf_mtod
 
 

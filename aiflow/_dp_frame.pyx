@@ -7,7 +7,7 @@ that are longer than their buffers. A switch may tag frames with VLAN 0: a prior
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memmove, memset
 from aiflow._core cimport AF_MIN_FRAME
-from aiflow._dp cimport loop_port
+from aiflow._dp_port cimport loop_port
 from aiflow.librte.rte_mbuf cimport (
     RTE_MBUF_DIRECT, RTE_MBUF_F_RX_QINQ, RTE_MBUF_F_RX_QINQ_STRIPPED, RTE_MBUF_F_RX_VLAN, RTE_MBUF_F_RX_VLAN_STRIPPED,
     RTE_PKTMBUF_HEADROOM, rte_mbuf, rte_mbuf_refcnt_read, rte_mempool, rte_pktmbuf_adj, rte_pktmbuf_alloc,

@@ -3,7 +3,7 @@
 from libc.stdint cimport uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcpy
 from aiflow._core cimport AF_HEADER
-from aiflow._dp cimport BURST
+from aiflow._dp_port cimport BURST
 from aiflow._dp_driver cimport LoopDriver
 from aiflow._dp_incoming cimport Incoming
 from aiflow._eal cimport Mempool, Port, af_intr_gate_enter, af_intr_gate_leave, gate

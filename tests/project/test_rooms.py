@@ -36,13 +36,14 @@ FACE = (*SIDES, "sides")
 # From the ground floor upwards.
 ROOMS = {
     "errors": Room("errors"),
-    "config": Room("config|_faults", ("errors",)),
+    "config": Room("config", ("errors",)),
     "_system": Room(r"_system(\..*)?", ("errors",)),
     "librte": Room(r"librte(\..*)?"),
     "_core": Room("_core"),
     "_wire": Room("_wire", ("_core", "errors")),
+    "_faults": Room("_faults", ("errors", "config", "_wire")),
     "_eal": Room(r"_eal\w*", (*GROUND, "librte")),
-    "_dp": Room(r"_dp\w*", (*GROUND, "librte", "_core", "_wire", "_eal")),
+    "_dp": Room(r"_dp\w*", (*GROUND, "librte", "_core", "_wire", "_faults", "_eal")),
     "_ports": Room(r"_ports(\..*)?", (*GROUND, "_wire", "_eal")),
     "_policy": Room(r"_policy(\..*)?|scheduler|flow", ("errors", "config"), compiled=False),
     "monitor": Room("monitor", (*POLICY, "_wire", "_dp")),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from netns import Namespace
 
 import aiflow
-from aiflow._ports.portset import available
+from aiflow._ports.inventory import available
 
 
 def promise(endpoint: str) -> tuple[bool, str]:
