@@ -1,4 +1,4 @@
-"""The command ``aiflow``. Nothing here is imported by the library."""
+"""The command ``aiflow``. The library imports nothing from here."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def main() -> None:
     from aiflow.cli.app import run
 
     code = run()
-    # CPython notes a KeyboardInterrupt that leaves an exec() of source text (dataclasses use it, so any import may) and
-    # ends ``python -m`` by SIGINT for it, though it has been caught since. The next exec() forgets it.
+    # CPython records a KeyboardInterrupt that leaves an exec() of source text. Any import may use it: dataclasses do.
+    # It then ends ``python -m`` by SIGINT, even if the interrupt was caught. The next exec() resets the record.
     exec("")
     raise SystemExit(code)

@@ -1,4 +1,4 @@
-"""``aiflow demo``: one time slice of photographs from process to process, every one compared, and a picture of it."""
+"""``aiflow demo``: send one time slice of photographs between two processes, verify each one, draw a report."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ _FAREWELL_SECONDS = 5.0
 
 
 def run_demo(outcome: Outcome, images: int, nb_ports: int, seconds: float, report: Path) -> None:
-    """Make or find the photographs, send them, check them, print a table, write a picture.
+    """Send the photographs, verify them, print a table, and write a picture. Create the photographs if missing.
 
     Parameters
     ----------
     outcome : Outcome
-        Receives what the first slice's report says (``elements``, ``nbytes``, ``seconds``, ``goodput_bps``,
+        Receives the figures of the first slice's report (``elements``, ``nbytes``, ``seconds``, ``goodput_bps``,
         ``frames_sent``, ``frames_retransmitted``), ``identical``, ``ports``, ``slices``, ``slices_identical``,
         ``report``. Exit code 1 unless every photograph of every slice arrived identical, and those of the first decode.
     images : int
-        How many of the 512 photographs.
+        Number of photographs, up to 512.
     nb_ports : int
         Ports between the two processes.
     seconds : float
-        How long to go on sending after the first slice.
+        Time to continue sending after the first slice.
     report : Path
-        The picture to write.
+        File name of the picture.
     """
     require("PIL", "matplotlib")
     if not report.absolute().parent.is_dir():
@@ -71,7 +71,7 @@ def run_demo(outcome: Outcome, images: int, nb_ports: int, seconds: float, repor
         report=str(report.absolute()),
     )
     if identical < len(names) or first["elements"] != len(names):
-        outcome.fail(f"{len(names) - identical} of {len(names)} photographs did not arrive identical and whole")
+        outcome.fail(f"{len(names) - identical} of {len(names)} photographs did not arrive identical and complete")
     elif not slices_identical == len(run.received) == len(run.slices):
         outcome.fail(f"{len(run.slices)} slices were sent, {slices_identical} arrived identical")
 
@@ -81,9 +81,7 @@ def run_demo(outcome: Outcome, images: int, nb_ports: int, seconds: float, repor
         draw(report, run.thumbnails, run.samples, outcome.document)
     except OSError as error:
         outcome.document["report"] = None
-        outcome.fail(
-            f"the picture could not be written to {report}: {error.strerror or error}; --report PATH writes elsewhere"
-        )
+        outcome.fail(f"the picture could not be written to {report}: {error.strerror or error}; use --report PATH")
     _show(outcome, len(names))
 
 
@@ -93,15 +91,15 @@ def _photographs(terminal: Terminal) -> photos.PhotoSet:
             photo_set = photos.photo_set(progress=bar.show)
         except OSError as error:
             raise AiflowError(
-                f"the photographs could not be kept in {photos.cache_root()}: {error.strerror or error}; "
-                "it takes 140 MB there, or in another directory that XDG_CACHE_HOME names"
+                f"the photographs could not be stored in {photos.cache_root()}: {error.strerror or error}; "
+                "they need 140 MB; XDG_CACHE_HOME selects another directory"
             ) from error
         bar.show(photos.NB_PHOTOS)
     return photo_set
 
 
 class _Run:
-    """What the two processes said, and the progress bar that follows it."""
+    """The messages of the two processes, and the progress bar."""
 
     def __init__(self, terminal: Terminal, nb_photos: int, nbytes: int) -> None:
         self.slices: list[dict[str, Any]] = []
@@ -117,7 +115,7 @@ class _Run:
         self._bar: Bar | None = None
 
     def hear(self, message: tuple[Any, ...]) -> None:
-        """Take one message in."""
+        """Process one message."""
         match message:
             case ("ready",):
                 self._stage_begins(f"sending {self._nb_photos} photographs", self._nbytes)
@@ -127,7 +125,7 @@ class _Run:
                 self.received.append(identical)
                 if len(self.received) == 1:
                     self._show(self._nbytes)
-                    self._stage_begins("going on, slice after slice", None)
+                    self._stage_begins("sending further slices", None)
                 else:
                     self._show((len(self.received) - 1) * self._nbytes)
             case ("sent", row, ports):
@@ -145,7 +143,7 @@ class _Run:
                 raise AiflowError(f"{kind}: {text}")
 
     def stage_ends(self) -> None:
-        """Leave the bar that is shown as it is."""
+        """Stop moving the current bar."""
         self._stage.close()
         self._bar = None
 
@@ -162,7 +160,7 @@ class _Run:
 def _peers(
     endpoint: str, directory: Path, names: list[str], seconds: float
 ) -> Iterator[dict[Connection, SpawnProcess]]:
-    """Start the receiver and the sender, each a fresh interpreter; when left early, end them."""
+    """Start the receiver and the sender, each a fresh interpreter. End them if the body fails."""
     spawn = multiprocessing.get_context("spawn")
     peers: dict[Connection, SpawnProcess] = {}
     try:
@@ -190,14 +188,12 @@ def _peers(
 
 
 def _messages(peers: dict[Connection, SpawnProcess]) -> Iterator[tuple[Any, ...]]:
-    """Give what the processes say until both have said all; raise when one dies or both fall silent."""
+    """Yield the messages of the processes until both are done. Raise if one dies or both are silent."""
     listening = dict(peers)
     while listening:
         pipes = wait(list(listening), _SILENCE_SECONDS)
         if not pipes:
-            raise AiflowError(
-                f"nothing was heard from the demo's processes for {_SILENCE_SECONDS:.0f} s; start it again"
-            )
+            raise AiflowError(f"no message from the demo's processes for {_SILENCE_SECONDS:.0f} s; restart the demo")
         for pipe in pipes:
             assert isinstance(pipe, Connection)
             try:
@@ -207,7 +203,7 @@ def _messages(peers: dict[Connection, SpawnProcess]) -> Iterator[tuple[Any, ...]
                 process.join(_FAREWELL_SECONDS)
                 if process.exitcode != 0:
                     raise AiflowError(
-                        f"the process {process.name} ended with exit code {process.exitcode}; start the demo again"
+                        f"the process {process.name} ended with exit code {process.exitcode}; restart the demo"
                     ) from None
 
 
@@ -225,7 +221,7 @@ def _show(outcome: Outcome, nb_photos: int) -> None:
         style="bold green" if right else "bold red",
     )
     table = Table(box=box.SIMPLE_HEAD, title="the first slice", title_justify="left", title_style="")
-    for heading in ("elements", "bytes", "seconds", "goodput", "frames", "sent again"):
+    for heading in ("elements", "bytes", "seconds", "goodput", "frames", "retransmitted"):
         table.add_column(heading, justify="right")
     table.add_row(
         f"{document['elements']}",
@@ -239,7 +235,7 @@ def _show(outcome: Outcome, nb_photos: int) -> None:
     print_table(console, document["ports"])
     slices = document["slices"]
     if cold_start(slices):
-        console.print("the first slices may fill memory never touched before, and wait for the kernel to clear it")
+        console.print("the first slices may be slower: they use new memory, which the kernel must clear first")
     if len(slices) > 1:
         median = statistics.median(row["goodput_bps"] for row in slices[1:])
         total = bytes_text(sum(row["nbytes"] for row in slices))

@@ -1,7 +1,7 @@
 """The demo's two processes: one sends the photographs, the other receives and compares them.
 
-Each speaks to the process that started it through a pipe, in tuples whose first item says what they are. The functions
-:func:`send_photos` and :func:`receive_photos` are the whole of each process.
+Each sends messages to its parent through a pipe: tuples whose first item is the kind. The functions :func:`send_photos`
+and :func:`receive_photos` are the bodies of the processes.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
 SAMPLE_SECONDS = 0.02  # between two readings of the port table
 THUMBNAIL_PIXELS = 88  # side of a square
 REPORT_FIELDS = "slice_id", "elements", "nbytes", "seconds", "goodput_bps", "frames_sent", "frames_retransmitted"
-GREETING = "greeting"  # the stream of a first slice of one byte
-_PATIENCE_SECONDS = 60.0  # for the other side to appear, or a slice to come
+GREETING = "greeting"  # stream of the first slice, of one byte
+_PATIENCE_SECONDS = 60.0  # wait for the other side, or for a slice
 
 Photographs = list[tuple[str, npt.NDArray[np.uint8]]]
 
 
 def send_photos(pipe: Connection, endpoint: str, directory: Path, names: list[str], seconds: float) -> None:
-    """Send one byte to join the receiver, then a slice of all photographs, and the same in other orders for `seconds`.
+    """Send one byte to join the receiver, then slices of all photographs, each in another order, for `seconds`.
 
-    Says ``("sent", row, ports)`` after each slice: its report's fields, and what each port carried.
+    The message ``("sent", row, ports)`` after each slice has the fields of its report, and the counters of each port.
     """
     from aiflow import Sender, empty
     from aiflow.cli.figures import port_rows
@@ -44,7 +44,7 @@ def send_photos(pipe: Connection, endpoint: str, directory: Path, names: list[st
     with _speaking(pipe) as say:
         elements = _read(directory, names, lambda nbytes: empty((nbytes,), "u1"))
         with Sender(endpoint, name="demo-sender") as tx:
-            tx.send({GREETING: b"."}, timeout=_PATIENCE_SECONDS)  # joins the two: no part of what is measured
+            tx.send({GREETING: b"."}, timeout=_PATIENCE_SECONDS)  # discovery, which is not measured
             end: float | None = None
             while end is None or time.monotonic() < end:
                 report = tx.send(elements, timeout=_PATIENCE_SECONDS)
@@ -56,11 +56,11 @@ def send_photos(pipe: Connection, endpoint: str, directory: Path, names: list[st
 
 
 def receive_photos(pipe: Connection, endpoint: str, directory: Path, names: list[str]) -> None:
-    """Receive until the sender closes; compare every slice with the files, and decode the images of the first.
+    """Receive until the sender closes. Compare every slice with the files, and decode the images of the first one.
 
-    Says ``("progress", bytes)`` while the first slice comes, ``("received", identical)`` for each slice with the number
-    of photographs equal to their files, ``("samples", rows)`` when the sender has closed, ``("decoded", number)`` while
-    decoding, and at the end ``("checked", identical names, thumbnails)``.
+    Messages: ``("progress", bytes)`` while the first slice arrives; ``("received", identical)`` for each slice, with
+    the number of photographs equal to their files; ``("samples", rows)`` when the sender has closed; ``("decoded",
+    number)`` while decoding; ``("checked", identical names, thumbnails)`` at the end.
     """
     from aiflow import Receiver
 
@@ -74,12 +74,12 @@ def receive_photos(pipe: Connection, endpoint: str, directory: Path, names: list
                 for time_slice in rx:
                     if GREETING in {element.stream for element in time_slice}:
                         continue
-                    sampler.report_progress = False  # the first slice is here
+                    sampler.report_progress = False  # the first slice has arrived
                     identical = _identical(time_slice, originals)
                     say("received", len(identical))
                     if first_identical is None:
                         first_identical = identical
-                        images = {element.stream: element.array for element in time_slice}  # held on to: no copy
+                        images = {element.stream: element.array for element in time_slice}  # kept without a copy
             say("samples", sampler.samples)
             decoded, thumbnails = _decode(images, names, lambda done: say("decoded", done))
             say("checked", sorted(decoded & (first_identical or set())), thumbnails)
@@ -87,9 +87,9 @@ def receive_photos(pipe: Connection, endpoint: str, directory: Path, names: list
 
 @contextlib.contextmanager
 def _speaking(pipe: Connection) -> Iterator[Callable[..., None]]:
-    """Give a function that sends its arguments through the pipe, from any thread; send the exception that ends us, too.
+    """Yield a function that sends its arguments through the pipe, from any thread. Also send a final exception.
 
-    The parent's SIGTERM leaves every ``with`` of ours on the way out.
+    The parent's SIGTERM unwinds every ``with`` block of this process.
     """
     lock = threading.Lock()
 
@@ -98,7 +98,7 @@ def _speaking(pipe: Connection) -> Iterator[Callable[..., None]]:
             pipe.send(message)
 
     def leave(*_: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: we are on the way out
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second signal must not interrupt the exit
         sys.exit(1)
 
     signal.signal(signal.SIGTERM, leave)
@@ -107,7 +107,7 @@ def _speaking(pipe: Connection) -> Iterator[Callable[..., None]]:
     except Exception as error:
         say("error", type(error).__name__, str(error))
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # nor may it interrupt what runs at exit
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # nor the exit handlers
         pipe.close()
 
 
@@ -121,14 +121,14 @@ def _read(directory: Path, names: list[str], empty: Callable[[int], npt.NDArray[
         place = block[at : at + size]
         with open(directory / name, "rb", buffering=0) as file:
             if file.readinto(place.data) != size:
-                raise OSError(f"{directory / name} could not be read whole; delete {directory} and start again")
+                raise OSError(f"{directory / name} could not be read completely; delete {directory} and retry")
         photographs.append((name, place))
         at += size
     return photographs
 
 
 def _identical(time_slice: TimeSlice, originals: dict[str, npt.NDArray[np.uint8]]) -> set[str]:
-    """Compare each element with its file, byte for byte; the names of those that are equal."""
+    """Compare each element with its file, byte for byte. Return the names of the equal ones."""
     return {
         element.stream
         for element in time_slice
@@ -139,7 +139,7 @@ def _identical(time_slice: TimeSlice, originals: dict[str, npt.NDArray[np.uint8]
 def _decode(
     images: dict[str, npt.NDArray[np.uint8]], names: list[str], progress: Callable[[int], None]
 ) -> tuple[set[str], npt.NDArray[np.uint8]]:
-    """Decode every image in full. Gives the names of those that decode, and a square thumbnail of each in order."""
+    """Decode every image completely. Return the names of the decodable ones, and their square thumbnails."""
     thumbnails = np.full((len(names), THUMBNAIL_PIXELS, THUMBNAIL_PIXELS, 3), 255, np.uint8)
     decoded: set[str] = set()
 
@@ -167,7 +167,7 @@ def _decode(
 
 
 class _Sampler:
-    """A thread that reads the port table every 20 ms: for the curve, and for the progress of the first slice."""
+    """A thread that reads the port table every 20 ms, for the curve and the progress of the first slice."""
 
     def __init__(self, rx: Receiver, progress: Callable[[int], None]) -> None:
         self.samples: list[tuple[float, dict[str, int]]] = []  # seconds, and bytes so far by port

@@ -1,4 +1,4 @@
-"""The demo's picture: every received photograph on a contact sheet, and what each port carried over time."""
+"""The demo's picture: a contact sheet of the received photographs, and the throughput of each port over time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _COLOURS = "#14506b", "#2a9d8f", "#e9b44c", "#e07a5f", "#7a5c99", "#5390d9", "#9
 _WIDTH, _HEIGHT, _DPI = 1920, 1080, 100  # pixels
 _BIN_SECONDS = 0.05
 _GAP = 3  # pixels between thumbnails
-_LEFT = 0.65  # of the width: where the right half begins
+_LEFT = 0.65  # left edge of the right half, as a share of the width
 
 Samples = list[tuple[float, dict[str, int]]]
 
@@ -33,11 +33,11 @@ def draw(path: Path, thumbnails: npt.NDArray[np.uint8], samples: Samples, docume
     Parameters
     ----------
     path : Path
-        A PNG file; replaced when it is there.
+        A PNG file. An existing file is replaced.
     thumbnails : ndarray of uint8, shape (photographs, side, side, 3)
-        Decoded from what was received.
+        Decoded from the received photographs.
     samples : list of (seconds, {port: bytes})
-        Readings of the receiver's port table, bytes counted from its beginning.
+        Readings of the receiver's port table: time and bytes since its start.
     document : dict
         The demo's results, as ``--json`` prints them.
     """
@@ -62,7 +62,7 @@ def draw(path: Path, thumbnails: npt.NDArray[np.uint8], samples: Samples, docume
 
 
 def _contact_sheet(figure: Figure, thumbnails: npt.NDArray[np.uint8]) -> None:
-    """Lay the thumbnails out pixel for pixel, so that nothing is resampled twice."""
+    """Place the thumbnails pixel for pixel, without resampling."""
     from PIL import Image
 
     left, top, width, height = 44, 978, 1150, 890  # pixels; top counts from below
@@ -80,7 +80,7 @@ def _contact_sheet(figure: Figure, thumbnails: npt.NDArray[np.uint8]) -> None:
 
 
 def _grid(nb_images: int, width: int, height: int) -> tuple[int, int]:
-    """Find the columns, and the pitch in pixels, that show this many square images largest."""
+    """Return the number of columns and the pitch in pixels that maximise the size of square images."""
     pitches = {n: min(width // n, height // math.ceil(nb_images / n)) for n in range(1, nb_images + 1)}
     nb_columns = max(pitches, key=lambda n: (pitches[n], n))
     return nb_columns, min(pitches[nb_columns], 240)
@@ -105,7 +105,7 @@ def _headline(figure: Figure, document: dict[str, Any], nb_photos: int) -> None:
 
 
 def _throughput(axes: Axes, samples: Samples, document: dict[str, Any]) -> None:
-    """Stack the ports' received bits a second, in bins of 50 ms."""
+    """Plot the ports' received bits per second, stacked, in bins of 50 ms."""
     names, times, rates = rates_by_port(samples)
     how = f"stacked, in bins of {1e3 * _BIN_SECONDS:.0f} ms"
     if cold_start(document["slices"]):
@@ -145,12 +145,12 @@ def rates_by_port(samples: Samples) -> tuple[list[str], npt.NDArray[np.float64],
     Parameters
     ----------
     samples : list of (seconds, {port: bytes})
-        In order of time. A port that is missing from a reading had received nothing.
+        In order of time. A port that is missing from a reading has received nothing.
 
     Returns
     -------
     names : list of str
-        Ports in the order they are drawn. Empty when nothing was received.
+        Ports in drawing order. Empty if nothing was received.
     times : ndarray, shape (bins,)
         Middle of each bin, seconds since the last reading before the first byte.
     rates : ndarray, shape (ports, bins)
@@ -159,7 +159,7 @@ def rates_by_port(samples: Samples) -> tuple[list[str], npt.NDArray[np.float64],
     names = sorted({name for _, row in samples for name in row}, key=lambda name: (len(name), name))
     clock = np.array([seconds for seconds, _ in samples])
     counts = np.array([[row.get(name, 0) for _, row in samples] for name in names], np.float64)
-    counts = np.maximum.accumulate(counts, axis=-1)  # a port that hung up has left the table, not lost its bytes
+    counts = np.maximum.accumulate(counts, axis=-1)  # a closed port has left the table; its bytes still count
     total = counts.sum(axis=0) if names else np.empty(0)
     moving = np.flatnonzero(np.diff(total) > 0)
     if moving.size == 0:
@@ -175,7 +175,7 @@ def rates_by_port(samples: Samples) -> tuple[list[str], npt.NDArray[np.float64],
 
 
 def _shares(axes: Axes, rows: list[dict[str, Any]]) -> None:
-    """Draw each port's part of the first slice as one bar, labelled in place: it is the curve's legend as well."""
+    """Draw each port's part of the first slice as a labelled bar. The bars are also the legend of the curve."""
     _title(axes, "What each port carried of the first slice", "bytes of frames, and frames")
     axes.set_axis_off()
     total = sum(row["nbytes"] for row in rows) or 1
@@ -207,7 +207,7 @@ def _small_print(figure: Figure, document: dict[str, Any]) -> None:
     lines = (
         f"Two processes on one host over {scheme}: ({drivers}, shared memory): these rates are its",
         f"memory's and cores', not a network's. {document['frames_sent']:,} frames carried the first slice,",
-        f"{document['frames_retransmitted']:,} more were sent again.   aiflow {document['version']}",
+        f"{document['frames_retransmitted']:,} more were retransmitted.   aiflow {document['version']}",
     )
     figure.text(_LEFT, 0.042, "\n".join(lines), size=10.5, color=_SOFT, linespacing=1.5)
 

@@ -1,8 +1,8 @@
-"""What was written reaches the disk: one sync for all files of a slice.
+"""Durable writes: one sync for all files of a slice.
 
-Few files are synced one by one, which touches nobody else's data and tells which file the disk refused. For many,
-syncfs(2) writes out whatever the file system holds: one journal commit in place of thousands. Either way the
-directories in which names were made are synced, too.
+A few files are synced one by one. This affects no other data and identifies a file that the disk refused. For many
+files, syncfs(2) writes the whole file system: one journal commit instead of thousands. In both cases the directories
+with new names are synced, too.
 """
 
 from __future__ import annotations
@@ -15,31 +15,31 @@ from pathlib import Path
 
 from aiflow._system.descriptors import Descriptor
 
-_ONE_BY_ONE = 16  # files and directories; more are synced with their file system
-_UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}  # by the file system: there is no more to be had
+_ONE_BY_ONE = 16  # files and directories; above this limit their file systems are synced
+_UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}  # the file system cannot sync a file
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Unsynced:
-    """Files and directories that were changed since the last :meth:`sync`."""
+    """Files and directories changed since the last :meth:`sync`."""
 
     def __init__(self) -> None:
         self._files: list[tuple[str, Descriptor]] = []
         self._directories: dict[tuple[int, int], Descriptor] = {}
         self._streams: list[str] = []
-        self._systems: dict[int, Descriptor] = {}  # a directory of each file system, for good
+        self._systems: dict[int, Descriptor] = {}  # one directory of each file system, kept open
         self._touched: set[int] = set()
 
     def file(self, stream: str, file: Descriptor, directory: Descriptor) -> None:
-        """Note what was written for `stream` to a file that is, or will be, in `directory`."""
+        """Record a write for `stream` to a file that is, or will be, in `directory`."""
         self._streams.append(stream)
         self._system(directory)
-        if len(self._files) <= _ONE_BY_ONE:  # one more than that tells that there are many
+        if len(self._files) <= _ONE_BY_ONE:  # one above the limit is enough to switch
             self._files.append((stream, copied(file)))
 
     def directory(self, directory: Descriptor, stream: str | None = None) -> None:
-        """Note a directory in which a name was made, or, for `stream`, its own mode set."""
+        """Record a directory with a new name, or with a new mode for `stream`."""
         if stream is not None:
             self._streams.append(stream)
         place = self._system(directory)
@@ -47,12 +47,12 @@ class Unsynced:
             self._directories[place] = copied(directory)
 
     def sync(self) -> dict[str, OSError]:
-        """Wait until everything noted is on the disk.
+        """Wait until every recorded change is on the disk.
 
         Returns
         -------
         dict of str to OSError
-            Streams of which that cannot be said, and why.
+            Streams that may not be on the disk, and the reason.
         """
         failed: dict[str, OSError] = {}
         try:
@@ -65,13 +65,13 @@ class Unsynced:
         return failed
 
     def close(self) -> None:
-        """Forget what was noted, and close what is open."""
+        """Drop the records, and close all descriptors."""
         self._forget()
         while self._systems:
             self._systems.popitem()[1].close()
 
     def _system(self, directory: Descriptor) -> tuple[int, int]:
-        """Note the file system of `directory`; give the numbers that tell the directory from others."""
+        """Record the file system of `directory`. Return device and inode of the directory."""
         status = os.fstat(directory.fd)
         if status.st_dev not in self._systems:
             self._systems[status.st_dev] = copied(directory)
@@ -83,7 +83,7 @@ class Unsynced:
             try:
                 fsync(file)
             except OSError as error:
-                failed[stream] = error.with_traceback(None)  # which holds the callers' frames, and what they hold
+                failed[stream] = error.with_traceback(None)  # the traceback would keep the callers' frames alive
         for directory in self._directories.values():
             try:
                 fsync(directory)
@@ -95,26 +95,26 @@ class Unsynced:
         for device in self._touched:
             if _libc.syncfs(self._systems[device].fd) != 0:
                 number = ctypes.get_errno()
-                if number in _UNSUPPORTED:  # a sandbox's word: then everything, which tells of no error
+                if number in _UNSUPPORTED:  # in a sandbox: sync everything, without error reports
                     os.sync()
                 else:
                     failed.update((stream, OSError(number, os.strerror(number))) for stream in self._streams)
 
     def _forget(self) -> None:
         while self._files or self._directories:
-            with contextlib.suppress(OSError):  # a close may say once more what the sync has told
+            with contextlib.suppress(OSError):  # a close may repeat the error of the sync
                 (self._files.pop()[1] if self._files else self._directories.popitem()[1]).close()
         self._streams.clear()
         self._touched.clear()
 
 
 def copied(descriptor: Descriptor) -> Descriptor:
-    """Give another descriptor of the same open file."""
+    """Return another descriptor of the same open file."""
     return Descriptor(os.dup(descriptor.fd))
 
 
 def fsync(descriptor: Descriptor) -> None:
-    """Wait until a file or directory is on the disk, as far as its file system can say."""
+    """Wait until a file or directory is on the disk, if its file system supports this."""
     try:
         os.fsync(descriptor.fd)
     except OSError as error:
@@ -123,11 +123,11 @@ def fsync(descriptor: Descriptor) -> None:
 
 
 def make_durably(path: Path) -> None:
-    """Make a directory unless it is there; then its name is on the disk, too."""
+    """Create a directory unless it exists, and sync its name."""
     if path.is_dir():
         return
     path.mkdir(exist_ok=True)
-    with contextlib.suppress(PermissionError):  # a parent that we may write to and not read
+    with contextlib.suppress(PermissionError):  # a parent with write but no read permission
         parent = Descriptor(os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
         try:
             fsync(parent)

@@ -1,4 +1,4 @@
-"""Numbers as people and scripts read them: sizes, rates, the rows of a port table."""
+"""Formatting of figures: sizes, rates, the rows of a port table."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _FEW = 20
 
 
 def bytes_text(nbytes: float) -> str:
-    """Write a number of bytes in powers of 1000: ``137.0 MB``."""
+    """Format a number of bytes in powers of 1000: ``137.0 MB``."""
     for unit in ("B", "kB", "MB", "GB"):
         if nbytes < 1000 or unit == "GB":
             break
@@ -22,12 +22,12 @@ def bytes_text(nbytes: float) -> str:
 
 
 def count(number: int, noun: str) -> str:
-    """Write a number and what is counted: ``1 file``, ``2,000 files``."""
+    """Format a number with its noun: ``1 file``, ``2,000 files``."""
     return f"{number:,} {noun}" + ("s" if number != 1 else "")
 
 
 def first_few(lines: Iterable[str]) -> list[str]:
-    """Give the first lines of a list for people, and how many more there are."""
+    """Return the first lines of a list, and a line with the number of the others."""
     lines = list(lines)
     if len(lines) <= _FEW:
         return lines
@@ -35,25 +35,25 @@ def first_few(lines: Iterable[str]) -> list[str]:
 
 
 def rate_text(bps: float) -> str:
-    """Write bits a second as ``9.60 Gbit/s``."""
+    """Format bits per second: ``9.60 Gbit/s``."""
     if bps >= 1e9:
         return f"{bps / 1e9:.2f} Gbit/s"
     return f"{bps / 1e6:.1f} Mbit/s"
 
 
 def cold_start(slices: Sequence[Mapping[str, Any]]) -> bool:
-    """Say whether one of the first three slices was much slower than most: it went to memory never touched before."""
+    """Return whether one of the first three slices was much slower than most: it used new memory."""
     rates = [row["goodput_bps"] for row in slices]
     return len(rates) > 3 and min(rates[:3]) < 0.5 * statistics.median(rates)
 
 
 def port_rows(table: Iterable[Any]) -> list[dict[str, Any]]:
-    """Turn a port table, or a report's ports, into plain dicts: name, driver, frames and nbytes of each port."""
+    """Convert a port table, or the ports of a report, to dicts with name, driver, frames and nbytes of each port."""
     return [{name: getattr(row, name) for name in ("name", "driver", "frames", "nbytes")} for row in table]
 
 
 def print_table(console: Console, rows: list[dict[str, Any]]) -> None:
-    """Print what each port carried. Prints nothing when there are no rows."""
+    """Print the traffic of each port. Without rows, print nothing."""
     if not rows:
         return
     from rich import box

@@ -1,12 +1,12 @@
 """The files below a directory, read into slices of bounded size.
 
-Files are read, not mapped: a mapped file that somebody truncates kills the process that touches it. What is sent is
-what was read, and a file that changed while it was being read is noticed and read again. The size that the system tells
-is believed for nothing but the room that is made: files of procfs and the like have more, or less.
+Files are read, not mapped: access to a mapped file that another process truncates kills this process. A file that
+changed during the read is detected and read once more. The size reported by the system only determines the buffer size:
+files of procfs have more or fewer bytes than it says.
 """
 
-# os.path on plain bytes: a tree may hold a million files, and Path costs ten times as much. Bytes, since a name on the
-# disk is UTF-8 or not, whatever the locale says.
+# os.path on plain bytes: a tree may hold a million files, and Path is ten times slower. Bytes, because names on the
+# disk need not be UTF-8, independent of the locale.
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ import numpy.typing as npt
 from aiflow._transfer.filemarks import FileMark, Marked
 
 _ATTEMPTS = 3
-_CHANGED = "it changed while it was being read; send it again when it is quiet"
-MOST_IN_FLIGHT = 2  # slices: one that the receiver writes to its disk, one on the wire
-_READ_BYTES = 16 << 20  # bytes asked of the kernel at once, so that Ctrl-C is heard
+_CHANGED = "it changed while it was being read; repeat the transfer when it no longer changes"
+MOST_IN_FLIGHT = 2  # slices: the receiver writes one to its disk, one is in transit
+_READ_BYTES = 16 << 20  # limit of one read: signals such as Ctrl-C are handled between reads
 
 
 @dataclass(frozen=True)
 class Found:
-    """A regular file: its path below the directory, and the bytes it had when it was found."""
+    """A regular file: its path below the directory, and its size when it was found."""
 
     path: str
     nbytes: int
@@ -38,7 +38,7 @@ class Found:
 
 @dataclass
 class FileTree:
-    """What a walk found.
+    """The result of a walk.
 
     Attributes
     ----------
@@ -46,11 +46,11 @@ class FileTree:
     files : list of Found
         Regular files, sorted by path. A symbolic link to a file counts as the file.
     directories : list of Marked
-        Directories below the root, empty ones too, deepest first: a mode that forbids to write is set last.
+        Directories below the root, including empty ones, deepest first: a mode without write permission is set last.
     left_out : dict of str to str
-        What is no file, and what it is: sockets, pipes, devices, links to directories and to nothing.
+        Skipped paths and their types: sockets, pipes, devices, links to directories, dangling links.
     unreadable : dict of str to str
-        Paths that can't be sent, and why.
+        Paths that cannot be sent, and the reason.
     """
 
     root: Path
@@ -61,19 +61,19 @@ class FileTree:
 
     @property
     def nbytes(self) -> int:
-        """Bytes in all files as found."""
+        """Bytes of all files when they were found."""
         return sum(file.nbytes for file in self.files)
 
     @property
     def empty(self) -> list[str]:
-        """Directories in which there is nothing to send."""
+        """Directories without anything to send."""
         paths = [file.path for file in self.files] + [directory.stream for directory in self.directories]
         holding = {path.rpartition("/")[0] for path in paths}
         return [directory.stream for directory in self.directories if directory.stream not in holding]
 
 
 def walk(root: Path) -> FileTree:
-    """Find every file below `root`. Links to directories are not entered, so there is no endless loop."""
+    """Find every file below `root`. Links to directories are not followed: they could form a loop."""
     tree = FileTree(root)
     top = os.fsencode(root)
 
@@ -92,7 +92,7 @@ def walk(root: Path) -> FileTree:
 
 
 def _note(tree: FileTree, relative: bytes, path: bytes) -> None:
-    """Put one name of a directory where it belongs in `tree`."""
+    """Add one directory entry to `tree`."""
     shown = _shown(relative)
     linked = os.path.islink(path)
     try:
@@ -121,42 +121,42 @@ _KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a de
 
 
 def _shown(path: bytes) -> str:
-    r"""Give a path as it can be printed: bytes that are not UTF-8 as ``\udcXX``."""
+    r"""Decode a path: bytes that are not UTF-8 become ``\udcXX``."""
     return path.decode("utf-8", "surrogateescape").encode("utf-8", "backslashreplace").decode()
 
 
 @dataclass
 class FileSlice:
-    """Elements for one ``send``; `ending` are the files that are whole once it is delivered."""
+    """Elements for one ``send``. `ending` lists the files that are complete after its delivery."""
 
     elements: list[Marked] = field(default_factory=list)
     ending: list[Found] = field(default_factory=list)
 
     @property
     def nbytes(self) -> int:
-        """Bytes in all elements."""
+        """Bytes of all elements."""
         return sum(len(element.buffer) for element in self.elements)
 
 
 class SliceReader:
     """Reads a tree's files into slices.
 
-    Its directories come with the last one, which sets their modes and times. Where there are more, they come with the
-    first one, too, so that an interrupted copy leaves them with these modes, and the right to write for their owner.
+    The last slice contains the directories, and sets their modes and times. If there are several slices, the first one
+    contains them, too: after an interrupted copy they have these modes plus write permission for their owner.
 
     Parameters
     ----------
     tree : FileTree
-        Files that turn out to be unreadable, or won't stay as they are, are added to its ``unreadable``.
+        Files that cannot be read, or keep changing, are added to its ``unreadable``.
     slice_bytes : int
-        The most bytes a slice has. A larger file is cut into parts, each a slice of its own.
+        Maximum size of a slice. A larger file is split into parts, each a slice of its own.
     empty : callable
-        ``empty(nbytes)`` gives a fresh uint8 array; ``aiflow.empty`` spares a copy.
+        ``empty(nbytes)`` returns a new uint8 array; ``aiflow.empty`` saves a copy.
 
     Notes
     -----
-    A slice's elements lie in one block, which is used again three slices later: one slice can be written by the
-    receiver and one sent while the next is read, and no more than three are held.
+    The elements of a slice are in one block, which is reused three slices later. The receiver can write one slice and
+    the sender send another while the next one is read. At most three blocks exist.
     """
 
     def __init__(
@@ -168,13 +168,13 @@ class SliceReader:
         self._tree = tree
         self._root = os.fsencode(tree.root)
         self._slice_bytes = slice_bytes
-        self._block_bytes = min(slice_bytes, max(tree.nbytes, 1 << 20))  # no more than the files can fill
+        self._block_bytes = min(slice_bytes, max(tree.nbytes, 1 << 20))  # not larger than all files together
         self._empty = empty
         self._blocks: list[npt.NDArray[np.uint8]] = []
         self._nb_slices = 0
-        self._begun = False  # a slice was handed over, or the only one is about to be
+        self._begun = False  # a slice has been returned, or the only one is next
         self._collected = FileSlice()
-        self._at = 0  # bytes of the block that are taken
+        self._at = 0  # used bytes of the block
         self._abandoned: set[str] = set()
 
     def __iter__(self) -> Iterator[FileSlice]:
@@ -188,11 +188,11 @@ class SliceReader:
         yield from self._flush()
 
     def abandon(self, path: str) -> None:
-        """Read no further parts of a file."""
+        """Skip the remaining parts of a file."""
         self._abandoned.add(path)
 
     def _block(self) -> npt.NDArray[np.uint8]:
-        """Where the slice being read goes."""
+        """Block of the current slice."""
         turn = self._nb_slices % (MOST_IN_FLIGHT + 1)
         if turn == len(self._blocks):
             self._blocks.append(self._empty(self._block_bytes))
@@ -206,19 +206,19 @@ class SliceReader:
         return file_slice
 
     def _flush(self) -> Iterator[FileSlice]:
-        """Hand over what is collected."""
+        """Return the collected slice."""
         if self._collected.elements:
             collected, self._collected, self._at = self._collected, FileSlice(), 0
             yield self._next(collected)
 
     def _widen(self) -> None:
-        """Take blocks of the largest size from now on: a file has more in it than all of them were said to have."""
+        """Use blocks of the maximum size from now on: a file has more bytes than the reported sizes of all files."""
         self._block_bytes = self._slice_bytes
         self._blocks = []
         self._nb_slices = 0
 
     def _file(self, path: str) -> Iterator[FileSlice]:
-        """Read one file, as often as it takes; what is collected goes first when there is no room beside it."""
+        """Read one file, repeatedly if it changes. If it does not fit, return the collected slice first."""
         attempts = 0
         while attempts < _ATTEMPTS:
             with self._opened(path) as (fd, before):
@@ -229,7 +229,7 @@ class SliceReader:
                     return
                 room = self._block()[self._at :]
                 nbytes = _fill(fd, room[: before.st_size], 0)
-                if nbytes == before.st_size:  # there may be more than the size says
+                if nbytes == before.st_size:  # the file may be larger than its size says
                     nbytes += _fill(fd, room[nbytes:], nbytes)
                 more = nbytes == len(room) and os.pread(fd, 1, nbytes)
                 if not _same(before, os.fstat(fd)):
@@ -250,7 +250,7 @@ class SliceReader:
         self._tree.unreadable[path] = _CHANGED
 
     def _parts(self, path: str, fd: int, before: os.stat_result) -> Iterator[FileSlice]:
-        """Read a file larger than a slice. If it changes on the way, the rest is kept back: it can't be whole."""
+        """Read a file larger than a slice. If it changes meanwhile, skip the rest: the file cannot be complete."""
         total = before.st_size
         for offset in range(0, total, self._block_bytes):
             if path in self._abandoned:
@@ -270,7 +270,7 @@ class SliceReader:
 
     @contextlib.contextmanager
     def _opened(self, path: str) -> Iterator[tuple[int, os.stat_result]]:
-        """Give a file's descriptor and status. Opening never waits, though a pipe may have taken the file's place."""
+        """Return a file's descriptor and status. Opening never blocks, even if a pipe has replaced the file."""
         fd = os.open(os.path.join(self._root, path.encode()), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             status = os.fstat(fd)
@@ -282,7 +282,7 @@ class SliceReader:
 
 
 def _writable(directory: Marked) -> Marked:
-    """Give a directory's mark for the time in which files are written to it."""
+    """Return a directory's mark for the time while files are written to it."""
     mark = directory.mark
     return directory._replace(mark=mark._replace(mode=(mark.mode or 0) | 0o700))
 
@@ -292,7 +292,7 @@ def _wrong_size(told: int, found: str) -> str:
 
 
 def _fill(fd: int, into: npt.NDArray[np.uint8], offset: int) -> int:
-    """Read into the whole of `into` from `offset`; fewer bytes when the file ends before."""
+    """Fill `into` from `offset`. Return fewer bytes if the file ends before."""
     view = into.data
     at = 0
     while at < len(view):

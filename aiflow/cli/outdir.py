@@ -173,11 +173,11 @@ class OutDirectory:
             if file is None or file.nbytes != mark.offset:
                 raise unfit(
                     stream,
-                    f"its part at byte {mark.offset} arrived without those before it; send it again, with the receiver "
-                    "started first",
+                    f"its part at byte {mark.offset} arrived without those before it; repeat the transfer, "
+                    "with the receiver started first",
                 )
             if file.total != total or mark.offset + len(view) > total:
-                raise unfit(stream, "its parts do not agree on its size; send it again")
+                raise unfit(stream, "its parts do not agree on its size; repeat the transfer")
             file.append(view)
             if file.nbytes == total:
                 return self._finish(stream, file, mark)

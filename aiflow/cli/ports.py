@@ -1,4 +1,4 @@
-"""``aiflow ports``: which endpoints can be used here, and why the others can't."""
+"""``aiflow ports``: which endpoints can be used here, and why the others cannot."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ from aiflow._terminal.outcome import NOT_DELIVERED, Outcome
 
 
 def show_ports(outcome: Outcome) -> None:
-    """Ask the library, start nothing, print a table.
+    """Print a table of endpoints. Nothing is started.
 
     Parameters
     ----------
     outcome : Outcome
-        Receives ``endpoints``: a list of ``endpoint``, ``usable`` and ``note``; ``runtime_directory``: where names
-        lie, or None where there can be none; ``live_names``: what receivers have there, a list of ``endpoint``,
-        ``process`` (as the receiver's own container counts) and ``owner`` (in words). Exit code 1 when no endpoint is
-        usable.
+        Receives ``endpoints``: a list of ``endpoint``, ``usable`` and ``note``; ``runtime_directory``: the directory of
+        names, or None; ``live_names``: the names of receivers, a list of ``endpoint``, ``process`` (its pid in the
+        receiver's container) and ``owner`` (in words). The exit code is 1 if no endpoint is usable.
     """
     from aiflow._ports.inventory import available
     from aiflow._ports.registry import live
@@ -25,13 +24,13 @@ def show_ports(outcome: Outcome) -> None:
 
     rows = [{"endpoint": pattern, "usable": usable, "note": note} for pattern, usable, note in available()]
     outcome.document.update(endpoints=rows, runtime_directory=None, live_names=[])
-    with contextlib.suppress(PortError):  # the table says why
+    with contextlib.suppress(PortError):  # the table contains the reason
         outcome.document["runtime_directory"] = str(runtime_directory())
         outcome.document["live_names"] = [
             {"endpoint": name.endpoint, "process": name.pid, "owner": name.owner} for name in live()
         ]
     if not any(row["usable"] for row in rows):
-        outcome.fail("no endpoint can be used here; the notes say why", NOT_DELIVERED)
+        outcome.fail("no endpoint can be used here; the notes contain the reasons", NOT_DELIVERED)
     if outcome.terminal.as_json:
         return
 
@@ -48,4 +47,4 @@ def show_ports(outcome: Outcome) -> None:
         table.add_row(Text(str(row["endpoint"])), mark, Text(str(row["note"])))
     outcome.terminal.console().print(table, soft_wrap=False)
     if directory := outcome.document["runtime_directory"]:
-        outcome.terminal.console().print(Text(f"  Names of local endpoints lie in {directory}."))
+        outcome.terminal.console().print(Text(f"  Directory of local endpoint names: {directory}"))

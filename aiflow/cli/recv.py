@@ -1,7 +1,7 @@
-"""``aiflow recv``: what arrives becomes files below one directory.
+"""``aiflow recv``: write received elements to files below one directory.
 
-A slice is confirmed to its sender when every file in it is written and synced. A file that cannot be written is told to
-its sender, costs nothing else, and is listed at the end.
+A slice is confirmed to its sender after every file in it is written and synced. The sender is told of each file that
+cannot be written. Other files are not affected, and the failed ones are listed at the end.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def receive_into(
         Receives ``slices``, ``files``, ``nbytes``, ``seconds``, ``renamed`` (pairs of stream and path), ``unfinished``,
         ``not_written`` and ``unkept`` (both path → reason) and ``ports``.
     outdir, ports, slices, name, timeout, memory
-        As typed; see ``aiflow recv --help``.
+        See ``aiflow recv --help``.
     """
     from aiflow import Receiver
 
@@ -52,7 +52,7 @@ def receive_into(
         make_durably(outdir)
         out = OutDirectory(outdir)
     except OSError as error:
-        raise click.UsageError(f"{shown_path(outdir)} cannot be written to: {error.strerror or error}") from error
+        raise click.UsageError(f"{shown_path(outdir)} is not writable: {error.strerror or error}") from error
     with out:
         try:
             with Receiver(
@@ -72,10 +72,10 @@ def receive_into(
             document.update(unkept=out.unkept)
             _say_what_differs(outcome)
     if nb_gone:
-        outcome.fail(f"{count(nb_gone, 'sender')} ended without saying goodbye: files may be missing; send again")
+        outcome.fail(f"{count(nb_gone, 'sender')} ended without closing: files may be missing; repeat the transfer")
     if document["unfinished"]:
         unfinished = [printable(path) for path in document["unfinished"]]
-        outcome.fail(f"the end of {', '.join(first_few(unfinished))} never came; send again")
+        outcome.fail(f"the end of {', '.join(first_few(unfinished))} never arrived; repeat the transfer")
     if document["not_written"]:
         nb_others = len(document["not_written"]) - 1
         others = f" ({count(nb_others, 'other file')} could not be written either)" if nb_others else ""
@@ -85,19 +85,19 @@ def receive_into(
 
 
 class _Receiving:
-    """One run: slices as they come, and what is known of them so far."""
+    """One run: the received slices and their totals."""
 
     def __init__(self, outcome: Outcome, rx: Receiver, out: OutDirectory, bar: Bar) -> None:
         self._document = outcome.document
         self._rx = rx
         self._out = out
         self._bar = bar
-        self._nbytes = 0  # in slices that are written, or could not be
+        self._nbytes = 0  # of slices that were written, or failed
         self._shown = 0.0
         self._ports: dict[str, dict[str, Any]] = {}
 
     def run(self, slices: int | None) -> None:
-        """Write each slice as it comes. Time counts from the first slice's arrival: the wait for it is nobody's."""
+        """Write each slice as it arrives. Time counts from the arrival of the first slice."""
         self._bar.follow(self._progress)
         started: float | None = None
         try:
@@ -113,12 +113,12 @@ class _Receiving:
         self._bar.show(self._nbytes, max(self._nbytes, 1))
 
     def _progress(self) -> float:
-        """Bytes that have arrived. A slice that waits to be written is in no figure, so the highest seen stays."""
+        """Return the bytes that have arrived. Slices waiting to be written are not counted, so keep the maximum."""
         self._shown = max(self._shown, self._nbytes + self._rx.progress[0])
         return self._shown
 
     def _write(self, time_slice: TimeSlice) -> None:
-        failed: dict[int | str, str] = {}  # words: an error would hold this frame, and by it the slice
+        failed: dict[int | str, str] = {}  # text: an error object would keep this frame and the slice alive
         for element in time_slice:
             try:
                 self._out.write(element.stream, payload(element), element.mark, time_slice.instance)
@@ -129,7 +129,7 @@ class _Receiving:
             failed[stream] = unsynced.reason
             self._document["not_written"][stream] = str(unsynced)
         self._nbytes += time_slice.nbytes
-        self._count_ports()  # before the word: a sender that has it may go, and takes its ports along
+        self._count_ports()  # before the confirmation: the sender may then close its ports
         if failed:
             time_slice.fail(failed)
         else:
@@ -143,13 +143,13 @@ class _Receiving:
 
 
 def payload(element: Element) -> memoryview:
-    """Give an element's bytes as they lie in memory; no copy, whatever its dtype and order."""
+    """Return the bytes of an element in memory order, without a copy, for any dtype and order."""
     octets: npt.NDArray[np.uint8] = element.array.ravel(order="K").view(np.uint8)
     return octets.data
 
 
 def _say_what_differs(outcome: Outcome) -> None:
-    """Say which files have other names than their streams, and which another mode or time."""
+    """List the files with another name than their stream, and those with another mode or time."""
     document = outcome.document
     lines = [f"stream {stream!r} was written to {printable(path)}" for stream, path in document["renamed"]]
     lines += [f"{printable(path)}: its mode or time was not kept: {why}" for path, why in document["unkept"].items()]

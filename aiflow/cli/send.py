@@ -1,4 +1,4 @@
-"""``aiflow send``: the files of a directory, slice after slice, the next one read while this one flows."""
+"""``aiflow send``: send the files of a directory in slices. The next slice is read while one is in transit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from aiflow import Sender, SliceReport, Ticket
 
 
-_PATIENCE_SECONDS = 3.0  # before a wait for a receiver is spoken of
+_PATIENCE_SECONDS = 3.0  # until the wait for a receiver is reported
 
 
 def send_directory(
@@ -31,7 +31,7 @@ def send_directory(
     timeout: float | None,
     slice_bytes: int,
 ) -> None:
-    """Send every file below `directory` and say how it went.
+    """Send every file below `directory`, and report the result.
 
     Parameters
     ----------
@@ -39,9 +39,9 @@ def send_directory(
         Receives ``files``, ``nbytes``, ``seconds``, ``goodput_bps``, ``slices``, ``ports``, ``left_out`` and
         ``not_delivered`` (both path → reason).
     directory, ports, to, name, timeout, slice_bytes
-        As typed; see ``aiflow send --help``.
+        See ``aiflow send --help``.
     """
-    parse_endpoints(ports)  # bad usage, if there is no file to send as well
+    parse_endpoints(ports)  # a usage error, even without any file to send
     document = outcome.document
     document.update(
         directory=shown_path(directory), files=0, nbytes=0, seconds=0.0, goodput_bps=None, slices=[], ports=[]
@@ -49,7 +49,7 @@ def send_directory(
     tree = walk(directory)
     document["left_out"] = tree.left_out
     document["not_delivered"] = tree.unreadable
-    for line in first_few(f"{printable(path)} is left out: it is {what}" for path, what in tree.left_out.items()):
+    for line in first_few(f"{printable(path)} is skipped: it is {what}" for path, what in tree.left_out.items()):
         outcome.terminal.say(f"aiflow: {line}", style="yellow")
     if not tree.files and not tree.directories and not tree.unreadable:
         outcome.terminal.say(f"aiflow: nothing to send: there is no file in {shown_path(directory)}", style="yellow")
@@ -86,13 +86,13 @@ def _send_all(
     timeout: float | None,
     bar: Bar,
 ) -> None:
-    """Send slice after slice. A slice's block is written again only when its ticket is done."""
+    """Send the slices. The block of a slice is reused only after its ticket is done."""
     from aiflow import empty
 
     reader = SliceReader(tree, slice_bytes, lambda nbytes: empty((nbytes,), "u1"))
     in_flight: deque[tuple[FileSlice, Ticket]] = deque()
-    nb_settled = nbytes_before = 0  # slices that are done, and their bytes
-    refused: set[str] = set()  # what the receiver could not write
+    nb_settled = nbytes_before = 0  # completed slices, and their bytes
+    refused: set[str] = set()  # files that the receiver could not write
 
     def acknowledged() -> float:
         return nbytes_before + sum(ticket.progress[0] for _, ticket in tuple(in_flight))
@@ -123,7 +123,7 @@ def _send_all(
     bar.follow(acknowledged)
     try:
         for file_slice in reader:
-            if len(in_flight) == (MOST_IN_FLIGHT if nb_settled else 1):  # alone, until there is a receiver
+            if len(in_flight) == (MOST_IN_FLIGHT if nb_settled else 1):  # only one slice, until there is a receiver
                 settle()
             in_flight.append((file_slice, tx.send(file_slice.elements, wait=False)))
         while in_flight:
@@ -136,9 +136,9 @@ def _send_all(
 def _first(
     outcome: Outcome, tx: Sender, in_flight: deque[tuple[FileSlice, Ticket]], timeout: float | None
 ) -> SliceReport:
-    """Await the first slice's delivery. Unlike `Sender.send`, which gives up, wait for a receiver as long as we may.
+    """Wait for the delivery of the first slice. Unlike `Sender.send`, wait for a receiver until the timeout.
 
-    A slice that has to be sent again gets a new ticket, in `in_flight`, too: the bar follows that one.
+    A slice that was given up is sent with a new ticket, which also replaces the old one in `in_flight`, for the bar.
     """
     file_slice, ticket = in_flight[0]
     deadline = math.inf if timeout is None else time.monotonic() + timeout
@@ -165,7 +165,7 @@ def _first(
 
 
 def _delivered(tx: Sender, ticket: Ticket, timeout: float | None) -> SliceReport:
-    """Await a slice's delivery."""
+    """Wait for the delivery of a slice."""
     try:
         return ticket.result(timeout)
     except SliceTimeout as late:
@@ -194,6 +194,6 @@ def _show(outcome: Outcome) -> None:
         f"sent {count(document['files'], 'file')}, {bytes_text(document['nbytes'])}, "
         f"in {count(len(document['slices']), 'slice')} and "
         f"{document['seconds']:.2f} s ({rate_text(document['goodput_bps'])}, reading and connecting included), "
-        f"{count(resent, 'frame')} sent again"
+        f"{count(resent, 'frame')} retransmitted"
     )
     print_table(outcome.terminal.console(), document["ports"])

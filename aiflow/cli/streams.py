@@ -1,7 +1,7 @@
-"""The standard streams, fit for use whatever the command was started with.
+"""Standard streams that work for every way a command is started.
 
-Service managers start programs with closed streams, logs are full, readers go away, terminals are not UTF-8. Only one
-of these may end a command with another exit code: a result that cannot be written to stdout.
+Service managers start programs with closed streams. Logs can be full, readers can be gone, terminals may not be UTF-8.
+Only a result that cannot be written to stdout may change the exit code.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ if TYPE_CHECKING:
 
 
 class BestEffort(io.FileIO):
-    """A file that takes every write: what the system refuses is dropped."""
+    """A file that accepts every write: bytes that the system refuses are dropped."""
 
     def write(self, content: Buffer, /) -> int:
-        """Write all of `content`, or as much as goes."""
+        """Write as much of `content` as possible, and report all of it as written."""
         nbytes = memoryview(content).nbytes
         try:
-            return super().write(content) or nbytes  # None: it would block, and nobody reads
+            return super().write(content) or nbytes  # None: the write would block, because the reader is stuck
         except OSError:
             return nbytes
 
 
 def provide() -> None:
-    """Open what is closed of descriptors 0, 1 and 2, and make ``sys.stdout`` and ``sys.stderr`` take any text.
+    """Open descriptors 0, 1 and 2 if they are closed, and let ``sys.stdout`` and ``sys.stderr`` accept any text.
 
-    Call it before anything else is opened. The next file would get the number of a closed stream, and what C code
-    prints would land in that file.
+    Call it before any file is opened. A file could get the number of a closed stream, and output of C code would be
+    written to that file.
     """
     for number, flags in ((0, os.O_RDONLY), (1, os.O_WRONLY), (2, os.O_WRONLY)):
         _open_if_closed(number, flags)
@@ -54,7 +54,7 @@ def _open_if_closed(number: int, flags: int) -> None:
     except OSError:
         null = os.open(os.devnull, flags)
         if null == number:
-            os.set_inheritable(number, True)  # as a standard stream is
+            os.set_inheritable(number, True)  # like a standard stream
         else:
             os.dup2(null, number)
             os.close(null)

@@ -11,15 +11,15 @@ from aiflow.cli.safe_paths import safe_path
 _ADVICE = {
     errno.EACCES: "check who may write to {where}",
     errno.EPERM: "check who may write to {where}",
-    errno.EROFS: "{where} is mounted read-only: mount it for writing, or take another directory",
-    errno.EMFILE: "let the receiver open more files (ulimit -n)",
-    errno.ENFILE: "let all processes together open more files (sysctl fs.file-max)",
+    errno.EROFS: "{where} is mounted read-only: mount it for writing, or choose another directory",
+    errno.EMFILE: "raise the receiver's limit of open files (ulimit -n)",
+    errno.ENFILE: "raise the system's limit of open files (sysctl fs.file-max)",
     errno.EIO: "check the disk that holds {where} (dmesg)",
-    errno.ENAMETOOLONG: "take a directory with a shorter path, or rename the file",
-    errno.EILSEQ: "rename the file: the file system has no such names",
-    errno.EINVAL: "rename the file: the file system may have no such names",
-    errno.ESTALE: "mount {where} anew",
-    errno.ENOENT: "make {where} again: it was removed",
+    errno.ENAMETOOLONG: "choose a directory with a shorter path, or rename the file",
+    errno.EILSEQ: "rename the file: the file system does not support its name",
+    errno.EINVAL: "rename the file: the file system may not support its name",
+    errno.ESTALE: "remount {where}",
+    errno.ENOENT: "create {where}: it was removed",
 }
 
 
@@ -58,9 +58,9 @@ def explained(error: OSError, stream: str, nbytes: int, where: str, free_bytes: 
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return WriteError(
             f"disk full: {name} ({nbytes} bytes) does not fit in {where}, where "
-            f"{free_bytes} bytes are free; the {nb_files} files before it are whole. "
-            "Free some space or take another directory, and send again",
-            f"disk full: it does not fit in the receiver's {where}; free some space there, and send it again",
+            f"{free_bytes} bytes are free; the {nb_files} files before it are complete. "
+            "Free some space or choose another directory, and repeat the transfer",
+            f"disk full: it does not fit in the receiver's {where}; free some space there, and repeat the transfer",
         )
     if error.errno == errno.EFBIG:
         return WriteError(
@@ -68,7 +68,7 @@ def explained(error: OSError, stream: str, nbytes: int, where: str, free_bytes: 
             f"it is larger than a file may be in the receiver's {where} (ulimit -f, or the file system)",
         )
     said = error.strerror or str(error)
-    advice = _ADVICE.get(error.errno or 0, "take another directory, and send again").format(where=where)
+    advice = _ADVICE.get(error.errno or 0, "choose another directory, and repeat the transfer").format(where=where)
     return WriteError(f"{name}: {said}; {advice}", f"{said} in the receiver's {where}: {advice}")
 
 

@@ -138,7 +138,7 @@ def test_a_new_directorys_name_is_on_the_disk(tmp_path: Path, monkeypatch: pytes
         (errno.ENFILE, "fs.file-max"),
         (errno.EIO, "check the disk"),
         (errno.ENAMETOOLONG, "shorter path"),
-        (errno.ENODEV, "take another directory"),
+        (errno.ENODEV, "choose another directory"),
     ],
     ids=lambda value: errno.errorcode[value] if isinstance(value, int) else "",
 )

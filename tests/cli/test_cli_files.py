@@ -56,9 +56,9 @@ def test_what_one_sender_does_wrong_costs_its_file_only(tmp_path: Path, wrong: F
     with OutDirectory(tmp_path) as out:
         out.write("big", b"aaaaa", part(0, 10), A)
         out.write("big", b"bbbbb", part(0, 10), B)
-        with pytest.raises(WriteError, match="send it again"):
+        with pytest.raises(WriteError, match="repeat the transfer"):
             out.write("big", b"xxxxx", wrong, B)
-        with pytest.raises(WriteError, match="send it again"):  # what comes after it belongs to no file
+        with pytest.raises(WriteError, match="repeat the transfer"):  # what comes after it belongs to no file
             out.write("big", b"bbbbb", part(5, 10), B)
         out.write("big", b"AAAAA", part(5, 10), A)
         out.write("other", b"o", None, B)

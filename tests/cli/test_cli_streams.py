@@ -234,7 +234,7 @@ def test_no_name_from_the_wire_or_the_disk_reaches_a_terminal_raw(aiflow: Any, e
         evil,
     )
     _, stderr = recv.text(1)
-    assert "never came" in stderr
+    assert "never arrived" in stderr
     assert "was written to" in stderr
     assert "arrived without those before it" in stderr
     source = tmp_path / "source"
