@@ -1,4 +1,4 @@
-"""aiflow in the cluster: the bodies of a sender's and a receiver's process, by the public API alone."""
+"""aiflow in the cluster: the bodies of the sender and receiver processes. They use only the public API."""
 
 from __future__ import annotations
 
@@ -27,11 +27,10 @@ def send(
     pipe: Connection, number: int, ports: list[str], addresses: list[str], to: str, elements: Elements,
     options: dict[str, Any],
 ) -> None:  # fmt: skip
-    """Send the elements that we are told the numbers of, as so many slices; say ``("sent", start, end, report)``.
+    """Send the requested elements in the requested number of slices. Reply ``("sent", start, end, report)``.
 
-    Of several slices a few are under way at a time.
-
-    Slices of a few frames go out first, until every port has its path: no part of what is measured.
+    A few slices are in flight at a time. Small warm-up slices are sent first, until every port has its path; they are
+    not measured.
     """
     from aiflow import Sender
 
@@ -50,13 +49,13 @@ def send(
             numbers, nb_slices = message
             ends = [k * len(numbers) // nb_slices for k in range(nb_slices + 1)]
             slices = [[(str(i), loaded[i]) for i in numbers[a:b]] for a, b in pairwise(ends)]
-            reports, flying, spurious = [], deque[Any](), tx.counters["spurious"]
+            reports, in_flight, spurious = [], deque[Any](), tx.counters["spurious"]
             start = time.monotonic_ns()
             for slice_elements in slices:
-                flying.append(tx.send(slice_elements, wait=False))
-                if len(flying) == _IN_FLIGHT:
-                    reports.append(flying.popleft().result(_SLICE_S))
-            reports += [ticket.result(_SLICE_S) for ticket in flying]
+                in_flight.append(tx.send(slice_elements, wait=False))
+                if len(in_flight) == _IN_FLIGHT:
+                    reports.append(in_flight.popleft().result(_SLICE_S))
+            reports += [ticket.result(_SLICE_S) for ticket in in_flight]
             end = time.monotonic_ns()
             told = {
                 "frames": sum(report.frames_sent for report in reports),
@@ -70,10 +69,10 @@ def receive(
     pipe: Connection, number: int, ports: list[str], addresses: list[str], nb_senders: int, elements: Elements,
     options: dict[str, Any],
 ) -> None:  # fmt: skip
-    """Receive so many slices of each sender as we are told; say ``("received", elements, identical, trace)``.
+    """Receive the requested number of slices from each sender. Reply ``("received", elements, identical, trace)``.
 
-    A single slice of each is looked at when all have come, so that looking takes nothing from what is measured. The
-    trace, when it is wanted, is of (ns of the first look, of the last one, bytes that both saw of the slice).
+    If each sender sends one slice, they are verified after all have arrived, to keep the CPU free during the
+    measurement. The optional trace has entries (ns of the first reading, ns of the last one, bytes seen by both).
     """
     from aiflow import Receiver
 
@@ -107,7 +106,7 @@ def receive(
 
 
 def _release(held: list[Any], loaded: Any) -> int:
-    """How many elements of these slices are what they were."""
+    """Return the number of identical elements in these slices."""
     identical = 0
     for time_slice in held:
         identical += sum(loaded.equal(int(element.stream), element.array) for element in time_slice)
@@ -118,16 +117,16 @@ def _release(held: list[Any], loaded: Any) -> int:
 
 @contextlib.contextmanager
 def _traced(rx: Any, wanted: bool) -> Iterator[list[list[int]]]:
-    """When how much of the slice had arrived that comes in the body: a list that is whole on leaving it."""
+    """Record the arrival of the slice that is received in the body. The list is complete after the body."""
     trace: list[list[int]] = []
     if not wanted:
         yield trace
         return
     over = threading.Event()
-    left = rx.progress  # of the slice before
+    left = rx.progress  # of the previous slice
 
     def look() -> None:
-        with contextlib.suppress(OSError):  # so that it seldom misses its turn
+        with contextlib.suppress(OSError):  # so that it is rarely late
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), -15)
         while not over.is_set():
             now, progress = time.monotonic_ns(), rx.progress
@@ -151,7 +150,7 @@ def _is_warm_up(time_slice: Any) -> bool:
 
 
 def _early(rx: Any) -> list[Any]:
-    """What comes while nobody has told us to measure: warm-up, which is dropped, or a slice before its word."""
+    """Slices that arrive before the request: warm-up slices are dropped, others are kept."""
     from aiflow.errors import SliceTimeout
 
     try:

@@ -144,7 +144,7 @@ def hear_all(children: list[NodeChild], timeout: float) -> list[tuple[Any, ...]]
         ready = wait(list(waiting), max(0.0, deadline - time.monotonic()))
         if not ready:
             names = ", ".join(children[i].name for i in waiting.values())
-            raise LabError(f"no message from {names} within {timeout:.0f} s; run the experiment again")
+            raise LabError(f"no message from {names} within {timeout:.0f} s; repeat the experiment")
         for pipe in ready:
             assert isinstance(pipe, Connection)
             heard[waiting[pipe]] = children[waiting[pipe]].hear(1.0)

@@ -1,8 +1,8 @@
-"""The emulated cluster: nodes and switches as network namespaces that only we own, joined by shaped links.
+"""The emulated cluster: nodes and switches as network namespaces of its own, connected by shaped links.
 
-A cluster is `aiflow-lab-NAME-node0 …` and `aiflow-lab-NAME-switch0 …` in `/run/netns`, and a file in `/run/aiflow-lab`
-that tells its layout and whose it is. Nothing else on the machine is touched, and `down` removes all of it, whatever
-became of the process that made it.
+A cluster consists of `aiflow-lab-NAME-node0 …` and `aiflow-lab-NAME-switch0 …` in `/run/netns`, and a file in
+`/run/aiflow-lab` with its layout and owner. Nothing else on the machine is changed. `down` removes everything, even
+after the process that created it was killed.
 """
 
 from __future__ import annotations
@@ -31,38 +31,38 @@ PREFIX = "aiflow-lab-"
 STATE = Path("/run/aiflow-lab")
 _MOUNTS = Path("/run/netns")
 SWITCH_BURSTS = 2
-"""A switch port's bucket, in those of a node. Were they equal, a port that gets what one node sends would run dry with
-the first burst and wait for tokens at every frame from then on: twice the timers, for the same rate."""
+"""Bucket of a switch port, in buckets of a node. If both were equal, a port that receives from one node would be empty
+after the first burst and wait for tokens at every later frame: twice the timers, for the same rate."""
 _NAME = re.compile(r"[a-z0-9_]{1,16}")
 
 
 def check_rights() -> None:
-    """Refuse early, and say what is missing.
+    """Check the requirements.
 
     Raises
     ------
     LabError
-        Without pyroute2, on another system than Linux, or without root's rights.
+        Without pyroute2, on a system other than Linux, or without root privileges.
     """
     if importlib.util.find_spec("pyroute2") is None:
-        raise LabError("the cluster is made by pyroute2, which is missing: pip install 'aiflow-dpdk[lab]'")
+        raise LabError("the cluster needs the package pyroute2: pip install 'aiflow-dpdk[lab]'")
     if os.geteuid() != 0:
-        raise LabError("the cluster is made of network namespaces, and making them needs root: sudo aiflow lab …")
+        raise LabError("creating the network namespaces of the cluster needs root: sudo aiflow lab …")
 
 
 class Loss(NamedTuple):
-    """Frames lost in the network since the cluster came up, by the kernel's counters."""
+    """Frames lost in the network since the cluster came up, from the kernel's counters."""
 
     links: int
-    """At the nodes' own ends: refused by a queue, and known to the sender's kernel."""
+    """At the nodes: dropped by a queue, and known to the sender's kernel."""
     switch_ports: int
     trunks: int
     random: int
-    """Taken by a switch on purpose."""
+    """Dropped by a switch on purpose."""
 
     @property
     def in_network(self) -> int:
-        """After they left the node."""
+        """Frames lost after they left the node."""
         return self.switch_ports + self.trunks + self.random
 
 
@@ -72,24 +72,24 @@ class Cluster:
     Parameters
     ----------
     layout : Layout, optional
-        Default: the paper's, at 100 Mbit/s a port.
+        Default: that of the paper, at 100 Mbit/s per port.
     name : str
-        At most 16 of a–z, 0–9 and _; clusters of different names can be up at the same time.
+        At most 16 of a–z, 0–9 and _. Clusters with different names can be up at the same time.
     owned : bool
-        It belongs to this process: `aiflow lab down` leaves it alone while we live, and removes it once we are dead.
+        It belongs to this process: `aiflow lab down` keeps it while the process is running, and removes it afterwards.
 
     Raises
     ------
     ConfigError
-        For a name that is none.
+        For an invalid name.
     LabError
-        Without pyroute2 or root's rights.
+        Without pyroute2 or root privileges.
     """
 
     def __init__(self, layout: Layout | None = None, *, name: str = "lab", owned: bool = False) -> None:
         check_rights()
         if _NAME.fullmatch(name) is None:
-            raise ConfigError(f"{name!r} is no name for a cluster: at most 16 of a-z, 0-9 and _")
+            raise ConfigError(f"{name!r} is not a valid name of a cluster: at most 16 of a-z, 0-9 and _")
         self.layout = layout or Layout()
         self.name = name
         self._owned = owned
@@ -104,24 +104,24 @@ class Cluster:
     # ---- names ----
 
     def node(self, number: int) -> Namespace:
-        """Namespace of a node."""
+        """Return the namespace of a node."""
         return self._namespace(f"node{number}")
 
     def switch(self, number: int) -> Namespace:
-        """Namespace of a switch."""
+        """Return the namespace of a switch."""
         return self._namespace(f"switch{number}")
 
     def nodes(self) -> list[Namespace]:
-        """All nodes, senders first."""
+        """Return all nodes, senders first."""
         return [self.node(i) for i in range(self.layout.nb_nodes)]
 
     def switches(self) -> list[Namespace]:
-        """All switches."""
+        """Return all switches."""
         return [self.switch(i) for i in range(self.layout.switches)]
 
     @property
     def runtime_directory(self) -> Path:
-        """For the sockets of processes in the cluster; goes with it."""
+        """Directory for the sockets of processes in the cluster. It is removed with the cluster."""
         return STATE / self.name
 
     def _namespace(self, label: str) -> Namespace:
@@ -132,17 +132,17 @@ class Cluster:
     # ---- life ----
 
     def up(self) -> bool:
-        """Make the cluster. One that is up and has the same layout stays as it is.
+        """Create the cluster, unless it is up with the same layout.
 
         Returns
         -------
         bool
-            Whether it had to be made.
+            Whether it was created.
 
         Raises
         ------
         LabError
-            When the kernel refuses; what was made is removed again.
+            If the kernel refuses. The created parts are removed.
         """
         if self._is_up():
             self._note()
@@ -159,7 +159,7 @@ class Cluster:
         return True
 
     def down(self) -> bool:
-        """End every process in the cluster and remove it; returns whether there was anything."""
+        """End every process in the cluster and remove it. Return whether there was anything to remove."""
         return _remove(self.name)
 
     def _is_up(self) -> bool:
@@ -169,7 +169,7 @@ class Cluster:
         return all(namespace.exists() for namespace in (*self.nodes(), *self.switches()))
 
     def _note(self, complete: bool | None = None) -> None:
-        """Write down whose it is before anything is there, so that it is found whenever we die."""
+        """Record the owner before anything is created, so that the remains of a killed process are found."""
         before = _read_state(self.name) or {}
         state = {
             "layout": self.layout.as_dict(),
@@ -200,7 +200,7 @@ class Cluster:
         self._note(complete=True)
 
     def _wire(self, switch: Namespace, ports: list[Port]) -> None:
-        """One bridge; or two, the senders' and the receivers', joined by the shaped backplane."""
+        """Create one bridge; or two, for senders and receivers, connected by the shaped backplane."""
         layout = self.layout
         macs = {port.switch_interface: [port.mac] for port in ports}
         if layout.trunk_bps is None:
@@ -220,11 +220,11 @@ class Cluster:
     # ---- what the kernel counted ----
 
     def counters(self) -> dict[str, dict[str, Counters]]:
-        """Each host's interfaces, by the host's label (``node0``, ``switch1``)."""
+        """Return the interfaces of each host, by the label of the host (``node0``, ``switch1``)."""
         return {host.name.rpartition("-")[2]: host.counters() for host in (*self.nodes(), *self.switches())}
 
     def loss(self) -> Loss:
-        """Frames lost so far, by place."""
+        """Return the frames lost so far, by place."""
         counted = self.counters()
 
         def rows(hosts: str, begins: str) -> list[Counters]:
@@ -244,12 +244,12 @@ class Cluster:
 
 
 def owned_name(purpose: str) -> str:
-    """Name a cluster of this process alone."""
+    """Return a cluster name for this process only."""
     return f"{purpose[:8]}_{os.getpid()}"
 
 
 def _process(pid: int) -> dict[str, int] | None:
-    """A process, told from a later one of its number by its time of birth."""
+    """Identify a process by its pid and start time."""
     try:
         birth = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
     except (OSError, ValueError, IndexError):
@@ -266,17 +266,17 @@ def _read_state(name: str) -> dict[str, Any] | None:
 
 
 class Found(NamedTuple):
-    """A cluster, or what is left of one.
+    """A cluster, or the remains of one.
 
     Attributes
     ----------
     name : str
     layout : Layout or None
-        None when its making was cut short before it was written down.
+        None if its creation was interrupted before the layout was recorded.
     owner : int or None
-        Process that it goes with.
+        Process that it belongs to.
     alive : bool
-        Whether that process lives.
+        Whether that process is running.
     namespaces : tuple of str
     """
 
@@ -288,7 +288,7 @@ class Found(NamedTuple):
 
 
 def clusters() -> list[Found]:
-    """Every cluster of this machine, and what dead ones left."""
+    """Return every cluster of this machine, and the remains of killed ones."""
     names: dict[str, list[str]] = {}
     if STATE.is_dir():
         names = {path.stem: [] for path in STATE.iterdir() if _NAME.fullmatch(path.stem)}
@@ -307,14 +307,14 @@ def clusters() -> list[Found]:
 
 
 def remove_all(name: str | None = None, *, running: bool = False) -> Iterator[tuple[Found, bool]]:
-    """Remove every cluster, and what dead processes left.
+    """Remove every cluster, and the remains of dead processes.
 
     Parameters
     ----------
     name : str, optional
-        That cluster only.
+        Only the cluster with this name.
     running : bool
-        Those too that belong to a living process, such as an experiment in progress.
+        Also those of a running process, such as an experiment.
 
     Yields
     ------
@@ -329,13 +329,13 @@ def remove_all(name: str | None = None, *, running: bool = False) -> Iterator[tu
         if removed:
             _remove(found.name)
         yield found, removed
-    remove_stale_directories()  # DPDK's own, of killed processes
+    remove_stale_directories()  # DPDK's directories of killed processes
     with contextlib.suppress(OSError):
-        STATE.rmdir()  # if nothing is left in it
+        STATE.rmdir()  # if empty
 
 
 def sweep() -> list[str]:
-    """Remove the clusters of experiments that were killed; give their names. Those made by `lab up` stay."""
+    """Remove the clusters of killed experiments, and return their names. Clusters of `lab up` stay."""
     dead = [found.name for found in clusters() if found.owner is not None and not found.alive]
     for name in dead:
         _remove(name)

@@ -1,7 +1,7 @@
-"""Paths that die in mid-slice: a cable pulled, then a switch that swallows every frame while its links are up.
+"""Paths that fail during a slice: an unplugged cable, then a switch that drops every frame while its links are up.
 
-The receiver's trace says when how much of the slice had arrived. Its longest pause is the stall; and from it and the
-moment of the fault follows how long the ports left should take for the rest.
+The receiver's trace has the bytes of the slice that had arrived over time. Its longest pause is the stall. From the
+trace and the time of the fault follows the ideal time that the remaining ports need for the rest.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ __all__ = ["run"]
 
 PORTS, SWITCHES = 4, 2
 NB_IMAGES = 512
-STRUCK = 1  # the port whose cable is pulled, and the switch that swallows
+STRUCK = 1  # number of the unplugged port, and of the switch that drops frames
 LEFT = {"uncut": PORTS, "a port cut": PORTS - 1, "a switch swallows": PORTS - PORTS // SWITCHES}
 MOST_STALL_MS, MOST_OVER = 10.0, 1.05
 _PATIENCE_S, _LOOK_S = 60.0, 0.002
 _PICTURE_NS = 5_000_000
-_NEAR_NS = 300_000_000  # after the fault: longer than a path's silence is borne
+_NEAR_NS = 300_000_000  # after the fault: longer than the silence after which a path is suspended
 
 
 def run(bench: Bench) -> Results:
     """Measure."""
-    results = Results("cut", "Paths that die in mid-slice")
+    results = Results("cut", "Paths that fail during a slice")
     results.theory = {"header_bound": paper.header_bound(), "traces": {}, "struck": {}}
     nb_images = 192 if bench.quick else NB_IMAGES
     nbytes = sum(bench.images.nbytes(i) for i in range(nb_images))
@@ -42,7 +42,7 @@ def run(bench: Bench) -> Results:
     layout = Layout(senders=1, receivers=1, ports=PORTS, switches=SWITCHES, rates_bps=(bench.rate_bps,))
     with (
         Cluster(layout, name=owned_name("cut"), owned=True) as cluster,
-        bench.bar("cut: paths that die in mid-slice", len(plan)) as bar,
+        bench.bar("cut: paths that fail during a slice", len(plan)) as bar,
     ):
         for done, (n, scenario) in enumerate(plan):
             bar.show(done)
@@ -62,7 +62,7 @@ def run(bench: Bench) -> Results:
 
 
 def _strike(cluster: Cluster, scenario: str, after_bytes: int, struck: list[int]) -> None:
-    """Make the fault when so many bytes have reached the receiver, and note when."""
+    """Inject the fault after this number of bytes has reached the receiver, and record the time."""
 
     def arrived() -> int:
         return sum(port.rx_bytes for name, port in cluster.node(1).counters().items() if name.startswith("p"))
@@ -70,14 +70,14 @@ def _strike(cluster: Cluster, scenario: str, after_bytes: int, struck: list[int]
     before, deadline = arrived(), time.monotonic() + _PATIENCE_S
     while arrived() < before + after_bytes:
         if time.monotonic() > deadline:
-            raise LabError(f"the slice has not come to its middle in {_PATIENCE_S:.0f} s")
+            raise LabError(f"half of the slice did not arrive within {_PATIENCE_S:.0f} s")
         time.sleep(_LOOK_S)
     _turn(cluster, scenario, mended=False)
     struck.append(time.monotonic_ns())
 
 
 def _turn(cluster: Cluster, scenario: str, *, mended: bool) -> None:
-    """Make a scenario's fault, or mend it."""
+    """Inject a scenario's fault, or repair it."""
     if scenario == "a port cut":
         port = cluster.layout.ports_of(0)[STRUCK]
         cluster.switch(port.switch).plug(port.switch_interface, up=mended)
@@ -86,16 +86,16 @@ def _turn(cluster: Cluster, scenario: str, *, mended: bool) -> None:
 
 
 def _figures(measured: Measured, struck_ns: int, ports_left: int, rate_bps: int) -> dict[str, Any]:
-    """Stall, when it began, and the time from the fault to the end over the ideal of the ports left.
+    """Compute the stall, its begin, and the time from the fault to the end over the ideal of the remaining ports.
 
-    A stall is a time in which every look saw the same bytes; near: soon after the fault. What a late look has missed
-    is counted apart.
+    A stall is an interval in which all readings saw the same bytes; `near` means soon after the fault. The longest gap
+    between readings is reported separately.
     """
     trace = measured.trace
     at = bisect.bisect_right([ns for ns, _, _ in trace], struck_ns) - 1
     left = measured.nbytes - trace[at][2]
     if at < 0 or left <= 0:
-        raise LabError("the slice was over before its fault: run the experiment again")
+        raise LabError("the slice ended before the fault; repeat the experiment")
     ideal = 8 * left / (ports_left * rate_bps * paper.header_bound())
     near = [each for each in trace[:-1] if 0 <= each[1] - struck_ns <= _NEAR_NS] or [(0, 0, 0)]
     stall_ns, since_ns = max((last - first, first) for first, last, _ in trace[:-1])
@@ -111,7 +111,7 @@ def _figures(measured: Measured, struck_ns: int, ports_left: int, rate_bps: int)
 
 
 def _thinned(measured: Measured) -> list[tuple[float, float]]:
-    """The trace for a picture: seconds and megabytes, a point each few milliseconds."""
+    """Return the trace for the plot: seconds and megabytes, one point every few milliseconds."""
     first, points, last = measured.trace[0][0], [], 0
     for ns, _, nbytes in measured.trace:
         if ns - last >= _PICTURE_NS:

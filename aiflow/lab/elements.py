@@ -1,4 +1,4 @@
-"""What the experiments send: photographs, as long as they are or cut to one length, as many as are asked for."""
+"""The elements of the experiments: any number of photographs, complete or cut to one length."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ __all__ = ["Elements", "balanced"]
 
 @dataclass(frozen=True)
 class Elements:
-    """An endless row of images: number i is photograph i modulo their count.
+    """An endless sequence of images: number i is photograph i modulo their count.
 
     Attributes
     ----------
     directory : Path
     names : tuple of str
-        Of the photographs in it.
+        Names of the photographs in it.
     sizes : tuple of int
-        Their bytes.
+        Their sizes in bytes.
     cut : int, optional
-        Bytes of every element: so many of its photograph's first; default: all.
+        Size of every element: the first bytes of its photograph. Default: all of it.
     """
 
     directory: Path
@@ -34,7 +34,7 @@ class Elements:
     cut: int | None = None
 
     def nbytes(self, number: int) -> int:
-        """Bytes of element `number`."""
+        """Return the size of element `number`."""
         size = self.sizes[number % len(self.sizes)]
         return size if self.cut is None else min(size, self.cut)
 
@@ -54,17 +54,17 @@ class Loaded:
         return self._photographs[number % len(self._photographs)]
 
     def equal(self, number: int, content: Any) -> bool:
-        """Say whether this is what element `number` was."""
+        """Return whether this is the content of element `number`."""
         return bool(np.array_equal(self[number], np.frombuffer(content, np.uint8)))
 
 
 def balanced(sizes: list[int], nb_parts: int) -> list[list[int]]:
-    """Deal numbers out over parts so that the parts' bytes are as even as can be: the largest first, to the emptiest.
+    """Distribute elements over parts of about equal size: the largest first, each to the smallest part.
 
     Returns
     -------
     list of list of int
-        The numbers of each part, in order.
+        The elements of each part, in order.
     """
     parts = [(0, part) for part in range(nb_parts)]
     dealt: list[list[int]] = [[] for _ in range(nb_parts)]

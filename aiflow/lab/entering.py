@@ -1,4 +1,4 @@
-"""A thread, or a whole young process, inside a network namespace."""
+"""Move a thread, or a new process, into a network namespace."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def _setns(path: Path | str) -> None:
 
 
 def enter(path: Path | str) -> None:
-    """Move the calling thread, and all that it starts from now on, into a namespace."""
+    """Move the calling thread, and the threads and processes that it starts later, into a namespace."""
     _setns(path)
 
 
 @contextlib.contextmanager
 def entered(path: Path | str) -> Iterator[None]:
-    """The calling thread, and what it starts meanwhile, is in a namespace."""
+    """Move the calling thread into a namespace for the body. Threads and processes started there stay in it."""
     with open("/proc/thread-self/ns/net") as home:
         _setns(path)
         try:

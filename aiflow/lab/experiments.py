@@ -1,4 +1,4 @@
-"""The experiments by their names, and all that one run of some of them needs."""
+"""The experiments by name, and their common run."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _PACKAGES = {"pyroute2": "pyroute2", "zmq": "pyzmq", "matplotlib": "matplotlib",
 
 
 def check_packages() -> None:
-    """Refuse to begin what could not be finished.
+    """Check the requirements before an experiment starts.
 
     Raises
     ------
     LabError
-        When packages of the extra ``lab`` are missing, or rights.
+        If packages of the extra ``lab`` or privileges are missing.
     """
     if missing := [name for module, name in _PACKAGES.items() if importlib.util.find_spec(module) is None]:
         raise LabError(f"the experiments need {', '.join(missing)}: pip install 'aiflow-dpdk[lab]'")
@@ -39,7 +39,7 @@ def check_packages() -> None:
 
 
 def images(*, quick: bool, progress: Callable[[int], None]) -> Elements:
-    """Find or make the photographs."""
+    """Return the photographs; create them if missing."""
     asked: dict[str, Any] = {"nb_photos": _QUICK_PHOTOS, "total_bytes": _QUICK_BYTES} if quick else {}
     photos = photo_set(progress=progress, **asked)
     return Elements(
@@ -48,17 +48,17 @@ def images(*, quick: bool, progress: Callable[[int], None]) -> Elements:
 
 
 def run(names: Sequence[str], bench: Bench, directory: Path) -> Iterator[tuple[Results, list[Path]]]:
-    """Run experiments one after the other, and write each one's files as soon as it has ended.
+    """Run experiments one after the other. Write the files of each one when it has ended.
 
     Yields
     ------
     Results, list of Path
     """
-    sweep()  # kill -9 leaves namespaces
+    sweep()  # a killed run leaves namespaces
     for name in names:
         begun = time.monotonic()
         results: Results = importlib.import_module(f"aiflow.lab.{name}").run(bench)
-        if bench.quick:  # so short a run says nothing about speed
+        if bench.quick:  # a short run does not measure speed
             results.checks = [check for check in results.checks if check.what == DELIVERY]
         results.seconds = time.monotonic() - begun
         yield results, write(results, directory, bench)

@@ -1,4 +1,4 @@
-"""Fig. 6: ports in parallel. 512 images over 1, 2, 4 and 8 ports (8: two senders), as a share of the line rate."""
+"""Fig. 6: parallel ports. 512 images over 1, 2, 4 and 8 ports (8: two senders), as a share of the line rate."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SYSTEMS = ours(), TCP, ZEROMQ
 
 
 def routes(count: int) -> list[Route]:
-    """1 to 4 ports are one sender's; 8 are two senders' to a receiver each."""
+    """1 to 4 ports belong to one sender; 8 ports to two senders, with one receiver each."""
     return [Route(0, 2, count)] if count <= 4 else [Route(0, 2, count // 2), Route(1, 3, count // 2)]
 
 
@@ -32,8 +32,8 @@ def run(bench: Bench) -> Results:
         for done, (n, count, system) in enumerate(runs):
             bar.show(done)
             with running(cluster, system, routes(count), bench.images, bench.faults) as trial:
-                # A process's first slice goes to memory that the kernel has still to clear. Where that is no small part
-                # of the time, the second one counts; for all systems alike.
+                # A process's first slice uses new memory, which the kernel must clear first. If this takes a relevant
+                # part of the time, the second slice counts, for all systems.
                 if count > 1:
                     trial.send(nb_images)
                 results.rows.append(row(n, system.label, trial.send(nb_images), ports=count))

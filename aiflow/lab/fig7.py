@@ -1,8 +1,8 @@
 """Fig. 7: flow control. 170 KB elements over 4 ports in 1024-byte frames, then two senders onto one receiver's ports.
 
-The senders' own links are ten times as fast as the switch's ports, so what a flow control sends too much is lost where
-a network loses it: at a switch port whose queue is full. The ports have half the cluster's rate: a sender that shares
-its core with the emulated network must be able to offer more than they carry.
+The senders' own links are ten times as fast as the switch's ports. Excess frames are therefore lost as in a real
+network: at a switch port with a full queue. The ports have half the cluster's rate: a sender that shares its core with
+the emulated network must be able to exceed the rate of the ports.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ GAP_US, BASE_US = 8.0, 1.5  # at 1 Gbit/s
 
 
 def systems(bench: Bench) -> dict[str, System]:
-    """Flow controls by their labels in the results."""
+    """Return the flow controls by their labels in the results."""
     from aiflow._policy.flow_control import FlowControl
 
     def system(label: str, flow_control: object) -> System:
         return ours(label, flow_control=flow_control, frame_size=FRAME_BYTES, link_speed=_rate_bps(bench))
 
     return {
-        "credit": ours("credit", frame_size=FRAME_BYTES),  # it has to find out what the ports of the switch carry
+        "credit": ours("credit", frame_size=FRAME_BYTES),  # it must discover the rate of the switch's ports
         "reverse": system("reverse", "reverse"),
         "static": system("static", "static"),
         "bare law": system("bare law", FlowControl("reverse", capped=False)),
@@ -113,20 +113,20 @@ def _check(results: Results, largest: int) -> None:
 
 
 def _surplus() -> float:
-    """What one static sender offers a port, of what the port carries."""
+    """Load that one static sender offers to a port, relative to the port's rate."""
     return FRAME_BYTES * 8 / (GAP_US * 1000)
 
 
 def _bare_surplus() -> float:
-    """What the bare law offers without loss."""
+    """Load that the bare law offers without loss."""
     return FRAME_BYTES * 8 / (BASE_US * 1000)
 
 
 def _static_loss(overload: float) -> float:
-    """(ρ − 1) / ρ: all that the port does not carry."""
+    """(ρ − 1) / ρ: the load above the port's rate."""
     return (overload - 1) / overload
 
 
 def _reverse_loss(overload: float) -> float:
-    """(ρ − 1) / (ρ + k): where the interval's law comes to rest."""
+    """(ρ − 1) / (ρ + k): the equilibrium of the interval's law."""
     return (overload - 1) / (overload + GAIN)

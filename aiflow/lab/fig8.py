@@ -1,4 +1,4 @@
-"""Fig. 8: one switch against two. 8 ports whose sum is more than a switch's backplane carries."""
+"""Fig. 8: one switch and two. The sum of the 8 ports exceeds the rate of a switch's backplane."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from aiflow.lab.trial import TCP, ZEROMQ, Route, System, ours, running
 __all__ = ["run"]
 
 SIZES = 256, 512, 1024, 2048, 4096
-PORTS = 4  # of each of two senders
-TRUNK = 7  # in ports' rates
+PORTS = 4  # per sender, of two
+TRUNK = 7  # in multiples of a port's rate
 ROUTES = [Route(0, 2, PORTS), Route(1, 3, PORTS)]
 
 
@@ -43,10 +43,10 @@ def run(bench: Bench) -> Results:
         bar = stack.enter_context(bench.bar("fig8: one switch and two", len(runs)))
         for done, (n, system, switches) in enumerate(runs):
             bar.show(done)
-            # The kernel's peers are measured at the largest size: at the others they only take their time.
+            # TCP and ZeroMQ are measured at the largest size only, to save time.
             wanted = sizes if system.label == "aiflow" else sizes[-1:]
             with running(clusters[switches], system, ROUTES, bench.images, bench.faults) as trial:
-                trial.send(sizes[-1])  # as in fig6: the first goes to memory that the kernel has still to clear
+                trial.send(sizes[-1])  # as in fig6: the first slice uses new memory, which the kernel must clear
                 for nb_elements in wanted:
                     results.rows.append(row(n, system.label, trial.send(nb_elements), switches=switches))
         bar.show(len(runs))

@@ -1,4 +1,4 @@
-"""What can go wrong with a cluster."""
+"""The error of the cluster."""
 
 from __future__ import annotations
 
@@ -8,4 +8,4 @@ __all__ = ["LabError"]
 
 
 class LabError(AiflowError):
-    """The cluster could not be made or used; the message says what to do."""
+    """The cluster could not be created or used. The message says what to do."""

@@ -1,7 +1,7 @@
-"""Random loss at the switch: what it leaves of the goodput over four ports, slices following each other without a gap.
+"""Random loss at the switch: the remaining goodput over four ports, for slices without a pause between them.
 
-Each frame that enters the switch is lost with the same probability, data and reports alike. Of what a run without loss
-carries, a share of 1 - p could be left: what is lost goes again.
+Each frame that enters the switch is dropped with the same probability, data and feedback alike. The upper bound of the
+goodput is 1 - p of a run without loss, because lost frames are retransmitted.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ PORTS = 4
 SECONDS = 22.0
 SLICE_IMAGES = 64
 LEAST_SHARE = 0.954
-LEAST = {0.001: 0.995, 0.01: 0.98, 0.05: 0.92, 0.1: 0.86}  # in the goodput without loss
+LEAST = {0.001: 0.995, 0.01: 0.98, 0.05: 0.92, 0.1: 0.86}  # relative to the goodput without loss
 SPURIOUS = 0.01
-TCP_PART = {0.05: 16, 0.1: 64}  # a fraction of the slices: TCP would take minutes over all of them
+TCP_PART = {0.05: 16, 0.1: 64}  # fraction of the slices: TCP needs minutes for all of them
 
 
 def run(bench: Bench) -> Results:
@@ -58,7 +58,7 @@ def run(bench: Bench) -> Results:
 
 
 def _slices(bench: Bench) -> int:
-    """Slices for so many seconds, at what headers leave of the line rate."""
+    """Return the number of slices for this time, at the line rate less the headers."""
     nbytes = sum(bench.images.nbytes(i) for i in range(SLICE_IMAGES))
     return round(SECONDS * PORTS * bench.rate_bps * paper.header_bound() / 8 / nbytes)
 
@@ -76,9 +76,9 @@ def _check(results: Results, losses: tuple[float, ...]) -> None:
         results.check(f"goodput at {loss:.1%} loss in that without", f"≥ {LEAST[loss]}", kept, kept >= LEAST[loss])
         ahead = of_ours("share", loss) / results.median("share", system="TCP", probability=loss)
         results.check(f"ahead of TCP at {loss:.1%} loss", "> 1", ahead, ahead > 1)
-    again, spurious = (
+    retransmitted, spurious = (
         sum(each[key] for each in results.rows if each["system"] == "aiflow") for key in ("retransmitted", "spurious")
     )
-    share_of_it = spurious / again if again else 0.0
-    results.check("sent again for nothing, of all sent again", f"≤ {SPURIOUS}", share_of_it, share_of_it <= SPURIOUS)
+    share = spurious / retransmitted if retransmitted else 0.0
+    results.check("spurious retransmissions, of all retransmissions", f"≤ {SPURIOUS}", share, share <= SPURIOUS)
     results.check_delivery()

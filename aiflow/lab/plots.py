@@ -1,4 +1,4 @@
-"""The pictures: our curve, the paper's, the line-rate limit, and the kernel's peers on the same links."""
+"""Plots of the results: aiflow, the paper, the line-rate limit, and TCP and ZeroMQ on the same links."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _COLOURS = {
 
 
 def draw(results: Results, path: Path) -> None:
-    """Draw an experiment's picture as a PNG.
+    """Plot the results of an experiment as a PNG file.
 
     Parameters
     ----------
     results : Results
     path : Path
-        Replaced when it is there.
+        An existing file is replaced.
     """
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -85,17 +85,17 @@ def _fig6(figure: Figure, results: Results) -> None:
     for system in ("aiflow", "TCP", "ZeroMQ"):
         _line(axes, system, _column(rows, "ports", "share", system=system))
     _line(axes, "the paper", {n: theory["paper"][n] for n in counts}, linestyle="--")
-    _limit(axes, theory["header_bound"], f"the most that headers leave: {theory['header_bound']:.3f}")
+    _limit(axes, theory["header_bound"], f"upper bound after headers: {theory['header_bound']:.3f}")
     axes.set_ylim(0.4, 1.02)
     _powers_of_two(axes, counts)
     axes.legend(frameon=False, loc="lower left")
 
-    axes = _axes(figure, 2, 2, "Faster than over one port", "ports in parallel", "times")
+    axes = _axes(figure, 2, 2, "Speed-up over one port", "ports in parallel", "times")
     for system in ("aiflow", "TCP", "ZeroMQ"):
         seconds = _column(rows, "ports", "seconds", system=system)
         _line(axes, system, {n: seconds[counts[0]] / seconds[n] for n in counts})
     _line(axes, "the paper", {n: theory["paper_speedup"][n] for n in counts}, linestyle="--")
-    axes.plot(counts, counts, color=_INK, linewidth=1, linestyle=(0, (4, 3)), label="the ports' number")
+    axes.plot(counts, counts, color=_INK, linewidth=1, linestyle=(0, (4, 3)), label="number of ports")
     _powers_of_two(axes, counts)
     axes.set_yscale("log", base=2)
     axes.yaxis.set_major_formatter("{x:g}")
@@ -115,7 +115,7 @@ def _fig7(figure: Figure, results: Results) -> None:
     _powers_of_two(axes, sizes)
     axes.legend(frameon=False)
 
-    axes = _axes(figure, 3, 2, "Time over the least possible", "elements of 170 KB", "")
+    axes = _axes(figure, 3, 2, "Time over the minimum", "elements of 170 KB", "")
     for label in ("credit", "reverse", "static", "TCP"):
         shares = _column(one, "elements", "share", system=label)
         _line(axes, label, {n: results.theory["frame_bound"] / share for n, share in shares.items()})
@@ -152,9 +152,9 @@ def _fig8(figure: Figure, results: Results) -> None:
     axes.yaxis.set_major_formatter("{x:.3g}")
     axes.legend(frameon=False)
 
-    axes = _axes(figure, 2, 2, "What the second switch gains", "elements", "% of bandwidth")
+    axes = _axes(figure, 2, 2, "Gain of the second switch", "elements", "% of bandwidth")
     _line(axes, "aiflow", {size: 100 * gain for size, gain in theory["gains"].items()})
-    _limit(axes, 100 * theory["ideal_gain"], f"what the backplanes allow: {100 * theory['ideal_gain']:.1f}")
+    _limit(axes, 100 * theory["ideal_gain"], f"limit of the backplanes: {100 * theory['ideal_gain']:.1f}")
     axes.scatter(sizes[-1:], [100 * theory["paper_gain"]], color=_COLOURS["the paper"], label="the paper", zorder=3)
     for system in ("TCP", "ZeroMQ"):
         ones, twos = (_column(rows, "elements", "seconds", system=system, switches=n) for n in (1, 2))
@@ -183,25 +183,25 @@ def _loss(figure: Figure, results: Results) -> None:
     for system in ("aiflow", "TCP"):
         shares = _column(rows, "probability", "share", system=system)
         _line(axes, system, {tick: shares[loss] for tick, loss in zip(ticks, losses, strict=True)})
-    _limit(axes, results.theory["header_bound"], "the most that headers leave")
+    _limit(axes, results.theory["header_bound"], "upper bound after headers")
     axes.set_ylim(bottom=0, top=1.02)
     axes.legend(frameon=False, loc="lower left")
 
-    axes = _axes(figure, 2, 2, "Goodput in that without loss", "frames lost at the switch", "%")
+    axes = _axes(figure, 2, 2, "Goodput relative to that without loss", "frames lost at the switch", "%")
     for system in ("aiflow", "TCP"):
         kept = _column(rows, "probability", "kept", system=system)
         _line(axes, system, {tick: 100 * kept[loss] for tick, loss in zip(ticks, losses, strict=True)})
     ideal = {tick: 100 * (1 - loss) for tick, loss in zip(ticks, losses, strict=True)}
     dashed: dict[str, Any] = {"color": _INK, "linewidth": 1, "linestyle": (0, (4, 3))}
-    axes.plot(list(ideal), list(ideal.values()), label="all that is left", **dashed)
+    axes.plot(list(ideal), list(ideal.values()), label="upper bound", **dashed)
     least = {tick: 100 * results.theory["least"][loss] for tick, loss in zip(ticks, losses, strict=True) if loss}
-    axes.scatter(list(least), list(least.values()), marker="_", s=400, color=_COLOURS["static"], label="at the least")
+    axes.scatter(list(least), list(least.values()), marker="_", s=400, color=_COLOURS["static"], label="required")
     axes.set_ylim(bottom=70, top=101)
     axes.legend(frameon=False, loc="lower left")
 
 
 def _cut(figure: Figure, results: Results) -> None:
-    axes = _axes(figure, 2, 1, "What had arrived", "seconds", "MB")
+    axes = _axes(figure, 2, 1, "Arrived bytes", "seconds", "MB")
     colours = dict(zip(results.theory["traces"], ("#14506b", "#e07a5f", "#2a9d8f"), strict=True))
     for scenario, points in results.theory["traces"].items():
         axes.plot(*zip(*points, strict=True), color=colours[scenario], linewidth=1.8, label=scenario)
@@ -209,7 +209,7 @@ def _cut(figure: Figure, results: Results) -> None:
             axes.axvline(results.theory["struck"][scenario], color=colours[scenario], linewidth=1, linestyle=":")
     axes.legend(frameon=False, loc="lower right")
 
-    axes = _axes(figure, 2, 2, "The longest pause in it", "", "ms")
+    axes = _axes(figure, 2, 2, "The longest pause", "", "ms")
     stalls = _column(results.medians, "scenario", "stall_ms")
     bars = axes.bar(list(stalls), list(stalls.values()), color=[colours[scenario] for scenario in stalls], width=0.5)
     axes.bar_label(bars, [f"{stall:.1f}" for stall in stalls.values()], padding=3, color=_SOFT)

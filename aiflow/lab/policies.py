@@ -1,4 +1,4 @@
-"""Port choice on ports of unequal speed: every policy's time against the ideal, bytes over the sum of the rates."""
+"""Port choice on ports of different speed: the time of every policy relative to the ideal, bytes over total rate."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from aiflow.lab.trial import TCP, ZEROMQ, Route, System, ours, running
 __all__ = ["run"]
 
 POLICIES = "pull", "score", "weighted", "least_queue", "round_robin"
-SPEEDS = 1.0, 1.0, 0.5, 0.1  # in the port rate
+SPEEDS = 1.0, 1.0, 0.5, 0.1  # relative to the port rate
 NB_IMAGES = 256
 TOLERATED = {"pull": 1.05, "score": 1.15}
 
@@ -24,7 +24,7 @@ def run(bench: Bench) -> Results:
     nb_images = 16 if bench.quick else NB_IMAGES
     systems: list[System] = [ours(policy, policy=policy, link_speed=list(rates)) for policy in POLICIES]
     systems += [TCP, ZEROMQ]
-    # A switch for each port: a sender's fast port meets the receiver's fast one, whoever pairs them.
+    # One switch per port: a sender's fast port always reaches the receiver's fast port.
     layout = Layout(switches=len(rates), rates_bps=rates)
     runs = [(n, system) for n in range(bench.repeats) for system in systems]
     with Cluster(layout, name=owned_name("policies"), owned=True) as cluster, bench.bar("policies", len(runs)) as bar:

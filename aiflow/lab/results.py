@@ -15,15 +15,15 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that ought to be so.
+    """A requirement on a figure.
 
     Attributes
     ----------
     what : str
     limit : str
-        What it ought to be.
+        The required value.
     value : float
-        What it is.
+        The measured value.
     met : bool
     """
 
@@ -35,7 +35,7 @@ class Check:
 
 @dataclass
 class Results:
-    """What an experiment gave.
+    """Results of an experiment.
 
     Attributes
     ----------
@@ -43,12 +43,12 @@ class Results:
     rows : list of dict
         Every run.
     medians : list of dict
-        The runs of each measurement made one.
+        The median of the runs of each measurement.
     checks : list of Check
     theory : dict
-        Figures that the results are held against.
+        Theoretical figures for comparison.
     seconds : float
-        How long it took.
+        Duration of the experiment.
     """
 
     name: str
@@ -60,16 +60,16 @@ class Results:
     seconds: float = 0.0
 
     def check(self, what: str, limit: str, value: float, met: bool) -> None:
-        """Add one."""
+        """Add a check."""
         self.checks.append(Check(what, limit, float(value), bool(met)))
 
     def check_delivery(self) -> None:
-        """Every element of every run arrived identical."""
+        """Check that every element of every run arrived identical."""
         lost = sum(not each["delivered"] for each in self.rows)
         self.check(DELIVERY, "0", lost, lost == 0)
 
     def summarise(self, *keys: str) -> None:
-        """Make a median of the runs that agree in `keys`; numbers are medians, `delivered` holds for all of them."""
+        """Combine the runs with equal `keys`: numbers become medians, `delivered` is true if it is for all of them."""
         groups: dict[tuple[Any, ...], list[Row]] = {}
         for each in self.rows:
             groups.setdefault(tuple(each[key] for key in keys), []).append(each)
@@ -86,11 +86,11 @@ class Results:
             )  # fmt: skip
 
     def median(self, value: str, **where: Any) -> float:
-        """One number of the medians."""
+        """Return one number of the medians."""
         return median(self.medians, value, **where)
 
 
 def median(rows: Iterable[Row], value: str, **where: Any) -> float:
-    """The median of a column over the rows where others are as given; NaN without such rows."""
+    """Return the median of a column over the rows with the given values; NaN without such rows."""
     found = [float(r[value]) for r in rows if all(r[key] == wanted for key, wanted in where.items())]
     return statistics.median(found) if found else float("nan")

@@ -1,4 +1,4 @@
-"""What every experiment has: images, repeated runs, rows of results, and files to keep them in."""
+"""Common parts of the experiments: images, repeated runs, rows of results, and result files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Bar(Protocol):
     """A progress bar."""
 
     def show(self, done: float, total: float | None = None) -> None:
-        """Move it."""
+        """Move the bar."""
 
 
 class _NoBar:
@@ -44,22 +44,22 @@ def _silent(text: str, total: int) -> Any:
 
 @dataclass(frozen=True)
 class Bench:
-    """How experiments are run.
+    """Parameters of the experiments.
 
     Attributes
     ----------
     images : Elements
         Photographs.
     rate_bps : int
-        Of a port.
+        Rate of a port.
     repeats : int
-        Runs of each measurement. They are interleaved: every system once, then every system again.
+        Runs of each measurement. They are interleaved: all systems once per round.
     quick : bool
-        Small slices and few of them, to see that all of it works; the figures mean little.
+        A few small slices, as a functional check; the figures mean little.
     bar : callable
-        Gives a progress bar for a text and a total.
+        Returns a progress bar for a text and a total.
     faults : dict, optional
-        Made on purpose by our senders (`aiflow.config.FAULTS`).
+        Faults to inject at aiflow's senders (`aiflow.config.FAULTS`).
     """
 
     images: Elements
@@ -70,12 +70,12 @@ class Bench:
     faults: dict[str, Any] | None = None
 
     def cut(self, nbytes: int) -> Elements:
-        """The images, each cut to so many bytes."""
+        """Return the images, each cut to this number of bytes."""
         return Elements(self.images.directory, self.images.names, self.images.sizes, nbytes)
 
 
 def row(run: int, system: str, measured: Measured, **keys: Any) -> Row:
-    """A run as a row of the results."""
+    """Return a run as a row of the results."""
     each = measured.each_seconds
     return {
         **keys,
@@ -97,7 +97,7 @@ def row(run: int, system: str, measured: Measured, **keys: Any) -> Row:
 
 
 def write(results: Results, directory: Path, bench: Bench) -> list[Path]:
-    """Write JSON, CSV and the picture.
+    """Write the JSON, CSV and PNG files.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""TCP in the cluster: a connection a port, each pulling the next element from one queue as soon as it has sent one."""
+"""TCP in the cluster: one connection per port. Each takes the next element from a common queue when it is free."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["receive", "send"]
 
 _TCP_PORT = 7700
 _GREETING = struct.Struct("!I")  # the sender
-_HEADER = struct.Struct("!III")  # an element's number and bytes, and how many there are in the slice
+_HEADER = struct.Struct("!III")  # number and size of an element, and the number of elements in the slice
 _PATIENCE_S = 60.0
 _SEND_BUFFER = 128 << 10
 
@@ -28,7 +28,7 @@ def send(
     pipe: Connection, number: int, ports: list[str], addresses: list[tuple[str, str]], to: str, elements: Elements,
     options: dict[str, Any],
 ) -> None:  # fmt: skip
-    """As `aiflow_peers.send`. A slice is over when the receiver has said that it holds all of it."""
+    """Like `aiflow_peers.send`. A slice ends when the receiver has confirmed all of it."""
     del ports, to
     loaded = elements.load()
     connections = [_connect(source, target, options) for source, target in addresses]
@@ -58,7 +58,7 @@ def _connect(source: str, target: str, options: dict[str, Any]) -> socket.socket
     while True:
         connection = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, options.get("congestion", "cubic").encode())
-        # The kernel would let one connection's buffer grow to megabytes, and a port would pull what it cannot send yet.
+        # Otherwise the kernel grows the buffer to megabytes, and a port takes elements that it cannot send yet.
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
         connection.bind((source, 0))
         try:
@@ -90,11 +90,11 @@ def _await_word(connections: list[socket.socket]) -> None:
             assert isinstance(key.fileobj, socket.socket)
             if key.fileobj.recv(1) == b".":
                 return
-    raise ConnectionError("the receiver has not said that it holds the slice")
+    raise ConnectionError("the receiver has not confirmed the slice")
 
 
 class _Sink:
-    """What has arrived of one sender's slice."""
+    """The received part of one sender's slice."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -120,7 +120,7 @@ def receive(
     pipe: Connection, number: int, ports: list[str], addresses: list[str], nb_senders: int, elements: Elements,
     options: dict[str, Any],
 ) -> None:  # fmt: skip
-    """As `aiflow_peers.receive`."""
+    """Like `aiflow_peers.receive`."""
     del number, ports, options
     loaded = elements.load()
     sinks: dict[int, _Sink] = {}
@@ -149,7 +149,7 @@ def receive(
 
 
 def _read(connection: socket.socket, nbytes: int) -> bytes:
-    """So many bytes, or none at the stream's end."""
+    """Read this number of bytes; return nothing at the end of the stream."""
     content = bytearray(nbytes)
     try:
         _fill(connection, memoryview(content))
@@ -162,5 +162,5 @@ def _fill(connection: socket.socket, view: memoryview) -> None:
     while view:
         nbytes = connection.recv_into(view)
         if not nbytes:
-            raise ConnectionError("the stream ended in mid-element")
+            raise ConnectionError("the stream ended within an element")
         view = view[nbytes:]

@@ -1,4 +1,4 @@
-"""What a cluster looks like: its nodes, ports, switches and rates. Pure: nothing is made here."""
+"""The layout of a cluster: its nodes, ports, switches and rates, as plain data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MBIT = 1_000_000
 
 
 def parse_rate(text: str) -> int:
-    """Read a rate such as ``100mbit``, ``1gbit`` or ``100`` (Mbit/s).
+    """Parse a rate such as ``100mbit``, ``1gbit`` or ``100`` (Mbit/s).
 
     Returns
     -------
@@ -24,7 +24,7 @@ def parse_rate(text: str) -> int:
     Raises
     ------
     ConfigError
-        If it is no rate, or not between 64 kbit/s and 30 Gbit/s (tbf counts bytes in 32 bits).
+        If it is not a rate, or not between 64 kbit/s and 30 Gbit/s (tbf counts bytes in 32 bits).
     """
     rate = round(config.parse_rate(text, "rate", default_unit="m"))
     if not 64_000 <= rate <= 30 * 10**9:
@@ -34,15 +34,15 @@ def parse_rate(text: str) -> int:
 
 @dataclass(frozen=True)
 class Port:
-    """A port of a node: ``p0`` there is joined to ``n0p0`` at its switch.
+    """A port of a node: ``p0`` is connected to ``n0p0`` at its switch.
 
     Attributes
     ----------
     node, number, switch : int
     rate_bps : int
-        Of the switch's port towards the node.
+        Rate of the switch's port towards the node.
     link_bps : int
-        Of the node's own end.
+        Rate of the node's end.
     """
 
     node: int
@@ -53,50 +53,50 @@ class Port:
 
     @property
     def interface(self) -> str:
-        """Name at the node."""
+        """Name in the node."""
         return f"p{self.number}"
 
     @property
     def switch_interface(self) -> str:
-        """Name at the switch."""
+        """Name in the switch."""
         return f"n{self.node}p{self.number}"
 
     @property
     def mac(self) -> str:
-        """Locally administered, and the same in each cluster."""
+        """MAC address: locally administered, and the same in every cluster."""
         return f"02:a1:f1:0e:{self.node:02x}:{self.number:02x}"
 
     @property
     def address(self) -> str:
-        """For the kernel's own protocols: a subnet for each port number, so that a route is a port."""
+        """IPv4 address for TCP and ZeroMQ: one subnet per port number, so that a route selects a port."""
         return f"10.77.{self.number}.{self.node + 1}"
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A cluster: senders first, then receivers, each with the same ports, the ports dealt out over the switches.
+    """A cluster: senders first, then receivers, each with the same ports, which are distributed over the switches.
 
     Attributes
     ----------
     senders, receivers : int
-        Nodes of each kind.
+        Number of nodes of each kind.
     ports : int
-        Of each node. Port p hangs on switch p mod `switches`.
+        Number of ports of each node. Port p is connected to switch p mod `switches`.
     switches : int
     rates_bps : tuple of int
-        Bits per second of the ports, by number; a single one is for all.
+        Bits per second of each port number; a single value applies to all.
     link_bps : int, optional
-        Rate of the nodes' own ends, when they are faster than the switch's ports; default the ports' rate.
+        Rate of the nodes' ends, if they are faster than the switch's ports. Default: the ports' rate.
     trunk_bps : int, optional
-        Backplane of each switch, from its senders' side to its receivers'; default: as wide as need be.
+        Rate of each switch's backplane, from its senders' side to its receivers'. Default: no limit.
     queue_bytes : int
-        Most that waits at a switch port or its backplane; what comes beyond is lost there.
+        Queue size of a switch port or its backplane. A full queue drops frames.
     burst_bytes : int
-        Most that leaves a port at once, above its rate (tbf's bucket).
+        Maximum burst above the rate of a port (tbf's bucket).
     loss : float
-        Probability that a switch loses a frame.
+        Probability that a switch drops a frame.
     seed : int
-        Which frames those are.
+        Seed that selects these frames.
     mtu : int
         Bytes.
     """
@@ -124,46 +124,46 @@ class Layout:
             if not 1 <= value <= most:
                 raise ConfigError(f"{value} {what}: a cluster has 1 to {most}")
         if self.switches > self.ports:
-            raise ConfigError(f"{self.switches} switches for {self.ports} ports a node: one port each at the least")
+            raise ConfigError(f"{self.switches} switches for {self.ports} ports per node: each needs at least one")
         if len(self.rates_bps) not in (1, self.ports):
-            raise ConfigError(f"{len(self.rates_bps)} rates for {self.ports} ports: give one, or one for each")
+            raise ConfigError(f"{len(self.rates_bps)} rates for {self.ports} ports: give one, or one per port")
         if not 0 <= self.loss <= 0.5:
-            raise ConfigError(f"loss {self.loss}: a probability from 0 to 0.5")
+            raise ConfigError(f"loss {self.loss}: it must be a probability from 0 to 0.5")
         if not 1280 <= self.mtu <= 65535:
-            raise ConfigError(f"MTU {self.mtu}: from 1280 to 65535 bytes")
+            raise ConfigError(f"MTU {self.mtu}: it must be from 1280 to 65535 bytes")
         if min(self.queue_bytes, self.burst_bytes) < self.mtu + 14:
-            raise ConfigError("a queue and a burst hold a frame at the least")
+            raise ConfigError("queue and burst must hold at least one frame")
 
     @property
     def nb_nodes(self) -> int:
-        """Senders and receivers."""
+        """Number of senders and receivers."""
         return self.senders + self.receivers
 
     @property
     def receiver_nodes(self) -> range:
-        """Numbers of the receivers: they follow the senders."""
+        """Numbers of the receiving nodes."""
         return range(self.senders, self.nb_nodes)
 
     def rate_bps(self, number: int) -> int:
-        """Rate of the ports of this number."""
+        """Return the rate of the ports with this number."""
         return self.rates_bps[number % len(self.rates_bps)]
 
     def ports_of(self, node: int) -> tuple[Port, ...]:
-        """Ports of one node."""
+        """Return the ports of one node."""
         return tuple(
             Port(node, p, p % self.switches, self.rate_bps(p), self.link_bps or self.rate_bps(p))
             for p in range(self.ports)
         )
 
     def all_ports(self) -> tuple[Port, ...]:
-        """Ports of all nodes."""
+        """Return the ports of all nodes."""
         return tuple(port for node in range(self.nb_nodes) for port in self.ports_of(node))
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON; `from_dict` reads it."""
+        """Return a dict for JSON. `from_dict` reads it."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Layout:
-        """What `as_dict` gave."""
+        """Return the layout of a dict from `as_dict`."""
         return cls(**{**fields, "rates_bps": tuple(fields["rates_bps"])})

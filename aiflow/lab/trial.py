@@ -1,4 +1,4 @@
-"""One system under test in the cluster: its processes, and timed slices through them."""
+"""One system under test in the cluster: its processes, and timed slices."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SETTLE_S = 0.05
 
 @dataclass(frozen=True)
 class System:
-    """What moves the elements: bodies of the processes, and the options they take."""
+    """A system that moves the elements: bodies of its processes, and their options."""
 
     label: str
     send: Callable[..., None]
@@ -32,7 +32,7 @@ class System:
 
 
 def ours(label: str = "aiflow", **options: Any) -> System:
-    """Give aiflow with these keywords of `aiflow.Sender`."""
+    """Return aiflow as a system, with these keywords of `aiflow.Sender`."""
     return System(label, aiflow_peers.send, aiflow_peers.receive, options)
 
 
@@ -42,7 +42,7 @@ ZEROMQ = System("ZeroMQ", zmq_peers.send, zmq_peers.receive)
 
 @dataclass(frozen=True)
 class Route:
-    """Elements go from one node to another over the first `ports` ports of both."""
+    """Elements from one node to another, over the first `ports` ports of both."""
 
     source: int
     target: int
@@ -51,30 +51,30 @@ class Route:
 
 @dataclass(frozen=True)
 class Measured:
-    """A slice through the cluster.
+    """Measurements of a slice.
 
     Attributes
     ----------
     nbytes, elements : int
     seconds : float
-        From the first sender's start to the last one's end.
+        From the start of the first sender to the end of the last one.
     each_seconds : tuple of float
-        Each sender's own.
+        Seconds of each sender.
     share : float
-        Element bits a second, of what the receivers' ports carry.
+        Element bits per second, relative to the rate of the receivers' ports.
     lost : Loss
-        By the kernel's counters.
+        From the kernel's counters.
     frames, retransmitted, spurious : int
-        By aiflow's report; 0 for others. Spurious are those that had arrived after all.
+        From aiflow's report; 0 for other systems. Spurious: retransmitted, although the frame had arrived.
     delivered : bool
         Whether every element arrived identical.
     load : float
         The machine's load average of the last minute.
     end_ns : int
-        When the last sender's slice was over (monotonic clock).
+        End of the last sender's slice (monotonic clock).
     trace : tuple of (int, int, int)
-        Of the first receiver, where it was asked for: the first and the last look (ns, monotonic) at which so many
-        bytes of the slice had arrived.
+        Of the first receiver, if requested: times of the first and the last reading (ns, monotonic) with the same
+        number of bytes, and this number.
     """
 
     nbytes: int
@@ -107,15 +107,15 @@ class Trial:
         self._line_bps = _line_bps(cluster.layout, routes)
 
     def send(self, nb_elements: int, *, slices: int = 1, during: Callable[[], None] | None = None) -> Measured:
-        """Send so many elements, dealt out evenly by bytes over the senders.
+        """Send this number of elements, distributed over the senders by bytes.
 
         Parameters
         ----------
         nb_elements : int
         slices : int
-            As so many slices, of which a few are under way at a time. The kernel's peers know one only.
+            Number of slices; a few are in flight at a time. TCP and ZeroMQ send one only.
         during : callable, optional
-            What shall happen meanwhile; then there is a trace.
+            Called during the transfer; the result then has a trace.
         """
         sizes = [self._elements.nbytes(i) for i in range(nb_elements)]
         parts = balanced(sizes, len(self._senders))
@@ -129,7 +129,7 @@ class Trial:
         sent = hear_all(self._senders, _SLICE_S)
         load = os.getloadavg()[0]
         received = hear_all(self._receivers, _CHECK_S)
-        time.sleep(_SETTLE_S)  # what is still on the wires
+        time.sleep(_SETTLE_S)  # frames in transit
         after = self._cluster.loss()
         seconds = (max(row[2] for row in sent) - min(row[1] for row in sent)) / 1e9
         return Measured(
@@ -150,7 +150,7 @@ class Trial:
 
 
 def _line_bps(layout: Layout, routes: Sequence[Route]) -> int:
-    """What the receivers' ports in use carry together."""
+    """Return the total rate of the receivers' ports in use."""
     used = {(route.target, number) for route in routes for number in range(route.ports)}
     return sum(layout.rate_bps(number) for _, number in used)
 
@@ -160,14 +160,14 @@ def running(
     cluster: Cluster, system: System, routes: Sequence[Route], elements: Elements,
     faults: dict[str, Any] | None = None,
 ) -> Iterator[Trial]:  # fmt: skip
-    """Start a system's processes in the cluster's nodes; they are ended on exit.
+    """Start a system's processes in the cluster's nodes, and end them on exit.
 
-    `faults` are made by our own senders (`aiflow.config.FAULTS`), and leave the kernel's peers alone.
+    `faults` are injected by aiflow's senders only (`aiflow.config.FAULTS`).
 
     Raises
     ------
     LabError
-        When one of them fails.
+        If one of them fails.
     """
     layout = cluster.layout
     with contextlib.ExitStack() as stack:
@@ -184,7 +184,7 @@ def running(
             ours, theirs = (layout.ports_of(node)[: route.ports] for node in (route.source, route.target))
             pairs = [(one.address, other.address) for one, other in zip(ours, theirs, strict=True)]
             options = system.options
-            if system.send is aiflow_peers.send:  # a veth makes its speed up
+            if system.send is aiflow_peers.send:  # the speed that a veth reports is not real
                 options = {"link_speed": [p.link_bps for p in ours], **options} | ({"faults": faults} if faults else {})
             arguments = (
                 route.source, [p.interface for p in ours], pairs, f"node{route.target}", elements, options,

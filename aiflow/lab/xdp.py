@@ -1,8 +1,8 @@
-"""The smallest XDP program: it lets every frame pass.
+"""A minimal XDP program: it passes every frame.
 
-Between veths a frame stays on its sender's account, in the socket's buffer, until the far end has taken it: a queue in
-the middle of the network would hold the sender back, which no wire can do. An interface with an XDP program takes what
-arrives over into memory of its own, as a switch does, and the sender's kernel is done with it.
+Between veths, a frame counts against its sender's socket buffer until the far end has processed it. A queue in the
+middle of the network would slow the sender down, unlike a real wire. An interface with an XDP program copies arriving
+frames to its own memory, as a switch does, and releases them from the sender's socket.
 """
 
 from __future__ import annotations
@@ -33,24 +33,24 @@ class _ProgLoad(ctypes.Structure):
 
 
 def pass_program() -> int:
-    """Load it.
+    """Load the program.
 
     Returns
     -------
     int
-        A file descriptor, the caller's to close; interfaces that it was attached to keep the program.
+        A file descriptor, which the caller must close. Interfaces keep the attached program.
 
     Raises
     ------
     LabError
-        When the kernel refuses.
+        If the kernel refuses.
     """
     instructions, licence = ctypes.create_string_buffer(_INSTRUCTIONS), ctypes.create_string_buffer(b"Apache-2.0")
     load = _ProgLoad(_PROG_TYPE_XDP, len(_INSTRUCTIONS) // 8, ctypes.addressof(instructions), ctypes.addressof(licence))
     libc = ctypes.CDLL(None, use_errno=True)
     number = _BPF.get(platform.machine())
     if number is None:
-        raise LabError(f"the cluster's switches need bpf(2), whose number on {platform.machine()} is not known here")
+        raise LabError(f"the cluster's switches need bpf(2), whose number on {platform.machine()} is unknown")
     descriptor = int(libc.syscall(number, _PROG_LOAD, ctypes.byref(load), ctypes.sizeof(load)))
     if descriptor < 0:
         reason = os.strerror(ctypes.get_errno())

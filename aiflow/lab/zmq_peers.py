@@ -1,4 +1,4 @@
-"""ZeroMQ in the cluster: one PUSH socket joined to an endpoint a port of one PULL socket."""
+"""ZeroMQ in the cluster: one PUSH socket connected to a PULL socket with one endpoint per port."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from aiflow.lab.elements import Elements
 __all__ = ["receive", "send"]
 
 _TCP_PORT, _WORD_PORT = 7800, 7801
-_HEADER = struct.Struct("!II")  # an element's number, and how many there are in the slice
-_HIGH_WATER = 2  # messages that wait at each endpoint: few, or a slow port is given too many
+_HEADER = struct.Struct("!II")  # number of an element, and number of elements in the slice
+_HIGH_WATER = 2  # messages queued at each endpoint: few, or a slow port gets too many
 _PATIENCE_MS = 600_000
 
 
@@ -23,7 +23,7 @@ def send(
     pipe: Connection, number: int, ports: list[str], addresses: list[tuple[str, str]], to: str, elements: Elements,
     options: dict[str, Any],
 ) -> None:  # fmt: skip
-    """As `aiflow_peers.send`. A slice is over when the receiver has said that it holds all of it."""
+    """Like `aiflow_peers.send`. A slice ends when the receiver has confirmed all of it."""
     import zmq
 
     del number, ports, to, options
@@ -33,7 +33,7 @@ def send(
             sock.set(zmq.LINGER, 0)
             sock.set(zmq.RCVTIMEO, _PATIENCE_MS)
         push.set(zmq.SNDHWM, _HIGH_WATER)
-        push.set(zmq.IMMEDIATE, 1)  # only to endpoints that are joined
+        push.set(zmq.IMMEDIATE, 1)  # only to connected endpoints
         with _joined(push, len(addresses)):
             for source, target in addresses:
                 push.connect(f"tcp://{source}:0;{target}:{_TCP_PORT}")
@@ -50,7 +50,7 @@ def send(
 
 @contextlib.contextmanager
 def _joined(push: Any, count: int) -> Iterator[None]:
-    """Leave when so many of the endpoints that are connected in the body have answered."""
+    """Wait, at the end of the body, until this number of the endpoints connected in it have answered."""
     import zmq
     from zmq.utils.monitor import recv_monitor_message
 
@@ -66,7 +66,7 @@ def receive(
     pipe: Connection, number: int, ports: list[str], addresses: list[str], nb_senders: int, elements: Elements,
     options: dict[str, Any],
 ) -> None:  # fmt: skip
-    """As `aiflow_peers.receive`, from one sender."""
+    """Like `aiflow_peers.receive`, from one sender."""
     import zmq
 
     del number, ports, options
