@@ -1,12 +1,11 @@
-/* The yardstick for what aiflow adds to its copies: a burst loop over one memif port that makes the same ones, and
- * nothing else. No checksum, window, feedback, manifest or monitor; nothing is ever lost on memif, so nothing is sent
- * again.
+/* The baseline of aiflow's overhead: a burst loop over one memif port with the same copies, and nothing else. It has no
+ * checksum, window, feedback, manifest or monitor. memif loses no frames, so there are no retransmissions.
  *
- * Four copies: array → mbuf, memif's two, mbuf → array. Three where the sender is memif's zero-copy client: its mbufs
- * are the shared memory. Two where the receiver is, and the sender hands its arrays over as external buffers
+ * Four copies: array → mbuf, memif's two, mbuf → array. Three if the sender is memif's zero-copy client: its mbufs are
+ * the shared memory. Two if the receiver is the client and the sender passes its arrays as external buffers
  * (`by_reference`): memif copies once, and the receiver copies into the array.
  *
- * Loaded through ctypes by peers/bare.py, one port a process. */
+ * Loaded through ctypes by peers/bare.py, one port per process. */
 #include <sched.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -22,7 +21,7 @@
 #define IDLE_TURNS 64
 #define ETHERTYPE 0xB588 /* 0x88B5, big-endian */
 
-/* As many bytes as aiflow's headers have, so that a frame carries as much. */
+/* The size of aiflow's headers, so that a frame has the same payload. */
 struct header {
 	uint8_t dst[6], src[6];
 	uint16_t ethertype;
@@ -46,7 +45,7 @@ free_nothing(void *address, void *opaque)
 	(void)opaque;
 }
 
-/* 0, or the number of the step that failed. */
+/* Returns 0, or the number of the failed step. */
 int
 bare_open(int argc, char **argv, const char *devargs, uint32_t frame_bytes, uint16_t ring, bool references_arrays)
 {
@@ -111,7 +110,7 @@ frame_of(uint32_t element, const uint8_t *from, uint64_t offset, uint32_t nbytes
 	return m;
 }
 
-/* Somebody else may need the core, on a busy machine the very peer: after some idle turns let it run. */
+/* Another process may need the core, on a busy machine even the peer: yield after some idle turns. */
 static void
 idle(uint32_t *turns)
 {

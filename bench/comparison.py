@@ -1,13 +1,13 @@
-"""Two runs compared by their ratios: each case's, measured in pairs, with the interval that holds its median.
+"""Compare two runs by the ratios of their cases, measured in pairs, with an interval for each median.
 
     bench/compare BASELINE.json NEW.json
 
-exits with 1 and says where, when a ratio of NEW is worse: when even the upper end of its interval lies more than the
-tolerance below the lower end of the baseline's. Absolute times are not compared: pytest-benchmark's own compare does
-that, and on another day, or machine, it means nothing.
+It exits with 1 and lists the cases if a ratio of NEW is worse: if the upper end of its interval is below the lower end
+of the baseline's by more than the tolerance. Absolute times are not compared. pytest-benchmark compares them, but they
+are meaningless on another day or machine.
 
-Rates and latencies are judged only where both runs had the machine to themselves, since two sides that need their
-cores at the same time suffer more from a neighbour than one that copies alone. CPU seconds are judged always.
+Rates and latencies are judged only if no other process used the machine in both runs. A neighbour slows two sides that
+need their cores at the same time more than a single copying thread. CPU seconds are always judged.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 TOLERANCE = 0.05
-BUSY = 0.05  # of the machine used by others
-ALWAYS = frozenset({"cpu"})  # ratios that a busy machine leaves alone
+BUSY = 0.05  # share of the machine used by other processes
+ALWAYS = frozenset({"cpu"})  # ratios that other processes do not affect
 WORSE, BETTER, SAME, BUSY_MACHINE, NEW_ONLY, GONE = "WORSE", "better", "same", "busy", "new", "gone"
 
 Info = dict[str, Any]
@@ -30,7 +30,7 @@ Info = dict[str, Any]
 
 @dataclass(frozen=True)
 class Verdict:
-    """On one ratio of one case. `base` and `new` are its medians and intervals, None where a run lacks it."""
+    """Verdict on one ratio of one case. `base` and `new` are its medians and intervals, None if a run lacks it."""
 
     case: str
     ratio: str
@@ -40,7 +40,7 @@ class Verdict:
 
     @property
     def change(self) -> float | None:
-        """Of the median, as a share of the baseline's."""
+        """Change of the median, relative to the baseline."""
         return self.new["median"] / self.base["median"] - 1 if self.base and self.new else None
 
 
@@ -63,14 +63,14 @@ def _state(name: str, base: Info, new: Info, others: float, tolerance: float) ->
 
 
 def compare(baseline: Info, new: Info, tolerance: float = TOLERANCE) -> list[Verdict]:
-    """A verdict on each ratio that either run has.
+    """Return a verdict on each ratio of either run.
 
     Parameters
     ----------
     baseline, new : dict
         pytest-benchmark's JSON files, parsed.
     tolerance : float
-        Share of a ratio by which the intervals must lie apart.
+        Minimum distance of the intervals, relative to the ratio.
     """
     old, now = _ratios(baseline), _ratios(new)
     verdicts = []
@@ -90,7 +90,7 @@ def _cell(ratio: Info | None) -> str:
 
 
 def lines(verdicts: list[Verdict]) -> Iterator[str]:
-    """The table, what is worse first."""
+    """Yield the lines of the table, worse ratios first."""
     width = max(len(verdict.case) for verdict in verdicts)
     yield f"{'case':{width}} {'ratio':7} {'baseline':22} {'new':22} {'change':>7}"
     for verdict in sorted(verdicts, key=lambda verdict: verdict.state != WORSE):

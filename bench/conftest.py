@@ -19,10 +19,10 @@ WHY_NOT: pytest.StashKey[dict[str, str]] = pytest.StashKey()
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("aiflow's benchmarks")
     group.addoption("--images", type=int, default=512, help="images in a slice (512: 136 MB)")
-    group.addoption("--rounds", type=int, default=15, help="rounds measured a case, after the warm-up")
-    group.addoption("--seconds", type=float, default=6.0, help="for a peer's rounds: a slow one gets fewer")
+    group.addoption("--rounds", type=int, default=15, help="measured rounds of each case, after the warm-up")
+    group.addoption("--seconds", type=float, default=6.0, help="time for a peer's rounds; a slow peer gets fewer")
     group.addoption("--cores", default="", help="CPUs of sender and receiver, as 0,1; default: the first two allowed")
-    group.addoption("--no-testpmd", action="store_true", help="leave the C baseline out")
+    group.addoption("--no-testpmd", action="store_true", help="skip the C baseline")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -32,7 +32,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def cores(request: pytest.FixtureRequest) -> tuple[int, int]:
-    """CPUs of the sending and the receiving side; one and the same where only one is allowed."""
+    """CPUs of the sending and the receiving side; the same CPU if only one is allowed."""
     asked = request.config.getoption("--cores")
     numbers = [int(part) for part in asked.split(",")] if asked else sorted(os.sched_getaffinity(0))
     return numbers[0], numbers[1 % len(numbers)]
@@ -40,13 +40,13 @@ def cores(request: pytest.FixtureRequest) -> tuple[int, int]:
 
 @pytest.fixture(scope="session")
 def rounds(request: pytest.FixtureRequest) -> int:
-    """Rounds measured."""
+    """Number of measured rounds."""
     return int(request.config.getoption("--rounds"))
 
 
 @pytest.fixture(scope="session")
 def seconds(request: pytest.FixtureRequest) -> float:
-    """For a peer's rounds."""
+    """Time for the rounds of a peer."""
     return float(request.config.getoption("--seconds"))
 
 
@@ -60,7 +60,7 @@ def slices(request: pytest.FixtureRequest) -> Any:
 
 @pytest.fixture
 def testpmd(request: pytest.FixtureRequest, cores: tuple[int, int]) -> Callable[..., Baseline | None]:
-    """Runs testpmd as a case needs it; None, with the reason kept for the table, where it cannot."""
+    """Run testpmd for a case. Return None, and keep the reason for the table, if it cannot run."""
 
     def run(case: Any, interfaces: tuple[str, str] | None = None) -> Baseline | None:
         from aiflow import _eal
@@ -79,7 +79,7 @@ def testpmd(request: pytest.FixtureRequest, cores: tuple[int, int]) -> Callable[
 
 @pytest.fixture
 def row(request: pytest.FixtureRequest) -> Callable[[Any], dict[str, Any]]:
-    """Adds a line to the tables; returns it as a dict for the JSON file."""
+    """Add a line to the tables. Return it as a dict for the JSON file."""
 
     def add(one: Any) -> dict[str, Any]:
         request.config.stash[ROWS].append(one)
@@ -93,7 +93,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     rows = [one for one in config.stash[ROWS] if isinstance(one, Row)]
     others = [one.as_dict() for one in config.stash[ROWS] if not isinstance(one, Row)]
     if others:
-        terminalreporter.section("beside what a Python user would take instead")
+        terminalreporter.section("beside the alternatives of a Python user")
         for line in tables.markdown(others).splitlines():
             terminalreporter.write_line(line)
     if not rows:

@@ -1,10 +1,10 @@
-"""Rounds between two processes: whoever carries the load, it is done, timed and verified the same way.
+"""Rounds between two processes: the load of every peer is carried, timed and verified in the same way.
 
-A `Link` is a source and a sink of one peer (`peers`), each in a process of its own and on a core of its own. A round is
-some slices in a row. For each the sink is told to receive, the source to send; the clock of the source runs from its
-first call until the sink has said, over a pipe, that it has the slice as numpy arrays. After that, while no clock runs,
-the sink compares a checksum of all bytes. The first of them finds the caches as somebody else has left them and does
-not count. A round has also the CPU time that each process used meanwhile, all its threads.
+A `Link` is a source and a sink of one peer (`peers`), each in a process and on a core of its own. A round is several
+slices in a row. For each slice, the sink is told to receive and the source to send. The clock of the source runs from
+its first call until the sink has confirmed, over a pipe, that it has the slice as numpy arrays. Then, while no clock
+runs, the sink compares a checksum of all bytes. The first slice does not count: another process has used the caches. A
+round also contains the CPU time of all threads of each process.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from aiflow.lab.children import Child, report_failure
 
 PATIENCE_S = 120.0
 IN_A_ROW = 4
-"""Slices of a round: data comes slice after slice, and whoever has just had the machine is the faster for it."""
+"""Slices of a round. As in real use, slices follow each other; after a switch of processes the first one is slower."""
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
-"""For every process: freed memory is used again, never first-touched in the loop, whoever allocates it."""
+"""Environment of every process: freed memory is reused, so that the loop never touches new memory."""
 
 
 class PeerError(Exception):
-    """A process of a peer failed; its traceback is the message."""
+    """A process of a peer failed. The message contains its traceback."""
 
 
 @dataclass(frozen=True)
 class Round:
-    """What a slice took: seconds, and CPU seconds of both sides."""
+    """Seconds of a slice, and CPU seconds of both sides."""
 
     seconds: float
     cpu_source: float
@@ -48,7 +48,7 @@ class Round:
 
     @property
     def cpu(self) -> float:
-        """CPU seconds, both sides."""
+        """CPU seconds of both sides."""
         return self.cpu_source + self.cpu_sink
 
 
@@ -60,7 +60,7 @@ class Talk:
     cpu: float
 
     def quantile(self, share: float) -> float:
-        """Seconds that this share of the calls stayed within."""
+        """Return this quantile of the seconds of a call."""
         return float(np.quantile(self.seconds, share))
 
 
@@ -98,7 +98,7 @@ def _run_and_exit(pipe: Connection, body: Any, *arguments: Any) -> None:
 
 
 class _Pair:
-    """The two processes of a peer, the sink started first; `about` is what they tell of themselves."""
+    """The two processes of a peer. The sink starts first. `about` has their versions and options."""
 
     def __init__(self, name: str, cores: tuple[int, int], source: Any, sink: Any, *args: Any) -> None:
         self.name = name
@@ -106,7 +106,7 @@ class _Pair:
         told, tells = multiprocessing.get_context("spawn").Pipe(duplex=False)
         self._ends: list[Process] = []
         try:
-            with _environment(ALLOCATOR):  # malloc reads it when a process begins
+            with _environment(ALLOCATOR):  # malloc reads it when a process starts
                 self.sink = Process(sink, name, *args, cores[1], self._directory.name, tells)
                 self._ends.append(self.sink)
                 self.source = Process(source, name, *args, cores[0], told)
@@ -122,22 +122,22 @@ class _Pair:
             tells.close()
 
     def idle(self, seconds: float) -> float:
-        """Share of a CPU that both processes use while nothing is asked of them."""
+        """Return the share of a CPU that both processes use while they are idle."""
         before, begin = self.cpu_seconds(), time.monotonic()
         time.sleep(seconds)
         return (self.cpu_seconds() - before) / (time.monotonic() - begin)
 
     def cpu_seconds(self) -> float:
-        """CPU time of both processes so far."""
+        """Return the CPU time of both processes so far."""
         return sum(_cpu_seconds(end.pid) for end in self._ends)
 
     @property
     def pids(self) -> list[int]:
-        """Of both processes."""
+        """Process ids of both processes."""
         return [end.pid for end in self._ends]
 
     def peak_memory(self) -> tuple[int, int]:
-        """Highest resident bytes so far, of source and sink."""
+        """Return the maximum resident bytes of source and sink."""
         return self.source.ask("memory"), self.sink.ask("memory")
 
     def close(self) -> None:
@@ -187,7 +187,7 @@ class Link(_Pair):
         self._number = 0
 
     def round(self, in_a_row: int = IN_A_ROW) -> Round:
-        """Carry the next slices; what all but the first took on average."""
+        """Carry the next slices. Return the average of all except the first one."""
         carried = [self._carry() for _ in range(in_a_row)]
         counted = carried[1:] or carried
         result = Round(*(statistics.fmean(column) for column in zip(*map(astuple, counted), strict=True)))
@@ -211,9 +211,9 @@ class Conversation(_Pair):
     name : str
         Of `peers.CONTESTANTS`.
     nbytes : int
-        Of the element.
+        Size of the element.
     polling : bool
-        Both sides poll; otherwise they wait as the peer's users do.
+        Whether both sides poll. Otherwise they wait as the peer's users do.
     cores : (int, int)
         CPUs of the caller and of the answering side.
     """
@@ -223,7 +223,7 @@ class Conversation(_Pair):
         self.rounds: list[Talk] = []
 
     def round(self, calls: int, pause: float = 0.0) -> Talk:
-        """So many calls, `pause` seconds apart."""
+        """Make this number of calls, `pause` seconds apart."""
         self.sink.tell("round", calls)
         self.source.tell("round", calls, pause)
         seconds, cpu_source = self.source.answer()
@@ -233,7 +233,7 @@ class Conversation(_Pair):
 
 
 def _cpu_seconds(pid: int) -> float:
-    """CPU time of a process and all its threads, to the nanosecond (psutil counts ticks)."""
+    """Return the CPU time of a process and all its threads in nanosecond resolution (psutil counts ticks)."""
     return time.clock_gettime(time.CLOCK_PROCESS_CPUTIME_ID if pid == os.getpid() else (~pid << 3) | 2)
 
 
@@ -243,7 +243,7 @@ def _peak() -> int:
 
 
 def _commands(pipe: Connection) -> Iterator[list[Any]]:
-    """Arguments of each round asked for, until the end."""
+    """Yield the arguments of each requested round."""
     while True:
         command, *arguments = pipe.recv()
         if command == "close":
@@ -266,7 +266,7 @@ def _source(pipe: Connection, name: str, load: Load, core: int, told: Connection
         begin = time.perf_counter()
         source.send(slices[which])
         if not told.poll(PATIENCE_S):
-            raise TimeoutError("the sink did not say that it has the slice")
+            raise TimeoutError("the sink did not confirm the slice")
         told.recv_bytes()
         took = time.perf_counter() - begin
         pipe.send(("ok", (took, time.process_time() - cpu)))
@@ -312,7 +312,7 @@ def _caller(pipe: Connection, name: str, nbytes: int, polling: bool, core: int, 
             reply = caller.call(array)
             seconds.append(time.perf_counter() - begin)
             if not np.array_equal(reply, array):
-                raise AssertionError(f"{name}: what came back is not what was sent")
+                raise AssertionError(f"{name}: the answer differs from the request")
         pipe.send(("ok", (seconds, time.process_time() - cpu)))
     caller.close()
 
@@ -333,7 +333,7 @@ def _answerer(
 
 
 class BusyMeter:
-    """How much of the machine others used meanwhile: the share of all CPUs that neither idled nor ran us."""
+    """The share of the machine that other processes used since the start: neither idle nor used by this benchmark."""
 
     def __init__(self, pids: list[int]) -> None:
         self._processes = [psutil.Process(pid) for pid in pids]
@@ -347,13 +347,13 @@ class BusyMeter:
         return idle + busy, busy, own
 
     def others(self) -> float:
-        """0 … 1 since the start."""
+        """Return the share, 0 … 1."""
         total, busy, own = (now - then for now, then in zip(self._read(), self._begin, strict=True))
         return max(0.0, (busy - own) / total) if total else 0.0
 
 
 def take_turns(links: Sequence[Link], rounds: int, warm_up: int) -> None:
-    """Rounds of all links in turn, in changing order; `Link.rounds` then holds what came after the warm-up."""
+    """Run rounds of all links in turn, in alternating order. `Link.rounds` then has the rounds after the warm-up."""
     for number in range(warm_up + rounds):
         if number == warm_up:
             for link in links:

@@ -1,4 +1,4 @@
-"""A median, and the interval that holds it 19 times of 20 whatever the distribution: by order statistics."""
+"""A median with its 95 % confidence interval, for any distribution, from order statistics."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Self
 
 @dataclass(frozen=True)
 class Median:
-    """Of some measurements, with its 95 % interval; with fewer than six the interval is their range."""
+    """Median of measurements, with its 95 % interval. For fewer than six values the interval is their range."""
 
     median: float
     low: float
@@ -20,7 +20,7 @@ class Median:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Self:
-        """Of `values`, at least one."""
+        """Return the median and interval of `values`, at least one."""
         ordered = sorted(values)
         n, below, k = len(ordered), 0.0, 0
         while (below := below + math.comb(n, k) / 2**n) <= 0.025:
@@ -30,9 +30,9 @@ class Median:
 
     @classmethod
     def of_ratios(cls, numerators: Sequence[float], denominators: Sequence[float]) -> Self:
-        """Of ratios measured in pairs."""
+        """Return the median and interval of ratios measured in pairs."""
         return cls.of([over / under for over, under in zip(numerators, denominators, strict=True)])
 
     def as_dict(self) -> dict[str, Any]:
-        """For the JSON file."""
+        """Return a dict for the JSON file."""
         return asdict(self)

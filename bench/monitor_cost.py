@@ -1,11 +1,11 @@
-"""What monitor and scheduler cost: slices with both on and with both off, in turn, over two like local paths.
+"""The cost of monitor and scheduler: slices with both on and both off, in turn, over two equal local paths.
 
     python bench/monitor_cost.py [--rounds 41] [--images 256]
 
-Off is `policy="pull"` without samples. On is `policy="score"` with a sample each 0.1 s and the port table read once a
-slice. Each round sends one slice over either, in changing order; what counts is the median of the rounds' ratios, with
-the interval that holds it in 95 of 100 resamplings. A machine with other work to do widens it, less
-so that of the sending process's CPU time.
+Off is `policy="pull"` without samples. On is `policy="score"` with a sample every 0.1 s, and one reading of the port
+table per slice. Each round sends one slice over either path, in alternating order. The result is the median of the
+rounds' ratios, with its 95 % interval by resampling. Other load on the machine widens the interval; that of the sending
+process's CPU time is less affected.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def main() -> None:
             if look:
                 assert len(tx.port_table.as_array()) == 1
             cpu = time.process_time() - began
-            remote.answer()  # what arrived is verified while no clock runs
+            remote.answer()  # the slice is verified while no clock runs
             return float(report.seconds), cpu
 
         for number in range(ROTATION):

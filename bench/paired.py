@@ -1,12 +1,13 @@
-"""Two built trees in turn: the benchmark's slice through aiflow of one, then of the other, and the ratio of the two.
+"""Compare two built trees: send the benchmark's slice with aiflow of each tree in turn, and print the ratio.
 
     python bench/paired.py TREE_A TREE_B [--pairs N] [--rows BYTES | --talk BYTES]
 
-A pair is a sender and a receiver of each tree, all open at once, which take turns slice by slice: what the machine does
-meanwhile meets both alike. With --rows a slice is as many bytes in rows of that size, by `send_batch`. With --talk it
-is 100 round trips of that size, both sides polling. A tree beside itself shows what the machine adds. The result of a
-pair is the median of its slices' ratios; new processes, as in the next pair, may lie better or worse in memory. Ratios
-are B ÷ A of bytes, or round trips, a second: above 1 B is faster. Each tree is driven by the modules in its own bench/.
+A pair is a sender and a receiver of each tree, all open at the same time. They take turns slice by slice, so that other
+load on the machine affects both equally. With --rows a slice has the same number of bytes in rows of that size, sent by
+`send_batch`. With --talk it is 100 round trips of that size, with both sides polling. A tree paired with itself shows
+the noise of the machine. The result of a pair is the median of the ratios of its slices. Each pair starts new
+processes, because the placement in memory matters. Ratios are B ÷ A of bytes, or round trips, per second: above 1, B is
+faster. Each tree is driven by the modules in its own bench/.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ from pathlib import Path
 from typing import Any, Self
 
 WARM_UP = 4  # slices
-CALLS = 100  # round trips in the place of a slice
+CALLS = 100  # round trips instead of a slice
 
 
 class Side:
-    """The two ends of a case with the package of `tree`, in processes of their own."""
+    """The two ends of a case, with the package of `tree`, in separate processes."""
 
     def __init__(self, tree: Path, options: argparse.Namespace) -> None:
         sizes = ["--rows", str(options.rows), "--talk", str(options.talk)]
@@ -49,12 +50,12 @@ class Side:
         assert self._process.stdout
         line = self._process.stdout.readline()
         if not line:
-            raise SystemExit("one side has failed; its error stands above")
+            raise SystemExit("one side has failed; see its error above")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
     def rate(self) -> float:
-        """Send a slice: GB/s, or round trips a millisecond."""
+        """Send a slice. Return GB/s, or round trips per millisecond."""
         assert self._process.stdin
         print(file=self._process.stdin, flush=True)
         return float(self._answer()["rate"])
@@ -69,7 +70,7 @@ class Side:
 
 
 def serve_calls(nbytes: int) -> None:
-    """The calling process of a side: a hundred round trips for each line of standard input."""
+    """Run the calling process of a side: a hundred round trips for each line of standard input."""
     import numpy as np
 
     import aiflow
@@ -109,7 +110,7 @@ def _both(out: str, back: str) -> Iterator[tuple[Any, Any]]:
 
 
 def serve(driver: str, row_bytes: int) -> None:
-    """The sending process of a side: a slice for each line of standard input, each compared at its end."""
+    """Run the sending process of a side: a slice for each line of standard input, verified afterwards."""
     import numpy as np
     from transfer import ROTATION, Case, Transfer, make_slices, versions
 
@@ -138,7 +139,7 @@ def serve(driver: str, row_bytes: int) -> None:
 
 
 def interval(values: list[float]) -> str:
-    """Where the median lies, 19 times of 20, whatever the distribution: by order statistics."""
+    """Return the 95 % interval of the median, for any distribution, from order statistics."""
     n, below, k = len(values), 0.0, 0
     while (below := below + math.comb(n, k) / 2**n) <= 0.025:
         k += 1
@@ -150,10 +151,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("trees", nargs="*", type=Path, metavar="TREE", help="two checkouts, built in place")
     parser.add_argument("--pairs", type=int, default=10)
-    parser.add_argument("--slices", type=int, default=20, help="of each side in a pair, after four that warm up")
+    parser.add_argument("--slices", type=int, default=20, help="slices of each side in a pair, after four for warm-up")
     parser.add_argument("--driver", default="memif", help="memif or vhost")
-    parser.add_argument("--rows", type=int, default=0, metavar="BYTES", help="rows of so many bytes, not images")
-    parser.add_argument("--talk", type=int, default=0, metavar="BYTES", help="polled round trips of so many bytes")
+    parser.add_argument("--rows", type=int, default=0, metavar="BYTES", help="rows of this size instead of images")
+    parser.add_argument("--talk", type=int, default=0, metavar="BYTES", help="polled round trips of this size")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:

@@ -1,4 +1,4 @@
-"""What came of a case beside a peer: the rows of the tables, and of the JSON file's `extra_info`."""
+"""Results of a case beside a peer: rows of the tables, and of `extra_info` in the JSON file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from loads import Load
 
 @dataclass(frozen=True)
 class CarryRow:
-    """Slices beside a peer. Rates are medians; `ratios` are of pairs of rounds, above 1 where we are the better."""
+    """Slices beside a peer. Rates are medians. `ratios` are of pairs of rounds; above 1, aiflow is better."""
 
     load: str
     name: str
@@ -31,7 +31,7 @@ class CarryRow:
 
     @classmethod
     def of(cls, load: Load, ours: Sequence[Round], theirs: Link, others: float) -> Self:
-        """From the rounds of both."""
+        """Compute the row from the rounds of both."""
         gb = load.nbytes / 1e9
         seconds, our_seconds = ([one.seconds for one in rounds] for rounds in (theirs.rounds, ours))
         cpu, our_cpu = ([one.cpu for one in rounds] for rounds in (theirs.rounds, ours))
@@ -54,15 +54,15 @@ class CarryRow:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """For the JSON file."""
+        """Return a dict for the JSON file."""
         return {"kind": "carry", **asdict(self)}
 
 
 @dataclass(frozen=True)
 class TalkRow:
-    """One element there and back beside a peer: seconds, medians over the rounds of their quantiles.
+    """One element there and back beside a peer: seconds, as medians of the rounds' quantiles.
 
-    `ratios` has theirs ÷ ours at p50; p99 is reported and not watched: it is the machine's more than anybody's.
+    `ratios` has peer ÷ aiflow at p50. p99 is reported, but not compared: it mainly depends on the machine.
     """
 
     name: str
@@ -81,7 +81,7 @@ class TalkRow:
     def of(
         cls, name: str, polling: bool, ours: Sequence[Talk], theirs: Sequence[Talk], calls: int, others: float
     ) -> Self:
-        """From the rounds of both."""
+        """Compute the row from the rounds of both."""
         p50, our_p50, p99, our_p99 = (
             [talk.quantile(share) for talk in talks] for share in (0.5, 0.99) for talks in (theirs, ours)
         )
@@ -100,16 +100,16 @@ class TalkRow:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """For the JSON file."""
+        """Return a dict for the JSON file."""
         return {"kind": "talk", **asdict(self)}
 
 
 @dataclass(frozen=True)
 class IdleRow:
-    """Share of one CPU that an idle pair uses, both processes, by name."""
+    """Share of one CPU that both processes of an idle pair use, by name."""
 
     shares: dict[str, float]
 
     def as_dict(self) -> dict[str, Any]:
-        """For the JSON file."""
+        """Return a dict for the JSON file."""
         return {"kind": "idle", **asdict(self)}

@@ -1,4 +1,4 @@
-"""A run as a picture: GB/s and CPU seconds of everybody by load, latencies, and what an idle pair costs.
+"""Plot a run: GB/s and CPU seconds of all peers by load, latencies, and the cost of an idle pair.
 
 python bench/pictures.py bench-results/bench.json bench-results/bench.png
 """
@@ -23,7 +23,7 @@ COLUMNS = 3
 
 
 def _ours(rows: list[Info], key: str) -> float:
-    """Our figure, over all the peers beside which it was measured."""
+    """Return the figure of aiflow, over all peers that it was measured with."""
     return statistics.median(row[f"aiflow_{key}"] for row in rows)
 
 
@@ -37,7 +37,7 @@ def _bars(axes: Any, values: dict[str, float], title: str, unit: str, form: str)
 
 
 def _panels(infos: list[Info]) -> list[tuple[dict[str, float], str, str, str]]:
-    """Values by name, title, unit and format of each set of bars."""
+    """Yield values by name, title, unit and format of each set of bars."""
     panels = []
     carried = [info for info in infos if info.get("kind") == "carry"]
     for load in dict.fromkeys(info["load"] for info in carried):

@@ -1,4 +1,4 @@
-"""The table at the end: a row a case, ratios within the run."""
+"""The table at the end: one row per case, with ratios within the run."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-BUSY = 0.05  # of the machine used by others: worth a warning
-UNSTEADY = 0.2  # (highest - lowest) / median of testpmd's samples: likewise
+BUSY = 0.05  # share of the machine used by other processes that causes a warning
+UNSTEADY = 0.2  # (highest - lowest) / median of testpmd's samples that causes a warning
 
 LEGEND = """
-copies: of each payload byte, from the sender's array to where the receiver's user finds it.
-÷memcpy: paired, round by round, with the C library copying as many bytes of another slice.
-testpmd: the same driver, cores, frame size and ring size in C; it touches no payload and loses what does not fit.
-others: share of the machine that other processes used meanwhile.
-net_ring passes the sender's own mbufs along, so it has no bandwidth.
+copies: of each payload byte, from the sender's array to the receiver's array.
+÷memcpy: paired, round by round, with the C library's memcpy of the same number of bytes.
+testpmd: the same driver, cores, frame size and ring size in C. It touches no payload and drops excess frames.
+others: share of the machine that other processes used.
+net_ring passes the sender's own mbufs, so a bandwidth is meaningless.
 """
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table. None: does not apply, or could not be measured."""
+    """A line of the table. None: not applicable, or not measured."""
 
     name: str
     driver: str
@@ -37,11 +37,11 @@ class Row:
 
     @property
     def of_testpmd(self) -> float | None:
-        """Frames a second as a share of testpmd's."""
+        """Frames per second relative to testpmd."""
         return self.frames_per_s / self.testpmd_frames_per_s if self.testpmd_frames_per_s else None
 
     def as_dict(self) -> dict[str, Any]:
-        """For the JSON file."""
+        """Return a dict for the JSON file."""
         return {"kind": "transfer", **asdict(self), "of_testpmd": self.of_testpmd}
 
 
@@ -50,7 +50,7 @@ def _cell(value: float | None, form: str) -> str:
 
 
 def table(rows: list[Row]) -> Iterator[str]:
-    """The lines of the table."""
+    """Yield the lines of the table."""
     yield (
         f"{'case':20} {'driver':26} {'frame':>6} {'copies':>6} {'GB/s':>6} {'÷memcpy':>8} "
         f"{'frames/s':>11} {'testpmd':>11} {'÷testpmd':>8} {'others':>7}"
@@ -65,15 +65,15 @@ def table(rows: list[Row]) -> Iterator[str]:
 
 
 def warnings(rows: list[Row]) -> Iterator[str]:
-    """What a reader should know before quoting the table."""
+    """Yield warnings about the figures of the table."""
     if any(row.others > BUSY for row in rows):
         yield (
-            f"The machine had other work to do (over {BUSY:.0%}). A pair that polls suffers twice, on either core: "
-            "don't quote these figures."
+            f"Other processes used more than {BUSY:.0%} of the machine. A polling pair suffers on both cores: "
+            "do not quote these figures."
         )
     unsteady = [row.name for row in rows if (row.testpmd_spread or 0) > UNSTEADY]
     if unsteady:
         yield f"testpmd's own samples differ by more than {UNSTEADY:.0%}: {', '.join(unsteady)}."
     again = [f"{row.name} {row.frames_retransmitted}" for row in rows if row.frames_retransmitted]
     if again:
-        yield f"Frames were sent again: {', '.join(again)}."
+        yield f"Frames were retransmitted: {', '.join(again)}."

@@ -1,13 +1,13 @@
-"""What a slice costs as it, its elements, the ports and the senders become more: curves, exponents, a picture.
+"""The cost of a slice against its size, and the numbers of elements, ports and senders: curves, exponents, a plot.
 
     python bench/scaling.py --out bench-results
 
-For each curve a fresh receiver and fresh senders at every point, each process on one core (the receiver has one for
-itself, senders share the others), some slices to warm up, then the median of CPU seconds (all processes) and of
-seconds. The exponent is that of a power law through the upper half of the points: below it, what a slice costs at all
-hides what an element costs. An exponent above 1.1 is an error: nothing may grow faster than linearly. Senders that
-share a core may come to 1.3: each looks now and then whether it may go on, for as long as the others take. What arrives
-is compared in other benchmarks.
+Every point of a curve has a new receiver and new senders. Each process is pinned to one core; the receiver has its own,
+the senders share the others. After some slices for warm-up, the medians of CPU seconds (all processes) and of seconds
+are taken. The exponent is that of a power law through the upper half of the points: in the lower half, the constant
+cost of a slice hides the cost of an element. An exponent above 1.1 is an error: no cost may grow faster than linearly.
+Senders that share a core may have up to 1.3: each of them polls while the others run. Other benchmarks verify the
+content.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from loads import ROTATION, Load, rows
 
 STEEPEST, STEEPEST_OF_SHARED_CORES = 1.1, 1.3
 ROUNDS, WARM_UP = 7, 3
-POINT_S = 6.0  # of a point's rounds; at least LEAST are measured
+POINT_S = 6.0  # time for the rounds of a point; at least LEAST are measured
 LEAST = 3
 TIMEOUT_S = 60.0
 MEMORY = 1 << 30
@@ -52,8 +52,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Point:
-    """What it cost at `x`. `memory` is what the receiver took at the most, above what it began with, and `allowed` what
-    it might take, in bytes."""
+    """Cost at `x`. `memory` is the receiver's maximum above its initial memory, `allowed` its limit, in bytes."""
 
     x: float
     cpu_s: float
@@ -65,7 +64,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Curve:
-    """Points, and the exponents of cost ~ x ** exponent; that of CPU time may be `steepest`."""
+    """Points, and the exponents of cost ~ x ** exponent. `steepest` is the limit for CPU time."""
 
     name: str
     unit: str
@@ -73,7 +72,7 @@ class Curve:
     steepest: float = STEEPEST
 
     def exponent(self, what: str) -> float:
-        """Of `what` ("cpu_s", "seconds", "memory") through the upper half of the points."""
+        """Return the exponent of `what` ("cpu_s", "seconds", "memory") in the upper half of the points."""
         upper = [point for point in self.points[len(self.points) // 2 - 1 :] if getattr(point, what) > 0]
         if len(upper) < 2:
             return 0.0
@@ -84,12 +83,12 @@ class Curve:
 
     @property
     def exponents(self) -> dict[str, float]:
-        """All of them."""
+        """All exponents."""
         return {what: self.exponent(what) for what in ("cpu_s", "seconds", "memory")}
 
 
 def elements_of(count: int, size: int) -> Load:
-    """A list of like arrays."""
+    """Return a load of equal arrays."""
     return Load(f"{count} × {size} B", (size,) * count)
 
 
@@ -167,7 +166,7 @@ def _receiver(pipe: Connection, address: str, senders: int, memory: int, core: i
 
 
 def measure(x: float, setting: Setting, core: int, cores: Sequence[int], rounds: int) -> Point:
-    """One point, by processes of its own: the receiver on `core`, the senders on `cores`."""
+    """Measure one point with new processes: the receiver on `core`, the senders on `cores`."""
     address = f"local:scaling-{os.getpid()}-{time.monotonic_ns()}"
     ports = f"*{setting.ports}" if setting.ports > 1 else ""
     with contextlib.ExitStack() as life:
@@ -206,7 +205,7 @@ def measure(x: float, setting: Setting, core: int, cores: Sequence[int], rounds:
 
 
 def draw(curves: Sequence[Curve], path: Path) -> None:
-    """All curves, log on log, with their exponents."""
+    """Plot all curves on logarithmic axes, with their exponents."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -233,12 +232,12 @@ def draw(curves: Sequence[Curve], path: Path) -> None:
         axes.set(title=curve.name, xlabel=curve.unit)
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.legend(fontsize="x-small", loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=2)
-    figure.suptitle("What a slice costs")
+    figure.suptitle("Cost of a slice")
     figure.savefig(path, dpi=110)
 
 
 def write(curves: Sequence[Curve], out: Path) -> None:
-    """scaling.json, scaling.csv, scaling.png and scaling.md."""
+    """Write scaling.json, scaling.csv, scaling.png and scaling.md."""
     out.mkdir(parents=True, exist_ok=True)
     with (out / "scaling.json").open("w") as file:
         json.dump([{**asdict(curve), "exponents": curve.exponents} for curve in curves], file, indent=1)
@@ -253,7 +252,7 @@ def write(curves: Sequence[Curve], out: Path) -> None:
 
 
 def table(curves: Sequence[Curve]) -> list[str]:
-    """The exponents as a Markdown table."""
+    """Return the exponents as a Markdown table."""
     lines = [
         "| cost against | from – to | exponent of CPU time | of time | of the receiver's memory |",
         "|---|--:|--:|--:|--:|",
@@ -266,7 +265,7 @@ def table(curves: Sequence[Curve]) -> list[str]:
 
 
 def too_steep(curves: Sequence[Curve]) -> list[str]:
-    """What grows faster than linearly, or holds more than `MEMORY`."""
+    """Return the costs that grow faster than linearly, and points above the memory limit."""
     found = []
     for curve in curves:
         for what, most in (("cpu_s", curve.steepest), ("memory", STEEPEST)):

@@ -1,4 +1,4 @@
-"""Contestants in turn, from the command line: for those who tune one of them.
+"""Run contestants in turn from the command line, to tune one of them.
 
     python bench/side_by_side.py demo aiflow "pyzmq ipc" memcpy --rounds 9
     python bench/side_by_side.py latency aiflow iceoryx2 --polling
@@ -21,12 +21,12 @@ from peers import CONTESTANTS, missing
 LATENCY_BYTES = 1024
 CALLS = 1000  # a round
 WARM_UP = 1
-ROWS_BYTES = {64: 12_800_000, 512: 51_200_000, 4096: 1 << 27}  # of a batch, by the size of its elements
+ROWS_BYTES = {64: 12_800_000, 512: 51_200_000, 4096: 1 << 27}  # bytes of a batch, by the size of its elements
 HUGE_BYTES = 1 << 27
 
 
 def load_of(name: str) -> Load:
-    """The load that a name stands for."""
+    """Return the load of a name."""
     if name == "demo":
         return demo()
     if name == "huge":
@@ -35,7 +35,7 @@ def load_of(name: str) -> Load:
 
 
 def talk(names: Sequence[str], polling: bool, rounds: int, cores: tuple[int, int]) -> None:
-    """Calls of each in turn."""
+    """Make calls of each in turn."""
     with contextlib.ExitStack() as life:
         pairs = [life.enter_context(Conversation(name, LATENCY_BYTES, polling, cores)) for name in names]
         for number in range(1 + rounds):
@@ -46,11 +46,11 @@ def talk(names: Sequence[str], polling: bool, rounds: int, cores: tuple[int, int
         for pair in pairs:
             p50, p99 = (statistics.median(one.quantile(share) for one in pair.rounds) * 1e6 for share in (0.5, 0.99))
             cpu = statistics.median(one.cpu for one in pair.rounds) / CALLS * 1e6
-            print(f"{pair.name:20} p50 {p50:8.1f} µs, p99 {p99:8.1f} µs, {cpu:7.1f} µs of CPU a call")
+            print(f"{pair.name:20} p50 {p50:8.1f} µs, p99 {p99:8.1f} µs, {cpu:7.1f} µs of CPU per call")
 
 
 def carry(names: Sequence[str], load: Load, rounds: int, cores: tuple[int, int]) -> None:
-    """Slices of each in turn."""
+    """Send slices of each in turn."""
     with contextlib.ExitStack() as life:
         links = [life.enter_context(Link(name, load, cores)) for name in names]
         busy = BusyMeter([pid for link in links for pid in link.pids])
@@ -79,7 +79,7 @@ def main() -> None:
     options = parser.parse_args()
     for name in options.contestants:
         if name not in CONTESTANTS:
-            parser.error(f"{name!r} is none of {', '.join(CONTESTANTS)}")
+            parser.error(f"{name!r} is not one of {', '.join(CONTESTANTS)}")
         if why := missing(name):
             parser.error(f"{name}: {why}")
     numbers = sorted(os.sched_getaffinity(0))

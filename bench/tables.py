@@ -1,4 +1,4 @@
-"""Tables in Markdown out of a run's JSON file: for docs/performance.md, and for the end of the run.
+"""Print Markdown tables from the JSON file of a run: for docs/performance.md, and for the end of the run.
 
 python bench/tables.py bench-results/bench.json > bench-results/tables.md
 """
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-BUSY = 0.05  # of the machine used by others: the table says so
+BUSY = 0.05  # share of the machine used by other processes that the table mentions
 
 Info = dict[str, Any]
 
@@ -132,7 +132,7 @@ def _versions(infos: list[Info]) -> Iterator[str]:
 
 
 def markdown(infos: list[Info]) -> str:
-    """All tables for these cases (the `extra_info` of each)."""
+    """Return all tables for these cases (the `extra_info` of each)."""
     kinds = {"carry": _carry, "talk": _talk, "idle": _idle, "transfer": _transfer}
     lines: list[str] = []
     for kind, lines_of in kinds.items():
@@ -140,12 +140,15 @@ def markdown(infos: list[Info]) -> str:
             lines += lines_of(rows)
     lines += _versions(infos)
     if busy := sorted({info["others"] for info in infos if info.get("others", 0) > BUSY}):
-        lines += [f"Others used up to {busy[-1]:.0%} of the machine: don't quote cases with more than {BUSY:.0%}.", ""]
+        lines += [
+            f"Others used up to {busy[-1]:.0%} of the machine: do not quote cases with more than {BUSY:.0%}.",
+            "",
+        ]
     return "\n".join(lines)
 
 
 def infos_of(run: Info) -> list[Info]:
-    """The `extra_info` of every case of a pytest-benchmark JSON file."""
+    """Return the `extra_info` of every case of a pytest-benchmark JSON file."""
     return [benchmark["extra_info"] for benchmark in run["benchmarks"]]
 
 

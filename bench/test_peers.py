@@ -1,7 +1,7 @@
-"""aiflow beside what a Python user would take instead: rounds in turn, ratios of pairs.
+"""aiflow beside the alternatives of a Python user: rounds in turn, ratios of pairs.
 
-pytest-benchmark's own columns are the peer's seconds a round, by the clock of the process that sends. What compares
-is in `extra_info`: both rates, CPU seconds a GB of both, and the ratios with their intervals.
+pytest-benchmark's own columns are the peer's seconds per round, from the clock of the sending process. The comparison
+is in `extra_info`: both rates, CPU seconds per GB of both, and the ratios with their intervals.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ TALKS = {
     True: ["pyzmq ipc", "TCP sockets", *FEW_COPIES],
     False: ["pyzmq ipc", "TCP sockets", "iceoryx2", "zenoh", "Arrow Flight", "gRPC"],
 }
-WARM_UP = 3  # slices: memory that is touched for the first time
-LEAST = 3  # rounds of a peer that is slow, be they one slice each
+WARM_UP = 3  # slices: they touch new memory
+LEAST = 3  # minimum rounds of a slow peer, of one slice each if need be
 IDLE_SETTLE_S, IDLE_S = 1.0, 5.0
 AddRow = Callable[[Any], dict[str, Any]]
 
 
 class _Clock:
-    """Seconds that the children measured, for pytest-benchmark to read as its timer."""
+    """Seconds measured by the children, as a timer for pytest-benchmark."""
 
     seconds = 0.0
 
@@ -66,7 +66,7 @@ def _need(name: str) -> None:
 
 @pytest.fixture(scope="module")
 def ours(request: pytest.FixtureRequest, cores: tuple[int, int]) -> Iterator[Link]:
-    """Our processes, the same ones beside each peer that carries the load."""
+    """The processes of aiflow, the same ones beside each peer that carries the load."""
     with Link("aiflow", load_of(request.param), cores) as link:
         link.round(WARM_UP)
         yield link
@@ -81,7 +81,7 @@ def our_talk(request: pytest.FixtureRequest, cores: tuple[int, int]) -> Iterator
 
 
 def _settle(link: Link, seconds: float) -> tuple[int, int]:
-    """Warm a link up; how many rounds there is time for in `seconds`, and of how many slices in a row."""
+    """Warm a link up. Return the number of rounds that fit into `seconds`, and their number of slices."""
     begin = time.monotonic()
     link.round(1)
     once = time.monotonic() - begin
@@ -151,7 +151,7 @@ def test_talk(
 
 @pytest.mark.benchmark(timer=seconds_measured)
 def test_idle(benchmark: Any, cores: Any, row: AddRow) -> None:
-    """What a connected pair costs that nobody asks for anything: all pairs at once, each by its own CPU time."""
+    """Measure the CPU time of connected, idle pairs: all pairs at the same time."""
     load = load_of("4096")
     names = [name for name in ["aiflow", *LIBRARIES] if not peers.missing(name)]
     with contextlib.ExitStack() as life:

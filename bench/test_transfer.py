@@ -1,4 +1,4 @@
-"""Frames and bytes a second through Sender → Receiver, beside a C testpmd and a memcpy measured in the same run."""
+"""Frames and bytes per second through Sender → Receiver, beside a C testpmd and a memcpy measured in the same run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FRAMES = [
     Case("af_packet"),
     Case("af_xdp"),
 ]
-WARM_UP = 4  # rounds: the first slices touch the receiver's memory for the first time
+WARM_UP = 4  # rounds: the first slices use new memory of the receiver
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def test_transfer(benchmark: Any, case: Case, slices: Any, cores: Any, rounds: i
         return _transfer(benchmark, case, slices, cores, rounds, testpmd, row)
     if why := veth.missing():
         pytest.skip(why)
-    # a pair for each: af_xdp keeps its queue until the process ends
+    # one pair for each: af_xdp keeps its queue until the process ends
     with veth.pair() as interfaces:
         baseline = testpmd(case, interfaces)
     with veth.pair() as interfaces:
@@ -74,7 +74,7 @@ def _transfer(
         frames_per_s=frames_per_s,
         testpmd_frames_per_s=baseline.frames_per_s if baseline else None,
         testpmd_spread=baseline.spread if baseline else None,
-        # net_ring passes the sender's own mbufs along: bytes a second would mean nothing
+        # net_ring passes the sender's own mbufs: bytes per second are meaningless
         gb_per_s=None if case.driver == "ring" else transfer.nbytes / statistics.median(seconds) / 1e9,
         memcpy_gb_per_s=transfer.nbytes / statistics.median(copies) / 1e9,
         of_memcpy=None
@@ -97,7 +97,7 @@ def _transfer(
 
 
 def test_memcpy(benchmark: Any, slices: Any, cores: Any, rounds: int) -> None:
-    """The same bytes by the C library, on one core, for the absolute figure; ratios use the paired copies."""
+    """Copy the same bytes with the C library, on one core, for the absolute figure. Ratios use the paired copies."""
     memcpy = Memcpy(slices[0])
     benchmark.group = "slice"
     with pinned(cores[0]):

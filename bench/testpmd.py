@@ -1,7 +1,7 @@
 """The C baseline: two dpdk-testpmd processes, txonly → rxonly, over the same kind of port, cores and frame size.
 
-testpmd moves frames and looks at none of them: no payload is filled in, read, checked or put anywhere. It is what the
-driver alone can do, not what a transfer can do.
+testpmd forwards frames without reading them: no payload is filled in, read, checked or stored. It shows the limit of
+the driver, not of a transfer.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 import veth
 
 PROGRAM = "dpdk-testpmd"
-PACKAGE = "dpdk-dev"  # Debian 12 has it there
+PACKAGE = "dpdk-dev"  # its location in Debian 12
 SAMPLES, SAMPLE_S = 10, 0.2
 START_S = 30.0
 
@@ -31,14 +31,14 @@ class BaselineError(Exception):
 
 @dataclass(frozen=True)
 class Baseline:
-    """What testpmd did.
+    """Results of testpmd.
 
     Attributes
     ----------
     frames_per_s : float
         Received by rxonly, median of the samples.
     best_frames_per_s : float
-        The highest sample: what it could do when nothing else wanted its cores.
+        The highest sample: the rate without other load on its cores.
     spread : float
         (highest - lowest) / median of the samples.
     how : str
@@ -52,7 +52,7 @@ class Baseline:
 
 
 def missing() -> str:
-    """Why testpmd cannot run here, or an empty string."""
+    """Return why testpmd cannot run here, or an empty string."""
     return "" if shutil.which(PROGRAM) else f"{PROGRAM} is not installed (apt install {PACKAGE})"
 
 
@@ -83,7 +83,7 @@ class _Testpmd:
                 log.write(line)
 
     def _wait(self, pattern: str, first: int, timeout: float = START_S) -> re.Match[str]:
-        """The first match in a line from number `first` on."""
+        """Wait for a match in the lines from number `first` on, and return it."""
         deadline = time.monotonic() + timeout
         while True:
             ended = self._process.poll() is not None
@@ -103,7 +103,7 @@ class _Testpmd:
             self._process.stdin.write(command + "\n")
             self._process.stdin.flush()
         except OSError:
-            pass  # it has ended: _wait tells why
+            pass  # it has ended: _wait reports the reason
         return self._wait(answer, first)
 
     def ready(self) -> None:
@@ -125,14 +125,14 @@ class _Testpmd:
 
 
 def _rate(receiver: _Testpmd) -> tuple[float, float, float]:
-    """Frames received a second: median, highest and relative spread of the samples."""
+    """Return frames received per second: median, highest and relative spread of the samples."""
     question = "show port stats 0", r"Rx-pps:\s+(\d+)"
     receiver.say(*question)
     rates = []
     for _ in range(SAMPLES + 1):
         time.sleep(SAMPLE_S)
         rates.append(float(receiver.say(*question)[1]))
-    rates = rates[1:]  # the first still sees the start
+    rates = rates[1:]  # the first sample includes the start
     median = statistics.median(rates)
     if not median:
         raise BaselineError("testpmd received nothing")
@@ -147,13 +147,13 @@ def run(
     memory_mode: str,
     interfaces: tuple[str, str] | None = None,
 ) -> Baseline:
-    """Frames a second from one testpmd to another.
+    """Measure frames per second from one testpmd to another.
 
     Parameters
     ----------
     driver : {"memif", "vhost", "ring", "af_packet", "af_xdp"}
-        Rings do not span processes: for "ring" one testpmd on one core makes frames, sends them through a net_ring port
-        to itself, and frees them.
+        Rings do not connect processes: for "ring", one testpmd on one core creates frames, sends them through a
+        net_ring port to itself, and frees them.
     frame_size : int
         Ethernet frame in bytes.
     ring_size : int
@@ -161,14 +161,14 @@ def run(
     cores : (int, int)
         CPUs of the sending and the receiving side.
     memory_mode : str
-        As `aiflow` runs: "no-huge" or "hugepages".
+        The mode of aiflow: "no-huge" or "hugepages".
     interfaces : (str, str), optional
         Of the sending and the receiving side, for a kernel's driver.
 
     Raises
     ------
     BaselineError
-        With testpmd's last words.
+        With the last output of testpmd.
     """
     if why := missing():
         raise BaselineError(why)

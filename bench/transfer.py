@@ -1,4 +1,4 @@
-"""One benchmark case: slices through Sender → Receiver, each paired with a memcpy of as many bytes."""
+"""One benchmark case: slices through Sender → Receiver, each paired with a memcpy of the same size."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from aiflow import _eal
 from aiflow._ports import local_drivers
 
 DRIVER_COPIES = {"memif": 2, "vhost": 1, "ring": 0, "af_packet": 3, "af_xdp": 3}
-"""How often a driver pair copies a frame: memif into and out of its shared buffers, vhost out of the sender's mbufs;
-over veth into the ring or umem, from the kernel's packet into the other one, and once on either side between."""
+"""Copies of a frame by a driver pair. memif: into and out of its shared buffers. vhost: out of the sender's mbufs. Over
+veth: into the kernel, from there into the other ring or umem, and once between."""
 
 REFERRED = 4096
-"""Frames of so many bytes refer to the user's memory where the driver copies anyway (`TxLoop.by_reference`)."""
+"""From this frame size on, frames refer to the user's memory if the driver copies anyway (`TxLoop.by_reference`)."""
 
 KERNEL = {"af_packet": 512, "af_xdp": 1024}
-"""Drivers of kernel interfaces, and how many frames their rings hold."""
+"""Drivers of kernel interfaces, and the frames of their rings."""
 
 RING_FRAMES = 512  # aiflow's net_ring pairs
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is measured.
+    """A benchmark case.
 
     Attributes
     ----------
@@ -51,7 +51,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        """For reports: ``memif-16384``, ``memif-16384-mbufs``."""
+        """Name in reports: ``memif-16384``, ``memif-16384-mbufs``."""
         return f"{self.driver}-{self.frame_bytes}" + ("" if self.assemble else "-mbufs")
 
     @property
@@ -63,32 +63,32 @@ class Case:
 
     @property
     def ring_size(self) -> int:
-        """Frames that a ring of its ports holds."""
+        """Frames of a ring of its ports."""
         if self.driver in KERNEL:
             return KERNEL[self.driver]
         return RING_FRAMES if self.driver == "ring" else local_drivers.DRIVERS[self.driver].ring_for(self.frame_bytes)
 
     @property
     def copies(self) -> int:
-        """How often each payload byte is copied from the sender's array to where the receiver's user finds it."""
-        staged = self.driver != "memif" or self.frame_bytes < REFERRED  # else memif reads the user's array
+        """Copies of each payload byte, from the sender's array to the receiver's array."""
+        staged = self.driver != "memif" or self.frame_bytes < REFERRED  # otherwise memif reads the user's array
         return staged + DRIVER_COPIES[self.driver] + self.assemble
 
 
 def make_slices(nb_images: int) -> list[list[np.ndarray[Any, Any]]]:
-    """`ROTATION` slices of `nb_images` images of random bytes and random sizes; the sizes agree from slice to slice."""
+    """Return `ROTATION` slices of `nb_images` images of random bytes and sizes. All slices have the same sizes."""
     slices: list[list[np.ndarray[Any, Any]]] = demo(nb_images).slices()
     return slices
 
 
 class Memcpy:
-    """The C library's memcpy of a slice, image by image, into memory that was touched before."""
+    """The C library's memcpy of a slice, image by image, into memory that has been touched."""
 
     def __init__(self, like: list[np.ndarray[Any, Any]]) -> None:
         self.targets = [np.ones_like(image) for image in like]
 
     def run(self, images: list[np.ndarray[Any, Any]]) -> float:
-        """Copy; returns seconds."""
+        """Copy, and return the seconds."""
         pairs = [
             (to.ctypes.data, image.ctypes.data, image.nbytes) for to, image in zip(self.targets, images, strict=True)
         ]
@@ -100,7 +100,7 @@ class Memcpy:
 
 @contextlib.contextmanager
 def pinned(core: int) -> Any:
-    """Keep this thread, and all that it starts, on a CPU."""
+    """Pin this thread, and the threads and processes that it starts, to a CPU."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {core})
     try:
@@ -110,9 +110,9 @@ def pinned(core: int) -> Any:
 
 
 class Transfer:
-    """The two ends of a case, the slices, and what came of each round.
+    """The two ends of a case, the slices, and the results of each round.
 
-    A round is `prepare` (no clock runs: the slice before is verified, as many bytes are copied by memcpy) and `send`.
+    A round is `prepare` (not timed: verify the previous slice, copy the same number of bytes by memcpy) and `send`.
 
     Parameters
     ----------
@@ -121,7 +121,7 @@ class Transfer:
     cores : (int, int)
         CPUs of the sending and the receiving side.
     interfaces : (str, str), optional
-        Of both sides, for a kernel's driver.
+        Interfaces of both sides, for a kernel driver.
     """
 
     def __init__(
@@ -177,13 +177,13 @@ class Transfer:
         self._life.__exit__(None, None, None)
 
     def prepare(self) -> tuple[tuple[()], dict[str, Any]]:
-        """What comes before each round."""
+        """Prepare a round."""
         self.verify()
         self.memcpy_seconds.append(self.memcpy.run(self.slices[(self._sent + 1) % ROTATION]))
         return (), {}
 
     def send(self) -> None:
-        """The round itself: returns when the receiver holds all of the slice."""
+        """Run the timed part: return when the receiver has the complete slice."""
         images = self.slices[self._sent % ROTATION]
         if self._local is None:
             self.reports.append(self.tx.send(images, timeout=60))
@@ -195,7 +195,7 @@ class Transfer:
         self._unverified = True
 
     def verify(self) -> None:
-        """Every byte of the newest slice has arrived as it was sent."""
+        """Check that every byte of the last slice arrived as it was sent."""
         if not self._unverified:
             return
         self._unverified = False
@@ -210,7 +210,7 @@ class Transfer:
 
 
 def versions() -> dict[str, Any]:
-    """What was measured, for the JSON file."""
+    """Return versions and machine, for the JSON file."""
     return {
         "aiflow": aiflow.__version__,
         "package": os.path.dirname(os.path.realpath(aiflow.__file__)),

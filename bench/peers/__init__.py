@@ -1,11 +1,11 @@
-"""Who carries the load: aiflow, and what a Python user would take instead, each used as its documentation advises.
+"""The peers that carry the load: aiflow, and the alternatives of a Python user, each used as its documentation advises.
 
-A peer is a module with `version()` and two classes. `Sink(directory, load, **options)` is made first and has `address`;
-`recv()` returns a slice as numpy arrays in memory that is recycled (a list, or for a batch one array with rows), valid
-until the next call. `Source(address, load, **options)` has `send(elements)`. Both have `close()`.
+A peer is a module with `version()` and two classes. `Sink(directory, load, **options)` is created first and has
+`address`; `recv()` returns a slice as numpy arrays in recycled memory (a list, or for a batch one array with rows),
+valid until the next call. `Source(address, load, **options)` has `send(elements)`. Both have `close()`.
 
-Whoever can be asked and answer has `Caller(address, nbytes, polling)` with `call(array)`, and `Answerer(directory,
-nbytes, polling)` with `answer()`, too: one element there, the same one back.
+A peer with calls also has `Caller(address, nbytes, polling)` with `call(array)`, and `Answerer(directory, nbytes,
+polling)` with `answer()`: one element there, and the same one back.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ PACKAGES = {
     "flight": "pyarrow.flight",
     "grpc_stream": "grpc",
 }
-"""Module → what it imports that may be missing."""
+"""Module → its imports that may be missing."""
 
 
 def find(name: str) -> tuple[Any, dict[str, Any]]:
-    """The module of a contestant, and its options."""
+    """Return the module of a contestant, and its options."""
     module, options = CONTESTANTS[name]
     return importlib.import_module(f"peers.{module}"), options
 
 
 def missing(name: str) -> str:
-    """Why this contestant cannot run here, or an empty string."""
+    """Return why this contestant cannot run here, or an empty string."""
     package = PACKAGES.get(CONTESTANTS[name][0])
     if package is None:
         return ""

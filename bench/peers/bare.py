@@ -1,7 +1,7 @@
-"""No peer, a yardstick: bare_loop.c, which makes aiflow's copies over memif and nothing else. Built on first use.
+"""A baseline, not a peer: bare_loop.c, which makes aiflow's copies over memif and nothing else. Built on first use.
 
-Its ways: "copied" makes memif's two copies and ours on each side; "lent" saves the sender's, whose mbufs are the shared
-memory (it is the zero-copy client); "external" leaves two, see bare_loop.c.
+Its modes: "copied" makes memif's two copies and one on each side; "lent" saves the sender's copy, because its mbufs are
+the shared memory (zero-copy client); "external" makes two copies, see bare_loop.c.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FRAME_BYTES, RING = _MEMIF.frame_size, _MEMIF.ring_for(_MEMIF.frame_size)
 
 
 class BuildError(Exception):
-    """The compiler's words."""
+    """Output of the compiler."""
 
 
 def version() -> str:
@@ -37,11 +37,11 @@ def version() -> str:
 
 
 def build() -> Path:
-    """The shared library, compiled anew when its source is newer."""
+    """Return the shared library, recompiled if its source is newer."""
     library = Path(tempfile.gettempdir()) / f"aiflow-bench-{os.getuid()}" / "bare_loop.so"
     library.parent.mkdir(mode=0o700, exist_ok=True)
     if library.parent.stat().st_uid != os.getuid():
-        raise BuildError(f"{library.parent} belongs to somebody else")
+        raise BuildError(f"{library.parent} belongs to another user")
     if library.exists() and library.stat().st_mtime > SOURCE.stat().st_mtime:
         return library
     pkg_config = os.environ.get("PKG_CONFIG", "pkg-config")
@@ -79,7 +79,7 @@ class _Port:
         )
         if failed:
             raise RuntimeError(f"bare_open: step {failed} failed")
-        self._argv = argv  # the EAL keeps it
+        self._argv = argv  # the EAL keeps a reference
 
     def await_link(self) -> None:
         deadline = time.monotonic() + START_S
@@ -91,7 +91,7 @@ class _Port:
 
 def _addresses(elements: Any) -> Any:
     if isinstance(elements, np.ndarray):
-        elements = [elements]  # the rows of a batch lie end to end
+        elements = [elements]  # the rows of a batch are contiguous
     sizes = (ctypes.c_uint64 * len(elements))(*(array.nbytes for array in elements))
     return (ctypes.c_void_p * len(elements))(*(array.ctypes.data for array in elements)), sizes
 

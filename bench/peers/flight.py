@@ -1,7 +1,7 @@
-"""Arrow Flight (pyarrow): `do_put` of record batches, read where gRPC has put them.
+"""Arrow Flight (pyarrow): `do_put` of record batches, read in gRPC's buffers.
 
-An element is a record batch with a column of bytes; a batch of like elements is one record batch with a column of
-fixed-size binaries, a row an element. No copy of ours on either side; the arrays are views of Arrow's memory.
+An element is a record batch with a column of bytes. A batch of equal elements is one record batch with a column of
+fixed-size binaries, one row per element. Neither side adds a copy; the arrays are views of Arrow's memory.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.flight as fl
 from loads import Load
 
-ROWS_BYTES = 1 << 20  # of a record batch: what fits caches
+ROWS_BYTES = 1 << 20  # of a record batch: it fits into caches
 
 
 def version() -> str:
@@ -23,7 +23,7 @@ def version() -> str:
 
 
 class _Server(fl.FlightServerBase):  # type: ignore[misc]
-    """Hands over what arrives, batch by batch."""
+    """A server that passes on the received batches."""
 
     def __init__(self) -> None:
         self.arrived: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -41,13 +41,13 @@ class _Server(fl.FlightServerBase):  # type: ignore[misc]
 
 
 def _batch(array: np.ndarray[Any, Any]) -> pa.RecordBatch:
-    """Bytes as a column, without a copy."""
+    """Return bytes as a column, without a copy."""
     column = pa.Array.from_buffers(pa.uint8(), array.nbytes, [None, pa.py_buffer(array)])
     return pa.RecordBatch.from_arrays([column], ["element"])
 
 
 def _rows(array: np.ndarray[Any, Any]) -> pa.RecordBatch:
-    """Rows as a column of fixed-size binaries, without a copy."""
+    """Return rows as a column of fixed-size binaries, without a copy."""
     column = pa.Array.from_buffers(pa.binary(array.shape[1]), len(array), [None, pa.py_buffer(array)])
     return pa.RecordBatch.from_arrays([column], ["element"])
 

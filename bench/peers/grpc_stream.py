@@ -1,7 +1,7 @@
-"""gRPC (grpcio): a client stream of messages, an element each, over HTTP/2; or the same with gzip.
+"""gRPC (grpcio): a client stream of messages over HTTP/2, one element each, without or with gzip.
 
-Bytes go in and come out as they are: no protobuf message around them, which would copy once more on either side. gRPC
-wants `bytes`, so arrays are copied into them; what arrives stays where gRPC has put it.
+The messages are plain bytes: a protobuf message would add a copy on each side. gRPC needs `bytes`, so arrays are copied
+into them. Received elements stay in gRPC's buffers.
 """
 
 from __future__ import annotations

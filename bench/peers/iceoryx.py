@@ -1,7 +1,7 @@
-"""iceoryx2: publish and subscribe slices of bytes, a sample an element, copied into the loan and out of the sample.
+"""iceoryx2: publish and subscribe bytes, one sample per element, copied into the loan and out of the sample.
 
-`RetryUntilDelivered` and a buffer of many samples, so that nothing is lost. The subscriber polls: its documentation's
-`receive()` never blocks. For latency with sleeping sides a listener waits for an event that goes with each sample.
+`RetryUntilDelivered` and a buffer of many samples avoid loss. The subscriber polls, because `receive()` never blocks.
+For latency with sleeping sides, a listener waits for an event that is sent with each sample.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import iceoryx2 as iox2
 import numpy as np
 from loads import Load
 
-DEEP = 64  # samples on their way, of large elements
-SMALL, MANY = 65536, 4096  # bytes; samples on their way, of small ones
+DEEP = 64  # samples in transit, of large elements
+SMALL, MANY = 65536, 4096  # bytes; samples in transit, of small ones
 
 Bytes = iox2.Slice[ctypes.c_uint8]
 
@@ -61,7 +61,7 @@ def _publish(publisher: Any, address: int, nbytes: int) -> None:
 
 
 def _take(subscriber: Any, address: int, nbytes: int) -> None:
-    """Wait for a sample and copy it; it goes back when it is dropped."""
+    """Wait for a sample and copy it. Dropping the object returns the sample."""
     while (sample := subscriber.receive()) is None:
         os.sched_yield()
     ctypes.memmove(address, sample.payload_ptr, nbytes)
@@ -69,7 +69,7 @@ def _take(subscriber: Any, address: int, nbytes: int) -> None:
 
 
 class _Places:
-    """Address and size of every element."""
+    """Return address and size of every element."""
 
     def __init__(self, elements: Any) -> None:
         if isinstance(elements, np.ndarray):  # the rows of a batch
@@ -115,7 +115,7 @@ class Source:
 
 
 class _Half:
-    """A publisher, a subscriber, and with sleeping sides a notifier and a listener, of one side."""
+    """Publisher and subscriber of one side; with sleeping sides also notifier and listener."""
 
     def __init__(self, out: str, back: str, nbytes: int, polling: bool) -> None:
         self._node = _node()

@@ -1,4 +1,4 @@
-"""No peer, the yardstick: the C library copies the slice, element by element, into memory that was touched before."""
+"""A baseline, not a peer: the C library copies the slice, element by element, into touched memory."""
 
 from __future__ import annotations
 

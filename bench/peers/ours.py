@@ -13,7 +13,7 @@ from loads import Load
 import aiflow
 
 TIMEOUT_S = 60
-CAN_SPIN = "idle" in inspect.signature(aiflow.Sender).parameters  # not in trees of before, which may be compared
+CAN_SPIN = "idle" in inspect.signature(aiflow.Sender).parameters  # missing in older trees, which may be compared
 
 
 def version() -> str:
@@ -64,7 +64,7 @@ class Source:
 
 
 class _End:
-    """A Sender and a Receiver: rings of one direction each."""
+    """A Sender and a Receiver, one for each direction."""
 
     def __init__(self, out: str, back: str, polling: bool) -> None:
         idle: dict[str, Any] = {"idle": "spin"} if polling and CAN_SPIN else {}
@@ -72,7 +72,7 @@ class _End:
         self._tx = aiflow.Sender(out, **idle)
 
     def _send(self, array: np.ndarray[Any, Any]) -> None:
-        self._tx.send([array], timeout=TIMEOUT_S)  # it drives the loop itself until the other end has it
+        self._tx.send([array], timeout=TIMEOUT_S)  # this thread drives the loop until the delivery
 
     def _recv(self) -> np.ndarray[Any, Any]:
         with self._rx.recv(TIMEOUT_S) as time_slice:

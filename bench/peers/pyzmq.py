@@ -1,7 +1,7 @@
-"""pyzmq: PUSH to PULL, a message an element; a PAIR of sockets for latency.
+"""pyzmq: PUSH to PULL, one message per element; a PAIR of sockets for latency.
 
-Large ones are sent without a copy of pyzmq's (`copy=False`). All are received by `recv_into`, out of libzmq's message
-into recycled memory: whoever keeps libzmq's messages has the memory of each mapped, cleared and unmapped by the kernel.
+Large elements are sent without pyzmq's copy (`copy=False`). All are received by `recv_into`, from libzmq's message
+into recycled memory: a user who keeps libzmq's messages makes the kernel map, clear and unmap the memory of each one.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""A ring in shared memory, as one writes it by hand: slots of a `multiprocessing.shared_memory` block, two counters.
+"""A hand-written ring in shared memory: slots of a `multiprocessing.shared_memory` block, and two counters.
 
-A slot is written and read by one copy each; an element larger than a slot takes several. Both sides poll. It relies on
-the order in which x86 keeps stores. As one writes it, a slot holds an element and there are sixteen. `small` has four
-slots of 256 KB, a megabyte that both cores' caches hold: what such a ring gives depends on its size.
+Each side makes one copy per slot; an element larger than a slot uses several. Both sides poll. The ring relies on the
+store order of x86. By default it has sixteen slots of one element. `small` has four slots of 256 KB, a megabyte that
+fits into the caches of both cores: the throughput of such a ring depends on its size.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SLOTS = 16
 LEAST_RING = 1 << 20  # bytes: small elements get more slots
 LARGEST_SLOT = 1 << 20
 SMALL_SLOT, SMALL_SLOTS = 1 << 18, 4
-COUNTERS_BYTES = 128  # the two counters, a cache line each
+COUNTERS_BYTES = 128  # the two counters, one cache line each
 
 
 def version() -> str:
@@ -27,7 +27,7 @@ def version() -> str:
 
 
 class _Ring:
-    """Slots, and how many were written and read since the beginning."""
+    """Slots, and the numbers of slots written and read since the start."""
 
     def __init__(self, name: str | None, element_bytes: int, small: bool = False) -> None:
         self.slot_bytes = slot_bytes = min(SMALL_SLOT if small else LARGEST_SLOT, element_bytes)
@@ -39,7 +39,7 @@ class _Ring:
         self.written = self.read = 0
 
     def put(self, source: memoryview) -> None:
-        """Write the bytes into as many slots as they take."""
+        """Write the bytes into one or several slots."""
         size, slots, counters = self.slot_bytes, self.slots, self.counters
         for at in range(0, len(source), size):
             while self.written - counters[8] >= slots:
@@ -51,7 +51,7 @@ class _Ring:
             counters[0] = self.written
 
     def get(self, target: memoryview) -> None:
-        """Read as many slots as these bytes took."""
+        """Read the slots of these bytes."""
         size, slots, counters = self.slot_bytes, self.slots, self.counters
         for at in range(0, len(target), size):
             while counters[0] == self.read:
@@ -103,7 +103,7 @@ class Source:
 class Answerer:
     def __init__(self, directory: str, nbytes: int, polling: bool) -> None:
         if not polling:
-            raise NotImplementedError("it has nothing to sleep on")
+            raise NotImplementedError("it cannot sleep")
         self._there, self._back = _Ring(None, nbytes), _Ring(None, nbytes)
         self.address = self._there.block.name, self._back.block.name
         self._array = np.ones(nbytes, np.uint8)

@@ -1,6 +1,6 @@
-"""TCP sockets of the standard library over the loopback: each element after its length.
+"""TCP sockets of the standard library over the loopback: the length of each element, then its bytes.
 
-Large ones by `sendall` and `recv_into` with MSG_WAITALL, small ones through buffered files, which save system calls.
+Large elements use `sendall` and `recv_into` with MSG_WAITALL, small ones buffered files, to save system calls.
 """
 
 from __future__ import annotations

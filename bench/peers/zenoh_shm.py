@@ -1,7 +1,7 @@
-"""eclipse-zenoh: put to a declared subscriber, through its shared memory, which its default configuration switches on.
+"""eclipse-zenoh: put to a declared subscriber, through shared memory, which is on by default.
 
-Its Python buffers take and give `bytes` only: a copy on either side that the API prescribes. Congestion control BLOCK
-and a FIFO channel, so that nothing is dropped.
+Its Python API takes and returns `bytes` only, which requires a copy on each side. Congestion control BLOCK and a FIFO
+channel avoid drops.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import zenoh
 from loads import Load
 
 POOL_BYTES = 1 << 26
-CHANNEL = 1024  # samples waiting in the subscriber's channel
+CHANNEL = 1024  # samples queued in the subscriber's channel
 
 
 def version() -> str:
