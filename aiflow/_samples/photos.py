@@ -1,12 +1,12 @@
-"""The demo's photographs: 512 JPEG files, made once from pictures that Python packages ship, kept in the user's cache.
+"""The demo's photographs: 512 JPEG files, made once from pictures in Python packages, and cached for the user.
 
-The twelve originals come in the wheels of scikit-image, scikit-learn and matplotlib, so nothing is downloaded. Each
-photograph is a crop of one of them, mirrored or not, with its exposure changed a little, resampled to about a megapixel
-and encoded at the JPEG quality that meets its size. Sizes spread over 220 to 310 KB as a camera's would, and a running
-balance makes the whole come to 137 MB.
+The twelve originals are part of scikit-image, scikit-learn and matplotlib, so nothing is downloaded. Each photograph is
+a crop of an original, possibly mirrored, with a slightly changed exposure. It is resampled to about a megapixel and
+encoded at the JPEG quality that gives its size. Sizes are spread over 220 to 310 KB, like those of a camera, and the
+total is adjusted to 137 MB.
 
-The same seed gives the same files for the same Pillow. Work is cut into shards with a random stream and a share of the
-bytes each, so the result does not depend on how many processes made it.
+The same seed gives the same files for the same version of Pillow. The work is divided into shards, each with a random
+stream and a share of the bytes, so that the result does not depend on the number of processes.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from aiflow._terminal.interrupts import interrupts_blocked
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-RECIPE = 1  # raise it when the pictures a seed gives change
+RECIPE = 1  # increment it if the pictures of a seed change
 NB_PHOTOS = 512
 TOTAL_BYTES = 137_000_000
-SMALLEST, LARGEST = 220_000, 310_000  # bytes a file, both allowed
+SMALLEST, LARGEST = 220_000, 310_000  # bytes of a file, inclusive
 NB_SHARDS = 32
 INDEX = "index.json"
 
@@ -64,7 +64,7 @@ FORMATS = ((1152, 864), (1200, 800), (1280, 720), (960, 960), (864, 1080))
 
 @dataclass(frozen=True)
 class Photo:
-    """One file of the set: its name, its size in bytes, the SHA-256 of its content, the original it was cut from."""
+    """One file of the set: its name, size in bytes, SHA-256, and original."""
 
     name: str
     nbytes: int
@@ -74,34 +74,34 @@ class Photo:
 
 @dataclass(frozen=True)
 class PhotoSet:
-    """A directory of photographs and what ought to be in it."""
+    """A directory of photographs, and its expected content."""
 
     directory: Path
     photos: tuple[Photo, ...]
 
     @property
     def nbytes(self) -> int:
-        """Bytes in all files."""
+        """Bytes of all files."""
         return sum(photo.nbytes for photo in self.photos)
 
     def read(self) -> Iterator[tuple[Photo, bytes]]:
-        """Each photograph with its bytes, in order.
+        """Yield each photograph with its bytes, in order.
 
         Raises
         ------
         OSError
-            A file can't be read.
+            A file cannot be read.
         ValueError
-            A file is not what the index says.
+            A file differs from the index.
         """
         for photo in self.photos:
             content = (self.directory / photo.name).read_bytes()
             if hashlib.sha256(content).hexdigest() != photo.sha256:
-                raise ValueError(f"{self.directory / photo.name} is not the file that was cached")
+                raise ValueError(f"{self.directory / photo.name} differs from the cached file")
             yield photo, content
 
     def intact(self) -> bool:
-        """Whether every file is there and whole (reads them all)."""
+        """Return whether every file is present and complete. This reads all of them."""
         try:
             return all(True for _ in self.read())
         except (OSError, ValueError):
@@ -109,13 +109,13 @@ class PhotoSet:
 
 
 def cache_root() -> Path:
-    """Give ``$XDG_CACHE_HOME/aiflow``, or ``~/.cache/aiflow`` (a relative XDG_CACHE_HOME does not count)."""
+    """Return ``$XDG_CACHE_HOME/aiflow``, or ``~/.cache/aiflow`` (a relative XDG_CACHE_HOME is ignored)."""
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
     return (base if base.is_absolute() else Path.home() / ".cache") / "aiflow"
 
 
 def load(directory: Path) -> PhotoSet | None:
-    """Read the index in `directory`; None when there is no usable one."""
+    """Read the index in `directory`. Return None if there is no usable one."""
     try:
         index = json.loads((directory / INDEX).read_text("utf-8"))
         return PhotoSet(directory, tuple(Photo(**row) for row in index["photos"]))
@@ -131,18 +131,18 @@ def photo_set(
     total_bytes: int = TOTAL_BYTES,
     progress: Callable[[int], None] = lambda _: None,
 ) -> PhotoSet:
-    """Give the cached photographs; make them first when they aren't there, or are damaged.
+    """Return the cached photographs. Create them first if they are missing or damaged.
 
     Parameters
     ----------
     root : Path, optional
         The cache directory; default :func:`cache_root`.
     seed : int
-        Names the set. The same seed gives the same files under one version of Pillow.
+        Seed of the set. The same seed gives the same files for one version of Pillow.
     nb_photos, total_bytes : int
-        How many, and how many bytes in all (within 1 MB).
+        Number of photographs, and their total size (within 1 MB).
     progress : callable
-        Called with the number of photographs made, now and then, while they are being made.
+        Called repeatedly with the number of photographs created so far.
 
     Returns
     -------
@@ -153,7 +153,7 @@ def photo_set(
     MissingExtraError
         A package of the extra ``demo`` is not installed.
     OSError
-        The cache can't be written.
+        The cache cannot be written.
     """
     root = cache_root() if root is None else root
     directory = root / f"photos-v{RECIPE}-seed{seed}-{nb_photos}x{total_bytes}"
@@ -174,7 +174,7 @@ def photo_set(
 
 
 def _publish(fresh: Path, directory: Path) -> None:
-    """Rename `fresh` to `directory` in one step. A damaged set there is moved away; a set made meanwhile is as good."""
+    """Rename `fresh` to `directory` in one step. Move a damaged set away; keep a set of a concurrent process."""
     try:
         fresh.rename(directory)
     except OSError:
@@ -214,12 +214,12 @@ def _make_all(
 
 
 def make_shard(directory: Path, seed: int, first: int, last: int, nbytes: int) -> list[Photo]:
-    """Make photographs `first` to `last` - 1, about `nbytes` in all, and write them to `directory`."""
+    """Create photographs `first` to `last` - 1, of about `nbytes` in total, and write them to `directory`."""
     dice = random.Random(f"aiflow {RECIPE} {seed} {first}")
     photos = []
-    qualities = dict.fromkeys(ORIGINALS, 94)  # that the last photograph of each original needed: the first to be tried
+    qualities = dict.fromkeys(ORIGINALS, 94)  # of the last photograph of each original, tried first
     for number in range(first, last):
-        mean = nbytes / (last - number)  # what is left to spend on each
+        mean = nbytes / (last - number)  # remaining bytes per photograph
         target = round(min(max(mean * dice.uniform(0.87, 1.13), SMALLEST * 1.04), LARGEST * 0.96))
         original = ORIGINALS[(number * 5 + dice.randrange(2)) % len(ORIGINALS)]
         content, qualities[original] = _photograph(original, dice, target, qualities[original])
@@ -231,7 +231,7 @@ def make_shard(directory: Path, seed: int, first: int, last: int, nbytes: int) -
 
 
 def original_path(package: str, path: str) -> Path:
-    """Where an installed package keeps the file; found without importing the package, which can take seconds."""
+    """Return the path of a file of an installed package, without importing the package, which can take seconds."""
     spec = find_spec(package)
     if spec is None or spec.origin is None:
         require(package)
@@ -248,12 +248,12 @@ def _open_original(package: str, path: str) -> Image:
 
 
 def _photograph(original: tuple[str, str], dice: random.Random, target: int, quality: int) -> tuple[bytes, int]:
-    """Make a photograph and encode it to about `target` bytes, trying `quality` first; gives its quality too."""
+    """Create a photograph and encode it to about `target` bytes, trying `quality` first. Return it and its quality."""
     from PIL import Image
 
     source = _open_original(*original)
     width, height = dice.choice(FORMATS)
-    # The largest box of this format in the original, less a zoom; then somewhere in it.
+    # The largest box of this format in the original, reduced by a zoom, at a random position.
     scale = min(source.width / width, source.height / height) * dice.uniform(0.6, 1.0)
     left = dice.uniform(0, source.width - width * scale)
     top = dice.uniform(0, source.height - height * scale)
@@ -268,11 +268,11 @@ def _photograph(original: tuple[str, str], dice: random.Random, target: int, qua
         miss = target / len(content)
         if 0.9 < miss < 1.12 and SMALLEST <= len(content) <= LARGEST:
             return content, quality
-        width, height = round(width * miss**0.6), round(height * miss**0.6)  # no quality fits: other pixels
+        width, height = round(width * miss**0.6), round(height * miss**0.6)  # no quality fits: resize
 
 
 def _exposure_curve(dice: random.Random) -> list[int]:
-    """Make a table for ``Image.point``: a gamma for the exposure, and a gain for each colour for the light's warmth."""
+    """Return a table for ``Image.point``: a gamma for the exposure, and a gain per colour for the light's warmth."""
     gamma = math.exp(dice.uniform(-0.25, 0.25))
     warmth = dice.uniform(-0.06, 0.06)
     curve = [255 * (level / 255) ** gamma for level in range(256)]
@@ -280,7 +280,7 @@ def _exposure_curve(dice: random.Random) -> list[int]:
 
 
 def _encode(image: Image, target: int, quality: int) -> tuple[bytes, int]:
-    """Find the JPEG encoding nearest `target` bytes among whole qualities. Size grows with it about exponentially."""
+    """Find the integer JPEG quality whose size is nearest to `target`. The size grows about exponentially with it."""
     encoded: dict[int, bytes] = {}
     while quality not in encoded and len(encoded) < 6:
         stream = io.BytesIO()

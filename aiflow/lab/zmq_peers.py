@@ -28,10 +28,7 @@ def send(
 
     del number, ports, to, options
     loaded = elements.load()
-    with zmq.Context() as context, context.socket(zmq.PUSH) as push, context.socket(zmq.PULL) as word:
-        for sock in (push, word):
-            sock.set(zmq.LINGER, 0)
-            sock.set(zmq.RCVTIMEO, _PATIENCE_MS)
+    with _sockets(zmq.PUSH, zmq.PULL) as (push, word):
         push.set(zmq.SNDHWM, _HIGH_WATER)
         push.set(zmq.IMMEDIATE, 1)  # only to connected endpoints
         with _joined(push, len(addresses)):
@@ -46,6 +43,18 @@ def send(
                 push.send_multipart([_HEADER.pack(i, len(numbers)), loaded[i]], copy=False)
             word.recv()
             pipe.send(("sent", start, time.monotonic_ns(), {}))
+
+
+@contextlib.contextmanager
+def _sockets(data: int, word: int) -> Iterator[tuple[Any, Any]]:
+    """Open the socket of the elements, and that of the receiver's confirmations."""
+    import zmq
+
+    with zmq.Context() as context, context.socket(data) as elements, context.socket(word) as confirmations:
+        for sock in (elements, confirmations):
+            sock.set(zmq.LINGER, 0)
+            sock.set(zmq.RCVTIMEO, _PATIENCE_MS)
+        yield elements, confirmations
 
 
 @contextlib.contextmanager
@@ -73,10 +82,7 @@ def receive(
     if nb_senders != 1:
         raise ValueError("one ZeroMQ sender for each receiver")
     loaded = elements.load()
-    with zmq.Context() as context, context.socket(zmq.PULL) as pull, context.socket(zmq.PUSH) as word:
-        for sock in (pull, word):
-            sock.set(zmq.LINGER, 0)
-            sock.set(zmq.RCVTIMEO, _PATIENCE_MS)
+    with _sockets(zmq.PULL, zmq.PUSH) as (pull, word):
         pull.set(zmq.RCVHWM, _HIGH_WATER)
         for address in addresses:
             pull.bind(f"tcp://{address}:{_TCP_PORT}")

@@ -232,7 +232,7 @@ def test_a_file_that_never_rests_is_named_and_not_sent(tmp_path: Path, monkeypat
     really = os.preadv
 
     def preadv(fd: int, buffers: list[memoryview], offset: int) -> int:
-        with open(tmp_path / "busy", "r+b") as busy:  # somebody writes to it between our fstat calls
+        with open(tmp_path / "busy", "r+b") as busy:  # another process writes to it between the fstat calls
             busy.write(b"x")
             os.utime(busy.fileno(), ns=(0, os.fstat(busy.fileno()).st_mtime_ns + 1))
         return really(fd, buffers, offset)

@@ -145,7 +145,7 @@ def test_a_receiver_that_is_stopped_confirms_nothing(aiflow: Any, endpoint: str,
         recv.process.send_signal(signal.SIGCONT)
 
 
-# ---- 81: nobody there ----
+# ---- 81: no receiver ----
 
 
 def test_without_a_receiver_a_timeout_says_that_none_answered(aiflow: Any, endpoint: str, source: Path) -> None:
@@ -337,7 +337,7 @@ def test_the_bar_never_runs_backwards_and_the_ports_have_carried_everything(
     assert sum(row["nbytes"] for row in outcome.document["ports"]) > outcome.document["nbytes"]
 
 
-def test_the_bar_follows_a_first_slice_that_is_sent_again() -> None:
+def test_the_bar_follows_a_first_slice_that_gets_a_new_ticket() -> None:
     """The receiver went before the slice was delivered; the ticket of the second attempt is the one that moves."""
     in_flight: deque[Any] = deque()
 

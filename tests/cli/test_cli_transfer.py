@@ -29,7 +29,7 @@ def aiflow() -> Iterator[Any]:
 
 @pytest.fixture
 def endpoint() -> str:
-    """A local endpoint that nobody else uses."""
+    """A local endpoint that no other test uses."""
     return f"local:cli-{os.getpid()}-{secrets.token_hex(4)}"
 
 

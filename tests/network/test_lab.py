@@ -411,7 +411,7 @@ def test_a_quick_fig6_measures_ours_beside_the_kernels(tmp_path) -> None:
     measured = {(row["system"], row["ports"]): row for row in document["runs"]}
     assert set(measured) == {(system, ports) for system in ("aiflow", "TCP", "ZeroMQ") for ports in (1, 2)}
     for row in measured.values():
-        assert 0 < row["share"] < 1.05  # the links are shaped: nobody is faster than they are
+        assert 0 < row["share"] < 1.05  # the links are shaped: no system is faster than they are
 
 
 @root
