@@ -2,11 +2,11 @@
 
 Usage: python tools/limits.py [CHECKOUT]
 
-- No source file has more than 500 lines, and no two files share a name (``SHARED_NAMES`` aside).
+- No source file has more than 500 lines, and no two files share a name, but for ``SHARED_NAMES``.
 - No line is wider than 120 columns. In Markdown, tables, code blocks and images are exempt.
 - In the data plane no function has more than 60 lines or more than eight parameters.
 
-The files are those that git tracks. In a tree without git every file below counts, build products aside.
+The files are those that git tracks. In a tree without git every file below counts, without build products.
 """
 
 from __future__ import annotations

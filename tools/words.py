@@ -58,7 +58,7 @@ RETIRED = {
 
 ALLOWED = re.compile(
     r"""
-      ["'`]nobody["'`] | \bnobody: | -u\ nobody   # the system's user of that name
+      ["'`]nobody["'`] | \bnobody: | (?:user|-[gu]|reuid[= ])\ ?nobody | =nobody   # the system's user of that name
     | \btest_\w+                                  # names of tests: the table of tests before and after has them
     """,
     re.VERBOSE,

@@ -150,7 +150,7 @@ def offences(root: Path) -> list[str]:
 
 
 def circles(graph: dict[str, set[str]]) -> list[list[str]]:
-    """Modules that import each other, over others or directly; the face and its parts aside, which load lazily."""
+    """Modules that import each other, over others or directly. The face and its parts load lazily, and do not count."""
     state: dict[str, int] = {}
     found: list[list[str]] = []
 
