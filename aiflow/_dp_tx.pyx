@@ -357,7 +357,8 @@ cdef class TxLoop(Loop):
             tx = self.multi.tx[i]
             counts["reports"] += tx.feedbacks
             counts["probes"] += tx.probes
-            counts["spurious"] += sum(tx.ports[p].w.spurious for p in range(tx.nb_ports))
+            for p in range(tx.nb_ports):
+                counts["spurious"] += tx.ports[p].pn.spurious
         return counts
 
     cdef object count_port(self, uint32_t index, agent_counts *out):
