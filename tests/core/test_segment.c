@@ -1,0 +1,226 @@
+/* segment.h: how a slice is cut into frames. */
+#include "aiflow/tx/segment.h"
+
+#include "rig.h"
+
+static struct rig rig;
+static const uint64_t mixed[] = {5000, 100, 200, 0, 9000, 1460, 1, 1461, 0, 700};
+
+static struct af_tx_slice *
+begin(uint32_t n, const uint64_t *sizes)
+{
+	struct af_tx_slice *s;
+
+	rig_begin(&rig, 1, 1 << 20);
+	rig.tx.payload_bytes = RIG_PAYLOAD;
+	rig.tx.open = rig.tx.ports[0].open = true;
+	rig.tx.first_id = rig.tx.next_id = 1;
+	rig.tx.heard_ns = rig.tx.ports[0].pn.acked_ns = rig.now;
+	af_tx_pktnum_reset(&rig.tx.ports[0].pn, 90, 0);
+	s = rig_post(&rig, n, sizes);
+	af_tx_activate(&rig.tx, rig.now);
+	CHECK_EQUAL(s->state, AF_TX_ASKING);
+	return s;
+}
+
+static void
+end(struct af_tx_slice *s)
+{
+	af_tx_fail_all(&rig.tx, AF_TX_CANCELLED, rig.now);
+	rig_slice_free(s);
+	rig_end(&rig);
+}
+
+static void
+the_element_of_a_chunk_is_found(void)
+{
+	struct af_tx_slice *s = begin(10, mixed);
+
+	for (uint32_t chunk = 0; chunk < s->nb_data + 2; chunk++) {
+		uint32_t e = 0;
+
+		while (e < s->nb_elements && s->first_chunk[e] < chunk)
+			e++;
+		CHECK_EQUAL(af_tx_element_at(s, chunk), e);
+	}
+	end(s);
+}
+
+static void
+pieces_of_an_element_cover_it(void)
+{
+	static const uint64_t sizes[] = {5000};
+	struct af_tx_slice *s = begin(1, sizes);
+	uint8_t payload[RIG_PAYLOAD];
+	uint64_t offset = 0;
+
+	for (uint32_t seq = 0; seq < 4; seq++) {
+		struct af_frame f = {0};
+
+		CHECK_EQUAL(af_tx_segment(s, 0, offset, false, payload, &f), seq == 3);
+		CHECK_EQUAL(f.kind, AF_DATA);
+		CHECK_EQUAL(f.seq, seq);
+		CHECK_EQUAL(f.end, seq == 3);
+		CHECK_EQUAL(f.nbytes, seq < 3 ? RIG_PAYLOAD : 5000 - 3 * RIG_PAYLOAD);
+		CHECK(f.payload == s->elements[0].ptr + offset && f.to == payload);
+		offset += f.nbytes;
+	}
+	CHECK_EQUAL(offset, 5000);
+	end(s);
+}
+
+static void
+small_elements_share_a_frame(void)
+{
+	static const uint64_t sizes[] = {1000, 0, 460, 1};
+	struct af_tx_slice *s = begin(4, sizes);
+	uint8_t payload[RIG_PAYLOAD];
+	struct af_frame f = {0};
+
+	CHECK_EQUAL(af_tx_segment(s, 0, 0, false, payload, &f), 3);
+	CHECK_EQUAL(f.kind, AF_PACKED);
+	CHECK_EQUAL(f.seq, 3);
+	CHECK_EQUAL(f.end, 1);
+	CHECK_EQUAL(f.nbytes, RIG_PAYLOAD);
+	CHECK(!f.payload); /* they lie apart: copied at once */
+	CHECK(!memcmp(payload, s->elements[0].ptr, 1000) && !memcmp(payload + 1000, s->elements[2].ptr, 460));
+	CHECK_EQUAL(af_tx_segment(s, 3, 0, false, payload, &f), 4);
+	CHECK_EQUAL(f.kind, AF_DATA); /* alone */
+	CHECK_EQUAL(f.seq, 0);
+	CHECK_EQUAL(f.nbytes, 1);
+	end(s);
+}
+
+static void
+long_payloads_stay_where_they_are_by_reference(void)
+{
+	struct af_span element = {(const uint8_t *)"x", 100000};
+	uint32_t first_chunk[] = {0};
+	struct af_tx_slice s = {
+		.elements = &element, .nb_elements = 1, .payload_bytes = 16000, .first_chunk = first_chunk};
+	uint8_t payload[1];
+	struct af_frame f = {0};
+
+	af_tx_segment(&s, 0, 16000, true, payload, &f);
+	CHECK(!f.to && f.payload == element.ptr + 16000);
+	af_tx_segment(&s, 0, 16000, false, payload, &f);
+	CHECK(f.to == payload);
+	element.nbytes = 16000 + AF_TAIL_LEAST - 1; /* a short rest is copied */
+	af_tx_segment(&s, 0, 16000, true, payload, &f);
+	CHECK(f.to == payload);
+}
+
+static void
+a_chunk_is_retransmitted_as_it_was(void)
+{
+	struct af_tx_slice *s = begin(10, mixed);
+	uint8_t frame[RIG_FRAME], again[RIG_FRAME];
+
+	atomic_store(&s->state, AF_TX_FLOWING);
+	for (uint32_t chunk = 0; chunk < s->nb_chunks; chunk++) {
+		uint32_t size = af_tx_next_frame(&rig.tx, 0, rig.now, frame);
+		struct af_header head, second;
+
+		CHECK(size);
+		CHECK_EQUAL(af_tx_sent(&rig.tx.ports[0].pn, rig.tx.ports[0].pn.next - 1)->chunk, chunk);
+		CHECK_EQUAL(af_tx_send_chunk(&rig.tx, 0, s, chunk, NULL, true, rig.now, again), size);
+		memcpy(&head, frame, sizeof head);
+		memcpy(&second, again, sizeof second);
+		CHECK_EQUAL(AF_BE32(second.number_low), AF_BE32(head.number_low) + 1); /* under a new number */
+		CHECK(!memcmp(frame, again, offsetof(struct af_header, number_high)));
+		CHECK(!memcmp(frame + AF_HEADER, again + AF_HEADER, size - AF_HEADER));
+	}
+	CHECK(s->all_sent);
+	CHECK_EQUAL(s->retransmits, s->nb_chunks);
+	CHECK_EQUAL(rig.tx.ports[0].count.retransmits, s->nb_chunks);
+	end(s);
+}
+
+static void
+nothing_but_the_manifest_goes_before_the_grant(void)
+{
+	struct af_tx_slice *s = begin(10, mixed);
+	uint8_t frame[RIG_FRAME];
+	struct af_frame f;
+
+	CHECK(af_tx_next_frame(&rig.tx, 0, rig.now, frame));
+	memcpy(frame, rig.tx.ports[0].p.mac, 6);
+	CHECK_EQUAL(af_wire_parse(frame, RIG_FRAME, frame, RIG_FRAME, &f), AF_OK);
+	CHECK_EQUAL(f.kind, AF_MANIFEST);
+	CHECK_EQUAL(f.element, s->manifest_bytes);
+	CHECK_EQUAL(af_tx_next_chunk(&rig.tx, 0, rig.now, frame), 0);
+	atomic_store(&s->state, AF_TX_FLOWING);
+	CHECK(af_tx_next_chunk(&rig.tx, 0, rig.now, frame));
+	end(s);
+}
+
+static void
+the_last_frame_carries_the_digest_of_all_bytes(void)
+{
+	struct af_tx_slice *s = begin(10, mixed);
+	uint8_t frame[RIG_FRAME];
+	uint32_t wanted = 0, digest;
+	struct af_frame f;
+
+	for (uint32_t e = 0; e < 10; e++)
+		wanted = af_crc32c(wanted, s->elements[e].ptr, s->elements[e].nbytes);
+	atomic_store(&s->state, AF_TX_FLOWING);
+	while (!s->all_sent)
+		CHECK(af_tx_next_frame(&rig.tx, 0, rig.now, frame));
+	memcpy(frame, rig.tx.ports[0].p.mac, 6);
+	CHECK_EQUAL(af_wire_parse(frame, 64, frame, RIG_FRAME, &f), AF_OK);
+	CHECK_EQUAL(f.kind, AF_CLOSE);
+	memcpy(&digest, f.payload, 4);
+	CHECK_EQUAL(AF_BE32(digest), wanted);
+	end(s);
+}
+
+static void
+lost_chunks_go_before_new_ones_and_acknowledged_ones_never(void)
+{
+	struct af_tx_slice *s = begin(10, mixed);
+	struct af_tx_pktnum *pn = &rig.tx.ports[0].pn;
+	uint8_t frame[RIG_FRAME];
+
+	atomic_store(&s->state, AF_TX_FLOWING);
+	for (int i = 0; i < 4; i++)
+		CHECK(af_tx_next_frame(&rig.tx, 0, rig.now, frame));
+	af_tx_lost(&rig.tx, &rig.tx.ports[0], af_tx_sent(pn, 1));
+	af_tx_lost(&rig.tx, &rig.tx.ports[0], af_tx_sent(pn, 2));
+	s->acked[0] |= 1u << 1; /* chunk 1 arrived after all */
+	CHECK(af_tx_next_frame(&rig.tx, 0, rig.now, frame));
+	CHECK_EQUAL(af_tx_sent(pn, 4)->chunk, 2);
+	CHECK(af_tx_next_frame(&rig.tx, 0, rig.now, frame));
+	CHECK_EQUAL(af_tx_sent(pn, 5)->chunk, 4);
+	end(s);
+}
+
+static void
+windows_and_gaps_are_kept(void)
+{
+	struct af_tx_slice *s = begin(10, mixed);
+	struct af_tx_port *port = &rig.tx.ports[0];
+	uint8_t frame[RIG_FRAME];
+
+	atomic_store(&s->state, AF_TX_FLOWING);
+	port->hello_ns = rig.now;
+	port->pn.limit = 3;
+	for (int i = 0; i < 3; i++)
+		CHECK(af_tx_next_frame(&rig.tx, 0, rig.now, frame));
+	CHECK_EQUAL(af_tx_next_frame(&rig.tx, 0, rig.now, frame), 0);
+	port->pn.limit = 90;
+	port->pace.due_ns = rig.now + 1;
+	CHECK_EQUAL(af_tx_next_frame(&rig.tx, 0, rig.now, frame), 0);
+	CHECK(af_tx_next_frame(&rig.tx, 0, rig.now + 1, frame));
+	port->suspended = true;
+	CHECK_EQUAL(af_tx_next_frame(&rig.tx, 0, rig.now + 2, frame), 0);
+	port->suspended = false;
+	port->p.attached = false;
+	CHECK_EQUAL(af_tx_next_frame(&rig.tx, 0, rig.now + 3, frame), 0);
+	end(s);
+}
+
+CASES(CASE(the_element_of_a_chunk_is_found), CASE(pieces_of_an_element_cover_it), CASE(small_elements_share_a_frame),
+      CASE(long_payloads_stay_where_they_are_by_reference), CASE(a_chunk_is_retransmitted_as_it_was),
+      CASE(nothing_but_the_manifest_goes_before_the_grant), CASE(the_last_frame_carries_the_digest_of_all_bytes),
+      CASE(lost_chunks_go_before_new_ones_and_acknowledged_ones_never), CASE(windows_and_gaps_are_kept))
