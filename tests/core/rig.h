@@ -114,6 +114,27 @@ rig_deliver(struct rig *rig, enum rig_way way, uint32_t p, uint8_t *frame, uint3
 	free(copy);
 }
 
+/* A frame that a test makes up comes to port p of the receiver; the reason it is counted under. f.payload: nbytes. */
+static inline enum af_drop
+rig_to_receiver(struct rig *rig, uint32_t p, struct af_frame f)
+{
+	uint64_t before[AF_NB_DROPS];
+	uint8_t *frame = malloc(AF_MIN_FRAME + f.nbytes);
+	uint32_t len;
+
+	if (f.nbytes)
+		memcpy(frame + AF_HEADER, f.payload, f.nbytes);
+	f.payload = NULL;
+	len = af_wire_seal(frame, rig->rx.ports[p].p.mac, rig->tx.ports[p].p.mac, &f);
+	memcpy(before, rig->rx.drops, sizeof before);
+	if (!af_rx_on_frame(&rig->rx, p, rig->now, frame, len, frame))
+		free(frame);
+	for (int drop = 0; drop < AF_NB_DROPS; drop++)
+		if (rig->rx.drops[drop] != before[drop])
+			return (enum af_drop)drop;
+	return AF_NB_DROPS;
+}
+
 /* All that both ends have to say, and a step of time. */
 static inline void
 rig_step(struct rig *rig)

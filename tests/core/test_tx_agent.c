@@ -11,8 +11,10 @@ static enum af_drop
 told(struct af_feedback r, const void *more, uint32_t nbytes)
 {
 	uint8_t *payload = malloc(sizeof r + nbytes);
-	struct af_frame f = {
-		.kind = AF_FEEDBACK, .number = rig.tx.feedback_number + 1, .payload = payload, .nbytes = sizeof r + nbytes};
+	struct af_frame f = {.kind = AF_FEEDBACK,
+			     .number = rig.tx.feedback_number + 1,
+			     .payload = payload,
+			     .nbytes = sizeof r + nbytes};
 	enum af_drop drop;
 
 	memcpy(payload, &r, sizeof r);
@@ -34,8 +36,9 @@ flowing(const uint64_t *sizes)
 	s = rig_post(&rig, 1, sizes);
 	af_tx_tick(&rig.tx, rig.now);
 	CHECK_EQUAL(s->state, AF_TX_ASKING);
-	CHECK_EQUAL(told((struct af_feedback){.granted = AF_BE32(2), .done = AF_BE32(1), .confirmed = AF_BE32(1)}, NULL, 0),
-		    AF_OK);
+	CHECK_EQUAL(
+		told((struct af_feedback){.granted = AF_BE32(2), .done = AF_BE32(1), .confirmed = AF_BE32(1)}, NULL, 0),
+		AF_OK);
 	CHECK_EQUAL(s->state, AF_TX_FLOWING);
 	return s;
 }
@@ -69,12 +72,9 @@ a_void_is_the_slices_error(void)
 	static const struct {
 		uint32_t reason;
 		int error;
-	} table[] = {{AF_VOID_TOO_LARGE, AF_TX_TOO_LARGE},
-		     {AF_VOID_INTEGRITY, AF_TX_INTEGRITY},
-		     {AF_VOID_MANIFEST, AF_TX_REFUSED},
-		     {AF_VOID_UNKNOWN, AF_TX_UNKNOWN},
-		     {AF_VOID_FAILED, AF_TX_FAILED_BY_USER},
-		     {99, AF_TX_REFUSED}};
+	} table[] = {{AF_VOID_TOO_LARGE, AF_TX_TOO_LARGE},   {AF_VOID_INTEGRITY, AF_TX_INTEGRITY},
+		     {AF_VOID_MANIFEST, AF_TX_REFUSED},      {AF_VOID_UNKNOWN, AF_TX_UNKNOWN},
+		     {AF_VOID_FAILED, AF_TX_FAILED_BY_USER}, {99, AF_TX_REFUSED}};
 
 	for (size_t i = 0; i < sizeof table / sizeof *table; i++) {
 		struct af_tx_slice *s = flowing(large);
@@ -183,12 +183,14 @@ an_older_report_takes_nothing_back(void)
 	struct af_tx_slice *s = flowing(large);
 
 	rig.tx.feedback_number = 100;
-	CHECK_EQUAL(told((struct af_feedback){.granted = AF_BE32(2), .done = AF_BE32(2), .confirmed = AF_BE32(2)}, NULL, 0),
-		    AF_OK);
+	CHECK_EQUAL(
+		told((struct af_feedback){.granted = AF_BE32(2), .done = AF_BE32(2), .confirmed = AF_BE32(2)}, NULL, 0),
+		AF_OK);
 	CHECK_EQUAL(s->state, AF_TX_DONE);
 	rig.tx.feedback_number = 200;
 	for (int i = 0; i < 2; i++) {
-		struct af_feedback r = {.granted = AF_BE32(2), .done = AF_BE32(1), .confirmed = AF_BE32(1), .drop = AF_DROP_CRC};
+		struct af_feedback r = {
+			.granted = AF_BE32(2), .done = AF_BE32(1), .confirmed = AF_BE32(1), .drop = AF_DROP_CRC};
 		struct af_frame f = {
 			.number = 150 + 100 * (uint64_t)i, .payload = (const uint8_t *)&r, .nbytes = sizeof r};
 
@@ -335,7 +337,8 @@ frames_of_other_sessions_and_kinds_are_dropped(void)
 
 	for (size_t i = 0; i < sizeof table / sizeof *table; i++) {
 		uint8_t frame[100];
-		struct af_frame f = {.kind = table[i].kind, .session = table[i].session ? rig.tx.session : rig.tx.session + 1};
+		struct af_frame f = {.kind = table[i].kind,
+				     .session = table[i].session ? rig.tx.session : rig.tx.session + 1};
 		uint32_t len = af_wire_seal(frame, rig.tx.ports[0].p.mac, rig.rx.ports[0].p.mac, &f);
 		uint64_t before = rig.tx.drops[table[i].drop], heard = rig.tx.heard_ns;
 
