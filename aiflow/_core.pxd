@@ -10,8 +10,13 @@ cdef extern from "aiflow/wire/frame.h" nogil:
         AF_MIN_FRAME
         AF_MIN_PATH_FRAME
         AF_MAX_FRAME
+        AF_MAX_PORTS
+        AF_NAME_BYTES
         AF_NB_DROPS
         AF_NB_KINDS
+
+    const char *af_kind_name(unsigned kind) noexcept  # "" for what is no kind; the first is 1
+    const char *af_drop_name(unsigned drop) noexcept
 
     struct af_frame:
         uint8_t kind, end
@@ -47,8 +52,6 @@ cdef extern from "aiflow/rt/agent.h" nogil:
     enum:
         AF_MBUF_OVERHEAD
         AF_TAIL_LEAST
-        AF_MAX_PORTS
-        AF_NAME_BYTES
 
     struct af_span:
         const uint8_t *ptr
@@ -124,6 +127,8 @@ cdef extern from "aiflow/rt/fault_line.h" nogil:
     enum:
         AF_NB_FAULTS
 
+    const char *af_fault_name(unsigned fault) noexcept
+
     struct af_fault_rule:
         uint32_t kinds, drop_ppm, burst_ppm, burst_frames, repeat_ppm, copies, reorder_ppm, corrupt_ppm, truncate_ppm
         uint32_t stall_ppm, drop_first
@@ -170,6 +175,10 @@ cdef extern from "aiflow/tx/tx_agent.h" nogil:
         AF_TX_QUEUED
         AF_TX_ASKING
         AF_TX_DONE
+        AF_NB_TX_ERRORS
+        AF_OTHERS
+
+    const char *af_tx_error_name(unsigned error) noexcept
 
     struct af_dispatch:
         uint32_t ports
@@ -177,7 +186,7 @@ cdef extern from "aiflow/tx/tx_agent.h" nogil:
         uint64_t share_bytes[AF_MAX_PORTS]
 
     struct af_rival:
-        char name[64]
+        char name[AF_NAME_BYTES]
         uint8_t mac[6]
         uint64_t epoch
 
@@ -222,16 +231,16 @@ cdef extern from "aiflow/tx/tx_agent.h" nogil:
 
     struct af_tx:
         af_span tail
-        char name[64]
-        char to[64]
+        char name[AF_NAME_BYTES]
+        char to[AF_NAME_BYTES]
         uint64_t instance, peer_timeout_ns, clock_offset_ns
         uint32_t nb_expected
         bint fixed_frame_size, joining
         af_tx_port ports[AF_MAX_PORTS]
         uint32_t nb_ports
         bint open, closing, keeps_mbufs, bye_heard, death_unreported
-        char receiver[64]
-        char others[4][64]
+        char receiver[AF_NAME_BYTES]
+        char others[AF_OTHERS][AF_NAME_BYTES]
         af_rival rivals[2]
         uint8_t drop
         uint32_t nb_dropped
@@ -258,7 +267,7 @@ cdef extern from "aiflow/tx/multi.h" nogil:
         AF_MULTI_MOST
 
     struct af_multi:
-        af_tx *tx[16]
+        af_tx *tx[AF_MULTI_MOST]
         uint32_t nb
         af_span tail
 
@@ -306,7 +315,7 @@ cdef extern from "aiflow/rx/rx_agent.h" nogil:
 
     struct af_rx_slice:
         af_rx_slice *next
-        char sender[64]
+        char sender[AF_NAME_BYTES]
         uint64_t instance
         uint32_t session_id
         uint32_t id, manifest_bytes, payload_bytes, nb_data, nb_elements
@@ -324,7 +333,7 @@ cdef extern from "aiflow/rx/rx_agent.h" nogil:
         uint64_t sent, arrived
 
     struct af_rx:
-        char name[64]
+        char name[AF_NAME_BYTES]
         uint64_t epoch, peer_timeout_ns, clock_offset_ns
         bint keeps_mbufs, confirms
         af_verdicts *verdicts

@@ -33,9 +33,6 @@ static uint64_t happened[NB_FAULTS]; /* how often each kind of fault took place 
 
 /* ---- the trace ---- */
 
-static const char *const kind_names[16] = {"0",   "DATA", "PACKED", "MANIFEST", "GRANT", "FEEDBACK", "HELLO", "PROBE",
-					   "BYE", "VOID", "CLOSE",  "11",       "12",    "13",       "14",    "15"};
-
 static void
 hash_in(uint64_t a, uint64_t b)
 {
@@ -71,7 +68,7 @@ note_frame(uint64_t now, int way, uint32_t segment, const uint8_t *frame, uint32
 	if (o.trace)
 		printf("%12.3f us  %u %s %u  %-8s %-9s slice %u element %u seq %u path %u number %u  %u bytes\n",
 		       (double)(now - START_NS) / 1e3, frame[way == FORTH ? 10 : 4], way == FORTH ? "->" : "<-",
-		       segment, what, kind_names[h.frame_id & 15], AF_BE32(h.slice), AF_BE32(h.element), AF_BE32(h.seq),
+		       segment, what, af_kind_name(h.frame_id & 15), AF_BE32(h.slice), AF_BE32(h.element), AF_BE32(h.seq),
 		       AF_BE16(h.path), AF_BE32(h.number_low), len);
 }
 

@@ -179,7 +179,7 @@ enum kind {
 	REPEAT,
 	REORDER,
 	DELAY,
-	STALL, /* of lines, as in faults.h */
+	STALL, /* of lines, in the order of enum af_fault_kind */
 	OUTAGE,
 	PAUSE,
 	UNPLUG,
@@ -189,6 +189,8 @@ enum kind {
 	STARVE,
 	NB_FAULTS /* of the world */
 };
+
+_Static_assert((int)OUTAGE == AF_FAULT_OVERFLOW, "the kinds of lines come first, in the order of AF_FAULT_LIST");
 
 static void
 draw_rule(struct af_fault_rule *r, enum kind kind)

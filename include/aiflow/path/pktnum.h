@@ -13,6 +13,8 @@
 
 #define AF_RX_BITS 1024u /* numbers that a report can describe: more than any window plus the reordering allowance */
 #define AF_MAX_WINDOW 896u
+#define AF_FIRST_WINDOW 16u            /* frames in flight before the receiver has granted a window */
+#define AF_PATH_IDLE_NS 100000000ull   /* a path that was silent for this long takes no share of a port's credit */
 #define AF_TX_RING 2048u /* numbers in flight or not yet judged */
 #define AF_PKTNUM_JUMP (1u << 20) /* a number further ahead than this is no gap but nonsense */
 

@@ -8,8 +8,6 @@
 
 #include "aiflow/wire/frame.h"
 
-#define AF_MAX_PORTS 32u /* RTE_MAX_ETHPORTS of the usual builds */
-#define AF_NAME_BYTES 64u
 #define AF_HEARTBEAT_NS 1000000000ull /* an idle sender shows that it lives */
 #define AF_AWAY_NS 100000000ull       /* between two ticks: we were stopped, and nobody's silence counts meanwhile */
 

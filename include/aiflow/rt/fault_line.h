@@ -31,19 +31,32 @@ struct af_fault_rule {
 	uint64_t down_every_ns;             /* and again with this period; 0: once */
 };
 
-enum af_fault_kind {
-	AF_FAULT_DROP,
-	AF_FAULT_BURST,
-	AF_FAULT_DOWN,
-	AF_FAULT_CORRUPT,
-	AF_FAULT_TRUNCATE,
-	AF_FAULT_REPEAT,
-	AF_FAULT_REORDER,
-	AF_FAULT_DELAY,
-	AF_FAULT_STALL,
-	AF_FAULT_OVERFLOW, /* lost because the line holds all that it can */
-	AF_NB_FAULTS
-};
+/* Faults, each with its counter of frames. */
+/* clang-format off */
+#define AF_FAULT_LIST(X) \
+	X(AF_FAULT_DROP, "dropped")       /* lost one by one */ \
+	X(AF_FAULT_BURST, "burst")        /* lost in a burst */ \
+	X(AF_FAULT_DOWN, "down")          /* lost while the line was down */ \
+	X(AF_FAULT_CORRUPT, "corrupted")  /* passed with a flipped bit */ \
+	X(AF_FAULT_TRUNCATE, "truncated") /* passed shortened */ \
+	X(AF_FAULT_REPEAT, "repeated")    /* passed more than once */ \
+	X(AF_FAULT_REORDER, "reordered")  /* held back, so that others overtake it */ \
+	X(AF_FAULT_DELAY, "delayed")      /* held back by the line's delay */ \
+	X(AF_FAULT_STALL, "stalls")       /* times that the line held everything back */ \
+	X(AF_FAULT_OVERFLOW, "overflow")  /* lost because the line holds all that it can */
+/* clang-format on */
+
+enum af_fault_kind { AF_FAULT_LIST(AF_TABLE_SYMBOL) AF_NB_FAULTS };
+
+_Static_assert(AF_NB_FAULTS == 10, "show the new fault's counter to users, and count it here");
+
+static inline const char *
+af_fault_name(unsigned fault)
+{
+	static const char *const names[] = {AF_FAULT_LIST(AF_TABLE_NAME)};
+
+	return fault < AF_NB_FAULTS ? names[fault] : "";
+}
 
 struct af_fault_held {
 	uint64_t due_ns, order;

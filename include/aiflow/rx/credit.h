@@ -22,6 +22,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "aiflow/path/pktnum.h"
+
 #define AF_CREDIT_NS 20000000ull   /* between two steps, */
 #define AF_CREDIT_SOON_NS 2000000ull /* or this, when so many frames came */
 #define AF_CREDIT_FRAMES 512u
@@ -30,8 +32,6 @@
 #define AF_CREDIT_LEAST 12.0       /* and these frames in any case */
 /* a round trip of hosts that poll: what is on its way besides, and waits on a fast link */
 #define AF_CREDIT_PIPE_NS 1e6
-#define AF_PATH_IDLE_NS 100000000ull /* a path that was silent for so long takes no share */
-#define AF_FIRST_WINDOW 16u        /* frames in flight before the receiver has granted a window */
 #define AF_DRAIN_NS 30000000ull
 #define AF_DRAIN_APART_NS 1000000000ull /* a crowd of newcomers must not keep a port drained */
 #define AF_DRAIN_FRAMES 4u         /* of each path, meanwhile */

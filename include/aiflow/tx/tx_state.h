@@ -6,7 +6,6 @@
 #include <stdlib.h>
 
 #include "aiflow/rt/agent.h"
-#include "aiflow/rx/credit.h"
 #include "aiflow/wire/manifest.h"
 #include "aiflow/rt/sampler.h"
 #include "aiflow/path/pacer.h"
@@ -27,22 +26,37 @@ _Static_assert(AF_TX_SLICES <= AF_SLICES_IN_FLIGHT,
 
 enum af_tx_state { AF_TX_QUEUED, AF_TX_ASKING, AF_TX_FLOWING, AF_TX_DONE, AF_TX_FAILED };
 
-enum af_tx_error {
-	AF_TX_OK,
-	AF_TX_NO_PEER,   /* nobody answered in time */
-	AF_TX_SILENT,    /* the peer fell silent */
-	AF_TX_RESTARTED, /* the peer went away, or came back as another */
-	AF_TX_TOO_LARGE,
-	AF_TX_INTEGRITY,
-	AF_TX_REFUSED,
-	AF_TX_CANCELLED,
-	AF_TX_AMBIGUOUS, /* two receivers answer and none was named */
-	AF_TX_MTU,       /* small frames pass, full ones don't */
-	AF_TX_NO_MEMORY,
-	AF_TX_UNKNOWN,   /* the receiver does not know what its manifest says */
-	AF_TX_FAILED_BY_USER, /* the receiver's user could not use it */
-	AF_TX_STALLED    /* the receiver answers, and takes none of its frames */
-};
+/* Why a slice failed. */
+/* clang-format off */
+#define AF_TX_ERROR_LIST(X) \
+	X(AF_TX_OK, "ok")                 /* it was delivered */ \
+	X(AF_TX_NO_PEER, "no_peer")       /* no receiver answered within the peer timeout */ \
+	X(AF_TX_SILENT, "silent")         /* the receiver fell silent */ \
+	X(AF_TX_RESTARTED, "restarted")   /* the receiver went away, or came back as another */ \
+	X(AF_TX_TOO_LARGE, "too_large")   /* the receiver's memory is smaller than the slice */ \
+	X(AF_TX_INTEGRITY, "integrity")   /* the digests of both ends differ */ \
+	X(AF_TX_REFUSED, "refused")       /* the receiver refused it for another reason */ \
+	X(AF_TX_CANCELLED, "cancelled")   /* its own side gave it up */ \
+	X(AF_TX_AMBIGUOUS, "ambiguous")   /* two receivers answer, and the sender named neither */ \
+	X(AF_TX_MTU, "mtu")               /* small frames pass the path, full ones do not */ \
+	X(AF_TX_NO_MEMORY, "no_memory")   /* no memory for its tables */ \
+	X(AF_TX_UNKNOWN, "unknown")       /* the receiver does not know what its manifest says */ \
+	X(AF_TX_FAILED_BY_USER, "failed") /* the receiver's user could not use it */ \
+	X(AF_TX_STALLED, "stalled")       /* the receiver answers, and takes none of its frames */
+/* clang-format on */
+
+enum af_tx_error { AF_TX_ERROR_LIST(AF_TABLE_SYMBOL) AF_NB_TX_ERRORS };
+
+_Static_assert(AF_NB_TX_ERRORS == 14,
+	       "give users a text for the new error (aiflow/_transfer/result.py), and count it here");
+
+static inline const char *
+af_tx_error_name(unsigned error)
+{
+	static const char *const names[] = {AF_TX_ERROR_LIST(AF_TABLE_NAME)};
+
+	return error < AF_NB_TX_ERRORS ? names[error] : "";
+}
 
 /* What the scheduler decided for one slice: the law that the loop applies. control: rw before posting, dataplane: ro */
 struct af_dispatch {

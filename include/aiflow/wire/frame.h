@@ -32,20 +32,39 @@
 #define AF_MIN_PATH_FRAME 512u /* of a path: the largest HELLO and a report of one path fit */
 #define AF_MAX_FRAME 65000u
 #define AF_HEADER 54u /* both headers */
+#define AF_MAX_PORTS 32u  /* of one side, hence paths of a session; RTE_MAX_ETHPORTS of the usual builds */
+#define AF_NAME_BYTES 64u /* of a name in a HELLO, with its NUL */
 
-enum af_kind {
-	AF_DATA = 1, /* element, seq: the chunk's place; end: the element's last chunk */
-	AF_PACKED,   /* element: the first of `seq` whole elements, end to end */
-	AF_MANIFEST, /* element: bytes of the manifest; seq: this piece of it; end: the last piece */
-	AF_GRANT,    /* a FEEDBACK that is sent because a slice was granted */
-	AF_FEEDBACK, /* the receiver's state: `struct af_feedback` and path records */
-	AF_HELLO,    /* `struct af_hello` and two names */
-	AF_PROBE,    /* asks for feedback now */
-	AF_BYE,      /* the sender has closed; the receiver answers with one */
-	AF_VOID,     /* the sender has given this slice up */
-	AF_CLOSE,    /* closing record of a slice: the CRC32C over all its bytes */
-	AF_NB_KINDS
-};
+/* Tables: one list each, from which the enumeration, the names and their number come. */
+#define AF_TABLE_SYMBOL(symbol, name) symbol,
+#define AF_TABLE_NAME(symbol, name) name,
+
+/* Kinds of frames. Their numbers, from 1, are the wire's: a new kind goes to the end. */
+/* clang-format off */
+#define AF_KIND_LIST(X) \
+	X(AF_DATA, "DATA")         /* element, seq: the chunk's place; end: the element's last chunk */ \
+	X(AF_PACKED, "PACKED")     /* element: the first of `seq` whole elements, end to end */ \
+	X(AF_MANIFEST, "MANIFEST") /* element: bytes of the manifest; seq: this piece of it; end: the last piece */ \
+	X(AF_GRANT, "GRANT")       /* a FEEDBACK that is sent because a slice was granted */ \
+	X(AF_FEEDBACK, "FEEDBACK") /* the receiver's state: `struct af_feedback` and path records */ \
+	X(AF_HELLO, "HELLO")       /* `struct af_hello` and two names */ \
+	X(AF_PROBE, "PROBE")       /* asks for feedback now */ \
+	X(AF_BYE, "BYE")           /* the sender has closed; the receiver answers with one */ \
+	X(AF_VOID, "VOID")         /* the sender has given this slice up */ \
+	X(AF_CLOSE, "CLOSE")       /* closing record of a slice: the CRC32C over all its bytes */
+/* clang-format on */
+
+enum af_kind { AF_NO_KIND, AF_KIND_LIST(AF_TABLE_SYMBOL) AF_NB_KINDS };
+
+_Static_assert(AF_CLOSE == 10 && AF_NB_KINDS == 11, "wire numbers: add a kind at the end, and count it here");
+
+static inline const char *
+af_kind_name(unsigned kind)
+{
+	static const char *const names[] = {"", AF_KIND_LIST(AF_TABLE_NAME)};
+
+	return kind < AF_NB_KINDS ? names[kind] : "";
+}
 
 struct __attribute__((packed)) af_header {
 	uint8_t dst[6], src[6];
@@ -151,39 +170,53 @@ enum af_void_reason {
 	AF_VOID_FAILED /* the receiver's user could not use it; the text says which elements, and why */
 };
 
-/* Why a frame was not taken. Every drop is counted under one of these. */
-enum af_drop {
-	AF_OK,
-	AF_DROP_RUNT,
-	AF_DROP_LENGTH,
-	AF_DROP_MTU,
-	AF_DROP_HEADER,
-	AF_DROP_FOREIGN,
-	AF_DROP_VLAN,
-	AF_DROP_KIND,
-	AF_DROP_DST_MAC,
-	AF_DROP_BROADCAST,
-	AF_DROP_SEGMENTS,
-	AF_DROP_CRC,
-	AF_DROP_SESSION,
-	AF_DROP_SRC_MAC,
-	AF_DROP_PATH,
-	AF_DROP_NUMBER,
-	AF_DROP_REPLAY,
-	AF_DROP_DUPLICATE,
-	AF_DROP_NOT_GRANTED,
-	AF_DROP_ELEMENT,
-	AF_DROP_SEQ,
-	AF_DROP_END,
-	AF_DROP_SIZE,
-	AF_DROP_CONFLICT,
-	AF_DROP_MANIFEST,
-	AF_DROP_HELLO,
-	AF_DROP_FEEDBACK,
-	AF_DROP_BUSY,
-	AF_DROP_VERSION,
-	AF_NB_DROPS
-};
+/* Why a frame was not taken. Every drop is counted under one of these. The numbers are the wire's (`drop` of
+ * struct af_feedback): a new reason goes to the end. */
+/* clang-format off */
+#define AF_DROP_LIST(X) \
+	X(AF_OK, "ok")                        /* it was taken */ \
+	X(AF_DROP_RUNT, "runt")               /* shorter than Ethernet's minimum */ \
+	X(AF_DROP_LENGTH, "length")           /* its length field claims more bytes than arrived */ \
+	X(AF_DROP_MTU, "mtu")                 /* longer than this port takes */ \
+	X(AF_DROP_HEADER, "header")           /* its length field leaves no room for the headers */ \
+	X(AF_DROP_FOREIGN, "foreign")         /* another EtherType */ \
+	X(AF_DROP_VLAN, "vlan")               /* one of ours behind a VLAN tag */ \
+	X(AF_DROP_KIND, "kind")               /* a kind that this end does not take */ \
+	X(AF_DROP_DST_MAC, "dst_mac")         /* for another unicast address */ \
+	X(AF_DROP_BROADCAST, "broadcast")     /* a group address, and no HELLO */ \
+	X(AF_DROP_SEGMENTS, "segments")       /* a chain of mbufs that the loop does not join */ \
+	X(AF_DROP_CRC, "crc")                 /* damaged */ \
+	X(AF_DROP_SESSION, "session")         /* of no session that is known and alive */ \
+	X(AF_DROP_SRC_MAC, "src_mac")         /* of an address that sent no HELLO in this session */ \
+	X(AF_DROP_PATH, "path")               /* a path index beyond AF_MAX_PORTS */ \
+	X(AF_DROP_NUMBER, "number")           /* a packet number too far ahead */ \
+	X(AF_DROP_REPLAY, "replay")           /* a packet number that was seen before */ \
+	X(AF_DROP_DUPLICATE, "duplicate")     /* a chunk that was received before */ \
+	X(AF_DROP_NOT_GRANTED, "not_granted") /* data of a slice that was not granted */ \
+	X(AF_DROP_ELEMENT, "element")         /* an element that the manifest does not have */ \
+	X(AF_DROP_SEQ, "seq")                 /* a chunk that the element does not have */ \
+	X(AF_DROP_END, "end")                 /* its end flag contradicts the manifest */ \
+	X(AF_DROP_SIZE, "size")               /* its size contradicts the manifest */ \
+	X(AF_DROP_CONFLICT, "conflict")       /* a chunk that was received before, with other bytes */ \
+	X(AF_DROP_MANIFEST, "manifest")       /* a manifest piece that contradicts itself or the others */ \
+	X(AF_DROP_HELLO, "hello")             /* a HELLO that contradicts itself */ \
+	X(AF_DROP_FEEDBACK, "report")         /* feedback that contradicts itself; users know the counter by this name */ \
+	X(AF_DROP_BUSY, "busy")               /* no memory or no table entry for its sender */ \
+	X(AF_DROP_VERSION, "version")         /* another version of the wire format */
+/* clang-format on */
+
+enum af_drop { AF_DROP_LIST(AF_TABLE_SYMBOL) AF_NB_DROPS };
+
+_Static_assert(AF_DROP_VERSION == 28 && AF_NB_DROPS == 29, "wire numbers: add a reason at the end, and count it here");
+
+/* The counter's name as users see it. */
+static inline const char *
+af_drop_name(unsigned drop)
+{
+	static const char *const names[] = {AF_DROP_LIST(AF_TABLE_NAME)};
+
+	return drop < AF_NB_DROPS ? names[drop] : "";
+}
 
 /* A frame in host byte order. `payload` points into the frame, or where else the bytes are that it shall have. */
 struct af_frame {

@@ -2,7 +2,6 @@
 #ifndef AIFLOW_HELLO_H
 #define AIFLOW_HELLO_H
 
-#include "aiflow/rt/agent.h"
 #include "aiflow/wire/frame.h"
 
 static inline uint32_t
