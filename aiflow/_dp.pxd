@@ -1,6 +1,6 @@
 # Data plane: the burst loop and what its two users (_dp_tx, _dp_rx) share.
 
-from libc.stdint cimport uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 
 from aiflow._core cimport AF_NB_FAULTS, af_agent, af_agent_port, af_sampler, af_span
 from aiflow._dp_driver cimport LoopDriver

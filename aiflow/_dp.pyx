@@ -13,8 +13,8 @@ from aiflow._core cimport (
 )
 from aiflow._dp_faults cimport close_lines, impair, impaired, open_lines
 from aiflow._dp_driver cimport LoopDriver, aiflow_lock, aiflow_posted, aiflow_set, aiflow_unlock
-from aiflow._dp_frame cimport CHAINED, TAGGED, plain, unusual
 from aiflow._dp_port cimport BURST, IN, OUT
+from aiflow._dp_frame cimport CHAINED, TAGGED, plain, unusual
 from aiflow._eal cimport Mempool, Port, af_intr_gate_enter, af_intr_gate_leave, gate
 from aiflow.librte.rte_ethdev cimport rte_eth_rx_burst, rte_eth_tx_burst
 from aiflow.librte.rte_mbuf cimport (

@@ -29,7 +29,7 @@ cdef class LoopDriver:
     cdef bint has_handoff
     cdef af_idle idle          # owner of the loop: rw
     cdef af_cpu_budget cpu_budget        # likewise
-    cdef bint in_vain          # likewise: the last caller that drove saw no event
+    cdef bint saw_nothing      # likewise: the last caller that drove saw no event
     cdef uint64_t now          # likewise: the time of this iteration
     cdef unsigned int lcore    # DPDK's number of the worker, for its mempool caches; a driving caller borrows it
     cdef int last_cpu          # the CPU that the loop was driven on last; -1: none
@@ -42,7 +42,7 @@ cdef class LoopDriver:
     cdef int pid
     cdef object __weakref__
 
-    cdef bint take_turn(self) noexcept nogil
+    cdef bint acquire(self) noexcept nogil
     cdef void run(self) noexcept nogil
     cdef void ring(self) noexcept nogil
     cdef void push(self) noexcept nogil

@@ -193,7 +193,7 @@ cdef class LoopDriver:
         cdef uint64_t ns = <uint64_t>(max(seconds, 0.0) * 1e9)
         cdef uint64_t begin
         with nogil:
-            if self.take_turn():
+            if self.acquire():
                 begin = af_now_ns()
                 if self.drive(seen, begin + ns):
                     aiflow_set(self.handoff.work_left, 1)
@@ -217,7 +217,7 @@ cdef class LoopDriver:
         """Is there work that cannot wait? For the owner of the loop."""
         return False
 
-    cdef bint take_turn(self) noexcept nogil:
+    cdef bint acquire(self) noexcept nogil:
         """Let a caller own the loop, but not when the worker has ended, or the control plane waits for the worker."""
         if self.stopped or aiflow_attention(&self.handoff) or not af_handoff_try_acquire(&self.handoff):
             return False
@@ -280,7 +280,7 @@ cdef class LoopDriver:
         self.last_cpu = sched_getcpu()
         af_cpu_budget_begin(&self.cpu_budget)
         self.now = af_now_ns()
-        if aiflow_posted(&self.handoff) or not self.in_vain:
+        if aiflow_posted(&self.handoff) or not self.saw_nothing:
             af_idle_begin(&self.idle, self.now)  # else it goes on with the last wait
         while aiflow_generation(&self.handoff) == seen and not self.stopped and not aiflow_attention(&self.handoff):
             work = self.iterate()
@@ -300,7 +300,7 @@ cdef class LoopDriver:
         if slack_ns:
             af_idle_timers_as(slack_ns)
         af_cpu_budget_end(&self.cpu_budget)
-        self.in_vain = aiflow_generation(&self.handoff) == seen
+        self.saw_nothing = aiflow_generation(&self.handoff) == seen
         self.handoff.driven += 1
         aiflow_as_lcore(lcore)
         return self.unfinished()
@@ -308,7 +308,7 @@ cdef class LoopDriver:
     cdef void push(self) noexcept nogil:
         """Send the first frames of a posted slice now; wake the worker only if work is left for it."""
         cdef unsigned int lcore
-        if self.cpu_budget.cores > 0 or not self.take_turn():  # a push never waits, and the budget may ask for a rest
+        if self.cpu_budget.cores > 0 or not self.acquire():  # a push never waits, and the budget may ask for a rest
             af_handoff_wake(&self.handoff)
             return
         lcore = aiflow_as_lcore(self.lcore)

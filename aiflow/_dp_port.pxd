@@ -1,4 +1,4 @@
-# One port as the burst loop keeps it: the loop, its fault lines and its frame repair share this.
+# A port's place in a loop, which all parts of the data plane share. Declarations only.
 
 from libc.stdint cimport uint16_t, uint64_t
 
@@ -26,6 +26,6 @@ cdef struct loop_port:
     rte_mempool *adopt         # pool that received frames move into, where they come in another's mbufs; else NULL
     rte_mbuf *spare            # allocated for the next frame; NULL when used
     rte_mbuf *staged[BURST]
-    af_fault_line *lines[2]          # faults on the way OUT and IN; NULL unless asked for
+    af_fault_line *lines[2]    # faults on the way OUT and IN; NULL unless asked for
     uint64_t rx_nombuf         # frames dropped: the pool had no mbuf to move them into
     uint64_t tx_nombuf         # times that the pool had no mbuf for a frame to send
