@@ -7,7 +7,7 @@ from aiflow._dp_counters import PortCounters
 from aiflow._eal import Port
 
 FAULT_COUNTS: tuple[str, ...]
-DROPS: tuple[str, ...]
+MAX_PORTS: int
 
 class Loop:
     @property

@@ -8,8 +8,8 @@ from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 from aiflow._core cimport (
     AF_MIN_PATH_FRAME, AF_NAME_BYTES, AF_NB_DROPS, AF_NB_FAULTS, af_agent_port, af_cpu_budget_rest,
-    af_fault_line_leave, af_handoff_notify, af_handoff_rest, af_idle_worked, af_now_ns, af_sample, af_sampler,
-    af_sampler_read, af_span,
+    af_fault_line_leave, af_fault_name, af_handoff_notify, af_handoff_rest, af_idle_worked, af_now_ns, af_sample,
+    af_sampler, af_sampler_read, af_span,
 )
 from aiflow._dp_faults cimport close_lines, impair, impaired, open_lines
 from aiflow._dp_driver cimport LoopDriver, aiflow_lock, aiflow_posted, aiflow_set, aiflow_unlock
@@ -25,6 +25,7 @@ from aiflow.librte.rte_mempool cimport rte_mempool
 from aiflow._dp_counters import PortCounters
 from aiflow._system import threads
 from aiflow._faults import parse_faults
+from aiflow._wire import DROPS
 from aiflow.errors import ConfigError, PortError
 from aiflow._system.cpus import settle
 
@@ -37,12 +38,9 @@ cdef extern from *:
     """
     void aiflow_prefetch(const void *p) noexcept nogil
 
-DROPS = ("ok", "runt", "length", "mtu", "header", "foreign", "vlan", "kind", "dst_mac", "broadcast", "segments", "crc",
-         "session", "src_mac", "path", "number", "replay", "duplicate", "not_granted", "element", "seq", "end", "size",
-         "conflict", "manifest", "hello", "report", "busy", "version")
-
-FAULT_COUNTS = ("dropped", "burst", "down", "corrupted", "truncated", "repeated", "reordered", "delayed", "stalls",
-                "overflow")
+# Names of the C table (include/aiflow/rt/fault_line.h).
+FAULT_COUNTS = tuple([af_fault_name(fault).decode() for fault in range(AF_NB_FAULTS)])
+MAX_PORTS = PORTS
 
 
 cdef char *name_bytes(object name, char *out) except NULL:
@@ -394,7 +392,7 @@ cdef class Loop(LoopDriver):
         m.nb_segs = 2
 
     cdef void make_own(self, loop_port *port) noexcept nogil:
-        """Copy the agent's bytes into the frames that the driver left: the agent may free them before the next burst."""
+        """Copy the agent's bytes into frames that the driver left: the agent may free them before the next burst."""
         cdef rte_mbuf *m
         cdef rte_mbuf *reference
         cdef uint16_t i

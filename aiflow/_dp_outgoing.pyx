@@ -9,14 +9,13 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
 from aiflow._core cimport (
-    AF_HEADER, AF_MAX_PORTS, AF_MBUF_OVERHEAD, AF_TX_ASKING, AF_TX_DONE, AF_TX_QUEUED, af_extent, af_manifest,
-    af_manifest_measure, af_rx_need, af_span,
+    AF_HEADER, AF_MAX_PORTS, AF_MBUF_OVERHEAD, AF_NB_TX_ERRORS, AF_TX_ASKING, AF_TX_DONE, AF_TX_QUEUED, af_extent,
+    af_manifest, af_manifest_measure, af_rx_need, af_span, af_tx_error_name,
 )
 from aiflow._dp_driver cimport aiflow_set
 
-# In the order of enum af_tx_error.
-ERRORS = ("ok", "no_peer", "silent", "restarted", "too_large", "integrity", "refused", "cancelled", "ambiguous", "mtu",
-          "no_memory", "unknown", "failed", "stalled")
+# Names of the C table (include/aiflow/tx/tx_state.h).
+ERRORS = tuple([af_tx_error_name(error).decode() for error in range(AF_NB_TX_ERRORS)])
 CANCELLED = ERRORS.index("cancelled")
 # After one of these the receiver may hold the slice all the same, provided that all of it was sent.
 UNSURE = (0, CANCELLED, *map(ERRORS.index, ("silent", "restarted", "stalled")))

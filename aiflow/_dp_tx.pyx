@@ -7,17 +7,16 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 from aiflow._core cimport (
-    AF_MULTI_MOST, AF_NB_DROPS, AF_TAIL_LEAST, af_agent_port, af_handoff_wake, af_multi, af_multi_next_frame,
+    AF_MULTI_MOST, AF_NB_DROPS, AF_OTHERS, AF_TAIL_LEAST, af_agent_port, af_handoff_wake, af_multi, af_multi_next_frame,
     af_multi_on_frame, af_multi_tick, af_now_ns, af_pace_reset, af_tx, af_tx_detach, af_tx_enqueue, af_tx_fail_all,
-    af_tx_init,
-    af_tx_is_pressed, af_tx_next_frame, af_tx_on_frame, af_tx_port, af_tx_slice, af_tx_tick,
+    af_tx_init, af_tx_is_pressed, af_tx_next_frame, af_tx_on_frame, af_tx_port, af_tx_slice, af_tx_tick,
 )
 from aiflow._dp cimport Loop, agent_counts, name_bytes, sample_rows
 from aiflow._dp_driver cimport aiflow_lock, aiflow_set, aiflow_unlock
 from aiflow._dp_outgoing cimport Outgoing, of_buffers, of_rows
 from aiflow._eal cimport Mempool, Port
-from aiflow._dp import DROPS
 from aiflow._dp_outgoing import CANCELLED
+from aiflow._wire import DROPS
 from aiflow.errors import ConfigError
 
 MOST_RECEIVERS = AF_MULTI_MOST
@@ -307,7 +306,8 @@ cdef class TxLoop(Loop):
 
     def others(self, uint32_t receiver=0):
         """Names of receivers that answered although another was asked for."""
-        names = [(<const char *>self.multi.tx[receiver].others[i]).decode("utf-8", "replace") for i in range(4)]
+        names = [(<const char *>self.multi.tx[receiver].others[i]).decode("utf-8", "replace")
+                 for i in range(AF_OTHERS)]
         return [name for name in names if name]
 
     def rivals(self, uint32_t receiver=0):

@@ -5,12 +5,12 @@ For tests and diagnosis. Nothing here touches a port.
 
 from collections import namedtuple
 
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 from aiflow._core cimport (
-    AF_HEADER, AF_MAX_FRAME, AF_NB_DROPS, AF_NB_KINDS, af_crc32c, af_crc32c_shift, af_frame, af_wire_parse,
-    af_wire_seal,
+    AF_HEADER, AF_MAX_FRAME, AF_NB_DROPS, AF_NB_KINDS, af_crc32c, af_crc32c_shift, af_drop_name, af_frame,
+    af_kind_name, af_wire_parse, af_wire_seal,
 )
 
 cdef extern from "aiflow/wire/frame.h" nogil:
@@ -26,15 +26,9 @@ MIN_PATH_FRAME = AF_MIN_PATH_FRAME
 VERSION = AF_VERSION
 ETHERTYPE = AF_ETHERTYPE
 
-KINDS = {"DATA": 1, "PACKED": 2, "MANIFEST": 3, "GRANT": 4, "FEEDBACK": 5, "HELLO": 6, "PROBE": 7, "BYE": 8, "VOID": 9,
-         "CLOSE": 10}
-
-DROPS = ("ok", "runt", "length", "mtu", "header", "foreign", "vlan", "kind", "dst_mac", "broadcast", "segments", "crc",
-         "session", "src_mac", "path", "number", "replay", "duplicate", "not_granted", "element", "seq", "end", "size",
-         "conflict", "manifest", "hello", "report", "busy", "version")
-
-if len(KINDS) != AF_NB_KINDS - 1 or len(DROPS) != AF_NB_DROPS:
-    raise ImportError("aiflow._wire was built against another include/aiflow/wire/frame.h: build again with make setup")
+# Names of the C tables (include/aiflow/wire/frame.h).
+KINDS = {af_kind_name(kind).decode(): kind for kind in range(1, AF_NB_KINDS)}
+DROPS = tuple([af_drop_name(drop).decode() for drop in range(AF_NB_DROPS)])
 
 Frame = namedtuple("Frame", "kind element seq timestamp_ns end session slice path number payload src crc")
 Frame.__doc__ = "A frame's fields in host byte order; `kind` by number (see `KINDS`), `payload` without padding."

@@ -16,7 +16,7 @@ from wait import Deadline, settle
 
 import aiflow
 from aiflow import _wire
-from aiflow._dp import DROPS
+from aiflow._wire import DROPS
 from aiflow.errors import PoolExhausted
 
 root = pytest.mark.root

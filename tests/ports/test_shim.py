@@ -11,7 +11,7 @@ from peer import name as new_name
 from wait import PATIENCE_S, Deadline
 
 import aiflow
-from aiflow import _wire, config
+from aiflow import _dp, _wire, config
 from aiflow._faults import parse_faults
 from aiflow.errors import ConfigError
 
@@ -96,6 +96,10 @@ WRONG = [
 def test_what_is_no_fault_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         parse_faults(wrong)
+
+
+def test_an_endpoint_may_have_as_many_ports_as_a_loop() -> None:
+    assert config.MAX_PORTS == _dp.MAX_PORTS
 
 
 def test_the_kinds_are_those_of_the_wire() -> None:
