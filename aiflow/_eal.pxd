@@ -1,4 +1,4 @@
-# Control plane, C-level face: what _dp cimports.
+# Control plane, C-level face for _dp.
 
 from libc.stdint cimport uint16_t
 
@@ -11,24 +11,24 @@ from aiflow._eal_mempool cimport Mempool
 cdef class Port:
     cdef readonly uint16_t port_id
     cdef readonly bytes mac           # 6 bytes
-    cdef readonly str name            # as shown: "local:demo#0"
+    cdef readonly str name            # for tables and errors: "local:demo#0"
     cdef readonly str driver          # "net_memif"
     cdef readonly int socket_id
-    cdef readonly int frame_size      # largest Ethernet frame, header included, no FCS, it can send and receive
-    cdef readonly int rx_ring         # frames its receive side can hold
-    cdef public int tx_window         # frames that may be unacknowledged out of it
+    cdef readonly int frame_size      # bytes of the largest frame, with Ethernet header, without FCS
+    cdef readonly int rx_ring         # frames that the receive side can hold
+    cdef public int tx_window         # frames that may be in flight from this port
     cdef readonly bint gated          # bursts must be inside the gate
-    cdef readonly bint kick           # frames handed over may linger until a later tx_burst
-    cdef readonly bint point_to_point  # exactly one peer can be at the other end
+    cdef readonly bint kick           # frames may stay in the driver until a later tx_burst
+    cdef readonly bint point_to_point  # exactly one peer is at the other end
     cdef readonly bint copies         # tx_burst copies the frame
     cdef readonly bint multi_segs     # tx_burst takes chained mbufs
     cdef readonly bint is_open
     cdef bint is_plugged              # the device is on its bus
-    cdef readonly Mempool mempool     # receives into this; kept alive by the port
+    cdef readonly Mempool mempool     # pool of received frames; the port keeps it alive
     cdef str bus
     cdef str device
-    cdef object rings                 # net_ring: the rings both ports of a pair own
-    cdef int side                     # which of the two this one is
+    cdef object ring_pair             # net_ring: the RingPair that both ports own
+    cdef int side                     # net_ring: index of this port in its pair
 
     cdef _configure(self, Mempool mempool, frame_size, int nb_rxd, int nb_txd, rx_ring, tx_window, mark)
     cdef _start(self, mark)

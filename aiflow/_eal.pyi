@@ -3,7 +3,7 @@
 from types import TracebackType
 from typing import Literal
 
-MOST_ROOM: int
+MAX_DATA_ROOM: int
 
 def start() -> None: ...
 def started() -> bool: ...

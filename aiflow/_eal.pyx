@@ -1,15 +1,15 @@
 # cython: language_level=3
-"""Control plane: mempools and Ethernet ports. Nothing here is on a frame's way.
+"""Control plane: mempools and Ethernet ports. No frame passes through this module.
 
-The environment starts with the first `Mempool` or `Port`; its functions are re-exported here.
+The EAL starts with the first `Mempool` or `Port`. The functions of `_eal_init` are re-exported here.
 """
 from libc.stdint cimport uint16_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
+from aiflow._eal_device cimport RingPair, plug_device, unplug_device
 from aiflow._eal_init cimport gate, log_mark, ours
-from aiflow._eal_mempool cimport Mempool, free_returned_pools
-from aiflow.librte.rte_eal cimport SOCKET_ID_ANY, rte_eal_hotplug_add, rte_eal_hotplug_remove, rte_vdev_init
-from aiflow.librte.rte_eth_ring cimport rte_eth_from_rings
+from aiflow._eal_mempool cimport Mempool
+from aiflow.librte.rte_eal cimport SOCKET_ID_ANY
 from aiflow.librte.rte_ethdev cimport (
     RTE_ETH_LINK_UP, RTE_ETH_SPEED_NUM_NONE, RTE_ETH_SPEED_NUM_UNKNOWN, RTE_ETH_TX_OFFLOAD_MULTI_SEGS,
     RTE_MAX_ETHPORTS, rte_eth_conf, rte_eth_dev_adjust_nb_rx_tx_desc, rte_eth_dev_configure, rte_eth_dev_count_avail,
@@ -19,11 +19,7 @@ from aiflow.librte.rte_ethdev cimport (
     rte_eth_tx_queue_setup, rte_eth_xstat, rte_eth_xstat_name, rte_eth_xstats_get, rte_eth_xstats_get_names,
     rte_ether_addr,
 )
-from aiflow.librte.rte_mbuf cimport rte_mbuf, rte_pktmbuf_free
 from aiflow.librte.rte_mempool cimport rte_mempool
-from aiflow.librte.rte_ring cimport (
-    RING_F_SC_DEQ, RING_F_SP_ENQ, rte_ring, rte_ring_create, rte_ring_dequeue_burst, rte_ring_free,
-)
 
 import itertools
 import os
@@ -32,11 +28,11 @@ from aiflow._system import threads
 from aiflow._eal_init import (
     connecting, dpdk_version, error, log_tail, memory_mode, register_thread, start, started, unregister_thread,
 )
-from aiflow._eal_mempool import MOST_ROOM, mempools
+from aiflow._eal_mempool import MAX_DATA_ROOM, mempools
 from aiflow.errors import ConfigError, EalError, PortError
 
 __all__ = [
-    "MOST_ROOM", "Mempool", "Port", "connecting", "dpdk_version", "log_tail", "memory_mode", "mempools", "nb_ports",
+    "MAX_DATA_ROOM", "Mempool", "Port", "connecting", "dpdk_version", "log_tail", "memory_mode", "mempools", "nb_ports",
     "next_serial", "register_thread", "start", "started", "unpark", "unregister_thread",
 ]
 
@@ -46,11 +42,11 @@ cdef extern from "aiflow/rt/intr_gate.h" nogil:
     void af_intr_gate_release(af_intr_gate *gate, int ports) noexcept
 
 
-globals()["Mempool"] = _eal_mempool.Mempool  # a cimported class is no attribute of the module
+globals()["Mempool"] = _eal_mempool.Mempool  # cimport alone does not make the class an attribute of this module
 
-_plug_lock = threads.unpatched("threading").RLock()  # opening and closing ports
+_plug_lock = threads.unpatched("threading").RLock()  # held while ports are opened and closed
 _serial = itertools.count()
-_parked = []  # at most one port that `Port.park` keeps plugged
+_parked = []  # at most one stopped port, which `Port.park` keeps plugged
 
 
 def _forked():
@@ -64,7 +60,7 @@ os.register_at_fork(after_in_child=_forked)
 
 # --------------------------------------------------------------------------------------------------------------- ports
 
-# driver -> gated, kick, point_to_point, copies, multi_segs
+# driver -> gated, kick, point_to_point, copies, multi_segs: see the fields of `Port`
 _TRAITS = {
     "net_memif": (True, False, True, True, True),
     "net_ring": (False, False, True, False, True),
@@ -76,7 +72,7 @@ _TRAITS = {
 
 
 def nb_ports():
-    """Ports that are open in this process, whoever opened them; a parked one does not count."""
+    """Number of open ports in this process, of other code too; a parked port does not count."""
     return rte_eth_dev_count_avail() - len(_parked) if ours() else 0
 
 
@@ -94,35 +90,12 @@ cdef _make_room(str name, unsigned int wanted):
 
 
 def next_serial():
-    """A number no other device of this process has in its name."""
+    """A number for a device's name that no other device of this process has."""
     return next(_serial)
 
 
-cdef class _RingPair:
-    """Two rte_rings that the two ports of a pair hold jointly: port i receives from ring i."""
-    cdef rte_ring *ring[2]
-
-    cdef drain(self, int side):
-        cdef void *objects[32]
-        cdef unsigned int i, n = 1
-        while n:
-            n = rte_ring_dequeue_burst(self.ring[side], objects, 32, NULL)
-            for i in range(n):
-                rte_pktmbuf_free(<rte_mbuf *>objects[i])
-
-    def __dealloc__(self):
-        cdef int side
-        if not ours():
-            return
-        for side in range(2):
-            if self.ring[side] != NULL:
-                self.drain(side)
-                rte_ring_free(self.ring[side])
-        free_returned_pools()
-
-
 cdef class Port:
-    """One Ethernet port of DPDK with one receive and one transmit queue; made by `Port.open` or `open_ring_pair`."""
+    """An Ethernet port of DPDK with one receive and one transmit queue, from `Port.open` or `Port.open_ring_pair`."""
 
     def __cinit__(self):
         self.is_open = False
@@ -136,21 +109,21 @@ cdef class Port:
         Parameters
         ----------
         name : str
-            As shown in tables and errors.
+            For tables and errors.
         device : str
             Device on the bus: ``"net_memif0"``, ``"0000:3b:00.0"``.
         devargs : str
             The driver's arguments, ``"role=server,id=0"``.
         mempool : Mempool
-            Received frames are mbufs of this pool.
+            The pool for received frames.
         bus : {"vdev", "pci"}
         frame_size : int, optional
             Largest frame, in bytes with the Ethernet header. Default: what the port's MTU allows.
         nb_rxd, nb_txd : int
             Descriptors of the queues, adjusted to what the driver allows.
         rx_ring, tx_window : int, optional
-            Frames the receive side can hold, and that may be unacknowledged out of it, where the driver's descriptors
-            do not say.
+            Frames that the receive side can hold, and frames that may be in flight from the port. Give them if the
+            driver's numbers of descriptors say something else.
 
         Returns
         -------
@@ -159,7 +132,7 @@ cdef class Port:
         Raises
         ------
         PortError
-            If a step fails, with what DPDK logged; nothing is left open.
+            If a step fails, with DPDK's log; nothing is left open.
         """
         cdef Port port = Port.__new__(Port)
         cdef bytes bus_b = bus.encode()
@@ -169,8 +142,6 @@ cdef class Port:
         cdef const char *device_c = device_b
         cdef const char *devargs_c = devargs_b
         cdef bint gated = device.startswith("net_memif")
-        # From 24.11 on hotplug_add wants all three in 127 bytes; there are paths in them.
-        cdef bint lengthy = bus == "vdev" and len(f"{bus}:{device},{devargs}".encode()) > 127
         cdef int rc
         start()
         with _plug_lock, _eal_args.without_realtime():
@@ -179,10 +150,7 @@ cdef class Port:
             with nogil:
                 if gated:
                     af_intr_gate_hold(gate())
-                if lengthy:
-                    rc = rte_vdev_init(device_c, devargs_c)
-                else:
-                    rc = rte_eal_hotplug_add(bus_c, device_c, devargs_c)
+                rc = plug_device(bus_c, device_c, devargs_c)
             try:
                 if rc < 0:
                     raise error(PortError, rc, f"{name}: driver {device.split(',')[0]} does not open", mark)
@@ -209,25 +177,23 @@ cdef class Port:
 
     @staticmethod
     def open_ring_pair(str name, Mempool mempool, Mempool other=None, *, int nb_rxd=1024):
-        """Two ports over two rings: what one sends the other receives, the very same mbufs.
+        """Two ports over two rings: each receives the very mbufs that the other one sends.
 
         Parameters
         ----------
         name : str
-            As shown; the ports are called ``name/0`` and ``name/1``.
+            For tables and errors; the ports are called ``name/0`` and ``name/1``.
         mempool, other : Mempool
-            Pools of the first and the second port (`mempool` for both by default).
+            Pools of the first and the second port. Default: `mempool` for both.
         nb_rxd : int
-            Ring size, a power of two; one less frame fits.
+            Ring size, a power of two; a ring holds one frame less.
 
         Returns
         -------
         tuple of Port
         """
-        cdef _RingPair pair = _RingPair()
+        cdef RingPair pair = RingPair()
         cdef Port port
-        cdef rte_ring *rx
-        cdef rte_ring *tx
         cdef int side, port_id
         start()
         serial = next(_serial)
@@ -235,23 +201,16 @@ cdef class Port:
         ports = []
         with _plug_lock:
             _make_room(name, 2)
-            for side in range(2):
-                pair.ring[side] = rte_ring_create(
-                    f"aiflow{serial}_{side}".encode(), nb_rxd, SOCKET_ID_ANY, RING_F_SP_ENQ | RING_F_SC_DEQ)
-                if pair.ring[side] == NULL:
-                    raise error(PortError, -1, f"{name}: no ring of {nb_rxd} frames", mark)
+            pair.create(name, serial, nb_rxd)
             try:
                 for side in range(2):
                     port = Port.__new__(Port)
                     port.name = f"{name}/{side}"
                     port.bus = "vdev"
                     port.device = f"net_ring_aiflow{serial}_{side}"
-                    port.rings = pair
+                    port.ring_pair = pair
                     port.side = side
-                    rx = pair.ring[side]
-                    tx = pair.ring[1 - side]
-                    device = f"aiflow{serial}_{side}".encode()
-                    port_id = rte_eth_from_rings(device, &rx, 1, &tx, 1, 0)
+                    port_id = pair.plug(side, f"aiflow{serial}_{side}".encode())
                     if port_id < 0:
                         raise error(PortError, -1, f"{port.name}: net_ring does not open", mark)
                     port.port_id = port_id
@@ -271,7 +230,7 @@ cdef class Port:
         return tuple(ports)
 
     cdef _configure(self, Mempool mempool, frame_size, int nb_rxd, int nb_txd, rx_ring, tx_window, mark):
-        """Configure, set up one queue each way, and learn what the port can do."""
+        """Configure the device, set up a queue in each direction, and read the port's capabilities."""
         cdef rte_eth_dev_info dev_info
         cdef rte_eth_conf conf
         cdef rte_ether_addr mac
@@ -293,7 +252,7 @@ cdef class Port:
         traits = _TRAITS.get(self.driver, (False, False, False, False, False))
         self.gated, self.kick, self.point_to_point, self.copies, self.multi_segs = traits
         if self.gated and not self.device.startswith("net_memif"):
-            raise PortError(f"{self.name}: give a memif device a name that starts with net_memif")
+            raise PortError(f"{self.name}: the name of a memif device must start with net_memif")
         socket_id = rte_eth_dev_socket_id(port_id)
         self.socket_id = socket_id if 0 <= socket_id < 64 else -1
         socket = self.socket_id if self.socket_id >= 0 else <unsigned int>SOCKET_ID_ANY
@@ -305,7 +264,7 @@ cdef class Port:
             if frame_size - 14 > dev_info.max_mtu:
                 raise ConfigError(
                     f"{self.name}: frame_size={frame_size} is more than the {dev_info.max_mtu + 14} bytes this card "
-                    f"can send; ask for at most that"
+                    f"can send; use that size or less"
                 )
             conf.rxmode.mtu = frame_size - 14
         with nogil:
@@ -322,7 +281,7 @@ cdef class Port:
         if rc == 0 and mac.addr_bytes[:6] == bytes(6):
             random_mac = bytes([0x02]) + os.urandom(5)
             memcpy(mac.addr_bytes, <const char *>random_mac, 6)
-            rte_eth_dev_default_mac_addr_set(port_id, &mac)  # a driver that cannot still sends ours
+            rte_eth_dev_default_mac_addr_set(port_id, &mac)  # if the driver cannot, frames still carry ours
         self.mac = (<unsigned char *>mac.addr_bytes)[:6]
         if frame_size is None:
             if rte_eth_dev_get_mtu(port_id, &mtu) < 0 or mtu == 0:
@@ -334,7 +293,7 @@ cdef class Port:
         self.mempool = mempool
 
     cdef _start(self, mark):
-        """Start; outside the hold, for a memif client waits in here until the server's interrupt thread accepts."""
+        """Start the device. Do not hold the gate: a memif client waits here for the server's interrupt thread."""
         cdef uint16_t port_id = self.port_id
         cdef int rc
         with nogil:
@@ -346,12 +305,12 @@ cdef class Port:
             raise failure
 
     def close(self):
-        """Stop and remove the port. The data plane must have let go of it. Does nothing when closed already."""
+        """Stop and remove the port. The data plane must no longer use it. Does nothing if it is closed already."""
         self.stop()
         self.unplug()
 
     def stop(self):
-        """The first half of `close`: no frame passes any more, and the device stays until `unplug`."""
+        """The first half of `close`: no more frames pass. The device stays plugged until `unplug`."""
         cdef uint16_t port_id = self.port_id
         cdef int gated = self.gated
         if not self.is_open:
@@ -362,15 +321,15 @@ cdef class Port:
             self.mempool = None  # memif holds no mbufs while it is stopped
         if self.is_plugged:
             with _plug_lock, nogil:
-                af_intr_gate_hold(gate())  # no callback of this port is under way, and none starts
+                af_intr_gate_hold(gate())  # no callback of this port is running, and none starts
                 rte_eth_dev_stop(port_id)
                 af_intr_gate_release(gate(), -gated)
 
     def park(self):
-        """Stop, and leave the device plugged until another takes its place.
+        """Stop, and keep the device plugged until the next memif server port is open.
 
-        memif never closes a listening socket (22.11 to 26.07: memif_socket_remove_device frees the interrupt handle
-        and neither unregisters it nor closes the descriptor). So the last device on one is kept until the next came.
+        memif never closes a listening socket (22.11 to 26.07: memif_socket_remove_device frees the interrupt handle,
+        but neither unregisters it nor closes the descriptor). So the last device on a socket stays until the next one.
         """
         with _plug_lock:
             unpark()
@@ -393,14 +352,14 @@ cdef class Port:
                     with nogil:
                         af_intr_gate_release(gate(), 0)
         self.mempool = None
-        self.rings = None
+        self.ring_pair = None
 
     def __dealloc__(self):
         if (self.is_open or self.is_plugged) and ours():
             self.close()
 
     def adopt(self, Mempool mempool):
-        """Call `mempool` the port's own; for net_ring, which receives into no pool."""
+        """Set the port's pool; for net_ring, whose driver has none."""
         self._check_open()
         if self.driver != "net_ring":
             raise PortError(f"{self.name}: {self.driver} receives into the pool it was opened with")
@@ -408,12 +367,12 @@ cdef class Port:
         self.frame_size = min(self.frame_size, <int>mempool.data_room)
 
     def drain(self):
-        """Drop what waits in a net_ring port's receive ring. No data plane may poll it."""
-        if self.is_open and self.rings is not None and ours():
-            (<_RingPair>self.rings).drain(self.side)
+        """Drop the frames in a net_ring port's receive ring. No data plane may poll the port."""
+        if self.is_open and self.ring_pair is not None and ours():
+            (<RingPair>self.ring_pair).drain(self.side)
 
     def link(self):
-        """Whether the link is up, and its speed in bit/s (None where the driver only has a nominal one)."""
+        """Whether the link is up, and its speed in bit/s (None if the driver reports only a nominal speed)."""
         cdef rte_eth_link link
         self._check_open()
         memset(&link, 0, sizeof(link))
@@ -466,8 +425,8 @@ cdef class Port:
 
 
 cdef _unplug(bytes bus, bytes device):
-    """Remove a device. A failure leaves it to DPDK: there is nothing the caller could do about it."""
+    """Remove a device. A failure is ignored: the caller could not do anything about it."""
     cdef const char *bus_c = bus
     cdef const char *device_c = device
     with nogil:
-        rte_eal_hotplug_remove(bus_c, device_c)
+        unplug_device(bus_c, device_c)

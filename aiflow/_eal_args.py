@@ -1,4 +1,4 @@
-"""What DPDK's environment is started with: memory mode, CPUs, runtime directory. No DPDK in here."""
+"""Arguments and conditions for the start of DPDK's EAL: memory mode, CPUs, runtime directory. Does not use DPDK."""
 
 from __future__ import annotations
 
@@ -33,33 +33,33 @@ __all__ = [
     "without_realtime",
 ]
 
-_HUGEPAGES_MIB = 64  # taken at start; the EAL takes more when pools ask
-_BESIDE_MIB = 192  # of address space that DPDK maps at its start beside its heap, and stacks
+_HUGEPAGES_MIB = 64  # reserved at the start; the EAL takes more for pools
+_BESIDE_MIB = 192  # address space that DPDK maps at its start in addition to its heap, and stacks
 _DPDK_THREAD_NAMES = ("eal-", "dpdk-", "rte_", "vhost")
-_DPDK_THREADS = 2  # at most, at its start
+_DPDK_THREADS = 2  # largest number that DPDK starts with
 _RTE_MAX_LCORE = 128
 _MAP_HUGETLB = 0x40000
 _MADV_POPULATE_WRITE = 23
-_HUGEPAGES = "/sys/kernel/mm/hugepages"  # of the whole machine: what processes of any user can lock
-_TURN_SECONDS = 5.0
-_STARTED = 10.0  # seconds after which a process that starts has its lock
+_HUGEPAGES = "/sys/kernel/mm/hugepages"  # one for the machine; processes of any user can lock it
+_LOCK_TIMEOUT = 5.0  # seconds
+_STARTED = 10.0  # a starting process holds its lock before its directory is this old (seconds)
 _LOCK = "aiflow-lock"
 
 
 def memory_mib() -> int:
     """MiB of the EAL's own heap: AIFLOW_EAL_MEMORY, 256 by default.
 
-    Without hugepages it is fixed for the process's life; pages that nothing touches cost nothing.
+    Without hugepages its size is fixed for the life of the process. Untouched pages cost no memory.
     """
     text = os.environ.get("AIFLOW_EAL_MEMORY")
     return max(32, parse_size(text) >> 20) if text else 256
 
 
 def hugepages_usable(nbytes: int, *, touch: bool = False) -> bool:
-    """True if the kernel grants `nbytes` of hugepages to this process now (they are given back at once).
+    """Whether the kernel grants `nbytes` of hugepages to this process now; they are returned at once.
 
-    A mapping only reserves them. A cgroup's limit counts the pages that are touched, and kills who goes beyond by
-    SIGBUS: with `touch` the kernel does it for us, and fails instead.
+    A mapping only reserves pages. A cgroup's limit counts touched pages, and the kernel kills a process beyond it with
+    SIGBUS. With `touch` the kernel populates the pages itself, and reports an error instead.
     """
     try:
         with mmap.mmap(-1, nbytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_HUGETLB) as pages:
@@ -71,7 +71,7 @@ def hugepages_usable(nbytes: int, *, touch: bool = False) -> bool:
 
 
 def _touch(pages: mmap.mmap) -> None:
-    """Have every page of a mapping. Raises OSError if that is not possible."""
+    """Populate every page of a mapping. Raises OSError if that is not possible."""
     try:
         pages.madvise(_MADV_POPULATE_WRITE)
     except OSError as exc:
@@ -85,37 +85,37 @@ def _touch(pages: mmap.mmap) -> None:
 
 @contextlib.contextmanager
 def one_at_a_time() -> Iterator[None]:
-    """Let no other process of ours take the hugepages that this one finds free, until it has started.
+    """Keep other aiflow processes from taking the hugepages that this one finds free, until it has started.
 
-    DPDK's start fails, and cannot be repeated, when they are gone by then. Who must wait too long goes on, and who
-    cannot lock goes on at once.
+    DPDK's start fails, and cannot be repeated, if another process takes them in between. If the lock is not acquired
+    within 5 s, or cannot be taken, the start proceeds without it.
     """
-    with contextlib.ExitStack() as turn:
+    with contextlib.ExitStack() as until_started:
         if os.environ.get("AIFLOW_MEMORY") != "no-huge" and hugepages_usable(_HUGEPAGES_MIB << 20):
             with contextlib.suppress(OSError):
-                _lock_hugepages(turn)
+                _lock_hugepages(until_started)
         yield
 
 
-def _lock_hugepages(turn: contextlib.ExitStack) -> None:
-    """Until `turn` ends. Raises OSError where that is not possible."""
-    lock = keep(lambda: Descriptor(os.open(_HUGEPAGES, os.O_RDONLY | os.O_CLOEXEC)))
-    turn.callback(lock.close)
-    deadline = time.monotonic() + _TURN_SECONDS
+def _lock_hugepages(until_started: contextlib.ExitStack) -> None:
+    """Hold the machine's lock until the stack is closed. Raises OSError if that is not possible."""
+    directory = keep(lambda: Descriptor(os.open(_HUGEPAGES, os.O_RDONLY | os.O_CLOEXEC)))
+    until_started.callback(directory.close)
+    deadline = time.monotonic() + _LOCK_TIMEOUT
     while time.monotonic() < deadline:
         try:
-            fcntl.flock(lock.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(directory.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
         except BlockingIOError:
             threads.unpatched("time").sleep(0.01)
 
 
 def advice(mode: str | None) -> str:
-    """What gives mempools more room in this memory mode."""
+    """How to get more memory for mempools in this memory mode."""
     if mode == "hugepages":
         limit = limits.hugepage_limit()
         more = (
-            "have more hugepages (as root, `sysctl vm.nr_hugepages=512`)"
+            "reserve more hugepages (as root, `sysctl vm.nr_hugepages=512`)"
             if limit is None
             else f"raise the cgroup's limit on hugepages ({limit >> 20} MiB: hugetlb.*.max or hugetlb.*.limit_in_bytes)"
         )
@@ -130,12 +130,12 @@ def _affinity() -> str:
 
 
 def choose(prefix: str) -> tuple[str, list[str]]:
-    """Memory mode and argument list for rte_eal_init.
+    """The memory mode and the arguments for rte_eal_init.
 
     Parameters
     ----------
     prefix : str
-        File prefix, unique to the process.
+        File prefix, unique for the process.
 
     Returns
     -------
@@ -145,19 +145,19 @@ def choose(prefix: str) -> tuple[str, list[str]]:
     Raises
     ------
     ConfigError
-        If AIFLOW_MEMORY is set to something unknown.
+        If AIFLOW_MEMORY has an unknown value.
     EalError
-        If AIFLOW_MEMORY=hugepages and there are none to be had.
+        If AIFLOW_MEMORY=hugepages and there are none.
     """
     asked = os.environ.get("AIFLOW_MEMORY", "")
     if asked not in ("", "hugepages", "no-huge"):
         raise ConfigError(f"AIFLOW_MEMORY={asked!r}: set it to hugepages or no-huge, or leave it unset")
     limit, largest = limits.hugepage_limit(), limits.file_limit()
     usable = asked != "no-huge" and hugepages_usable(_HUGEPAGES_MIB << 20, touch=True)
-    if largest is not None and largest < _HUGEPAGES_MIB << 20:  # of which the trial's mapping knows nothing
+    if largest is not None and largest < _HUGEPAGES_MIB << 20:  # the trial mapping above cannot detect this
         if asked == "hugepages":
             raise EalError(
-                f"AIFLOW_MEMORY=hugepages needs files of {_HUGEPAGES_MIB} MiB and more, and ulimit -f is "
+                f"AIFLOW_MEMORY=hugepages needs files of at least {_HUGEPAGES_MIB} MiB, and ulimit -f is "
                 f"{largest >> 10} KiB: raise it, or unset AIFLOW_MEMORY"
             )
         usable = False
@@ -167,25 +167,25 @@ def choose(prefix: str) -> tuple[str, list[str]]:
             f"AIFLOW_MEMORY=hugepages, but {_HUGEPAGES_MIB} MiB of hugepages are not free{which}: "
             "as root, `sysctl vm.nr_hugepages=256` (or stop what holds them), or unset AIFLOW_MEMORY"
         )
-    if asked != "hugepages":  # not where they give less room than ordinary memory, or DPDK could not reserve addresses
+    if asked != "hugepages":  # avoid them if they give less room than ordinary memory, or if address space is limited
         least = min(each for each in (limit, largest, math.inf) if each is not None)
         usable = usable and least >= memory_mib() << 20 and limits.address_space_left() is None
     arguments = [
         "aiflow",
         "--lcores",
-        f"0@({_affinity()})",  # a floating lcore: nothing is pinned
+        f"0@({_affinity()})",  # a floating lcore: no thread is pinned
         "--file-prefix",
         prefix,
         "--no-telemetry",
     ]
     if usable:
-        # in-memory: no file in hugetlbfs, so that none is left behind by kill -9
+        # in-memory: no file in hugetlbfs that a killed process would leave behind
         arguments += ["--in-memory", "--single-file-segments", "-m", str(_HUGEPAGES_MIB)]
     else:
         # 22.11 refuses --in-memory with --no-huge, 25.11 --single-file-segments, which --no-huge implies
         arguments += ["--no-huge", "--no-shconf", "-m", str(memory_mib())]
     if Path("/sys/bus/pci/devices").is_dir():
-        # scan, but probe nothing: an allow list that no device is on. pci: endpoints are plugged in later.
+        # scan the bus but probe no device: the allow list names none that exists. pci: endpoints are plugged later.
         arguments += ["-a", "ffff:ff:1f.7"]
     else:
         arguments += ["--no-pci"]
@@ -193,19 +193,19 @@ def choose(prefix: str) -> tuple[str, list[str]]:
 
 
 def start_possible(mode: str) -> None:
-    """Try what rte_eal_init will do that may not be granted: it runs once a process, well or not.
+    """Try the requests of rte_eal_init that the system may deny: it can run only once in a process.
 
     Raises
     ------
     EalError
-        If it would fail. It may be tried again.
+        If it would fail. The caller may try again.
     """
     mib = _BESIDE_MIB + (memory_mib() if mode == "no-huge" else 0)
     try:
         room = mmap.mmap(-1, mib << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError as exc:
         raise EalError(
-            f"DPDK's environment (EAL) needs {mib} MiB of address space, and the system does not grant them "
+            f"DPDK's environment (EAL) needs {mib} MiB of address space, and the system denies them "
             f"({exc.strerror}{limits.address_space_words()}): pass a smaller memory=, set AIFLOW_EAL_MEMORY (now "
             f"{memory_mib()}MiB) lower, or raise the limit; then try again"
         ) from exc
@@ -223,15 +223,15 @@ def start_possible(mode: str) -> None:
 
 @contextlib.contextmanager
 def without_realtime(*, for_good: bool = False) -> Iterator[None]:
-    """Run the calling thread without real-time priority; DPDK's threads born meanwhile get that priority in the end.
+    """Suspend the calling thread's real-time priority; DPDK's threads that start in this context get it at the end.
 
-    DPDK polls for a new thread with sleeps of 1 us. On one core, at equal priority under SCHED_FIFO, that thread never
+    DPDK polls for a new thread with sleeps of 1 µs. On one core, at equal priority under SCHED_FIFO, that thread never
     runs.
 
     Parameters
     ----------
     for_good : bool
-        The calling thread ends soon. Else nothing is done where its priority could not be given back.
+        The calling thread ends soon. Otherwise nothing is done if its priority could not be restored.
     """
     policy, parameter = os.sched_getscheduler(0), os.sched_getparam(0)
     realtime = policy & ~os.SCHED_RESET_ON_FORK in (os.SCHED_FIFO, os.SCHED_RR)
@@ -252,7 +252,7 @@ def without_realtime(*, for_good: bool = False) -> Iterator[None]:
 
 
 def _runtime_root() -> Path:
-    """Where DPDK makes its runtime directories (eal_create_runtime_dir)."""
+    """The directory of DPDK's runtime directories (eal_create_runtime_dir)."""
     if os.getuid() == 0:
         return Path("/var/run/dpdk")
     return Path(os.environ.get("XDG_RUNTIME_DIR") or "/tmp") / "dpdk"
@@ -260,15 +260,15 @@ def _runtime_root() -> Path:
 
 @contextlib.contextmanager
 def directory_held(prefix: str) -> Iterator[None]:
-    """While DPDK starts, hold a lock in its runtime directory: `remove_stale_directories` leaves it alone.
+    """Hold a lock in DPDK's runtime directory while it starts, so that `remove_stale_directories` keeps it.
 
-    At the end it is removed, and the one above it, as far as they are empty. They are without shared configuration, so
-    that kill -9 leaves nothing behind later.
+    At the end remove the directory, and the one above it, if they are empty. Without shared configuration DPDK does not
+    need them after its start, and a process that is killed later leaves nothing behind.
     """
     root = _runtime_root()
     path = root / prefix / _LOCK
     held = None
-    with contextlib.suppress(OSError):  # DPDK will say what is wrong there
+    with contextlib.suppress(OSError):  # DPDK will report the fault
         root.mkdir(mode=0o700, exist_ok=True)
         path.parent.mkdir(mode=0o700, exist_ok=True)
         if is_own_directory(path.parent):
@@ -285,9 +285,9 @@ def directory_held(prefix: str) -> Iterator[None]:
 
 
 def remove_stale_directories() -> list[str]:
-    """Remove runtime directories of our processes that died while DPDK started; returns their names.
+    """Remove runtime directories of aiflow processes that died while DPDK started; returns their names.
 
-    A process that lives holds a lock there. Its process id says nothing where containers share the directory.
+    A live process holds a lock there. Process ids prove nothing if containers share the directory.
     """
     removed = []
     with contextlib.suppress(OSError):
@@ -305,10 +305,10 @@ def remove_stale_directories() -> list[str]:
 
 @contextlib.contextmanager
 def open_files_limit_kept() -> Iterator[None]:
-    """rte_eal_init raises the soft limit of open files to the hard one: put it back."""
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    """Restore the soft limit of open files, which rte_eal_init raises to the hard limit."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         yield
     finally:
         with contextlib.suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)

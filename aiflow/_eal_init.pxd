@@ -1,4 +1,4 @@
-# The environment, C-level face; what others may use is cimported by _eal.pxd.
+# The EAL, C-level face; _eal.pxd cimports the parts for other modules.
 
 cdef extern from *:
     """
@@ -11,9 +11,9 @@ from libc.stdint cimport uint64_t
 
 cdef extern from "aiflow/rt/intr_gate.h" nogil:
     struct af_intr_gate:
-        uint64_t turns  # turns the interrupt thread took
+        uint64_t turns  # passes of the interrupt thread
 
-    # Around each iteration's bursts when a gated port is attached; without the GIL, and nothing that blocks between.
+    # Around each iteration's bursts if a gated port is attached; without the GIL, and without blocking in between.
     void af_intr_gate_enter(af_intr_gate *gate) noexcept
     void af_intr_gate_leave(af_intr_gate *gate) noexcept
 

@@ -1,7 +1,7 @@
 # cython: language_level=3
-"""DPDK's environment (EAL), started once a process and never stopped; its log, its errors, its interrupt thread.
+"""DPDK's environment abstraction layer (EAL): its start, log, errors and interrupt thread.
 
-Everything here belongs to the process that started it: a forked child gets `EalError`.
+A process starts it once and never stops it. It belongs to that process: a forked child gets `EalError`.
 """
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.errno cimport ENOMEM
@@ -54,18 +54,18 @@ cdef bint init_was_called = False
 cdef bint process_ends = False
 cdef int owner_pid = 0  # the process that started the EAL; 0: not started
 
-_lock = threads.unpatched("threading").Lock()  # starting
+_lock = threads.unpatched("threading").Lock()  # held while a thread starts the EAL
 _memory_mode = None
-_failed = None            # why an earlier start failed: rte_eal_init runs once, well or not
-_starting = None          # the start under way: whether it began, and how it ended
+_failed = None            # why an earlier start failed: rte_eal_init runs once, even if it fails
+_starting = None          # the current start: whether it began, and how it ended
 _START_SECONDS = 60.0
 
-# errno -> what to do about it; the exception class is the caller's
+# errno -> advice; the caller chooses the exception class
 _ADVICE = {
     errno.EACCES: "no permission: run as root, or give the interpreter CAP_NET_RAW and CAP_NET_ADMIN",
     errno.EPERM: "no permission: run as root, or give the interpreter CAP_NET_RAW and CAP_NET_ADMIN",
     errno.EALREADY: "DPDK was already started in this process by other code: use aiflow in a process of its own",
-    errno.EBUSY: "another program uses it: close that first",
+    errno.EBUSY: "another program uses it: close that one first",
     errno.EEXIST: "a port of that name is open already: close it first, or choose another name",
     errno.EINVAL: "the driver refused its arguments; AIFLOW_LOG=debug shows all it logs",
     errno.ENODEV: "no such device here; `aiflow ports` lists what can be used",
@@ -78,19 +78,19 @@ _ADVICE = {
 
 
 cdef af_intr_gate *gate() noexcept nogil:
-    """The gate of this process; valid always, open while no gated port is."""
+    """The gate of this process; always valid, and open while the process has no gated port."""
     return &the_gate
 
 
 # ---------------------------------------------------------------------------------------------------------------- log
 
 cdef uint64_t log_mark() noexcept:
-    """Where the log stands now, for `log_tail` and `error`."""
+    """The current end of the log, for `log_tail` and `error`."""
     return dpdk_log.written
 
 
 def log_tail(since=0):
-    """What DPDK logged last, at most 16 KiB of text; `since` is a value of an earlier ``log_mark``."""
+    """The end of DPDK's log, at most 16 KiB of text; `since` is an earlier value of ``log_mark``."""
     cdef char out[16384]
     cdef size_t size
     if not log_is_open:
@@ -100,13 +100,13 @@ def log_tail(since=0):
 
 
 def logged(mark):
-    """The lines since `mark` that a reader of an error message wants: the last few, without repeats."""
+    """The last lines since `mark`, without repeats, for an error message."""
     lines = list(dict.fromkeys(line.strip() for line in log_tail(mark).splitlines() if line.strip()))
     return "; DPDK says: " + " | ".join(lines[-4:]) if lines else ""
 
 
 def error(kind, int rc, str what, mark=None):
-    """The exception for return code `rc` (negative errno, or -1 with rte_errno set): what failed, why, what to do."""
+    """The exception for return code `rc` (negative errno, or -1 with rte_errno set): fault, reason, advice, log."""
     cdef int number = -rc if rc < -1 else rte_errno
     reason = rte_strerror(number).decode("utf-8", "replace") if number > 0 else f"rc {rc}"
     advice = _ADVICE.get(number, "AIFLOW_LOG=debug shows all that DPDK logs")
@@ -128,13 +128,13 @@ os.register_at_fork(after_in_child=_forked)
 
 @atexit.register
 def _at_exit():
-    """What nobody closed goes with the process; this module is being taken apart."""
+    """Call DPDK no more: the process ends, and this module is being torn down. The kernel releases the rest."""
     global process_ends
     process_ends = True
 
 
 cdef bint ours() noexcept nogil:
-    """This process may call DPDK: it started the EAL, is no forked child of the one that did, and is not ending."""
+    """Whether this process may call DPDK: it has started the EAL itself (no forked child), and it is not ending."""
     return owner_pid != 0 and owner_pid == getpid() and not process_ends
 
 
@@ -149,19 +149,19 @@ def memory_mode():
 
 
 def dpdk_version():
-    """DPDK's version, such as ``"DPDK 22.11.11"``; starts nothing."""
+    """DPDK's version, such as ``"DPDK 22.11.11"``; does not start the EAL."""
     return rte_version().decode()
 
 
 def start():
-    """Start the EAL unless it runs already.
+    """Start the EAL unless it runs already; `Mempool` and `Port` call this.
 
-    Called by `Mempool` and `Port`. It runs in a thread of its own, so that the caller's CPU affinity stays as it is.
+    The start runs in its own thread, because it changes the CPU affinity of the thread that it runs in.
 
     Raises
     ------
     EalError
-        If DPDK cannot start, if other code started it in this process, or in a forked child of a process that did.
+        If DPDK cannot start, if other code started it in this process, or in a forked child of a process with DPDK.
     """
     global _memory_mode, _failed, _starting
     if ours():
@@ -176,14 +176,14 @@ def start():
             return
         if _failed is not None:
             raise EalError(_failed)
-        if _starting is None:  # else an interrupt ended the wait for it
+        if _starting is None:  # else an interrupt ended an earlier wait for it
             _starting = {}
         outcome = _starting
         if "began" not in outcome:
             threads.start(partial(_start, outcome), "aiflow-eal-init")
-        sleep = threads.unpatched("time").sleep  # a greenlet's would let others come here, and block at the lock
+        sleep = threads.unpatched("time").sleep  # a greenlet's sleep would let other greenlets run into the lock
         deadline = time.monotonic() + _START_SECONDS
-        while "end" not in outcome and time.monotonic() < deadline:  # an interrupt may end a thread's join for good
+        while "end" not in outcome and time.monotonic() < deadline:  # no join: an interrupt may end it for good
             sleep(0.001)
         if "end" not in outcome:
             raise EalError(f"DPDK's environment (EAL) has not started within {_START_SECONDS:.0f} s: give the process "
@@ -198,7 +198,7 @@ def start():
 
 
 def _start(outcome):
-    """Runs in the start thread. There may be two, if an interrupt came while one was made: the first one does it."""
+    """Runs in the start thread. An interrupt may leave two of these threads: the first one does the work."""
     this_one = object()
     if outcome.setdefault("began", this_one) is not this_one:
         return
@@ -232,7 +232,7 @@ def _initialise():
         log_is_open = True
         if debug:
             rte_log_set_global_level(8)
-    # DPDK may keep and edit what it is given: private copies, never freed
+    # DPDK may keep and edit its arguments: give it copies that are never freed
     argc = len(arguments)
     argv = <char **>malloc((argc + 1) * sizeof(char *))
     if argv == NULL:
@@ -244,26 +244,26 @@ def _initialise():
     init_was_called = True
     with _eal_args.open_files_limit_kept(), _eal_args.directory_held(prefix):
         with nogil:
-            errors = af_log_stderr(stream)  # it writes to both
+            errors = af_log_stderr(stream)  # it also writes to stderr
             rc = rte_eal_init(argc, argv)
             af_log_stderr(errors)
     if rc < 0:
         what = f"DPDK's environment (EAL) did not start in {mode} mode (AIFLOW_MEMORY=no-huge does without hugepages)"
         raise error(EalError, -1, what if mode == "hugepages" else "DPDK's environment (EAL) did not start", mark)
-    rte_openlog_stream(stream)  # newer versions put their own in place
+    rte_openlog_stream(stream)  # newer versions set their own stream
     _install_gate()
     owner_pid = os.getpid()
     return mode
 
 
 def _install_gate():
-    """Give the interrupt thread the gate's callback, on an eventfd that nothing has made readable yet."""
+    """Register the gate's callback with the interrupt thread, on an eventfd that is not readable yet."""
     cdef rte_intr_handle *handle
     cdef int rc
     wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
     rc = af_intr_gate_init(&the_gate, wake_fd)
     if rc != 0:
-        raise EalError(f"the gate's lock: {os.strerror(rc)}")
+        raise EalError(f"the interrupt gate cannot be initialised: {os.strerror(rc)}")
     handle = rte_intr_instance_alloc(RTE_INTR_INSTANCE_F_PRIVATE)
     if handle == NULL:
         raise EalError("no memory for an interrupt handle")
@@ -271,7 +271,7 @@ def _install_gate():
     rte_intr_type_set(handle, RTE_INTR_HANDLE_EXT)
     rc = rte_intr_callback_register(handle, af_intr_gate_callback, &the_gate)
     if rc < 0:
-        raise error(EalError, rc, "the interrupt thread takes no callback")
+        raise error(EalError, rc, "the interrupt thread refuses a callback")
 
 
 cpdef bint register_thread() except -1:
@@ -280,7 +280,7 @@ cpdef bint register_thread() except -1:
     Returns
     -------
     bool
-        False if it had been registered before, or DPDK has no lcore left (all works then, slower).
+        False if it was registered already, or DPDK has no free lcore (polling then works, but slower).
     """
     cdef int rc
     start()
@@ -299,7 +299,7 @@ cpdef void unregister_thread() noexcept:
 
 
 class connecting:
-    """Context manager: a memif handshake is under way, let the interrupt thread run often."""
+    """Context manager: let the interrupt thread run often, for a memif handshake."""
 
     def __enter__(self):
         start()

@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""Mempools: where mbufs live, in the EAL's heap or on a mapping of our own."""
+"""Mempools: packet buffers (mbufs) in the EAL's heap or on a mapping of our own."""
 from libc.errno cimport ENOMEM
 from libc.stdint cimport uint16_t, uint64_t, uintptr_t
 from libc.string cimport memset
@@ -43,9 +43,9 @@ cdef extern from "<sys/mman.h>" nogil:
     int madvise(void *addr, size_t length, int advice)
 
 
-MOST_ROOM = 65535 - RTE_PKTMBUF_HEADROOM  # bytes a frame may have in an mbuf
+MAX_DATA_ROOM = 65535 - RTE_PKTMBUF_HEADROOM  # largest data room of an mbuf, in bytes
 _mempools = weakref.WeakSet()
-_in_use_pools = []  # addresses of pools that lost their owner while mbufs were out
+_in_use_pools = []  # addresses of pools whose owner is gone while mbufs are in use
 _serial = itertools.count()
 
 
@@ -54,7 +54,7 @@ cdef void _unmap(rte_mempool_memhdr *chunk, void *length) noexcept nogil:
 
 
 cdef _free_pool(rte_mempool *pool):
-    """Free `pool`, or keep it for later if mbufs of it are still out (in a ring, in a view): never under a reader."""
+    """Free `pool`, or keep it for later if a ring or a view still uses mbufs of it."""
     if rte_mempool_in_use_count(pool) == 0:
         rte_mempool_free(pool)
     else:
@@ -62,7 +62,7 @@ cdef _free_pool(rte_mempool *pool):
 
 
 cdef free_returned_pools():
-    """Free the pools whose last mbuf has come back since their owner went."""
+    """Free the pools without an owner whose last mbuf has been returned."""
     addresses = _in_use_pools[:]
     del _in_use_pools[:]
     for address in addresses:
@@ -75,16 +75,16 @@ cdef class Mempool:
     Parameters
     ----------
     name : str
-        Shown in reports; need not be unique.
+        For reports; need not be unique.
     nb_mbufs : int
         Mbufs in the pool.
     data_room : int
-        Bytes a frame may have, at most 65407; DPDK's headroom comes on top.
+        Largest frame in an mbuf, in bytes, at most 65407; DPDK's headroom is extra.
     socket_id : int, optional
         NUMA node; -1 for any.
     own_memory : bool, optional
-        Put the mbufs on a mapping of our own instead of the EAL's heap, which is small and fixed without hugepages.
-        For drivers that copy (memif, af_packet, net_ring); vhost and network cards need EAL memory.
+        Put the mbufs on a mapping of our own instead of the EAL's heap. Without hugepages that heap is small, and its
+        size is fixed. For drivers that copy (memif, af_packet, net_ring); vhost and network cards need EAL memory.
 
     Raises
     ------
@@ -101,10 +101,10 @@ cdef class Mempool:
                  bint own_memory=False):
         if self.ptr != NULL:
             raise RuntimeError("a Mempool is initialised once")
-        if nb_mbufs == 0 or not 64 <= data_room <= MOST_ROOM:
+        if nb_mbufs == 0 or not 64 <= data_room <= MAX_DATA_ROOM:
             raise ConfigError(
-                f"mempool {name}: {nb_mbufs} mbufs of {data_room} bytes; there must be some, "
-                f"of 64 to {MOST_ROOM} bytes"
+                f"mempool {name}: {nb_mbufs} mbufs of {data_room} bytes; give at least one mbuf, "
+                f"of 64 to {MAX_DATA_ROOM} bytes"
             )
         start()
         free_returned_pools()
@@ -113,7 +113,7 @@ cdef class Mempool:
         self.data_room = data_room
         self.socket_id = socket_id
         self.own_memory = own_memory
-        # a cache may hold 1.5 times its size out of everyone else's reach
+        # a thread's cache may keep 1.5 times its size from other threads
         cdef unsigned int cache_size = 256 if nb_mbufs >= 4096 else nb_mbufs // 16
         cdef bytes unique = f"aiflow{next(_serial)}".encode()
         cdef uint16_t room = data_room + RTE_PKTMBUF_HEADROOM
@@ -143,7 +143,7 @@ cdef class Mempool:
 
     @property
     def in_use(self):
-        """Mbufs that are out of the pool: in rings, in views, on their way."""
+        """Mbufs in use: in rings, in views, in flight."""
         return rte_mempool_in_use_count(self.ptr) if self.ptr != NULL and ours() else 0
 
     def __repr__(self):
@@ -152,7 +152,7 @@ cdef class Mempool:
 
 cdef rte_mempool *_pool_on_own_memory(
         const char *name, unsigned int nb_mbufs, unsigned int cache_size, uint16_t room, int socket_id) noexcept nogil:
-    """What rte_pktmbuf_pool_create does, on one mapping of ours; NULL with rte_errno set on failure."""
+    """rte_pktmbuf_pool_create on one mapping of ours; NULL with rte_errno set on failure."""
     cdef rte_pktmbuf_pool_private private
     cdef rte_mempool *pool
     cdef void *base
@@ -191,5 +191,5 @@ cdef rte_mempool *_pool_on_own_memory(
 
 
 def mempools():
-    """Live mempools of this process; a test ends with each one's `in_use` back at 0."""
+    """Live mempools of this process."""
     return sorted(_mempools, key=lambda pool: pool.name)

@@ -1,1 +1,1 @@
-"""From endpoints to open ports."""
+"""From endpoints to open ports: names, peers, interfaces and cards of this host."""

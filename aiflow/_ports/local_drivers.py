@@ -1,4 +1,4 @@
-"""Which DPDK drivers join two processes of one host, and how their ports are opened on each side."""
+"""DPDK drivers that join two processes of one host, and how each side opens its ports."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ class Driver:
     Attributes
     ----------
     name : str
-        As in an endpoint.
+        As in the endpoint's scheme.
     receiver, sender : str
-        DPDK driver on each side.
+        DPDK's driver on each side.
     frame_size : int
         Default largest frame, bytes.
     max_frame_size : int
-        What the driver can do.
+        Largest frame that the driver supports, bytes.
     ring_size : int
-        The most frames that a ring holds, a power of two.
+        Largest number of frames in a ring, a power of two.
     ring_bytes : int
-        What the rings of a connection's ports may come to where that is more than a few frames: see `ring_for`.
+        Limit for the rings of all ports of a connection: see `ring_for`.
     sender_needs_eal_memory : bool
-        The receiver reads the sender's mbufs where they are.
+        The receiver reads the sender's mbufs in place.
     min_mbuf : int
         Least data room of an mbuf, in bytes, that the driver accepts.
     """
@@ -54,26 +54,26 @@ class Driver:
     min_mbuf: int
 
     def ring_for(self, frame_size: int, nb_ports: int = 1) -> int:
-        """Frames of this size in the ring of each of a connection's ports.
+        """Ring size of each port of a connection, in frames of `frame_size` bytes.
 
-        Together enough to keep both sides busy, few enough to stay in cache.
+        Large enough to keep both sides busy, small enough for all rings together to stay in cache.
         """
-        frames = max(_RING_LEAST, min(self.ring_size, self.ring_bytes // (frame_size * nb_ports)))
+        frames = max(_MIN_RING, min(self.ring_size, self.ring_bytes // (frame_size * nb_ports)))
         return 1 << frames.bit_length() - 1
 
 
-_RING_LEAST = 64
+_MIN_RING = 64
 
 DRIVERS = {
-    # one copy on each core; rings of 4 MiB at the most, all ports of a connection together
+    # one copy on each core; at most 4 MiB for the rings of all ports of a connection
     "memif": Driver("memif", "net_memif", "net_memif", 16384, 65000, 1024, 4 << 20, False, 64),
     "vhost": Driver("vhost", "net_vhost", "net_virtio_user", 9216, 65000, 1024, 1 << 30, True, 1536),
 }
-"""What can serve a shared-memory endpoint."""
+"""Drivers for shared-memory endpoints, by name."""
 
 
 def driver_of(scheme: str) -> Driver:
-    """What serves ``local:``, ``memif:`` or ``vhost:``; AIFLOW_LOCAL=vhost chooses another for ``local:``."""
+    """The driver of ``local:``, ``memif:`` or ``vhost:``; AIFLOW_LOCAL=vhost chooses another for ``local:``."""
     name = scheme
     if scheme == "local":
         name = os.environ.get("AIFLOW_LOCAL") or "memif"
@@ -85,10 +85,10 @@ def driver_of(scheme: str) -> Driver:
 # ---------------------------------------------------------------------------------------------------- memif's server
 
 _lock = threads.unpatched("threading").Lock()
-_memif_socket: Path | None = None  # all server ports of this process listen on it, each with an id: see Port.park
-_memif_alive: Descriptor | None = None  # the lock beside it, held for as long as this process lives
+_memif_socket: Path | None = None  # all server ports of this process share it, each with an id: see Port.park
+_memif_alive: Descriptor | None = None  # the lock beside it, held for the life of this process
 _memif_ports: set[_eal.Port] = set()
-_TRIES = 10  # for a name of its own
+_ATTEMPTS = 10  # to find a free name
 
 
 def _forked() -> None:
@@ -101,7 +101,7 @@ os.register_at_fork(after_in_child=_forked)
 
 
 def _memif_path(root: Path) -> str:
-    """The socket of this process's server; a new one if there is none, or a cleaner has removed it."""
+    """The socket of this process's server; a new one if there is none, or if a cleaner has removed it."""
     global _memif_socket, _memif_alive
     if _memif_socket is None or not _memif_socket.exists():
         _memif_socket, _memif_alive = _free_name(root)
@@ -109,19 +109,19 @@ def _memif_path(root: Path) -> str:
 
 
 def _free_name(root: Path) -> tuple[Path, Descriptor]:
-    """A name that no process of any container has: the lock beside it is ours, so that the name is."""
-    for _ in range(_TRIES):
+    """A name that no other process has, in any container, because we hold the lock beside it."""
+    for _ in range(_ATTEMPTS):
         path = root / f"sock-{secrets.token_hex(4)}"
         try:
             root.mkdir(mode=0o700, exist_ok=True)  # a cleaner may have been there
             alive = lock(path.with_suffix(".lock"))
         except BlockingIOError:
-            continue  # another process holds it, which removes what it finds unlocked
+            continue  # another process holds it while it cleans up
         except OSError as exc:
             raise PortError(f"{root}: {reason(exc)}") from exc
         if alive is not None:
             return path, alive
-    raise PortError(f"{root} was removed; make it again, or set AIFLOW_RUNTIME_DIR to another directory")
+    raise PortError(f"{root} was removed; create it again, or set AIFLOW_RUNTIME_DIR to another directory")
 
 
 @atexit.register
@@ -134,9 +134,9 @@ def _unlink_socket() -> None:
 
 
 def open_receiving(
-    driver: Driver, label: str, directory: Path, frame_size: int, ring: int, pool: _eal.Mempool
+    driver: Driver, label: str, directory: Path, frame_size: int, ring_size: int, pool: _eal.Mempool
 ) -> tuple[_eal.Port, str, int]:
-    """Open a receiver's port; `ring` frames in each direction.
+    """Open a receiver's port; `ring_size` frames in each direction.
 
     Parameters
     ----------
@@ -144,10 +144,10 @@ def open_receiving(
     label : str
         The port's name in tables.
     directory : Path
-        The endpoint's own.
+        The endpoint's directory.
     frame_size : int
         Bytes.
-    ring : int
+    ring_size : int
         A power of two: see `Driver.ring_for`.
     pool : Mempool
 
@@ -155,7 +155,7 @@ def open_receiving(
     -------
     port : Port
     path : str
-        Socket that the sender's port connects to.
+        The socket that the sender's port connects to.
     identity : int
         memif's number of the port on that socket.
 
@@ -172,15 +172,15 @@ def open_receiving(
             f"iface={path},queues=1",
             pool,
             frame_size=frame_size,
-            rx_ring=ring,
-            tx_window=ring,
+            rx_ring=ring_size,
+            tx_window=ring_size,
         )
         return port, path, number
     with _lock:
         path = _memif_path(directory.parent)
-        devargs = _memif_devargs("server", path, number, frame_size, ring)
+        devargs = _memif_devargs("server", path, number, frame_size, ring_size)
         port = _eal.Port.open(
-            label, f"net_memif_aiflow{number}", devargs, pool, frame_size=frame_size, nb_rxd=ring, nb_txd=ring
+            label, f"net_memif_aiflow{number}", devargs, pool, frame_size=frame_size, nb_rxd=ring_size, nb_txd=ring_size
         )
         _memif_ports.add(port)
         _eal.unpark()
@@ -188,7 +188,7 @@ def open_receiving(
 
 
 def close_receiving(port: _eal.Port) -> None:
-    """Close what `open_receiving` opened."""
+    """Close a port of `open_receiving`."""
     with _lock:
         if port in _memif_ports:
             _memif_ports.remove(port)
@@ -199,27 +199,26 @@ def close_receiving(port: _eal.Port) -> None:
 
 
 def open_sending(
-    driver: Driver, label: str, path: str, identity: int, frame_size: int, ring: int, pool: _eal.Mempool
+    driver: Driver, label: str, path: str, identity: int, frame_size: int, ring_size: int, pool: _eal.Mempool
 ) -> _eal.Port:
-    """Open a sender's port to what a receiver's `open_receiving` returned; `ring` frames in each direction.
+    """Open a sender's port to a receiver's port from `open_receiving`; `ring_size` frames in each direction.
 
     Raises
     ------
     PortError
-        If nobody listens there, among others.
+        If the port cannot be opened: no process listens on the socket, for instance.
     """
     number = _eal.next_serial()
     if driver.name == "memif":
         device = f"net_memif_aiflow{number}"
-        devargs = _memif_devargs("client", path, identity, frame_size, ring)
+        devargs = _memif_devargs("client", path, identity, frame_size, ring_size)
     else:
         device = f"net_virtio_user_aiflow{number}"
-        # without merging receive buffers a frame is one mbuf
-        devargs = f"path={path},queues=1,queue_size={ring},mrg_rxbuf=0"
-    return _eal.Port.open(label, device, devargs, pool, frame_size=frame_size, nb_rxd=ring, nb_txd=ring)
+        # mrg_rxbuf=0: a frame is a single mbuf
+        devargs = f"path={path},queues=1,queue_size={ring_size},mrg_rxbuf=0"
+    return _eal.Port.open(label, device, devargs, pool, frame_size=frame_size, nb_rxd=ring_size, nb_txd=ring_size)
 
 
-def _memif_devargs(role: str, path: str, identity: int, frame_size: int, ring: int) -> str:
-    return (
-        f"role={role},id={identity},socket={path},socket-abstract=no,bsize={frame_size},rsize={ring.bit_length() - 1}"
-    )
+def _memif_devargs(role: str, path: str, identity: int, frame_size: int, ring_size: int) -> str:
+    log2_ring_size = ring_size.bit_length() - 1
+    return f"role={role},id={identity},socket={path},socket-abstract=no,bsize={frame_size},rsize={log2_ring_size}"

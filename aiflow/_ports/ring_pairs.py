@@ -1,6 +1,6 @@
 """``ring:NAME``: the two ends of net_ring pairs within one process.
 
-The same mbufs go from end to end: never to be reported as bandwidth.
+The mbufs themselves move from end to end, without a copy: never report their rate as bandwidth.
 """
 
 from __future__ import annotations
@@ -20,74 +20,74 @@ _RING_SIZE = 512
 
 
 @dataclass
-class _Ring:
-    """All pairs of one name, and who has which side."""
+class _Pairs:
+    """All pairs of one name, and which sides are taken."""
 
     pairs: list[tuple[Any, Any]] = field(default_factory=list)
     taken: dict[str, bool] = field(default_factory=dict)
 
 
-_rings: dict[str, _Ring] = {}
+_by_name: dict[str, _Pairs] = {}
 _lock = threads.unpatched("threading").Lock()
 
 
 def take(endpoint: Endpoint, role: str, mempool: Any) -> list[Any]:
-    """The ends of `role`; whoever comes first makes the rings.
+    """Take the ends of `role`; the first side of a name creates the rings.
 
     Parameters
     ----------
     endpoint : Endpoint
     role : {"sender", "receiver"}
     mempool : Mempool
-        Of the side that takes.
+        Pool of this side.
 
     Raises
     ------
     PortError
         If that side is taken.
     ConfigError
-        If the other side has another number of ports.
+        If the other side has a different number of ports.
     """
     side = _SIDES.index(role)
     with _lock:
-        ring = _rings.setdefault(endpoint.target, _Ring())
-        if ring.taken.get(role):
+        named = _by_name.setdefault(endpoint.target, _Pairs())
+        if named.taken.get(role):
             raise PortError(
                 f"{endpoint}: another {role} of this process has it; close that one, or choose another name"
             )
-        if ring.pairs and len(ring.pairs) != endpoint.nb_ports:
-            raise ConfigError(f"{endpoint}: the other end has {len(ring.pairs)} ports; ask for as many")
+        if named.pairs and len(named.pairs) != endpoint.nb_ports:
+            raise ConfigError(f"{endpoint}: the other end has {len(named.pairs)} ports; ask for the same number")
         try:
-            while len(ring.pairs) < endpoint.nb_ports:
-                label = f"ring:{endpoint.target}#{len(ring.pairs)}"
-                ring.pairs.append(_eal.Port.open_ring_pair(label, mempool, nb_rxd=_RING_SIZE))
+            while len(named.pairs) < endpoint.nb_ports:
+                label = f"ring:{endpoint.target}#{len(named.pairs)}"
+                named.pairs.append(_eal.Port.open_ring_pair(label, mempool, nb_rxd=_RING_SIZE))
         except BaseException:
             _close(endpoint.target)
             raise
-        ring.taken[role] = True
-        for pair in ring.pairs:
+        named.taken[role] = True
+        for pair in named.pairs:
             pair[side].adopt(mempool)
-        return [pair[side] for pair in ring.pairs]
+        return [pair[side] for pair in named.pairs]
 
 
 def give_back(endpoint: Endpoint, role: str) -> None:
-    """Undo `take`: what waits to be received is dropped; the rings go when both sides have been given back.
+    """Undo `take`: drop the frames that wait in this side; close the ports once both sides are given back.
 
-    Ours last: what an interrupt leaves undone, the next call does.
+    An interrupted call can be repeated: the side counts as taken until the end.
     """
     with _lock:
-        ring = _rings.get(endpoint.target)
-        if ring is None or not ring.taken.get(role):
+        named = _by_name.get(endpoint.target)
+        if named is None or not named.taken.get(role):
             return
-        for pair in ring.pairs:
+        for pair in named.pairs:
             pair[_SIDES.index(role)].drain()
-        if not any(taken for other, taken in ring.taken.items() if other != role):
+        if not any(taken for other, taken in named.taken.items() if other != role):
             _close(endpoint.target)
-        ring.taken[role] = False
+        named.taken[role] = False
 
 
 def _close(name: str) -> None:
-    for pair in _rings[name].pairs:
+    for pair in _by_name[name].pairs:
         for port in pair:
             port.close()
-    del _rings[name]
+    del _by_name[name]

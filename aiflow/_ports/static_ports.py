@@ -57,7 +57,7 @@ def open_af_packet(
     remedy = f"ip link set {interface.name} mtu …"
     frame_size = _checked_frame(endpoint, frame_size, interface.frame_size, remedy)
     ring = packet_ring(frame_size)
-    pool = pool_for(min(ring.frame_bytes, _eal.MOST_ROOM), interface.socket_id, 1, False)
+    pool = pool_for(min(ring.frame_bytes, _eal.MAX_DATA_ROOM), interface.socket_id, 1, False)
     devargs = (
         f"iface={interface.name},qpairs=1,qdisc_bypass=0,blocksz={ring.block_bytes},"
         f"framesz={ring.frame_bytes},framecnt={ring.nb_frames}"

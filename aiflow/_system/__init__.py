@@ -1,1 +1,1 @@
-"""What the operating system gives and takes: threads, limits, descriptors, CPUs."""
+"""The operating system: threads, limits, descriptors, file locks, CPUs."""

@@ -1,4 +1,4 @@
-"""What the process may have at most: limits of its cgroups and of its own (setrlimit)."""
+"""Limits of this process: those of its cgroups, its own (setrlimit), and its capabilities."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _UNLIMITED = 1 << 60  # cgroup v1 writes the largest number of pages
 
 
 def _cgroups(controller: str) -> Iterator[Path]:
-    """Directories of the cgroups that limit this process in one resource, from its own upwards."""
+    """Directories of the cgroups that limit one resource of this process, from its own cgroup upwards."""
     with contextlib.suppress(OSError):
         mounts = [line.split() for line in (PROC / "mountinfo").read_text().splitlines()]
         for line in (PROC / "cgroup").read_text().splitlines():
@@ -40,9 +40,9 @@ def _cgroups(controller: str) -> Iterator[Path]:
                     if number != "0" and controller not in controllers.split(","):
                         continue
                     root = Path(mount[4])
-                    inside = os.path.relpath(path, mount[3])  # what a container sees of it
-                    place = root / inside if not inside.startswith("..") else root
-                    yield from (directory for directory in (place, *place.parents) if directory.is_relative_to(root))
+                    inside = os.path.relpath(path, mount[3])  # the part that a container sees
+                    own = root / inside if not inside.startswith("..") else root
+                    yield from (directory for directory in (own, *own.parents) if directory.is_relative_to(root))
 
 
 def _least(controller: str, *names: str) -> int | None:
@@ -55,25 +55,25 @@ def _least(controller: str, *names: str) -> int | None:
 
 
 def memory_limit() -> int | None:
-    """Bytes of memory that the process's cgroups grant; None: no limit but the machine's."""
+    """Bytes of memory that the process's cgroups allow; None without such a limit."""
     return _least("memory", "memory.max", "memory.limit_in_bytes")
 
 
 def warn_of_memory(nbytes: int, stacklevel: int = 2) -> None:
-    """Warn that a cgroup grants less than a program may come to use: the kernel ends processes beyond that."""
+    """Warn if a cgroup allows less memory than the program may use: the kernel kills processes beyond the limit."""
     limit = memory_limit()
     if limit is not None and nbytes > limit:
         warnings.warn(
-            f"memory= and the ports' buffers may come to {nbytes >> 20} MiB, and the container's limit is "
-            f"{limit >> 20} MiB (memory.max or memory.limit_in_bytes), beyond which the kernel ends the process: pass "
-            "a smaller memory=, or raise that limit",
+            f"memory= and the ports' buffers may use {nbytes >> 20} MiB, but the container's limit is "
+            f"{limit >> 20} MiB (memory.max or memory.limit_in_bytes). The kernel kills the process beyond it: pass a "
+            "smaller memory=, or raise that limit",
             RuntimeWarning,
             stacklevel=stacklevel + 1,
         )
 
 
 def hugepage_limit() -> int | None:
-    """Bytes of hugepages (of the default size) that the process's cgroups grant; None: no limit but the machine's."""
+    """Bytes of hugepages (of the default size) that the process's cgroups allow; None without such a limit."""
     kib = 2048
     with contextlib.suppress(OSError, ValueError, IndexError):
         (line,) = (line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("Hugepagesize"))
@@ -83,13 +83,13 @@ def hugepage_limit() -> int | None:
 
 
 def file_limit() -> int | None:
-    """Bytes that a file of the process's may have (ulimit -f); None: no limit. DPDK's hugepages are a file."""
+    """Largest file of the process in bytes (ulimit -f); None without limit. DPDK's hugepages are a file."""
     limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
     return None if limit == resource.RLIM_INFINITY else limit
 
 
 def address_space_left() -> int | None:
-    """Bytes that the process may still map under its own limit (ulimit -v); None: no limit."""
+    """Bytes that the process may still map (ulimit -v); None without limit."""
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit == resource.RLIM_INFINITY:
         return None
@@ -100,7 +100,7 @@ def address_space_left() -> int | None:
 
 
 def address_space_words() -> str:
-    """The process's own limits on its memory, for an error message; "" without one."""
+    """The process's own memory limits for an error message; "" without limits."""
     words = ""
     if (left := address_space_left()) is not None:
         limit, _ = resource.getrlimit(resource.RLIMIT_AS)

@@ -1,6 +1,6 @@
-"""Threads of the system, and what they wait with, also where gevent or eventlet have put theirs in place of Python's.
+"""Kernel threads, and the modules they wait with, even if gevent or eventlet has patched Python's.
 
-A loop in C never gives a greenlet's turn back. So its thread is always one that the kernel schedules, and what two such
+A loop in C never yields to other greenlets. So it always runs in a thread that the kernel schedules. Objects that such
 threads share (locks, sockets, polls) must not belong to a greenlet's hub.
 """
 
@@ -25,11 +25,11 @@ from aiflow.errors import EalError
 __all__ = ["Thread", "is_current", "start", "unpatched"]
 
 NO_THREAD = (
-    "no thread to be had ({}): raise the limit of processes (ulimit -u, pids.max of the container) or of the address "
-    "space (ulimit -v), or pass a smaller memory=; then try again"
+    "no thread can be started ({}): raise the limit of processes (ulimit -u, pids.max of the container) or of the "
+    "address space (ulimit -v), or pass a smaller memory=; then try again"
 )
 
-# module: it, what of it must be a copy first, and whether it is as Python made it
+# name → the module, another module to copy before it, and whether it is unpatched
 _MODULES: dict[str, tuple[Any, str, Callable[[], bool]]] = {
     "threading": (threading, "_thread", lambda: isinstance(_thread.start_new_thread, BuiltinFunctionType)),
     "select": (select, "", lambda: isinstance(getattr(select, "poll", None), BuiltinFunctionType)),
@@ -40,7 +40,7 @@ _copies: dict[str, Any] = {}
 
 
 def unpatched(name: str) -> Any:
-    """A module as Python made it: such as ``threading``, or a copy while another library patches it.
+    """Python's own module, or a fresh copy of it if another library has patched it.
 
     Parameters
     ----------
@@ -61,7 +61,8 @@ def unpatched(name: str) -> Any:
 
 def _copy(name: str, below: str) -> Any:
     names = [below, name] if below else [name]
-    _imp.acquire_lock()  # two threads would take each other's copy for the patched one; Python's locks may be patched
+    # Two threads could mistake each other's copy for the patched module. Python's own locks may be patched, too.
+    _imp.acquire_lock()
     try:
         patched = {name: sys.modules[name] for name in names}
         try:
@@ -75,21 +76,21 @@ def _copy(name: str, below: str) -> Any:
 
 
 def _load(name: str) -> None:
-    """Put a new copy of a module in its place: it may look for itself there, and the next one imports it."""
+    """Put a new copy of a module into sys.modules, where it may look for itself, and the next copy imports it."""
     spec = importlib.machinery.BuiltinImporter.find_spec(name) or importlib.machinery.PathFinder.find_spec(name)
     if spec is None or spec.loader is None:
         raise EalError(
-            f"the module {name} is patched (gevent, eventlet), and Python's own cannot be found: leave it as it is, as "
-            "monkey.patch_all(thread=False, select=False, socket=False, time=False) does"
+            f"the module {name} is patched (gevent, eventlet), and Python's own cannot be found: leave it unpatched, "
+            "as monkey.patch_all(thread=False, select=False, socket=False, time=False) does"
         )
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
 
 
 class Thread:
-    """A daemon thread of the system's; `start` makes one.
+    """A daemon thread that the kernel schedules; see `start`.
 
-    Python 3.11 and 3.12 take a join that was interrupted for the thread's end. This one may be repeated.
+    Python 3.11 and 3.12 mistake an interrupted join for the thread's end. The join of this class can be repeated.
     """
 
     def __init__(self, target: Callable[[], object], name: str) -> None:
@@ -104,32 +105,32 @@ class Thread:
             assert target is not None
             target()
         finally:
-            del target  # whoever waits for us may want what it holds to be gone
+            del target  # release what it refers to before a waiting thread goes on
             self._over = True
 
     def start(self) -> None:
-        """Raises RuntimeError if there is none to be had."""
+        """Start the thread. Raises RuntimeError if the system denies it."""
         self._thread.start()
 
     @property
     def ident(self) -> int | None:
-        """None until it runs."""
+        """Python's identifier; None until the thread runs."""
         return self._thread.ident
 
     @property
     def native_id(self) -> int | None:
-        """The kernel's number of it."""
+        """The kernel's thread id."""
         return self._thread.native_id
 
     def is_alive(self) -> bool:
-        """Whether it runs, in this process and not the one that forked it."""
-        if sys.is_finalizing():  # daemon threads stand still then
+        """Whether the thread runs in this process; false in a forked child."""
+        if sys.is_finalizing():  # daemon threads do not run then
             return False
         return self._thread.ident is not None and not self._over and os.getpid() == self._pid
 
     def join(self) -> None:
-        """Wait for its end. While the interpreter ends there is none: daemon threads stand still."""
-        if sys.is_finalizing():  # Python 3.13 would wait for ever
+        """Wait for the thread's end; return at once while the interpreter ends, when daemon threads do not run."""
+        if sys.is_finalizing():  # Python 3.13 would wait forever
             return
         self._thread.join()
         while self.is_alive():
@@ -137,12 +138,12 @@ class Thread:
 
 
 def start(target: Callable[[], object], name: str) -> Thread:
-    """Run `target` in a daemon thread of the system's.
+    """Run `target` in a daemon thread that the kernel schedules.
 
     Raises
     ------
     EalError
-        If there is none to be had. It may be tried again.
+        If the system denies it. The caller may try again.
     """
     thread = Thread(target, name)
     try:
@@ -153,5 +154,5 @@ def start(target: Callable[[], object], name: str) -> Thread:
 
 
 def is_current(thread: Thread) -> bool:
-    """Whether the calling thread is this one."""
+    """Whether `thread` is the calling thread."""
     return bool(thread.native_id == unpatched("threading").get_native_id())

@@ -116,7 +116,7 @@ def test_lists_of_endpoints_are_checked_as_a_whole(ports: object, why: str) -> N
 def test_an_af_packet_slot_holds_any_frame_and_an_mbuf_holds_the_slot(frame_size: int) -> None:
     ring = packet_ring.packet_ring(frame_size)
     assert ring.frame_bytes >= frame_size + 4 + 66
-    assert ring.frame_bytes - 32 <= _eal.MOST_ROOM  # what DPDK's driver asks for
+    assert ring.frame_bytes - 32 <= _eal.MAX_DATA_ROOM  # what DPDK's driver asks for
     assert ring.block_bytes % ring.frame_bytes == 0
     assert ring.block_bytes % os.sysconf("SC_PAGESIZE") == 0
     assert ring.nb_frames % (ring.block_bytes // ring.frame_bytes) == 0

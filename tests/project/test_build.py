@@ -189,12 +189,16 @@ def test_wheel_from_the_sdist_installs_and_imports(sdist, tmp_path) -> None:
 @pytest.mark.slow
 def test_no_module_loads_more_of_dpdk_than_it_uses() -> None:
     """--as-needed took effect: forty unused libraries would cost `import aiflow` its 50 ms."""
+    import aiflow._eal_device
+
     import aiflow._eal
 
     readelf = shutil.which("readelf")
     if readelf is None:
         pytest.skip("readelf (binutils) is not installed")
-    dynamic = run(readelf, "-d", aiflow._eal.__file__, cwd=ROOT).stdout
-    needed = re.findall(r"NEEDED.*\[librte_(\w+)\.so", dynamic)
-    assert {"eal", "ethdev", "net_ring"} <= set(needed)
+    needed = set()
+    for module in aiflow._eal, aiflow._eal_device:
+        dynamic = run(readelf, "-d", module.__file__, cwd=ROOT).stdout
+        needed |= set(re.findall(r"NEEDED.*\[librte_(\w+)\.so", dynamic))
+    assert {"eal", "ethdev", "net_ring"} <= needed
     assert "pipeline" not in needed

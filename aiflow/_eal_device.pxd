@@ -1,0 +1,16 @@
+# Devices on DPDK's buses, and the rings of net_ring, C-level face.
+
+from aiflow.librte.rte_ring cimport rte_ring
+
+
+# Both return 0, or a negative errno.
+cdef int plug_device(const char *bus, const char *device, const char *devargs) noexcept nogil
+cdef int unplug_device(const char *bus, const char *device) noexcept nogil
+
+
+cdef class RingPair:
+    cdef rte_ring *ring[2]            # port i receives from ring i; NULL until created
+
+    cdef create(self, str name, unsigned int serial, unsigned int nb_frames)
+    cdef int plug(self, int side, const char *device) noexcept
+    cdef drain(self, int side)
