@@ -1,4 +1,4 @@
-"""Arrays in memory of ours."""
+"""Arrays in page-aligned memory of their own: `empty`."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ __all__ = ["empty"]
 def empty(shape: int | tuple[int, ...], dtype: Any = np.uint8) -> np.ndarray[Any, Any]:
     """An uninitialised ndarray, page-aligned and on huge pages where the kernel gives them.
 
-    Sending it copies nothing where the driver can take a frame's payload from foreign memory; the drivers that are
-    used now copy each payload once, from any array.
+    Where a driver takes payloads from foreign memory, sending such an array copies nothing. The drivers in use today
+    copy each payload once, from any array.
 
     Parameters
     ----------

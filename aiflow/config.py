@@ -1,6 +1,7 @@
 """Parsing of keywords: every value that a user passes to `Sender` or `Receiver` is checked here.
 
-The tables of known values live here too, so that this module imports nothing but `errors`.
+Every parser raises `ConfigError` for a value that cannot be used. The tables of known values are here too, so that
+this module imports nothing but `errors`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ __all__ = [
 ]  # fmt: skip
 
 MAX_PORTS = 32
-"""Ports of one process at most (DPDK's RTE_MAX_ETHPORTS as Debian builds it)."""
+"""Most ports in one process (DPDK's RTE_MAX_ETHPORTS as Debian builds it)."""
 
 SCHEMES = {
     "local": "local:NAME[*N]          processes of one host, no root, no hugepages",
@@ -33,7 +34,7 @@ SCHEMES = {
     "pci": "pci:DOMAIN:BUS:DEV.FUNC a network card bound to vfio-pci or uio",
     "vdev": "vdev:DPDK-DEVARGS       any other virtual device of DPDK",
 }
-"""Endpoint schemes, each with its form and what it is for."""
+"""Endpoint schemes, each with its form and its use."""
 
 _WITH_COUNT = frozenset({"local", "memif", "vhost", "ring"})
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,48}")
@@ -79,8 +80,8 @@ PARTITIONS = ("balanced", "by_stream")
 """Named ways to spread a slice over several receivers."""
 
 IDLE = {
-    "backoff": "spin for 20 µs, yield for 80, then sleep, longer and longer",
-    "spin": "poll without a pause for as long as a call waits: the least latency, for a core's whole time",
+    "backoff": "spin for 20 µs, yield for 80, then sleep with growing intervals",
+    "spin": "poll without a pause while a call waits: the least latency, for a whole core",
 }
 """Idle strategies of a thread that waits in `send`, `recv` or a Ticket's ``result`` and polls the ports meanwhile."""
 
@@ -92,60 +93,44 @@ MEMORY_MOST = 1 << 46
 
 FAULTS = {
     "ways": "'out' (frames that we send; the default), 'in' (frames that arrive here), or both: ('out', 'in')",
-    "ports": "indices of the ports that suffer, in the order in which they were opened; default: all",
-    "kinds": "names of the frames that suffer: DATA, PACKED, MANIFEST, GRANT, FEEDBACK, HELLO, PROBE, BYE, VOID, CLOSE",
-    "seed": "of the random numbers; the same seed makes the same faults of the same frames",
+    "ports": "indices of the ports with faults, in the order in which they were opened; default: all",
+    "kinds": "names of the frames with faults: DATA, PACKED, MANIFEST, GRANT, FEEDBACK, HELLO, PROBE, BYE, VOID, CLOSE",
+    "seed": "of the random numbers; the same seed makes the same faults in the same frames",
     "drop": "probability that a frame is lost",
     "burst": "probability that losses begin with it; burst_frames: how many in a row on average (default 10)",
-    "drop_first": "the first so many are lost",
-    "drop_for": "all are lost for so many seconds, from the first frame on",
-    "down_after": "drop_for begins so many seconds after the first frame",
-    "down_every": "and comes again with this period, in seconds",
+    "drop_first": "this number of frames is lost at first",
+    "drop_for": "seconds, from the first frame on, in which all are lost",
+    "down_after": "seconds from the first frame until drop_for begins",
+    "down_every": "seconds after which drop_for begins again",
     "corrupt": "probability that one bit of it is flipped",
     "truncate": "probability that it is cut short",
-    "repeat": "probability that it passes `copies` times (default 2)",
-    "copies": "how often a repeated frame passes; alone: every frame does",
+    "repeat": "probability that it is duplicated: it passes `copies` times (default 2)",
+    "copies": "copies per duplicated frame; given without `repeat`, every frame is duplicated",
     "reorder": "probability that it is held back for up to `reorder_for` seconds (default 0.001) while others pass",
     "delay": "seconds by which every frame is late",
-    "stall": "probability that nothing passes from here on for `stall_for` seconds (default 0.01), and then everything",
+    "stall": "probability that all frames wait from here on, for `stall_for` seconds (default 0.01)",
 }
-"""Keys of ``faults=`` of `Sender` and `Receiver`: a dict, or a list of them, of which each direction of a port follows
-the first that names it."""
+"""Keys of ``faults=`` of `Sender` and `Receiver`: a dict, or a list of them. Each direction of a port follows the first
+dict that names it."""
 
 
 # ---- numbers and choices ----
 
 
 def parse_choice(value: Any, what: str, known: Collection[str], otherwise: str = "") -> Any:
-    """Return `value` if it is one of `known`; `otherwise` ends the error's hint.
-
-    Raises
-    ------
-    ConfigError
-    """
+    """Return `value` if it is one of `known`; `otherwise` ends the error's hint."""
     if not isinstance(value, str) or value not in known:
         raise ConfigError(f"{what}={value!r} is unknown: use {' or '.join(map(repr, known))}{otherwise}")
     return value
 
 
 def parse_idle(idle: str) -> bool:
-    """Return whether ``idle=`` asks to spin.
-
-    Raises
-    ------
-    ConfigError
-        For an unknown strategy.
-    """
+    """Return whether ``idle=`` asks to spin."""
     return bool(parse_choice(idle, "idle", IDLE) == "spin")
 
 
 def parse_max_cores(max_cores: float | None) -> float | None:
-    """Check ``max_cores=``: None, or a number of cores, at least 0.001.
-
-    Raises
-    ------
-    ConfigError
-    """
+    """Check ``max_cores=``: None, or a number of cores, at least 0.001."""
     if max_cores is None:
         return None
     if isinstance(max_cores, bool) or not isinstance(max_cores, (int, float)) or not 0.001 <= max_cores < 1e6:
@@ -154,12 +139,7 @@ def parse_max_cores(max_cores: float | None) -> float | None:
 
 
 def parse_seconds(value: Any, what: str) -> float:
-    """Check a number of seconds above 0; `what` names the keyword in the error.
-
-    Raises
-    ------
-    ConfigError
-    """
+    """Check a number of seconds above 0; `what` names the keyword in the error."""
     try:
         seconds = -1.0 if isinstance(value, (str, bytes)) else float(value)
     except (TypeError, ValueError):
@@ -170,12 +150,7 @@ def parse_seconds(value: Any, what: str) -> float:
 
 
 def parse_timeout(timeout: Any) -> float | None:
-    """Check ``timeout=``: None and infinity wait without end, 0 only looks, else a number of seconds.
-
-    Raises
-    ------
-    ConfigError
-    """
+    """Check ``timeout=``: None and infinity wait without end, 0 only looks, else a number of seconds."""
     if timeout is None or (isinstance(timeout, float) and timeout == math.inf):
         return None
     if isinstance(timeout, (int, float)) and timeout == 0:
@@ -199,7 +174,7 @@ def parse_size(size: int | str) -> int:
     Raises
     ------
     ConfigError
-        If it is no such size.
+        If it is not a size.
     """
     if isinstance(size, bool) or not isinstance(size, (int, str)):
         raise ConfigError(f"a size is an int or a str such as '1GiB', not {type(size).__name__}")
@@ -244,10 +219,6 @@ def parse_rate(rate: str | float, what: str = "link_speed", *, default_unit: str
     -------
     float
         Bit/s.
-
-    Raises
-    ------
-    ConfigError
     """
     bps = 0.0
     if isinstance(rate, str):
@@ -268,12 +239,7 @@ def parse_rate(rate: str | float, what: str = "link_speed", *, default_unit: str
 
 
 def parse_names(to: Any, most: int) -> list[str]:
-    """Names of the receivers in ``to=``, at most `most`; [] for the only one that answers.
-
-    Raises
-    ------
-    ConfigError
-    """
+    """Names of the receivers in ``to=``, at most `most`; [] for the only one that answers."""
     if to is None:
         return []
     names = [to] if isinstance(to, str) else list(to) if isinstance(to, Iterable) else [to]
@@ -287,12 +253,7 @@ def parse_names(to: Any, most: int) -> list[str]:
 
 
 def parse_partition(partition: Any) -> str | Callable[..., Any]:
-    """Check ``partition=``: one of `PARTITIONS`, or a callable.
-
-    Raises
-    ------
-    ConfigError
-    """
+    """Check ``partition=``: one of `PARTITIONS`, or a callable."""
     if callable(partition):
         return partition  # type: ignore[no-any-return]
     if partition not in PARTITIONS:
@@ -302,12 +263,7 @@ def parse_partition(partition: Any) -> str | Callable[..., Any]:
 
 
 def check_scheduling(policy: Any, place: Any = "chunks", weights: Any = SCORE_WEIGHTS) -> None:
-    """Check the fields of `aiflow.Scheduling` that need no other.
-
-    Raises
-    ------
-    ConfigError
-    """
+    """Check the fields of `aiflow.Scheduling` that need no other."""
     if not isinstance(policy, str) or policy not in POLICIES:
         raise ConfigError(f"policy={policy!r} is unknown: use one of {', '.join(map(repr, POLICIES))}")
     parse_choice(place, "place", PLACEMENTS)
@@ -320,12 +276,7 @@ def check_scheduling(policy: Any, place: Any = "chunks", weights: Any = SCORE_WE
 
 
 def parse_switches(switches: Sequence[str] | str | None, nb_ports: int) -> Sequence[str] | str | None:
-    """Check ``switches=``: a name for each of `nb_ports` ports, "probe", or None.
-
-    Raises
-    ------
-    ConfigError
-    """
+    """Check ``switches=``: a name for each of `nb_ports` ports, "probe", or None."""
     if switches is None or switches == "probe":
         return switches
     if isinstance(switches, str) or len(switches) != nb_ports:
@@ -334,12 +285,7 @@ def parse_switches(switches: Sequence[str] | str | None, nb_ports: int) -> Seque
 
 
 def parse_switch_limits(limits: Mapping[str, str | float] | None) -> dict[str, float]:
-    """Bit/s of each switch in ``switch_limits=``.
-
-    Raises
-    ------
-    ConfigError
-    """
+    """Bit/s of each switch in ``switch_limits=``."""
     return {name: parse_rate(rate, "switch_limits") for name, rate in (limits or {}).items()}
 
 
@@ -375,7 +321,7 @@ class Endpoint:
     scheme : str
         One of `SCHEMES`.
     target : str
-        What follows the colon: a name, an interface, a PCI address, devargs.
+        The text after the colon: a name, an interface, a PCI address, devargs.
     nb_ports : int
         Ports asked for there.
     text : str
@@ -397,7 +343,7 @@ def parse_endpoint(text: str) -> Endpoint:
     Raises
     ------
     ConfigError
-        If it is not of a known form.
+        If its form is unknown.
     """
     if not isinstance(text, str):
         raise ConfigError(f"an endpoint is a str such as 'local:demo', not {type(text).__name__}")
@@ -437,7 +383,7 @@ def parse_endpoints(ports: str | Iterable[str]) -> tuple[Endpoint, ...]:
     Raises
     ------
     ConfigError
-        If one is malformed, one is given twice, there is none, or they ask for more than `MAX_PORTS` ports.
+        If an endpoint is malformed or given twice, if there is none, or for more than `MAX_PORTS` ports in all.
     """
     if isinstance(ports, str):
         ports = [ports]

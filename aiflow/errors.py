@@ -78,11 +78,11 @@ class PoolExhausted(AiflowError, MemoryError):
 
 
 class IntegrityError(AiflowError):
-    """What arrived is not what was sent, and was not shown."""
+    """The data that arrived differs from the data that was sent, and was not shown."""
 
 
 class DeliveryError(AiflowError):
-    """The receiver had all of the slice, and its user could not use it: a disk was full, for instance.
+    """The receiver had all of the slice, but its user could not use it: a disk was full, for instance.
 
     Attributes
     ----------
@@ -114,5 +114,5 @@ class DemandWarning(UserWarning):
 
 
 def not_copied(thing: object, instead: str) -> TypeError:
-    """What pickle and copy get for a thing that belongs to ports, threads and memory of this process."""
+    """The TypeError of pickle and copy for an object that belongs to ports, threads or memory of this process."""
     return TypeError(f"an aiflow {type(thing).__name__} cannot be pickled or copied: {instead}")

@@ -15,7 +15,7 @@ _serial = itertools.count()
 
 
 class Pair(NamedTuple):
-    """What `pair` returns: unpack it, or use it as a context manager that closes both."""
+    """A Sender and its Receiver, from `pair`: unpack it, or use it as a context manager that closes both."""
 
     sender: Sender
     receiver: Receiver
@@ -49,13 +49,13 @@ def pair(
     slice_ms, put_memory
         For the Sender: see `Sender.put`.
     **receiver_options
-        For the Receiver: ``assemble``, ``memory``, ``timeout`` … The Sender has its defaults for all else: for more,
-        open both on the same ``"ring:NAME"``.
+        For the Receiver: ``assemble``, ``memory``, ``timeout`` … All other options of the Sender have their defaults.
+        To set them, open both sides on the same ``"ring:NAME"``.
 
     Returns
     -------
     Pair
-        (Sender, Receiver). Rings pass the sender's own mbufs along: nothing here measures bandwidth.
+        (Sender, Receiver). Rings pass the sender's own mbufs: they measure no bandwidth.
     """
     endpoint = f"ring:pair-{os.getpid()}-{next(_serial)}*{nb_ports}"
     receiver = Receiver(endpoint, **receiver_options)

@@ -1,6 +1,7 @@
-"""Policy, once a time slice: which ports carry it, how much of it each, and whether they can.
+"""Policy, once a time slice: which ports carry it, the share of each, and whether they can carry it.
 
-Pure Python, nothing compiled: Python sets the law, the loop applies it. `plan` runs for every slice and every policy.
+Pure Python that imports nothing compiled: Python decides, the loop applies the plan. `plan` runs for every slice and
+every policy.
 """
 
 from __future__ import annotations
@@ -28,28 +29,28 @@ __all__ = [
 ]
 
 SHARING = frozenset({"score", "round_robin", "weighted"})
-"""Policies that deal out shares, and want to know more of the ports than which are usable."""
+"""Policies that deal out shares. They need the ports' speeds and rates, the others only which ports are usable."""
 
 ALL_PORTS = (1 << 32) - 1
 PAYLOAD_SHARE = 1460 / 1514
-"""Of a 1500-byte MTU's frames, what is the elements'."""
+"""Share of element bytes in the frames of a 1500-byte MTU."""
 
 
 class PortState(NamedTuple):
-    """What the scheduler knows of a port when a slice begins.
+    """The state of a port when a slice begins.
 
     Attributes
     ----------
     number : int
         Its place in the loop.
     usable : bool
-        A path goes over it, and it is not set aside for silence.
+        It has a path, and the path is not suspended.
     speed_bps : float or None
-        Its link's speed in bit/s; None where nobody said.
+        Speed of its link in bit/s; None where it is not known.
     bandwidth_rate, buffer_occupancy, drop_rate : float
         Columns of the port path table, each from 0 to 1.
     switch : str or None
-        The switch that it hangs on; None where nobody knows.
+        The switch behind it; None where it is not known.
     """
 
     number: int
@@ -62,24 +63,24 @@ class PortState(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """The law for one slice, as the loop takes it.
+    """How one slice goes out, as the loop takes it.
 
     Attributes
     ----------
     policy : str
     nbytes : int
-        Of the slice.
+        Bytes of the slice.
     port_mask : int
         Bit i: port i may carry the slice.
     reasons : tuple of str
         A line a port, for `explain`.
     quotas : dict of int to int
-        Bytes of each port's share by its place in the loop; empty where no shares are dealt. A port that is not in it
-        has none.
+        Share of each port in bytes, by its place in the loop; empty for policies without shares. A port that is not
+        in it has no share.
     place : str
         One of `PLACEMENTS`.
     shortest : bool
-        A port takes a chunk only while no other has much fewer frames under way.
+        A port takes a chunk only while no other port has far fewer frames in flight.
     """
 
     policy: str
@@ -91,18 +92,18 @@ class Plan(NamedTuple):
     shortest: bool = False
 
     def explain(self) -> str:
-        """Why each port got what it got."""
+        """A line for each port: its part of the slice, and why."""
         return "\n".join(self.reasons)
 
 
 def score(port: PortState, weights: Sequence[float] = SCORE_WEIGHTS) -> float:
-    """The paper's score of a port: the higher, the more it has to spare.
+    """The paper's score of a port: the higher, the more capacity it has left.
 
     Parameters
     ----------
     port : PortState
     weights : sequence of float
-        Of bandwidth use, ring fill and loss.
+        Weights of bandwidth use, ring fill and loss.
 
     Returns
     -------
@@ -114,7 +115,7 @@ def score(port: PortState, weights: Sequence[float] = SCORE_WEIGHTS) -> float:
 
 
 def _shares(policy: str, ports: Sequence[PortState], weights: Sequence[float]) -> list[tuple[float, str]]:
-    """A number for each port, to which its share is proportional, and why."""
+    """For each port: a number that its share is proportional to, and why."""
     known = all(port.speed_bps for port in ports)
     speeds = [(port.speed_bps or 1.0) / 1e6 if known else 1.0 for port in ports]
     said = [f"{speed:g} Mbit/s" if known else "speed unknown" for speed in speeds]
@@ -122,7 +123,7 @@ def _shares(policy: str, ports: Sequence[PortState], weights: Sequence[float]) -
         return [(1.0, "every port in turn")] * len(ports)
     if policy == "weighted":
         return [(speed, what) for speed, what in zip(speeds, said, strict=True)]
-    # A score is a share of the port, so a port of ten times the speed at the same score has ten times to spare.
+    # A score is relative to the port: at the same score, a port of ten times the speed has ten times the capacity left.
     scores = [max(score(port, weights), 1e-3) for port in ports]
     return [
         (
@@ -135,7 +136,7 @@ def _shares(policy: str, ports: Sequence[PortState], weights: Sequence[float]) -
 
 
 def _limit(shares: list[float], ports: Sequence[PortState], limits: Mapping[str, float]) -> list[float]:
-    """No switch gets more, in proportion to the others, than its limit: shares are speeds, in Mbit/s."""
+    """Scale the shares (speeds in Mbit/s) of each switch's ports down to the limit of the switch."""
     for switch, most in limits.items():
         on_it = [i for i, port in enumerate(ports) if port.switch == switch]
         total = sum(shares[i] for i in on_it)
@@ -165,28 +166,27 @@ def plan(
     ports : sequence of PortState
         The sender's ports as they are now; empty before a receiver is there.
     weights : sequence of float
-        Of `score`.
+        Weights of the score.
     place : str
         One of `PLACEMENTS`.
     switch_limits : mapping, optional
-        What each switch carries at most, in bit/s, where that is less than its ports together.
+        Capacity of each switch in bit/s, where it is less than that of its ports together.
 
     Returns
     -------
     Plan
-        `pull` lets every port take part, those too that come up while the slice flows: a port without room in its
-        window takes nothing, so there is no estimate to be wrong. `least_queue` likewise, with an eye on the others'
-        queues. The other policies deal out shares; what a port that dies or crawls leaves of its share goes to the
-        others when all but one have sent theirs, or when it has not sent a sixteenth of its share while another was
-        through with its own.
+        `pull` and `least_queue` let every port take part, including ports that come up while the slice is in flight.
+        They need no estimate: a port whose window is full takes nothing. The other policies deal out shares. The rest
+        of a dead or slow port's share goes to the other ports: as soon as all but one have sent theirs, or when it has
+        not sent a sixteenth of its share while another port has sent all of its own.
     """
     check_scheduling(policy, place, weights)
     usable = [port for port in ports if port.usable]
-    reasons = {port.number: f"port {port.number}: no live path now; joins in when it has one" for port in ports}
+    reasons = {port.number: f"port {port.number}: no live path now; takes part when it has one" for port in ports}
     quotas: dict[int, int] = {}
     if policy not in SHARING or not usable:
         what = (
-            "takes the next chunk while no other port has much fewer frames under way"
+            "takes the next chunk while no other port has far fewer frames in flight"
             if policy == "least_queue"
             else "takes the next chunk whenever its window has room"
         )
@@ -209,11 +209,11 @@ def plan(
     )
 
 
-# ---- can it be met? ----
+# ---- demand ----
 
 
 class Demand(NamedTuple):
-    """What a slice asks of the ports, beside what they can give.
+    """The bandwidth that a slice needs, and the bandwidth of the ports.
 
     Attributes
     ----------
@@ -224,7 +224,7 @@ class Demand(NamedTuple):
     needed_bps : float
         B_total = 8·M / T, in bit/s of element bytes.
     available_bps : float
-        What the ports carry of element bytes, headers subtracted.
+        Element bytes that the ports carry, without headers, in bit/s.
     """
 
     nbytes: int
@@ -234,7 +234,7 @@ class Demand(NamedTuple):
 
     @property
     def met(self) -> bool:
-        """Whether the ports can carry it within the slice's time."""
+        """Whether the ports can carry it within the length of the slice."""
         return self.needed_bps <= self.available_bps
 
     def explain(self) -> str:
@@ -254,7 +254,7 @@ class Demand(NamedTuple):
 
 
 def demand(nbytes: int, seconds: float, port_rates: Sequence[float], *, payload_share: float = PAYLOAD_SHARE) -> Demand:
-    """Compare what a slice needs with what the ports can give, before it goes out.
+    """Compare the bandwidth that a slice needs with that of the ports, before it goes out.
 
     Parameters
     ----------
@@ -263,10 +263,10 @@ def demand(nbytes: int, seconds: float, port_rates: Sequence[float], *, payload_
     seconds : float
         The slice's length.
     port_rates : sequence of float
-        Speed of each port in bit/s, as `PortRow.link_speed_bps` gives it; with two switches the smaller of the
-        ports' sum and what the switch carries, for each switch.
+        Speed of each port in bit/s, as in `PortRow.link_speed_bps`. With switches: for each switch, the smaller of its
+        capacity and the sum of its ports.
     payload_share : float
-        Share of a frame that is element bytes.
+        Share of element bytes in a frame.
 
     Returns
     -------
@@ -282,11 +282,13 @@ def demand(nbytes: int, seconds: float, port_rates: Sequence[float], *, payload_
     return Demand(nbytes, seconds, 8 * nbytes / seconds, payload_share * math.fsum(port_rates))
 
 
-# ---- two switches ----
+# ---- switches ----
 
 
 def spread(sizes: Sequence[int], seconds: float, limits_bps: Sequence[float]) -> list[int]:
-    """Give each stream to a switch, so that Σ S_i / T stays within what each carries.
+    """Assign each stream to a switch, so that 8·Σ S_i / T stays within the capacity of each switch.
+
+    For programs that open a Sender for each switch's ports. The Sender itself shares a slice by chunks (`plan`).
 
     Parameters
     ----------
@@ -295,17 +297,17 @@ def spread(sizes: Sequence[int], seconds: float, limits_bps: Sequence[float]) ->
     seconds : float
         The slice's length T.
     limits_bps : sequence of float
-        What each switch carries, in bit/s of element bytes: B_1, B_2, …
+        Capacity of each switch in bit/s of element bytes: B_1, B_2, …
 
     Returns
     -------
     list of int
-        For each stream, the index of its switch: the largest first, each to the switch that it fills least.
+        For each stream, the index of its switch. The largest streams come first, each to the least filled switch.
 
     Raises
     ------
     ConfigError
-        If they don't fit.
+        If the streams need more than the switches carry.
     """
     load = [0.0] * len(limits_bps)
     chosen = [0] * len(sizes)
@@ -324,17 +326,17 @@ def spread(sizes: Sequence[int], seconds: float, limits_bps: Sequence[float]) ->
 
 
 def group_by_switch(answers: Mapping[int, Sequence[object]]) -> dict[int, str]:
-    """Find out which ports hang on one switch: those that hear the same port of the receiver.
+    """Find the ports that share a switch: those that the same port of the receiver answers.
 
     Parameters
     ----------
     answers : mapping of int to sequence
-        For each of our ports, the receiver's ports that answered it (any hashable name).
+        For each of our ports, the receiver's ports that answered it (any hashable names).
 
     Returns
     -------
     dict of int to str
-        For each port that had an answer, the name of its switch: "switch 1", "switch 2", … in the ports' order.
+        For each port with an answer, the name of its switch: "switch 1", "switch 2", … in the order of the ports.
     """
     groups: list[tuple[set[int], set[object]]] = []
     for port, heard in sorted(answers.items()):

@@ -1,4 +1,4 @@
-"""Flow control: what keeps a port from sending more than the network takes. Pure Python; the loop applies it."""
+"""Flow control: bounds what a port sends to what the network takes. Pure Python; the loop applies it."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from aiflow.errors import ConfigError
 __all__ = ["FLOW_CONTROLS", "FlowControl", "Pace"]
 
 GAP_SPEED = 1e9
-"""The line rate that the paper's gaps are for, bit/s: at a tenth of it they are ten times as long."""
+"""Line rate that the paper's gaps hold for, in bit/s. At a tenth of it they are ten times as long."""
 
 
 class Pace(NamedTuple):
-    """The law of one port's gaps, as the loop takes it.
+    """The pacing of one port, as the loop takes it.
 
     Attributes
     ----------
     rate_based : bool
-        The gaps are the law; False: the receiver's credit bounds what is under way.
+        The gaps bound the frames in flight; False: the receiver's credit does.
     frame_ns : float
-        Between the starts of two frames, at least; 0 for none.
+        Least time between the starts of two frames; 0 for none.
     byte_ns : float
-        And at least so much for each byte of the first.
+        Least time for each byte of the first frame.
     burst_ns : int
-        How far the loop may be ahead of that, in time.
+        How far ahead of that schedule the loop may send.
     gain, threshold : float
-        `reverse`: k, and the loss that counts as a signal. gain 0: gaps stay as they are.
+        `reverse`: k, and the loss that counts as a signal. With gain 0 the gaps are fixed.
     """
 
     rate_based: bool
@@ -40,35 +40,43 @@ class Pace(NamedTuple):
 
 
 LINE_SHARE = 0.998
-"""Of a configured speed; the rest is for what a link carries besides our frames and for clocks that differ, so that a
-queue that once filled empties again."""
+"""Share of a configured speed that is used. The rest covers other frames on the link and clocks that differ, so that a
+full queue drains again."""
 
 LATE_NS = 4_000_000
-"""A loop that was not run for so long may make up for it; what is older is lost."""
+"""How much delay a loop may make up for by sending faster, in nanoseconds."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FlowControl:
-    """A flow control and its constants.
+    """A flow control and its constants: ``Sender(…, flow_control=FlowControl("static", gap_us=10))``.
 
-    Attributes
+    Parameters
     ----------
     name : str
-        One of `FLOW_CONTROLS`.
+        ``"credit"`` (the default), ``"reverse"``, ``"static"``, ``"token_bucket"`` or ``"none"``.
     gap_us : float
-        `static`: from the start of a frame to the start of the next, for 1 Gbit/s, in µs; scales with the line rate.
+        `static`: microseconds from the start of a frame to the start of the next, at 1 Gbit/s; it scales with the line
+        rate. Default: 8.
     base_us : float
-        `reverse`: T_base, likewise.
+        `reverse`: T_base, in microseconds at 1 Gbit/s. Default: 1.5.
     gain : float
         `reverse`: k in T = T_0 · (1 + k · loss), T_0 the larger of `base_us` and, if `capped`, the frame's own time.
+        Default: 22.5.
     threshold : float
-        `reverse`: loss that counts as a signal.
+        `reverse`: share of lost frames that counts as a signal. Default: 0.002.
     capped : bool
-        `reverse`: no gap is shorter than its frame's time on the line, as behind a real NIC. False: the bare law.
+        `reverse`: True (the default): no gap is shorter than its frame's time on the line, as behind a real NIC.
+        False: the formula alone.
     rate : str or float, optional
-        `token_bucket`: bit/s of each port; default: the port's speed.
+        `token_bucket`: bit/s of each port, as a number or "100mbit". Default: the port's speed.
     burst : int
-        `token_bucket`: bytes that may go at once.
+        `token_bucket`: bytes that may go at once. Default: 48448, 32 frames of 1514 bytes.
+
+    Raises
+    ------
+    ConfigError
+        A constant is out of its range.
     """
 
     name: str = "credit"
@@ -95,18 +103,18 @@ class FlowControl:
 
     @classmethod
     def of(cls, asked: str | FlowControl) -> FlowControl:
-        """What ``flow_control=`` says: a name, or one with constants of its own."""
+        """Return the flow control that ``flow_control=`` means: `asked` is a name, or one with constants of its own."""
         return asked if isinstance(asked, FlowControl) else cls(asked)
 
     def pace(self, speed_bps: float | None, *, given: bool = False) -> Pace:
-        """The law for a port.
+        """Return the pacing of a port.
 
         Parameters
         ----------
         speed_bps : float or None
-            Its link's speed; None: nobody said, and 1 Gbit/s is taken, which the gaps are for.
+            Speed of its link; None: not known, and the gaps are those of 1 Gbit/s.
         given : bool
-            It was configured. A driver that knows its link's speed keeps it, too, and leaves nothing to do for us.
+            Whether it was configured. A driver that knows its link's speed keeps to it, and needs no pacing.
 
         Returns
         -------

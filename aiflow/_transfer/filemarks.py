@@ -1,7 +1,7 @@
-"""What marks an element of a slice as a file: set by ``aiflow send``, read by ``aiflow recv``, and by nothing else.
+"""Marks an element of a slice as a file: ``aiflow send`` sets the mark, ``aiflow recv`` reads it.
 
-A mark is a field of the manifest (include/aiflow/wire/manifest.h), never the form of a stream's name: a program's
-stream may have any name. A receiver that does not know a mark refuses the slice.
+A mark is a field of the manifest (include/aiflow/wire/manifest.h), not part of a stream's name: a program's stream may
+have any name. A receiver that does not know a mark refuses the slice.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _MODE, _MTIME, _OFFSET, _SIZE = 1, 2, 3, 4  # enum af_mark
 
 
 class FileMark(NamedTuple):
-    """What an element is on a disk.
+    """The file that an element is.
 
     Attributes
     ----------
@@ -54,7 +54,7 @@ class FileMark(NamedTuple):
 
     @staticmethod
     def decode(kind: int, marks: bytes) -> FileMark:
-        """The inverse of `encode`; the receiver's loop has checked that it knows them all."""
+        """Decode what `encode` makes. The receiver's loop has checked that it knows all marks."""
         found: dict[int, Any] = {}
         at = 0
         while at < len(marks):
@@ -65,7 +65,7 @@ class FileMark(NamedTuple):
 
 
 class Marked(NamedTuple):
-    """An element that is a file: what `Sender.send` takes beside (stream, buffer) pairs."""
+    """An element that is a file. `Sender.send` takes it beside (stream, buffer) pairs."""
 
     stream: str
     buffer: Any

@@ -1,4 +1,7 @@
-"""Elements ↔ the manifest of a slice: what each is, run-length coded (layout: include/aiflow/wire/manifest.h)."""
+"""Describes elements, and parses the manifest of a slice, which lists them run-length coded.
+
+`aiflow._encode` writes manifests; the layout is in include/aiflow/wire/manifest.h.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,7 @@ MAX_AXES = 32  # numpy 1's; numpy 2 has 64
 
 
 class Form(NamedTuple):
-    """How the bytes of an element are to be read.
+    """How to read the bytes of an element.
 
     Attributes
     ----------
@@ -67,16 +70,16 @@ class Form(NamedTuple):
 
     @staticmethod
     def decode(encoded: bytes) -> Form:
-        """The inverse of `encode`; the bytes come from a peer and are checked."""
+        """Decode what `encode` makes. The bytes come from a peer and are checked."""
         return _decode_form(encoded)
 
 
 @lru_cache(maxsize=1024)
 def _descr_of(dtype: np.dtype[Any]) -> Any:
-    """What a manifest says of a dtype; TypeError where a receiver could not read it back as the same dtype."""
+    """A dtype as a manifest describes it; TypeError where a receiver could not read back the same dtype."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a dtype's metadata is the sender's own business
+            warnings.simplefilter("ignore")  # a dtype's metadata stays with the sender
             descr = np.lib.format.dtype_to_descr(dtype)
         same = np.lib.format.descr_to_dtype(descr) == dtype
     except (TypeError, ValueError):
@@ -109,7 +112,7 @@ def _decode_form(encoded: bytes) -> Form:
 
 
 def _form_of(encoded: bytes) -> Form:
-    """A form from the wire. What is remembered is bounded, whatever a stranger sends."""
+    """A form from the wire. The cache is bounded, so that a hostile peer cannot fill the memory."""
     if len(encoded) > REMEMBERED_BYTES:
         return _decode_form.__wrapped__(encoded)
     return _decode_form(encoded)
@@ -122,7 +125,7 @@ def form_of_bytes(nbytes: int) -> Form:
 
 
 class Received:
-    """An element that came out of a slice: what is sent of it is its array, under the stream that it had."""
+    """An element of a received slice. Sending it sends its array, under the stream that it came with."""
 
     __slots__ = ()
 
@@ -133,7 +136,7 @@ class Received:
 
     @property
     def mark(self) -> FileMark | None:
-        """What it is on a disk, where it is a file."""
+        """Its file mark, if it is a file."""
         raise NotImplementedError
 
     @property
@@ -143,20 +146,19 @@ class Received:
 
 
 def as_bytes(element: Any, what: str) -> tuple[Any, Form]:
-    """A C-contiguous byte buffer of an element, copied only where its memory is not in one piece, and its form.
+    """A contiguous byte buffer of an element, and its form. Only memory that is not in one piece is copied.
 
     Parameters
     ----------
     element : buffer
         bytes, memoryview, numpy array, anything with the buffer protocol, or a DLPack tensor on the CPU.
     what : str
-        What to call it in errors.
+        Its name in errors.
 
     Raises
     ------
     TypeError
-        For what cannot be sent: str, object dtype, a dtype that only its own library knows, a tensor that is not in
-        the CPU's memory.
+        For a str, the object dtype, a dtype that only its own library knows, or a tensor outside the CPU's memory.
     """
     if isinstance(element, Marked):
         element = element.buffer
@@ -176,7 +178,7 @@ def as_bytes(element: Any, what: str) -> tuple[Any, Form]:
         raise TypeError(f"{what} has {array.ndim} axes: {MAX_AXES} is the most that can be sent")
     if array.dtype.hasobject:
         raise TypeError(f"{what} has dtype {array.dtype}: Python objects cannot be sent, only plain numbers and bytes")
-    _descr_of(array.dtype)  # before anything of the slice is under way
+    _descr_of(array.dtype)  # before anything of the slice is posted
     if array.flags.c_contiguous:
         order = "C"
     elif array.flags.f_contiguous:
@@ -226,12 +228,12 @@ def _tensor_of(element: Any, what: str, kind: str) -> np.ndarray[Any, Any]:
 
 
 def _remedy(tensor: Any) -> str:
-    """What to do about a tensor that numpy does not take."""
+    """What to do with a tensor that numpy does not take."""
     if getattr(tensor, "requires_grad", False) is True:
         return "send tensor.detach()"
     try:
         kind = tensor.__dlpack_device__()[0]
-    except Exception:  # whatever a library may raise there: it has said why it cannot be read
+    except Exception:  # a library may raise anything here; its first error has said why it cannot be read
         kind = _CPU
     return "view it as a dtype that numpy has" if kind == _CPU else "copy it to the CPU"
 
@@ -240,7 +242,7 @@ _CPU = 1  # kDLCPU
 
 
 def pieces(elements: Any) -> Iterator[tuple[str | int, Any]]:
-    """(stream, buffer) of each element of what `send` was given; the stream is its index where none was named."""
+    """(stream, buffer) of each element that `send` takes; without a name, the stream is its index."""
     if isinstance(elements, Mapping):
         for stream, element in elements.items():
             yield checked_stream(stream), element
@@ -261,7 +263,7 @@ def pieces(elements: Any) -> Iterator[tuple[str | int, Any]]:
 
 
 def _is_buffer(elements: Any) -> bool:
-    """True for one element, though one may iterate over it, as over an mmap's bytes."""
+    """Whether this is a single element, although it may be iterable, as the bytes of an mmap are."""
     if any(hasattr(elements, name) for name in ("__array__", "__array_interface__", "__dlpack__")):
         return True
     try:
@@ -272,7 +274,7 @@ def _is_buffer(elements: Any) -> bool:
 
 
 def checked_stream(stream: Any) -> str:
-    """A stream's name that can be sent; TypeError for any other."""
+    """Return the name of a stream if it can be sent; TypeError otherwise."""
     if not isinstance(stream, str):
         raise TypeError(f"a stream's name is a str, not {type(stream).__name__}: {stream!r}")
     try:
@@ -300,7 +302,7 @@ def named(stream: str | int | None, form: Form) -> tuple[bytes, bytes]:
 
 
 class Piece(NamedTuple):
-    """An element to be sent: its stream (or its number, where none was named), its bytes, and how to read them."""
+    """An element to be sent: its stream (or its number, where it has no name), its bytes, and their form."""
 
     stream: str | int
     buffer: Any
@@ -309,34 +311,34 @@ class Piece(NamedTuple):
 
 
 def describe(stream: str, element: Any) -> Piece:
-    """One element, which a manifest can carry (TypeError or ConfigError where not), its bytes in one piece."""
+    """Describe one element; TypeError or ConfigError if a manifest cannot carry it."""
     piece = Piece(checked_stream(stream), *as_bytes(element, f"element {stream!r}"))
     named(piece.stream, piece.form)
     return piece
 
 
 def described(elements: Any) -> Iterator[Piece]:
-    """Each element of what `send` was given, its bytes in one piece."""
+    """Describe each element that `send` takes."""
     for stream, element in pieces(elements):
         mark = element.mark if isinstance(element, Marked) else None
         yield Piece(stream, *as_bytes(element, f"element {stream!r}"), mark)
 
 
 class Run(NamedTuple):
-    """Like elements that follow each other in a slice.
+    """Elements of one stream and form that follow each other in a slice.
 
     Attributes
     ----------
     start, nb_elements : int
         Numbers of the elements: start … start + nb_elements - 1.
     stream : str or None
-        Their stream; None where each has a numbered one, beginning with `first`.
+        Their stream; None where the streams are numbers, from `first` on.
     first : int
     nbytes : int
-        Of each element.
+        Bytes of each element.
     form : Form
     mark : FileMark or None
-        Of elements that are files.
+        Set for elements that are files.
     """
 
     start: int
@@ -348,7 +350,7 @@ class Run(NamedTuple):
     mark: FileMark | None = None
 
     def key_of(self, number: int) -> str | int:
-        """The stream of element `number`, or its number where none was named."""
+        """The stream of element `number`, or its number where it has no name."""
         return self.stream if self.stream is not None else self.first + number - self.start
 
     def stream_of(self, number: int) -> str:
@@ -367,7 +369,7 @@ def parse(manifest: bytes) -> list[Run]:
         at += stream_len
         try:
             form = _form_of(manifest[at : at + form_len])
-        except Exception:  # whatever a peer may have written there: its bytes are still its bytes
+        except Exception:  # a peer may have written anything here: fall back to plain bytes
             form = form_of_bytes(nbytes)
         if form.nbytes != nbytes:
             form = form_of_bytes(nbytes)
@@ -397,12 +399,12 @@ def spans_of(manifest: bytes) -> Sequence[Span]:
 
 @lru_cache(maxsize=256)
 def _remembered_spans(manifest: bytes) -> tuple[Span, ...]:
-    """Small slices are often like the one before."""
+    """Small slices often have the same manifest as the one before."""
     return tuple(Span(run, run.start, run.nb_elements) for run in parse(manifest))
 
 
 def streams_of(spans: Sequence[Span]) -> dict[str, list[Span]]:
-    """Which elements each stream has, in order."""
+    """The elements of each stream, in order."""
     streams: dict[str, list[Span]] = {}
     for span in spans:
         if span.run.stream is not None:

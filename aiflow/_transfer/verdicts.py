@@ -1,7 +1,8 @@
-"""What a receiver's user says of a slice's elements, as it travels: for each reason, the numbers of elements.
+"""The verdict of a receiver's user on the elements of a slice, as text: for each reason, the numbers of elements.
 
-Numbers as ranges, so that a full disk under twenty thousand files is a line. A text that would be too long for the wire
-(include/aiflow/wire/verdict.h) takes neighbours along: too many elements are then said to have failed, never too few.
+Numbers are ranges, so that a full disk under twenty thousand files takes one line. Where the text would be too long for
+the wire (include/aiflow/wire/verdict.h), ranges grow to include neighbours: it may report too many failed elements,
+never too few.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Mapping
 __all__ = ["MOST_BYTES", "heard", "told"]
 
 MOST_BYTES = 60000
-_MOST_REASON = 400  # characters, or fewer where many reasons take too much
+_MOST_REASON = 400  # characters, or fewer where many reasons take too much space
 _MOST_REASONS = 50
 
 
@@ -28,23 +29,23 @@ def _ranges(numbers: list[int]) -> list[list[int]]:
 
 
 def _coarser(ranges: list[list[int]]) -> list[list[int]]:
-    """Half as many ranges, which cover the same."""
+    """Half the ranges, which cover at least the same numbers."""
     return [[ranges[i][0], ranges[min(i + 1, len(ranges) - 1)][1]] for i in range(0, len(ranges), 2)]
 
 
 def _grouped(failed: Mapping[int, str], most: int) -> list[tuple[str, list[list[int]]]]:
-    """The elements of each reason, whose first `most` characters count."""
+    """The elements of each reason; reasons are cut to `most` characters."""
     by_reason: dict[str, list[int]] = {}
     for number in sorted(failed):
         reason = str(failed[number])[:most]
         if reason not in by_reason and len(by_reason) == _MOST_REASONS:
-            reason = next(reversed(by_reason))  # what so many reasons have in common, one may stand for
+            reason = next(reversed(by_reason))  # beyond the limit, the last reason stands for the rest
         by_reason.setdefault(reason, []).append(number)
     return [(reason, _ranges(numbers)) for reason, numbers in by_reason.items()]
 
 
 def told(failed: Mapping[int, str]) -> bytes:
-    """Which elements failed, and why.
+    """Encode which elements failed, and why.
 
     Parameters
     ----------
@@ -66,12 +67,12 @@ def told(failed: Mapping[int, str]) -> bytes:
 
 
 def heard(text: str, nb_elements: int) -> dict[int, str]:
-    """The inverse of `told`, of a slice of `nb_elements`; a text in other words is the reason for all of it."""
+    """Decode `told` for a slice of `nb_elements`. Any other text is the reason for all elements."""
     failed: dict[int, str] = {}
     try:
         for reason, ranges in json.loads(text):
             for first, last in ranges:
-                if len(failed) < nb_elements:  # a stranger's ranges may overlap, a hundred thousand times
+                if len(failed) < nb_elements:  # a hostile peer may send overlapping ranges without end
                     failed.update(dict.fromkeys(range(max(first, 0), min(last + 1, nb_elements)), str(reason)))
     except (RecursionError, TypeError, ValueError):
         failed = {}
