@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         SliceTimeout,
     )
     from aiflow.in_process import Pair, pair
+    from aiflow.options import FlowControl, Polling, Scheduling, Telemetry
     from aiflow.receiver import Receiver
     from aiflow.report import PortTable, SliceReport
     from aiflow.sender import Sender
@@ -40,17 +41,21 @@ __all__ = [
     "DemandWarning",
     "EalError",
     "Element",
+    "FlowControl",
     "IntegrityError",
     "Pair",
     "PeerLost",
+    "Polling",
     "PoolExhausted",
     "PortError",
     "PortTable",
     "Receiver",
+    "Scheduling",
     "Sender",
     "Shard",
     "SliceReport",
     "SliceTimeout",
+    "Telemetry",
     "Ticket",
     "TimeSlice",
     "empty",
@@ -61,12 +66,16 @@ if not TYPE_CHECKING:
     # A program pays for DPDK's libraries when it uses them, not when it names us.
     _HOMES = {
         "Element": "slices",
+        "FlowControl": "options",
         "Pair": "in_process",
+        "Polling": "options",
         "PortTable": "report",
         "Receiver": "receiver",
+        "Scheduling": "options",
         "Sender": "sender",
         "Shard": "slices",
         "SliceReport": "report",
+        "Telemetry": "options",
         "Ticket": "_transfer.ticket",
         "TimeSlice": "slices",
         "empty": "alloc",

@@ -6,30 +6,21 @@ import socket
 import threading
 import warnings
 import weakref
-from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Sequence
-from typing import Any, NoReturn, SupportsIndex
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
+from typing import Any, NoReturn, SupportsIndex, Unpack
 
-from aiflow._dp_incoming import MBUF_OVERHEAD, Store
+from aiflow._dp_incoming import Store
 from aiflow._dp_rx import RxLoop
 from aiflow._eal import Mempool
-from aiflow._ports.portset import PortSet
+from aiflow._engine import MBUFS_PER_PORT, Engine, ReceiverPools
 from aiflow._system import limits, threads
+from aiflow._transfer.context import fresh
 from aiflow._transfer.reasons import joined, of_drops, of_pools
-from aiflow._transfer.ticket import again
-from aiflow._transfer.waiter import Waiting
-from aiflow.config import (
-    parse_choice,
-    parse_endpoints,
-    parse_idle,
-    parse_max_cores,
-    parse_memory,
-    parse_seconds,
-    parse_timeout,
-)
+from aiflow.config import parse_choice, parse_endpoints, parse_memory, parse_seconds, parse_timeout
 from aiflow.errors import ConfigError, PoolExhausted, SliceTimeout, not_copied
-from aiflow.monitor import INTERVAL_S, LinkSpeeds, Monitor
-from aiflow.report import PortTable, port_table
-from aiflow.sender import MBUFS_PER_PORT
+from aiflow.monitor import LinkSpeeds
+from aiflow.options import FlatKeywords, Polling, Telemetry, check_known, grouped
+from aiflow.report import PortTable
 from aiflow.slices import TimeSlice
 
 __all__ = ["Receiver"]
@@ -38,39 +29,14 @@ USUAL_MBUF = 16384
 """Bytes of an mbuf at the default frame size of ``local:``."""
 
 STARVED_S = 10.0
-"""How long a sender's request may wait for memory that the user holds before `recv` says so."""
+"""Seconds that a sender's request may wait for memory that the user holds before `recv` raises."""
 
 NAMED = ("local", "memif", "vhost", "ring")
-
-
-class _Pools:
-    """Where ports' mbufs come from. The ports hold this, and not the Receiver: one that is dropped can go."""
-
-    def __init__(self, loop: RxLoop, memory: int, assemble: bool) -> None:
-        self._loop = loop
-        self._memory = memory
-        self._assemble = assemble
-        self._kept: dict[int, Mempool] = {}
-
-    def __call__(self, frame_size: int, socket_id: int, nb_ports: int, needs_eal_memory: bool) -> Mempool:
-        nb_mbufs = nb_ports * MBUFS_PER_PORT
-        if self._assemble:
-            return Mempool(f"rx-{frame_size}", nb_mbufs, frame_size, socket_id, not needs_eal_memory)
-        # Kept mbufs are the elements' memory: one pool of that size for all ports with frames of this size.
-        if frame_size not in self._kept:
-            kept = self._memory // (frame_size + MBUF_OVERHEAD) + 1
-            pool = Mempool(f"kept-{frame_size}", kept + 8 * MBUFS_PER_PORT, frame_size, socket_id, not needs_eal_memory)
-            self._kept[frame_size] = pool
-            self._loop.mbuf_bytes = max(self._loop.mbuf_bytes, frame_size + MBUF_OVERHEAD)
-        return self._kept[frame_size]
-
-    def clear(self) -> None:
-        """Hold them no more."""
-        self._kept.clear()
+"""Endpoint schemes whose target is a name, and so the default of ``name=``."""
 
 
 class _Slices:
-    """What a loop over a Receiver holds: several may run at once, and each releases its own slices only."""
+    """One loop over a Receiver. Several may run at once: each releases its own slices only."""
 
     def __init__(self, receiver: Receiver) -> None:
         self._receiver = receiver
@@ -109,44 +75,42 @@ class Receiver:
     ports : str or list of str
         Endpoints, as for `Sender`.
     name : str, optional
-        What senders may ask for with ``to=``, at most 63 bytes; default: the endpoint's NAME, else the host's.
+        Name for the ``to=`` of senders, up to 63 bytes; default: the endpoint's NAME, else the host's.
     assemble : bool
-        True: every element is one contiguous array. False: elements stay in the mbufs that brought them
+        True: every element is one contiguous array. False: elements stay in the mbufs of their frames
         (`Element.segments`), one copy less.
     memory : int or str
-        The most it will hold, in bytes or as "1GiB": slices being received, waiting, and held by you, with tables of 32
-        bytes an element and 4 a frame. A slice larger than that is refused at once. Grown on demand; with
-        ``assemble=False`` mbufs for all of it, which count whole, are made with the first ports, and those that the
-        ports themselves need: 24,568, or 410 MB at the default frame size of ``local:``.
+        Limit of its memory, in bytes or as "1GiB": slices that are received, wait, or are held by you, plus tables of
+        32 bytes an element and 4 a frame. A larger slice is refused at once. Memory grows on demand. With
+        ``assemble=False`` mbufs for all of it are made with the first ports, beside those of the ports themselves:
+        24,568 mbufs, or 410 MB at the default frame size of ``local:``.
     timeout : float, optional
-        Default of `recv`, in seconds.
+        Default of `recv`, in seconds; None: no limit.
     until : str, optional
-        "bye": iteration ends when every sender seen has closed.
+        "bye": iteration ends when every sender seen has closed. Default: at `close`.
     confirm : str
-        When a sender is told that its slice is delivered. "held": as soon as the slice is whole and checked in this
-        process's memory. "release": when you say so by `TimeSlice.confirm` or `TimeSlice.release`, which advancing the
-        iteration does too; `TimeSlice.fail` makes the sender's `send` raise, and so does a slice that was dropped
-        without a word. Up to 8 slices of a sender, 2 large ones, may wait for your word at a time.
+        When a sender learns that its slice is delivered. "held": as soon as the slice is whole and checked in this
+        process's memory. "release": with `TimeSlice.confirm` or `TimeSlice.release`; advancing the iteration releases
+        too. After `TimeSlice.fail`, or when the slice was dropped unconfirmed, the sender's `send` raises. Up to 8
+        slices of a sender, 2 large ones, may wait for confirmation at a time.
     peer_timeout : float
-        Seconds of a sender's silence after which its unfinished slice is freed. Where its death can be seen (local
-        ports), that happens at once.
+        Seconds of silence from a sender before its unfinished slice is freed. On local ports the sender's death is
+        seen at once.
     frame_size : int, optional
-        Largest Ethernet frame in bytes, header included, from 512 to 65000; default: what the ports take.
-    idle : str
-        ``"backoff"`` or ``"spin"``: what a thread does that waits in `recv`, as for `Sender`.
-    max_cores : float, optional
-        The most processor time that it may take, in cores, as for `Sender`. Senders are slowed down to that.
-    link_speed, monitor_interval
-        For the port table, as for `Sender`.
+        Largest Ethernet frame in bytes, header included, 512 to 65000; default: what the ports take.
+    polling : Polling, optional
+    telemetry : Telemetry, optional
     faults : dict or list of dict, optional
-        As for `Sender`: see `aiflow.config.FAULTS`.
+        Faults made on purpose, for tests: see `aiflow.config.FAULTS`.
+    **flat
+        Fields of `Polling` and `Telemetry` as keywords: ``idle``, ``max_cores``, ``link_speed``, ``monitor_interval``.
 
     Raises
     ------
     ConfigError
         An argument cannot be used as given.
     PortError, EalError, PoolExhausted
-        A port cannot be had, DPDK cannot start here, or there is no memory for it.
+        A port cannot be opened, DPDK cannot start, or memory is short.
 
     Notes
     -----
@@ -154,9 +118,6 @@ class Receiver:
     session, in order for each sender. Advancing an iteration releases the slice before; arrays taken out stay valid.
     Several threads or tasks may iterate at once: each slice goes to one of them, and stays until that one asks for the
     next. ``next(rx)`` is an iteration of the calling thread, ``anext(rx)`` of the task.
-
-    The array of the first of several like elements lies at a multiple of 64 bytes; the others follow without a gap,
-    aligned for their dtype only.
     """
 
     def __init__(
@@ -171,18 +132,19 @@ class Receiver:
         confirm: str = "held",
         peer_timeout: float = 10.0,
         frame_size: int | None = None,
-        idle: str = "backoff",
-        max_cores: float | None = None,
-        link_speed: str | float | Sequence[str | float] | None = None,
-        monitor_interval: float = INTERVAL_S,
+        polling: Polling | None = None,
+        telemetry: Telemetry | None = None,
         faults: dict[str, Any] | list[dict[str, Any]] | None = None,
+        **flat: Unpack[FlatKeywords],
     ) -> None:
         self._closed = self._ended = True  # takes no work; has nothing left to close
         self._ending = threads.unpatched("threading").RLock()  # a signal handler may close, too
+        check_known("Receiver", flat, Polling, Telemetry)
         self.endpoints = parse_endpoints(ports)
-        spins = parse_idle(idle)
-        max_cores = parse_max_cores(max_cores)
-        speeds = LinkSpeeds(link_speed, sum(endpoint.nb_ports for endpoint in self.endpoints))
+        polling = grouped(Polling, "polling", polling, flat)
+        telemetry = grouped(Telemetry, "telemetry", telemetry, flat)
+        nb_ports = sum(endpoint.nb_ports for endpoint in self.endpoints)
+        speeds = LinkSpeeds(telemetry.link_speed, nb_ports)
         if until is not None:
             parse_choice(until, "until", ("bye",), ", or None to go on until close()")
         parse_choice(confirm, "confirm", ("held", "release"))
@@ -190,7 +152,6 @@ class Receiver:
         self.name = name if name is not None else names[0] if names else socket.gethostname()[:60]
         self.assemble = bool(assemble)
         self.memory = parse_memory(memory)
-        nb_ports = sum(endpoint.nb_ports for endpoint in self.endpoints)
         limits.warn_of_memory(self.memory + nb_ports * MBUFS_PER_PORT * USUAL_MBUF, stacklevel=2)
         self.timeout = parse_timeout(timeout)
         self.until = until
@@ -198,37 +159,20 @@ class Receiver:
         # Of each thread that calls next(), and each task that calls anext().
         self._current: weakref.WeakKeyDictionary[Any, TimeSlice] = weakref.WeakKeyDictionary()
         self._back: list[Any] = []  # slices that an interrupted call had taken
-        self._reports: Mempool | None = None
-        if not self.assemble:
-            self._reports = Mempool("reports", 2047, 2048, -1, True)
-        self._loop = RxLoop(
+        self._loop = loop = RxLoop(
             self.name,
             Store(self.memory, self.assemble),
             not self.assemble,
             parse_seconds(peer_timeout, "peer_timeout"),
-            self._reports,
+            None if self.assemble else Mempool("reports", 2047, 2048, -1, True),
             faults,
-            monitor_interval,
+            telemetry.monitor_interval,
             confirm == "release",
         )
-        self._pools = _Pools(self._loop, self.memory, self.assemble)
-        self._monitor = Monitor(self._loop, speeds)
-        self._waiting = Waiting(self._loop)
-        self._loop.spins = spins
-        self._loop.max_cores = max_cores
-        self._loop.start("aiflow-receiver")
-        try:
-            self._ports = PortSet(
-                self.endpoints,
-                "receiver",
-                pool_for=self._pools,
-                attach=self._loop.attach,
-                detach=self._loop.detach,
-                frame_size=frame_size,
-            )
-        except BaseException:
-            self._loop.close()
-            raise
+        self._pools = ReceiverPools(loop, self.memory, self.assemble)
+        self._engine = Engine(loop, speeds, polling)
+        self._engine.open("receiver", self.endpoints, pool_for=self._pools, frame_size=frame_size)
+        self._ports = self._engine.ports
         self._closed = self._ended = False
 
     # ---- receiving ----
@@ -244,15 +188,15 @@ class Receiver:
         Returns
         -------
         TimeSlice
-            Yours until you release it, or drop it and every array taken out of it.
+            Yours until you release it, or drop it and all arrays taken out of it.
 
         Raises
         ------
         SliceTimeout
-            Nothing came in time.
+            No slice arrived in time.
         PoolExhausted
-            A sender has been waiting for memory for 10 seconds or until the timeout, and you hold it all: the message
-            says which slices.
+            A sender has waited for memory for 10 seconds, or until the timeout, and you hold all of it. The message
+            names the slices.
         PortError
             A port cannot come up.
         ConfigError
@@ -292,7 +236,7 @@ class Receiver:
         """The next slice; None at the end."""
         found: list[Any] = []
         try:
-            if not self._waiting.until(lambda: self._look(found, timeout), timeout):
+            if not self._engine.waiter.until(lambda: self._look(found, timeout), timeout):
                 raise self._too_late(timeout)
             return TimeSlice(found[0]) if found else None
         except BaseException:
@@ -302,7 +246,7 @@ class Receiver:
     async def _wait_async(self, timeout: float | None) -> TimeSlice | None:
         found: list[Any] = []
         try:
-            if not await self._waiting.until_async(lambda: self._look(found, timeout), timeout):
+            if not await self._engine.waiter.until_async(lambda: self._look(found, timeout), timeout):
                 raise self._too_late(timeout)
             return TimeSlice(found[0]) if found else None
         except BaseException:
@@ -310,7 +254,7 @@ class Receiver:
             raise
 
     def _look(self, found: list[Any], timeout: float | None) -> bool:
-        """Whether there is a slice, or a reason to stop waiting. An interrupt finds a slice that it took in `found`."""
+        """Whether there is a slice, or a reason to stop waiting. The slice is in `found`, also after an interrupt."""
         if self._back:  # no call until it is there
             found += self._back[:1]
             del self._back[0]
@@ -322,11 +266,11 @@ class Receiver:
         if nbytes and seconds > 0.9 * min(STARVED_S, STARVED_S if timeout is None else timeout):
             raise self._exhausted(nbytes)
         if self._ports.error is not None:
-            raise again(self._ports.error)
+            raise fresh(self._ports.error)
         return self._closed or self._over()
 
     def _give_back(self, found: list[Any]) -> None:
-        """An interrupt came when a slice was taken: it is the next call's."""
+        """Keep a slice that an interrupted call had taken for the next call."""
         self._back += found
         if found:
             self._loop.tell()
@@ -415,34 +359,35 @@ class Receiver:
             raise StopAsyncIteration
         return time_slice
 
-    # ---- what is to be seen ----
+    # ---- state ----
 
     @property
     def port_table(self) -> PortTable:
         """A snapshot of the port path table, a row a port that is up."""
-        return port_table(self._monitor)
+        return self._engine.port_table()
 
     @property
     def counters(self) -> dict[str, int]:
-        """Frames that were not taken, by reason; what was handed over; senders that went without a goodbye.
+        """Frames that were dropped here, by reason, and counts of the delivery.
 
-        ``slices``, ``elements`` and ``bytes`` handed over, ``senders_gone``; ``rx_nombuf``: frames dropped because the
-        pool had no mbuf for them, ``tx_nombuf``: times that a frame to send waited for one.
+        ``slices``, ``elements`` and ``bytes`` delivered, ``senders_gone``: those that left without a goodbye.
+        ``rx_nombuf``: frames dropped because the pool had no mbuf for them; ``tx_nombuf``: times that a frame to send
+        waited for one.
         """
         return {**self._loop.drops(), **self._loop.counters()}
 
     @property
     def progress(self) -> tuple[int, int]:
-        """Bytes so far, and in all, of the slice that is being received."""
+        """Bytes so far, and in all, of the newest slice."""
         return self._loop.progress
 
     @property
     def memory_used(self) -> int:
-        """Bytes of `memory` that slices hold now, granted ones included."""
+        """Bytes of `memory` that slices hold now, including granted ones."""
         return self._loop.store.used
 
     def describe(self) -> list[dict[str, Any]]:
-        """Which driver serves each endpoint."""
+        """Return which driver serves each endpoint."""
         return self._ports.describe()
 
     # ---- life ----
@@ -452,20 +397,20 @@ class Receiver:
             raise ConfigError("this Receiver is closed: open another one")
 
     def close(self) -> None:
-        """Close the ports and free what nobody holds. Arrays taken out stay valid.
+        """Close the ports and free all memory without arrays. Arrays taken out stay valid.
 
-        Idempotent; after an interrupt, closing again finishes what was left.
+        Idempotent; after an interrupt, closing again finishes the rest.
         """
         self._close("")
 
     def _close(self, failed: str) -> None:
-        """Close; `failed`: why slices that wait for the user's word have failed, "" for no better reason."""
+        """Close; `failed`: why slices that wait for confirmation have failed, "" for no particular reason."""
         if self._ended:
             return
         self._closed = True
         if not self._loop.pid_is_ours():
             return
-        self._loop.tell()  # whoever waits in another thread
+        self._loop.tell()  # callers that wait in other threads
         with self._ending:
             self._end(failed)
         self._current.clear()

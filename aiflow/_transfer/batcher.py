@@ -1,36 +1,33 @@
-"""Streaming: what `Sender.put` is given, collected into time slices and sent in the background.
+"""Streaming: `Sender.put` collects elements into time slices, which go out in the background.
 
-An interrupt, or a signal handler that puts, flushes or sends, may strike anywhere here. CPython lets one in at calls
-and at the ends of loops only. What belongs together has neither, which a comment says: "straight on". What an interrupt
-leaves half done, the next call finishes.
+An interrupt, or a signal handler that puts, flushes or sends, may strike anywhere in this file. CPython lets one in
+at calls and at the ends of loops only. Statements that belong together have neither; a comment marks them as
+"straight on". What an interrupt leaves half done, the next call finishes.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-import warnings
 import weakref
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from aiflow import scheduler
 from aiflow._system import threads
+from aiflow._transfer.context import Context
+from aiflow._transfer.demand import DemandMeter, Speeds
 from aiflow._transfer.fanout import whole_of
+from aiflow._transfer.flight import Flight, InFlight
 from aiflow._transfer.manifest import Piece, describe
-from aiflow._transfer.ticket import Ticket
-from aiflow.config import parse_timeout
-from aiflow.errors import AiflowError, DemandWarning, PoolExhausted, SliceTimeout
+from aiflow.errors import AiflowError, PoolExhausted, SliceTimeout
+from aiflow.report import SliceReport
 
-if TYPE_CHECKING:
-    from aiflow.report import SliceReport
-    from aiflow.sender import Sender
-
-__all__ = ["PutTicket", "Streaming", "Supply"]
+__all__ = ["Batcher", "Post", "Posting"]
 
 OVERHEAD = 256
 """Bytes that an element counts for beside its own."""
@@ -39,176 +36,135 @@ SLICE_OVERHEAD = 16 << 10
 """Bytes that a slice counts for beside its elements."""
 
 FIRST_BLOCK, BLOCK = 64 << 10, 4 << 20
-"""Copies are made into blocks that double from the first size to the second, or have the element's; they are used
-again, so their pages stay warm."""
+"""Copies go into blocks whose sizes double from the first to the second; a larger element has a block of its own.
+Blocks are reused, so their pages stay warm."""
 
-REMEMBERED, ENOUGH = 8, 3
-"""Slices by which what the ports give is judged: the newest, and how many there must be. One may have had bad luck."""
-
-
-class Supply:
-    """What the ports were seen to give, by the newest slices."""
-
-    def __init__(self) -> None:
-        self._seen: deque[tuple[int, float]] = deque(maxlen=REMEMBERED)  # bytes, bit/s
-        self._until = 0.0
-
-    def note(self, outgoing: Any) -> None:
-        """Remember a slice that was delivered: at what rate, its waiting for the receiver and for others left out."""
-        if outgoing.waited is None:  # a single frame, which measures the round trip
-            return
-        done_at = outgoing.posted_at + outgoing.seconds
-        seconds = done_at - max(outgoing.posted_at + outgoing.waited, self._until)
-        self._until = max(self._until, done_at)
-        if seconds > 0 and outgoing.nbytes:
-            self._seen.append((outgoing.nbytes, 8 * outgoing.nbytes / seconds))
-
-    def bps(self, nbytes: int) -> float | None:
-        """The best rate of slices at least half as large (small ones measure the round trip); None for too few."""
-        rates = [rate for size, rate in tuple(self._seen) if 2 * size >= nbytes]
-        return max(rates) if len(rates) >= ENOUGH else None
+Post = Callable[[list[Any]], Any]
+"""Posts one receiver's part of a slice, and appends it to the list."""
 
 
-class Window:
-    """The elements of one slice: collected, then under way."""
+class Posting(Protocol):
+    """How slices go out (`aiflow._poster.Poster`)."""
+
+    @property
+    def lock(self) -> Any:
+        """The lock under which a slice is posted: a `threading.RLock`."""
+
+    def posts_of(self, pieces: list[Piece]) -> list[Post]:
+        """One call for each receiver's part."""
+
+    def post_all(self, posts: list[Post], posted: list[Any]) -> None:
+        """Post the parts that are not in `posted` yet."""
+
+
+class Batch:
+    """The elements of one slice: collected, then in flight."""
 
     def __init__(self, due: float | None) -> None:
-        self.due = due  # time.monotonic() at which it closes; None: by flush
+        self.due = due  # time.monotonic() at which it is sent; None: by flush
         self.pieces: list[Piece] = []
-        self.blocks: list[np.ndarray[Any, Any]] = []  # that copies lie in, the last one partly free
+        self.blocks: list[np.ndarray[Any, Any]] = []  # memory of the copies; the last one is partly free
         self.used = 0  # bytes of the last block
         self.nbytes = 0
         self.held = SLICE_OVERHEAD
-        self.speeds: list[float | None] = []  # of the ports when it was opened, bit/s
-        self.weighed = False  # and found too large
+        self.speeds: Speeds = []  # of the ports when it was opened
+        self.is_too_large = False  # a warning was due
         self.sealed = False  # nothing is added any more
-        self.posts: list[Callable[[list[Any]], Any]] | None = None  # each sends one receiver's part
-        self.posted: list[Any] = []  # the parts that are under way
-        self.outgoing: Any = None  # all of them
-        self.noted = False  # by Supply
+        self.posts: list[Post] | None = None
+        self.posted: list[Any] = []  # the parts that are in flight
+        self.flight: InFlight | None = None  # all of them
+        self.noted = False  # by the rate estimate
         self.ended = False  # it counts no more
-        self.told = False  # its error
+        self.told = False  # its error was raised
         self.error: AiflowError | None = None
 
 
-class PutTicket(Ticket):
-    """An element that `Sender.put` took with ``copy=False``; it ends with its slice. Awaitable.
+class PendingFlight:
+    """The flight of an element that `Sender.put` took with ``copy=False``: it ends with its batch."""
 
-    The buffer belongs to the transfer until `done`.
-    """
+    __slots__ = ("_batch", "_batcher")
 
-    def __init__(self, sender: Sender, streaming: Streaming, window: Window) -> None:
-        super().__init__(sender, None)
-        self._streaming = streaming
-        self._window = window
+    def __init__(self, batcher: Batcher, batch: Batch) -> None:
+        self._batcher = batcher
+        self._batch = batch
 
+    @property
     def done(self) -> bool:
-        """Has its slice ended, one way or the other? From then on nothing reads the buffer."""
-        window = self._window
-        return window.error is not None or (window.outgoing is not None and bool(window.outgoing.done))
+        return self._batch.error is not None or (self._batch.flight is not None and self._batch.flight.done)
 
     @property
     def progress(self) -> tuple[int, int]:
-        """Bytes of its slice acknowledged so far, and bytes in all."""
-        window = self._window
-        return (0, window.nbytes) if window.outgoing is None else (window.outgoing.acked_bytes, window.nbytes)
+        flight = self._batch.flight
+        return (0 if flight is None else flight.progress[0]), self._batch.nbytes
 
-    def result(self, timeout: float | None = None) -> SliceReport:
-        """Wait for the end of its slice and return the report. A slice that only `flush` ends is sent now.
+    @property
+    def waits_for(self) -> str:
+        flight = self._batch.flight
+        return "its slice is still collected: slice_ms= or flush() sends it" if flight is None else flight.waits_for
 
-        Parameters
-        ----------
-        timeout : float, optional
-            Seconds. When they run out the slice goes on; ask again.
+    def ask(self) -> None:
+        """A batch that only `flush` would end is sent now."""
+        if self._batcher.seconds is None:
+            self._batcher.cut(self._batch)
 
-        Returns
-        -------
-        SliceReport
-            Of the whole slice.
+    def ended(self) -> bool:
+        return self._batch.error is not None or (self._batch.flight is not None and self._batch.flight.ended())
 
-        Raises
-        ------
-        SliceTimeout, PeerLost, PoolExhausted, IntegrityError, PortError, ConfigError
-            As `Sender.send`. `put`, `flush` and `close` don't raise it again.
-        """
-        timeout = parse_timeout(timeout)
-        self._sender._loop.check_process()
-        self._streaming.ask(self._window)
-        if not self._sender._waiting.until(self._ended, timeout):
-            raise SliceTimeout(
-                f"the slice of this element has not arrived within {timeout} s: wait longer, or cancel() it",
-                delivered=None,
-            )
-        return self._finish()
-
-    def cancel(self) -> None:
-        """Give the whole slice up that the element belongs to. Returns once it has ended."""
-        self._sender._loop.check_process()
-        self._window.told = True
-        self._streaming.cut(self._window)
-        if self._window.outgoing is not None:
-            self._window.outgoing.cancel()
-
-    def __await__(self) -> Generator[Any, None, SliceReport]:
-        self._sender._loop.check_process()
-        self._streaming.ask(self._window)
-        yield from self._sender._waiting.until_async(self._ended, None).__await__()
-        return self._finish()
-
-    def _ended(self) -> bool:
-        self._outgoing = self._window.outgoing
-        return self._window.error is not None or (self._outgoing is not None and super()._ended())
-
-    def _finish(self, waited_for: str = "") -> SliceReport:
+    def finish(self, waited_for: str = "") -> SliceReport:
+        """See `Flight`. An error that is raised here is not raised again by `put`, `flush` or `close`."""
         try:
-            if self._outgoing is None:
-                assert self._window.error is not None
-                raise self._window.error
-            return super()._finish(waited_for)
+            if self._batch.flight is None:
+                assert self._batch.error is not None
+                raise self._batch.error
+            return self._batch.flight.finish(waited_for)
         except AiflowError:
-            self._window.told = True
+            self._batch.told = True
             raise
 
+    def cancel(self) -> None:
+        """Give up the whole slice that the element belongs to."""
+        self._batch.told = True
+        self._batcher.cut(self._batch)
+        if self._batch.flight is not None:
+            self._batch.flight.cancel()
 
-class Streaming:
-    """The windows of one Sender.
+
+class Batcher:
+    """The batches of one Sender.
 
     Parameters
     ----------
-    sender : Sender
-        Held weakly: a Sender that is dropped can go.
-    seconds : float or None
-        Length of a slice from its first element; None: until `cut`.
+    context : Context
+    posting : Posting
+        Its lock guards the Batcher too: two locks could be taken in either order. It is a plain lock in C, which an
+        interrupt never leaves locked; the ``with`` of a Condition is Python.
+    demand : DemandMeter
+        Knows the length of a slice; None: a batch stays open until `cut`.
     memory : int
-        Bytes that may be collected and under way.
-    guard : threading.RLock
-        The lock under which the Sender posts a slice for several receivers. Ours is the same one: two could be taken in
-        either order. A plain lock in C, which an interrupt leaves taken by nobody; a Condition's ``with`` is Python.
+        Bytes that may be collected and in flight.
     """
 
-    def __init__(self, sender: Sender, seconds: float | None, memory: int, guard: Any) -> None:
-        self._sender = weakref.ref(sender)
-        self.seconds = seconds
+    def __init__(self, context: Context, posting: Posting, demand: DemandMeter, memory: int) -> None:
+        self.seconds = demand.seconds
         self.memory = memory
-        self.supply = Supply()
-        self.demand: scheduler.Demand | None = None
-        self.unmet = 0
-        self._warned = False  # of a demand that is not met; again after one that was
-        self._unsaid: scheduler.Demand | None = None
-        self._guard = guard  # of all that follows
-        self._changed = threads.unpatched("threading").Condition(guard)  # for the thread to wait
-        self._open: Window | None = None
-        self._flying: deque[Window] = deque()
-        self._failed: list[Window] = []
+        self.closed = False
+        self._context = context
+        self._posting = posting
+        self._demand = demand
+        self._unsaid: scheduler.Demand | None = None  # found too large in the background, to warn of
+        self._guard = posting.lock  # of all that follows
+        self._changed = threads.unpatched("threading").Condition(self._guard)  # for the thread to wait
+        self._open: Batch | None = None
+        self._in_flight: deque[Batch] = deque()
+        self._failed: list[Batch] = []
         self._spare: list[np.ndarray[Any, Any]] = []
         self._held = 0
-        self.closed = False
         self._thread: threads.Thread | None = None
 
     # ---- taking elements ----
 
-    def put(self, sender: Sender, stream: str, buffer: Any, copy: bool) -> PutTicket | None:
-        """Take one element; blocks while there is no room for it. See `Sender.put`."""
+    def put(self, stream: str, buffer: Any, copy: bool) -> Flight | None:
+        """Take one element, and return its flight with ``copy=False``. Blocks while there is no room for it."""
         piece = describe(stream, buffer)  # what cannot be sent fails here, not in the background
         size = piece.form.nbytes
         if size + OVERHEAD + SLICE_OVERHEAD > self.memory:
@@ -219,21 +175,21 @@ class Streaming:
         source = np.frombuffer(piece.buffer, np.uint8) if copied else None
         while True:
             with self._guard:
-                if self._flying or self._failed or self._unsaid is not None:
+                if self._in_flight or self._failed or self._unsaid is not None:
                     self.complain(stacklevel=4)
-                sender._check_open()
+                self._context.check_open()
                 if self._has_room(size):
-                    window = self._window(sender)
-                    self._weigh_open(window, size)
-                    if self._take(window, piece, size, source):
-                        return None if copy else PutTicket(sender, self, window)
+                    batch = self._opened()
+                    self._weigh_open(batch, size)
+                    if self._take(batch, piece, size, source):
+                        return None if copy else PendingFlight(self, batch)
                     continue
-                if self.seconds is None and not self._flying:
+                if self.seconds is None and not self._in_flight:
                     raise PoolExhausted(
                         f"{self._held} bytes are collected and put_memory={self.memory}: flush() sends them; do so "
                         "more often, pass slice_ms=, or a larger put_memory="
                     )
-            sender._waiting.until(lambda: self._moved(size), None)
+            self._context.waiter.until(lambda: self._moved(size), None)
 
     def _moved(self, size: int) -> bool:
         """Whether a put that waits should look again."""
@@ -245,139 +201,132 @@ class Streaming:
         opening = SLICE_OVERHEAD if self._open is None else 0
         return self._held + opening + size + OVERHEAD <= self.memory
 
-    def _window(self, sender: Sender) -> Window:
+    def _opened(self) -> Batch:
         if self._open is not None and self._open.sealed:
             self._send_open()
         if self._open is None:
-            window = Window(None if self.seconds is None else time.monotonic() + self.seconds)
+            batch = Batch(None if self.seconds is None else time.monotonic() + self.seconds)
             if self.seconds is not None:
-                window.speeds = self._speeds(sender)
-                self._serve()  # it waits for our guard, and finds the window then
+                batch.speeds = self._demand.speeds()
+                self._serve()  # it waits for our guard, and finds the batch then
             if self._open is None:  # straight on
-                self._held += window.held
-                self._open = window
+                self._held += batch.held
+                self._open = batch
         return self._open
 
     def _serve(self) -> None:
-        """The thread that closes windows runs, and looks again."""
+        """Make sure that the thread which sends batches runs, and let it look again."""
         if self._thread is None or not self._thread.is_alive():
-            self._thread = threads.start(partial(_close_windows, weakref.ref(self), self._changed), "aiflow-put")
+            self._thread = threads.start(partial(_send_due, weakref.ref(self), self._changed), "aiflow-put")
         self._changed.notify_all()
 
-    def _take(self, window: Window, piece: Piece, size: int, source: np.ndarray[Any, Any] | None) -> bool:
-        """Add an element, a copy of `source` if there is one; False: not into this window, or not yet."""
+    def _take(self, batch: Batch, piece: Piece, size: int, source: np.ndarray[Any, Any] | None) -> bool:
+        """Add an element, a copy of `source` if there is one; False: not into this batch, or not yet."""
         if source is not None:
-            if not window.blocks or window.used + size > window.blocks[-1].nbytes:
-                self._add_block(window, size)
+            if not batch.blocks or batch.used + size > batch.blocks[-1].nbytes:
+                self._add_block(batch, size)
                 return False
-            if window.sealed:
+            if batch.sealed:
                 return False
-            copy = window.blocks[-1][window.used : window.used + size]  # straight on
+            copy = batch.blocks[-1][batch.used : batch.used + size]  # straight on
             copy[:] = source
-            window.used += (size + 63) // 64 * 64
+            batch.used += (size + 63) // 64 * 64
             piece = Piece(piece.stream, copy, piece.form)
-        if window.sealed:
+        if batch.sealed:
             return False
-        window.nbytes += size  # straight on
-        window.held += size + OVERHEAD
+        batch.nbytes += size  # straight on
+        batch.held += size + OVERHEAD
         self._held += size + OVERHEAD
-        window.pieces += (piece,)
+        batch.pieces += (piece,)
         return True
 
-    def _add_block(self, window: Window, size: int) -> None:
+    def _add_block(self, batch: Batch, size: int) -> None:
         spare, self._spare = self._spare, []
         block = next((block for block in spare if block.nbytes >= size), None)
         self._spare += [other for other in spare if other is not block]
         if block is None:
-            block = np.empty(max(size, min(FIRST_BLOCK << len(window.blocks), BLOCK)), np.uint8)
-        window.used = 0  # straight on
-        window.blocks += (block,)
+            block = np.empty(max(size, min(FIRST_BLOCK << len(batch.blocks), BLOCK)), np.uint8)
+        batch.used = 0  # straight on
+        batch.blocks += (block,)
 
-    # ---- sending windows ----
+    # ---- sending batches ----
 
-    def ask(self, window: Window) -> None:
-        """Somebody waits for this window: one that only a flush would end is sent now."""
-        if self.seconds is None:
-            self.cut(window)
-
-    def cut(self, window: Window | None = None) -> None:
-        """Send what is collected (of this window, if one is given)."""
+    def cut(self, batch: Batch | None = None) -> None:
+        """Send what is collected, if that is this batch or none is given."""
         with self._guard:
-            if window is None or window is self._open:
+            if batch is None or batch is self._open:
                 self._send_open()
 
     def _send_open(self) -> None:
-        """Send the open window. After an interrupt it is still open, and the next call goes on where this one was."""
-        window = self._open
-        if window is None:
+        """Send the open batch. An interrupt leaves it open, and the next call goes on from there."""
+        batch = self._open
+        if batch is None:
             return
-        if not window.pieces and not window.sealed:  # its first element failed
-            if self._open is window:  # straight on
+        if not batch.pieces and not batch.sealed:  # its first element failed
+            if self._open is batch:  # straight on
                 self._open = None
-                self._held -= window.held
-                window.ended = True
+                self._held -= batch.held
+                batch.ended = True
             return
-        sender = self._sender()
         try:
-            if sender is None or self.closed:
+            if self.closed:
                 raise SliceTimeout(
-                    f"{len(window.pieces)} elements were given up before they were sent: close without an error, or "
+                    f"{len(batch.pieces)} elements were given up before they were sent: close without an error, or "
                     "flush() first",
                     delivered=False,
                 )
-            if not window.sealed:
-                self._judge(window)
-                window.sealed = True
-            if window.posts is None:
-                window.posts = sender._posts_of(window.pieces)
-            sender._post_all(window.posts, window.posted)
-            outgoing = whole_of(window.posted)
+            if not batch.sealed:
+                self._judge(batch)
+                batch.sealed = True
+            if batch.posts is None:
+                batch.posts = self._posting.posts_of(batch.pieces)
+            self._posting.post_all(batch.posts, batch.posted)
+            flight = InFlight(self._context, whole_of(batch.posted))
         except Exception as error:  # in the background: the next put, flush or close tells
-            for part in window.posted:
+            for part in batch.posted:
                 part.cancel()
             why = error if isinstance(error, AiflowError) else AiflowError(f"put() failed: {error!r}")
-            why.__traceback__ = None  # its frames hold the Sender
-            if window.outgoing is None and not window.ended:
-                window.error = why
-                self._end(window)
+            why.__traceback__ = None  # its frames hold the elements
+            if batch.flight is None and not batch.ended:
+                batch.error = why
+                self._end(batch)
             return
-        if self._open is window:  # straight on; else a signal handler was faster
-            window.outgoing = outgoing
+        if self._open is batch:  # straight on; else a signal handler was faster
+            batch.flight = flight
             self._open = None
-            self._flying += (window,)
-        window.pieces = []  # whoever sends them holds them
-        window.posts = None
+            self._in_flight += (batch,)
+        batch.pieces = []  # the data plane holds them
+        batch.posts = None
 
     def _reap(self) -> None:
-        """Take leave of windows that have ended."""
-        sender = self._sender()
-        while sender is not None and self._flying:
-            window = self._flying[0]
-            ticket = Ticket(sender, window.outgoing)
-            if not ticket._ended():
+        """Count batches that have ended no more."""
+        while self._in_flight:
+            batch = self._in_flight[0]
+            flight = batch.flight
+            if flight is None or not flight.ended():
                 return
             try:
-                ticket._finish()
-                if not window.noted:
-                    window.noted = True
-                    self.supply.note(window.outgoing)
+                flight.finish()
+                if not batch.noted:
+                    batch.noted = True
+                    self._demand.rates.note(flight.outgoing)
             except AiflowError as error:
-                error.__traceback__ = None  # its frames hold the Sender
-                window.error = error
-            self._end(window)
+                error.__traceback__ = None  # its frames hold the elements
+                batch.error = error
+            self._end(batch)
 
-    def _end(self, window: Window) -> None:
-        """A window counts no more, and its failure is to be told. Once, however often it is called."""
-        if not window.ended:  # straight on
-            window.ended = True
-            self._held -= window.held
-            if window.error is not None:
-                self._failed += (window,)
-            if self._open is window:
+    def _end(self, batch: Batch) -> None:
+        """A batch counts no more, and its failure is to be raised. Takes effect once, however often it is called."""
+        if not batch.ended:  # straight on
+            batch.ended = True
+            self._held -= batch.held
+            if batch.error is not None:
+                self._failed += (batch,)
+            if self._open is batch:
                 self._open = None
-            if self._flying and self._flying[0] is window:
-                del self._flying[0]
-        blocks, window.blocks = window.blocks, []
+            if self._in_flight and self._in_flight[0] is batch:
+                del self._in_flight[0]
+        blocks, batch.blocks = batch.blocks, []
         free = self.memory - self._held - sum(spare.nbytes for spare in self._spare)
         for block in blocks:
             if block.nbytes <= free:
@@ -385,11 +334,11 @@ class Streaming:
                 self._spare.append(block)
 
     def complain(self, stacklevel: int = 3) -> None:
-        """Raise the first error that nobody has been told, and warn of a demand that was found too large."""
+        """Raise the first error that no call has raised yet, and warn of a demand that was found too large."""
         with self._guard:
             self._reap()
             nb_failed = len(self._failed)
-            errors = [window.error for window in self._failed[:nb_failed] if not window.told]
+            errors = [batch.error for batch in self._failed[:nb_failed] if not batch.told]
             if len(errors) > 1 and errors[0] is not None:
                 errors[0].add_note(f"{len(errors) - 1} more slices of put() have failed since")
             first = errors[0] if errors else None
@@ -397,10 +346,10 @@ class Streaming:
             if first is not None:
                 raise first
             unsaid, self._unsaid = self._unsaid, None
-        self._warn(unsaid, stacklevel + 1)
+        self._demand.warn(unsaid, stacklevel + 1)
 
     def close(self) -> None:
-        """No window opens any more; what is collected and was not flushed is given up. May be repeated."""
+        """Open no batch any more, and give up what is collected and was not flushed. May be repeated."""
         with self._guard:
             self.closed = True
             self._send_open()
@@ -408,71 +357,33 @@ class Streaming:
         if self._thread is not None and not threads.is_current(self._thread):
             self._thread.join()
 
-    # ---- what is asked of the ports ----
+    # ---- demand ----
 
-    def _speeds(self, sender: Sender) -> list[float | None]:
-        return [row.link_speed_bps for row in sender.port_table if row.dest_mac]
-
-    def weigh(self, nbytes: int, speeds: list[float | None]) -> scheduler.Demand | None:
-        """Compare a slice of so many bytes with what the ports can give: their speeds, and what they were seen to give.
-
-        None where nothing is known, as before the first slice over ports whose driver makes its speed up.
-        """
-        assert self.seconds is not None
-        demands = []
-        known = [speed for speed in speeds if speed]
-        if known and len(known) == len(speeds):
-            demands.append(scheduler.demand(nbytes, self.seconds, known))
-        seen = self.supply.bps(nbytes)
-        if seen is not None:
-            demands.append(scheduler.demand(nbytes, self.seconds, [seen], payload_share=1.0))
-        return min(demands, key=lambda demand: demand.available_bps, default=None)
-
-    def check(self, sender: Sender, nbytes: int, stacklevel: int = 4) -> None:
-        """A slice is about to go out by `Sender.send`: note what it asks, and warn if that is too much."""
-        if self.seconds is not None:
-            with self._guard:
-                demand = self._note(nbytes, self._speeds(sender))
-            self._warn(demand, stacklevel + 1)
-
-    def _note(self, nbytes: int, speeds: list[float | None]) -> scheduler.Demand | None:
-        self.demand = self.weigh(nbytes, speeds)
-        if self.demand is not None:
-            self.unmet += not self.demand.met
-            self._warned &= not self.demand.met
-        return self.demand
-
-    def _warn(self, demand: scheduler.Demand | None, stacklevel: int) -> None:
-        """Warn of a demand that is not met, once until one is met again."""
-        if demand is not None and not demand.met and not self._warned:
-            self._warned = True
-            warnings.warn(demand.explain(), DemandWarning, stacklevel=stacklevel)
-
-    def _weigh_open(self, window: Window, size: int) -> None:
-        """Warn with the first element that makes the window too large, before anything of it goes out."""
-        if window.weighed or self.seconds is None:
+    def _weigh_open(self, batch: Batch, size: int) -> None:
+        """Warn with the first element that makes the batch too large, before anything of it goes out."""
+        if batch.is_too_large or self.seconds is None:
             return
-        demand = self.weigh(window.nbytes + size, window.speeds)
-        window.weighed = demand is not None and not demand.met
-        self._warn(demand, 5)
+        demand = self._demand.weigh(batch.nbytes + size, batch.speeds)
+        batch.is_too_large = demand is not None and not demand.met
+        self._demand.warn(demand, 5)
 
-    def _judge(self, window: Window) -> None:
+    def _judge(self, batch: Batch) -> None:
         if self.seconds is not None:
-            self._unsaid = self._note(window.nbytes, window.speeds)
+            self._unsaid = self._demand.note(batch.nbytes, batch.speeds)
 
 
-def _close_windows(reference: weakref.ref[Streaming], changed: threading.Condition) -> None:
-    """Send each window when its time is over. Holds nothing while it waits, so that a dropped Sender can go."""
+def _send_due(reference: weakref.ref[Batcher], changed: threading.Condition) -> None:
+    """Send each batch when its time is over. Holds nothing while it waits, so that a dropped Sender can go."""
     while True:
         with changed:
-            streaming = reference()
-            if streaming is None or streaming.closed:
+            batcher = reference()
+            if batcher is None or batcher.closed:
                 return
-            streaming._reap()
-            window = streaming._open
-            pause = None if window is None or window.due is None else window.due - time.monotonic()
+            batcher._reap()
+            batch = batcher._open
+            pause = None if batch is None or batch.due is None else batch.due - time.monotonic()
             if pause is not None and pause <= 0:
-                streaming._send_open()
+                batcher._send_open()
                 continue
-            del streaming, window
+            del batcher, batch
             changed.wait(pause)

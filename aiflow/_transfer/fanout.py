@@ -1,4 +1,4 @@
-"""One slice to several receivers: which element goes to which, and the slice as the sum of its parts."""
+"""One slice to several receivers: the receiver of each element, and the slice as the sum of its parts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from aiflow._transfer.manifest import Form
 from aiflow.config import parse_partition
 from aiflow.errors import ConfigError
 
-__all__ = ["Partition", "Several", "array_of", "whole_of"]
+__all__ = ["FanOut", "Partition", "array_of", "whole_of"]
 
 
 class Partition:
@@ -21,9 +21,9 @@ class Partition:
     Parameters
     ----------
     how : {"balanced", "by_stream"} or callable
-        ``balanced``: even by bytes, slice by slice. ``by_stream``: a stream stays with the receiver that its first
-        slice went to; a new one goes to the receiver that has been given the fewest bytes. A callable is given the
-        elements, a list of (stream, ndarray), and the receivers' names, and returns a receiver's index for each.
+        ``balanced``: even by bytes, slice by slice. ``by_stream``: a stream stays with the receiver of its first
+        slice; a new stream goes to the receiver with the fewest bytes so far. A callable takes the elements, a list of
+        (stream, ndarray), and the receivers' names; it returns an index into the names for each element.
     receivers : sequence of str
         Their names.
 
@@ -45,16 +45,16 @@ class Partition:
         Parameters
         ----------
         streams : sequence of str or int
-            Of each element.
+            Stream of each element.
         sizes : sequence of int
             Bytes of each.
         elements : callable
-            Makes the list that a callable `how` is given.
+            Makes the list that a callable `how` takes.
 
         Raises
         ------
         ConfigError
-            If the callable returned something else than an index for each element.
+            If the callable did not return an index for each element.
         """
         if callable(self.how):
             return self._chosen(self.how(elements(), self.receivers), len(sizes))
@@ -99,8 +99,8 @@ def array_of(buffer: Any, form: Form) -> np.ndarray[Any, Any]:
     return flat.reshape(form.shape, order="F" if form.order == "F" else "C")
 
 
-class Several:
-    """The parts of one slice, a part a receiver: used like the `Outgoing` of one.
+class FanOut:
+    """The parts of one slice, a part for each receiver. It has the interface of an `Outgoing`.
 
     Parameters
     ----------
@@ -114,7 +114,7 @@ class Several:
 
     @property
     def done(self) -> bool:
-        """Whether all have ended, one way or the other."""
+        """Whether all have ended, delivered or not."""
         return all(part.done for part in self.parts)
 
     @property
@@ -145,7 +145,7 @@ class Several:
 
     @property
     def connecting(self) -> float | None:
-        """Seconds from the post until the first receiver was there; None while there is none."""
+        """Seconds from the post until the first receiver had joined; None before that."""
         joined: list[float] = [part.posted_at + part.connecting for part in self.parts if part.connecting is not None]
         return max(min(joined) - self.posted_at, 0.0) if joined else None
 
@@ -157,7 +157,7 @@ class Several:
 
     @property
     def frames(self) -> tuple[int, int]:
-        """Frames sent, and how many of them again."""
+        """Frames sent, and how many of them were retransmissions."""
         frames = [part.frames for part in self.parts]
         return sum(sent for sent, _ in frames), sum(again for _, again in frames)
 
@@ -172,21 +172,21 @@ class Several:
 
     @property
     def delivered(self) -> bool | None:
-        """Do all receivers hold their parts? False as soon as one does not, None where that cannot be known."""
+        """True if all receivers hold their parts, False if one does not, None where that cannot be known."""
         known = [part.delivered for part in self.parts]
         return False if False in known else None if None in known else True
 
     def finish(self) -> None:
-        """Give the buffers back. Only once it is done."""
+        """Release the buffers. Only once it is done."""
         for part in self.parts:
             part.finish()
 
     def cancel(self) -> None:
-        """Give up what has not ended: returns once all have."""
+        """Give up the parts that have not ended; returns once all have."""
         for part in self.parts:
             part.cancel()
 
 
 def whole_of(parts: list[Any]) -> Any:
-    """The slice whose parts are posted."""
-    return parts[0] if len(parts) == 1 else Several(parts)
+    """The slice that these posted parts make."""
+    return parts[0] if len(parts) == 1 else FanOut(parts)

@@ -1,4 +1,4 @@
-"""What became of a slice: its report, or the error that says why it failed and who holds it even so."""
+"""The outcome of a slice: its report, or the error that says why it failed and which receivers hold it."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ NameOf = Callable[[Any], str]
 
 @dataclass
 class Known:
-    """What a Sender knows beside the slice, for an error to say.
+    """Facts that an error mentions beside the slice.
 
     Attributes
     ----------
     endpoints : sequence
     peer_timeout : float
     wanted : str
-        The receiver that was asked for; "" for any.
+        The receiver in ``to=``; "" for any.
     others : list of str
-        Names of receivers that answered, though another was asked for.
+        Names of receivers that answered, but are not the one in ``to=``.
     rivals : list of (str, str)
-        Name and MAC of receivers that answer beside each other.
+        Name and MAC of receivers that answer at the same time.
     drops : dict of str to int
-        Frames that our ports did not take, by reason, and ``tx_nombuf``.
+        Frames that our ports dropped, by reason, and ``tx_nombuf``.
     dropped : (str, int)
-        Why the receiver drops most frames, as it says, and how many.
+        The most frequent reason for which the receiver drops frames, and how many.
     hints : list of str
-        What the ports know: where was looked, what has no carrier.
+        Facts from the ports: where they looked, which have no carrier.
     """
 
     endpoints: Sequence[Any]
@@ -64,10 +64,10 @@ class Known:
         return ", ".join(map(str, self.endpoints))
 
     def facts(self) -> list[str]:
-        """What may explain that nobody, or not the right one, is heard."""
+        """What may explain that no receiver, or the wrong one, is heard."""
         found = list(self.hints)
         if self.others:
-            found.append(f"{_quoted(self.others)} answered, and to={self.wanted!r} asks for another")
+            found.append(f"{_quoted(self.others)} answered, and to={self.wanted!r} names another")
         if self.rivals and self.rivals[0][0] and len(self.rivals) == 1:
             name, mac = self.rivals[0]
             found.append(f"a second receiver named {name!r} answers (MAC {mac}): give each a name= of its own")
@@ -82,12 +82,12 @@ def _quoted(names: Sequence[str]) -> str:
 
 
 def waits_for(whole: Any, known: Known) -> str:
-    """What a slice that has not ended is waiting for."""
+    """What a slice that has not ended waits for, in words."""
     outgoing = next((part for part in whole.parts if not part.done), whole.parts[0])
     if not outgoing.has_receiver:
         return f"no receiver has answered on {known.where}" + joined(known.facts())
     if outgoing.is_queued:
-        return "slices before it are in flight, or wait for the word of the receiver's user"
+        return "slices before it are in flight, or wait for the confirmation of the receiver's user"
     if outgoing.held:
         return "the receiver holds it, and its user has not confirmed it"
     if outgoing.waits_for_memory:
@@ -97,11 +97,11 @@ def waits_for(whole: Any, known: Known) -> str:
 
 
 def report(whole: Any, port_names: Sequence[tuple[str, str]], name_of: NameOf) -> SliceReport:
-    """Of a slice that the receivers hold.
+    """The report of a slice that the receivers hold.
 
     Parameters
     ----------
-    whole : aiflow._dp_outgoing.Outgoing or aiflow._transfer.fanout.Several
+    whole : aiflow._dp_outgoing.Outgoing or aiflow._transfer.fanout.FanOut
         The slice; `done`.
     port_names : sequence of (str, str)
         Name and driver of each port, by its index.
@@ -127,28 +127,28 @@ def report(whole: Any, port_names: Sequence[tuple[str, str]], name_of: NameOf) -
 
 
 def lasting(error: AiflowError, whole: Any, name_of: NameOf) -> AiflowError:
-    """An error of the ports, for a slice that it stopped."""
+    """The error of the ports, as the error of a slice that it stopped."""
     return type(error)(str(error), delivered=whole.delivered, delivered_by=_delivered_by(whole, name_of))
 
 
 def blamed(whole: Any) -> Any:
-    """The part of a slice that says best why it was not delivered."""
+    """The part of a slice whose error says best why it was not delivered."""
     failed = [part for part in whole.parts if part.error != "ok"]
-    return min(failed, key=lambda part: part.error == "cancelled")  # why, rather than that we then gave up
+    return min(failed, key=lambda part: part.error == "cancelled")  # the cause, not the parts that we then gave up
 
 
 def failure(whole: Any, known: Known, name_of: NameOf, waited_for: str = "") -> AiflowError:
-    """Why a slice, or the part of it for one of several receivers, was not delivered, and what to do.
+    """The error of a slice, or of its part for one of several receivers: why it was not delivered, and what to do.
 
     Parameters
     ----------
-    whole : aiflow._dp_outgoing.Outgoing or aiflow._transfer.fanout.Several
+    whole : aiflow._dp_outgoing.Outgoing or aiflow._transfer.fanout.FanOut
         The slice; `done`, and not delivered.
     known : Known
     name_of : callable
         The receiver's name of a part.
     waited_for : str
-        Of a slice that was given up: what it was waiting for then.
+        Of a slice that was given up: what it waited for then.
     """
     outgoing = blamed(whole)
     where, peer_timeout = known.where, known.peer_timeout
@@ -172,7 +172,7 @@ def failure(whole: Any, known: Known, name_of: NameOf, waited_for: str = "") -> 
         ),
         "restarted": (
             PeerLost,
-            f"the receiver on {where} went away while {what} was under way: send it again to the one that returns"
+            f"the receiver on {where} went away while {what} was in flight: call send() again for the one that returns"
             + joined(known.facts()),
         ),
         "too_large": (
@@ -198,7 +198,7 @@ def failure(whole: Any, known: Known, name_of: NameOf, waited_for: str = "") -> 
         "cancelled": (
             SliceTimeout,
             f"{what} was given up before it was delivered: "
-            + (waited_for or "the receiver did not have it all; send it again"),
+            + (waited_for or "the receiver did not have it all; call send() again"),
         ),
         "ambiguous": (ConfigError, _ambiguous(known)),
         "mtu": (
@@ -216,7 +216,7 @@ def failure(whole: Any, known: Known, name_of: NameOf, waited_for: str = "") -> 
 
 
 def _ambiguous(known: Known) -> str:
-    """Several receivers answer. To name one helps only where their names differ."""
+    """Several receivers answer. ``to=`` helps only where their names differ."""
     names = {name for name, _ in known.rivals}
     told = ", ".join(f"{name!r} (MAC {mac})" for name, mac in known.rivals)
     if len(names) == 1 and len(known.rivals) > 1:
@@ -228,7 +228,7 @@ def _ambiguous(known: Known) -> str:
 
 
 def _delivery_error(outgoing: Any, whole: Any, name_of: NameOf) -> DeliveryError:
-    """The receiver's user could not use it: which streams, and why."""
+    """The error for elements that the receiver's user could not use: which streams, and why."""
     elements: dict[int, str] = {}
     failed: dict[str, str] = {}
     for part in whole.parts:
@@ -247,7 +247,7 @@ def _delivery_error(outgoing: Any, whole: Any, name_of: NameOf) -> DeliveryError
     count = f"{len(elements)} of {whole.nb_elements} elements"
     text = f"the receiver could not use {count} ({some or outgoing.text}{more})"
     return DeliveryError(
-        f"{text}: mend that on its side, and send them again",
+        f"{text}: mend that on its side, and call send() again for them",
         failed=failed,
         failed_elements=elements,
         delivered=False,

@@ -1,100 +1,86 @@
-"""Slices under way: `Ticket`."""
+"""The caller's hold on a slice in flight: `Ticket`."""
 
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import TYPE_CHECKING, Any, NoReturn, SupportsIndex
+from typing import NoReturn, SupportsIndex
 
-from aiflow._transfer import result
+from aiflow._transfer.context import Context
+from aiflow._transfer.flight import Flight
 from aiflow.config import parse_timeout
-from aiflow.errors import AiflowError, SliceTimeout, not_copied
+from aiflow.errors import SliceTimeout, not_copied
+from aiflow.report import SliceReport
 
-if TYPE_CHECKING:
-    from aiflow.report import SliceReport
-    from aiflow.sender import Sender
-
-__all__ = ["Ticket", "again"]
+__all__ = ["Ticket"]
 
 
 class Ticket:
-    """A slice under way: what `Sender.send` returns with ``wait=False``. Awaitable.
+    """A slice in flight: `Sender.send` returns it with ``wait=False``, `Sender.put` with ``copy=False``. Awaitable.
 
-    The elements' buffers belong to the transfer until `done`; changing them before makes the receiver refuse the slice.
+    The elements' buffers belong to the transfer until `done`. A change before that makes the receiver refuse the
+    slice. A Ticket of `put` ends with the slice that its element goes with.
     """
 
-    def __init__(self, sender: Sender, outgoing: Any) -> None:
-        self._sender = sender
-        self._outgoing = outgoing
-        self._report: SliceReport | None = None
+    def __init__(self, context: Context, flight: Flight, owner: object) -> None:
+        self._context = context
+        self._flight = flight
+        self._owner = owner  # the Sender lives as long as its Tickets
 
     def done(self) -> bool:
-        """Has it ended, one way or the other? From then on nothing reads the buffers."""
-        return bool(self._outgoing.done)
+        """Return whether it has ended, delivered or not. From then on nothing reads the buffers."""
+        return self._flight.done
 
     @property
     def progress(self) -> tuple[int, int]:
         """Bytes acknowledged so far, and bytes in all."""
-        return self._outgoing.acked_bytes, self._outgoing.nbytes
+        return self._flight.progress
 
     @property
     def waits_for(self) -> str:
-        """What a slice that has not ended is waiting for, in words."""
-        return self._sender._waits_for(self._outgoing)
+        """What a slice that has not ended waits for, in words."""
+        return self._flight.waits_for
 
     def result(self, timeout: float | None = None) -> SliceReport:
-        """Wait for the end and return the report.
+        """Wait for the end and return the report. An element of `put` that only `flush` would send is sent now.
 
         Parameters
         ----------
         timeout : float, optional
-            Seconds. When they run out the slice goes on; ask again, or `cancel`.
+            Seconds. When they run out the slice stays in flight; ask again, or `cancel`.
 
         Returns
         -------
         SliceReport
+            Of the whole slice.
 
         Raises
         ------
         SliceTimeout, PeerLost, PoolExhausted, IntegrityError, PortError, ConfigError
-            As `Sender.send`.
+            As `Sender.send`. `put`, `flush` and `close` don't raise it again.
         """
         timeout = parse_timeout(timeout)
-        self._sender._loop.check_process()
-        if not self._sender._waiting.until(self._ended, timeout):
+        self._context.check_process()
+        flight = self._flight
+        flight.ask()
+        if not self._context.waiter.until(flight.ended, timeout):
             raise SliceTimeout(
-                f"the slice is not delivered within {timeout} s, and still in flight: "
-                f"{self._sender._waits_for(self._outgoing)}. Wait longer, or cancel() it",
+                f"the slice is not delivered within {timeout} s, and still in flight: {flight.waits_for}. Wait longer, "
+                "or cancel() it",
                 delivered=None,
             )
-        return self._finish()
+        return flight.finish()
 
     def cancel(self) -> None:
-        """Give the slice up. Returns once it has ended: it may have arrived by then, `result` tells."""
-        self._sender._loop.check_process()
-        self._outgoing.cancel()
+        """Give the whole slice up. Returns once it has ended: it may have arrived by then, `result` tells."""
+        self._context.check_process()
+        self._flight.cancel()
 
-    def __await__(self) -> Generator[Any, None, SliceReport]:
-        self._sender._loop.check_process()
-        yield from self._sender._waiting.until_async(self._ended, None).__await__()
-        return self._finish()
+    def __await__(self) -> Generator[None, None, SliceReport]:
+        self._context.check_process()
+        flight = self._flight
+        flight.ask()
+        yield from self._context.waiter.until_async(flight.ended, None).__await__()
+        return flight.finish()
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
         raise not_copied(self, "wait for its result(), and pass that on")
-
-    def _ended(self) -> bool:
-        return bool(self._outgoing.done) or self._sender._ports.error is not None
-
-    def _finish(self, waited_for: str = "") -> SliceReport:
-        error = self._sender._ports.error
-        if error is not None and not (self._outgoing.done and all(part.error == "ok" for part in self._outgoing.parts)):
-            self._outgoing.cancel()  # what the ports say is why
-            raise result.lasting(error, self._outgoing, self._sender._name_of)
-        self._outgoing.finish()
-        if self._report is None:
-            self._report = self._sender._report(self._outgoing, waited_for)
-        return self._report
-
-
-def again(error: AiflowError) -> AiflowError:
-    """A lasting error, as a fresh exception for each call that meets it."""
-    return type(error)(str(error), delivered=False)

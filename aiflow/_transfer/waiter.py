@@ -1,4 +1,4 @@
-"""Waiting for a data-plane loop: from a thread, and from an event loop (an eventfd, no polling thread)."""
+"""Waits for a data-plane loop: in a thread, or in an event loop (by an eventfd, without a polling thread)."""
 
 from __future__ import annotations
 
@@ -9,23 +9,22 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import asyncio
 
-__all__ = ["Waiting"]
+__all__ = ["Waiter"]
 
 SIGNALS_S = 0.05
-"""A waiting thread comes up for signals this often, so that Ctrl-C works."""
-
+"""A waiting thread looks for signals this often, so that Ctrl-C works."""
 
 AGAIN_S = 0.5
-"""What makes no event, such as time that passes, is looked at this often by a waiting coroutine."""
+"""A waiting coroutine looks this often for changes without an event, such as time that passes."""
 
 
-class Waiting:
-    """Sleeps until something is so.
+class Waiter:
+    """Sleeps until a condition holds.
 
     Parameters
     ----------
     loop : aiflow._dp.Loop
-        Its generation goes up, and its eventfd becomes readable, with every event.
+        With every event its generation grows and its eventfd becomes readable.
     """
 
     def __init__(self, loop: Any) -> None:
@@ -33,7 +32,7 @@ class Waiting:
         self._readers: dict[asyncio.AbstractEventLoop, set[asyncio.Future[None]]] = {}
 
     def until(self, condition: Callable[[], bool], timeout: float | None) -> bool:
-        """Block until `condition()`, at most `timeout` seconds (None: for ever). Returns what it was last."""
+        """Block until `condition()`, at most `timeout` seconds (None: without end). Returns its last value."""
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             generation = self._loop.generation
@@ -45,7 +44,7 @@ class Waiting:
             self._loop.wait(generation, left)
 
     async def until_async(self, condition: Callable[[], bool], timeout: float | None) -> bool:
-        """The same within an event loop; may be cancelled."""
+        """`until` for an event loop; may be cancelled."""
         import asyncio  # 30 ms of imports that threads never need
 
         aio = asyncio.get_running_loop()

@@ -312,7 +312,7 @@ def test_a_word_after_the_end_is_refused(ends) -> None:
 def test_what_waits_behind_unconfirmed_slices_says_so(ends) -> None:
     held = [ends.send([bytes(100_000)]) for _ in range(2)]
     third = ends.tx.send([bytes(100_000)], wait=False)
-    with pytest.raises(aiflow.SliceTimeout, match="wait for the word"):
+    with pytest.raises(aiflow.SliceTimeout, match="wait for the confirmation"):
         third.result(timeout=0.2)
     with pytest.raises(aiflow.SliceTimeout, match="2 slices wait for your confirm"):
         ends.rx.recv(timeout=0.2)

@@ -35,9 +35,9 @@ def test_put_under_interrupts_loses_nothing_and_holds_nothing(receivers, copy, s
 
         storm(put)
         tx.flush(20)
-        streaming = tx._streaming
-        assert streaming._held == 0, streaming._held
-        assert not streaming._open and not streaming._flying and not streaming._failed
+        batcher = tx._batcher
+        assert batcher._held == 0, batcher._held
+        assert not batcher._open and not batcher._in_flight and not batcher._failed
         tx.close()
         seen = joined()
         assert taken <= set(seen), sorted(taken - set(seen))[:9]

@@ -52,7 +52,7 @@ def test_a_signal_handler_may_send(main, handler, receivers) -> None:
             give(main)
         signal.setitimer(signal.ITIMER_REAL, 0)
         tx.flush(20)
-        assert tx._streaming._held == 0
+        assert tx._batcher._held == 0
         tx.close()
         seen = joined()
         assert set(seen) == sent

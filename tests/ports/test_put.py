@@ -17,7 +17,7 @@ from peer import name as local_name
 from wait import PATIENCE_S, Deadline, settle
 
 import aiflow
-from aiflow._transfer.batcher import Supply
+from aiflow._transfer.demand import RateEstimate
 from aiflow.errors import ConfigError, PeerLost, PoolExhausted, SliceTimeout
 
 rng = np.random.default_rng(5)
@@ -142,8 +142,8 @@ def test_blocks_of_copies_are_used_again() -> None:
             tx.put("a", images)
             tx.flush(timeout=PATIENCE_S)
             rx.recv(timeout=PATIENCE_S).release()
-        assert tx._streaming._held == 0
-        assert len(tx._streaming._spare) == 1
+        assert tx._batcher._held == 0
+        assert len(tx._batcher._spare) == 1
 
 
 def test_tickets_tell_of_their_slice() -> None:
@@ -194,12 +194,12 @@ def test_a_slice_counts_for_what_it_costs_itself() -> None:
     with aiflow.pair(put_memory="1MiB") as (tx, rx):
         for _ in range(20):
             tx.put("a", b"x")
-            held = tx._streaming._held
+            held = tx._batcher._held
             assert held > 16 << 10
             tx.put("b", b"y")
-            assert tx._streaming._held < held + (1 << 10)  # the second costs its slice nothing
+            assert tx._batcher._held < held + (1 << 10)  # the second costs its slice nothing
             tx.flush(timeout=PATIENCE_S)
-            assert tx._streaming._held == 0
+            assert tx._batcher._held == 0
             assert len(rx.recv(timeout=PATIENCE_S)) == 2
 
 
@@ -221,7 +221,7 @@ def test_what_only_flush_would_send_cannot_wait_for_room() -> None:
 def test_errors_raise_at_the_next_put_once() -> None:
     with aiflow.pair(slice_ms=5, memory="1MiB") as (tx, rx):
         tx.put("large", content(1, 2 * MiB))
-        assert settle(lambda: not tx._loop.busy and tx._streaming._open is None)
+        assert settle(lambda: not tx._loop.busy and tx._batcher._open is None)
         with pytest.raises(PoolExhausted, match="receiver's memory") as caught:
             tx.put("not taken", b"x")
         assert caught.value.delivered is False
@@ -428,16 +428,16 @@ class Sent(NamedTuple):
 
 @pytest.mark.unit
 def test_what_ports_give_is_judged_by_slices_of_a_size_without_their_waiting() -> None:
-    supply = Supply()
-    assert supply.bps(1) is None
+    estimate = RateEstimate()
+    assert estimate.bps(1) is None
     for k in range(3):
-        supply.note(Sent(1000, 10.0 * k, 1.0, None))  # went with its manifest
-    assert supply.bps(1) is None
+        estimate.note(Sent(1000, 10.0 * k, 1.0, None))  # went with its manifest
+    assert estimate.bps(1) is None
     for k in range(3):
-        assert supply.bps(2000) is None  # too few
-        supply.note(Sent(1000, 100.0 + 10 * k, 3.0, 2.0))  # two seconds of three for the receiver's grant
-    assert supply.bps(2000) == 8000
-    assert supply.bps(2001) is None
+        assert estimate.bps(2000) is None  # too few
+        estimate.note(Sent(1000, 100.0 + 10 * k, 3.0, 2.0))  # two seconds of three for the receiver's grant
+    assert estimate.bps(2000) == 8000
+    assert estimate.bps(2001) is None
     for k in range(3):
-        supply.note(Sent(1_000_000, 200.0, 1.0 + k, 0.0))  # posted together: each waited for those before
-    assert supply.bps(1_000_000) == 8_000_000
+        estimate.note(Sent(1_000_000, 200.0, 1.0 + k, 0.0))  # posted together: each waited for those before
+    assert estimate.bps(1_000_000) == 8_000_000

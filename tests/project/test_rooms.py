@@ -51,13 +51,13 @@ ROOMS = {
     "_transfer": Room(r"_transfer(\..*)?", (*POLICY, "_system", "_wire", "monitor", "report", "_dp")),
     "_encode": Room("_encode", ("errors", "_transfer")),
     "slices": Room("slices|shards", ("errors", "config", "_dp", "_transfer", "_policy")),
-    "options": Room("options", (*POLICY, "monitor")),
-    "sides": Room("sender|receiver|_engine|alloc", SIDES),
+    "options": Room("options", POLICY),
+    "sides": Room("sender|receiver|_engine|_poster|alloc", SIDES),
     "face": Room("in_process|__init__|__main__", (*FACE, "cli")),
     "_terminal": Room(r"_terminal(\..*)?", ("errors", "config", "face")),
     "_samples": Room(r"_samples(\..*)?", ("_terminal",)),
     "cli": Room(r"cli(\..*)?", (*GROUND, "face", "_terminal", "_samples", "_transfer", "_ports")),
-    "lab": Room(r"lab(\..*)?", (*GROUND, "face", "_terminal", "_samples", "_eal", "_policy")),
+    "lab": Room(r"lab(\..*)?", (*GROUND, "_faults", "face", "_terminal", "_samples", "_eal", "_policy")),
 }
 
 # Headers: a floor includes itself and what is named here.

@@ -1,0 +1,121 @@
+"""What the parts of one Sender share about its transfers: its loop, its ports' state, and what to say of a slice.
+
+A context never holds the Sender: a Sender that is dropped can go while its parts still run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from aiflow._transfer import result
+from aiflow._transfer.waiter import Waiter
+from aiflow.errors import AiflowError, ConfigError
+from aiflow.report import SliceReport
+
+__all__ = ["Context", "Ports", "fresh"]
+
+
+class Ports(Protocol):
+    """The open ports, as far as a transfer asks about them (`aiflow._ports.portset.PortSet`)."""
+
+    @property
+    def error(self) -> AiflowError | None:
+        """What keeps a port from coming up."""
+
+    def hints(self) -> list[str]:
+        """Facts about the ports that may explain a silence."""
+
+
+class Context:
+    """Shared by a Sender's Batcher, flights and Tickets.
+
+    Parameters
+    ----------
+    loop : aiflow._dp_tx.TxLoop
+    waiter : Waiter
+    ports : callable
+        Returns the open ports.
+    endpoints : sequence
+        As typed, for messages.
+    peer_timeout : float
+        Seconds.
+    to : sequence of str
+        The receivers that were asked for; empty for the only one that answers.
+
+    Attributes
+    ----------
+    closed : bool
+        The Sender takes no more elements.
+    """
+
+    def __init__(
+        self,
+        loop: Any,
+        waiter: Waiter,
+        ports: Callable[[], Ports],
+        endpoints: Sequence[Any],
+        peer_timeout: float,
+        to: Sequence[str],
+    ) -> None:
+        self.waiter = waiter
+        self.closed = True
+        self.check_process: Callable[[], None] = loop.check_process
+        self._loop = loop
+        self._ports = ports
+        self._endpoints = endpoints
+        self._peer_timeout = peer_timeout
+        self._to = to
+
+    @property
+    def error(self) -> AiflowError | None:
+        """The ports' error, if they have one."""
+        return self._ports().error
+
+    def check_open(self) -> None:
+        """Raise unless the Sender takes elements in this process."""
+        self.check_process()
+        if self.closed:
+            raise ConfigError("this Sender is closed: open another one")
+        if (error := self.error) is not None:
+            raise fresh(error)
+
+    def name_of(self, part: Any) -> str:
+        """The name of a part's receiver."""
+        return self._to[part.receiver] if len(self._to) > 1 else str(self._loop.last_receiver())
+
+    def report(self, outgoing: Any, waited_for: str = "") -> SliceReport:
+        """The report of a slice that has ended; raises if it was not delivered.
+
+        Parameters
+        ----------
+        outgoing : aiflow._dp_outgoing.Outgoing or aiflow._transfer.fanout.FanOut
+        waited_for : str
+            Of a slice that was given up: what it waited for then.
+        """
+        if any(part.error != "ok" for part in outgoing.parts):
+            known = self._known(result.blamed(outgoing).receiver)
+            raise result.failure(outgoing, known, self.name_of, waited_for)
+        return result.report(outgoing, self._loop.port_names, self.name_of)
+
+    def waits_for(self, outgoing: Any) -> str:
+        """What a slice that has not ended waits for, in words."""
+        receiver = next((part.receiver for part in outgoing.parts if not part.done), 0)
+        return result.waits_for(outgoing, self._known(receiver))
+
+    def _known(self, receiver: int) -> result.Known:
+        return result.Known(
+            self._endpoints,
+            self._peer_timeout,
+            self._to[receiver] if self._to else "",
+            self._loop.others(receiver),
+            self._loop.rivals(receiver),
+            self._loop.drops(),
+            self._loop.dropped(receiver),
+            self._ports().hints(),
+        )
+
+
+def fresh(error: AiflowError) -> AiflowError:
+    """A lasting error, as a new exception for each call that meets it."""
+    return type(error)(str(error), delivered=False)
