@@ -68,8 +68,8 @@ note_frame(uint64_t now, int way, uint32_t segment, const uint8_t *frame, uint32
 	if (o.trace)
 		printf("%12.3f us  %u %s %u  %-8s %-9s slice %u element %u seq %u path %u number %u  %u bytes\n",
 		       (double)(now - START_NS) / 1e3, frame[way == FORTH ? 10 : 4], way == FORTH ? "->" : "<-",
-		       segment, what, af_kind_name(h.frame_id & 15), AF_BE32(h.slice), AF_BE32(h.element), AF_BE32(h.seq),
-		       AF_BE16(h.path), AF_BE32(h.number_low), len);
+		       segment, what, af_kind_name(h.frame_id & 15), AF_BE32(h.slice), AF_BE32(h.element),
+		       AF_BE32(h.seq), AF_BE16(h.path), AF_BE32(h.number_low), len);
 }
 
 /* ---- the segments ---- */

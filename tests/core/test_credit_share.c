@@ -127,6 +127,15 @@ a_window_is_never_nothing_and_small_while_the_port_drains(void)
 	rig_end(&rig);
 }
 
+/* A frame of this session arrives on its path. */
+static void
+heard(uint32_t session, const struct af_frame *f, bool was_idle, uint64_t missing)
+{
+	struct af_rx_in in = {.port = 0, .now = rig.now, .frame = f};
+
+	af_credit_share_heard(&rig.rx, &sessions[session]->paths[0], &in, was_idle, missing);
+}
+
 static void
 a_newcomer_is_given_its_share_at_once(void)
 {
@@ -140,7 +149,7 @@ a_newcomer_is_given_its_share_at_once(void)
 	sessions[1]->paths[0].known = true;
 	f.timestamp_ns = rig.now;
 	rig.rx.ports[0].step_ns = rig.now;
-	af_credit_share_heard(&rig.rx, 0, &sessions[1]->paths[0], &f, true, 0, rig.now);
+	heard(1, &f, true, 0);
 	CHECK(granted(0) == 50 && granted(1) == 50);
 	CHECK_EQUAL(sessions[1]->paths[0].credit.frames, 1);
 	CHECK_EQUAL(rig.rx.ports[0].credit.bytes, 1514);
@@ -159,7 +168,7 @@ a_loss_takes_a_quarter_off_for_all(void)
 	rig.rx.ports[0].step_ns = rig.now;
 	rig.rx.ports[0].sent = 100;
 	rig.rx.ports[0].arrived = 99;
-	af_credit_share_heard(&rig.rx, 0, &sessions[0]->paths[0], &f, false, 1, rig.now);
+	heard(0, &f, false, 1);
 	CHECK(granted(0) == 37.5 && granted(1) == 37.5);
 	rig_end(&rig);
 }
@@ -172,7 +181,7 @@ point_to_point_ports_count_nothing(void)
 
 	begin(1, 0, windows);
 	rig.rx.ports[0].p.point_to_point = true;
-	af_credit_share_heard(&rig.rx, 0, &sessions[0]->paths[0], &f, true, 5, rig.now);
+	heard(0, &f, true, 5);
 	CHECK(!rig.rx.ports[0].credit.frames && rig.rx.ports[0].credit.window == 0);
 	rig_end(&rig);
 }

@@ -1,22 +1,10 @@
-/* feedback.h: what a receiver says: answers to HELLOs, and its state. */
+/* feedback.h: what a receiver tells its senders of its state. */
 #include "aiflow/rx/feedback.h"
 
 #include "rig.h"
 
 static struct rig rig;
 static uint8_t frame[RIG_FRAME];
-
-static enum af_drop
-asked(uint64_t sender, uint8_t mac, const char *to)
-{
-	struct af_hello h = {.sender = AF_BE64(sender), .frame_size = AF_BE16(RIG_FRAME)};
-	uint8_t src[6] = {2, 0, 0, 0, 1, mac};
-	struct af_frame f;
-	uint32_t size = af_hello_write(frame, src, af_broadcast, &h, "source", to, 0, 1);
-
-	CHECK_EQUAL(af_wire_parse(frame, size, rig.rx.ports[0].p.mac, RIG_FRAME, &f), AF_OK);
-	return af_rx_on_hello(&rig.rx, 0, &f, rig.now);
-}
 
 /* The next frame of the receiver's first port; false when it has none. */
 static bool
@@ -38,108 +26,6 @@ opened(uint64_t instance, uint32_t life, uint8_t mac)
 	char name[AF_NAME_BYTES] = "source";
 
 	return af_rx_open_session(&rig.rx, instance << AF_LIFE_BITS | life, src, name, rig.now);
-}
-
-static void
-a_hello_is_answered_with_a_session(void)
-{
-	char name[AF_NAME_BYTES], to[AF_NAME_BYTES];
-	struct af_hello h;
-	struct af_frame f;
-
-	rig_begin(&rig, 1, 1 << 20);
-	CHECK_EQUAL(asked(5ull << 16, 0, ""), AF_OK);
-	CHECK(said(&f));
-	CHECK_EQUAL(f.kind, AF_HELLO);
-	CHECK(af_hello_read(&f, &h, name, to));
-	CHECK_EQUAL(h.answer, 1);
-	CHECK_EQUAL(AF_BE64(h.sender), 5ull << 16);
-	CHECK_EQUAL(AF_BE64(h.epoch), rig.rx.epoch);
-	CHECK_EQUAL(AF_BE32(h.session), rig.rx.sessions[0]->id);
-	CHECK_EQUAL(AF_BE32(h.window), 256);
-	CHECK(!strcmp(name, "sink"));
-	CHECK(!said(&f));
-	rig_end(&rig);
-}
-
-static void
-a_sender_that_asks_for_another_learns_our_name_now_and_then(void)
-{
-	char name[AF_NAME_BYTES], to[AF_NAME_BYTES];
-	struct af_hello h;
-	struct af_frame f;
-
-	rig_begin(&rig, 1, 1 << 20);
-	for (int i = 0; i < 5; i++)
-		CHECK_EQUAL(asked(5ull << 16, 0, "other"), AF_OK);
-	CHECK(said(&f));
-	CHECK(af_hello_read(&f, &h, name, to));
-	CHECK_EQUAL(h.session, 0);
-	CHECK(!said(&f)); /* once in AF_COURTESY_NS */
-	CHECK_EQUAL(rig.rx.nb_sessions, 0);
-	rig.now += AF_COURTESY_NS;
-	asked(5ull << 16, 0, "other");
-	CHECK(said(&f));
-	rig_end(&rig);
-}
-
-static void
-answers_wait_in_a_line_of_bounded_length(void)
-{
-	rig_begin(&rig, 1, 1 << 20);
-	for (uint32_t i = 0; i < AF_ANSWERS; i++)
-		CHECK_EQUAL(asked(5ull << 16, 0, ""), AF_OK);
-	CHECK_EQUAL(asked(5ull << 16, 0, ""), AF_DROP_BUSY);
-	rig_end(&rig);
-}
-
-static void
-one_sender_has_one_session_and_a_later_life_another(void)
-{
-	struct af_rx_session *first, *second;
-	uint32_t id;
-
-	rig_begin(&rig, 1, 1 << 20);
-	first = opened(5, 3, 0);
-	CHECK(first && opened(5, 3, 0) == first);
-	id = first->id;
-	CHECK(!opened(5, 2, 0)); /* an earlier life: late, or forged */
-	second = opened(5, 4, 0);
-	CHECK(second && second->id != id);
-	CHECK_EQUAL(rig.rx.nb_sessions, 1);
-	CHECK(opened(5, 0x8003, 0)); /* lives wrap around */
-	CHECK(opened(6, 0, 1));
-	CHECK_EQUAL(rig.rx.nb_sessions, 2);
-	rig_end(&rig);
-}
-
-static void
-session_numbers_wrap_past_zero(void)
-{
-	rig_begin(&rig, 1, 1 << 20);
-	rig.rx.next_session = UINT32_MAX;
-	CHECK_EQUAL(opened(1, 0, 1)->id, UINT32_MAX);
-	CHECK_EQUAL(opened(2, 0, 2)->id, 1); /* 0 is nobody's */
-	rig.rx.next_session = UINT32_MAX;
-	CHECK_EQUAL(opened(3, 0, 3)->id, 2); /* and none is given twice */
-	rig_end(&rig);
-}
-
-static void
-sessions_are_bounded_and_living_ones_stay(void)
-{
-	rig_begin(&rig, 1, 1 << 20);
-	for (uint32_t i = 0; i < AF_SESSIONS; i++)
-		CHECK((opened(100 + i, 0, (uint8_t)i)->spoke = true));
-	CHECK(!opened(7, 0, 200));
-	rig.rx.sessions[9]->closed = true; /* that one makes room */
-	CHECK(opened(7, 0, 200));
-	CHECK_EQUAL(rig.rx.nb_sessions, AF_SESSIONS);
-	CHECK(opened(8, 0, 201)); /* instead of that one, which has sent nothing yet */
-	CHECK_EQUAL(rig.rx.nb_sessions, AF_SESSIONS);
-	rig.rx.sessions[AF_SESSIONS - 1]->spoke = true;
-	CHECK(!opened(9, 0, 202));
-	rig_end(&rig);
 }
 
 /* A session with a path on which numbers 0, 1 and 3 came. */
@@ -311,31 +197,6 @@ the_drop_that_is_told_is_the_most_frequent_one_that_matters(void)
 	rig_end(&rig);
 }
 
-static void
-hellos_of_another_version_are_answered_now_and_then(void)
-{
-	struct af_hello h = {0};
-	uint8_t src[6] = {2, 0, 0, 0, 1, 0};
-	struct af_frame f;
-
-	rig_begin(&rig, 1, 1 << 20);
-	for (int i = 0; i < 3; i++) {
-		uint32_t size = af_hello_write(frame, src, af_broadcast, &h, "old", "", 0, 1);
-
-		frame[14] = (AF_VERSION + 1) << 4 | AF_HELLO;
-		CHECK(!af_rx_on_frame(&rig.rx, 0, rig.now, frame, size, NULL));
-	}
-	CHECK_EQUAL(rig.rx.drops[AF_DROP_VERSION], 3);
-	CHECK(said(&f) && f.kind == AF_HELLO);
-	CHECK(!said(&f));
-	CHECK_EQUAL(rig.rx.nb_sessions, 0);
-	rig_end(&rig);
-}
-
-CASES(CASE(a_hello_is_answered_with_a_session), CASE(a_sender_that_asks_for_another_learns_our_name_now_and_then),
-      CASE(answers_wait_in_a_line_of_bounded_length), CASE(one_sender_has_one_session_and_a_later_life_another),
-      CASE(session_numbers_wrap_past_zero), CASE(sessions_are_bounded_and_living_ones_stay),
-      CASE(a_report_has_exactly_the_receivers_state), CASE(a_grant_says_so_by_its_kind),
+CASES(CASE(a_report_has_exactly_the_receivers_state), CASE(a_grant_says_so_by_its_kind),
       CASE(news_are_told_after_some_frames_or_some_time), CASE(a_probe_is_answered_with_what_the_oldest_slice_lacks),
-      CASE(a_long_text_is_told_in_pieces_that_join), CASE(the_drop_that_is_told_is_the_most_frequent_one_that_matters),
-      CASE(hellos_of_another_version_are_answered_now_and_then))
+      CASE(a_long_text_is_told_in_pieces_that_join), CASE(the_drop_that_is_told_is_the_most_frequent_one_that_matters))

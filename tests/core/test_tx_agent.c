@@ -1,4 +1,4 @@
-/* tx_agent.h: the sender as a whole: slices in, frames out, feedback in. */
+/* tx_agent.h: the sender as a whole: slices in, frames out. */
 #include "aiflow/tx/tx_agent.h"
 
 #include "rig.h"
@@ -49,179 +49,6 @@ end(struct af_tx_slice *s)
 	af_tx_fail_all(&rig.tx, AF_TX_CANCELLED, rig.now);
 	rig_slice_free(s);
 	rig_end(&rig);
-}
-
-static void
-a_slice_is_done_when_it_is_confirmed(void)
-{
-	struct af_tx_slice *s = flowing(large);
-
-	told((struct af_feedback){.granted = AF_BE32(2), .done = AF_BE32(2), .confirmed = AF_BE32(1)}, NULL, 0);
-	CHECK(s->held);
-	CHECK_EQUAL(s->state, AF_TX_FLOWING); /* its user has not said so yet */
-	told((struct af_feedback){.granted = AF_BE32(2), .done = AF_BE32(2), .confirmed = AF_BE32(2)}, NULL, 0);
-	CHECK_EQUAL(s->state, AF_TX_DONE);
-	CHECK_EQUAL(s->error, AF_TX_OK);
-	CHECK(!af_tx_busy(&rig.tx));
-	end(s);
-}
-
-static void
-a_void_is_the_slices_error(void)
-{
-	static const struct {
-		uint32_t reason;
-		int error;
-	} table[] = {{AF_VOID_TOO_LARGE, AF_TX_TOO_LARGE},   {AF_VOID_INTEGRITY, AF_TX_INTEGRITY},
-		     {AF_VOID_MANIFEST, AF_TX_REFUSED},      {AF_VOID_UNKNOWN, AF_TX_UNKNOWN},
-		     {AF_VOID_FAILED, AF_TX_FAILED_BY_USER}, {99, AF_TX_REFUSED}};
-
-	for (size_t i = 0; i < sizeof table / sizeof *table; i++) {
-		struct af_tx_slice *s = flowing(large);
-		struct af_feedback r = {.granted = AF_BE32(2), .done = AF_BE32(2), .confirmed = AF_BE32(2)};
-
-		r.voids[1] = (struct af_void){.slice = AF_BE32(1), .reason = AF_BE32(table[i].reason)};
-		told(r, NULL, 0);
-		CHECK_EQUAL(s->state, AF_TX_FAILED);
-		CHECK_EQUAL(s->error, table[i].error);
-		CHECK_EQUAL(af_tx_error_of(table[i].reason), table[i].error);
-		end(s);
-	}
-}
-
-static void
-the_users_words_are_joined_from_pieces_in_any_order(void)
-{
-	struct af_tx_slice *s = flowing(large);
-	struct af_feedback r = {.granted = AF_BE32(2),
-				.done = AF_BE32(2),
-				.confirmed = AF_BE32(2),
-				.text_slice = AF_BE32(1),
-				.text_total = AF_BE16(10)};
-
-	r.voids[1] = (struct af_void){.slice = AF_BE32(1), .reason = AF_BE32(AF_VOID_FAILED), .detail = AF_BE64(10)};
-	r.text_at = AF_BE16(6); /* the first piece was lost: it comes again */
-	r.text_bytes = AF_BE16(4);
-	told(r, "full", 4);
-	CHECK_EQUAL(s->state, AF_TX_FLOWING);
-	CHECK_EQUAL(s->text_got, 0);
-	r.text_at = 0;
-	r.text_bytes = AF_BE16(7);
-	told(r, "disk is", 7);
-	CHECK_EQUAL(s->text_got, 7);
-	told(r, "disk is", 7); /* repeated */
-	CHECK_EQUAL(s->text_got, 7);
-	r.text_at = AF_BE16(4); /* overlaps what is known */
-	r.text_bytes = AF_BE16(6);
-	told(r, " is ok", 6);
-	CHECK_EQUAL(s->state, AF_TX_FAILED);
-	CHECK(s->text_bytes == 10 && !memcmp(s->text, "disk is ok", 10));
-	end(s);
-}
-
-static void
-pieces_beyond_their_text_are_ignored(void)
-{
-	struct af_tx_slice *s = flowing(large);
-	struct af_feedback r = {.granted = AF_BE32(2),
-				.done = AF_BE32(1),
-				.confirmed = AF_BE32(1),
-				.text_slice = AF_BE32(1),
-				.text_total = AF_BE16(10),
-				.text_at = AF_BE16(8),
-				.text_bytes = AF_BE16(4)};
-
-	told(r, "full", 4);
-	CHECK(!s->text);
-	r.text_at = 0;
-	told(r, "ful", 3); /* fewer bytes than it says */
-	CHECK(!s->text);
-	told(r, "full", 4);
-	CHECK_EQUAL(s->text_got, 4);
-	r.text_total = AF_BE16(60000); /* another length */
-	r.text_at = AF_BE16(4);
-	told(r, "full", 4);
-	CHECK_EQUAL(s->text_got, 4);
-	end(s);
-}
-
-static void
-feedback_about_what_was_never_sent_is_refused(void)
-{
-	struct af_tx_slice *s = flowing(large);
-	struct af_frame empty = {.kind = AF_FEEDBACK, .payload = (const uint8_t *)"", .nbytes = 0};
-	struct af_path_feedback path = {.path = AF_BE16(0), .words = AF_RX_BITS / 64 + 1};
-	struct af_feedback good = {.granted = AF_BE32(2), .done = AF_BE32(1), .confirmed = AF_BE32(1)}, r;
-	uint8_t bytes[sizeof path + 200] = {0};
-
-	CHECK_EQUAL(af_tx_on_feedback(&rig.tx, &empty, rig.now), AF_DROP_FEEDBACK);
-	r = good;
-	r.done = r.granted = AF_BE32(3); /* slice 2 */
-	CHECK_EQUAL(told(r, NULL, 0), AF_DROP_FEEDBACK);
-	r = good;
-	r.confirmed = AF_BE32(2); /* before it is done */
-	CHECK_EQUAL(told(r, NULL, 0), AF_DROP_FEEDBACK);
-	r = good;
-	r.nb_paths = 1;
-	CHECK_EQUAL(told(r, NULL, 0), AF_DROP_FEEDBACK); /* no such bytes */
-	memcpy(bytes, &path, sizeof path);
-	CHECK_EQUAL(told(r, bytes, sizeof bytes), AF_DROP_FEEDBACK); /* a bitmap beyond the format */
-	path.words = 16;
-	memcpy(bytes, &path, sizeof path);
-	CHECK_EQUAL(told(r, bytes, sizeof path + 16 * 8 - 1), AF_DROP_FEEDBACK);
-	CHECK_EQUAL(told(r, bytes, sizeof path + 16 * 8), AF_OK);
-	path.path = AF_BE16(31); /* no such path: skipped */
-	memcpy(bytes, &path, sizeof path);
-	CHECK_EQUAL(told(r, bytes, sizeof path + 16 * 8), AF_OK);
-	CHECK_EQUAL(s->state, AF_TX_FLOWING);
-	end(s);
-}
-
-static void
-an_older_report_takes_nothing_back(void)
-{
-	struct af_tx_slice *s = flowing(large);
-
-	rig.tx.feedback_number = 100;
-	CHECK_EQUAL(
-		told((struct af_feedback){.granted = AF_BE32(2), .done = AF_BE32(2), .confirmed = AF_BE32(2)}, NULL, 0),
-		AF_OK);
-	CHECK_EQUAL(s->state, AF_TX_DONE);
-	rig.tx.feedback_number = 200;
-	for (int i = 0; i < 2; i++) {
-		struct af_feedback r = {
-			.granted = AF_BE32(2), .done = AF_BE32(1), .confirmed = AF_BE32(1), .drop = AF_DROP_CRC};
-		struct af_frame f = {
-			.number = 150 + 100 * (uint64_t)i, .payload = (const uint8_t *)&r, .nbytes = sizeof r};
-
-		CHECK_EQUAL(af_tx_on_feedback(&rig.tx, &f, rig.now), AF_OK);
-		CHECK_EQUAL(rig.tx.drop, i ? AF_DROP_CRC : AF_OK);
-	}
-	end(s);
-}
-
-static void
-a_chunk_that_the_receiver_asks_for_goes_again_though_acknowledged(void)
-{
-	struct af_tx_slice *s = flowing(large);
-	struct af_feedback r = {.granted = AF_BE32(2),
-				.done = AF_BE32(1),
-				.confirmed = AF_BE32(1),
-				.ask_slice = AF_BE32(1),
-				.ask_chunk = AF_BE32(3)};
-
-	told(r, NULL, 0);
-	CHECK_EQUAL(rig.tx.retransmit_tail, rig.tx.retransmit_head); /* it is not all acknowledged yet */
-	s->next_chunk = s->nb_acked = s->nb_chunks;
-	memset(s->acked, 0xff, (s->nb_chunks / 64 + 1) * 8);
-	told(r, NULL, 0);
-	CHECK_EQUAL(rig.tx.retransmit_tail - rig.tx.retransmit_head, 1);
-	CHECK_EQUAL(rig.tx.retransmit[rig.tx.retransmit_head].chunk, 3);
-	CHECK(!af_tx_is_acked(s, 3));
-	r.ask_chunk = AF_BE32(0xffffffff);
-	told(r, NULL, 0);
-	CHECK_EQUAL(rig.tx.retransmit_tail - rig.tx.retransmit_head, 1);
-	end(s);
 }
 
 static void
@@ -349,11 +176,7 @@ frames_of_other_sessions_and_kinds_are_dropped(void)
 	end(s);
 }
 
-CASES(CASE(a_slice_is_done_when_it_is_confirmed), CASE(a_void_is_the_slices_error),
-      CASE(the_users_words_are_joined_from_pieces_in_any_order), CASE(pieces_beyond_their_text_are_ignored),
-      CASE(feedback_about_what_was_never_sent_is_refused), CASE(an_older_report_takes_nothing_back),
-      CASE(a_chunk_that_the_receiver_asks_for_goes_again_though_acknowledged),
-      CASE(cancelled_slices_end_at_the_next_tick), CASE(without_a_peer_a_slice_waits_for_its_timeout),
+CASES(CASE(cancelled_slices_end_at_the_next_tick), CASE(without_a_peer_a_slice_waits_for_its_timeout),
       CASE(a_silent_peer_fails_what_flows), CASE(the_time_a_sender_was_stopped_is_no_silence),
       CASE(what_flew_over_a_port_that_goes_goes_elsewhere), CASE(a_peer_that_answers_and_takes_nothing_is_a_stall),
       CASE(frames_of_other_sessions_and_kinds_are_dropped))

@@ -115,12 +115,12 @@ def planted_tree(where: Path, ns_per_byte: float) -> Path:
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, where / name)
     headers = where / "include" / "aiflow"
-    agent = (headers / "agent.h").read_text()
+    agent = (headers / "rt/agent.h").read_text()
     assert agent.endswith("#endif\n")
-    (headers / "agent.h").write_text(agent.removesuffix("#endif\n") + PLANTED % ns_per_byte)
+    (headers / "rt/agent.h").write_text(agent.removesuffix("#endif\n") + PLANTED % ns_per_byte)
     for header, line, size in (
-        ("rx.h", "port->count.rx_bytes += len;", "len"),
-        ("cut.h", "port->count.tx_bytes += size;", "size"),
+        ("rx/rx_agent.h", "port->count.rx_bytes += len;", "len"),
+        ("tx/segment.h", "port->count.tx_bytes += size;", "size"),
     ):
         text = (headers / header).read_text()
         assert text.count(line) == 1, f"{header} has changed: plant the slowdown where each frame passes"

@@ -45,14 +45,14 @@ FAST = ["-std=gnu11", "-O2", "-march=native", "-w", "-pthread"]
 # A bug planted in a copy of the headers: what it is, where, the code as it is, the code with the bug.
 PLANTED = {
     "a_lost_chunk_is_not_sent_again": (
-        "tx/tx_state.h", "\t\taf_tx_retransmit(tx, sent->slice, sent->chunk);\n", "\t\t(void)tx;\n",
+        "tx/tx_slice.h", "\t\taf_tx_retransmit(tx, sent->slice, sent->chunk);\n", "\t\t(void)tx;\n",
     ),
     "a_duplicate_is_placed_twice": (
         "rx/reassembly.h",
         "target->present = af_rx_has_chunk(s, s->nb_manifest + target->chunk)", "target->present = false",
     ),
     "a_lost_frame_stays_in_its_window": (
-        "tx/tx_state.h", "\tport->pn.in_flight--;\n\tport->count.lost++;", "\tport->count.lost++;",
+        "tx/tx_slice.h", "\tport->pn.in_flight--;\n\tport->count.lost++;", "\tport->count.lost++;",
     ),
     "memory_is_not_given_back": ("rx/arena.h", "\tarena->used -= block->charged;\n", ""),
     "damage_is_not_noticed": (
@@ -62,11 +62,11 @@ PLANTED = {
         "path/pktnum.h", "\tpn->next = pn->judged = first_number;", "\tpn->next = pn->judged = 0;",
     ),
     "a_word_is_said_too_early": (
-        "rx/rx_state.h",
+        "rx/rx_lifetime.h",
         "slot->state == AF_RX_WHOLE && rx->confirms ? AF_RX_PENDING : AF_RX_CONFIRMED", "AF_RX_CONFIRMED",
     ),
     "a_refusal_is_forgotten": (
-        "rx/rx_state.h", "slice % AF_SLICES_IN_FLIGHT];\n\n\tsession->urgent", "slice % 2];\n\n\tsession->urgent",
+        "rx/rx_outcome.h", "slice % AF_SLICES_IN_FLIGHT];\n\n\tsession->urgent", "slice % 2];\n\n\tsession->urgent",
     ),
     "an_end_is_said_too_early": (
         "rx/feedback.h", ".done = AF_BE32(session->done),", ".done = AF_BE32(session->granted),",
@@ -145,7 +145,7 @@ def beginning_at(number: int, slice_id: int = 1) -> list[tuple[str, str, str]]:
          "\tmemset(pn->ring, 0, sizeof pn->ring);\n"
          f"\tpn->next = pn->judged = first_number ? first_number : {number}ull;"),
         ("tx/discovery.h", "\ttx->first_id = tx->next_id = 1;", f"\ttx->first_id = tx->next_id = {slice_id}u;"),
-        ("rx/feedback.h", "\tsession->asked = session->granted = session->done = session->confirmed = 1;",
+        ("rx/rx_hello.h", "\tsession->asked = session->granted = session->done = session->confirmed = 1;",
          f"\tsession->asked = session->granted = session->done = session->confirmed = {slice_id}u;\n"
          "\tfor (uint32_t k = 0; k < AF_MAX_PORTS; k++)\n"
          f"\t\tsession->paths[k].pn.next = session->paths[k].pn.floor = {number}ull;"),

@@ -2,6 +2,10 @@
 #ifndef AIFLOW_GRANT_H
 #define AIFLOW_GRANT_H
 
+#include <stdio.h>
+
+#include "aiflow/rx/rx_lifetime.h"
+#include "aiflow/rx/rx_outcome.h"
 #include "aiflow/rx/rx_state.h"
 
 #define AF_PACKED_INSIDE 0xffffffffu /* of an element that is in a pack, but not its first */
@@ -233,76 +237,102 @@ af_rx_open_slot(struct af_rx_session *session, uint32_t id)
 	return slot->id == id ? slot : NULL;
 }
 
-/* A piece of a manifest: every claim in it is bounded before it costs anything. */
+/* Where a piece of a manifest belongs. Every claim in it is bounded before it costs anything. */
+static inline bool
+af_rx_locate_piece(const struct af_frame *f, uint32_t *nb_pieces, uint64_t *offset)
+{
+	uint32_t total = f->element;
+
+	if (total < AF_MANIFEST_HEADER || f->nbytes == 0)
+		return false;
+	if (f->end) {
+		bool alone = f->seq == 0;
+
+		if (!alone && f->nbytes > total)
+			return false;
+		*nb_pieces = f->seq + 1;
+		*offset = alone ? 0 : total - f->nbytes;
+	} else {
+		*nb_pieces = (total + f->nbytes - 1) / f->nbytes;
+		*offset = (uint64_t)f->seq * f->nbytes;
+	}
+	return *nb_pieces <= total && f->seq < *nb_pieces &&
+	       (f->seq > 0 || !f->end ? *offset + f->nbytes <= total : f->nbytes >= total);
+}
+
+/* The first piece of a manifest that arrives begins its slice. NULL without memory. */
+static inline struct af_rx_slice *
+af_rx_begin_slice(struct af_rx *rx, struct af_rx_session *session, struct af_rx_slot *slot, const struct af_frame *f,
+		  uint32_t nb_pieces, uint64_t now)
+{
+	uint32_t total = f->element;
+	struct af_rx_slice *s = calloc(1, sizeof *s);
+
+	if (!s)
+		return NULL;
+	s->manifest = calloc(1, total > f->nbytes ? total : f->nbytes);
+	s->bitmap = calloc(nb_pieces / 64 + 1, 8);
+	if (!s->manifest || !s->bitmap) {
+		af_rx_slice_free(s, rx->release);
+		return NULL;
+	}
+	s->session = session;
+	s->session_id = session->id;
+	s->instance = session->sender >> AF_LIFE_BITS;
+	s->id = f->slice;
+	s->manifest_bytes = total;
+	s->nb_manifest = nb_pieces;
+	s->first_ns = now;
+	memcpy(s->sender, session->name, sizeof s->sender);
+	slot->slice = s;
+	slot->state = AF_RX_READING;
+	return s;
+}
+
+/* Store one piece that is missing. */
+static inline void
+af_rx_take_piece(const struct af_rx *rx, struct af_rx_slice *s, const struct af_frame *f, uint64_t offset, uint64_t now)
+{
+	s->bitmap[f->seq / 64] |= 1ull << (f->seq % 64);
+	memcpy(s->manifest + offset, f->payload, f->nbytes);
+	if (f->nbytes > s->manifest_bytes) { /* a whole small slice in one frame */
+		s->inline_bytes = s->manifest + s->manifest_bytes;
+		s->inline_bytes_len = f->nbytes - s->manifest_bytes;
+	} else if (s->nb_manifest == 1) {
+		s->inline_bytes = s->manifest + s->manifest_bytes;
+	}
+	s->first_latency_ns = af_rx_latency(rx, f, now);
+	s->nb_read++;
+}
+
 static inline enum af_drop
 af_rx_on_manifest(struct af_rx *rx, struct af_rx_session *session, const struct af_frame *f, uint64_t now)
 {
 	struct af_rx_slot *slot = af_rx_open_slot(session, f->slice);
 	struct af_rx_slice *s;
-	uint32_t total = f->element, nb_pieces;
+	uint32_t nb_pieces;
 	uint64_t offset;
 
 	if (!slot)
 		return af_before(f->slice, session->done) ? AF_DROP_DUPLICATE : AF_DROP_NOT_GRANTED;
 	if (slot->state != AF_RX_EMPTY && slot->state != AF_RX_READING)
 		return AF_DROP_DUPLICATE;
-	if (total < AF_MANIFEST_HEADER || f->nbytes == 0)
+	if (!af_rx_locate_piece(f, &nb_pieces, &offset))
 		return AF_DROP_MANIFEST;
-	if (f->end) {
-		bool alone = f->seq == 0;
-
-		if (!alone && f->nbytes > total)
-			return AF_DROP_MANIFEST;
-		nb_pieces = f->seq + 1;
-		offset = alone ? 0 : total - f->nbytes;
-	} else {
-		nb_pieces = (total + f->nbytes - 1) / f->nbytes;
-		offset = (uint64_t)f->seq * f->nbytes;
+	if (!slot->slice && f->element > rx->arena->limit / 4 + 65536) {
+		af_rx_refuse(rx, session, slot, AF_VOID_TOO_LARGE, rx->arena->limit);
+		af_rx_ask(rx, session, now);
+		return AF_OK;
 	}
-	if (nb_pieces > total || f->seq >= nb_pieces ||
-	    (f->seq > 0 || !f->end ? offset + f->nbytes > total : f->nbytes < total))
-		return AF_DROP_MANIFEST;
-	s = slot->slice;
-	if (!s) {
-		if (total > rx->arena->limit / 4 + 65536) {
-			af_rx_refuse(rx, session, slot, AF_VOID_TOO_LARGE, rx->arena->limit);
-			af_rx_ask(rx, session, now);
-			return AF_OK;
-		}
-		s = calloc(1, sizeof *s);
-		if (!s)
-			return AF_DROP_BUSY;
-		s->manifest = calloc(1, total > f->nbytes ? total : f->nbytes);
-		s->bitmap = calloc(nb_pieces / 64 + 1, 8);
-		if (!s->manifest || !s->bitmap) {
-			af_rx_slice_free(s, rx->release);
-			return AF_DROP_BUSY;
-		}
-		s->session = session;
-		s->session_id = session->id;
-		s->instance = session->sender >> AF_LIFE_BITS;
-		s->id = f->slice;
-		s->manifest_bytes = total;
-		s->nb_manifest = nb_pieces;
-		s->first_ns = now;
-		memcpy(s->sender, session->name, sizeof s->sender);
-		slot->slice = s;
-		slot->state = AF_RX_READING;
-	}
-	if (s->manifest_bytes != total || s->nb_manifest != nb_pieces)
+	s = slot->slice ? slot->slice : af_rx_begin_slice(rx, session, slot, f, nb_pieces, now);
+	if (!s)
+		return AF_DROP_BUSY;
+	if (s->manifest_bytes != f->element || s->nb_manifest != nb_pieces)
 		return AF_DROP_MANIFEST;
 	if (s->bitmap[f->seq / 64] >> (f->seq % 64) & 1)
 		return AF_DROP_DUPLICATE;
-	s->bitmap[f->seq / 64] |= 1ull << (f->seq % 64);
-	memcpy(s->manifest + offset, f->payload, f->nbytes);
-	if (f->nbytes > total) { /* a whole small slice in one frame */
-		s->inline_bytes = s->manifest + total;
-		s->inline_bytes_len = f->nbytes - total;
-	} else if (nb_pieces == 1) {
-		s->inline_bytes = s->manifest + total;
-	}
-	s->first_latency_ns = af_rx_latency(rx, f, now);
-	if (++s->nb_read == s->nb_manifest) {
+	af_rx_take_piece(rx, s, f, offset, now);
+	if (s->nb_read == s->nb_manifest) {
 		free(s->bitmap);
 		s->bitmap = NULL;
 		af_rx_read(rx, session, slot);

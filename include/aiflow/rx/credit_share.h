@@ -108,9 +108,12 @@ af_credit_share_step(struct af_rx *rx, uint32_t p, uint64_t now)
  * not.
  */
 static inline void
-af_credit_share_heard(struct af_rx *rx, uint32_t p, struct af_rx_path *path, const struct af_frame *f, bool was_idle,
-		      uint64_t missing, uint64_t now)
+af_credit_share_heard(struct af_rx *rx, struct af_rx_path *path, const struct af_rx_in *in, bool was_idle,
+		      uint64_t missing)
 {
+	const struct af_frame *f = in->frame;
+	uint32_t p = in->port;
+	uint64_t now = in->now;
 	struct af_rx_port *port = &rx->ports[p];
 
 	if (port->p.point_to_point)

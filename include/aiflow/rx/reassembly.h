@@ -3,8 +3,8 @@
 #define AIFLOW_PLACE_H
 
 #include "aiflow/rx/admission.h"
+#include "aiflow/rx/rx_lifetime.h"
 #include "aiflow/rx/rx_state.h"
-#include "aiflow/rx/credit_share.h"
 
 static inline bool
 af_rx_has_chunk(const struct af_rx_slice *s, uint32_t chunk)
@@ -107,9 +107,9 @@ af_rx_find(const struct af_rx *rx, struct af_rx_session *session, struct af_fram
 
 /* One chunk of data, checked and, where it lies in one piece, copied. */
 static inline enum af_drop
-af_rx_on_data(struct af_rx *rx, struct af_rx_session *session, const struct af_frame *f,
-	      const struct af_rx_target *target, uint64_t now, void *handle, bool *kept)
+af_rx_on_data(struct af_rx *rx, struct af_rx_session *session, struct af_rx_in *in, const struct af_rx_target *target)
 {
+	const struct af_frame *f = in->frame;
 	struct af_rx_element *el = target->el;
 	struct af_rx_slice *s;
 	uint32_t chunk = target->chunk, crc;
@@ -122,12 +122,12 @@ af_rx_on_data(struct af_rx *rx, struct af_rx_session *session, const struct af_f
 	if (target->present)
 		return crc == s->chunk_crc[chunk] ? AF_DROP_DUPLICATE : AF_DROP_CONFLICT;
 	if (rx->keeps_mbufs) {
-		s->kept[chunk] = (struct af_kept){.handle = handle, .payload = f->payload, .nbytes = f->nbytes};
-		*kept = true;
+		s->kept[chunk] = (struct af_kept){.handle = in->handle, .payload = f->payload, .nbytes = f->nbytes};
+		in->kept = true;
 	} else if (!f->to) {
 		af_rx_spread(s, target, f->payload);
 	}
-	latency = af_rx_latency(rx, f, now);
+	latency = af_rx_latency(rx, f, in->now);
 	for (uint32_t i = 0; i < target->count; i++)
 		if (el[i].latency_ns < latency)
 			el[i].latency_ns = latency;
@@ -137,7 +137,7 @@ af_rx_on_data(struct af_rx *rx, struct af_rx_session *session, const struct af_f
 	s->frames++;
 	atomic_store_explicit(&rx->progress_bytes, s->received_bytes, memory_order_relaxed);
 	if (--s->nb_missing == 0)
-		af_rx_whole(rx, session, target->slot, now);
+		af_rx_whole(rx, session, target->slot, in->now);
 	return AF_OK;
 }
 
@@ -182,104 +182,6 @@ af_rx_on_void(struct af_rx *rx, struct af_rx_session *session, const struct af_f
 	af_rx_refuse(rx, session, slot, AF_VOID_CANCELLED, 0);
 	af_rx_ask(rx, session, now);
 	return AF_OK;
-}
-
-/* Where answers to this path go: learnt from its newest frame. */
-static inline void
-af_rx_learn_path(struct af_rx *rx, struct af_rx_session *session, struct af_rx_path *path, uint32_t p,
-		 const struct af_frame *f)
-{
-	if (path->known && path->port == p && !memcmp(path->mac, f->src, 6))
-		return;
-	if (path->known && rx->ports[path->port].nb_paths)
-		rx->ports[path->port].nb_paths--;
-	path->known = true;
-	if (session->nb_paths <= f->path)
-		session->nb_paths = f->path + 1u;
-	path->port = (uint8_t)p;
-	memcpy(path->mac, f->src, 6);
-	rx->ports[p].nb_paths++;
-	session->ports |= 1u << p;
-}
-
-static inline enum af_drop
-af_rx_on_session(struct af_rx *rx, struct af_rx_session *session, uint32_t p, const struct af_frame *f,
-		 const struct af_rx_target *target, uint64_t now, void *handle, bool *kept)
-{
-	struct af_rx_path *path = &session->paths[f->path % AF_MAX_PORTS];
-	enum af_drop drop;
-	uint64_t missing;
-	bool was_idle;
-
-	if (!af_rx_knows(session, f->src))
-		return AF_DROP_SRC_MAC;
-	if (f->path >= AF_MAX_PORTS)
-		return AF_DROP_PATH;
-	session->last_port = p;
-	if (f->kind == AF_BYE) {
-		session->heard_ns = now;
-		af_rx_learn_path(rx, session, path, p, f);
-		path->bye_due = true; /* answered where it came from: other paths may be dead */
-		af_rx_end_session(rx, session);
-		return AF_OK;
-	}
-	if (session->silenced) { /* it lives, and must be told what has become of its slices */
-		if (session->confirmed != session->done)
-			session->heard_ns = now; /* until its user has said so of all that were handed over */
-		af_rx_learn_path(rx, session, path, p, f);
-		path->urgent = true;
-		return AF_DROP_SESSION;
-	}
-	if (session->closed)
-		return AF_DROP_SESSION; /* overtaken by its goodbye */
-	if (f->number > path->pn.next + AF_PKTNUM_JUMP)
-		return AF_DROP_NUMBER;
-	if (af_rx_pktnum_seen(&path->pn, f->number)) {
-		path->news++; /* a report must have been lost: it is due again */
-		return AF_DROP_REPLAY;
-	}
-	switch (f->kind) {
-	case AF_DATA:
-	case AF_PACKED:
-		drop = af_rx_on_data(rx, session, f, target, now, handle, kept);
-		break;
-	case AF_MANIFEST:
-		drop = af_rx_on_manifest(rx, session, f, now);
-		break;
-	case AF_CLOSE:
-		drop = af_rx_on_close(rx, session, f, now);
-		break;
-	case AF_VOID:
-		drop = af_rx_on_void(rx, session, f, now);
-		break;
-	case AF_PROBE:
-		drop = AF_OK;
-		path->urgent = true;
-		break;
-	default:
-		return AF_DROP_KIND;
-	}
-	if (drop != AF_OK && drop != AF_DROP_DUPLICATE && drop != AF_DROP_CONFLICT)
-		return drop; /* not acknowledged: it may come again */
-	session->heard_ns = now;
-	if (!session->spoke) {
-		session->spoke = true;
-		rx->nb_seen++;
-	}
-	af_rx_learn_path(rx, session, path, p, f);
-	rx->ports[p].arrived++;
-	missing = f->number > path->pn.next ? f->number - path->pn.next : 0;
-	rx->ports[p].sent += f->number >= path->pn.next ? missing + 1 : 0;
-	if (af_rx_pktnum_take(&path->pn, f->number) && now - path->feedback_ns > AF_FEEDBACK_HOLE_NS)
-		path->urgent = true;
-	path->news++;
-	path->frames++;
-	path->bytes += f->frame_bytes;
-	path->echo_ns = f->timestamp_ns;
-	was_idle = now - path->heard_ns >= AF_PATH_IDLE_NS;
-	path->heard_ns = now;
-	af_credit_share_heard(rx, p, path, f, was_idle, missing, now);
-	return drop;
 }
 
 #endif

@@ -15,8 +15,11 @@
 #define AIFLOW_RX_H
 
 #include "aiflow/rx/admission.h"
-#include "aiflow/rx/reassembly.h"
 #include "aiflow/rx/feedback.h"
+#include "aiflow/rx/reassembly.h"
+#include "aiflow/rx/rx_hello.h"
+#include "aiflow/rx/rx_lifetime.h"
+#include "aiflow/rx/rx_session.h"
 #include "aiflow/rx/rx_state.h"
 
 /* A port that goes: sessions that were heard over no other go with it. Control plane, while the loop is parked. */
@@ -78,7 +81,7 @@ af_rx_on_frame(void *state, uint32_t p, uint64_t now, const uint8_t *frame, uint
 	struct af_frame f;
 	struct af_rx_target target = {.drop = AF_OK};
 	enum af_drop drop = af_wire_read(frame, len, port->p.mac, port->p.frame_size, &f);
-	bool kept = false;
+	struct af_rx_in in = {.port = p, .now = now, .frame = &f, .handle = handle};
 
 	port->count.rx_frames++;
 	port->count.rx_bytes += len;
@@ -94,10 +97,54 @@ af_rx_on_frame(void *state, uint32_t p, uint64_t now, const uint8_t *frame, uint
 	} else if (drop == AF_OK && f.kind == AF_HELLO) {
 		drop = af_rx_on_hello(rx, p, &f, now);
 	} else if (drop == AF_OK) {
-		drop = session ? af_rx_on_session(rx, session, p, &f, &target, now, handle, &kept) : AF_DROP_SESSION;
+		drop = session ? af_rx_on_session(rx, session, &in, &target) : AF_DROP_SESSION;
 	}
 	rx->drops[drop]++;
-	return kept;
+	return in.kept;
+}
+
+static inline uint32_t
+af_rx_next_frame(void *state, uint32_t p, uint64_t now, uint8_t *frame)
+{
+	struct af_rx *rx = state;
+	struct af_rx_port *port = &rx->ports[p];
+	uint32_t size = 0;
+
+	if (!port->p.attached)
+		return 0;
+	if (rx->answers_head != rx->answers_tail)
+		size = af_rx_answer(rx, p, now, frame);
+	for (uint32_t i = 0; i < rx->nb_sessions && !size; i++) {
+		struct af_rx_session *session = rx->sessions[i];
+
+		for (uint32_t k = 0; k < session->nb_paths && !size; k++) {
+			struct af_rx_path *path = &session->paths[k];
+			uint32_t every =
+				port->p.rx_ring / 4 < AF_FEEDBACK_FRAMES ? port->p.rx_ring / 4 : AF_FEEDBACK_FRAMES;
+			bool probed = path->urgent;
+
+			if (!path->known || path->port != p)
+				continue;
+			if (path->bye_due) {
+				struct af_frame f = {.kind = AF_BYE,
+						     .end = 1,
+						     .path = (uint16_t)k,
+						     .session = session->id,
+						     .timestamp_ns = now + rx->clock_offset_ns};
+
+				path->bye_due = false;
+				size = af_wire_seal(frame, path->mac, port->p.mac, &f);
+			} else if (probed || path->news > every || (session->urgent && session->last_port == p) ||
+				   (path->news && now - path->feedback_ns >= AF_FEEDBACK_NS)) {
+				size = af_rx_feedback(rx, session, k, probed, now, frame);
+			}
+		}
+	}
+	if (size) {
+		port->count.tx_frames++;
+		port->count.tx_bytes += size;
+	}
+	return size;
 }
 
 static inline bool

@@ -9,6 +9,7 @@
 #define AIFLOW_DISCOVERY_H
 
 #include "aiflow/wire/hello.h"
+#include "aiflow/tx/tx_slice.h"
 #include "aiflow/tx/tx_state.h"
 
 #define AF_RIVAL_NS 20000000ull /* ours was heard so recently: both are there, and answer one HELLO */
@@ -152,62 +153,77 @@ af_tx_note_other(struct af_tx *tx, const char *name)
 	}
 }
 
-static inline void
-af_tx_discover(struct af_tx *tx, uint64_t now)
-{
-	struct af_candidate *first = NULL;
-	uint32_t answered = 0, attached = 0, size = AF_MAX_FRAME;
-	bool point_to_point = true, contradiction = false;
+/* What the answers of all ports say together. */
+struct af_tx_survey {
+	const struct af_candidate *first; /* NULL: no answer yet */
+	uint32_t attached, answered;      /* ports, and those with an answer */
+	uint32_t size;                    /* the largest frame that all of these take */
+	bool point_to_point;              /* each port has a single possible peer */
+	bool contradiction;               /* two receivers, or one in the other's place */
+};
 
+/* Compare one answer with the first. False when one of them is out of date: its answers are forgotten. */
+static inline bool
+af_tx_compare(struct af_tx *tx, struct af_tx_survey *survey, const struct af_candidate *c)
+{
+	const struct af_candidate *first = survey->first;
+
+	if (first->epoch == c->epoch)
+		return true;
+	if (first->heard_ns + AF_DISCOVERY_NS < c->heard_ns || c->heard_ns + AF_DISCOVERY_NS < first->heard_ns) {
+		af_tx_forget_epoch(tx, first->heard_ns < c->heard_ns ? first->epoch : c->epoch);
+		return false;
+	}
+	survey->contradiction = true;
+	if (first->heard_ns > c->first_ns && c->heard_ns > first->first_ns) { /* each after the other: there are two */
+		tx->trouble = AF_TX_AMBIGUOUS;
+		tx->rivals[0] = af_tx_rival(first);
+		tx->rivals[1] = af_tx_rival(c);
+	}
+	return true;
+}
+
+/* Gather the answers. False when some were forgotten. */
+static inline bool
+af_tx_take_survey(struct af_tx *tx, struct af_tx_survey *survey)
+{
+	*survey = (struct af_tx_survey){.size = AF_MAX_FRAME, .point_to_point = true};
 	for (uint32_t p = 0; p < tx->nb_ports; p++) {
 		struct af_tx_port *port = &tx->ports[p];
 
 		if (!port->p.attached)
 			continue;
-		attached++;
-		point_to_point &= port->p.point_to_point;
-		if (port->nb_candidates && port->path_size < size)
-			size = port->path_size;
-		answered += port->nb_candidates > 0;
+		survey->attached++;
+		survey->point_to_point &= port->p.point_to_point;
+		if (port->nb_candidates && port->path_size < survey->size)
+			survey->size = port->path_size;
+		survey->answered += port->nb_candidates > 0;
 		for (uint32_t i = 0; i < port->nb_candidates; i++) {
-			struct af_candidate *c = &port->candidates[i];
-
-			if (!first) {
-				first = c;
-			} else if (first->epoch != c->epoch) {
-				if (first->heard_ns + AF_DISCOVERY_NS < c->heard_ns ||
-				    c->heard_ns + AF_DISCOVERY_NS < first->heard_ns) {
-					af_tx_forget_epoch(tx, first->heard_ns < c->heard_ns ? first->epoch : c->epoch);
-					return; /* that one answers no more: look again */
-				}
-				/* Two, if each was heard after the other; else one may have come in the other's place.
-				 */
-				contradiction = true;
-				if (first->heard_ns > c->first_ns && c->heard_ns > first->first_ns) {
-					tx->trouble = AF_TX_AMBIGUOUS;
-					tx->rivals[0] = af_tx_rival(first);
-					tx->rivals[1] = af_tx_rival(c);
-				}
-			}
+			if (!survey->first)
+				survey->first = &port->candidates[i];
+			else if (!af_tx_compare(tx, survey, &port->candidates[i]))
+				return false;
 		}
 		if (!port->nb_candidates && port->mtu_trials > AF_MTU_TRIALS)
 			tx->trouble = AF_TX_MTU;
 	}
-	if (!first || contradiction)
-		return;
-	if (!(point_to_point && answered == attached && attached >= tx->nb_expected) &&
-	    now - tx->first_answer_ns < AF_DISCOVERY_NS)
-		return;
+	return true;
+}
+
+/* Begin the session that the receiver minted, with a path for each port that has an answer. */
+static inline void
+af_tx_open_session(struct af_tx *tx, const struct af_tx_survey *survey, uint64_t now)
+{
 	tx->trouble = AF_TX_OK;
-	tx->epoch = first->epoch;
-	tx->session = first->session;
-	tx->keeps_mbufs = first->keeps_mbufs;
-	memcpy(tx->receiver, first->name, sizeof tx->receiver);
+	tx->epoch = survey->first->epoch;
+	tx->session = survey->first->session;
+	tx->keeps_mbufs = survey->first->keeps_mbufs;
+	memcpy(tx->receiver, survey->first->name, sizeof tx->receiver);
 	tx->payload_bytes = 0;
 	for (uint32_t p = 0; p < tx->nb_ports; p++)
 		if (tx->ports[p].p.attached)
 			af_tx_open_path(tx, &tx->ports[p]);
-	tx->payload_bytes = size - AF_HEADER;
+	tx->payload_bytes = survey->size - AF_HEADER;
 	af_crc_shift_of(&tx->full, tx->payload_bytes, af_crc_power(tx->payload_bytes));
 	tx->first_id = tx->next_id = 1;
 	tx->opened_ns = tx->heard_ns = now;
@@ -218,18 +234,88 @@ af_tx_discover(struct af_tx *tx, uint64_t now)
 	tx->changed = true;
 }
 
+static inline void
+af_tx_discover(struct af_tx *tx, uint64_t now)
+{
+	struct af_tx_survey survey;
+	bool complete;
+
+	if (!af_tx_take_survey(tx, &survey) || !survey.first || survey.contradiction)
+		return;
+	complete = survey.point_to_point && survey.answered == survey.attached && survey.attached >= tx->nb_expected;
+	if (complete || now - tx->first_answer_ns >= AF_DISCOVERY_NS)
+		af_tx_open_session(tx, &survey, now);
+}
+
+/* Another instance answers under our receiver's name: it came back, or there are two (af_tx_watch_suspect). */
+static inline void
+af_tx_note_suspect(struct af_tx *tx, const struct af_candidate *c, uint64_t now)
+{
+	if (strcmp(c->name, tx->receiver))
+		return;
+	tx->suspect = af_tx_rival(c);
+	if (now - tx->heard_ns <= AF_RIVAL_NS)
+		tx->rivals[0] = tx->suspect;
+	else if (!tx->suspect_ns)
+		tx->suspect_ns = now;
+}
+
+/* Does the answer prove that a full frame passes the path? Settles the size of frames on the way. */
+static inline bool
+af_tx_proves_size(struct af_tx *tx, struct af_tx_port *port, const struct af_hello *h)
+{
+	if (AF_BE16(h->frame_size) < port->path_size) {
+		if (tx->fixed_frame_size) {
+			tx->trouble = AF_TX_MTU;
+			return false;
+		}
+		port->path_size = AF_BE16(h->frame_size);
+	}
+	if (AF_BE16(h->heard_bytes) < port->path_size) {
+		port->small_answered = true;
+		return false;
+	}
+	return true;
+}
+
+/* Keep an answer, in place of the same port's older one. False when there is no room. */
+static inline bool
+af_tx_keep_candidate(struct af_tx *tx, struct af_tx_port *port, struct af_candidate *c, uint64_t now)
+{
+	uint32_t i;
+
+	for (i = 0; i < port->nb_candidates; i++)
+		if (!memcmp(port->candidates[i].mac, c->mac, 6) && port->candidates[i].port == c->port)
+			break;
+	if (i < port->nb_candidates && port->candidates[i].epoch != c->epoch) {
+		af_tx_forget_epoch(tx, port->candidates[i].epoch); /* it came back as another instance */
+		i = port->nb_candidates;
+	}
+	if (i == AF_MAX_PORTS)
+		return false;
+	if (i == port->nb_candidates) {
+		port->nb_candidates++;
+		port->answered_ns = port->answered_ns ? port->answered_ns : now;
+		port->candidates[i].first_ns = now;
+	}
+	c->first_ns = port->candidates[i].first_ns;
+	port->candidates[i] = *c;
+	if (!tx->first_answer_ns)
+		tx->first_answer_ns = now;
+	return true;
+}
+
 static inline enum af_drop
 af_tx_on_hello(struct af_tx *tx, struct af_tx_port *port, const struct af_frame *f, uint64_t now)
 {
 	struct af_candidate c = {0};
 	struct af_hello h;
 	char to[AF_NAME_BYTES];
-	uint32_t i;
 
 	if (!af_hello_read(f, &h, c.name, to))
 		return AF_DROP_HELLO;
 	if (!h.answer || AF_BE64(h.sender) != tx->instance)
-		return AF_OK; /* another sender's business */
+		return AF_OK; /* it concerns another sender */
 	if (!h.session || (tx->to[0] && strcmp(tx->to, c.name))) {
 		af_tx_note_other(tx, c.name);
 		return AF_OK;
@@ -238,64 +324,30 @@ af_tx_on_hello(struct af_tx *tx, struct af_tx_port *port, const struct af_frame 
 		return AF_DROP_HELLO;
 	c.epoch = AF_BE64(h.epoch);
 	c.session = AF_BE32(h.session);
+	memcpy(c.mac, f->src, 6);
 	if (tx->open && c.epoch != tx->epoch) {
-		if (!strcmp(c.name, tx->receiver)) {
-			memcpy(c.mac, f->src, 6);
-			tx->suspect = af_tx_rival(&c);
-			if (now - tx->heard_ns <= AF_RIVAL_NS)
-				tx->rivals[0] = tx->suspect;
-			else if (!tx->suspect_ns)
-				tx->suspect_ns = now;
-		}
+		af_tx_note_suspect(tx, &c, now);
 		return AF_OK;
 	}
 	if (tx->open && c.session != tx->session) {
-		af_tx_lose_session(tx, AF_TX_RESTARTED, now); /* it has dropped us for silence and counts us as new */
+		af_tx_lose_session(tx, AF_TX_RESTARTED, now); /* it took us for dead, and counts us as new */
 		return AF_OK;
 	}
-	if (AF_BE16(h.frame_size) < port->path_size) {
-		if (tx->fixed_frame_size) {
-			tx->trouble = AF_TX_MTU;
-			return AF_OK;
-		}
-		port->path_size = AF_BE16(h.frame_size);
-	}
-	if (AF_BE16(h.heard_bytes) < port->path_size) {
-		port->small_answered = true;
+	if (!af_tx_proves_size(tx, port, &h))
 		return AF_OK;
-	}
-	memcpy(c.mac, f->src, 6);
 	c.port = AF_BE16(h.port);
 	c.nb_paths = AF_BE16(h.nb_paths);
 	c.window = AF_BE32(h.window);
 	c.keeps_mbufs = h.keeps_mbufs;
 	c.heard_ns = now;
-	for (i = 0; i < port->nb_candidates; i++)
-		if (!memcmp(port->candidates[i].mac, c.mac, 6) && port->candidates[i].port == c.port)
-			break;
-	if (i < port->nb_candidates && port->candidates[i].epoch != c.epoch) {
-		af_tx_forget_epoch(tx, port->candidates[i].epoch); /* it has come back as another */
-		i = port->nb_candidates;
-	}
-	if (i == AF_MAX_PORTS)
+	if (!af_tx_keep_candidate(tx, port, &c, now))
 		return AF_DROP_BUSY;
-	if (i == port->nb_candidates) {
-		port->nb_candidates++;
-		port->answered_ns = port->answered_ns ? port->answered_ns : now;
-		port->candidates[i].first_ns = now;
-	}
-	c.first_ns = port->candidates[i].first_ns;
-	port->candidates[i] = c;
-	if (!tx->first_answer_ns)
-		tx->first_answer_ns = now;
-	if (tx->open && !port->open && (port->p.point_to_point || now - port->answered_ns >= AF_DISCOVERY_NS)) {
+	if (tx->open && !port->open && (port->p.point_to_point || now - port->answered_ns >= AF_DISCOVERY_NS))
 		af_tx_open_path(tx, port);
-	}
 	if (tx->open) {
 		tx->heard_ns = now;
 		if (port->open && c.port == port->remote_port)
-			memcpy(port->dst, c.mac,
-			       6); /* the CRC leaves the MACs out: the one we had may have been damaged */
+			memcpy(port->dst, c.mac, 6); /* no CRC covers the MAC that we had: it may have been damaged */
 	}
 	return AF_OK;
 }

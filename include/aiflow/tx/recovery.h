@@ -10,6 +10,7 @@
 #ifndef AIFLOW_PATH_H
 #define AIFLOW_PATH_H
 
+#include "aiflow/tx/tx_slice.h"
 #include "aiflow/tx/tx_state.h"
 
 #define AF_KICK_NS 1000000ull         /* af_packet strands frames until the next burst */
@@ -115,62 +116,100 @@ af_path_answered(struct af_tx_port *port)
 	port->pn.ramp = port->pn.limit / 8 ? port->pn.limit / 8 : 1;
 }
 
-/* A path's part of a report. Numbers below the bitmap arrived, or were judged long ago. */
+/* Did number n arrive, by the bitmap whose first bit is number `base`? Lower numbers arrived, or were judged long ago.
+ */
+static inline bool
+af_path_arrived(const struct af_path_feedback *r, const uint8_t *bitmap, uint64_t n, uint64_t base, uint64_t next)
+{
+	uint64_t bit = n + 64u * r->words - next, word;
+
+	if (n < base)
+		return next - n <= AF_RX_BITS; /* the receiver has forgotten older ones */
+	memcpy(&word, bitmap + bit / 64 * 8, 8);
+	return AF_BE64(word) >> (bit % 64) & 1;
+}
+
+/* The newest probe that was answered. */
+struct af_answered {
+	uint64_t number, sent_ns; /* both 0: none */
+};
+
+/* One number arrived that was not known to have arrived. */
 static inline void
-af_tx_on_path(struct af_tx *tx, struct af_tx_port *port, const struct af_path_feedback *r, const uint8_t *bitmap,
-	      uint64_t now)
+af_path_on_arrival(struct af_tx *tx, struct af_tx_port *port, uint64_t n, struct af_answered *probe, uint64_t now)
 {
 	struct af_tx_pktnum *pn = &port->pn;
-	uint64_t next = AF_BE64(r->next), base, probed = 0, probed_ns = 0, sample;
-	uint32_t window = AF_BE32(r->window), limit = port->p.tx_window;
+	struct af_sent *sent = af_tx_sent(pn, n);
 
-	if (next > pn->next || next < pn->seen)
-		return; /* from the future, or older than what we know */
-	base = next > 64u * r->words ? next - 64u * r->words : 0;
+	pn->acked_ns = now;
+	af_tx_ack(tx, port, sent);
+	if (sent->probe) {
+		*probe = (struct af_answered){.number = n, .sent_ns = sent->sent_ns};
+		af_path_answered(port);
+	} else {
+		port->backoff = 0;
+		af_path_went_well(pn);
+	}
+}
+
+static inline struct af_answered
+af_path_on_acks(struct af_tx *tx, struct af_tx_port *port, const struct af_path_feedback *r, const uint8_t *bitmap,
+		uint64_t now)
+{
+	struct af_tx_pktnum *pn = &port->pn;
+	struct af_answered probe = {0};
+	uint64_t next = AF_BE64(r->next), base = next > 64u * r->words ? next - 64u * r->words : 0;
+
 	for (uint64_t n = base < pn->judged ? base : pn->judged; n < next; n++) {
 		struct af_sent *sent = af_tx_sent(pn, n);
-		bool arrived = n < base && next - n <= AF_RX_BITS; /* further back the receiver has forgotten */
 
-		if (pn->next - n >= AF_TX_RING)
-			continue;
-		if (n >= base) {
-			uint64_t bit = n + 64u * r->words - next, word;
-
-			memcpy(&word, bitmap + bit / 64 * 8, 8);
-			arrived = AF_BE64(word) >> (bit % 64) & 1;
-		}
-		if (!arrived)
+		if (pn->next - n >= AF_TX_RING || !af_path_arrived(r, bitmap, n, base, next))
 			continue;
 		if (sent->state == AF_SENT_LOST && n >= base) {
 			if (!sent->probe && !sent->superseded && !sent->requeued)
 				af_path_was_late(pn, n, sent, now);
 			af_tx_ack(tx, port, sent);
 		} else if (sent->state == AF_SENT_IN_FLIGHT) {
-			pn->acked_ns = now;
-			af_tx_ack(tx, port, sent);
-			if (sent->probe) {
-				probed = n;
-				probed_ns = sent->sent_ns;
-				af_path_answered(port);
-			} else {
-				port->backoff = 0;
-				af_path_went_well(pn);
-			}
+			af_path_on_arrival(tx, port, n, &probe, now);
 		}
 	}
-	pn->seen = next;
-	port->arrived = AF_BE64(r->frames);
-	af_pace_on_feedback(&port->pace, next, port->arrived, pn->next, now);
+	return probe;
+}
+
+/* Lost is what more frames than the reordering allowance have overtaken, or a probe that was sent later by more than
+ * the allowed lateness (RFC 9002, section 6.1). */
+static inline void
+af_path_on_losses(struct af_tx *tx, struct af_tx_port *port, const struct af_answered *probe, uint64_t next)
+{
+	struct af_tx_pktnum *pn = &port->pn;
+
 	for (uint64_t n = pn->judged; n < next; n++) {
 		struct af_sent *sent = af_tx_sent(pn, n);
 
-		/* Overtaken by more frames than the allowance, or by a probe that was sent later by more than the
-		 * lateness. */
 		if (sent->state == AF_SENT_IN_FLIGHT &&
-		    (n + pn->reorder < next || (n < probed && sent->sent_ns + pn->late_ns <= probed_ns)))
+		    (n + pn->reorder < next || (n < probe->number && sent->sent_ns + pn->late_ns <= probe->sent_ns)))
 			af_tx_lost(tx, port, sent);
 	}
 	af_tx_pktnum_settle(pn);
+}
+
+/* A path's record in feedback. */
+static inline void
+af_tx_on_path(struct af_tx *tx, struct af_tx_port *port, const struct af_path_feedback *r, const uint8_t *bitmap,
+	      uint64_t now)
+{
+	struct af_tx_pktnum *pn = &port->pn;
+	uint64_t next = AF_BE64(r->next), sample;
+	uint32_t window = AF_BE32(r->window), limit = port->p.tx_window;
+	struct af_answered probe;
+
+	if (next > pn->next || next < pn->seen)
+		return; /* it claims what was not sent, or is older than what is known */
+	probe = af_path_on_acks(tx, port, r, bitmap, now);
+	pn->seen = next;
+	port->arrived = AF_BE64(r->frames);
+	af_pace_on_feedback(&port->pace, next, port->arrived, pn->next, now);
+	af_path_on_losses(tx, port, &probe, next);
 	if (port->pace.rate_based)
 		limit = af_tx_backstop(&port->p);
 	else if (window < limit)

@@ -3,8 +3,9 @@
 #define AIFLOW_CUT_H
 
 #include "aiflow/tx/discovery.h"
-#include "aiflow/tx/recovery.h"
 #include "aiflow/tx/dispatch.h"
+#include "aiflow/tx/recovery.h"
+#include "aiflow/tx/tx_slice.h"
 #include "aiflow/tx/tx_state.h"
 
 /* The first element whose first chunk is not below `chunk`. */

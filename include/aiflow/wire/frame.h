@@ -200,7 +200,7 @@ enum af_void_reason {
 	X(AF_DROP_CONFLICT, "conflict")       /* a chunk that was received before, with other bytes */ \
 	X(AF_DROP_MANIFEST, "manifest")       /* a manifest piece that contradicts itself or the others */ \
 	X(AF_DROP_HELLO, "hello")             /* a HELLO that contradicts itself */ \
-	X(AF_DROP_FEEDBACK, "report")         /* feedback that contradicts itself; users know the counter by this name */ \
+	X(AF_DROP_FEEDBACK, "report")         /* feedback that contradicts itself; `report` is what users see */ \
 	X(AF_DROP_BUSY, "busy")               /* no memory or no table entry for its sender */ \
 	X(AF_DROP_VERSION, "version")         /* another version of the wire format */
 /* clang-format on */

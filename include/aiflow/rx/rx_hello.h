@@ -1,0 +1,148 @@
+/* The receiver's side of discovery: HELLOs open sessions, and are answered. */
+#ifndef AIFLOW_RX_HELLO_H
+#define AIFLOW_RX_HELLO_H
+
+#include "aiflow/wire/hello.h"
+#include "aiflow/rx/rx_lifetime.h"
+#include "aiflow/rx/rx_state.h"
+
+#define AF_COURTESY_NS 50000000ull /* between two answers to senders that ask for another receiver */
+
+/* A session is told from its sender's instance; a restarted sender is another one. */
+static inline struct af_rx_session *
+af_rx_open_session(struct af_rx *rx, uint64_t sender, const uint8_t *mac, const char *name, uint64_t now)
+{
+	struct af_rx_session *session;
+	bool spoke = false;
+
+	for (uint32_t i = 0; i < rx->nb_sessions; i++)
+		if (rx->sessions[i]->sender == sender)
+			return rx->sessions[i];
+	/* A sender's later life ends the earlier one, and takes its place among those that were seen. */
+	for (uint32_t i = 0; i < rx->nb_sessions; i++) {
+		if (rx->sessions[i]->sender >> AF_LIFE_BITS != sender >> AF_LIFE_BITS)
+			continue;
+		if ((int16_t)(uint16_t)(sender - rx->sessions[i]->sender) < 0)
+			return NULL;
+		spoke |= rx->sessions[i]->spoke && !rx->sessions[i]->closed;
+		rx->sessions[i]->spoke = false;
+		af_rx_forget(rx, i--);
+	}
+	/* Silent for longer than a heartbeat and the same MAC: its sender has died and come back. */
+	for (uint32_t i = 0; i < rx->nb_sessions; i++)
+		if (af_rx_knows(rx->sessions[i], mac) && now - rx->sessions[i]->heard_ns > 2 * AF_HEARTBEAT_NS)
+			af_rx_forget(rx, i--);
+	if (rx->nb_sessions == AF_SESSIONS)
+		for (uint32_t i = 0; i < rx->nb_sessions; i++)
+			if (!rx->sessions[i]->spoke || rx->sessions[i]->closed || rx->sessions[i]->silenced) {
+				af_rx_forget(rx, i);
+				break;
+			}
+	if (rx->nb_sessions == AF_SESSIONS || !(session = calloc(1, sizeof *session)))
+		return NULL;
+	do
+		session->id = rx->next_session++;
+	while (session->id == 0 || af_rx_session_of(rx, session->id)); /* 0 is nobody's */
+	session->sender = sender;
+	session->spoke = spoke;
+	session->heard_ns = now;
+	session->asked = session->granted = session->done = session->confirmed = 1;
+	memcpy(session->name, name, AF_NAME_BYTES);
+	rx->sessions[rx->nb_sessions++] = session;
+	return session;
+}
+
+/* May a sender be answered now that is none of ours? */
+static inline bool
+af_rx_is_courteous(struct af_rx *rx, uint64_t now)
+{
+	if (now - rx->courtesy_ns < AF_COURTESY_NS)
+		return false;
+	rx->courtesy_ns = now;
+	return true;
+}
+
+/* A HELLO of another version of the wire asks: ours is the answer, so that its sender's user learns that we are of
+ * another. */
+static inline void
+af_rx_on_other_version(struct af_rx *rx, uint32_t p, const uint8_t *frame, uint64_t now)
+{
+	struct af_answer *answer = &rx->answers[rx->answers_tail % AF_ANSWERS];
+
+	if ((frame[14] & 15) != AF_HELLO || memcmp(frame, af_broadcast, 6) || (frame[6] & 1) ||
+	    rx->answers_tail - rx->answers_head == AF_ANSWERS || !af_rx_is_courteous(rx, now))
+		return;
+	*answer = (struct af_answer){.port = p};
+	memcpy(answer->mac, frame + 6, 6);
+	rx->answers_tail++;
+}
+
+static inline enum af_drop
+af_rx_on_hello(struct af_rx *rx, uint32_t p, const struct af_frame *f, uint64_t now)
+{
+	struct af_rx_session *session;
+	struct af_answer *answer;
+	struct af_hello h;
+	char name[AF_NAME_BYTES] = {0}, to[AF_NAME_BYTES];
+
+	if (!af_hello_read(f, &h, name, to) || (f->src[0] & 1))
+		return AF_DROP_HELLO;
+	if (h.answer)
+		return AF_OK;
+	if (rx->answers_tail - rx->answers_head == AF_ANSWERS)
+		return AF_DROP_BUSY;
+	answer = &rx->answers[rx->answers_tail % AF_ANSWERS];
+	*answer = (struct af_answer){.sender = AF_BE64(h.sender), .port = p, .heard_bytes = (uint16_t)f->frame_bytes};
+	memcpy(answer->mac, f->src, 6);
+	if (to[0] && strcmp(to, rx->name)) { /* it asks for another: only so that its user learns who is there */
+		rx->answers_tail += af_rx_is_courteous(rx, now);
+		return AF_OK;
+	}
+	session = af_rx_open_session(rx, AF_BE64(h.sender), f->src, name, now);
+	if (!session)
+		return AF_DROP_BUSY;
+	if (!af_rx_knows(session, f->src)) {
+		if (session->nb_macs == AF_MAX_PORTS)
+			return AF_DROP_BUSY;
+		memcpy(session->macs[session->nb_macs++], f->src, 6);
+	}
+	session->ports |= 1u << p;
+	session->heard_ns = now;
+	answer->session = session->id;
+	rx->answers_tail++;
+	return AF_OK;
+}
+
+static inline uint32_t
+af_rx_answer(struct af_rx *rx, uint32_t p, uint64_t now, uint8_t *frame)
+{
+	struct af_rx_port *port = &rx->ports[p];
+	const struct af_answer *answer = &rx->answers[rx->answers_head % AF_ANSWERS];
+	struct af_rx_session *session = answer->session ? af_rx_session_of(rx, answer->session) : NULL;
+	uint32_t others = port->nb_paths;
+	struct af_hello h;
+
+	if (answer->port != p && rx->ports[answer->port].p.attached)
+		return 0; /* its port's turn comes */
+	rx->answers_head++;
+	if (answer->port != p || (answer->session && !session))
+		return 0;
+	for (uint32_t i = 0; session && i < session->nb_paths; i++)
+		others -= session->paths[i].known && session->paths[i].port == p && others;
+	h = (struct af_hello){
+		.answer = 1,
+		.keeps_mbufs = rx->keeps_mbufs,
+		.port = AF_BE16((uint16_t)p),
+		.nb_ports = AF_BE16((uint16_t)rx->nb_ports),
+		.frame_size = AF_BE16(port->p.frame_size),
+		.heard_bytes = AF_BE16(answer->heard_bytes),
+		.nb_paths = AF_BE16((uint16_t)others),
+		.window = AF_BE32(port->p.rx_ring),
+		.session = AF_BE32(answer->session),
+		.sender = AF_BE64(answer->sender),
+		.epoch = AF_BE64(rx->epoch),
+	};
+	return af_hello_write(frame, port->p.mac, answer->mac, &h, rx->name, "", 0, now + rx->clock_offset_ns);
+}
+
+#endif

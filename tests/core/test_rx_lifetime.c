@@ -1,0 +1,133 @@
+/* rx_lifetime.h: how slices and sessions end at a receiver. */
+#include "aiflow/rx/rx_lifetime.h"
+
+#include "rig.h"
+
+static struct rig rig;
+static struct af_rx_session *session;
+
+static void
+begin(void)
+{
+	static const uint8_t mac[6] = {2, 0, 0, 0, 1, 0};
+	char name[AF_NAME_BYTES] = "source";
+
+	rig_begin(&rig, 1, 1 << 20);
+	session = af_rx_open_session(&rig.rx, 7ull << AF_LIFE_BITS, mac, name, rig.now);
+	CHECK(session);
+	memcpy(session->macs[session->nb_macs++], mac, 6);
+}
+
+/* A slice of one inlined element stands in its slot, in this state. */
+static struct af_rx_slot *
+put(uint32_t id, enum af_rx_state state)
+{
+	struct af_rx_slot *slot = &session->slots[id % AF_RX_SLOTS];
+	struct af_rx_slice *s = calloc(1, sizeof *s);
+
+	s->id = id;
+	s->inlined = true;
+	s->session = session;
+	s->arena = rig.rx.arena;
+	s->nbytes = 10;
+	s->nb_elements = 1;
+	*slot = (struct af_rx_slot){.id = id, .state = (uint8_t)state, .slice = s};
+	return slot;
+}
+
+static void
+whole_slices_are_handed_over_in_order_alone(void)
+{
+	begin();
+	put(2, AF_RX_WHOLE);
+	af_rx_advance(&rig.rx, session);
+	CHECK(!rig.rx.ready);
+	put(1, AF_RX_WHOLE);
+	put(3, AF_RX_FLOWING);
+	rig.rx.flowing = 1;
+	af_rx_advance(&rig.rx, session);
+	CHECK(rig.rx.ready && rig.rx.ready->id == 1 && rig.rx.ready->next->id == 2 && !rig.rx.ready->next->next);
+	CHECK_EQUAL(session->done, 3);
+	CHECK_EQUAL(session->confirmed, 3);
+	CHECK_EQUAL(rig.rx.slices, 2);
+	CHECK_EQUAL(rig.rx.bytes, 20);
+	CHECK(rig.rx.changed && session->urgent);
+	rig_end(&rig);
+}
+
+static void
+a_void_slice_lets_the_next_ones_pass(void)
+{
+	begin();
+	put(2, AF_RX_WHOLE);
+	af_rx_refuse(&rig.rx, session, put(1, AF_RX_READ), AF_VOID_TOO_LARGE, 77);
+	af_rx_advance(&rig.rx, session);
+	CHECK(rig.rx.ready && rig.rx.ready->id == 2);
+	CHECK_EQUAL(AF_BE32(session->voids[1].slice), 1);
+	CHECK_EQUAL(AF_BE32(session->voids[1].reason), AF_VOID_TOO_LARGE);
+	CHECK_EQUAL(AF_BE64(session->voids[1].detail), 77);
+	rig_end(&rig);
+}
+
+static void
+a_slice_that_leaves_the_line_unlinks_itself(void)
+{
+	struct af_rx_slot *slots[3];
+
+	begin();
+	for (uint32_t i = 0; i < 3; i++) {
+		slots[i] = put(i + 1, AF_RX_WAITING);
+		*rig.rx.waiting_tail = slots[i]->slice;
+		rig.rx.waiting_tail = &slots[i]->slice->next_waiting;
+	}
+	af_rx_drop_slot(&rig.rx, slots[2], AF_RX_VOID); /* the last one */
+	CHECK(rig.rx.waiting_tail == &slots[1]->slice->next_waiting);
+	af_rx_drop_slot(&rig.rx, slots[0], AF_RX_VOID);
+	CHECK(rig.rx.waiting == slots[1]->slice && rig.rx.waiter_removed);
+	af_rx_drop_slot(&rig.rx, slots[1], AF_RX_EMPTY);
+	CHECK(!rig.rx.waiting && rig.rx.waiting_tail == &rig.rx.waiting);
+	CHECK(slots[1]->state == AF_RX_EMPTY && !slots[1]->slice);
+	rig_end(&rig);
+}
+
+static void
+silence_frees_what_was_begun_and_says_so(void)
+{
+	begin();
+	put(1, AF_RX_FLOWING);
+	rig.rx.flowing = 1;
+	put(2, AF_RX_READING);
+	af_rx_silence(&rig.rx, session);
+	CHECK_EQUAL(rig.rx.flowing, 0);
+	CHECK(session->silenced && !session->slots[1].slice && !session->slots[2].slice);
+	CHECK_EQUAL(AF_BE32(session->voids[AF_SLICES_IN_FLIGHT].reason), AF_VOID_SILENCE);
+	CHECK_EQUAL(AF_BE32(session->voids[AF_SLICES_IN_FLIGHT].slice), session->done);
+	rig_end(&rig);
+}
+
+static void
+a_sender_is_counted_as_closed_once(void)
+{
+	begin();
+	put(1, AF_RX_FLOWING);
+	rig.rx.flowing = 1;
+	af_rx_end_session(&rig.rx, session);
+	af_rx_end_session(&rig.rx, session);
+	CHECK_EQUAL(rig.rx.nb_seen, 1);
+	CHECK_EQUAL(rig.rx.nb_closed, 1);
+	CHECK_EQUAL(rig.rx.nb_gone, 0); /* it said goodbye */
+	CHECK(!session->slots[1].slice);
+	af_rx_count_out(&rig.rx, session);
+	CHECK_EQUAL(rig.rx.nb_closed, 1);
+	rig_end(&rig);
+	begin();
+	session->spoke = true;
+	af_rx_forget(&rig.rx, 0);
+	CHECK_EQUAL(rig.rx.nb_gone, 1);
+	CHECK_EQUAL(rig.rx.nb_sessions, 0);
+	rig_end(&rig);
+}
+
+CASES(CASE(whole_slices_are_handed_over_in_order_alone), CASE(a_void_slice_lets_the_next_ones_pass),
+      CASE(a_slice_that_leaves_the_line_unlinks_itself), CASE(silence_frees_what_was_begun_and_says_so),
+      CASE(a_sender_is_counted_as_closed_once))
