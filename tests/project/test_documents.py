@@ -103,3 +103,7 @@ def test_a_clause_as_subject_is_found_and_a_question_is_none(words: ModuleType) 
 def test_the_documents_pass() -> None:
     ran = subprocess.run([sys.executable, ROOT / "tools" / "words.py", "--docs"], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stdout
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 120
