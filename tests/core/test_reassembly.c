@@ -331,8 +331,164 @@ payloads_stay_in_their_frames_when_asked_to(void)
 	end();
 }
 
+/* ---- what comes before the payload: whose frame it is, and whether it may count ---- */
+
+static void
+only_those_who_said_hello_are_heard(void)
+{
+	static const uint64_t sizes[] = {5000};
+	struct af_frame f;
+
+	begin(1, sizes);
+	f = piece(0, 0);
+	f.session++;
+	CHECK_EQUAL(rig_to_receiver(&rig, 0, f), AF_DROP_SESSION);
+	f.session--;
+	f.path = AF_MAX_PORTS;
+	CHECK_EQUAL(rig_to_receiver(&rig, 0, f), AF_DROP_PATH);
+	f.path = 0;
+	rig.tx.ports[0].p.mac[3] ^= 1;
+	CHECK_EQUAL(rig_to_receiver(&rig, 0, f), AF_DROP_SRC_MAC);
+	rig.tx.ports[0].p.mac[3] ^= 1;
+	CHECK_EQUAL(rig_to_receiver(&rig, 0, f), AF_OK);
+	end();
+}
+
+static void
+a_number_counts_once_and_never_far_ahead(void)
+{
+	static const uint64_t sizes[] = {5000};
+	struct af_frame f;
+	uint64_t next;
+
+	begin(1, sizes);
+	f = piece(0, 0);
+	CHECK_EQUAL(rig_to_receiver(&rig, 0, f), AF_OK);
+	CHECK_EQUAL(rig_to_receiver(&rig, 0, f), AF_DROP_REPLAY);
+	next = session->paths[0].pn.next;
+	f = piece(0, 1);
+	f.number = next + AF_PKTNUM_JUMP + 1;
+	CHECK_EQUAL(rig_to_receiver(&rig, 0, f), AF_DROP_NUMBER);
+	f.number--;
+	CHECK_EQUAL(rig_to_receiver(&rig, 0, f), AF_OK);
+	f = piece(0, 2); /* of long ago: it cannot be told from a replay */
+	f.number = next;
+	CHECK_EQUAL(rig_to_receiver(&rig, 0, f), AF_DROP_REPLAY);
+	end();
+}
+
+static void
+losses_and_arrivals_of_a_port_are_counted_by_number(void)
+{
+	static const uint64_t sizes[] = {10 * RIG_PAYLOAD};
+	struct af_rx_port *port = &rig.rx.ports[0];
+	struct af_rx_path *path;
+	uint64_t sent_before, arrived_before;
+
+	begin(1, sizes);
+	path = &session->paths[0];
+	sent_before = port->sent;
+	arrived_before = port->arrived;
+	rig.now += MS;
+	path->urgent = false;
+	CHECK_EQUAL(rig_to_receiver(&rig, 0, piece(0, 0)), AF_OK);
+	CHECK(!path->urgent);
+	number += 3; /* lost */
+	CHECK_EQUAL(rig_to_receiver(&rig, 0, piece(0, 1)), AF_OK);
+	CHECK(path->urgent); /* a new hole is told at once */
+	CHECK_EQUAL(port->sent - sent_before, 5);
+	CHECK_EQUAL(port->arrived - arrived_before, 2);
+	number -= 2; /* one of them was only late */
+	CHECK_EQUAL(rig_to_receiver(&rig, 0, piece(0, 2)), AF_OK);
+	CHECK_EQUAL(port->sent - sent_before, 5);
+	CHECK_EQUAL(port->arrived - arrived_before, 3);
+	end();
+}
+
+static void
+answers_go_where_the_newest_frame_came_from(void)
+{
+	static const uint64_t sizes[] = {5000};
+	struct af_frame f;
+
+	begin(1, sizes);
+	CHECK_EQUAL(session->paths[0].port, 0);
+	CHECK_EQUAL(rig.rx.ports[0].nb_paths, 1);
+	f = piece(0, 0);
+	CHECK_EQUAL(rig_to_receiver(&rig, 1, f), AF_OK); /* path 0 has another port now */
+	CHECK_EQUAL(session->paths[0].port, 1);
+	CHECK(!memcmp(session->paths[0].mac, rig.tx.ports[1].p.mac, 6));
+	CHECK_EQUAL(rig.rx.ports[0].nb_paths, 0);
+	CHECK(session->ports & 2);
+	end();
+}
+
+static void
+a_goodbye_is_answered_and_ends_the_session(void)
+{
+	static const uint64_t sizes[] = {5000};
+	struct af_frame bye = {.kind = AF_BYE, .end = 1};
+	uint8_t frame[RIG_FRAME];
+
+	begin(1, sizes);
+	bye.session = session->id;
+	CHECK_EQUAL(rig_to_receiver(&rig, 0, piece(0, 0)), AF_OK);
+	CHECK_EQUAL(rig_to_receiver(&rig, 0, bye), AF_OK);
+	CHECK_EQUAL(rig.rx.nb_closed, 1);
+	CHECK_EQUAL(rig.arena.used, 0); /* what it had begun is freed */
+	CHECK(af_rx_next_frame(&rig.rx, 0, rig.now, frame));
+	CHECK_EQUAL(frame[offsetof(struct af_header, frame_id)] & 15, AF_BYE);
+	CHECK_EQUAL(rig_to_receiver(&rig, 0, piece(0, 1)), AF_DROP_SESSION); /* overtaken by it */
+	CHECK_EQUAL(rig_to_receiver(&rig, 0, bye), AF_OK); /* the answer was lost: again */
+	CHECK_EQUAL(rig.rx.nb_closed, 1);
+	end();
+}
+
+static void
+a_sender_that_was_silent_is_told_what_became_of_its_slices(void)
+{
+	static const uint64_t sizes[] = {5000};
+	uint64_t heard;
+
+	begin(1, sizes);
+	af_rx_silence(&rig.rx, session);
+	heard = session->heard_ns;
+	rig.now += MS;
+	CHECK_EQUAL(rig_to_receiver(&rig, 0, piece(0, 0)), AF_DROP_SESSION);
+	CHECK(session->paths[0].urgent);
+	CHECK_EQUAL(session->heard_ns, heard); /* its session ends all the same */
+	session->confirmed--; /* but not before its user's word on what it has */
+	CHECK_EQUAL(rig_to_receiver(&rig, 0, piece(0, 0)), AF_DROP_SESSION);
+	CHECK_EQUAL(session->heard_ns, rig.now);
+	session->confirmed++;
+	end();
+}
+
+static void
+a_probe_asks_for_a_report_and_grants_come_from_receivers_alone(void)
+{
+	static const uint64_t sizes[] = {5000};
+	struct af_frame f = {.kind = AF_PROBE, .end = 1};
+
+	begin(1, sizes);
+	f.session = session->id;
+	f.number = number++;
+	session->paths[0].urgent = false;
+	CHECK_EQUAL(rig_to_receiver(&rig, 0, f), AF_OK);
+	CHECK(session->paths[0].urgent);
+	f.kind = AF_GRANT;
+	f.number = number;
+	CHECK_EQUAL(rig_to_receiver(&rig, 0, f), AF_DROP_KIND);
+	CHECK(!af_rx_pktnum_seen(&session->paths[0].pn, number));
+	end();
+}
+
 CASES(CASE(any_order_makes_the_same_slice), CASE(packs_are_spread_to_their_places),
       CASE(what_came_before_is_told_from_what_contradicts_it), CASE(a_damaged_payload_is_written_again),
       CASE(frames_that_the_manifest_did_not_announce_are_refused), CASE(a_wrong_digest_is_never_shown),
       CASE(closing_records_are_checked), CASE(a_slice_given_up_is_freed_and_the_next_one_passes),
-      CASE(payloads_stay_in_their_frames_when_asked_to))
+      CASE(payloads_stay_in_their_frames_when_asked_to), CASE(only_those_who_said_hello_are_heard),
+      CASE(a_number_counts_once_and_never_far_ahead), CASE(losses_and_arrivals_of_a_port_are_counted_by_number),
+      CASE(answers_go_where_the_newest_frame_came_from), CASE(a_goodbye_is_answered_and_ends_the_session),
+      CASE(a_sender_that_was_silent_is_told_what_became_of_its_slices),
+      CASE(a_probe_asks_for_a_report_and_grants_come_from_receivers_alone))
