@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 from aiflow._dp_incoming import MBUF_OVERHEAD
@@ -51,20 +51,33 @@ class Engine:
         loop.spins = parse_idle(polling.idle)
         loop.max_cores = parse_max_cores(polling.max_cores)
 
-    def open(self, role: str, endpoints: Sequence[Endpoint], **options: Any) -> None:
-        """Start the loop's thread and open the ports; on an error both are undone.
+    def open(
+        self, role: str, endpoints: tuple[Endpoint, ...], pool_for: Callable[..., Mempool], frame_size: int | None
+    ) -> None:
+        """Start the loop's thread and open the ports; on an error the loop ends.
 
         Parameters
         ----------
         role : {"sender", "receiver"}
-        endpoints : sequence of Endpoint
-        **options
-            Of `PortSet`: ``pool_for``, ``frame_size``, ``joining``, ``died``.
+        endpoints : tuple of Endpoint
+        pool_for : callable
+            Makes the mbufs of ports that are about to be opened: `sender_pool`, or `ReceiverPools`.
+        frame_size : int or None
+            Largest Ethernet frame in bytes; None: what the ports take.
         """
         loop = self.loop
+        told = {"joining": loop.set_joining, "died": loop.note_death} if role == "sender" else {}
         loop.start(f"aiflow-{role}")
         try:
-            self.ports = PortSet(tuple(endpoints), role, attach=loop.attach, detach=loop.detach, **options)
+            self.ports = PortSet(
+                endpoints,
+                role,
+                pool_for=pool_for,
+                attach=loop.attach,
+                detach=loop.detach,
+                frame_size=frame_size,
+                **told,
+            )
         except BaseException:
             loop.close() if role == "receiver" else loop.stop()
             raise

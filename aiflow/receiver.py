@@ -118,6 +118,8 @@ class Receiver:
     session, in order for each sender. Advancing an iteration releases the slice before; arrays taken out stay valid.
     Several threads or tasks may iterate at once: each slice goes to one of them, and stays until that one asks for the
     next. ``next(rx)`` is an iteration of the calling thread, ``anext(rx)`` of the task.
+
+    The array of the first element of a batch lies at a multiple of 64 bytes; the others follow without a gap.
     """
 
     def __init__(
@@ -171,7 +173,7 @@ class Receiver:
         )
         self._pools = ReceiverPools(loop, self.memory, self.assemble)
         self._engine = Engine(loop, speeds, polling)
-        self._engine.open("receiver", self.endpoints, pool_for=self._pools, frame_size=frame_size)
+        self._engine.open("receiver", self.endpoints, self._pools, frame_size)
         self._ports = self._engine.ports
         self._closed = self._ended = False
 
@@ -199,10 +201,8 @@ class Receiver:
             names the slices.
         PortError
             A port cannot come up.
-        ConfigError
-            The Receiver is closed, or, with ``until="bye"``, every sender has closed.
-        EalError
-            This process was forked from the Receiver's.
+        ConfigError, EalError
+            The Receiver is closed, or with ``until="bye"`` every sender is; or this process was forked from its own.
         """
         wanted = self.timeout if timeout is None else parse_timeout(timeout)
         self._loop.check_process()
@@ -218,11 +218,7 @@ class Receiver:
         Parameters
         ----------
         timeout : float, optional
-            As for `recv`, and so are the errors.
-
-        Returns
-        -------
-        TimeSlice
+            As for `recv`; it returns and raises the same.
         """
         wanted = self.timeout if timeout is None else parse_timeout(timeout)
         self._loop.check_process()

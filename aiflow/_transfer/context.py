@@ -34,8 +34,6 @@ class Context:
     ----------
     loop : aiflow._dp_tx.TxLoop
     waiter : Waiter
-    ports : callable
-        Returns the open ports.
     endpoints : sequence
         As typed, for messages.
     peer_timeout : float
@@ -46,14 +44,17 @@ class Context:
     Attributes
     ----------
     closed : bool
-        The Sender takes no more elements.
+        The Sender takes no elements: not yet, or no more.
+    ports : Ports
+        Set when they are open, before the first slice.
     """
+
+    ports: Ports
 
     def __init__(
         self,
         loop: Any,
         waiter: Waiter,
-        ports: Callable[[], Ports],
         endpoints: Sequence[Any],
         peer_timeout: float,
         to: Sequence[str],
@@ -62,22 +63,16 @@ class Context:
         self.closed = True
         self.check_process: Callable[[], None] = loop.check_process
         self._loop = loop
-        self._ports = ports
         self._endpoints = endpoints
         self._peer_timeout = peer_timeout
         self._to = to
-
-    @property
-    def error(self) -> AiflowError | None:
-        """The ports' error, if they have one."""
-        return self._ports().error
 
     def check_open(self) -> None:
         """Raise unless the Sender takes elements in this process."""
         self.check_process()
         if self.closed:
             raise ConfigError("this Sender is closed: open another one")
-        if (error := self.error) is not None:
+        if (error := self.ports.error) is not None:
             raise fresh(error)
 
     def name_of(self, part: Any) -> str:
@@ -112,7 +107,7 @@ class Context:
             self._loop.rivals(receiver),
             self._loop.drops(),
             self._loop.dropped(receiver),
-            self._ports().hints(),
+            self.ports.hints(),
         )
 
 

@@ -73,12 +73,12 @@ class InFlight:
         """Nothing to do: it is on its way."""
 
     def ended(self) -> bool:
-        return bool(self.outgoing.done) or self._context.error is not None
+        return bool(self.outgoing.done) or self._context.ports.error is not None
 
     def finish(self, waited_for: str = "") -> SliceReport:
         """See `Flight`. `waited_for`: what it waited for when it was given up."""
         outgoing = self.outgoing
-        error = self._context.error
+        error = self._context.ports.error
         if error is not None and not (outgoing.done and all(part.error == "ok" for part in outgoing.parts)):
             outgoing.cancel()  # the ports' error is the cause
             raise result.lasting(error, outgoing, self._context.name_of)

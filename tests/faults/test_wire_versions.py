@@ -15,6 +15,7 @@ from aiflow import _dp_testing, _eal, _wire
 from aiflow._eal import Mempool
 from aiflow._ports import ring_pairs
 from aiflow._transfer.filemarks import FileMark, Marked
+from aiflow._transfer.flight import InFlight
 from aiflow.config import parse_endpoint
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
@@ -137,7 +138,7 @@ def test_what_a_manifest_says_that_is_not_known_is_refused_by_name(what, confirm
     with aiflow.Receiver("ring:unknown", confirm=confirm) as rx, aiflow.Sender("ring:unknown") as tx:
         outgoing = tx._loop.post([b"x"], manifest, tx._poster.planner.plan(1), 0, False)
         with pytest.raises(aiflow.IntegrityError, match=said) as caught:
-            aiflow.Ticket(tx, outgoing).result(timeout=10)
+            aiflow.Ticket(tx._context, InFlight(tx._context, outgoing), tx).result(timeout=10)
         assert "same aiflow on both sides" in str(caught.value)
         assert caught.value.delivered is False
         ticket = tx.send({"t": b"x"}, wait=False)
