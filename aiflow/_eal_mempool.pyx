@@ -119,16 +119,18 @@ cdef class Mempool:
         cdef uint16_t room = data_room + RTE_PKTMBUF_HEADROOM
         cdef const char *unique_c = unique
         cdef rte_mempool *pool = NULL
+        cdef bint no_mapping = False
         mark = log_mark()
         if own_memory:
-            pool = _pool_on_own_memory(unique_c, nb_mbufs, cache_size, room, socket_id)
+            pool = _pool_on_own_memory(unique_c, nb_mbufs, cache_size, room, socket_id, &no_mapping)
         else:
             with nogil:
                 pool = rte_pktmbuf_pool_create(unique_c, nb_mbufs, cache_size, 0, room, socket_id)
         if pool == NULL:
             size = <uint64_t>nb_mbufs * (room + 192) >> 20
-            where = "this machine's memory" if own_memory else f"DPDK's {memory_mode()} memory"
-            advice = "" if own_memory else f", or {_eal_args.advice(memory_mode())}"
+            # a pool on our own mapping still needs a few KiB of the EAL's heap: its ring, its header
+            where = "this machine's memory" if no_mapping else f"DPDK's {memory_mode()} memory"
+            advice = "" if no_mapping else f", or {_eal_args.advice(memory_mode())}"
             raise PoolExhausted(
                 f"mempool {name}: {nb_mbufs} mbufs of {data_room} bytes ({size} MiB) do not fit in {where}: "
                 f"{rte_strerror(rte_errno).decode()}; use fewer or smaller frames{advice}{logged(mark)}"
@@ -151,8 +153,12 @@ cdef class Mempool:
 
 
 cdef rte_mempool *_pool_on_own_memory(
-        const char *name, unsigned int nb_mbufs, unsigned int cache_size, uint16_t room, int socket_id) noexcept nogil:
-    """rte_pktmbuf_pool_create on one mapping of ours; NULL with rte_errno set on failure."""
+        const char *name, unsigned int nb_mbufs, unsigned int cache_size, uint16_t room, int socket_id,
+        bint *no_mapping) noexcept nogil:
+    """rte_pktmbuf_pool_create on one mapping of ours; NULL with rte_errno set on failure.
+
+    `no_mapping` is set if the machine has no memory for the mapping; otherwise the EAL's heap is exhausted.
+    """
     cdef rte_pktmbuf_pool_private private
     cdef rte_mempool *pool
     cdef void *base
@@ -173,6 +179,7 @@ cdef rte_mempool *_pool_on_own_memory(
         length = (length + huge - 1) // huge * huge
         base = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
         if base == MAP_FAILED:
+            no_mapping[0] = True
             rc = -ENOMEM
         else:
             madvise(base, length, MADV_HUGEPAGE)

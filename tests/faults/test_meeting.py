@@ -60,7 +60,7 @@ class Side:
         self.error: AiflowError | None = None
         self.joining = [False]
         hooks = Hooks(
-            pool_for=lambda frame_size, *_: _eal.Mempool("side", 2048, frame_size),
+            pool_for=self._pool_for,
             attach=lambda port, peer: self.ports.append(port),
             detach=lambda ports, peer: [self.ports.remove(port) for port in ports],
             failed=self._fail,
@@ -68,6 +68,9 @@ class Side:
         )
         kind = ReceiverRendezvous if role == "receiver" else SenderRendezvous
         self.side = kind([parse_endpoint(endpoint)], hooks, frame_size=None)
+
+    def _pool_for(self, frame_size: int, socket_id: int, nb_ports: int, needs_eal_memory: bool) -> _eal.Mempool:
+        return _eal.Mempool("side", 2048, frame_size, socket_id, own_memory=not needs_eal_memory)
 
     def _fail(self, error: AiflowError | None) -> None:
         self.error = error

@@ -259,6 +259,32 @@ def test_mempools_of_impossible_sizes_are_refused(nb_mbufs: int, data_room: int)
         _eal.Mempool("odd", nb_mbufs, data_room)
 
 
+def test_a_mempool_on_its_own_mapping_tells_when_dpdks_heap_is_full() -> None:
+    """Its ring and its header lie in the heap. More memory in the machine would not help."""
+    out = run(
+        """
+        from aiflow import _eal
+        from aiflow.errors import PoolExhausted
+        full = []
+        nb_mbufs = 8192
+        while nb_mbufs:
+            try:
+                full.append(_eal.Mempool('heap', nb_mbufs, 2048))
+            except PoolExhausted:
+                nb_mbufs //= 2
+        try:
+            _eal.Mempool('ours', 65536, 64, own_memory=True)
+        except PoolExhausted as exc:
+            print(exc)
+        """,
+        AIFLOW_MEMORY="no-huge",
+        AIFLOW_EAL_MEMORY="32MiB",
+    )
+    assert "mempool ours: 65536 mbufs of 64 bytes" in out
+    assert "do not fit in DPDK's no-huge memory" in out
+    assert "set AIFLOW_EAL_MEMORY (now 32MiB) higher" in out
+
+
 def test_a_mempool_that_does_not_fit_says_so_and_leaves_nothing() -> None:
     out = run(
         """

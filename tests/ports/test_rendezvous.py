@@ -66,6 +66,7 @@ class Side:
         )
 
     def pool_for(self, frame_size: int, socket_id: int, nb_ports: int, needs_eal_memory: bool) -> _eal.Mempool:
+        self.pools = [pool for pool in self.pools if pool.in_use]  # DPDK's heap may be small: with few hugepages
         self.pools.append(_eal.Mempool("side", 2048, frame_size, socket_id, own_memory=not needs_eal_memory))
         return self.pools[-1]
 
@@ -85,6 +86,7 @@ class Side:
 
     def __exit__(self, *exc: object) -> None:
         self.ports.close()
+        self.pools.clear()  # the garbage collector may come late
         assert self.up() == []
         assert len(self.attached) == sum(len(ports) for ports, _ in self.detached)
         assert not any(port.is_open for port, _ in self.attached)
