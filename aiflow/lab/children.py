@@ -49,6 +49,10 @@ class Child:
         Raised when the child fails, dies, or stays silent.
     detailed : bool
         Whether the error of a failed child contains its traceback.
+    interruptible : bool
+        Whether the child receives SIGINT and SIGHUP. Otherwise these signals are for the parent only.
+    dies_with_parent : bool
+        Whether it is killed when the thread that started it ends. Not with a fork server, which is the real parent.
     farewell : tuple
         Message that asks the child to end.
     process : multiprocessing.Process
@@ -58,6 +62,8 @@ class Child:
     context: ClassVar[Any] = multiprocessing.get_context("spawn")
     error: ClassVar[type[Exception]] = LabError
     detailed: ClassVar[bool] = False
+    interruptible: ClassVar[bool] = False
+    dies_with_parent: ClassVar[bool] = True
     farewell: ClassVar[tuple[Any, ...]] = ()
 
     def __init__(
@@ -66,9 +72,12 @@ class Child:
         self.name = name or body.__name__
         self.pipe, theirs = self.context.Pipe()
         self.process = self.context.Process(
-            target=_live, args=(os.getpid(), first, theirs, body, arguments), name=self.name, daemon=True
+            target=_live,
+            args=(os.getpid() if self.dies_with_parent else 0, first, theirs, body, arguments),
+            name=self.name,
+            daemon=True,
         )
-        with interrupts_blocked():
+        with contextlib.nullcontext() if self.interruptible else interrupts_blocked():
             self.process.start()
         theirs.close()
 
@@ -169,7 +178,8 @@ def _live(
     body: Callable[..., None],
     arguments: tuple[Any, ...],
 ) -> None:
-    die_with_parent(parent)
+    if parent:
+        die_with_parent(parent)
     try:
         if first is not None:
             first()

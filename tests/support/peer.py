@@ -11,7 +11,6 @@ import multiprocessing
 import os
 import resource
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
@@ -23,6 +22,7 @@ from wait import PATIENCE_S, Deadline
 
 import aiflow
 from aiflow.errors import SliceTimeout
+from aiflow.lab.children import Child
 
 SPAWN = multiprocessing.get_context("spawn")
 MiB = 1 << 20
@@ -38,42 +38,32 @@ def name() -> str:
     return f"test-{os.getpid()}-{next(_serial)}"
 
 
-def _run(pipe: Connection, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+def _run(pipe: Connection, work: Callable[..., None], *arguments: Any) -> None:
     try:
         work(pipe, *arguments)
-    except BaseException:
-        pipe.send(("failed", traceback.format_exc()))
-        raise
+    except (EOFError, KeyboardInterrupt) as error:
+        raise AssertionError("not expected in a test") from error  # `Child` ignores both
     pipe.send(("ended", None))
 
 
-class Peer:
+class Peer(Child):
     """A process that runs ``work(pipe, *arguments)``."""
 
-    context: Any = SPAWN
+    error = AssertionError
+    detailed = True
+    interruptible = True
 
     def __init__(self, work: Callable[..., None], *arguments: Any) -> None:
-        self.pipe, theirs = self.context.Pipe()
-        self.process = self.context.Process(target=_run, args=(theirs, work, arguments), daemon=True)
-        self.process.start()
-        theirs.close()
-        self.pid: int = self.process.pid or 0
+        super().__init__(_run, work, *arguments, name=work.__name__)
 
     def hear(self, timeout: float = PATIENCE_S, survivor: Peer | None = None) -> Any:
         """Its next message; fails when it failed, died or sent none, or when `survivor` has died."""
-        others = [] if survivor is None else [survivor.process.sentinel]
-        ready = wait([self.pipe, *others], timeout)
-        assert ready, f"{self.process} said nothing for {timeout} s"
-        if self.pipe not in ready and survivor is not None:
+        if survivor is None:
+            return super().hear(timeout)
+        ready = wait([self.pipe, survivor.process.sentinel], timeout)
+        if ready and self.pipe not in ready:
             survivor.hear()  # says why
-        try:
-            message = self.pipe.recv()
-        except EOFError:
-            self.process.join(PATIENCE_S)
-            raise AssertionError(f"the process died, exit code {self.process.exitcode}") from None
-        if isinstance(message, tuple) and message[0] == "failed":
-            raise AssertionError(f"the process failed:\n{message[1]}")
-        return message
+        return super().hear(0)
 
     def tell(self, what: Any) -> None:
         self.pipe.send(what)
@@ -89,14 +79,8 @@ class Peer:
         self.process.join(timeout)
         return self.process.exitcode == -9
 
-    def __enter__(self) -> Peer:
-        return self
-
     def __exit__(self, *exc: object) -> None:
-        if self.process.is_alive():
-            self.process.kill()
-        self.process.join(PATIENCE_S)
-        self.pipe.close()
+        self.close(at_once=True)
 
 
 class QuickPeer(Peer):
@@ -107,6 +91,7 @@ class QuickPeer(Peer):
 
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["aiflow.sender", "aiflow.receiver"])
+    dies_with_parent = False  # but with the fork server, which dies with the test
 
 
 def content(seed: int, nbytes: int) -> np.ndarray[Any, Any]:
