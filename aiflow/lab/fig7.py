@@ -27,7 +27,7 @@ GAP_US, BASE_US = 8.0, 1.5  # at 1 Gbit/s
 
 def systems(bench: Bench) -> dict[str, System]:
     """Return the flow controls by their labels in the results."""
-    from aiflow._policy.flow_control import FlowControl
+    from aiflow import FlowControl
 
     def system(label: str, flow_control: object) -> System:
         return ours(label, flow_control=flow_control, frame_size=FRAME_BYTES, link_speed=_rate_bps(bench))

@@ -61,7 +61,7 @@ ROOMS = {
         r"cli(\..*)?",
         ("errors", "config", "_system", "_ports", "_transfer", "face", "_terminal", "_samples"),
     ),
-    "lab": Room(r"lab(\..*)?", ("errors", "config", "_faults", "_eal", "_policy", "face", "_terminal", "_samples")),
+    "lab": Room(r"lab(\..*)?", ("errors", "config", "_faults", "_eal", "face", "_terminal", "_samples")),
     "__main__": Room("__main__", ("cli",)),
 }
 
