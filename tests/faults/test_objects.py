@@ -370,13 +370,13 @@ def test_a_pair_whose_sender_fails_to_close_closes_its_receiver() -> None:
 
 
 def test_leaving_an_async_block_by_cancellation_closes_the_sender(endpoint) -> None:
-    async def waits_for_nobody() -> None:
+    async def waits_without_a_receiver() -> None:
         async with aiflow.Sender(endpoint) as tx:
             senders.append(tx)
             tx.send([b"x"], wait=False)
 
     async def cancelled() -> None:
-        task = asyncio.create_task(waits_for_nobody())
+        task = asyncio.create_task(waits_without_a_receiver())
         await asyncio.sleep(0.1)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):

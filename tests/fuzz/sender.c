@@ -1,5 +1,5 @@
 /* libFuzzer: a sequence of frames into the sender's state machine while it has slices to send: answers, reports,
- * goodbyes, all of them perhaps lies. Its windows count what flies on them; what it sends fits a frame. */
+ * goodbyes, all of them perhaps lies. Its windows count the frames in flight; what it sends fits a frame. */
 #include "records.h"
 
 #include "aiflow/tx/tx_agent.h"

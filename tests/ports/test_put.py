@@ -74,7 +74,7 @@ def test_a_stream_of_windows_loses_nothing_and_keeps_its_order() -> None:
                 tx.put(stream, data)
                 if k % 20 == 0:
                     time.sleep(0.004)  # so that it takes several windows
-                if k % 150 == 149:  # at the least these
+                if k % 150 == 149:  # at least these
                     assert settle(lambda k=k: slices > k // 150)
             tx.flush()
 

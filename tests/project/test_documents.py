@@ -82,7 +82,7 @@ def test_code_and_links_count_by_their_text(words: ModuleType) -> None:
 
 
 @pytest.mark.parametrize(
-    "word", ["fly" + "ing", "AF_ASI" + "DE_NS", "some" + "body", "sent" + " again", "so " + "many"]
+    "word", ["fl" + "ying", "AF_ASI" + "DE_NS", "some" + "body", "sent" + " again", "so " + "many"]
 )
 def test_a_retired_word_is_found_in_prose_and_in_names(words: ModuleType, word: str) -> None:
     (found,) = words.check_words("x.py", f"# fine\n# {word} here\n")
