@@ -13,7 +13,7 @@ check() {
     case $1 in
         texts) tools/texts.sh ;;
         words) [ ! -f tools/words.py ] || python tools/words.py ;;
-        limits) python tools/limits.py ;;
+        limits) python tools/sizes.py ;;
         ruff) ruff check --quiet . ;;
         format) ruff format --quiet --check . ;;
         clang-format) clang_format ;;

@@ -106,6 +106,43 @@ blocks_never_overlap_whatever_the_order(void)
 }
 
 static void
+a_gap_is_used_to_its_last_page(void)
+{
+	struct af_block *a, *b, *c;
+
+	CHECK(!af_arena_init(&arena, 16 * MB, true));
+	a = af_arena_take(&arena, MB, MB);
+	b = af_arena_take(&arena, MB, MB);
+	c = af_arena_take(&arena, MB, MB);
+	af_arena_give(&arena, b);
+	b = af_arena_take(&arena, MB, MB);
+	CHECK(b && b->offset == MB);
+	af_arena_give(&arena, a);
+	af_arena_give(&arena, b);
+	af_arena_give(&arena, c);
+	af_arena_free(&arena);
+}
+
+static void
+memory_becomes_writable_as_it_is_taken(void)
+{
+	struct af_block *blocks[40];
+
+	CHECK(!af_arena_init(&arena, 200 * MB, true));
+	for (int i = 0; i < 40; i++) { /* past several steps of growth */
+		blocks[i] = af_arena_take(&arena, 5 * MB, 5 * MB);
+		CHECK(blocks[i]);
+		arena.base[blocks[i]->offset] = 1;
+		arena.base[blocks[i]->offset + 5 * MB - 1] = 1;
+		CHECK(arena.writable >= blocks[i]->offset + blocks[i]->size);
+	}
+	CHECK_EQUAL(arena.used, 200 * MB);
+	for (int i = 0; i < 40; i++)
+		af_arena_give(&arena, blocks[i]);
+	af_arena_free(&arena);
+}
+
+static void
 sizes_round_up_by_an_eighth_at_most(void)
 {
 	CHECK_EQUAL(af_arena_round(0), 4096);
@@ -207,6 +244,7 @@ any_thread_gives_back(void)
 }
 
 CASES(CASE(it_ends_at_its_limit_and_begins_again), CASE(the_lowest_place_that_fits_is_used_again),
-      CASE(blocks_never_overlap_whatever_the_order), CASE(sizes_round_up_by_an_eighth_at_most),
+      CASE(blocks_never_overlap_whatever_the_order), CASE(a_gap_is_used_to_its_last_page),
+      CASE(memory_becomes_writable_as_it_is_taken), CASE(sizes_round_up_by_an_eighth_at_most),
       CASE(a_small_slice_is_charged_its_page), CASE(without_memory_only_the_count_matters),
       CASE(trimming_keeps_what_is_held_and_clears_the_rest), CASE(any_thread_gives_back))

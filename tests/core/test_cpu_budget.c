@@ -52,7 +52,7 @@ time_that_passes_is_earned_but_not_saved_up(void)
 }
 
 static void
-whoever_stops_pays_for_what_it_used(void)
+a_driver_that_stops_pays_for_what_it_used(void)
 {
 	struct af_cpu_budget q = {.cores = 0.5};
 
@@ -94,5 +94,5 @@ over_time_a_share_is_kept(void)
 }
 
 CASES(CASE(it_looks_at_the_clock_now_and_then), CASE(it_rests_for_what_it_owes),
-      CASE(time_that_passes_is_earned_but_not_saved_up), CASE(whoever_stops_pays_for_what_it_used),
+      CASE(time_that_passes_is_earned_but_not_saved_up), CASE(a_driver_that_stops_pays_for_what_it_used),
       CASE(without_a_limit_nothing_is_counted), CASE(over_time_a_share_is_kept))

@@ -75,7 +75,7 @@ the_sum_never_exceeds_the_credit(void)
 			most = granted(i) > most ? granted(i) : most;
 		}
 		CHECK(sum <= total + 1e-6);
-		for (uint32_t i = 0; i < count; i++) /* whoever has less than the most can use no more */
+		for (uint32_t i = 0; i < count; i++) /* a path with less than the most can use no more */
 			CHECK(granted(i) > most - 1e-6 || granted(i) > windows[i] - 1e-9);
 		rig_end(&rig);
 	}

@@ -87,6 +87,30 @@ a_report_has_exactly_the_receivers_state(void)
 }
 
 static void
+other_paths_are_told_of_when_they_have_news_or_all_are_asked_for(void)
+{
+	struct af_rx_session *session = reporting();
+
+	session->nb_paths = 4;
+	for (uint32_t k = 1; k < 3; k++) /* the fourth is not known */
+		session->paths[k] = (struct af_rx_path){.known = true, .port = 1, .heard_ns = rig.now};
+	session->paths[1].news = 1;
+	for (int what = 0; what < 3; what++) {
+		static const uint8_t wanted[] = {2, 1, 3}; /* news of one; no news; probed */
+		struct af_feedback r;
+		struct af_frame f;
+
+		session->urgent = true;
+		session->paths[0].urgent = what == 2;
+		CHECK(said(&f));
+		memcpy(&r, f.payload, sizeof r);
+		CHECK_EQUAL(r.nb_paths, wanted[what]);
+		CHECK_EQUAL(session->paths[1].news, 0);
+	}
+	rig_end(&rig);
+}
+
+static void
 a_grant_says_so_by_its_kind(void)
 {
 	struct af_rx_session *session = reporting();
@@ -197,6 +221,7 @@ the_drop_that_is_told_is_the_most_frequent_one_that_matters(void)
 	rig_end(&rig);
 }
 
-CASES(CASE(a_report_has_exactly_the_receivers_state), CASE(a_grant_says_so_by_its_kind),
+CASES(CASE(a_report_has_exactly_the_receivers_state),
+      CASE(other_paths_are_told_of_when_they_have_news_or_all_are_asked_for), CASE(a_grant_says_so_by_its_kind),
       CASE(news_are_told_after_some_frames_or_some_time), CASE(a_probe_is_answered_with_what_the_oldest_slice_lacks),
       CASE(a_long_text_is_told_in_pieces_that_join), CASE(the_drop_that_is_told_is_the_most_frequent_one_that_matters))

@@ -7,7 +7,7 @@
 #include "check.h"
 
 #define MS 1000000ull
-#define LONG_NS (60000 * MS) /* nobody waits so long: what wakes comes before */
+#define LONG_NS (60000 * MS) /* no test waits so long: it is woken before */
 
 static struct af_handoff handoff;
 

@@ -32,7 +32,7 @@ an_open_gate_counts_its_workers(void)
 	af_intr_gate_leave(&gate);
 	af_intr_gate_leave(&gate);
 	CHECK_EQUAL(gate.word, 0);
-	af_intr_gate_close(&gate); /* nobody is inside: at once */
+	af_intr_gate_close(&gate); /* no worker is inside: at once */
 	CHECK_EQUAL(gate.word, AF_INTR_GATE_CLOSED);
 	af_intr_gate_open(&gate);
 	CHECK_EQUAL(gate.word, 0);
@@ -113,6 +113,42 @@ without_gated_ports_the_interrupt_thread_runs_free(void)
 	af_intr_gate_callback(&gate); /* returns at once, drained, with the gate open */
 	CHECK_EQUAL(poll(&wake, 1, 0), 0);
 	CHECK(!gate.armed && !gate.inside && !gate.word);
+	end();
+}
+
+static uint64_t
+ns_of_one_turn(void)
+{
+	struct timespec before, after;
+
+	clock_gettime(CLOCK_MONOTONIC, &before);
+	af_intr_gate_callback(&gate); /* stays until its turn is due, and closes the gate */
+	clock_gettime(CLOCK_MONOTONIC, &after);
+	CHECK_EQUAL(gate.word, AF_INTR_GATE_CLOSED);
+	return (uint64_t)(after.tv_sec - before.tv_sec) * 1000000000u + (uint64_t)after.tv_nsec -
+	       (uint64_t)before.tv_nsec;
+}
+
+static void
+turns_are_rare_and_more_often_while_connecting(void)
+{
+	uint64_t least = UINT64_MAX;
+
+	begin();
+	gate.gated = 1;
+	for (int i = 0; i < 3; i++) {
+		CHECK(ns_of_one_turn() >= AF_INTR_GATE_IDLE_NS);
+		CHECK(!gate.inside);
+	}
+	af_intr_gate_connecting(&gate, 1);
+	for (int i = 0; i < 200 && least >= AF_INTR_GATE_IDLE_NS; i++) { /* a busy machine may take longer */
+		uint64_t ns = ns_of_one_turn();
+
+		CHECK(ns >= AF_INTR_GATE_CONNECTING_NS);
+		least = ns < least ? ns : least;
+	}
+	CHECK(least < AF_INTR_GATE_IDLE_NS);
+	af_intr_gate_open(&gate);
 	end();
 }
 
@@ -229,4 +265,4 @@ turns_and_bursts_exclude_each_other(void)
 
 CASES(CASE(an_open_gate_counts_its_workers), CASE(a_closed_gate_holds_workers_until_it_opens),
       CASE(closing_waits_for_the_last_worker), CASE(without_gated_ports_the_interrupt_thread_runs_free),
-      CASE(turns_and_bursts_exclude_each_other))
+      CASE(turns_are_rare_and_more_often_while_connecting), CASE(turns_and_bursts_exclude_each_other))

@@ -60,6 +60,27 @@ one_text_larger_than_the_ring_leaves_its_end(void)
 }
 
 static void
+it_is_echoed_while_it_is_read(void)
+{
+	int ends[2], before = dup(STDERR_FILENO);
+	char got[8];
+
+	CHECK(before >= 0 && !pipe(ends));
+	dup2(ends[1], STDERR_FILENO);
+	tail.echo = 1;
+	af_log_write(&tail, "EAL: x\n", 7);
+	close(STDERR_FILENO);
+	af_log_write(&tail, "EAL: y\n", 7); /* it has no reader any more */
+	dup2(before, STDERR_FILENO);
+	close(before);
+	CHECK_EQUAL(read(ends[0], got, sizeof got), 7);
+	CHECK(!memcmp(got, "EAL: x\n", 7));
+	CHECK_EQUAL(tail.echo, 0);
+	close(ends[0]);
+	close(ends[1]);
+}
+
+static void
 stderr_can_go_elsewhere_and_come_back(void)
 {
 	FILE *stream = af_log_open(&tail, 0), *before = af_log_stderr(stream);
@@ -76,4 +97,5 @@ stderr_can_go_elsewhere_and_come_back(void)
 }
 
 CASES(CASE(what_was_written_since_a_mark_is_read), CASE(the_ring_keeps_the_last_bytes_in_order),
-      CASE(one_text_larger_than_the_ring_leaves_its_end), CASE(stderr_can_go_elsewhere_and_come_back))
+      CASE(one_text_larger_than_the_ring_leaves_its_end), CASE(it_is_echoed_while_it_is_read),
+      CASE(stderr_can_go_elsewhere_and_come_back))

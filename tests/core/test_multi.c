@@ -120,7 +120,7 @@ each_receiver_gets_its_own_and_the_window_is_shared(void)
 }
 
 static void
-a_silent_receiver_holds_up_nobody(void)
+a_silent_receiver_holds_up_no_other(void)
 {
 	static const uint64_t sizes[] = {150000};
 	struct af_tx_slice *slices[RECEIVERS];
@@ -147,7 +147,7 @@ a_silent_receiver_holds_up_nobody(void)
 }
 
 static void
-a_frame_is_for_whoever_asked_or_for_whom_its_path_leads_to(void)
+a_frame_is_told_by_its_instance_or_its_session_and_mac(void)
 {
 	struct af_header head = {.session = AF_BE32(7)};
 	uint8_t frame[AF_HEADER + sizeof(struct af_hello)] = {0};
@@ -202,6 +202,6 @@ the_window_of_a_port_follows_its_flow_control(void)
 	CHECK_EQUAL(af_multi_window(&port), 224);
 }
 
-CASES(CASE(each_receiver_gets_its_own_and_the_window_is_shared), CASE(a_silent_receiver_holds_up_nobody),
-      CASE(a_frame_is_for_whoever_asked_or_for_whom_its_path_leads_to),
-      CASE(a_port_that_reaches_one_receiver_is_its_own), CASE(the_window_of_a_port_follows_its_flow_control))
+CASES(CASE(each_receiver_gets_its_own_and_the_window_is_shared), CASE(a_silent_receiver_holds_up_no_other),
+      CASE(a_frame_is_told_by_its_instance_or_its_session_and_mac), CASE(a_port_that_reaches_one_receiver_is_its_own),
+      CASE(the_window_of_a_port_follows_its_flow_control))

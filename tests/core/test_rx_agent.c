@@ -142,13 +142,26 @@ the_time_a_receiver_was_stopped_is_no_silence(void)
 static void
 a_port_that_goes_takes_what_only_it_heard(void)
 {
+	static const uint64_t sizes[] = {400000};
+	struct af_tx_slice *s;
+
 	rig_begin(&rig, 2, 8 << 20);
 	rig_open(&rig);
-	rig_steps(&rig, 30);
+	s = rig_post(&rig, 1, sizes);
+	CHECK_EQUAL(rig_finish(&rig, s), AF_TX_DONE);
+	rig_slice_free(s);
+	af_rx_slice_free(rig_take(&rig), rig_release);
 	CHECK_EQUAL(rig.rx.nb_sessions, 1);
+	for (uint32_t p = 0; p < 2; p++) {
+		CHECK(rig.rx.ports[p].count.rx_frames > 10);
+		CHECK(rig.rx.ports[p].count.rx_bytes > rig.rx.ports[p].count.rx_frames * AF_MIN_FRAME);
+		CHECK(rig.rx.sessions[0]->paths[p].known);
+	}
 	af_rx_detach(&rig.rx, 0);
 	CHECK_EQUAL(rig.rx.nb_sessions, 1); /* heard over port 1 too */
 	CHECK_EQUAL(rig.rx.ports[0].nb_paths, 0);
+	for (uint32_t k = 0; k < 2; k++)
+		CHECK_EQUAL(rig.rx.sessions[0]->paths[k].known, rig.rx.sessions[0]->paths[k].port == 1);
 	af_rx_detach(&rig.rx, 1);
 	CHECK_EQUAL(rig.rx.nb_sessions, 0);
 	rig_end(&rig);

@@ -119,7 +119,7 @@ session_numbers_wrap_past_zero(void)
 	rig_begin(&rig, 1, 1 << 20);
 	rig.rx.next_session = UINT32_MAX;
 	CHECK_EQUAL(opened(1, 0, 1)->id, UINT32_MAX);
-	CHECK_EQUAL(opened(2, 0, 2)->id, 1); /* 0 is nobody's */
+	CHECK_EQUAL(opened(2, 0, 2)->id, 1); /* 0 is no session */
 	rig.rx.next_session = UINT32_MAX;
 	CHECK_EQUAL(opened(3, 0, 3)->id, 2); /* and none is given twice */
 	rig_end(&rig);

@@ -122,6 +122,13 @@ a_sender_is_counted_as_closed_once(void)
 	rig_end(&rig);
 	begin();
 	session->spoke = true;
+	af_rx_count_out(&rig.rx, session); /* it fell silent */
+	af_rx_count_out(&rig.rx, session);
+	CHECK_EQUAL(rig.rx.nb_closed, 1);
+	CHECK_EQUAL(rig.rx.nb_gone, 1);
+	rig_end(&rig);
+	begin();
+	session->spoke = true;
 	af_rx_forget(&rig.rx, 0);
 	CHECK_EQUAL(rig.rx.nb_gone, 1);
 	CHECK_EQUAL(rig.rx.nb_sessions, 0);

@@ -92,6 +92,15 @@ missing_numbers_are_counted_at_the_port(void)
 	CHECK_EQUAL(comes(0, AF_PROBE, path->pn.next + 3), AF_OK);
 	CHECK_EQUAL(port->sent - sent, 4);
 	CHECK_EQUAL(port->arrived - arrived, 1);
+	rig.now += MS;
+	path->urgent = false;
+	CHECK_EQUAL(comes(0, AF_DATA, path->pn.next), AF_DROP_NOT_GRANTED); /* counts nothing */
+	CHECK_EQUAL(comes(0, AF_VOID, path->pn.next + 1), AF_OK);
+	CHECK(path->urgent); /* a new hole is told at once */
+	CHECK_EQUAL(port->sent - sent, 6);
+	CHECK_EQUAL(comes(0, AF_PROBE, path->pn.next - 2), AF_OK); /* it was only late */
+	CHECK_EQUAL(port->sent - sent, 6);
+	CHECK_EQUAL(port->arrived - arrived, 3);
 	rig_end(&rig);
 }
 

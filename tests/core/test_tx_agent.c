@@ -58,7 +58,7 @@ cancelled_slices_end_at_the_next_tick(void)
 
 	atomic_store(&s->cancel, 1);
 	atomic_store(&queued->cancel, 1);
-	CHECK(af_tx_tick(&rig.tx, rig.now)); /* whoever waits should look */
+	CHECK(af_tx_tick(&rig.tx, rig.now)); /* a waiting thread should look */
 	CHECK_EQUAL(s->error, AF_TX_CANCELLED);
 	CHECK_EQUAL(queued->error, AF_TX_CANCELLED);
 	CHECK(af_tx_slot(&rig.tx, 1) && !af_tx_slot(&rig.tx, 1)->slice); /* the receiver has still to hear of it */
@@ -115,7 +115,7 @@ the_time_a_sender_was_stopped_is_no_silence(void)
 }
 
 static void
-what_flew_over_a_port_that_goes_goes_elsewhere(void)
+a_port_that_goes_leaves_its_frames_to_the_others(void)
 {
 	struct af_tx_slice *s = flowing(large);
 	uint8_t frame[RIG_FRAME];
@@ -178,5 +178,5 @@ frames_of_other_sessions_and_kinds_are_dropped(void)
 
 CASES(CASE(cancelled_slices_end_at_the_next_tick), CASE(without_a_peer_a_slice_waits_for_its_timeout),
       CASE(a_silent_peer_fails_what_flows), CASE(the_time_a_sender_was_stopped_is_no_silence),
-      CASE(what_flew_over_a_port_that_goes_goes_elsewhere), CASE(a_peer_that_answers_and_takes_nothing_is_a_stall),
+      CASE(a_port_that_goes_leaves_its_frames_to_the_others), CASE(a_peer_that_answers_and_takes_nothing_is_a_stall),
       CASE(frames_of_other_sessions_and_kinds_are_dropped))

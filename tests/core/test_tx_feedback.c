@@ -201,7 +201,7 @@ an_older_report_takes_nothing_back(void)
 }
 
 static void
-a_chunk_that_the_receiver_asks_for_goes_again_though_acknowledged(void)
+a_chunk_that_the_receiver_asks_for_is_retransmitted(void)
 {
 	struct af_tx_slice *s = flowing(large);
 	struct af_feedback r = {.granted = AF_BE32(2),
@@ -227,4 +227,4 @@ a_chunk_that_the_receiver_asks_for_goes_again_though_acknowledged(void)
 CASES(CASE(a_slice_is_done_when_it_is_confirmed), CASE(a_void_is_the_slices_error),
       CASE(the_users_words_are_joined_from_pieces_in_any_order), CASE(pieces_beyond_their_text_are_ignored),
       CASE(feedback_about_what_was_never_sent_is_refused), CASE(an_older_report_takes_nothing_back),
-      CASE(a_chunk_that_the_receiver_asks_for_goes_again_though_acknowledged))
+      CASE(a_chunk_that_the_receiver_asks_for_is_retransmitted))

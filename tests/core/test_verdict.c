@@ -69,7 +69,7 @@ every_word_of_every_thread_is_taken_once_and_in_its_order(void)
 }
 
 static void
-what_nobody_takes_is_freed(void)
+verdicts_that_are_not_taken_are_freed(void)
 {
 	for (uint32_t i = 0; i < 100; i++)
 		af_verdicts_push(&verdicts, 1, i, true, "text", 4);
@@ -78,4 +78,4 @@ what_nobody_takes_is_freed(void)
 }
 
 CASES(CASE(the_newest_comes_first_with_its_text), CASE(every_word_of_every_thread_is_taken_once_and_in_its_order),
-      CASE(what_nobody_takes_is_freed))
+      CASE(verdicts_that_are_not_taken_are_freed))

@@ -1,4 +1,4 @@
-"""bench/compare: green for a run like the baseline, red for a slower hot path, silent about what nobody can judge."""
+"""bench/compare: green for a run like the baseline, red for a slower hot path, silent about figures it cannot judge."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
 
-import limits  # noqa: E402
+import sizes  # noqa: E402
 
 pytestmark = pytest.mark.unit
 
@@ -67,16 +67,16 @@ static int af_declared(int a, int b);
 
 
 def test_functions_of_c_are_found_with_their_size_and_parameters() -> None:
-    assert list(limits.c_functions(C)) == [
-        limits.Function("af_short", 7, 5, 0),
-        limits.Function("af_many", 13, 8, 9),
+    assert list(sizes.c_functions(C)) == [
+        sizes.Function("af_short", 7, 5, 0),
+        sizes.Function("af_many", 13, 8, 9),
     ]
 
 
 @pytest.mark.parametrize("text", ["int f(void) {", "int f(void) { } }"])
 def test_c_that_cannot_be_read_is_an_offence(text: str) -> None:
     with pytest.raises(ValueError, match="unmatched"):
-        list(limits.c_functions(text))
+        list(sizes.c_functions(text))
 
 
 CYTHON = '''\
@@ -103,16 +103,16 @@ cdef inline void tiny(int a) noexcept nogil: pass
 
 
 def test_functions_of_cython_are_found_with_their_size_and_parameters() -> None:
-    assert list(limits.cython_functions(CYTHON)) == [
-        limits.Function("look", 5, 6, 2),
-        limits.Function("arecv", 12, 6, 1),
+    assert list(sizes.cython_functions(CYTHON)) == [
+        sizes.Function("look", 5, 6, 2),
+        sizes.Function("arecv", 12, 6, 1),
     ]
 
 
 def offences(root: Path, name: str, text: str) -> list[str]:
     (root / name).parent.mkdir(parents=True, exist_ok=True)
     (root / name).write_text(text)
-    return list(limits.complaints(root))
+    return list(sizes.complaints(root))
 
 
 LONG_C = "int\nlong_one(void)\n{\n%s}\n"

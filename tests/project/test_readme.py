@@ -99,7 +99,8 @@ def user() -> Iterator[User]:
     with tempfile.TemporaryDirectory(prefix="aiflow-readme-", dir="/tmp") as name:
         directory = Path(name)
         directory.chmod(0o755)
-        roots = [str(Path(importlib.util.find_spec(package).origin).parents[1]) for package in ("aiflow", "numpy")]  # type: ignore[arg-type, union-attr]
+        specs = [importlib.util.find_spec(package) for package in ("aiflow", "numpy")]
+        roots = [str(Path(spec.origin).parents[1]) for spec in specs]  # type: ignore[arg-type, union-attr]
         path = next(
             (path for path in ("", ":".join(roots)) if can(interpreter, "import aiflow, numpy", PYTHONPATH=path)), None
         )

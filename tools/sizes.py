@@ -1,6 +1,6 @@
 """Check the limits that keep files, lines and functions readable.
 
-Usage: python tools/limits.py [CHECKOUT]
+Usage: python tools/sizes.py [CHECKOUT]
 
 - No source file has more than 500 lines, and no two files share a name, but for ``SHARED_NAMES``.
 - No line is wider than 120 columns. In Markdown, tables, code blocks and images are exempt.
