@@ -30,7 +30,7 @@ def inject(Port port, frames, int nb_segs=1, *, cuts=None, vlan_tci=None):
     cuts : iterable of int, optional
         Offsets that a frame is cut at instead; those beyond its end make empty mbufs.
     vlan_tci : int, optional
-        The frames say that the driver took a tag with this content out of them. Only net_ring passes that on.
+        Mark the frames as if the driver had stripped a tag with this content. Only net_ring passes that on.
     """
     cdef rte_mbuf *m
     cdef bytes frame
@@ -109,7 +109,7 @@ def drain(Port port):
 
 
 def mbuf_payloads(Incoming incoming, uint32_t index):
-    """For each segment of an element of a kept slice: the address where its mbuf says that the payload lies."""
+    """For each segment of an element of a kept slice: the address of the payload, by its mbuf."""
     cdef uint64_t nbytes = incoming.s.elements[index].nbytes
     cdef uint32_t chunk = incoming.s.elements[index].first_chunk
     addresses = []
@@ -121,12 +121,12 @@ def mbuf_payloads(Incoming incoming, uint32_t index):
 
 
 def driven(LoopDriver loop):
-    """How often a waiting caller has driven the loop."""
+    """Times that a waiting caller has driven the loop."""
     return loop.handoff.driven
 
 
 def rests(LoopDriver loop):
-    """How often the loop has paused to stay within `max_cores`."""
+    """Times that the loop has paused to stay within `max_cores`."""
     return loop.cpu_budget.rests
 
 
@@ -141,7 +141,7 @@ def gate_turns():
 
 
 cdef class Held:
-    """Mbufs taken out of a pool: as many as it has, at most `count`. They go back with `release`."""
+    """Context manager: mbufs taken out of a pool, as many as it has, at most `count`."""
 
     cdef Mempool pool
     cdef list mbufs   # their addresses
@@ -156,8 +156,10 @@ cdef class Held:
                 break
             self.mbufs.append(<uintptr_t>m)
 
-    def release(self):
-        """Give all of them back."""
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
         while self.mbufs:
             rte_pktmbuf_free(<rte_mbuf *><uintptr_t>self.mbufs.pop())
 

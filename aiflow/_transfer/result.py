@@ -91,7 +91,8 @@ def waits_for(whole: Any, known: Known) -> str:
     if outgoing.held:
         return "the receiver holds it, and its user has not confirmed it"
     if outgoing.waits_for_memory:
-        return "the receiver has no memory for it yet: its user holds slices that are not released"
+        text = "the receiver has no memory for it yet: its user holds slices that are not released"
+        return text + joined(of_pools(known.drops))  # its manifest may not have left
     told = [f"the receiver says that of what came to it, {fact}" for fact in of_drops(dict([known.dropped]))]
     return f"{outgoing.acked_bytes} of {outgoing.nbytes} bytes have arrived" + joined(told + of_pools(known.drops))
 
