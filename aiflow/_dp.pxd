@@ -9,7 +9,7 @@ from aiflow._eal cimport Mempool, Port, af_intr_gate
 from aiflow.librte.rte_mbuf cimport rte_mbuf, rte_mbuf_ext_shared_info
 
 
-# What an agent counts of a port: PortCounters in _dp_counters.py says what each of them means.
+# An agent's counters of a port: PortCounters in _dp_counters.py explains each field.
 cdef struct agent_counts:
     bint receives
     bint usable

@@ -1,4 +1,4 @@
-"""What a loop counts of one port, as plain values: the monitor and the port table read this, and nothing else."""
+"""A loop's counters of one port, as plain values, for the monitor and the port table."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ class PortCounters(NamedTuple):
     gap_ns : float
         Time from the start of a frame to that of the next, ns, as the pacer keeps it; 0.0: none. Sender.
     signals : int
-        Congestion signals that the pacer has acted upon. Sender.
+        Congestion signals, at each of which the pacer widened the gap. Sender.
     sent, arrived : int
         Frames: of the packet numbers that the receiver can have seen, all, and those that arrived.
     sent_before, arrived_before : int
         Frames: the same two when the present slice began. A Sender's `begin_slice` notes them.
     rx_nombuf : int
-        Received frames dropped, as the pool had no mbuf to move them into. The loop counts them.
+        Received frames that were dropped because the pool had no mbuf to move them into. The loop counts them.
     tx_nombuf : int
         Times that the pool had no mbuf for a frame to send; the frame waits. The loop counts them.
     """

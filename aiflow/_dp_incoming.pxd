@@ -18,8 +18,8 @@ cdef class Store:
 cdef class Incoming:
     cdef af_rx_slice *s
     cdef readonly Store store
-    cdef readonly bint confirms  # its user says when it is delivered …
-    cdef readonly bint awaited   # … and has not said so yet
+    cdef readonly bint confirms  # its user confirms it, or fails it …
+    cdef readonly bint awaited   # … and has done neither yet
     cdef object loop             # a weak reference to the RxLoop
     cdef object __weakref__
 

@@ -66,7 +66,7 @@ cdef class Outgoing:
 
     @property
     def done(self):
-        """Has the slice ended, one way or the other? Then nothing reads its buffers any more."""
+        """Has the slice ended, delivered or not? Then nothing reads its buffers any more."""
         return self.s.state >= AF_TX_DONE
 
     @property

@@ -211,7 +211,7 @@ cdef class RxLoop(Loop):
 
     @property
     def progress(self):
-        """Bytes so far, and in all, of the newest slice that is not whole."""
+        """Bytes so far, and in all, of the slice that arrives now."""
         return self.rx.progress_bytes, self.rx.progress_total
 
     @property
@@ -220,7 +220,7 @@ cdef class RxLoop(Loop):
         return self.rx.nb_sessions
 
     def drops(self):
-        """Frames not taken, by reason; and `tx_nombuf`, how often the pool had no mbuf for a frame to send."""
+        """Frames not taken, by reason; and `tx_nombuf`: times that the pool had no mbuf for a frame to send."""
         return self.not_taken(self.rx.drops)
 
     def counters(self):

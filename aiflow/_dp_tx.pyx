@@ -258,7 +258,7 @@ cdef class TxLoop(Loop):
         self.in_flight.discard(out)
 
     def close(self, double timeout):
-        """Say BYE to the receivers, wait for their answers for at most `timeout` seconds, then stop."""
+        """Send BYE to the receivers, wait for their answers for at most `timeout` seconds, then stop."""
         if os.getpid() != self.pid:
             return
         cdef uint32_t i
@@ -339,7 +339,7 @@ cdef class TxLoop(Loop):
         return [out for out in list(self.in_flight) if not out.done]
 
     def drops(self):
-        """Frames not taken, by reason; and `tx_nombuf`, how often the pool had no mbuf for a frame to send."""
+        """Frames not taken, by reason; and `tx_nombuf`: times that the pool had no mbuf for a frame to send."""
         cdef uint64_t sums[AF_NB_DROPS]
         cdef uint32_t i, k
         memset(sums, 0, sizeof(sums))

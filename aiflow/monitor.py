@@ -81,7 +81,7 @@ def metrics(
 
 
 class PortFigures(NamedTuple):
-    """What the monitor knows of one port at one moment.
+    """The monitor's figures of one port at one moment.
 
     Attributes
     ----------
@@ -103,7 +103,7 @@ class PortFigures(NamedTuple):
 
 
 class LinkSpeeds:
-    """The speed of each port's link: as configured, else as the driver says, where it knows.
+    """The speed of each port's link: as configured, else as the driver reports it.
 
     Parameters
     ----------

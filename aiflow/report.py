@@ -122,7 +122,7 @@ class PortRow:
     updated_time : int
         Wall clock of this snapshot, ns.
     link_speed_bps : float or None
-        As configured, or as the driver says; None for virtual ports, whose drivers make it up.
+        As configured, or as the driver reports; None for virtual ports, whose drivers report no real speed.
     switch : str or None
         The switch that the port hangs on, where that was given or asked for.
     """
@@ -227,7 +227,7 @@ class PortRow:
 
     @property
     def rx_nombuf(self) -> int:
-        """Received frames dropped, as the pool had no mbuf to move them into."""
+        """Received frames dropped because the pool had no mbuf to move them into."""
         return self.counters.rx_nombuf
 
     @property

@@ -13,7 +13,7 @@ _WORDS = {
     "mtu": "are larger than this port takes: pass frame_size= of what both sides take",
     "length": "were cut short on the way: an MTU there is smaller than the frames, pass a smaller frame_size=",
     "crc": "were damaged on the way: check cables and switches",
-    "size": "have other sizes than their slice says",
+    "size": "have sizes that contradict their slice",
     "header": "have a header that contradicts itself",
     "kind": "are of a kind that this build does not know: install the same aiflow on both sides",
     "dst_mac": "are for another MAC address",
