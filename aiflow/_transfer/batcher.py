@@ -22,7 +22,7 @@ from aiflow._system import threads
 from aiflow._transfer.context import Context
 from aiflow._transfer.demand import DemandMeter, Speeds
 from aiflow._transfer.fanout import whole_of
-from aiflow._transfer.flight import Flight, InFlight
+from aiflow._transfer.in_flight import Flight, InFlight
 from aiflow._transfer.manifest import Piece, describe
 from aiflow.errors import AiflowError, PoolExhausted, SliceTimeout
 from aiflow.report import SliceReport

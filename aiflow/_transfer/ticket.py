@@ -6,7 +6,7 @@ from collections.abc import Generator
 from typing import NoReturn, SupportsIndex
 
 from aiflow._transfer.context import Context
-from aiflow._transfer.flight import Flight
+from aiflow._transfer.in_flight import Flight
 from aiflow.config import parse_timeout
 from aiflow.errors import SliceTimeout, not_copied
 from aiflow.report import SliceReport

@@ -15,7 +15,7 @@ from aiflow import _dp_testing, _eal, _wire
 from aiflow._eal import Mempool
 from aiflow._ports import ring_pairs
 from aiflow._transfer.filemarks import FileMark, Marked
-from aiflow._transfer.flight import InFlight
+from aiflow._transfer.in_flight import InFlight
 from aiflow.config import parse_endpoint
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
