@@ -97,7 +97,6 @@ def test_one_slice_is_spread_over_two_receivers(started: Started) -> None:
     ]
 
 
-@pytest.mark.unit
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_an_example_is_short_and_says_how_to_run_it(name: str) -> None:
     text = (EXAMPLES / name).read_text()

@@ -15,8 +15,6 @@ sys.path.insert(0, str(ROOT / "tools"))
 
 import sizes  # noqa: E402
 
-pytestmark = pytest.mark.unit
-
 
 def checks() -> list[str]:
     return subprocess.run([ROOT / "tools/lint.sh", "--list"], capture_output=True, text=True, check=True).stdout.split()

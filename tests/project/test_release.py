@@ -12,8 +12,6 @@ import pytest
 ROOT = Path(__file__).parents[2]
 FILES = ("pyproject.toml", "aiflow/__init__.py", "CHANGELOG.md", "tools/version.py")
 
-pytestmark = pytest.mark.unit
-
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
