@@ -1,14 +1,14 @@
-/* The gaps between a port's frames: rate-based flow control, kept by the clock and never by a sleep.
+/* Pacing: gaps between a port's frames. Rate-based flow control, by the clock and never by a sleep.
  *
- * A frame may go when the time at which it is due is at most `slack_ns` away, and then moves that time on by its gap
- * (the GCRA of ATM and RFC 2697): a loop that comes late makes up for it, and the mean gap is exact. With a gain, the
- * receiver's measured loss widens the gaps:
+ * A frame may be sent when its due time is at most `slack_ns` away. It then moves the due time by its gap (the GCRA of
+ * ATM and RFC 2697). A loop that is late catches up, so the mean gap is exact. With a gain, the loss that the receiver
+ * measured widens the gaps:
  *
  *     T = T_base * (1 + gain * loss)
  *
- * A signal never shortens the present gap, and puts off recovery. Without one, every AF_PACE_STEP_NS takes an eighth of
- * what the gap is above T_base. Loss is measured over frames that were sent at the present gap: those that were under
- * way when it was widened say nothing about it.
+ * A loss above the threshold is a signal. It never shortens the present gap, and it delays recovery. Without a signal,
+ * every AF_PACE_STEP_NS removes an eighth of the gap's excess over T_base. Loss is measured over frames that were sent
+ * at the present gap, not over frames that were in flight when it was widened.
  */
 #ifndef AIFLOW_PACE_H
 #define AIFLOW_PACE_H
@@ -17,23 +17,26 @@
 #include <stdint.h>
 
 #define AF_PACE_STEP_NS 10000000ull   /* between two steps of recovery */
-#define AF_PACE_IDLE_NS 50000000ull   /* a port that sent nothing for so long begins anew, without a burst */
-#define AF_PACE_WINDOW 128u           /* frames that a loss is measured over, */
-#define AF_PACE_WINDOW_NS 100000000ull /* or those of this time, if at least as many as */
+#define AF_PACE_IDLE_NS 50000000ull   /* a port that was idle for this long begins anew, without a burst */
+#define AF_PACE_WINDOW 128u           /* frames over which a loss is measured, */
+#define AF_PACE_WINDOW_NS 100000000ull /* or those of this time, if there are at least */
 #define AF_PACE_WINDOW_LEAST 16u
 
 struct af_pace {
 	/* control: w before the port is polled, dataplane: ro */
-	bool rate_based;          /* gaps are the law, and not the receiver's credit */
-	double frame_ns, byte_ns; /* the base gap: the larger of a frame's and its bytes' */
-	uint64_t slack_ns;
-	double gain, threshold;
+	bool rate_based;          /* pacing limits this port, not the receiver's credit */
+	double frame_ns, byte_ns; /* the base gap: the larger of one per frame and one per byte */
+	uint64_t slack_ns; /* a frame may be sent this much before it is due */
+	double gain;       /* how much loss widens the gap; 0: not at all */
+	double threshold;  /* share of frames: a larger loss is a signal */
 	/* dataplane: rw */
 	double widened; /* the present gap in base gaps, at least 1 */
 	double gap_ns;  /* of the newest frame */
-	uint64_t due_ns, step_ns, signals;
-	bool measuring;
-	uint64_t from; /* measure frames of this number and later */
+	uint64_t due_ns;  /* of the next frame */
+	uint64_t step_ns; /* when the gap was widened or narrowed last */
+	uint64_t signals; /* losses above the threshold */
+	bool measuring;   /* the three fields below are set */
+	uint64_t from; /* measure from this number on */
 	uint64_t first, arrived, since_ns; /* where the present measurement began */
 };
 
@@ -43,7 +46,7 @@ af_pace_due(const struct af_pace *pace, uint64_t now)
 	return pace->due_ns <= now + pace->slack_ns;
 }
 
-/* A frame of so many bytes goes. */
+/* A frame of `nbytes` is sent. */
 static inline void
 af_pace_take(struct af_pace *pace, uint32_t nbytes, uint64_t now)
 {
@@ -57,14 +60,16 @@ af_pace_take(struct af_pace *pace, uint32_t nbytes, uint64_t now)
 		gap *= pace->widened;
 	pace->gap_ns = gap;
 	if (pace->due_ns + AF_PACE_IDLE_NS < now)
-		pace->due_ns = now + (pace->frame_ns > 0 ? pace->slack_ns
-							 : 0); /* a bucket has filled, a gap saves nothing up */
+		pace->due_ns =
+			now + (pace->frame_ns > 0
+				       ? pace->slack_ns
+				       : 0); /* a byte rate's bucket is full by now; a gap per frame saves nothing up */
 	else if (pace->due_ns < now)
 		pace->due_ns = now;
 	pace->due_ns += (uint64_t)gap;
 }
 
-/* The receiver says that of the numbers below `next` so many arrived; `sent_next` is the next that we shall send. */
+/* By feedback `arrived` of the numbers below `next` arrived. `sent_next` is the number of the next frame. */
 static inline void
 af_pace_on_feedback(struct af_pace *pace, uint64_t next, uint64_t arrived, uint64_t sent_next, uint64_t now)
 {
@@ -110,7 +115,7 @@ af_pace_on_feedback(struct af_pace *pace, uint64_t next, uint64_t arrived, uint6
 	pace->since_ns = now;
 }
 
-/* A path begins with number 0. */
+/* A path begins. */
 static inline void
 af_pace_reset(struct af_pace *pace)
 {

@@ -1,8 +1,8 @@
-/* Packet numbers of one path, seen from both ends.
+/* Packet numbers of one path, at both ends.
  *
- * Every sequenced frame takes the next number of its path and never gives it up: a chunk that is sent again goes out
- * under a new one. So an acknowledgement is never ambiguous, and loss is judged within one path alone; paths reorder
- * against each other by nature. (The idea is QUIC's, RFC 9002 section 3.)
+ * Every sequenced frame takes the next number of its path, and no number is used twice: a retransmitted chunk has a new
+ * one. So an acknowledgement is never ambiguous (RFC 9002, section 3). Loss is judged within one path, because paths
+ * reorder against each other.
  */
 #ifndef AIFLOW_WINDOW_H
 #define AIFLOW_WINDOW_H
@@ -11,22 +11,22 @@
 #include <stdint.h>
 #include <string.h>
 
-#define AF_RX_BITS 1024u /* numbers that a report can describe: more than any window plus the reordering allowance */
-#define AF_MAX_WINDOW 896u
+#define AF_RX_BITS 1024u /* numbers that feedback can describe: more than a window and the reordering allowance */
+#define AF_MAX_WINDOW 896u /* frames in flight */
 #define AF_FIRST_WINDOW 16u            /* frames in flight before the receiver has granted a window */
 #define AF_PATH_IDLE_NS 100000000ull   /* a path that was silent for this long takes no share of a port's credit */
-#define AF_TX_RING 2048u /* numbers in flight or not yet judged */
-#define AF_PKTNUM_JUMP (1u << 20) /* a number further ahead than this is no gap but nonsense */
+#define AF_TX_RING 2048u /* numbers that are in flight, or wait for an older one to be judged */
+#define AF_PKTNUM_JUMP (1u << 20) /* a number further ahead than this is an error, not a gap */
 
-#define AF_REORDER_FIRST 3u /* RFC 9002's packet threshold; grows with what the path shows, and shrinks again */
+#define AF_REORDER_FIRST 3u /* RFC 9002's packet threshold; grows with observed reordering, and shrinks later */
 #define AF_REORDER_MOST 64u
 
 /* ---- receiver ---- */
 
 struct af_rx_pktnum {
 	uint64_t next; /* highest number seen, plus one */
-	uint64_t floor; /* nothing below is worth reporting: it arrived, or lies beyond the bitmap */
-	uint64_t bits[AF_RX_BITS / 64];
+	uint64_t floor; /* every number below arrived, or is beyond the bitmap */
+	uint64_t bits[AF_RX_BITS / 64]; /* numbers that arrived: a ring */
 };
 
 static inline bool
@@ -35,14 +35,14 @@ af_rx_pktnum_has(const struct af_rx_pktnum *pn, uint64_t number)
 	return pn->bits[number % AF_RX_BITS / 64] >> (number % 64) & 1;
 }
 
-/* Was this number seen, or is it too old to know? */
+/* Did this number arrive, or is it too old to know? */
 static inline bool
 af_rx_pktnum_seen(const struct af_rx_pktnum *pn, uint64_t number)
 {
 	return number < pn->next && (number + AF_RX_BITS < pn->next || af_rx_pktnum_has(pn, number));
 }
 
-/* Take a number that af_rx_pktnum_seen() denies. Returns true when it leaves a new hole behind. */
+/* Record a number that af_rx_pktnum_seen() denies. True when numbers before it are newly missing. */
 static inline bool
 af_rx_pktnum_take(struct af_rx_pktnum *pn, uint64_t number)
 {
@@ -64,14 +64,14 @@ af_rx_pktnum_take(struct af_rx_pktnum *pn, uint64_t number)
 	return hole;
 }
 
-/* Words of bitmap that a report needs to show every hole. */
+/* Words of bitmap that feedback needs to show every missing number. */
 static inline uint32_t
 af_rx_pktnum_words(const struct af_rx_pktnum *pn)
 {
 	return (uint32_t)((pn->next - pn->floor + 63) / 64);
 }
 
-/* Word k of `words`: numbers [next - 64 * (words - k), +64). Numbers below 0 read as seen. */
+/* Word k of `words`: 64 numbers from next - 64 * (words - k) on. Numbers below 0 read as arrived. */
 static inline uint64_t
 af_rx_pktnum_word(const struct af_rx_pktnum *pn, uint32_t words, uint32_t k)
 {
@@ -89,30 +89,29 @@ af_rx_pktnum_word(const struct af_rx_pktnum *pn, uint32_t words, uint32_t k)
 enum af_sent_state { AF_SENT_FREE, AF_SENT_IN_FLIGHT, AF_SENT_ACKED, AF_SENT_LOST };
 
 struct af_sent {
-	uint64_t sent_ns;
-	uint32_t slice, chunk;
-	uint8_t state;
-	uint8_t probe; /* carries no chunk; everything before it on this path was meant to arrive earlier */
-	uint8_t requeued;   /* given up with its path: a late arrival says nothing about reordering */
-	uint8_t superseded; /* its chunk went out again beside a probe: a late arrival neither acknowledges nor teaches
-			     */
+	uint64_t sent_ns;      /* when it was sent */
+	uint32_t slice, chunk; /* that it carries */
+	uint8_t state;         /* enum af_sent_state */
+	uint8_t probe;         /* carries no chunk */
+	uint8_t requeued;   /* lost with its path: a late arrival is no sign of reordering */
+	uint8_t superseded; /* its chunk was retransmitted beside a probe: a late arrival is ignored */
 };
 
 struct af_tx_pktnum {
-	uint64_t next; /* the next frame's number */
+	uint64_t next; /* the number of the next frame */
 	uint64_t judged; /* every number below is acknowledged or lost */
-	uint64_t seen; /* highest number that the receiver has seen, plus one */
+	uint64_t seen; /* highest number that arrived, plus one */
 	uint32_t in_flight; /* chunks in flight */
-	uint32_t limit; /* the most that may be */
-	uint32_t reorder; /* a number this far behind the newest one seen is lost */
-	uint32_t spurious; /* lost by our judgement, yet acknowledged later */
-	uint32_t calm; /* acknowledgements since the last of those */
-	uint32_t ramp; /* of a path that has come back: as many may fly as yet; 0: `limit` */
-	uint64_t late_ns; /* how much later than usual a frame may come */
+	uint32_t limit; /* the most chunks that may be in flight: the receiver's window, or what the driver takes */
+	uint32_t reorder; /* a number this far behind `seen` is lost */
+	uint32_t spurious; /* spurious losses: declared lost, and acknowledged later */
+	uint32_t calm; /* acknowledgements since the last spurious loss */
+	uint32_t ramp; /* the limit of a path that was resumed, growing by one per acknowledgement; 0: use `limit` */
+	uint64_t late_ns; /* lateness that is allowed beyond the round trip */
 	uint64_t rtt_ns; /* smoothed, 0 before the first sample */
-	uint64_t sent_ns; /* when anything was last sent, and acknowledged, here */
-	uint64_t acked_ns;
-	struct af_sent ring[AF_TX_RING];
+	uint64_t sent_ns; /* when the newest frame was sent */
+	uint64_t acked_ns; /* when a frame was acknowledged last */
+	struct af_sent ring[AF_TX_RING]; /* number n is entry n % AF_TX_RING */
 };
 
 static inline struct af_sent *
@@ -121,6 +120,7 @@ af_tx_sent(struct af_tx_pktnum *pn, uint64_t number)
 	return &pn->ring[number % AF_TX_RING];
 }
 
+/* Begin a path at this number, which no earlier frame of the session had. */
 static inline void
 af_tx_pktnum_reset(struct af_tx_pktnum *pn, uint32_t limit, uint64_t first_number)
 {
@@ -145,7 +145,7 @@ af_tx_pktnum_has_room(const struct af_tx_pktnum *pn)
 	return pn->in_flight < pn->limit && (!pn->ramp || pn->in_flight < pn->ramp) && !af_tx_pktnum_is_full(pn);
 }
 
-/* Record the frame that is about to go and return its number. */
+/* Record a frame that is about to be sent, and return its number. */
 static inline uint64_t
 af_tx_pktnum_take(struct af_tx_pktnum *pn, uint64_t now_ns, uint32_t slice, uint32_t chunk, bool probe)
 {
@@ -162,6 +162,7 @@ af_tx_pktnum_take(struct af_tx_pktnum *pn, uint64_t now_ns, uint32_t slice, uint
 	return pn->next++;
 }
 
+/* Move `judged` past every number that is acknowledged or lost. */
 static inline void
 af_tx_pktnum_settle(struct af_tx_pktnum *pn)
 {

@@ -1,5 +1,5 @@
-/* What the burst loop knows of a sender or a receiver: frames in, frames out, time. Live, in the simulator and under
- * the fuzzer the same three calls drive the same state machines. */
+/* The interface between a loop and a state machine: frames in, frames out, time. The burst loop, the simulator and the
+ * fuzzer drive the same sender and receiver by the same three calls. */
 #ifndef AIFLOW_AGENT_H
 #define AIFLOW_AGENT_H
 
@@ -8,40 +8,44 @@
 
 #include "aiflow/wire/frame.h"
 
-#define AF_HEARTBEAT_NS 1000000000ull /* an idle sender shows that it lives */
-#define AF_AWAY_NS 100000000ull       /* between two ticks: we were stopped, and nobody's silence counts meanwhile */
+#define AF_HEARTBEAT_NS 1000000000ull /* an idle sender sends a probe this often */
+#define AF_AWAY_NS 100000000ull /* between two ticks: this process was stopped, so that no peer counts as silent */
 
-/* Bytes where they lie. */
+/* Bytes in memory of their owner. */
 struct af_span {
 	const uint8_t *ptr;
 	uint64_t nbytes;
 };
 
-#define AF_MBUF_OVERHEAD 320u /* what an mbuf takes beside its frame: its header, headroom and alignment */
-#define AF_TAIL_LEAST 2048u /* fewer bytes are copied: a reference costs more */
+#define AF_MBUF_OVERHEAD 320u /* bytes of an mbuf beside its frame: header, headroom and alignment */
+#define AF_TAIL_LEAST 2048u /* bytes: smaller payloads are copied, because a reference costs more */
 
 struct af_agent {
 	void *state;
-	/* A frame that arrived. `handle` stands for the memory it lies in; true means that the agent keeps it. */
+	/* A frame arrived. `handle` stands for its memory; true means that the agent keeps it. */
 	bool (*on_frame)(void *state, uint32_t port, uint64_t now_ns, const uint8_t *frame, uint32_t len, void *handle);
-	/* Write the next frame that `port` should send and return its size, or 0 for none. Where the port sends by
-	 * reference the last `tail->nbytes` bytes of it are not written: they are at tail->ptr, until the next call. */
+	/* Write the next frame for `port` and return its size; 0: there is none. A port that sends by reference does
+	 * not get the last `tail->nbytes` bytes written: they are at tail->ptr until the next call. */
 	const struct af_span *tail;
 	uint32_t (*next_frame)(void *state, uint32_t port, uint64_t now_ns, uint8_t *frame);
-	/* Everything that is due by time. True when something changed that a waiting thread should know. */
+	/* Do what is due by time. True when a waiting thread should look. */
 	bool (*tick)(void *state, uint64_t now_ns);
 };
 
-/* One port as an agent sees it. The control plane writes it while the loop is parked. */
+/* One port as an agent sees it. control: w while the loop is parked, dataplane: ro */
 struct af_agent_port {
-	bool attached, point_to_point, kick, by_reference;
-	uint8_t mac[6];
-	uint16_t frame_size;
-	uint32_t rx_ring, tx_window;
-	uint32_t peer; /* which connection it belongs to */
+	bool attached;
+	bool point_to_point; /* a single peer is possible: there is no switch */
+	bool kick; /* the driver delivers frames only with the next burst (af_packet) */
+	bool by_reference; /* the driver takes large payloads from where they are */
+	uint8_t mac[6]; /* of the port */
+	uint16_t frame_size; /* largest frame that it takes */
+	uint32_t rx_ring; /* frames that it can queue on arrival */
+	uint32_t tx_window; /* frames that it can have in flight */
+	uint32_t peer; /* the connection that it belongs to */
 };
 
-/* When a peer was heard, for an agent that was stopped from `then` to `now`: it may have spoken meanwhile. */
+/* The time to assume for a peer's newest frame, after this process was stopped from `then` to `now`. */
 static inline uint64_t
 af_heard_while_away(uint64_t heard_ns, uint64_t then, uint64_t now)
 {
@@ -52,7 +56,10 @@ af_heard_while_away(uint64_t heard_ns, uint64_t then, uint64_t now)
 
 /* dataplane: rw, control: ro */
 struct af_port_counters {
-	uint64_t tx_frames, tx_bytes, rx_frames, rx_bytes, retransmits, lost;
+	uint64_t tx_frames, tx_bytes;
+	uint64_t rx_frames, rx_bytes;
+	uint64_t retransmits; /* chunks that were retransmitted over this port */
+	uint64_t lost; /* chunks that were declared lost on it */
 };
 
 #endif

@@ -1,23 +1,23 @@
-/* A loop that may use only so much of the processor: it earns time as time passes, pays for what it uses, and rests
- * when it owes. What it may have saved up is little, so that it rests often and briefly. */
+/* A limit on the CPU time of a loop, as a token bucket. Time refills it, CPU time empties it, and a loop in debt rests.
+ * The bucket is small, so that rests are frequent and short. */
 #ifndef AIFLOW_QUOTA_H
 #define AIFLOW_QUOTA_H
 
 #include "aiflow/rt/handoff.h"
 
-#define AF_CPU_BUDGET_LOOK_NS 100000ull    /* between two looks at the thread's own clock */
-#define AF_CPU_BUDGET_SAVED_NS 2000000.0   /* of processor time */
-#define AF_CPU_BUDGET_REST_MOST_NS 20000000ull
+#define AF_CPU_BUDGET_LOOK_NS 100000ull /* between two readings of the thread's CPU clock */
+#define AF_CPU_BUDGET_SAVED_NS 2000000.0 /* CPU time: size of the bucket */
+#define AF_CPU_BUDGET_REST_MOST_NS 20000000ull /* longest rest */
 
 struct af_cpu_budget {
-	double cores;     /* control: w before the loop runs; 0: no limit */
-	double saved_ns;  /* whoever drives: rw; what it may use now, negative: what it owes */
-	uint64_t wall_ns; /* the newest look, on every clock and on the thread's */
-	uint64_t cpu_ns;
-	uint64_t rests;
+	double cores; /* control: w before the loop runs; 0: no limit */
+	double saved_ns; /* driving thread: rw; CPU time in the bucket, negative: debt */
+	uint64_t wall_ns; /* driving thread: rw; the newest reading of the monotonic clock */
+	uint64_t cpu_ns; /* … and of the thread's CPU clock */
+	uint64_t rests; /* driving thread: rw, tests: ro; how often it rested */
 };
 
-/* Another thread drives from now on. */
+/* This thread begins to drive. */
 static inline void
 af_cpu_budget_begin(struct af_cpu_budget *budget)
 {
@@ -25,7 +25,7 @@ af_cpu_budget_begin(struct af_cpu_budget *budget)
 		budget->cpu_ns = af_clock_ns(CLOCK_THREAD_CPUTIME_ID);
 }
 
-/* Who drove stops: it pays for what it used since the newest look. */
+/* This thread stops driving, and pays for the time since the newest reading. */
 static inline void
 af_cpu_budget_end(struct af_cpu_budget *budget)
 {
@@ -33,7 +33,7 @@ af_cpu_budget_end(struct af_cpu_budget *budget)
 		budget->saved_ns -= (double)(af_clock_ns(CLOCK_THREAD_CPUTIME_ID) - budget->cpu_ns);
 }
 
-/* How long to rest now; 0 for not at all. */
+/* How long to rest now; 0: not at all. */
 static inline uint64_t
 af_cpu_budget_rest(struct af_cpu_budget *budget, uint64_t now)
 {

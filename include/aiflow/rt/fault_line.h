@@ -1,8 +1,8 @@
-/* Faults made on purpose, at the burst boundary: off unless asked for, and then the same ones for the same seed.
+/* Fault injection at the burst boundary: off by default, and reproducible by its seed.
  *
- * A line is one direction of one port. By its rule a frame that passes is lost, damaged, cut short, doubled or held
- * back; what is held waits in the line until it is due. The burst loop's lines hold mbufs, the simulator's hold its own
- * packets, so what the simulator has shown is what a live run meets. A port without faults has no line.
+ * A line is one direction of one port. By its rule a passing frame is lost, damaged, truncated, repeated or held until
+ * it is due. The lines of the burst loop hold mbufs, those of the simulator hold its packets. So a live run meets the
+ * same faults as the simulator. A port without faults has no line.
  */
 #ifndef AIFLOW_FAULTS_H
 #define AIFLOW_FAULTS_H
@@ -12,23 +12,24 @@
 
 #include "aiflow/wire/frame.h"
 
-#define AF_FAULT_LINE_FRAMES 2048u /* held at once; more than all windows of a path */
-#define AF_FAULT_BURST_NS 20000000ull /* a burst ends, however few frames it met */
-#define AF_FAULT_LINE_LEAST 14u    /* bytes that a frame is cut to at the least: drivers want an Ethernet header */
+#define AF_FAULT_LINE_FRAMES 2048u /* that a line can hold; more than any window */
+#define AF_FAULT_BURST_NS 20000000ull /* longest burst */
+#define AF_FAULT_LINE_LEAST 14u    /* bytes of a truncated frame at least: drivers need an Ethernet header */
 
-/* control plane, before the loop runs. *_ppm: frames out of a million. */
+/* control: w before the loop runs. *_ppm: frames per million. */
 struct af_fault_rule {
-	uint32_t kinds;                     /* bit k: frames of kind k are subject; the others pass at once */
-	uint32_t drop_ppm;
-	uint32_t burst_ppm, burst_frames;   /* losses begin, and last for so many frames on average (Gilbert) */
-	uint32_t repeat_ppm, copies;        /* of the doubled ones */
+	uint32_t kinds;                     /* bit k: frames of kind k are subject; others pass at once */
+	uint32_t drop_ppm; /* lost one by one */
+	uint32_t burst_ppm, burst_frames;   /* bursts that begin, and their mean length (Gilbert) */
+	uint32_t repeat_ppm, copies;        /* repeated frames, and how often each passes */
 	uint32_t reorder_ppm, corrupt_ppm, truncate_ppm, stall_ppm;
-	uint32_t drop_first;                /* the first so many */
+	uint32_t drop_first;                /* number of first frames that are lost */
 	uint64_t delay_ns;                  /* of every frame */
-	uint64_t reorder_ns;                /* a reordered frame is held back for up to so long */
-	uint64_t stall_ns;                  /* nothing passes for so long, and then everything does */
-	uint64_t down_after_ns, down_for_ns; /* all are lost, for so long; counted from the first frame */
-	uint64_t down_every_ns;             /* and again with this period; 0: once */
+	uint64_t reorder_ns;                /* a reordered frame is held for up to this */
+	uint64_t stall_ns;                  /* nothing passes for this long, then everything does */
+	uint64_t down_after_ns,
+		down_for_ns; /* all frames are lost: when that begins, from the first frame on, and how long it lasts */
+	uint64_t down_every_ns; /* its period; 0: once */
 };
 
 /* Faults, each with its counter of frames. */
@@ -59,18 +60,23 @@ af_fault_name(unsigned fault)
 }
 
 struct af_fault_held {
-	uint64_t due_ns, order;
-	void *frame;
+	uint64_t due_ns; /* when it leaves the line */
+	uint64_t order; /* of arrival */
+	void *frame; /* the holder's */
 };
 
 /* dataplane: rw */
 struct af_fault_line {
 	struct af_fault_rule rule;
 	uint64_t random; /* state of the generator, not 0 */
-	uint64_t seen, since_ns, burst_ns, stalled_until_ns, order; /* burst_ns: when the burst began */
-	uint64_t counts[AF_NB_FAULTS];
+	uint64_t seen; /* frames that were subject to the rule */
+	uint64_t since_ns; /* when the first of them came */
+	uint64_t burst_ns; /* when the burst began */
+	uint64_t stalled_until_ns;
+	uint64_t order; /* of the next frame that is held */
+	uint64_t counts[AF_NB_FAULTS]; /* frames, by enum af_fault_kind; control: ro */
 	bool in_burst;
-	uint32_t nb_held;
+	uint32_t nb_held; /* in `held` */
 	struct af_fault_held held[AF_FAULT_LINE_FRAMES]; /* a heap by (due, order) */
 };
 
@@ -95,7 +101,7 @@ af_fault_line_hit(struct af_fault_line *line, uint32_t ppm, enum af_fault_kind k
 	return hit;
 }
 
-/* port, way: of the line. Lines of one seed have generators of their own. */
+/* Each port and way has a generator of its own, from one seed. */
 static inline void
 af_fault_line_init(struct af_fault_line *line, const struct af_fault_rule *rule, uint64_t seed, uint32_t port,
 		   uint32_t way)
@@ -136,7 +142,7 @@ af_fault_line_loses(struct af_fault_line *line, uint64_t now)
 	return line->in_burst || af_fault_line_hit(line, r->drop_ppm, AF_FAULT_DROP);
 }
 
-/* A frame comes to the line: how many times it passes, 0 when it is lost. May damage it and shorten `*len`. */
+/* A frame enters the line. Returns how often it passes, 0 when it is lost. May damage it and shorten `*len`. */
 static inline uint32_t
 af_fault_line_enter(struct af_fault_line *line, uint8_t *frame, uint32_t *len, uint64_t now)
 {
@@ -160,7 +166,7 @@ af_fault_line_enter(struct af_fault_line *line, uint8_t *frame, uint32_t *len, u
 	return af_fault_line_hit(line, r->repeat_ppm, AF_FAULT_REPEAT) ? r->copies : 1;
 }
 
-/* When one copy of a frame of this `kind` that has entered comes out. */
+/* When a copy of a frame of this `kind` leaves. */
 static inline uint64_t
 af_fault_line_due(struct af_fault_line *line, uint8_t kind, uint64_t now)
 {
@@ -184,7 +190,7 @@ af_fault_held_before(const struct af_fault_held *a, const struct af_fault_held *
 	return a->due_ns != b->due_ns ? a->due_ns < b->due_ns : a->order < b->order;
 }
 
-/* Keep a frame until it is due. False when there is no room: the caller still has it, and it is lost. */
+/* Hold a frame until it is due. False without room: it is lost, and the caller still owns it. */
 static inline bool
 af_fault_line_hold(struct af_fault_line *line, uint64_t due, void *frame)
 {
@@ -201,7 +207,7 @@ af_fault_line_hold(struct af_fault_line *line, uint64_t due, void *frame)
 	return true;
 }
 
-/* The next frame that is due, or NULL. */
+/* Take the next frame that is due, or NULL. */
 static inline void *
 af_fault_line_leave(struct af_fault_line *line, uint64_t now)
 {

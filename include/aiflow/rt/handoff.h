@@ -1,15 +1,14 @@
-/* Between a burst loop and the threads that talk to it: a flag each way, a place to sleep, and whose turn it is to
- * drive.
+/* Handoff between a burst loop and the threads that use it: flags each way, a place to sleep, and the right to drive.
  *
- * The loop reads one flag an iteration. Threads that wait for it sleep on a condition, or on an eventfd when they live
- * in an event loop. Locks are taken per slice, never per frame.
+ * The loop reads one flag per iteration. Threads that wait for it sleep on a condition variable, or on an eventfd when
+ * they run an event loop. Locks are taken per slice, never per frame.
  *
- * One thread at a time drives a loop: its worker, or a caller that would only wait for what the loop does, and saves
- * two hand-overs between threads by polling itself. Whoever drives has the turn.
+ * One thread at a time owns the loop and drives it: its worker, or a caller that waits for a result. Such a caller
+ * saves two wake-ups of threads, because it polls by itself.
  *
- *   caller   takes the turn when it is free; else says that it wants it, and sleeps until the worker has nothing to do
- *   worker   keeps out of the way while callers drive: it comes back at once when one leaves work behind, else after a
- *            pause that grows from AF_PARK_FIRST_NS to AF_PARK_MOST_NS while callers come and go
+ *   caller   acquires the loop when it is free; else it requests it, and sleeps until the worker has nothing to do
+ *   worker   stays away while callers drive. It returns at once when a caller leaves work behind, else after a pause.
+ *            The pause grows from AF_PARK_FIRST_NS to AF_PARK_LONG_NS while callers drive
  */
 #ifndef AIFLOW_MAIL_H
 #define AIFLOW_MAIL_H
@@ -25,18 +24,18 @@
 
 struct af_handoff {
 	_Atomic int attention; /* control: rw; loop: ro, returns to Python when set */
-	_Atomic int posted;    /* control: sets; loop: clears: there is something in its inbox */
-	_Atomic int owned;      /* somebody drives the loop */
-	_Atomic int
-		driver_requested; /* callers: set; who leaves the turn and rings clears: another caller would drive */
-	_Atomic int work_left; /* callers: set; worker: clears: one that drove has left work behind */
-	_Atomic uint64_t driven; /* callers: rw, with the turn; worker: ro: how often a caller has driven */
-	_Atomic int asleep; /* threads that sleep on `wake`: whoever drives, and the worker when it doesn't */
-	_Atomic uint64_t generation; /* loop: rw; goes up with every event that a waiter should see */
-	_Atomic int armed; /* somebody listens on event_fd */
-	int event_fd;
-	pthread_mutex_t lock;
-	pthread_cond_t wake, changed;
+	_Atomic int posted;    /* control: sets; loop: clears. Its inbox is not empty */
+	_Atomic int owned;      /* 1: a thread drives the loop */
+	_Atomic int driver_requested; /* set by a caller that waits to drive; cleared on release, with a signal */
+	_Atomic int work_left; /* set by a caller that left work behind; cleared by the worker */
+	_Atomic uint64_t driven; /* owning caller: rw; worker: ro. How often a caller drove */
+	_Atomic int asleep; /* threads that sleep on `wake`: the owner, and a parked worker */
+	_Atomic uint64_t generation; /* loop: rw; incremented with every event that a waiter should see */
+	_Atomic int armed; /* a thread listens on event_fd */
+	int event_fd;           /* readable after an event, when `armed` */
+	pthread_mutex_t lock;   /* guards the two conditions */
+	pthread_cond_t wake;    /* for the owner and the worker */
+	pthread_cond_t changed; /* for threads that wait for an event */
 };
 
 static inline uint64_t
@@ -48,7 +47,7 @@ af_clock_ns(clockid_t clock)
 	return (uint64_t)t.tv_sec * 1000000000ull + (uint64_t)t.tv_nsec;
 }
 
-/* Every timer runs on this clock: a step of the wall clock moves nothing. */
+/* The clock of every timer. Steps of the wall clock do not move it. */
 static inline uint64_t
 af_now_ns(void)
 {
@@ -89,7 +88,7 @@ af_handoff_timed_wait(struct af_handoff *handoff, pthread_cond_t *cond, uint64_t
 	return pthread_cond_timedwait(cond, &handoff->lock, &t);
 }
 
-/* Control plane: the loop has something to look at. */
+/* Control plane: wake the loop if it sleeps. */
 static inline void
 af_handoff_wake(struct af_handoff *handoff)
 {
@@ -100,7 +99,7 @@ af_handoff_wake(struct af_handoff *handoff)
 	}
 }
 
-/* Loop: sleep for at most `ns`, less when woken. */
+/* Loop: sleep for `ns`, or until it is woken. */
 static inline void
 af_handoff_sleep(struct af_handoff *handoff, uint64_t ns)
 {
@@ -112,7 +111,7 @@ af_handoff_sleep(struct af_handoff *handoff, uint64_t ns)
 	pthread_mutex_unlock(&handoff->lock);
 }
 
-/* Worker: the same, unless a caller has left something to it meanwhile, or waits for the turn. */
+/* Worker: the same, but not when a caller left work behind or waits to drive. */
 static inline void
 af_handoff_doze(struct af_handoff *handoff, uint64_t ns)
 {
@@ -125,7 +124,7 @@ af_handoff_doze(struct af_handoff *handoff, uint64_t ns)
 	pthread_mutex_unlock(&handoff->lock);
 }
 
-/* Loop: sleep for `ns`, whatever was posted; the control plane alone ends it. */
+/* Loop: sleep for `ns` even if work was posted. Only the control plane ends it. */
 static inline void
 af_handoff_rest(struct af_handoff *handoff, uint64_t ns)
 {
@@ -139,7 +138,7 @@ af_handoff_rest(struct af_handoff *handoff, uint64_t ns)
 	pthread_mutex_unlock(&handoff->lock);
 }
 
-/* Take the turn to drive the loop, if it is free. */
+/* Acquire the loop, if it is free. */
 static inline bool
 af_handoff_try_acquire(struct af_handoff *handoff)
 {
@@ -147,25 +146,25 @@ af_handoff_try_acquire(struct af_handoff *handoff)
 	       !atomic_exchange_explicit(&handoff->owned, 1, memory_order_acquire);
 }
 
-/* A full barrier: what was streamed around the caches is in memory before another thread goes on (crc32c.h). */
+/* Release the loop. A full barrier: streamed stores are in memory before another thread drives (crc32c.h). */
 static inline void
 af_handoff_release(struct af_handoff *handoff)
 {
 	atomic_store(&handoff->owned, 0);
 }
 
-/* Is there something for the worker, whoever drove last? */
+/* Is there work for the worker? */
 static inline bool
 af_handoff_worker_has_work(struct af_handoff *handoff)
 {
 	return atomic_load(&handoff->attention) || atomic_load(&handoff->posted) || atomic_load(&handoff->work_left);
 }
 
-#define AF_PARK_FIRST_NS 50000ull
-#define AF_PARK_MOST_NS 1000000ull /* while callers come and go; one that has driven for longer wakes the worker */
-#define AF_PARK_LONG_NS 50000000ull /* while one of them drives on and on */
+#define AF_PARK_FIRST_NS 50000ull /* first pause of a worker that stays away */
+#define AF_PARK_MOST_NS 1000000ull /* a caller that drove for longer wakes the worker */
+#define AF_PARK_LONG_NS 50000000ull /* longest pause, while one caller keeps driving */
 
-/* Worker: a caller drives, or has just done so. Sleep, longer each time; who leaves work behind wakes it. */
+/* Worker: a caller drives, or did so just now. Sleep, each time longer. A caller that leaves work behind wakes it. */
 static inline void
 af_handoff_park(struct af_handoff *handoff, uint64_t *ns)
 {
@@ -178,7 +177,7 @@ af_handoff_park(struct af_handoff *handoff, uint64_t *ns)
 	*ns = *ns * 2 < AF_PARK_LONG_NS ? *ns * 2 : AF_PARK_LONG_NS;
 }
 
-/* Loop: tell everybody who waits. The caller holds the lock. */
+/* Loop: tell every waiting thread. The caller holds the lock. */
 static inline void
 af_handoff_notify(struct af_handoff *handoff)
 {
@@ -187,10 +186,10 @@ af_handoff_notify(struct af_handoff *handoff)
 	atomic_fetch_add(&handoff->generation, 1);
 	pthread_cond_broadcast(&handoff->changed);
 	if (atomic_load(&handoff->armed) && write(handoff->event_fd, &one, sizeof one) < 0)
-		return; /* full: it is readable, which is all that is wanted */
+		return; /* its counter is full, so it is readable */
 }
 
-/* A waiting thread: until the generation moves on from `seen`, or `ns` have passed. */
+/* A waiting thread: sleep until the generation differs from `seen`, or for `ns`. */
 static inline void
 af_handoff_wait(struct af_handoff *handoff, uint64_t seen, uint64_t ns)
 {

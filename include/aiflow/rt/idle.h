@@ -1,9 +1,10 @@
-/* What a loop does that has nothing to do: spin while an answer may be microseconds away, then yield, then sleep, a
- * little longer each time: a millisecond at most, or 1/64 of the time that it has been idle. Work shortens the sleep by
- * its amount, so that a stream of frames is met awake and a heartbeat is not.
+/* Idle strategy of a loop: spin, then yield, then sleep with growing intervals.
  *
- * Spinning is free on a core that nobody else wants. A yield that takes long says that somebody does (who may be the
- * very peer that we wait for, or the kernel's side of our ports): for some milliseconds the loop then sleeps at once.
+ * An answer may be microseconds away, so the loop spins first. A sleep lasts at most a millisecond, or 1/64 of the time
+ * that the loop has been idle. Work shortens it: a stream of frames keeps the loop awake, a heartbeat does not.
+ *
+ * Spinning is free on a core of one's own. A long yield shows that another thread wants the core, perhaps the peer or
+ * the kernel's side of a port. For some milliseconds the loop then sleeps at once.
  */
 #ifndef AIFLOW_IDLE_H
 #define AIFLOW_IDLE_H
@@ -15,22 +16,22 @@
 
 #include "aiflow/rt/handoff.h"
 
-#define AF_SPIN_NS 20000ull
-#define AF_YIELD_NS 100000ull
+#define AF_SPIN_NS 20000ull /* idle time before the first yield, */
+#define AF_YIELD_NS 100000ull /* … and before the first sleep */
 #define AF_SLEEP_FIRST_NS 20000ull
-#define AF_SLEEP_MOST_NS 1000000ull
-#define AF_SLEEP_LONG_NS 5000000ull
-#define AF_SPINS_PER_YIELD 16 /* idle turns between two yields of a loop that spins */
-#define AF_LONG_YIELD_NS 20000ull /* a yield that takes longer let somebody run */
-#define AF_SHARED_NS 10000000ull
-#define AF_SLEEP_SHARED_NS 150000ull
-#define AF_TIMER_SLACK_NS 1000ul /* the kernel's own 50 us would more than double a short sleep */
+#define AF_SLEEP_MOST_NS 1000000ull /* unless 1/64 of the idle time is more, */
+#define AF_SLEEP_LONG_NS 5000000ull /* … up to this */
+#define AF_SPINS_PER_YIELD 16 /* idle steps */
+#define AF_LONG_YIELD_NS 20000ull /* a yield that takes longer let another thread run */
+#define AF_SHARED_NS 10000000ull /* the core counts as shared for this long */
+#define AF_SLEEP_SHARED_NS 150000ull /* first sleep on a shared core */
+#define AF_TIMER_SLACK_NS 1000ul /* the default of 50 us would more than double a short sleep */
 
 struct af_idle {
-	uint64_t worked_ns; /* when the loop last had something to do */
-	uint64_t sleep_ns;  /* how long it will sleep next */
+	uint64_t worked_ns; /* when the loop had work last */
+	uint64_t sleep_ns;  /* the newest sleep; the next one is longer */
 	uint64_t shared_ns; /* until when the core counts as shared */
-	uint32_t spins;
+	uint32_t spins;     /* idle steps so far */
 };
 
 static inline void
@@ -40,7 +41,7 @@ af_idle_worked(struct af_idle *idle, uint64_t now, int work)
 	idle->sleep_ns = work < 4 ? idle->sleep_ns / 4 : 0;
 }
 
-/* Somebody has begun to wait: the answer may be near. */
+/* A thread begins to wait, so an answer may be near. */
 static inline void
 af_idle_begin(struct af_idle *idle, uint64_t now)
 {
@@ -48,7 +49,7 @@ af_idle_begin(struct af_idle *idle, uint64_t now)
 	idle->sleep_ns = 0;
 }
 
-/* Let others run; find out whether there are any. */
+/* Let other threads run, and find out whether one did. */
 static inline void
 af_idle_yield(struct af_idle *idle)
 {
@@ -67,7 +68,7 @@ af_idle_spin(void)
 		__asm__ volatile("" ::: "memory");
 }
 
-/* One idle turn: spins or yields, and returns 0, or how long to sleep. */
+/* One idle step: spins or yields and returns 0, or returns how long to sleep. */
 static inline uint64_t
 af_idle_step(struct af_idle *idle, uint64_t now)
 {
@@ -96,7 +97,7 @@ af_idle_step(struct af_idle *idle, uint64_t now)
 	return idle->sleep_ns;
 }
 
-/* This thread's timers become exact, for short sleeps. Returns what to give back to af_idle_timers_as. */
+/* Make this thread's timers exact, for short sleeps. Returns the slack before, for af_idle_timers_as. */
 static inline unsigned long
 af_idle_exact_timers(void)
 {

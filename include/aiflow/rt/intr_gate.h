@@ -1,19 +1,19 @@
-/* The gate: DPDK's interrupt thread and the polling threads take turns.
+/* Mutual exclusion of DPDK's interrupt thread and the polling threads.
  *
- * memif's control messages are handled by the EAL interrupt thread, which unmaps a dead peer's rings while a worker may
- * be reading them. So that thread is kept inside a callback of ours. It leaves it for one short turn at a time, and
- * only after every worker has left the gate; a worker that finds the gate closed sleeps on a futex (never spins: the
- * owner may be descheduled on an oversubscribed core).
+ * The EAL interrupt thread handles memif's control messages. It unmaps a dead peer's rings, which a worker may be
+ * reading. So a callback of ours holds that thread. It leaves for one short turn at a time, after every worker has left
+ * the gate. A worker that finds the gate closed sleeps on a futex. It never spins, because the interrupt thread may be
+ * descheduled on an oversubscribed core.
  *
  *   worker            enter: one atomic add, and a test of the value it returned        leave: one atomic subtract
  *   interrupt thread  close, wait for the last worker, take its turn, open
  *
  * `word` holds the number of workers inside, and AF_INTR_GATE_CLOSED. One cache line, written by all.
  *
- * The control plane hot-plugs and removes ports while it *holds* the interrupt thread inside the callback; a port
- * removed then has no callback under way. The callback belongs to an eventfd that stays readable, so every round of the
- * thread's epoll loop comes through here, and all that is pending is served in one turn. Without gated ports the
- * eventfd is drained and the thread runs free.
+ * The control plane plugs and removes ports while it *holds* the interrupt thread inside the callback, so no callback
+ * of a removed port is running. The callback belongs to an eventfd that stays readable. So every round of the thread's
+ * epoll loop enters it, and one turn serves all that is pending. Without gated ports the eventfd is drained, and the
+ * thread runs free.
  */
 #ifndef AIFLOW_GATE_H
 #define AIFLOW_GATE_H
@@ -37,16 +37,16 @@ struct af_intr_gate {
     /* read and written under `lock`, by the control plane and the interrupt thread */
 	pthread_mutex_t lock __attribute__((aligned(64)));
 	pthread_cond_t changed;
-	int wake_fd;     /* eventfd, readable while anybody needs the gate */
-	int armed;       /* it is readable */
+	int wake_fd;     /* eventfd, readable while a port needs the gate, or the control plane holds it */
+	int armed;       /* wake_fd is readable */
 	int gated;       /* open ports that need the gate */
-	int connecting;  /* connections being made: shorter periods */
-	int holds;       /* control plane at work: stay inside */
+	int connecting;  /* connections that are being made: turns are more frequent */
+	int holds;       /* control planes at work: the interrupt thread stays inside */
 	int inside;      /* the interrupt thread is in the callback */
 } __attribute__((aligned(64)));
 
 #define AF_INTR_GATE_IDLE_NS 20000000      /* between turns when nothing is expected */
-#define AF_INTR_GATE_CONNECTING_NS 300000  /* while a memif handshake is under way: about twelve turns a port */
+#define AF_INTR_GATE_CONNECTING_NS 300000  /* during a memif handshake, which takes about twelve turns per port */
 
 static inline void
 af_futex_wait(_Atomic uint32_t *word, uint32_t seen)
@@ -86,7 +86,7 @@ af_intr_gate_enter(struct af_intr_gate *gate)
 		af_intr_gate_wait(gate);
 }
 
-/* After them. Mbufs received may be kept, a memif port copies into them. */
+/* After them. Received mbufs may be kept, because a memif port copies into them. */
 static inline void
 af_intr_gate_leave(struct af_intr_gate *gate)
 {
@@ -95,7 +95,7 @@ af_intr_gate_leave(struct af_intr_gate *gate)
 		af_futex_wake(&gate->word);
 }
 
-/* Interrupt thread: returns once no worker is inside; those that come meanwhile sleep. */
+/* Interrupt thread: returns once no worker is inside. Workers that arrive meanwhile sleep. */
 static inline void
 af_intr_gate_close(struct af_intr_gate *gate)
 {
@@ -133,8 +133,8 @@ af_intr_gate_init(struct af_intr_gate *gate, int wake_fd)
 	return rc;
 }
 
-/* The interrupt thread's callback: stay until the next turn is due and nobody holds it, then close the gate and return
- * to serve what is pending. */
+/* The interrupt thread's callback: stay until the next turn is due and the control plane does not hold it. Then close
+ * the gate, and return to serve what is pending. */
 static void __attribute__((unused))
 af_intr_gate_callback(void *arg)
 {
@@ -190,7 +190,7 @@ af_intr_gate_hold(struct af_intr_gate *gate)
 	pthread_mutex_unlock(&gate->lock);
 }
 
-/* ports: how many more (or fewer, negative) ports need the gate from now on. */
+/* ports: change in the number of ports that need the gate. */
 static inline void
 af_intr_gate_release(struct af_intr_gate *gate, int ports)
 {
@@ -201,7 +201,7 @@ af_intr_gate_release(struct af_intr_gate *gate, int ports)
 	pthread_mutex_unlock(&gate->lock);
 }
 
-/* step: +1 when a connection is being made, -1 when it is there or given up. */
+/* step: +1 when a connection begins, -1 when it is complete or given up. */
 static inline void
 af_intr_gate_connecting(struct af_intr_gate *gate, int step)
 {

@@ -1,4 +1,4 @@
-/* The last few kilobytes that DPDK logged, kept for error messages; any thread may write. */
+/* The newest kilobytes of DPDK's log, for error messages. Any thread may write. */
 #ifndef AIFLOW_LOG_TAIL_H
 #define AIFLOW_LOG_TAIL_H
 
@@ -15,9 +15,9 @@
 #define AF_LOG_BYTES 16384u
 
 struct af_log {
-	pthread_mutex_t lock;
-	uint64_t written; /* bytes ever written; the ring holds the last AF_LOG_BYTES of them */
-	int echo;         /* also to stderr */
+	pthread_mutex_t lock; /* guards all of it */
+	uint64_t written;     /* bytes so far; the ring has the newest AF_LOG_BYTES of them */
+	int echo;             /* also write to stderr */
 	char ring[AF_LOG_BYTES];
 };
 
@@ -31,7 +31,7 @@ af_log_write(void *cookie, const char *text, size_t size)
 		log->ring[(log->written + i) % AF_LOG_BYTES] = text[i];
 	log->written += size;
 	if (log->echo && write(STDERR_FILENO, text, size) < 0)
-		log->echo = 0; /* nobody reads it */
+		log->echo = 0; /* stderr is closed */
 	pthread_mutex_unlock(&log->lock);
 	return (ssize_t)size;
 }
@@ -50,9 +50,8 @@ af_log_open(struct af_log *log, int echo)
 	return stream;
 }
 
-/* What is written to stderr goes to `stream` (glibc lets programs assign it; file descriptor 2 stays as it is). Returns
- * the stream that it went to before; NULL changes nothing.
- */
+/* Redirect stderr to `stream`. glibc lets programs assign it; file descriptor 2 does not change. Returns the stream
+ * before; NULL changes nothing. */
 static inline FILE *
 af_log_stderr(FILE *stream)
 {
@@ -65,7 +64,7 @@ af_log_stderr(FILE *stream)
 	return before;
 }
 
-/* Copy what was written since `mark` (at most AF_LOG_BYTES) to `out`; returns the number of bytes. */
+/* Copy the bytes since `mark` to `out`, at most AF_LOG_BYTES. Returns their number. */
 static inline size_t
 af_log_since(struct af_log *log, uint64_t mark, char *out)
 {

@@ -1,5 +1,5 @@
-/* What the monitor reads: the loop copies its counters once an interval, and whoever wants rates takes the two newest
- * copies. No lock: a copy stays as it is until two more have been made, and the serial number tells.
+/* Samples of a loop's counters, for the monitor. The loop copies them once per interval; another thread computes rates
+ * from the two newest copies. There is no lock: a copy is stable until two more were made, as the serial number shows.
  */
 #ifndef AIFLOW_MONITOR_H
 #define AIFLOW_MONITOR_H
@@ -10,28 +10,28 @@
 
 #include "aiflow/rt/agent.h"
 
-#define AF_SAMPLES 4u
+#define AF_SAMPLES 4u /* a ring */
 
 struct af_port_sample {
 	uint64_t frames, bytes;  /* sent by a sender, received by a receiver */
-	uint64_t sent, arrived;  /* numbers that the receiver can have seen, and those that it has */
-	uint32_t queued, capacity;
+	uint64_t sent, arrived;  /* packet numbers that can have arrived, and those that did */
+	uint32_t queued, capacity; /* a sender: chunks in flight, and the window; a receiver: 0, and its ring */
 };
 
 struct af_sample {
-	uint64_t ns;
+	uint64_t ns; /* when it was taken */
 	struct af_port_sample ports[AF_MAX_PORTS];
 };
 
 struct af_sampler {
 	uint64_t interval_ns; /* control: w before the loop runs; 0: off */
 	/* dataplane: w, control: ro */
-	_Atomic uint64_t serial;
-	uint64_t due_ns;
+	_Atomic uint64_t serial; /* samples so far; the next one is entry serial % AF_SAMPLES */
+	uint64_t due_ns;         /* of the next sample */
 	struct af_sample samples[AF_SAMPLES];
 };
 
-/* Where to write the sample that is due now, or NULL. */
+/* The sample to fill now, or NULL when none is due. */
 static inline struct af_sample *
 af_sampler_begin(struct af_sampler *sampler, uint64_t now)
 {
@@ -51,7 +51,7 @@ af_sampler_end(struct af_sampler *sampler)
 	atomic_fetch_add_explicit(&sampler->serial, 1, memory_order_release);
 }
 
-/* The two newest samples. False while there are no two. Any thread. */
+/* Copy the two newest samples. False while there are fewer. Any thread. */
 static inline bool
 af_sampler_read(struct af_sampler *sampler, struct af_sample *older, struct af_sample *newer)
 {

@@ -1,14 +1,14 @@
 /* CRC32C (Castagnoli, RFC 3720 appendix B.4), and the arithmetic that joins the CRCs of pieces.
  *
- * A frame is checked by one CRC over its header and payload; an element and a slice are checked by joining the CRCs
- * of their chunks, so that no byte is read a second time for it:
+ * One CRC over header and payload checks a frame. The CRCs of chunks join to those of elements and slices, so no byte
+ * is read a second time:
  *
  *     crc(A || B) = af_crc32c_shift(crc(A), len(B)) ^ crc(B)
  *
  * With SSE4.2 or the ARMv8 CRC extension three strands run interleaved, because the instruction has a latency of three
  * cycles and a throughput of one (Gopal et al., "Fast CRC Computation for iSCSI Polynomial Using CRC32 Instruction").
- * A CPU with carry-less multiplication folds (crc32c_fold.h): a little faster with vectors of 128 bits, four times with
- * those of 512. That is asked for at run time, because DPDK's compiler flags are those of an older CPU.
+ * A CPU with carry-less multiplication folds (crc32c_clmul.h): a little faster with vectors of 128 bits, four times
+ * with those of 512. This is chosen at run time, because DPDK's compiler flags are for an older CPU.
  */
 #ifndef AIFLOW_CRC32C_H
 #define AIFLOW_CRC32C_H
@@ -44,7 +44,7 @@ enum af_copy {
 #endif
 
 #define AF_CRC_POLY 0x82f63b78u /* reflected */
-#define AF_CRC_LONG 1536u       /* bytes of one strand: long payloads, then what is left of them */
+#define AF_CRC_LONG 1536u       /* bytes of one strand: first of long payloads, then of the rest */
 #define AF_CRC_SHORT 160u
 #define AF_CRC_LEAST 128u       /* fewer bytes are not folded */
 
@@ -93,13 +93,13 @@ af_crc_shift_of(struct af_crc_shift *shift, uint32_t nbytes, uint32_t operand)
 	shift->nbytes = nbytes;
 	for (int k = 0; k < 4; k++) {
 		shift->table[k][0] = 0;
-		for (uint32_t v = 1; v < 256; v++) /* linear: a product for each bit, the rest are sums */
+		for (uint32_t v = 1; v < 256; v++) /* linear: one product per bit, and sums of these */
 			shift->table[k][v] = v & (v - 1) ? shift->table[k][v & (v - 1)] ^ shift->table[k][v & -v]
 							 : af_crc_multiply(v << (8 * k), operand);
 	}
 }
 
-/* x^(8 * nbytes): any length, in as many multiplications as it has 16-bit digits. */
+/* x^(8 * nbytes) for any length, with one multiplication per 16-bit digit. */
 static inline uint32_t
 af_crc_power(uint64_t nbytes)
 {
@@ -127,7 +127,7 @@ af_crc_carry_over(uint64_t multipliers[2], uint32_t nbytes)
 	multipliers[1] = (uint64_t)af_crc_power(nbytes - 4) << 1;
 }
 
-/* AIFLOW_CRC32C=strands or pclmul asks for a lesser one: for tests. */
+/* AIFLOW_CRC32C=strands or pclmul selects a slower one, for tests. */
 static inline enum af_crc_way
 af_crc_best_way(void)
 {
@@ -181,7 +181,7 @@ af_crc_apply(const struct af_crc_shift *shift, uint32_t crc)
 	       shift->table[3][crc >> 24];
 }
 
-/* The CRC of what `crc` covers followed by `nbytes` zeros, less the zeros' own part: see the top of this file. */
+/* Move `crc` over `nbytes` bytes that follow: the equation at the top of this file. */
 static inline uint32_t
 af_crc32c_shift(uint32_t crc, uint64_t nbytes)
 {
@@ -266,7 +266,7 @@ af_crc32c(uint32_t crc, const void *bytes, size_t nbytes)
 }
 
 #ifdef AF_CRC_FOLDS
-/* Fewer bytes than a cache line, copied and summed by way of a register. */
+/* Copy less than a cache line, and extend the CRC on the way. */
 static inline uint32_t
 af_crc_copied(uint32_t crc, uint8_t *to, const uint8_t *from, size_t nbytes)
 {
@@ -293,8 +293,8 @@ af_crc_copied(uint32_t crc, uint8_t *to, const uint8_t *from, size_t nbytes)
 }
 #endif
 
-/* Copy bytes and extend `crc` by the copy, whoever changes the original meanwhile; in one pass where the CPU folds.
- * What was streamed is seen by other threads after af_copy_settle. */
+/* Copy bytes and extend `crc` by the copy, even if another thread changes the original meanwhile. One pass where the
+ * CPU folds. Other threads see streamed bytes after af_copy_settle. */
 static inline uint32_t
 af_copy_crc32c(uint32_t crc, void *dst, const void *src, size_t nbytes, enum af_copy how)
 {
@@ -317,7 +317,7 @@ af_copy_crc32c(uint32_t crc, void *dst, const void *src, size_t nbytes, enum af_
 	return af_crc32c(crc, to, nbytes);
 }
 
-/* Let what this thread has streamed be seen before what it does next. */
+/* Order the streamed stores of this thread before its later ones. */
 static inline void
 af_copy_settle(void)
 {

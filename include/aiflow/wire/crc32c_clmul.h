@@ -1,8 +1,8 @@
-/* CRC32C by carry-less multiplication, and copying on the way: crc32c.h chooses among these at run time.
+/* CRC32C by carry-less multiplication, with a copy on the way. crc32c.h chooses one of these at run time.
  *
- * What stands before is carried over what follows it by two multiplications modulo the polynomial, a lane of 16 bytes
- * at a time (Gopal et al., "Fast CRC Computation for Generic Polynomials Using PCLMULQDQ Instruction"); the last lane's
- * 16 bytes are left to the CRC instruction. A copy stores each vector that was loaded for the sum.
+ * Two multiplications modulo the polynomial carry a lane of 16 bytes over the next one (Gopal et al., "Fast CRC
+ * Computation for Generic Polynomials Using PCLMULQDQ Instruction"). The CRC instruction finishes the last lane. A copy
+ * stores each vector that was loaded for the CRC.
  */
 #ifndef AIFLOW_CRC32C_FOLD_H
 #define AIFLOW_CRC32C_FOLD_H
@@ -11,15 +11,15 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Multipliers that carry a lane over so many bytes: x^(8 * (bytes + 4)), x^(8 * (bytes - 4)), in 33 bits. */
+/* Multipliers that carry a lane over `bytes` bytes: x^(8 * (bytes + 4)), x^(8 * (bytes - 4)), in 33 bits. */
 struct af_crc_multipliers {
 	uint64_t over_16[2], over_64[2], over_256[2];
 };
 
 #define AF_PCLMUL __attribute__((target("pclmul,sse4.2")))
 #define AF_AVX512 __attribute__((target("avx512f,avx512vl,avx512bw,vpclmulqdq,pclmul,sse4.2")))
-#define AF_READ_AHEAD 2048 /* bytes: what is not streamed comes from memory, mostly */
-#define AF_OWN_AHEAD 1024  /* and what it overwrites may be there, too */
+#define AF_READ_AHEAD 2048 /* bytes: the source is mostly in memory, not in a cache */
+#define AF_OWN_AHEAD 1024  /* and the destination may be, too */
 
 /* ---- 16 bytes in a vector: any x86-64 since 2010 ---- */
 
@@ -45,8 +45,7 @@ af_crc_put(uint8_t *to, __m128i lane, enum af_copy how)
 		_mm_storeu_si128((__m128i *)to, lane);
 }
 
-/* What does not fill a cache line, lane by lane, and the CRC. It is stored: streamed, it would cost a turn to memory of
- * its own. */
+/* The rest, lane by lane, and the CRC. It is stored, not streamed: a partial line would cost a memory access. */
 AF_PCLMUL static inline __attribute__((always_inline)) uint32_t
 af_crc_rest(__m128i lane, __m128i over_16, const uint8_t *from, size_t nbytes, uint8_t *to, enum af_copy how)
 {
@@ -60,8 +59,7 @@ af_crc_rest(__m128i lane, __m128i over_16, const uint8_t *from, size_t nbytes, u
 				       (uint64_t)_mm_extract_epi64(lane, 1));
 }
 
-/* Extend an (inverted) CRC by nbytes, a multiple of 16 and at least 64; `to` is aligned to 64 when it is streamed to.
- */
+/* Extend an inverted CRC by nbytes, a multiple of 16 and at least 64. For streaming `to` is aligned to 64. */
 AF_PCLMUL static inline __attribute__((always_inline)) uint32_t
 af_crc_by_16(uint32_t crc, const uint8_t *from, size_t nbytes, uint8_t *to, enum af_copy how,
 	     const struct af_crc_multipliers *k)

@@ -1,12 +1,12 @@
-/* The form of an element, as a manifest carries it: is it one that numpy can read?
+/* The form of an element in a manifest: can numpy read it?
  *
  *     form   := order '[' axes ']' dtype              C[480, 640, 3]'|u1'
  *     dtype  := type | '[' field, … ']' | '(' dtype ',' shape ')'
  *     field  := '(' name ',' dtype [',' shape] ')'    name := string | '(' string ',' string ')'
  *     type   := string of: order, kind, bytes, and the unit of a time
  *
- * Python's literals, as numpy.lib.format.dtype_to_descr gives them. A form that this says yes to has a dtype at the
- * receiver; any other is refused, by name. Nothing is allocated, and Python is not asked: the loop runs here.
+ * These are Python literals, as numpy.lib.format.dtype_to_descr gives them. A receiver has a dtype for each form that
+ * passes, and refuses the others by name. The check allocates nothing and does not need Python.
  */
 #ifndef AIFLOW_FORM_H
 #define AIFLOW_FORM_H
@@ -15,8 +15,8 @@
 #include <stdint.h>
 #include <string.h>
 
-#define AF_FORM_DEPTH 32 /* of structs in structs */
-#define AF_FORM_AXES 32  /* as many as numpy 1 has */
+#define AF_FORM_DEPTH 32 /* of nested structs */
+#define AF_FORM_AXES 32  /* numpy 1 has this many */
 
 struct af_form {
 	const uint8_t *at, *end;
@@ -45,7 +45,7 @@ af_form_number(struct af_form *f, uint64_t *value)
 	return digits > 0;
 }
 
-/* Numbers up to `close`, divided by commas; one may follow the last. */
+/* Numbers up to `close`, separated by commas; a trailing comma is allowed. */
 static inline bool
 af_form_axes(struct af_form *f, uint8_t close)
 {
@@ -60,7 +60,7 @@ af_form_axes(struct af_form *f, uint8_t close)
 	return true;
 }
 
-/* A string literal; what stands in it is left at `text`. */
+/* A string literal; `text` becomes its content. */
 static inline bool
 af_form_string(struct af_form *f, struct af_form *text)
 {
@@ -91,7 +91,7 @@ af_form_unit(struct af_form *f)
 	return f->end - f->at == 1 && *f->at == ']';
 }
 
-/* '<f4': the sizes that each kind has. */
+/* '<f4': the kind, and a size that it has. */
 static inline bool
 af_form_type(struct af_form f)
 {

@@ -1,4 +1,4 @@
-/* The wire format: what a frame looks like, how one is written, and how one from a stranger is checked.
+/* The wire format: the layout of a frame, how to write one, and how to check one from an unknown sender.
  *
  *  offset bytes field            offset bytes field (transport header)
  *       0     6 dst MAC              34     4 session
@@ -11,9 +11,9 @@
  *      31     2 length (of all that follows byte 33)
  *      33     1 end
  *
- * Big-endian, zero-padded to 60 bytes; what follows byte 33 + length is ignored. frame_id is the version in the high
- * and the kind in the low nibble. Table 1 of the paper plus an EtherType; the CRC stands in for Table 1's FCS, which
- * software ports don't have, and leaves the MACs out.
+ * Big-endian, zero-padded to 60 bytes; bytes after 33 + length are ignored. The high nibble of frame_id is the version,
+ * the low one the kind. This is Table 1 of the paper plus an EtherType. The CRC takes the place of Table 1's FCS, which
+ * software ports do not have; it does not cover the MACs.
  */
 #ifndef AIFLOW_WIRE_H
 #define AIFLOW_WIRE_H
@@ -29,7 +29,7 @@
 #define AF_ETHERTYPE 0x88B5u /* IEEE 802 local experimental 1 */
 #define AF_VERSION 2u
 #define AF_MIN_FRAME 60u /* Ethernet's minimum without its FCS */
-#define AF_MIN_PATH_FRAME 512u /* of a path: the largest HELLO and a report of one path fit */
+#define AF_MIN_PATH_FRAME 512u /* least frame size of a path: the largest HELLO and feedback of one path fit */
 #define AF_MAX_FRAME 65000u
 #define AF_HEADER 54u /* both headers */
 #define AF_MAX_PORTS 32u  /* of one side, hence paths of a session; RTE_MAX_ETHPORTS of the usual builds */
@@ -94,53 +94,55 @@ _Static_assert(offsetof(struct af_header, session) == 34, "wire offset");
 _Static_assert(offsetof(struct af_header, path) == 42, "wire offset");
 _Static_assert(offsetof(struct af_header, crc) == 50, "wire offset");
 
-/* Discovery. A sender asks by broadcast, a receiver answers to the asker alone. */
+/* Discovery. A sender asks by broadcast; a receiver answers that sender alone. */
 struct __attribute__((packed)) af_hello {
 	uint8_t answer;       /* 0: a sender asks; 1: a receiver answers */
 	uint8_t keeps_mbufs;  /* answer: nothing may travel inside a manifest */
 	uint16_t port;        /* index of the port within its side */
 	uint16_t nb_ports;
 	uint16_t frame_size;  /* largest frame of this port */
-	uint16_t heard_bytes; /* answer: the size of the HELLO that arrived, so that a path's MTU is proved */
+	uint16_t heard_bytes; /* answer: size of the HELLO that arrived, which proves the path's MTU */
 	uint16_t nb_paths;    /* answer: paths of other senders on this port */
 	uint32_t window;      /* answer: frames that the port can hold */
-	uint32_t session; /* answer: minted by the receiver; 0: only to say its name, the sender asked for another */
-	uint64_t sender; /* its instance: 48 random bits, and 16 that count its lives (sessions begun) */
+	uint32_t session; /* answer: minted by the receiver; 0: the sender asked for another receiver */
+	uint64_t sender; /* its instance: 48 random bits, and 16 that count its sessions */
 	uint64_t epoch; /* answer: the receiver's instance */
 	uint8_t name_len, to_len; /* followed by the two names */
 };
 
-/* A slice that the receiver does not hold, and why. */
+/* A slice that the receiver does not have, and why. */
 struct __attribute__((packed)) af_void {
 	uint32_t slice;
 	uint32_t reason;
 	uint64_t detail;
 };
 
-#define AF_SLICES_IN_FLIGHT 8 /* slices that a sender may have in flight: the void of one stands at slice % 8, */
-/* so that none is forgotten before it was heard; the last place is AF_VOID_SILENCE's */
+#define AF_SLICES_IN_FLIGHT 8 /* slices that a sender may have in flight. The void of slice i is entry i % 8, so none \
+			       */
+/* is overwritten before its sender knows it. The last entry is AF_VOID_SILENCE's. */
 #define AF_NB_VOIDS (AF_SLICES_IN_FLIGHT + 1)
 
-/* The receiver's state for one session. State, not events: the newest report replaces every older one. The records of
- * paths follow, then `text_bytes` bytes of a text: why the slice `text_slice` is void, in its user's words. */
+/* The receiver's state for one session. State, not events: the newest feedback replaces all older feedback. Path
+ * records follow, then `text_bytes` bytes of a text: why slice `text_slice` is void, in the user's words. */
 struct __attribute__((packed)) af_feedback {
-	uint32_t granted; /* every slice below may flow */
-	uint32_t done; /* every slice below is held whole, or void */
-	uint32_t confirmed; /* every slice below is where the receiver's user wants it, or void; never beyond `done` */
-	uint32_t ask_slice; /* oldest slice that lacks a chunk, or 0 */
-	uint32_t ask_chunk; /* the first chunk that it lacks */
-	uint32_t text_slice; /* whose text a piece is below, or 0 */
-	uint16_t text_total; /* bytes of that text, */
-	uint16_t text_at; /* where the piece stands in it, */
-	uint16_t text_bytes; /* and its own bytes */
-	uint8_t drop; /* why the receiver has dropped most frames, of reasons that its user should know; enum af_drop */
-	uint32_t drops; /* how many */
+	uint32_t granted; /* every slice below may send its data */
+	uint32_t done; /* every slice below is complete at the receiver, or void */
+	uint32_t confirmed; /* every slice below is confirmed by the receiver's user, or void; at most `done` */
+	uint32_t ask_slice; /* oldest slice with a missing chunk, or 0 */
+	uint32_t ask_chunk; /* its first missing chunk */
+	uint32_t text_slice; /* the slice that the piece of text below is about, or 0 */
+	uint16_t text_total; /* bytes of the whole text, */
+	uint16_t text_at; /* offset of the piece in it, */
+	uint16_t text_bytes; /* and bytes of the piece */
+	uint8_t drop; /* enum af_drop: the most frequent reason that hints at a misconfiguration */
+	uint32_t drops; /* frames that were dropped for it */
 	uint64_t free_bytes; /* diagnostic: the sender never reads it */
 	struct af_void voids[AF_NB_VOIDS];
 	uint8_t nb_paths;
 };
 
-/* One path within a report: numbers in [next - 64 * words, next) by the bitmap; older ones need no answer. */
+/* One path within feedback. The bitmap has the packet numbers in [next - 64 * words, next); older ones need no answer.
+ */
 struct __attribute__((packed)) af_path_feedback {
 	uint16_t path;
 	uint8_t words;
@@ -148,7 +150,7 @@ struct __attribute__((packed)) af_path_feedback {
 	uint32_t window;
 	uint64_t next;
 	uint64_t frames;
-	uint64_t echo_ns; /* timestamp of the newest frame, and how long ago that was */
+	uint64_t echo_ns; /* timestamp of the newest frame, and how long ago it arrived */
 	uint32_t hold_ns;
 	/* uint64_t bitmap[words], oldest numbers first, lowest bit first */
 };
@@ -158,7 +160,8 @@ _Static_assert(sizeof(struct af_void) == 16, "wire size");
 _Static_assert(sizeof(struct af_feedback) == 44 + 16 * AF_NB_VOIDS, "wire size");
 _Static_assert(sizeof(struct af_path_feedback) == 36, "wire size");
 
-/* AF_VOID_SILENCE: this slice and all after it were freed unseen, for its sender was silent; they may come again. */
+/* AF_VOID_SILENCE: this slice and all later ones were freed, because their sender was silent. It may retransmit them.
+ */
 enum af_void_reason {
 	AF_VOID_NONE,
 	AF_VOID_TOO_LARGE,
@@ -166,7 +169,7 @@ enum af_void_reason {
 	AF_VOID_MANIFEST,
 	AF_VOID_CANCELLED,
 	AF_VOID_SILENCE,
-	AF_VOID_UNKNOWN, /* its manifest says what this receiver does not know; the text says what */
+	AF_VOID_UNKNOWN, /* its manifest has something that this receiver does not know; the text says what */
 	AF_VOID_FAILED /* the receiver's user could not use it; the text says which elements, and why */
 };
 
@@ -218,16 +221,16 @@ af_drop_name(unsigned drop)
 	return drop < AF_NB_DROPS ? names[drop] : "";
 }
 
-/* A frame in host byte order. `payload` points into the frame, or where else the bytes are that it shall have. */
+/* A frame in host byte order. */
 struct af_frame {
 	uint8_t kind, end;
 	uint16_t path;
 	uint32_t element, seq, session, slice;
 	uint64_t number, timestamp_ns;
-	uint8_t src[6]; /* a copy: the frame may be given back before its sender is of no more interest */
-	const uint8_t *payload;
-	uint32_t nbytes;
-	uint32_t frame_bytes;
+	uint8_t src[6]; /* a copy: the mbuf may be freed earlier */
+	const uint8_t *payload; /* in the frame; or, before it is sealed, anywhere */
+	uint32_t nbytes; /* of the payload */
+	uint32_t frame_bytes; /* as it arrived, with its padding */
 	uint32_t header_crc, crc; /* over the headers alone; over headers and payload */
 	uint8_t *to; /* where the payload is copied to while its CRC is computed; NULL: nowhere */
 	enum af_copy how;
@@ -242,8 +245,8 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "aiflow is built for l
 
 static const uint8_t af_broadcast[6] = {0xff, 0xff, 0xff, 0xff, 0xff, 0xff};
 
-/* Bytes 12 to 49 of a frame as five words, the last of six bytes. They go to and from memory as words too: a field that
- * is loaded across the ends of two stores has to wait until the CPU's store buffer, full of payload, has drained. */
+/* Bytes 12 to 49 of a frame as five words, the last of six bytes. Memory is accessed in these words, too: a load that
+ * spans two stores waits until the CPU's store buffer, full of payload, has drained. */
 struct af_words {
 	uint64_t w[5];
 };
@@ -273,8 +276,7 @@ af_wire_header_crc(const struct af_words *words)
 #endif
 }
 
-/* The CRC of a frame: its header's is known, its payload is at f->payload, and is copied to f->to on the way when that
- * is set. */
+/* The CRC of a frame whose header_crc is known. The payload is copied to f->to on the way, unless that is NULL. */
 static inline uint32_t
 af_wire_crc(const struct af_frame *f)
 {
@@ -283,9 +285,9 @@ af_wire_crc(const struct af_frame *f)
 	return af_crc32c(f->header_crc, f->payload, f->nbytes);
 }
 
-/* Read a frame of `len` bytes that arrived on a port with address `mac` and frames of at most `max_frame` bytes.
- * Returns AF_OK and fills `out`, or says why not: nothing of it can be relied on before af_wire_check. Reads nothing
- * beyond `len`. */
+/* Parse a frame of `len` bytes that arrived on a port with address `mac`, which takes frames of up to `max_frame`
+ * bytes. Returns AF_OK and fills `out`, or the reason to drop the frame. Trust nothing in `out` before af_wire_check.
+ * Reads no byte beyond `len`. */
 static inline enum af_drop
 af_wire_read(const uint8_t *frame, uint32_t len, const uint8_t *mac, uint32_t max_frame, struct af_frame *out)
 {
@@ -297,7 +299,7 @@ af_wire_read(const uint8_t *frame, uint32_t len, const uint8_t *mac, uint32_t ma
 	if (len < AF_MIN_FRAME)
 		return AF_DROP_RUNT;
 	words = af_wire_words(frame);
-	if ((uint16_t)w[0] != AF_BE16(AF_ETHERTYPE)) /* in a VLAN, it may be one of ours all the same */
+	if ((uint16_t)w[0] != AF_BE16(AF_ETHERTYPE)) /* behind a VLAN tag it may still be ours */
 		return ((uint16_t)w[0] == AF_BE16(0x8100) || (uint16_t)w[0] == AF_BE16(0x88A8)) &&
 				       (uint16_t)(w[0] >> 32) == AF_BE16(AF_ETHERTYPE)
 			       ? AF_DROP_VLAN
@@ -340,14 +342,14 @@ af_wire_read(const uint8_t *frame, uint32_t len, const uint8_t *mac, uint32_t ma
 	return AF_OK;
 }
 
-/* Check a frame that was read, and copy its payload to f->to on the way when that is set. */
+/* Check a parsed frame. Copies its payload to f->to on the way, unless that is NULL. */
 static inline enum af_drop
 af_wire_check(const struct af_frame *f)
 {
 	return af_wire_crc(f) == f->crc ? AF_OK : AF_DROP_CRC;
 }
 
-/* Both. */
+/* Parse and check. */
 static inline enum af_drop
 af_wire_parse(const uint8_t *frame, uint32_t len, const uint8_t *mac, uint32_t max_frame, struct af_frame *out)
 {
@@ -356,10 +358,10 @@ af_wire_parse(const uint8_t *frame, uint32_t len, const uint8_t *mac, uint32_t m
 	return drop == AF_OK ? af_wire_check(out) : drop;
 }
 
-/* Write both headers in front of `f->nbytes` payload bytes that already stand at frame + AF_HEADER (or at f->payload,
- * when that is set: they are copied to f->to, or, more than a frame's least, stay where they are when that is NULL),
- * pad, and seal with the CRC. Sets f->crc and f->header_crc. Returns the frame's size. `frame` has room for max(60, 54
- * + nbytes). */
+/* Write both headers, pad, and seal with the CRC. Returns the frame's size, and sets f->crc and f->header_crc. The
+ * payload of f->nbytes bytes is at frame + AF_HEADER already when f->payload is NULL. Otherwise it is copied from
+ * f->payload to f->to. With f->to NULL it is not copied, and nbytes must exceed a minimum frame. `frame` has room for
+ * max(60, 54 + nbytes) bytes. */
 static inline uint32_t
 af_wire_seal(uint8_t *frame, const uint8_t *dst, const uint8_t *src, struct af_frame *f)
 {
@@ -389,7 +391,7 @@ af_wire_seal(uint8_t *frame, const uint8_t *dst, const uint8_t *src, struct af_f
 	return size;
 }
 
-/* The CRC of the payload alone, out of the frame's: no second pass over the bytes. */
+/* The CRC of the payload alone, derived from the frame's without a second pass. */
 static inline uint32_t
 af_payload_crc(const struct af_frame *f, const struct af_crc_shift *full)
 {
@@ -398,7 +400,7 @@ af_payload_crc(const struct af_frame *f, const struct af_crc_shift *full)
 	return f->crc ^ af_crc32c_shift(f->header_crc, f->nbytes);
 }
 
-/* a is before b, for numbers that wrap. */
+/* Is a before b? Both may wrap. */
 static inline bool
 af_before(uint32_t a, uint32_t b)
 {

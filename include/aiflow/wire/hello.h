@@ -1,9 +1,10 @@
-/* HELLO frames: how the two ends introduce themselves. */
+/* HELLO frames, by which sender and receiver find each other. */
 #ifndef AIFLOW_HELLO_H
 #define AIFLOW_HELLO_H
 
 #include "aiflow/wire/frame.h"
 
+/* Write a HELLO and return its size. It is padded to `size` bytes. */
 static inline uint32_t
 af_hello_write(uint8_t *frame, const uint8_t *src, const uint8_t *dst, struct af_hello *h, const char *name,
 	       const char *to, uint32_t size, uint64_t timestamp_ns)
@@ -24,6 +25,7 @@ af_hello_write(uint8_t *frame, const uint8_t *src, const uint8_t *dst, struct af
 	return af_wire_seal(frame, dst, src, &f);
 }
 
+/* Read a HELLO; `name` and `to` have AF_NAME_BYTES each. False when it contradicts itself. */
 static inline bool
 af_hello_read(const struct af_frame *f, struct af_hello *h, char *name, char *to)
 {

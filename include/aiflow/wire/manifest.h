@@ -1,4 +1,4 @@
-/* A slice as both ends see it: the manifest, and the chunks that follow from it.
+/* The manifest of a slice, and the chunk numbers that both ends derive from it.
  *
  * The manifest is a header and runs of like elements:
  *
@@ -7,13 +7,13 @@
  *              | u16 marks_len | stream | form | marks
  *     mark     u8 key | u8 length | value, big-endian
  *
- * `form` (dtype, shape, order) is read by Python alone. A numbered run's streams are stream + str(first), str(first +
- * 1) … `kind` and marks say what else an element is than an array: a file, with its mode; only `aiflow send` sets them.
- * A receiver refuses what it does not know (af_manifest_unknown): a kind, a mark, a form.
+ * `form` (dtype, shape, order) is for Python. The streams of a numbered run are stream + str(first), stream +
+ * str(first + 1) and so on. `kind` and marks describe elements that are no arrays, such as files with their modes;
+ * only `aiflow send` sets them. A receiver refuses a kind, mark or form that it does not know (af_run_unknown).
  *
- * Chunks are numbered through the slice: first the manifest's own pieces, then the data, then the closing record. An
- * element larger than one payload is cut into pieces of `payload_bytes`; consecutive smaller ones are packed greedily.
- * Both ends derive the same numbers from the manifest, so that one bitmap covers a slice.
+ * Chunks are numbered through the slice: first the pieces of the manifest, then the data, then the closing record. An
+ * element larger than one payload is segmented into pieces of `payload_bytes`. Consecutive smaller elements are packed
+ * greedily. Both ends derive the same numbers from the manifest, so one bitmap covers a slice.
  */
 #ifndef AIFLOW_LAYOUT_H
 #define AIFLOW_LAYOUT_H
@@ -35,7 +35,7 @@ enum af_run_kind {
 	AF_RUN_ELEMENT,
 	AF_RUN_FILE,
 	AF_RUN_PART,      /* of a file: AF_MARK_OFFSET and AF_MARK_SIZE say which */
-	AF_RUN_DIRECTORY, /* no bytes: the directory is there, and may be empty */
+	AF_RUN_DIRECTORY, /* no bytes: a directory, which may be empty */
 	AF_NB_RUN_KINDS
 };
 
@@ -43,7 +43,7 @@ enum af_mark {
 	AF_MARK_NONE,
 	AF_MARK_MODE,   /* u32: permission bits */
 	AF_MARK_MTIME,  /* i64: nanoseconds since 1970 */
-	AF_MARK_OFFSET, /* u64: where a part begins */
+	AF_MARK_OFFSET, /* u64: offset of a part in its file */
 	AF_MARK_SIZE,   /* u64: bytes of the whole file */
 	AF_NB_MARKS
 };
@@ -65,7 +65,7 @@ struct __attribute__((packed)) af_run {
 _Static_assert(sizeof(struct af_manifest) == AF_MANIFEST_HEADER, "wire size");
 _Static_assert(sizeof(struct af_run) == AF_RUN_HEADER, "wire size");
 
-/* Deals out chunk numbers, element by element. */
+/* Assigns chunk numbers, element by element. */
 struct af_chunker {
 	uint32_t payload_bytes;
 	uint64_t next;  /* the next unused number */
@@ -107,7 +107,7 @@ af_align(uint64_t offset)
 	return (offset + AF_ALIGN - 1) & ~(uint64_t)(AF_ALIGN - 1);
 }
 
-/* Walks the runs of a manifest from a stranger: every length is checked before it is used. */
+/* Iterates over the runs of an untrusted manifest: every length is checked before it is used. */
 struct af_run_cursor {
 	const uint8_t *at, *end;
 	struct af_run run; /* host order */
@@ -155,12 +155,13 @@ af_run_next(struct af_run_cursor *c)
 	return true;
 }
 
-/* What a whole manifest comes to. False when it contradicts itself or overflows. */
+/* The totals of a manifest. */
 struct af_extent {
 	uint64_t nb_elements, nbytes, block_bytes;
 	const uint8_t *end; /* of the last run: where inline data begins */
 };
 
+/* False when the manifest contradicts itself or overflows. */
 static inline bool
 af_manifest_measure(const uint8_t *bytes, uint64_t len, struct af_manifest *m, struct af_extent *out)
 {
@@ -187,9 +188,9 @@ af_manifest_measure(const uint8_t *bytes, uint64_t len, struct af_manifest *m, s
 	return true;
 }
 
-/* ---- what a receiver knows ---- */
+/* ---- what this build knows ---- */
 
-/* The first thing in a run that this build does not know, if any: its kind, and which value. */
+/* The first thing in a run that this build does not know. */
 enum af_unknown { AF_KNOWN, AF_UNKNOWN_KIND, AF_UNKNOWN_MARK, AF_UNKNOWN_FORM };
 
 static inline enum af_unknown

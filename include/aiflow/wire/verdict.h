@@ -1,9 +1,9 @@
-/* What a receiver's user says of slices that were handed over: confirmed, or failed and why.
+/* A user's verdicts on slices that were handed over: confirmed, or failed with a text.
  *
- *   handed over --confirm()--> CONFIRMED ----> the report's `confirmed` moves past it, and its sender's `send` returns
+ *   handed over --confirm()--> CONFIRMED ----> `confirmed` of the feedback passes it, and its sender's `send` returns
  *        \------fail(text)---> FAILED -------> the same, with AF_VOID_FAILED and the text: `send` raises
  *
- * Any thread pushes a word; the loop takes them all at once. A word whose session has ended is nobody's.
+ * Any thread pushes a verdict; the loop takes all of them at once. A verdict on an ended session is ignored.
  */
 #ifndef AIFLOW_VERDICT_H
 #define AIFLOW_VERDICT_H
@@ -14,7 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define AF_TEXT_MOST 60000u /* bytes of a text: a report says its size in 16 bits */
+#define AF_TEXT_MOST 60000u /* bytes of a text: feedback has 16 bits for its size */
 
 struct af_verdict {
 	struct af_verdict *next;
@@ -28,7 +28,7 @@ struct af_verdicts {
 	_Atomic(struct af_verdict *) newest;
 };
 
-/* Say what has become of a slice. False when there is no memory for it. */
+/* Push a verdict. False without memory for it. */
 static inline bool
 af_verdicts_push(struct af_verdicts *verdicts, uint32_t session, uint32_t slice, bool failed, const char *text,
 		 uint32_t nbytes)
@@ -47,7 +47,7 @@ af_verdicts_push(struct af_verdicts *verdicts, uint32_t session, uint32_t slice,
 	return true;
 }
 
-/* All of them, the newest first. */
+/* Take all verdicts, the newest first. */
 static inline struct af_verdict *
 af_verdicts_take(struct af_verdicts *verdicts)
 {
