@@ -1,4 +1,4 @@
-/* Manifests and grants. Everything here happens once a slice. */
+/* Admission: manifests are checked, and slices granted. Everything here happens once per slice. */
 #ifndef AIFLOW_GRANT_H
 #define AIFLOW_GRANT_H
 
@@ -8,10 +8,10 @@
 #include "aiflow/rx/rx_outcome.h"
 #include "aiflow/rx/rx_state.h"
 
-#define AF_PACKED_INSIDE 0xffffffffu /* of an element that is in a pack, but not its first */
+#define AF_PACKED_INSIDE 0xffffffffu /* `packed` of an element in a pack, but not its first */
 
-/* Memory for a slice of `nb_chunks` chunks, `nb_data` of them data: tables, and its elements, or where those stay in
- * mbufs (mbuf_bytes not 0) one for each chunk. */
+/* Memory for a slice of `nb_chunks` chunks, `nb_data` of them data: tables and elements. With mbuf_bytes, elements stay
+ * in mbufs, one per data chunk. */
 static inline uint64_t
 af_rx_need(const struct af_extent *extent, uint64_t manifest_bytes, uint64_t nb_chunks, uint64_t nb_data,
 	   uint64_t mbuf_bytes)
@@ -22,7 +22,7 @@ af_rx_need(const struct af_extent *extent, uint64_t manifest_bytes, uint64_t nb_
 	return tables + (mbuf_bytes ? nb_data * (mbuf_bytes + sizeof(struct af_kept)) : extent->block_bytes);
 }
 
-/* Refuse a manifest that says what this build does not know: by name, and with what to do. */
+/* Refuse a manifest with something that this build does not know, and name it. */
 static inline void
 af_rx_refuse_unknown(struct af_rx *rx, struct af_rx_session *session, struct af_rx_slot *slot, enum af_unknown unknown,
 		     uint32_t value, const struct af_run_cursor *run)
@@ -40,7 +40,7 @@ af_rx_refuse_unknown(struct af_rx *rx, struct af_rx_session *session, struct af_
 	af_rx_refuse(rx, session, slot, AF_VOID_UNKNOWN, session->texts[slot->id % AF_RX_SLOTS].nbytes);
 }
 
-/* The manifest is whole: is it sound, known, and can it ever be granted? */
+/* The manifest is complete: refuse it if it contradicts itself, is unknown, or can never be granted. */
 static inline void
 af_rx_read(struct af_rx *rx, struct af_rx_session *session, struct af_rx_slot *slot)
 {
@@ -92,7 +92,7 @@ af_rx_read(struct af_rx *rx, struct af_rx_session *session, struct af_rx_slot *s
 	slot->state = AF_RX_READ;
 }
 
-/* Number the chunks as the sender did, and give every element its place. */
+/* Number the chunks as the sender does, and give every element its place in the block. */
 static inline void
 af_rx_lay_out(struct af_rx_slice *s)
 {
@@ -126,6 +126,7 @@ af_rx_lay_out(struct af_rx_slice *s)
 	}
 }
 
+/* Reserve all memory of a slice. False when there is none now. */
 static inline bool
 af_rx_reserve(struct af_rx *rx, struct af_rx_slice *s)
 {
@@ -156,7 +157,7 @@ af_rx_reserve(struct af_rx *rx, struct af_rx_slice *s)
 	return false;
 }
 
-/* First come, first served, and each whole: two half-received slices can never starve each other. */
+/* Grant waiting slices in order, each with all its memory. So two incomplete slices never starve each other. */
 static inline void
 af_rx_grant(struct af_rx *rx, uint64_t now)
 {
@@ -202,7 +203,7 @@ af_rx_grant(struct af_rx *rx, uint64_t now)
 	}
 }
 
-/* Slices ask in their sender's order, so that `granted` is one number. */
+/* Slices ask for memory in their sender's order, so `granted` is one number. */
 static inline void
 af_rx_ask(struct af_rx *rx, struct af_rx_session *session, uint64_t now)
 {
@@ -223,13 +224,14 @@ af_rx_ask(struct af_rx *rx, struct af_rx_session *session, uint64_t now)
 	af_rx_grant(rx, now);
 }
 
+/* The slot of a slice, or NULL for one that is done, or too new. */
 static inline struct af_rx_slot *
 af_rx_open_slot(struct af_rx_session *session, uint32_t id)
 {
 	struct af_rx_slot *slot = &session->slots[id % AF_RX_SLOTS];
 
 	if (af_before(id, session->done) || !af_before(id, session->confirmed + AF_RX_SLOTS))
-		return NULL; /* `confirmed`: a verdict is kept for each slice in between */
+		return NULL; /* each slice from `confirmed` on needs a slot for its verdict */
 	if (af_before(session->newest, id))
 		session->newest = id;
 	if (slot->state == AF_RX_EMPTY)

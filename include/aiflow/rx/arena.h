@@ -1,8 +1,8 @@
-/* Element memory of a receiver: one reservation of address space, dealt out slice by slice and used again.
+/* The element memory of a receiver: one reservation of address space, from which each slice takes a block.
  *
- * Blocks are placed as low as they fit, so that the same pages serve slice after slice: a page is touched for the first
- * time once, not once a slice (copies into fresh pages run ten times slower). The loop takes blocks; any thread that
- * drops the last view of a slice gives one back.
+ * A block is placed at the lowest address where it fits. So the same pages serve slice after slice, and a page is fresh
+ * once, not once per slice: copies into fresh pages are ten times slower. The loop takes blocks. The thread that drops
+ * the last view of a slice gives its block back.
  */
 #ifndef AIFLOW_STORE_H
 #define AIFLOW_STORE_H
@@ -19,26 +19,29 @@
 #include <sys/mman.h>
 #include <sys/resource.h>
 
-#define AF_ARENA_SMALL 65536u
-#define AF_ARENA_STEP (64u << 20) /* what may be written grows by so many bytes */
+#define AF_ARENA_SMALL 65536u /* bytes: smaller blocks are charged with their padding */
+#define AF_ARENA_STEP (64u << 20) /* bytes by which the writable part grows */
 
 struct af_block {
 	struct af_block *next, *previous; /* by address */
-	uint64_t offset, size;            /* of the block, rounded up */
+	uint64_t offset, size;            /* in the arena; rounded up */
 	uint64_t charged;                 /* what counts towards the limit */
 };
 
 struct af_arena {
 	pthread_mutex_t lock; /* per slice, never per frame */
-	uint8_t *base;
-	uint64_t address_space, limit, used;
-	uint64_t writable; /* the rest is reserved only, so that it counts nowhere (vm.overcommit_memory=2) */
-	uint64_t warm; /* pages below are kept, pages above go back to the kernel with their block: under the lock */
+	uint8_t *base;          /* NULL: the elements stay in mbufs */
+	uint64_t address_space; /* bytes that are reserved */
+	uint64_t limit;         /* bytes that may be charged, */
+	uint64_t used;          /* … and those that are; under the lock */
+	uint64_t writable; /* bytes; the rest is only reserved, and the kernel does not count it
+			      (vm.overcommit_memory=2) */
+	uint64_t warm; /* pages below are kept, pages above return to the kernel with their block; under the lock */
 	struct af_block first; /* sentinel */
-	_Atomic uint32_t releases;
+	_Atomic uint32_t releases; /* blocks that were given back; any thread */
 };
 
-/* Addresses are free, and gaps between blocks must never be what refuses a slice; unless addresses are counted, too. */
+/* Reserve ample addresses, so that gaps between blocks never refuse a slice; fewer if a limit counts addresses. */
 static inline uint64_t
 af_arena_addresses(uint64_t limit, uint64_t warm)
 {
@@ -49,8 +52,7 @@ af_arena_addresses(uint64_t limit, uint64_t warm)
 	return 2 * warm + limit;
 }
 
-/* limit: bytes that may be out at once. with_memory: false when the elements stay in mbufs and only the count matters.
- */
+/* limit: bytes that may be charged at a time. with_memory: false when the elements stay in mbufs. */
 static inline int
 af_arena_init(struct af_arena *arena, uint64_t limit, bool with_memory)
 {
@@ -78,7 +80,7 @@ af_arena_free(struct af_arena *arena)
 	pthread_mutex_destroy(&arena->lock);
 }
 
-/* Slices of about one size share one rounded size, so that each fits where its forerunner lay. */
+/* Slices of similar size have one rounded size, so that each fits where an earlier one was. */
 static inline uint64_t
 af_arena_round(uint64_t nbytes)
 {
@@ -89,7 +91,7 @@ af_arena_round(uint64_t nbytes)
 	return nbytes ? (nbytes + step - 1) / step * step : step;
 }
 
-/* Let bytes be written up to `end`; false when the system grants no more. With the lock. */
+/* Make bytes up to `end` writable. False when the system refuses. Under the lock. */
 static inline bool
 af_arena_grow(struct af_arena *arena, uint64_t end)
 {
@@ -116,7 +118,7 @@ af_arena_take(struct af_arena *arena, uint64_t nbytes, uint64_t charged)
 	if (!block)
 		return NULL;
 	if (size <= AF_ARENA_SMALL && charged < size)
-		charged = size < arena->limit ? size : arena->limit; /* a page is a page */
+		charged = size < arena->limit ? size : arena->limit; /* small blocks take whole pages */
 	pthread_mutex_lock(&arena->lock);
 	if (arena->used + charged > arena->limit)
 		goto full;
@@ -142,8 +144,7 @@ full:
 	return NULL;
 }
 
-/* No slice is taken any more: pages that no block uses go back to the kernel, those of blocks that come back later,
- * too. */
+/* Return unused pages to the kernel, now and with every block that comes back. For an arena that grants no more. */
 static inline void
 af_arena_trim(struct af_arena *arena)
 {

@@ -1,20 +1,20 @@
-/* Credit: what a receiver's ports and the links behind them can take, divided among the paths that are heard there.
+/* Credit: how many frames a receiver's port, and the link before it, can take in flight.
  *
- * All windows of one port add up to what the pipe holds and a little more, which waits in the queue of the switch: that
- * keeps the link busy, and the queue from overflowing. How much waits is seen from the delay of frames. The least delay
- * in an interval, less the least ever, is the queue's standing delay; times the rate it is the queue's size. So every
- * AF_CREDIT_NS the sum of the windows moves by half of what the queue lacks or has too much (Vegas' and FAST TCP's
- * law), within bounds that hold even when busy machines make nonsense of delays.
+ * The windows of one port add up to what the link holds, and a little more. The excess waits in the queue of the
+ * switch: it keeps the link busy without an overflow. The delay of frames shows the queue. The least delay of an
+ * interval, less the least delay ever, is the standing delay; times the rate it is the queue's size. Every AF_CREDIT_NS
+ * the sum of the windows moves by half of the queue's error, as in TCP Vegas and FAST TCP. Bounds hold even when busy
+ * machines distort the delays.
  *
- * Each path that is heard gets the same window, hence about the same rate, however long it has been there. One that
- * cannot use it, because a slower link lies before it, is held to what it can, by the same law, and leaves the rest.
+ * Each path gets the same window, hence about the same rate, however long it exists. A path behind a slower link cannot
+ * use its window. The same law finds what it can use, and the other paths get the rest.
  *
- * A queue that is smaller than that shows by its losses. A first loss takes a quarter off the windows, at once. If that
- * ends it, they stay below for AF_HOLD_NS and then try a little more; if frames are lost all the same, it is not the
- * queue that loses them, and the windows are what they were.
+ * A smaller queue shows by its losses. The first loss reduces the windows by a quarter at once: a trial begins. If the
+ * losses end, the windows stay below that for AF_HOLD_NS, and then try a little more. If they go on, the queue is not
+ * their cause, and the windows are restored.
  *
- * A queue that never empties hides the least delay, from a newcomer and from clocks that drift: then the port is
- * drained for AF_DRAIN_NS. Ports with a single possible peer have no switch, and their ring is all there is to fill.
+ * A queue that never empties hides the least delay, from a new path and when clocks drift. Then the port is drained for
+ * AF_DRAIN_NS. Point-to-point ports have no switch, so only their ring bounds them.
  */
 #ifndef AIFLOW_CREDIT_H
 #define AIFLOW_CREDIT_H
@@ -25,50 +25,53 @@
 #include "aiflow/path/pktnum.h"
 
 #define AF_CREDIT_NS 20000000ull   /* between two steps, */
-#define AF_CREDIT_SOON_NS 2000000ull /* or this, when so many frames came */
+#define AF_CREDIT_SOON_NS 2000000ull /* … or this, after */
 #define AF_CREDIT_FRAMES 512u
-#define AF_CREDIT_QUEUE 131072.0   /* bytes that may wait at a switch port: half of a small one's buffer, */
-#define AF_CREDIT_MOST_NS 15e6     /* but no more than this time's worth on a slow link, */
-#define AF_CREDIT_LEAST 12.0       /* and these frames in any case */
-/* a round trip of hosts that poll: what is on its way besides, and waits on a fast link */
+#define AF_CREDIT_QUEUE 131072.0   /* bytes that may wait at a switch port: half the buffer of a small one, */
+#define AF_CREDIT_MOST_NS 15e6     /* … but no more than the link sends in this time, */
+#define AF_CREDIT_LEAST 12.0       /* … and in any case this number of frames */
+/* a round trip between polling hosts: a fast link holds this beside the queue, and as much may wait */
 #define AF_CREDIT_PIPE_NS 1e6
-#define AF_DRAIN_NS 30000000ull
-#define AF_DRAIN_APART_NS 1000000000ull /* a crowd of newcomers must not keep a port drained */
-#define AF_DRAIN_FRAMES 4u         /* of each path, meanwhile */
-#define AF_BASE_NS 10000000000ull  /* a least delay that was not met again for so long is doubted */
-#define AF_DELAY_MOST (1ll << 61)  /* ns either way: a stranger's clock may say anything */
-#define AF_BASE_NEAR 500000        /* ns by which it counts as met */
+#define AF_DRAIN_NS 30000000ull /* how long windows are small, so that the queue empties */
+#define AF_DRAIN_APART_NS 1000000000ull /* between two drains: many new paths must not keep a port drained */
+#define AF_DRAIN_FRAMES 4u         /* window of each path during a drain */
+#define AF_BASE_NS 10000000000ull  /* a least delay that was not met for this long is in doubt */
+#define AF_DELAY_MOST (1ll << 61)  /* ns, either sign: the clock of an unknown sender may show anything */
+#define AF_BASE_NEAR 500000        /* ns above the least delay that count as met */
 
-#define AF_TRIAL_NS 200000000ull   /* for which fewer are in flight, to see whether that ends a loss */
-#define AF_HOLD_NS 10000000000ull
-#define AF_IMMUNE_NS 2000000000ull /* for which losses that nothing ends are left alone */
-#define AF_LOSS_MUCH 0.05          /* so much of an interval is an overflow in any case */
+#define AF_TRIAL_NS 200000000ull   /* length of a trial with smaller windows */
+#define AF_HOLD_NS 10000000000ull /* the windows stay small for this long after a trial that helped, */
+#define AF_IMMUNE_NS 2000000000ull /* … and after one that did not, losses are ignored for this long */
+#define AF_LOSS_MUCH 0.05          /* a larger share of losses is an overflow in any case */
 
 struct af_credit {
 	double window;          /* frames */
 	double rate;            /* bytes/ns, smoothed */
-	double peak;            /* of late, fading */
-	double frame;           /* mean bytes of one */
+	double peak;            /* bytes/ns, the recent maximum, which decays */
+	double frame;           /* mean bytes of a frame */
 	uint64_t frames, bytes; /* in this interval */
 };
 
-/* Delay of the frames of one path; the clocks of its ends may disagree by a constant. */
+/* Delay of one path's frames. The clocks of its ends may differ by a constant. */
 struct af_delay {
-	bool known, doubted;
+	bool known;   /* `base` is set */
+	bool doubted; /* `base` may be too high: the port should be drained */
 	int64_t base, least;  /* ns: ever, and in this interval */
-	bool any;             /* was there a frame in this interval? */
+	bool any;             /* a frame arrived in this interval */
 	uint64_t met_ns;      /* when base was last met */
 };
 
+/* The least window, in frames. */
 static inline double
 af_credit_least(const struct af_credit *c, double frame)
 {
 	double pipe = c->peak * AF_CREDIT_PIPE_NS / frame;
 
-	return pipe > AF_CREDIT_LEAST ? pipe : AF_CREDIT_LEAST; /* with less the link would run dry */
+	return pipe > AF_CREDIT_LEAST ? pipe : AF_CREDIT_LEAST; /* with less the link would idle */
 }
 
-/* One interval of `ns` is over, in which the standing delay was `delay_ns`. `patience`: of the queue that may wait. */
+/* An interval of `ns` with the standing delay `delay_ns` is over. `patience` scales the queue that may wait; `most` is
+ * the ring. */
 static inline void
 af_credit_step(struct af_credit *c, double delay_ns, uint64_t ns, double patience, double most)
 {
@@ -87,14 +90,14 @@ af_credit_step(struct af_credit *c, double delay_ns, uint64_t ns, double patienc
 		may_wait = AF_CREDIT_LEAST * frame;
 	waits = c->rate * delay_ns;
 	if (waits > c->window * frame)
-		waits = c->window * frame; /* that an end was not run for a while is no queue */
+		waits = c->window * frame; /* a longer delay is not a queue: an end was not scheduled */
 	change = (may_wait * patience - waits) / frame / 2;
 	if (change < -c->window / 6)
 		change = -c->window / 6;
 	if (change > (c->window > 32 ? c->window / 16 : 2))
-		change = c->window > 32 ? c->window / 16 : 2; /* what overflows then is no more than this */
+		change = c->window > 32 ? c->window / 16 : 2; /* so an overflow loses no more than this */
 	c->window += change;
-	/* Whatever delays seem to say: if all of it should wait at one place, it fits. */
+	/* A bound that ignores delays: if all frames wait in one place, they fit. */
 	may_wait = c->peak * AF_CREDIT_PIPE_NS;
 	may_wait += may_wait > AF_CREDIT_QUEUE ? may_wait : AF_CREDIT_QUEUE;
 	if (most > patience * may_wait / frame)
@@ -104,19 +107,23 @@ af_credit_step(struct af_credit *c, double delay_ns, uint64_t ns, double patienc
 	if (c->window < af_credit_least(c, frame))
 		c->window = af_credit_least(c, frame);
 	if (c->window > ring)
-		c->window = ring; /* the receiver's: what does not fit in there is lost */
+		c->window = ring; /* frames beyond the receiver's ring would be lost */
 	c->frame = frame;
 }
 
-/* Losses of one port, and what they say about its queue. */
+/* Losses of one port, and the trial that tells whether its queue overflows. */
 struct af_trial {
-	double ceiling, before;   /* frames: of all windows; 0: none. What they were when the trial began */
-	uint64_t since_ns, until_ns, immune_ns, hold_ns;
-	uint64_t sent, arrived;   /* at the beginning of this interval, */
-	uint64_t first_sent, first_arrived; /* and of the trial */
+	double ceiling, before;   /* frames: bound of all windows, 0: none; and their sum before the trial */
+	uint64_t since_ns;        /* when the windows were reduced last */
+	uint64_t until_ns;        /* end of the trial; 0: none is running */
+	uint64_t immune_ns;       /* losses are ignored until then */
+	uint64_t hold_ns;         /* when the bound may rise */
+	uint64_t sent, arrived;   /* of the port, at the beginning of this interval, */
+	uint64_t first_sent, first_arrived; /* … and of the trial */
 	uint32_t lossy;           /* intervals of the trial in which frames were lost */
 };
 
+/* Reduce the windows by a quarter, and observe. */
 static inline void
 af_trial_reduce(struct af_trial *t, struct af_credit *c, uint64_t now)
 {
@@ -129,7 +136,7 @@ af_trial_reduce(struct af_trial *t, struct af_credit *c, uint64_t now)
 	t->until_ns = now + AF_TRIAL_NS;
 }
 
-/* A number is missing. True when the windows have changed. */
+/* A packet number is missing. True when the windows change. */
 static inline bool
 af_trial_hole(struct af_trial *t, struct af_credit *c, uint64_t sent, uint64_t arrived, uint64_t now)
 {
@@ -155,7 +162,7 @@ af_trial_step(struct af_trial *t, struct af_credit *c, uint64_t sent, uint64_t a
 	t->sent = sent;
 	t->arrived = arrived;
 	if (!t->until_ns && t->ceiling && loss > AF_LOSS_MUCH && now > t->immune_ns) {
-		t->ceiling = 0; /* the queue has become smaller, or has more neighbours */
+		t->ceiling = 0; /* the queue shrank, or more senders share it */
 		af_trial_hole(t, c, sent - went, arrived - came, now);
 	} else if (t->until_ns && settled && loss > AF_LOSS_MUCH && c->window > least) {
 		af_trial_reduce(t, c, now);
@@ -166,7 +173,7 @@ af_trial_step(struct af_trial *t, struct af_credit *c, uint64_t sent, uint64_t a
 		t->until_ns = 0;
 	} else if (t->until_ns && now >= t->until_ns) {
 		if (sent - t->first_sent <= arrived - t->first_arrived)
-			t->ceiling = 0; /* it was only late */
+			t->ceiling = 0; /* the missing frame was only late */
 		t->hold_ns = now + AF_HOLD_NS;
 		t->until_ns = 0;
 	} else if (t->ceiling && !t->until_ns && now >= t->hold_ns) {
@@ -177,6 +184,7 @@ af_trial_step(struct af_trial *t, struct af_credit *c, uint64_t sent, uint64_t a
 		c->window = t->ceiling;
 }
 
+/* A frame arrived with this delay. */
 static inline void
 af_delay_note(struct af_delay *d, int64_t delay, uint64_t now)
 {
@@ -195,6 +203,7 @@ af_delay_note(struct af_delay *d, int64_t delay, uint64_t now)
 		d->met_ns = now;
 }
 
+/* The standing delay of this interval, in ns. */
 static inline double
 af_delay_standing(const struct af_delay *d)
 {

@@ -1,4 +1,4 @@
-/* Dividing a port's credit among the paths that are heard on it (credit.h says how much there is). */
+/* The shares of a port's credit (credit.h) that its paths get. */
 #ifndef AIFLOW_SHARE_H
 #define AIFLOW_SHARE_H
 
@@ -11,7 +11,7 @@ af_credit_share_takes_part(const struct af_rx_path *path, uint32_t p, uint64_t n
 	return path->known && path->port == p && now - path->heard_ns < AF_PATH_IDLE_NS;
 }
 
-/* The same window to each, but no more than it can use: what that leaves goes to the others. */
+/* Give each path the same window, but no more than it can use. The others share the rest. */
 static inline void
 af_credit_share_divide(struct af_rx *rx, uint32_t p, uint64_t now)
 {
@@ -53,6 +53,7 @@ af_credit_share_divide(struct af_rx *rx, uint32_t p, uint64_t now)
 	port->sharing = paths;
 }
 
+/* Keep the port's windows small for a while, and measure the least delays anew. */
 static inline void
 af_credit_share_drain(struct af_rx *rx, uint32_t p, uint64_t now)
 {
@@ -62,10 +63,11 @@ af_credit_share_drain(struct af_rx *rx, uint32_t p, uint64_t now)
 			struct af_rx_path *path = &rx->sessions[i]->paths[k];
 
 			if (path->known && path->port == p)
-				path->delay.known = false; /* what comes now is the measure */
+				path->delay.known = false; /* the next frames set the base */
 		}
 }
 
+/* An interval of the port is over. */
 static inline void
 af_credit_share_step(struct af_rx *rx, uint32_t p, uint64_t now)
 {
@@ -104,9 +106,8 @@ af_credit_share_step(struct af_rx *rx, uint32_t p, uint64_t now)
 	af_credit_share_divide(rx, p, now);
 }
 
-/* A numbered frame came over this path. `was_idle`: the path was silent until now. `missing`: numbers before it did
- * not.
- */
+/* A numbered frame was accepted on this path. `was_idle`: the path was silent before. `missing`: packet numbers that
+ * are newly missing. */
 static inline void
 af_credit_share_heard(struct af_rx *rx, struct af_rx_path *path, const struct af_rx_in *in, bool was_idle,
 		      uint64_t missing)
@@ -128,7 +129,7 @@ af_credit_share_heard(struct af_rx *rx, struct af_rx_path *path, const struct af
 	path->credit.frames++;
 	path->credit.bytes += f->frame_bytes;
 	if (!path->granted && port->sharing)
-		path->delay.doubted = true; /* what the newcomer sees first may be the others' queue */
+		path->delay.doubted = true; /* the first delays of a new path may include the others' queue */
 	if ((missing && af_trial_hole(&port->trial, &port->credit, port->sent - missing - 1, port->arrived - 1, now)) ||
 	    was_idle || !path->granted)
 		af_credit_share_divide(rx, p, now);
@@ -137,7 +138,7 @@ af_credit_share_heard(struct af_rx *rx, struct af_rx_path *path, const struct af
 		af_credit_share_step(rx, p, now);
 }
 
-/* The window that a report grants. */
+/* The window that feedback grants. */
 static inline uint32_t
 af_credit_share_window(const struct af_rx *rx, const struct af_rx_path *path, uint64_t now)
 {

@@ -1,11 +1,11 @@
-/* What a receiver tells a sender: its state, as often as something changed. */
+/* Feedback: the receiver tells its senders its state, whenever it changed. */
 #ifndef AIFLOW_FEEDBACK_H
 #define AIFLOW_FEEDBACK_H
 
 #include "aiflow/rx/credit_share.h"
 #include "aiflow/rx/rx_state.h"
 
-#define AF_TEXTS_NS 20000000ull    /* between two times that all texts are told */
+#define AF_TEXTS_NS 20000000ull    /* between two rounds in which all texts are told */
 
 static inline uint8_t *
 af_rx_feedback_path(const struct af_rx *rx, struct af_rx_path *path, uint32_t index, uint64_t now, uint8_t *at)
@@ -35,7 +35,7 @@ af_rx_feedback_path(const struct af_rx *rx, struct af_rx_path *path, uint32_t in
 	return at;
 }
 
-/* The oldest slice that flows, and the first chunk that it lacks. */
+/* Name the oldest slice that flows, and its first missing chunk. */
 static inline void
 af_rx_ask_for(const struct af_rx_session *session, struct af_feedback *r)
 {
@@ -54,7 +54,7 @@ af_rx_ask_for(const struct af_rx_session *session, struct af_feedback *r)
 	r->ask_chunk = AF_BE32(chunk);
 }
 
-/* Why most frames were dropped, of reasons that hint at what is wrong. */
+/* The most frequent reason of drops that hints at a misconfiguration. */
 static inline uint8_t
 af_rx_main_drop(const struct af_rx *rx)
 {
@@ -68,7 +68,7 @@ af_rx_main_drop(const struct af_rx *rx)
 	return most;
 }
 
-/* The next piece of a text that its sender may not have heard, at the report's end. */
+/* Append the next piece of a text that its sender may not know. */
 static inline uint8_t *
 af_rx_feedback_text(struct af_rx_session *session, struct af_feedback *r, uint8_t *at, size_t room)
 {
@@ -93,12 +93,12 @@ af_rx_feedback_text(struct af_rx_session *session, struct af_feedback *r, uint8_
 		session->text_due -= left < session->text_due ? left : session->text_due;
 		return at + left;
 	}
-	session->text_due = 0; /* all is told */
+	session->text_due = 0; /* every text is told */
 	return at;
 }
 
-/* State of one session: of the path that triggered it, of every path that has news, and after a probe of all: a path's
- * own reports may be lost for good, where only its way back is dead. */
+/* Write the state of one session, with the path that triggered it and every path with news. After a probe it has all
+ * paths: feedback on one path may always be lost, when only its way back is dead. */
 static inline uint32_t
 af_rx_feedback(struct af_rx *rx, struct af_rx_session *session, uint32_t first, bool probed, uint64_t now,
 	       uint8_t *frame)
@@ -124,7 +124,7 @@ af_rx_feedback(struct af_rx *rx, struct af_rx_session *session, uint32_t first, 
 	if (probed) {
 		af_rx_ask_for(session, &r);
 		if (!session->text_due &&
-		    now - session->text_ns >= AF_TEXTS_NS) { /* what was told may have been lost */
+		    now - session->text_ns >= AF_TEXTS_NS) { /* earlier pieces may have been lost */
 			session->text_ns = now;
 			for (uint32_t i = 0; i < AF_RX_SLOTS; i++)
 				session->text_due += session->texts[i].nbytes;

@@ -1,4 +1,4 @@
-/* Putting payloads in their places. This is what runs for every frame. */
+/* Reassembly: payloads are written to their places. This runs for every frame. */
 #ifndef AIFLOW_PLACE_H
 #define AIFLOW_PLACE_H
 
@@ -12,7 +12,7 @@ af_rx_has_chunk(const struct af_rx_slice *s, uint32_t chunk)
 	return s->bitmap[chunk / 64] >> (chunk % 64) & 1;
 }
 
-/* Bytes of the `count` elements from e on, which one PACKED frame carries. */
+/* Bytes of `count` elements from e on, which one PACKED frame carries. */
 static inline uint64_t
 af_rx_pack_bytes(const struct af_rx_slice *s, uint32_t e, uint32_t count)
 {
@@ -23,16 +23,16 @@ af_rx_pack_bytes(const struct af_rx_slice *s, uint32_t e, uint32_t count)
 	return sum;
 }
 
-/* Where a data frame belongs. */
+/* The place of a data frame's payload. */
 struct af_rx_target {
-	enum af_drop drop; /* or why nowhere */
+	enum af_drop drop; /* AF_OK, or why it has no place; then the rest is not set */
 	struct af_rx_slot *slot;
 	struct af_rx_element *el; /* the first of `count` */
 	uint32_t chunk, count;
-	bool present; /* the chunk was received before */
+	bool present; /* the chunk arrived before */
 };
 
-/* The elements of a pack that do not lie end to end: runs begin at cache lines. */
+/* Copy the elements of a pack that are not contiguous in memory, because runs begin at cache lines. */
 static inline void
 af_rx_spread(struct af_rx_slice *s, const struct af_rx_target *target, const uint8_t *from)
 {
@@ -42,9 +42,9 @@ af_rx_spread(struct af_rx_slice *s, const struct af_rx_target *target, const uin
 	}
 }
 
-/* Is this chunk of data one that the manifest announced, with just that size? Where then does it go? Changes nothing,
- * and relies on nothing that the frame says: it is not checked yet. f->to becomes the chunk's memory when that lies in
- * one piece and was not written. */
+/* Find the place of a data frame. The manifest must have announced this chunk with this size. Changes no state and
+ * trusts nothing, because the frame's CRC is not checked yet. f->to becomes the chunk's memory, if that is contiguous
+ * and the chunk is missing. */
 static inline enum af_drop
 af_rx_find(const struct af_rx *rx, struct af_rx_session *session, struct af_frame *f, struct af_rx_target *target)
 {
@@ -105,7 +105,7 @@ af_rx_find(const struct af_rx *rx, struct af_rx_session *session, struct af_fram
 	return AF_OK;
 }
 
-/* One chunk of data, checked and, where it lies in one piece, copied. */
+/* A data chunk, checked, and copied already if its memory is contiguous. */
 static inline enum af_drop
 af_rx_on_data(struct af_rx *rx, struct af_rx_session *session, struct af_rx_in *in, const struct af_rx_target *target)
 {
@@ -141,6 +141,7 @@ af_rx_on_data(struct af_rx *rx, struct af_rx_session *session, struct af_rx_in *
 	return AF_OK;
 }
 
+/* A closing record: the digest over all bytes of a slice. */
 static inline enum af_drop
 af_rx_on_close(struct af_rx *rx, struct af_rx_session *session, const struct af_frame *f, uint64_t now)
 {
@@ -169,7 +170,7 @@ af_rx_on_close(struct af_rx *rx, struct af_rx_session *session, const struct af_
 	return AF_OK;
 }
 
-/* The sender has given a slice up: nothing of it will be shown. */
+/* The sender has given a slice up: the user sees nothing of it. */
 static inline enum af_drop
 af_rx_on_void(struct af_rx *rx, struct af_rx_session *session, const struct af_frame *f, uint64_t now)
 {

@@ -1,13 +1,13 @@
-/* The receiver's state machine: frames in, reports out, whole slices handed over.
+/* The receiver's state machine: frames in, feedback out, whole slices handed over.
  *
- * A slice asks with its MANIFEST; it is granted, first come first served, when memory for all of it is there; its
- * chunks are put in their places as they come, over any path and in any order; it is shown when no chunk is missing and
- * the closing record's CRC32C is that of the bytes that lie in memory.
+ * A slice asks with its MANIFEST. It is granted in order of arrival, when there is memory for all of it. Its chunks are
+ * written to their places as they arrive, over any path and in any order. The slice is handed over when no chunk is
+ * missing and the closing record's CRC32C matches the bytes in memory.
  *
  *   READING --manifest whole--> WAITING --memory--> FLOWING --nothing missing--> WHOLE --in order--> handed over
  *      \___________________________\___________________\___ refused, VOID, peer gone ___> freed
  *
- * Handed over is not yet delivered where the user asked to say so (`confirms`): see verdict.h.
+ * With `confirms` a slice is delivered when the user says so (verdict.h), not when it is handed over.
  *
  * Per frame: no allocation, no lock. Per slice: malloc for its tables, a lock for its block.
  */
@@ -22,7 +22,7 @@
 #include "aiflow/rx/rx_session.h"
 #include "aiflow/rx/rx_state.h"
 
-/* A port that goes: sessions that were heard over no other go with it. Control plane, while the loop is parked. */
+/* Remove a port, and the sessions that were heard over no other port. Control plane, while the loop is parked. */
 static inline void
 af_rx_detach(struct af_rx *rx, uint32_t p)
 {
@@ -41,7 +41,7 @@ af_rx_detach(struct af_rx *rx, uint32_t p)
 	rx->ports[p].nb_paths = 0;
 }
 
-/* Is there a grant or an end of which a sender has not been told? */
+/* Is there a grant or an end that a sender does not know yet? */
 static inline bool
 af_rx_owes(const struct af_rx *rx)
 {
@@ -89,7 +89,7 @@ af_rx_on_frame(void *state, uint32_t p, uint64_t now, const uint8_t *frame, uint
 		session = f.kind == AF_HELLO ? NULL : af_rx_session_of(rx, f.session);
 		if (session && (f.kind == AF_DATA || f.kind == AF_PACKED))
 			target.drop = af_rx_find(rx, session, &f, &target);
-		/* A frame that is damaged may leave its payload where a chunk is missing: that is written again. */
+		/* A damaged frame may write to the place of a missing chunk: the retransmission overwrites it. */
 		drop = af_wire_check(&f);
 	}
 	if (drop == AF_DROP_VERSION) {

@@ -8,7 +8,7 @@
 
 #define AF_COURTESY_NS 50000000ull /* between two answers to senders that ask for another receiver */
 
-/* A session is told from its sender's instance; a restarted sender is another one. */
+/* The session of a sender's instance. A restarted sender is another instance. */
 static inline struct af_rx_session *
 af_rx_open_session(struct af_rx *rx, uint64_t sender, const uint8_t *mac, const char *name, uint64_t now)
 {
@@ -18,7 +18,7 @@ af_rx_open_session(struct af_rx *rx, uint64_t sender, const uint8_t *mac, const 
 	for (uint32_t i = 0; i < rx->nb_sessions; i++)
 		if (rx->sessions[i]->sender == sender)
 			return rx->sessions[i];
-	/* A sender's later life ends the earlier one, and takes its place among those that were seen. */
+	/* A sender's next session replaces the earlier one, also among the senders that were counted. */
 	for (uint32_t i = 0; i < rx->nb_sessions; i++) {
 		if (rx->sessions[i]->sender >> AF_LIFE_BITS != sender >> AF_LIFE_BITS)
 			continue;
@@ -28,7 +28,7 @@ af_rx_open_session(struct af_rx *rx, uint64_t sender, const uint8_t *mac, const 
 		rx->sessions[i]->spoke = false;
 		af_rx_forget(rx, i--);
 	}
-	/* Silent for longer than a heartbeat and the same MAC: its sender has died and come back. */
+	/* The same MAC after a silence of two heartbeats: that sender has restarted. */
 	for (uint32_t i = 0; i < rx->nb_sessions; i++)
 		if (af_rx_knows(rx->sessions[i], mac) && now - rx->sessions[i]->heard_ns > 2 * AF_HEARTBEAT_NS)
 			af_rx_forget(rx, i--);
@@ -42,7 +42,7 @@ af_rx_open_session(struct af_rx *rx, uint64_t sender, const uint8_t *mac, const 
 		return NULL;
 	do
 		session->id = rx->next_session++;
-	while (session->id == 0 || af_rx_session_of(rx, session->id)); /* 0 is nobody's */
+	while (session->id == 0 || af_rx_session_of(rx, session->id)); /* 0 stands for no session */
 	session->sender = sender;
 	session->spoke = spoke;
 	session->heard_ns = now;
@@ -52,7 +52,7 @@ af_rx_open_session(struct af_rx *rx, uint64_t sender, const uint8_t *mac, const 
 	return session;
 }
 
-/* May a sender be answered now that is none of ours? */
+/* May a sender of another receiver be answered now? Such answers are rate-limited. */
 static inline bool
 af_rx_is_courteous(struct af_rx *rx, uint64_t now)
 {
@@ -62,8 +62,7 @@ af_rx_is_courteous(struct af_rx *rx, uint64_t now)
 	return true;
 }
 
-/* A HELLO of another version of the wire asks: ours is the answer, so that its sender's user learns that we are of
- * another. */
+/* A HELLO of another wire version is answered with one of ours, so that its user learns of the difference. */
 static inline void
 af_rx_on_other_version(struct af_rx *rx, uint32_t p, const uint8_t *frame, uint64_t now)
 {
@@ -94,7 +93,7 @@ af_rx_on_hello(struct af_rx *rx, uint32_t p, const struct af_frame *f, uint64_t 
 	answer = &rx->answers[rx->answers_tail % AF_ANSWERS];
 	*answer = (struct af_answer){.sender = AF_BE64(h.sender), .port = p, .heard_bytes = (uint16_t)f->frame_bytes};
 	memcpy(answer->mac, f->src, 6);
-	if (to[0] && strcmp(to, rx->name)) { /* it asks for another: only so that its user learns who is there */
+	if (to[0] && strcmp(to, rx->name)) { /* it asks for another: the answer only tells its user our name */
 		rx->answers_tail += af_rx_is_courteous(rx, now);
 		return AF_OK;
 	}
@@ -123,7 +122,7 @@ af_rx_answer(struct af_rx *rx, uint32_t p, uint64_t now, uint8_t *frame)
 	struct af_hello h;
 
 	if (answer->port != p && rx->ports[answer->port].p.attached)
-		return 0; /* its port's turn comes */
+		return 0; /* another port sends it */
 	rx->answers_head++;
 	if (answer->port != p || (answer->session && !session))
 		return 0;

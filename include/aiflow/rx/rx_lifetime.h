@@ -1,11 +1,11 @@
-/* How slices and sessions end at a receiver: whole, refused, silenced, closed, forgotten. */
+/* How slices and sessions end at a receiver: complete, refused, silenced, closed or forgotten. */
 #ifndef AIFLOW_RX_LIFETIME_H
 #define AIFLOW_RX_LIFETIME_H
 
 #include "aiflow/rx/rx_outcome.h"
 #include "aiflow/rx/rx_state.h"
 
-/* Give back all that a slice holds. Any thread; the store outlives its slices. */
+/* Free a slice and all that it holds. Any thread; the arena outlives its slices. */
 static inline void
 af_rx_slice_free(struct af_rx_slice *s, void (*release)(void *handle))
 {
@@ -24,6 +24,7 @@ af_rx_slice_free(struct af_rx_slice *s, void (*release)(void *handle))
 	free(s);
 }
 
+/* Free a slot's slice, and leave the slot in this state. */
 static inline void
 af_rx_drop_slot(struct af_rx *rx, struct af_rx_slot *slot, uint8_t state)
 {
@@ -49,16 +50,17 @@ af_rx_drop_slot(struct af_rx *rx, struct af_rx_slot *slot, uint8_t state)
 	slot->state = state;
 }
 
+/* A slice that will not be handed over becomes void. */
 static inline void
 af_rx_refuse(struct af_rx *rx, struct af_rx_session *session, struct af_rx_slot *slot, uint32_t reason, uint64_t detail)
 {
-	if (reason != AF_VOID_CANCELLED) /* that one is its sender's own word */
+	if (reason != AF_VOID_CANCELLED) /* its sender said so itself */
 		af_rx_void(session, slot->id, reason, detail);
 	session->urgent = true;
 	af_rx_drop_slot(rx, slot, AF_RX_VOID);
 }
 
-/* A sender that goes without a goodbye is counted as one that has closed. */
+/* Count a sender that is gone without a goodbye as closed, too. */
 static inline void
 af_rx_count_out(struct af_rx *rx, struct af_rx_session *session)
 {
@@ -84,8 +86,7 @@ af_rx_forget(struct af_rx *rx, uint32_t index)
 	rx->changed = true;
 }
 
-/* Nothing was heard of this sender for too long: what it had begun is freed. The session stays, to tell it so if it
- * lives. */
+/* The sender was silent for too long: free what it had begun. The session stays, to tell a sender that lives. */
 static inline void
 af_rx_silence(struct af_rx *rx, struct af_rx_session *session)
 {
@@ -96,7 +97,7 @@ af_rx_silence(struct af_rx *rx, struct af_rx_session *session)
 	rx->changed = true;
 }
 
-/* A sender that has said goodbye sends nothing more: what it had begun is freed. */
+/* The sender said goodbye and sends no more: free what it had begun. */
 static inline void
 af_rx_end_session(struct af_rx *rx, struct af_rx_session *session)
 {
@@ -124,14 +125,14 @@ af_rx_free(struct af_rx *rx)
 	rx->ready_tail = &rx->ready;
 }
 
-/* Does the digest that the sender joined from its chunks agree with ours? */
+/* Does the sender's digest match the chunks in memory? */
 static inline bool
 af_rx_digest_agrees(struct af_rx *rx, const struct af_rx_slice *s)
 {
 	uint32_t digest = 0, chunk = 0;
 
 	if (s->inlined)
-		return true; /* one frame, under that frame's CRC */
+		return true; /* the CRC of its only frame covers it */
 	if (rx->full.nbytes != s->payload_bytes)
 		af_crc_shift_of(&rx->full, s->payload_bytes, af_crc_power(s->payload_bytes));
 	for (uint32_t e = 0; e < s->nb_elements;) {
@@ -156,7 +157,7 @@ af_rx_digest_agrees(struct af_rx *rx, const struct af_rx_slice *s)
 	return digest == s->digest;
 }
 
-/* Hand over what is whole and next in its sender's order. */
+/* Hand over the slices that are whole and next in their sender's order. */
 static inline void
 af_rx_advance(struct af_rx *rx, struct af_rx_session *session)
 {
@@ -195,6 +196,7 @@ af_rx_advance(struct af_rx *rx, struct af_rx_session *session)
 	}
 }
 
+/* The last chunk of a slice arrived. */
 static inline void
 af_rx_whole(struct af_rx *rx, struct af_rx_session *session, struct af_rx_slot *slot, uint64_t now)
 {

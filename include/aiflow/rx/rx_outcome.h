@@ -1,4 +1,4 @@
-/* What became of a slice, as the receiver tells its sender: voids, its user's verdicts, and texts. */
+/* The outcome of slices, as a receiver tells their sender: voids, verdicts of the user, and texts. */
 #ifndef AIFLOW_RX_OUTCOME_H
 #define AIFLOW_RX_OUTCOME_H
 
@@ -13,11 +13,11 @@ af_rx_void(struct af_rx_session *session, uint32_t slice, uint32_t reason, uint6
 
 	session->urgent = true;
 	if (kept->reason && af_before(slice, AF_BE32(kept->slice)))
-		return; /* its sender has given that one up, or it could not have begun the newer one */
+		return; /* its sender is done with it, because it has begun the newer slice */
 	*kept = (struct af_void){.slice = AF_BE32(slice), .reason = AF_BE32(reason), .detail = AF_BE64(detail)};
 }
 
-/* Keep a text until its sender has heard of it. Without memory the reason alone is told. */
+/* Keep a text until its sender knows it. Without memory only the reason is told. */
 static inline void
 af_rx_keep_text(struct af_rx_session *session, uint32_t slice, const char *text, uint32_t nbytes)
 {
@@ -26,7 +26,7 @@ af_rx_keep_text(struct af_rx_session *session, uint32_t slice, const char *text,
 	free(kept->bytes);
 	*kept = (struct af_rx_text){.slice = slice};
 	if (session->text_slot == slice % AF_RX_SLOTS)
-		session->text_at = 0; /* it stood in the text that was there */
+		session->text_at = 0; /* it was an offset in the older text */
 	nbytes = nbytes < AF_TEXT_MOST ? nbytes : AF_TEXT_MOST;
 	if (!nbytes || !(kept->bytes = malloc(nbytes)))
 		return;
@@ -45,7 +45,7 @@ af_rx_forget_texts(struct af_rx_session *session)
 	session->text_due = 0;
 }
 
-/* Move `confirmed` past all that has its verdict. */
+/* Move `confirmed` past every slice with a verdict. */
 static inline void
 af_rx_settle(struct af_rx_session *session)
 {
@@ -54,7 +54,7 @@ af_rx_settle(struct af_rx_session *session)
 		session->confirmed++;
 }
 
-/* The user's word on a slice that was handed over. */
+/* The user's verdict on a slice that was handed over. */
 static inline void
 af_rx_judge(struct af_rx_session *session, uint32_t slice, bool failed, const char *text, uint32_t nbytes)
 {
@@ -71,7 +71,7 @@ af_rx_judge(struct af_rx_session *session, uint32_t slice, bool failed, const ch
 	session->urgent = true;
 }
 
-/* Every slice that still waits for its user's word will have none. */
+/* Fail every slice that waits for its verdict: there will be none. */
 static inline void
 af_rx_fail_pending(struct af_rx *rx, const char *text, uint32_t nbytes)
 {

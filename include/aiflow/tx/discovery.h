@@ -1,9 +1,9 @@
 /* How a sender finds its receiver.
  *
- * Each port asks by broadcast, with small and with full-sized HELLOs in turn, so that a path's MTU is proved before
- * data depends on it. Receivers answer with their name, epoch, port and load. Discovery lasts until every port has an
- * answer, where each port has but one possible peer, else 200 ms from the first answer. Then paths are matched: port i
- * takes the reachable receiver port that has the fewest paths, of equals the one with its own number.
+ * Each port asks by broadcast, with small and full-sized HELLOs. So a path's MTU is proved before data depends on it.
+ * Receivers answer with their name, epoch, port and load. Where each port has one possible peer, discovery ends when
+ * every port has an answer; else it ends 200 ms after the first answer. Then paths are matched: port i takes the
+ * reachable receiver port with the fewest paths, and of equals the one with its own number.
  */
 #ifndef AIFLOW_DISCOVERY_H
 #define AIFLOW_DISCOVERY_H
@@ -12,8 +12,8 @@
 #include "aiflow/tx/tx_slice.h"
 #include "aiflow/tx/tx_state.h"
 
-#define AF_RIVAL_NS 20000000ull /* ours was heard so recently: both are there, and answer one HELLO */
-#define AF_MTU_TRIALS 20u /* full-sized HELLOs without an answer, each after a small one that got its own */
+#define AF_RIVAL_NS 20000000ull /* ours was heard this recently: both receivers exist, and answer one HELLO */
+#define AF_MTU_TRIALS 20u /* full-sized HELLOs without an answer, each after a small one with an answer */
 
 static inline bool
 af_tx_hello_due(const struct af_tx *tx, const struct af_tx_port *port, uint64_t now)
@@ -21,7 +21,7 @@ af_tx_hello_due(const struct af_tx *tx, const struct af_tx_port *port, uint64_t 
 	uint64_t interval = now - port->attached_ns < 1000000000ull ? AF_HELLO_NS : AF_HELLO_SLOW_NS;
 
 	if (port->open) {
-		/* A peer that has come back as another answers these; one that lives answers probes. */
+		/* A peer that restarted answers HELLOs; one that lives answers probes. */
 		interval = AF_DISCOVERY_NS;
 		if (!af_tx_busy(tx) || now - tx->heard_ns < interval)
 			return false;
@@ -39,7 +39,7 @@ af_tx_hello(struct af_tx *tx, uint32_t p, uint64_t now, uint8_t *frame)
 		.frame_size = AF_BE16(port->p.frame_size),
 		.sender = AF_BE64(tx->instance),
 	};
-	bool full = __builtin_parity(port->hellos++); /* 0110 1001 …: no period either */
+	bool full = __builtin_parity(port->hellos++); /* 0110 1001 …: a sequence without a period */
 
 	port->mtu_trials += full && port->small_answered;
 	port->small_answered &= !full;
@@ -48,7 +48,7 @@ af_tx_hello(struct af_tx *tx, uint32_t p, uint64_t now, uint8_t *frame)
 			      now + tx->clock_offset_ns);
 }
 
-/* Paths that a port of the receiver would have beside ours if we took it. */
+/* Paths that a receiver's port has already. */
 static inline uint32_t
 af_tx_load(const struct af_tx *tx, const struct af_candidate *c)
 {
@@ -59,8 +59,8 @@ af_tx_load(const struct af_tx *tx, const struct af_candidate *c)
 	return load;
 }
 
-/* The fewest paths; among equals our own place in the line, or hosts with ports of unequal speed would be wired
- * crosswise. */
+/* Fewer paths are better. Of equals the port with our own index is better: hosts with ports of unequal speed are paired
+ * straight. */
 static inline bool
 af_tx_better(const struct af_tx *tx, const struct af_tx_port *port, const struct af_candidate *c,
 	     const struct af_candidate *best)
@@ -86,7 +86,7 @@ af_tx_open_path(struct af_tx *tx, struct af_tx_port *port)
 		return;
 	window = best->window < port->p.tx_window ? best->window : port->p.tx_window;
 	if (!port->p.point_to_point && window > AF_FIRST_WINDOW)
-		window = AF_FIRST_WINDOW; /* there may be a crowd: the first report says */
+		window = AF_FIRST_WINDOW; /* there may be many senders: the first feedback grants more */
 	if (port->pace.rate_based)
 		window = af_tx_backstop(&port->p);
 	memcpy(port->dst, best->mac, 6);
@@ -99,7 +99,7 @@ af_tx_open_path(struct af_tx *tx, struct af_tx_port *port)
 	port->open = true;
 }
 
-/* This receiver is no more: its answers count no longer. */
+/* Forget the answers of an instance that is gone. */
 static inline void
 af_tx_forget_epoch(struct af_tx *tx, uint64_t epoch)
 {
@@ -124,8 +124,8 @@ af_tx_rival(const struct af_candidate *c)
 	return rival;
 }
 
-/* Another receiver of our receiver's name has answered. Either ours has come back as another, and is silent as what it
- * was; or both are there, and the one that we have goes on. */
+/* Another instance with our receiver's name answered. If ours stays silent, it restarted as that one. If ours is heard,
+ * both exist, and the session goes on. */
 static inline void
 af_tx_watch_suspect(struct af_tx *tx, uint64_t now)
 {
@@ -139,7 +139,7 @@ af_tx_watch_suspect(struct af_tx *tx, uint64_t now)
 		af_tx_lose_session(tx, AF_TX_RESTARTED, now);
 }
 
-/* A receiver of another name than the one that we asked for. */
+/* Remember a receiver of another name, for the error text. */
 static inline void
 af_tx_note_other(struct af_tx *tx, const char *name)
 {
@@ -175,7 +175,8 @@ af_tx_compare(struct af_tx *tx, struct af_tx_survey *survey, const struct af_can
 		return false;
 	}
 	survey->contradiction = true;
-	if (first->heard_ns > c->first_ns && c->heard_ns > first->first_ns) { /* each after the other: there are two */
+	if (first->heard_ns > c->first_ns &&
+	    c->heard_ns > first->first_ns) { /* each was heard after the other, so there are two */
 		tx->trouble = AF_TX_AMBIGUOUS;
 		tx->rivals[0] = af_tx_rival(first);
 		tx->rivals[1] = af_tx_rival(c);
@@ -247,7 +248,7 @@ af_tx_discover(struct af_tx *tx, uint64_t now)
 		af_tx_open_session(tx, &survey, now);
 }
 
-/* Another instance answers under our receiver's name: it came back, or there are two (af_tx_watch_suspect). */
+/* Another instance answers with our receiver's name: ours restarted, or there are two (af_tx_watch_suspect). */
 static inline void
 af_tx_note_suspect(struct af_tx *tx, const struct af_candidate *c, uint64_t now)
 {

@@ -1,20 +1,20 @@
-/* The plan of a slice, as the loop follows it: which port may take the next chunk, and of which element.
+/* Dispatch: which port may take the next chunk of a slice, and of which element.
  *
- * Without shares every port takes what it has room for. With them a port takes its share; then it waits for the others,
- * until at most one of them still holds a share: what that one has left is everybody's. A share is held by a port that
- * is alive and has sent at least a sixteenth of it by the time another is through, so no dead or crawling port strands
- * one.
+ * Without shares every port takes what it has room for. With shares a port takes its own, and then waits for the
+ * others. When at most one port still holds a share, all ports may take its rest. A port holds its share while it is
+ * alive and has sent at least a sixteenth of it by the time that another port is done. So no dead or very slow port
+ * keeps one.
  *
- * Single chunks are dealt out in order. Of whole elements each port has one in hand; one whose port died is taken over,
- * and when none is left to begin, ports help with what is in the others' hands, chunk by chunk.
+ * Single chunks are dispatched in order. Of whole elements each port works on one. Another port takes over the element
+ * of a dead port. When no element is left to begin, ports help with the others' elements, chunk by chunk.
  */
 #ifndef AIFLOW_PLAN_H
 #define AIFLOW_PLAN_H
 
 #include "aiflow/tx/tx_state.h"
 
-#define AF_SHORTEST_SLACK 8u /* frames by which queues may differ under least_queue */
-#define AF_CRAWLING 16u
+#define AF_SHORTEST_SLACK 8u /* frames by which queues may differ with `shortest` */
+#define AF_CRAWLING 16u /* a share of which less than one part in this was sent is not held */
 
 static inline bool
 af_tx_port_lives(const struct af_tx *tx, uint32_t p)
@@ -24,7 +24,7 @@ af_tx_port_lives(const struct af_tx *tx, uint32_t p)
 	return port->p.attached && port->open && !port->suspended;
 }
 
-/* Does port q still owe a part of its share, and can it be expected to send it? */
+/* Is port q expected to send a part of its share? */
 static inline bool
 af_dispatch_holds(const struct af_tx *tx, const struct af_tx_slice *s, uint32_t q)
 {
@@ -54,10 +54,10 @@ af_dispatch_allows(const struct af_tx *tx, const struct af_tx_slice *s, uint32_t
 static inline bool
 af_dispatch_is_element(const struct af_tx_slice *s, uint32_t e)
 {
-	return s->elements[e].nbytes > s->payload_bytes; /* cut into chunks of its own; else one chunk carries a pack */
+	return s->elements[e].nbytes > s->payload_bytes; /* it has chunks of its own; else one chunk carries a pack */
 }
 
-/* The cursor from which port p cuts its next chunk, or NULL when it may not take any. */
+/* The cursor of port p's next chunk, or NULL when it may not take any. */
 static inline struct af_cursor *
 af_dispatch_cursor(const struct af_tx *tx, struct af_tx_slice *s, uint32_t p, uint64_t now)
 {
@@ -97,7 +97,7 @@ af_dispatch_cursor(const struct af_tx *tx, struct af_tx_slice *s, uint32_t p, ui
 	return help;
 }
 
-/* A chunk was cut from this cursor, and `next` is the element that follows. Joins its CRC to the slice's digest. */
+/* A chunk was segmented at this cursor, and `next` is the element that follows. Joins its CRC to the slice's digest. */
 static inline void
 af_dispatch_advance(const struct af_tx *tx, struct af_tx_slice *s, struct af_cursor *at, uint32_t next, uint32_t nbytes,
 		    uint32_t crc)
@@ -118,7 +118,7 @@ af_dispatch_advance(const struct af_tx *tx, struct af_tx_slice *s, struct af_cur
 		at->after = s->nbytes - s->begun;
 	}
 	if (whole) {
-		/* CRCs are linear: each element's is moved to its place by itself, whichever is through first. */
+		/* CRCs are linear: each element's is moved to its place by itself, in any order. */
 		s->digest ^= af_crc32c_shift(at->crc, at->after);
 		at->open = false;
 	}

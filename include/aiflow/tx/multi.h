@@ -1,9 +1,9 @@
-/* One sender, several receivers: a state machine for each of them over the same ports.
+/* One sender, several receivers: a state machine for each receiver, over the same ports.
  *
- * Each receiver has sessions, windows and slices of its own, so that one that is slow, or dies, holds up nobody. What
- * they share is a port: it asks them in turn for its next frame, and the frames of all of them that are under way on it
- * are no more than its driver holds, at the gaps that its flow control asks for. Receivers number their sessions alike,
- * so a frame is told by its sender's MAC too.
+ * Each receiver has its own session, windows and slices, so a slow or dead receiver does not delay the others. They
+ * share the ports. A port asks them in turn for its next frame. All their frames in flight on a port are at most what
+ * its driver holds, and its pacing applies to their sum. Receivers may give their sessions equal numbers, so the source
+ * MAC of a frame selects the receiver, too.
  */
 #ifndef AIFLOW_FAN_H
 #define AIFLOW_FAN_H
@@ -13,14 +13,14 @@
 #define AF_MULTI_MOST 16u
 
 struct af_multi {
-	struct af_tx *tx[AF_MULTI_MOST];
+	struct af_tx *tx[AF_MULTI_MOST]; /* one for each receiver */
 	uint32_t nb;
-	uint32_t turn[AF_MAX_PORTS];   /* whose turn it is on a port, */
-	uint64_t due_ns[AF_MAX_PORTS]; /* and when, where gaps are the law */
+	uint32_t turn[AF_MAX_PORTS];   /* the receiver that a port asks first */
+	uint64_t due_ns[AF_MAX_PORTS]; /* of a port's next frame, where pacing rules */
 	struct af_span tail;           /* see struct af_agent */
 };
 
-/* Whom an answer to a HELLO is for: every state machine asks as an instance of its own. */
+/* The state machine that an answer to a HELLO is for: each asks as an instance of its own. */
 static inline struct af_tx *
 af_multi_of_hello(struct af_multi *multi, const uint8_t *frame, uint32_t len)
 {
@@ -35,7 +35,7 @@ af_multi_of_hello(struct af_multi *multi, const uint8_t *frame, uint32_t len)
 	return NULL;
 }
 
-/* Does one of this receiver's ports, at the other end of a path of ours, have this MAC? */
+/* Is this the MAC of a receiver's port at the end of one of our paths? */
 static inline bool
 af_multi_leads_to(const struct af_tx *tx, uint32_t p, const uint8_t *mac)
 {
@@ -72,18 +72,18 @@ af_multi_on_frame(void *state, uint32_t p, uint64_t now, const uint8_t *frame, u
 		tx = (frame[offsetof(struct af_header, frame_id)] & 15) == AF_HELLO
 			     ? af_multi_of_hello(multi, frame, len)
 			     : af_multi_of_session(multi, p, frame);
-	/* Nobody's: the first one counts why. */
+	/* For none of them: the first one counts the drop. */
 	return af_tx_on_frame(tx ? tx : multi->tx[0], p, now, frame, len, handle);
 }
 
-/* The most that may be under way on a port, of all receivers. */
+/* The limit of frames in flight on a port, of all receivers. */
 static inline uint32_t
 af_multi_window(const struct af_tx_port *port)
 {
 	return port->pace.rate_based ? af_tx_backstop(&port->p) : port->p.tx_window;
 }
 
-/* Who has something to send has an equal part of the port's window, and nobody more than is left of it. */
+/* Split the port's window evenly among receivers with data to send; never exceed what is free. */
 static inline uint32_t
 af_multi_next_frame(void *state, uint32_t p, uint64_t now, uint8_t *frame)
 {
@@ -124,7 +124,7 @@ af_multi_next_frame(void *state, uint32_t p, uint64_t now, uint8_t *frame)
 	return size;
 }
 
-/* A port that can reach but one receiver is no business of the others while that one answers. */
+/* A point-to-point port reaches one receiver. While that one answers, the port is detached from the others. */
 static inline void
 af_multi_claim(struct af_multi *multi, uint32_t p, uint64_t now)
 {

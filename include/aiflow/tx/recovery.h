@@ -1,11 +1,12 @@
-/* A path as its sender judges it: what a report says of it, when to ask, when it is dead, how it comes back.
+/* Loss recovery of a path (RFC 9002): acknowledgements, losses, probe timeouts (PTO), and suspended paths.
  *
- *          silent while others hear the peer            AF_RESUME_PROBES probes answered
- *   USED ------------------------------------> ASIDE -----------------------------------> USED, an eighth of its
- *     what flew on it goes out again elsewhere    probed, the less often                  window, one more an ack
+ *         silent while other paths hear the peer               AF_RESUME_PROBES probes answered
+ *   USED ----------------------------------------> SUSPENDED -----------------------------------> USED
+ *         its chunks are retransmitted elsewhere     probed, less often each time       with an eighth of its window,
+ *                                                                                       one more per acknowledgement
  *
- * Silence is judged against the other paths: when nobody hears the peer, it is the peer (or its machine) that is away,
- * and what flies may have arrived. Then every path asks, and none gives up its frames.
+ * A path is silent only in comparison with others. When no path hears the peer, the peer or its machine is away, and
+ * chunks in flight may have arrived. Then every path sends probes, and none is suspended.
  */
 #ifndef AIFLOW_PATH_H
 #define AIFLOW_PATH_H
@@ -13,17 +14,18 @@
 #include "aiflow/tx/tx_slice.h"
 #include "aiflow/tx/tx_state.h"
 
-#define AF_KICK_NS 1000000ull         /* af_packet strands frames until the next burst */
-#define AF_PTO_MIN_NS 2000000ull    /* a probe waits at least this long: a report may be 0.5 ms late by rights */
-#define AF_PTO_MAX_NS 250000000ull  /* and at the most so long, whatever the round trip and the backoff */
-#define AF_PTO_BACKOFF_MOST 6u              /* doublings while nothing answers */
-#define AF_PTO_WITH_DATA 5u           /* doublings after which each probe takes the oldest chunk along */
-#define AF_RESUME_PROBES 2u             /* answered in a row before a path that was set aside carries chunks again */
-#define AF_SUSPEND_NS 5000000ull /* silent for this long and four round trips, while others hear the peer: dead */
+#define AF_KICK_NS 1000000ull         /* af_packet delivers frames only with the next burst */
+#define AF_PTO_MIN_NS 2000000ull    /* a PTO is at least this long: feedback may rightly be 0.5 ms late; */
+#define AF_PTO_MAX_NS 250000000ull  /* … and at most this long, for any round trip and backoff */
+#define AF_PTO_BACKOFF_MOST 6u              /* doublings of the PTO while no answer comes */
+#define AF_PTO_WITH_DATA 5u           /* doublings after which each probe comes with the oldest chunk */
+#define AF_RESUME_PROBES 2u             /* answers in a row that end a suspension */
+#define AF_SUSPEND_NS 5000000ull /* silence, beside four round trips, after which a path is suspended */
 #define AF_SUSPEND_FIRST_NS 100000000ull /* the same before the first round trip was measured */
-#define AF_LATE_MOST_NS 50000000ull /* lateness that is allowed for at the most */
-#define AF_CALM_ACKS 1024u /* acknowledgements without a spurious loss: the allowance shrinks by a quarter */
+#define AF_LATE_MOST_NS 50000000ull /* at most this lateness is allowed for */
+#define AF_CALM_ACKS 1024u /* without a spurious loss: then the allowances shrink by a quarter */
 
+/* The probe timeout (RFC 9002, section 6.2): twice the round trip, doubled with each probe that has no answer. */
 static inline uint64_t
 af_path_pto(const struct af_tx_port *port)
 {
@@ -34,27 +36,26 @@ af_path_pto(const struct af_tx_port *port)
 	return af_unevenly(wait < AF_PTO_MAX_NS ? wait : AF_PTO_MAX_NS, (uint32_t)port->pn.next);
 }
 
-/* Is it time to ask for a report? */
+/* Is a probe due? */
 static inline bool
 af_path_probe_is_due(const struct af_tx *tx, const struct af_tx_port *port, uint64_t now)
 {
 	const struct af_tx_pktnum *pn = &port->pn;
 	uint64_t last = pn->sent_ns > pn->acked_ns ? pn->sent_ns : pn->acked_ns;
 
-	/* Not more often than twice a round trip: many senders at one switch port would fill it with kicks. */
+	/* At most twice per round trip: the kicks of many senders would fill a switch port. */
 	if (pn->in_flight && port->p.kick &&
 	    now - pn->sent_ns >= (pn->rtt_ns / 2 > AF_KICK_NS ? pn->rtt_ns / 2 : AF_KICK_NS))
 		return true;
-	/* Nothing may fly and a report still be wanted: a grant, an end, the answer to a heartbeat. */
+	/* Even with no chunk in flight feedback may be due: a grant, an end, the answer to a heartbeat. */
 	if (pn->judged != pn->next || port->suspended ||
 	    ((af_tx_busy(tx) || tx->suspect_ns) && now - tx->heard_ns >= af_path_pto(port)))
 		return now - last >= af_path_pto(port);
 	return now - last >= AF_HEARTBEAT_NS;
 }
 
-/* Probes are answered and chunks are not, or nothing is: the oldest chunk goes again beside the probe, not only when an
- * answer comes. Where a path is up and down in step with the round trip, an answer's time may always be the wrong one.
- */
+/* After several PTOs retransmit the oldest chunk beside the probe, without waiting for an answer. On a path that goes
+ * up and down in step with the round trip, the answer's time may always be the wrong one. */
 static inline void
 af_path_repeat_oldest(struct af_tx *tx, struct af_tx_port *port)
 {
@@ -74,7 +75,7 @@ af_path_repeat_oldest(struct af_tx *tx, struct af_tx_port *port)
 	}
 }
 
-/* We called `sent` lost, and it had only been overtaken: allow for as much from now on. */
+/* A spurious loss: `sent` was only overtaken. Allow for as much reordering and lateness from now on. */
 static inline void
 af_path_was_late(struct af_tx_pktnum *pn, uint64_t number, const struct af_sent *sent, uint64_t now)
 {
@@ -89,7 +90,7 @@ af_path_was_late(struct af_tx_pktnum *pn, uint64_t number, const struct af_sent 
 		pn->late_ns = late < AF_LATE_MOST_NS ? late : AF_LATE_MOST_NS;
 }
 
-/* A chunk was acknowledged where it flew. */
+/* A chunk was acknowledged in time. */
 static inline void
 af_path_went_well(struct af_tx_pktnum *pn)
 {
@@ -109,15 +110,14 @@ af_path_answered(struct af_tx_port *port)
 {
 	if (!port->suspended)
 		return;
-	port->backoff = 0; /* the next one soon */
+	port->backoff = 0; /* the next probe follows soon */
 	if (++port->answered < AF_RESUME_PROBES)
 		return;
 	port->suspended = false;
 	port->pn.ramp = port->pn.limit / 8 ? port->pn.limit / 8 : 1;
 }
 
-/* Did number n arrive, by the bitmap whose first bit is number `base`? Lower numbers arrived, or were judged long ago.
- */
+/* Did number n arrive? The bitmap begins at number `base`; lower numbers arrived, or were judged long ago. */
 static inline bool
 af_path_arrived(const struct af_path_feedback *r, const uint8_t *bitmap, uint64_t n, uint64_t base, uint64_t next)
 {
@@ -134,7 +134,7 @@ struct af_answered {
 	uint64_t number, sent_ns; /* both 0: none */
 };
 
-/* One number arrived that was not known to have arrived. */
+/* A frame in flight arrived. */
 static inline void
 af_path_on_arrival(struct af_tx *tx, struct af_tx_port *port, uint64_t n, struct af_answered *probe, uint64_t now)
 {
@@ -176,8 +176,8 @@ af_path_on_acks(struct af_tx *tx, struct af_tx_port *port, const struct af_path_
 	return probe;
 }
 
-/* Lost is what more frames than the reordering allowance have overtaken, or a probe that was sent later by more than
- * the allowed lateness (RFC 9002, section 6.1). */
+/* Declare frames lost (RFC 9002, section 6.1): those that more frames than the reordering allowance have overtaken, or
+ * a probe that was sent later by more than the allowed lateness. */
 static inline void
 af_path_on_losses(struct af_tx *tx, struct af_tx_port *port, const struct af_answered *probe, uint64_t next)
 {
@@ -224,7 +224,7 @@ af_tx_on_path(struct af_tx *tx, struct af_tx_port *port, const struct af_path_fe
 	}
 }
 
-/* Has another path that is in use heard the peer since `ns`? */
+/* Did another path hear the peer since `ns`? */
 static inline bool
 af_path_others_hear(const struct af_tx *tx, const struct af_tx_port *port, uint64_t ns)
 {
@@ -235,7 +235,7 @@ af_path_others_hear(const struct af_tx *tx, const struct af_tx_port *port, uint6
 	return false;
 }
 
-/* A path that answers nothing keeps no chunk. */
+/* Suspend a path that is silent while others are not, and retransmit its chunks elsewhere. */
 static inline void
 af_tx_watch_path(struct af_tx *tx, struct af_tx_port *port, uint64_t now)
 {
@@ -244,7 +244,7 @@ af_tx_watch_path(struct af_tx *tx, struct af_tx_port *port, uint64_t now)
 
 	if (port->open && !pn->in_flight && now - pn->sent_ns > AF_PATH_IDLE_NS && pn->limit > AF_FIRST_WINDOW &&
 	    !port->p.point_to_point && !port->pace.rate_based)
-		pn->limit = AF_FIRST_WINDOW; /* what was granted then may be another's now */
+		pn->limit = AF_FIRST_WINDOW; /* other paths may have that share of the port by now */
 	if (!port->open || port->suspended || pn->judged == pn->next)
 		return;
 	since = af_tx_sent(pn, pn->judged)->sent_ns;

@@ -1,4 +1,4 @@
-/* Cutting a slice into frames, and what else a sender's port has to say. */
+/* Segmentation: chunks of a slice become frames. And the order in which a port sends its frames. */
 #ifndef AIFLOW_CUT_H
 #define AIFLOW_CUT_H
 
@@ -8,7 +8,7 @@
 #include "aiflow/tx/tx_slice.h"
 #include "aiflow/tx/tx_state.h"
 
-/* The first element whose first chunk is not below `chunk`. */
+/* The first element whose first chunk is at least `chunk`. */
 static inline uint32_t
 af_tx_element_at(const struct af_tx_slice *s, uint32_t chunk)
 {
@@ -25,9 +25,9 @@ af_tx_element_at(const struct af_tx_slice *s, uint32_t chunk)
 	return low;
 }
 
-/* Say where the payload of one data chunk is that begins at byte `offset` of element e, and where it goes; by
- * reference, one long piece stays where it is, be it one element's or several that lie end to end. Elements that share
- * a frame and don't are copied at once. Returns the element that follows. */
+/* Describe the data chunk at byte `offset` of element e: its payload, and the place to copy it to. By reference, a long
+ * payload that is contiguous in memory is not copied. Elements that share a frame and are not contiguous are copied
+ * at once. Returns the element that follows. */
 static inline uint32_t
 af_tx_segment(const struct af_tx_slice *s, uint32_t e, uint64_t offset, bool by_reference, uint8_t *payload,
 	      struct af_frame *f)
@@ -53,7 +53,7 @@ af_tx_segment(const struct af_tx_slice *s, uint32_t e, uint64_t offset, bool by_
 		next = next && next == s->elements[e].ptr ? next + s->elements[e].nbytes : NULL;
 		f->nbytes += (uint32_t)s->elements[e].nbytes;
 	}
-	if (next) { /* rows of a batch lie end to end */
+	if (next) { /* contiguous, such as rows of a batch */
 		f->payload = from;
 		f->to = by_reference && f->nbytes >= AF_TAIL_LEAST ? NULL : payload;
 		f->how = AF_COPY_STORE;
@@ -69,8 +69,8 @@ af_tx_segment(const struct af_tx_slice *s, uint32_t e, uint64_t offset, bool by_
 	return e;
 }
 
-/* Fill frame and description for a chunk. New data is cut at a cursor, what goes again has none. Returns the element
- * that follows at the cursor. */
+/* Fill in a chunk's frame. New data has a cursor, a retransmission has none. Returns the element that follows the
+ * cursor's chunk. */
 static inline uint32_t
 af_tx_fill(struct af_tx_slice *s, uint32_t chunk, const struct af_cursor *at, bool by_reference, uint8_t *payload,
 	   struct af_frame *f)
@@ -101,7 +101,7 @@ af_tx_fill(struct af_tx_slice *s, uint32_t chunk, const struct af_cursor *at, bo
 		return af_tx_segment(s, at->element, at->offset, by_reference, payload, f);
 	} else {
 		uint32_t data = chunk - s->nb_manifest,
-			 e = af_tx_element_at(s, data + 1) - 1; /* last that begins by here */
+			 e = af_tx_element_at(s, data + 1) - 1; /* the last one that begins at or before this chunk */
 
 		if (s->elements[e].nbytes > s->payload_bytes) {
 			af_tx_segment(s, e, (uint64_t)(data - s->first_chunk[e]) * s->payload_bytes, by_reference,
@@ -155,6 +155,7 @@ af_tx_send_control(struct af_tx *tx, uint32_t p, uint8_t kind, uint32_t slice, u
 	return af_wire_seal(frame, port->dst, port->p.mac, &f);
 }
 
+/* The next chunk for port p: retransmissions first, then slices in their order. */
 static inline uint32_t
 af_tx_next_chunk(struct af_tx *tx, uint32_t p, uint64_t now, uint8_t *frame)
 {

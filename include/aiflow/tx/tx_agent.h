@@ -163,7 +163,7 @@ af_tx_report_death(struct af_tx *tx, uint64_t now)
 	}
 }
 
-/* Discovery found what no waiting mends: slices fail, and the next one searches anew. */
+/* Discovery found an error that waiting does not mend: slices fail, and the next one searches anew. */
 static inline void
 af_tx_report_trouble(struct af_tx *tx, uint64_t now)
 {

@@ -15,7 +15,7 @@ af_tx_end(struct af_tx *tx, struct af_tx_slice *s, int error, uint64_t detail, u
 	s->detail = detail;
 	s->done_ns = now;
 	tx->changed = true;
-	/* The last access: whoever waits may free the slice from here on. */
+	/* The last access: a waiting thread may free the slice from here on. */
 	atomic_store_explicit(&s->state, error == AF_TX_OK ? AF_TX_DONE : AF_TX_FAILED, memory_order_release);
 }
 
@@ -38,7 +38,7 @@ af_tx_dequeue(struct af_tx *tx)
 	return s;
 }
 
-/* Number the chunks; per slice, not per frame. */
+/* Number the chunks of a slice. False without memory, or when there are too many. */
 static inline bool
 af_tx_lay_out(struct af_tx *tx, struct af_tx_slice *s)
 {
@@ -57,7 +57,7 @@ af_tx_lay_out(struct af_tx *tx, struct af_tx_slice *s)
 	memset(s->hands, 0, sizeof s->hands);
 	memset(s->taken, 0, sizeof s->taken);
 	s->all_sent = s->held = false;
-	free(s->text); /* of the session before */
+	free(s->text); /* from an earlier session */
 	s->text = NULL;
 	s->text_bytes = s->text_got = 0;
 	atomic_store_explicit(&s->acked_bytes, 0, memory_order_relaxed);
@@ -79,7 +79,7 @@ af_tx_lay_out(struct af_tx *tx, struct af_tx_slice *s)
 	return s->acked != NULL;
 }
 
-/* Begin discovery from nothing. */
+/* Begin discovery anew. */
 static inline void
 af_tx_forget_answers(struct af_tx *tx, uint64_t now)
 {
@@ -97,8 +97,8 @@ af_tx_forget_answers(struct af_tx *tx, uint64_t now)
 	}
 }
 
-/* The peer is gone. A slice that it cannot hold whole is told so; one that never flowed waits for the next session, and
- * so do all that are left when there is no error: the receiver has freed them unseen. */
+/* End the session. Slices that flowed fail with `error`. A slice that only asked is queued for the next session. With
+ * AF_TX_OK all that are not held are queued, because the receiver has freed them. */
 static inline void
 af_tx_lose_session(struct af_tx *tx, int error, uint64_t now)
 {
@@ -126,7 +126,7 @@ af_tx_lose_session(struct af_tx *tx, int error, uint64_t now)
 			af_tx_end(tx, s, error ? error : AF_TX_SILENT, 0, now);
 		}
 	}
-	/* Numbers begin again, so the session must be another: the receiver must not take the new ones for the old. */
+	/* Packet numbers begin again, so the receiver must see another session. */
 	tx->instance = (tx->instance & ~0xffffull) | ((tx->instance + 1) & 0xffff);
 	*tail = tx->queue;
 	if (!tx->queue)
@@ -142,8 +142,8 @@ af_tx_lose_session(struct af_tx *tx, int error, uint64_t now)
 	af_tx_forget_answers(tx, now);
 }
 
-/* Packet numbers are used once, and the receiver takes one that comes again for a replay: a session is over before they
- * are. Only between two slices is it sure that none is sent twice. */
+/* Has the session used up its numbers? A number is never used twice, because the receiver takes it for a replay. So the
+ * session ends before that, between two slices. */
 static inline bool
 af_tx_is_worn(const struct af_tx *tx)
 {
@@ -155,6 +155,7 @@ af_tx_is_worn(const struct af_tx *tx)
 	return worn;
 }
 
+/* Put queued slices in flight, as far as there are slots. */
 static inline void
 af_tx_activate(struct af_tx *tx, uint64_t now)
 {
@@ -199,6 +200,7 @@ af_tx_retransmit(struct af_tx *tx, uint32_t slice, uint32_t chunk)
 	tx->retransmit[tx->retransmit_tail++ % AF_RETRANSMIT_RING] = (struct af_retransmit){slice, chunk};
 }
 
+/* A frame is declared lost: its chunk is retransmitted. */
 static inline void
 af_tx_lost(struct af_tx *tx, struct af_tx_port *port, struct af_sent *sent)
 {
@@ -217,6 +219,7 @@ af_tx_lost(struct af_tx *tx, struct af_tx_port *port, struct af_sent *sent)
 	}
 }
 
+/* A frame arrived. */
 static inline void
 af_tx_ack(struct af_tx *tx, struct af_tx_port *port, struct af_sent *sent)
 {

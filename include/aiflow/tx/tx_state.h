@@ -1,4 +1,7 @@
-/* What a sender knows: slices, paths, sessions, and how a slice begins and ends. tx.h drives it. */
+/* The state of a sender: slices, ports with their paths, and the session. The other headers of this directory change
+ * it.
+ *
+ * One thread at a time runs a sender. Unless a comment says otherwise, that thread alone reads and writes a field. */
 #ifndef AIFLOW_TX_STATE_H
 #define AIFLOW_TX_STATE_H
 
@@ -11,17 +14,19 @@
 #include "aiflow/path/pacer.h"
 #include "aiflow/path/pktnum.h"
 
-#define AF_TX_SLICES 8u       /* slices that may be under way; large ones two at a time */
+#define AF_TX_SLICES 8u       /* slices in flight; at most two of them may be large */
 _Static_assert(AF_TX_SLICES <= AF_SLICES_IN_FLIGHT,
 	       "a refusal must not be overwritten before its sender has heard of it");
 
-#define AF_WORN_NUMBERS (1ull << 47) /* of 48 bits: a session that has come so far ends between two slices, */
-#define AF_WORN_SLICES (1u << 31)    /* or so far, and the next one counts anew */
+#define AF_WORN_NUMBERS                                                                               \
+	(1ull << 47) /* of 48 bits: a session ends between two slices once its numbers are this high, \
+		      */
+#define AF_WORN_SLICES (1u << 31)    /* … or its slices, and the next session counts anew */
 
-#define AF_CHUNK_VOID 0xffffffffu
+#define AF_CHUNK_VOID 0xffffffffu /* in place of a chunk: a VOID */
 #define AF_HELLO_NS 10000000ull       /* between two HELLOs while searching, */
 #define AF_HELLO_SLOW_NS 100000000ull /* after the first second of it */
-#define AF_STALE_NS 1000000000ull     /* contradicting answers are forgotten, and asked for again */
+#define AF_STALE_NS 1000000000ull     /* after this time contradicting answers are forgotten */
 #define AF_DISCOVERY_NS 200000000ull  /* how long to listen after the first answer */
 
 enum af_tx_state { AF_TX_QUEUED, AF_TX_ASKING, AF_TX_FLOWING, AF_TX_DONE, AF_TX_FAILED };
@@ -58,93 +63,122 @@ af_tx_error_name(unsigned error)
 	return error < AF_NB_TX_ERRORS ? names[error] : "";
 }
 
-/* What the scheduler decided for one slice: the law that the loop applies. control: rw before posting, dataplane: ro */
+/* The scheduler's decision for one slice, which the loop follows. control: rw before posting, dataplane: ro */
 struct af_dispatch {
 	uint32_t ports; /* bit i: port i may carry this slice */
-	bool elements;  /* whole elements are dealt out, not single chunks */
-	bool by_share;    /* by shares: bytes of each port */
+	bool elements;  /* ports take whole elements, not single chunks */
+	bool by_share;  /* each port has a share of the bytes */
 	bool shortest;  /* a port with a longer queue than another waits */
 	uint64_t share_bytes[AF_MAX_PORTS];
 };
 
-/* Where the next chunk is cut from. */
+/* Where the next chunk is segmented. */
 struct af_cursor {
-	uint64_t offset, after; /* into the element; bytes of the slice behind it */
-	uint32_t element, crc;
-	bool open;
+	uint64_t offset;  /* in the element */
+	uint64_t after;   /* bytes of the slice behind the element */
+	uint32_t element; /* its index */
+	uint32_t crc;     /* of its bytes before `offset` */
+	bool open;        /* a port is at work on it */
 };
 
 struct af_tx_slice {
-	/* control plane, before posting */
+	/* control: w before posting; dataplane: ro */
 	const struct af_span *elements;
-	uint8_t *manifest;
-	uint64_t nbytes, posted_ns;
+	uint8_t *manifest; /* dataplane: w, flags and payload_bytes */
+	uint64_t nbytes;   /* of all elements */
+	uint64_t posted_ns;
 	uint32_t nb_elements, manifest_bytes;
-	uint32_t receiver; /* which of a fan's (fan.h) */
+	uint32_t receiver; /* index of its receiver (multi.h) */
 	struct af_dispatch dispatch;
 	/* dataplane: rw; control: ro once `state` says so */
-	struct af_tx_slice *next;
-	_Atomic int state;
-	_Atomic int cancel; /* control: w, dataplane: ro */
-	_Atomic uint64_t acked_bytes;
-	int error;
-	bool all_sent, inlined,
-		held; /* held: the receiver has all of it, and its user has not said yet that it is delivered */
-	uint64_t detail;
-	char *text; /* of AF_TX_UNKNOWN and AF_TX_FAILED_BY_USER: the receiver's words; freed by its owner */
-	uint32_t text_bytes, text_got;
-	uint32_t id, payload_bytes, nb_manifest, nb_data, nb_chunks, next_chunk, nb_acked;
-	uint32_t *first_chunk; /* of each element, relative to the first data chunk */
-	uint64_t *acked;
-	struct af_cursor cursor; /* the next chunk to be cut, or the next element to be begun */
+	struct af_tx_slice *next;     /* in the queue */
+	_Atomic int state;            /* enum af_tx_state; control: ro at any time */
+	_Atomic int cancel;           /* control: w, dataplane: ro */
+	_Atomic uint64_t acked_bytes; /* control: ro at any time */
+	int error;                    /* enum af_tx_error */
+	bool all_sent;                /* every chunk was sent once */
+	bool inlined;                 /* its data travels inside the manifest's only frame */
+	bool held;                    /* the receiver has all of it; the verdict of its user is missing */
+	uint64_t detail;              /* of the void: memory of the receiver, or bytes of the text */
+	char *text; /* AF_TX_UNKNOWN, AF_TX_FAILED_BY_USER: the receiver's words. The slice's owner frees it */
+	uint32_t text_bytes;    /* of the whole text */
+	uint32_t text_got;      /* bytes of it that arrived, from its beginning */
+	uint32_t id;            /* within the session */
+	uint32_t payload_bytes; /* of a full data chunk */
+	uint32_t nb_manifest;   /* chunks of the manifest */
+	uint32_t nb_data;       /* chunks of data */
+	uint32_t nb_chunks;     /* both, and the closing record */
+	uint32_t next_chunk;    /* chunks that were sent once */
+	uint32_t nb_acked;      /* chunks that are acknowledged */
+	uint32_t *first_chunk;  /* of each element, relative to the first data chunk */
+	uint64_t *acked;        /* bitmap of chunks */
+	struct af_cursor cursor; /* of the next chunk; with `elements`, of the next element that no port has begun */
 	struct af_cursor hands[AF_MAX_PORTS]; /* elements that ports have begun */
-	uint64_t begun, taken[AF_MAX_PORTS]; /* bytes of elements begun; of chunks that each port has taken */
-	uint32_t digest;
-	uint64_t joined_ns; /* from when on a receiver was there for it; 0: not yet */
-	uint64_t granted_ns; /* 0: it went inside its manifest, or never */
-	uint64_t done_ns, frames, retransmits;
+	uint64_t begun;                       /* bytes of these elements, and of older ones */
+	uint64_t taken[AF_MAX_PORTS];         /* bytes of new chunks that each port has sent */
+	uint32_t digest;                      /* CRC32C over the bytes that were sent */
+	uint64_t joined_ns;                   /* when a receiver was there for it; 0: not yet */
+	uint64_t granted_ns;                  /* 0: it was inlined, or never granted */
+	uint64_t done_ns;                     /* when it ended */
+	uint64_t frames;                      /* that carried it, */
+	uint64_t retransmits;                 /* … and those that were retransmissions */
 	uint64_t port_frames[AF_MAX_PORTS], port_bytes[AF_MAX_PORTS];
 };
 
+/* A receiver's port that answered, as its HELLO describes it. */
 struct af_candidate {
 	uint8_t mac[6];
-	uint16_t port, nb_paths;
-	uint32_t window, session;
-	uint64_t epoch, first_ns, heard_ns;
+	uint16_t port;     /* its index at the receiver */
+	uint16_t nb_paths; /* of other senders on it */
+	uint32_t window;   /* frames that it can hold */
+	uint32_t session;  /* that the receiver minted */
+	uint64_t epoch;    /* of the receiver's instance */
+	uint64_t first_ns; /* when it answered first, */
+	uint64_t heard_ns; /* … and last */
 	bool keeps_mbufs;
 	char name[AF_NAME_BYTES];
 };
 
+/* One port, and the path that begins there. */
 struct af_tx_port {
 	struct af_agent_port p;
 	struct af_port_counters count;
 	/* discovery */
-	uint64_t hello_ns, attached_ns, answered_ns;
-	uint32_t hellos, mtu_trials, nb_candidates, path_size; /* path_size: frames that both ends take */
-	bool small_answered;
+	uint64_t hello_ns;      /* when its newest HELLO was sent */
+	uint64_t attached_ns;   /* when the port, or the search, began */
+	uint64_t answered_ns;   /* when the first answer came; 0: none yet */
+	uint32_t hellos;        /* that were sent */
+	uint32_t mtu_trials;    /* full-sized ones without an answer, while small ones were answered */
+	uint32_t nb_candidates; /* in `candidates` */
+	uint32_t path_size;     /* largest frame that both ends take */
+	bool small_answered;    /* since the newest full-sized HELLO */
 	struct af_candidate candidates[AF_MAX_PORTS];
-	/* its path: one for each port of a sender */
-	bool open, suspended; /* suspended: silent, probed but not used until it answers */
-	uint8_t dst[6];
-	uint16_t remote_port;
-	uint32_t backoff, answered; /* answered: probes in a row while suspended */
+	/* its path */
+	bool open;
+	bool suspended;       /* silent: it is probed, and carries no chunk until it answers */
+	uint8_t dst[6];       /* MAC of the receiver's port */
+	uint16_t remote_port; /* index of that port */
+	uint32_t backoff;     /* doublings of the PTO */
+	uint32_t answered;    /* probes in a row, while suspended */
 	struct af_pace pace;
-	uint64_t arrived; /* frames that the receiver has counted, of the numbers below w.seen */
-	uint64_t began[2]; /* control: rw: w.seen and arrived when the newest slice began, 0 when the path is newer */
+	uint64_t arrived;  /* frames below pn.seen that the receiver has counted */
+	uint64_t began[2]; /* control: rw. pn.seen and `arrived` when the newest slice began; 0: the path is newer */
 	struct af_tx_pktnum pn;
 };
 
 struct af_tx_slot {
-	uint32_t id;
-	bool used, void_in_flight;
-	struct af_tx_slice *slice; /* NULL: given up, the receiver has still to hear of it */
+	uint32_t id;               /* of the slice */
+	bool used;                 /* the receiver has not finished this slice */
+	bool void_in_flight;       /* a VOID for it is in flight */
+	struct af_tx_slice *slice; /* NULL: it was given up, and the receiver does not know yet */
 };
 
+/* A lost chunk. */
 struct af_retransmit {
 	uint32_t slice, chunk;
 };
 
-/* A receiver that answers beside the one that was meant. */
+/* A receiver that answers beside ours. */
 struct af_rival {
 	char name[AF_NAME_BYTES];
 	uint8_t mac[6];
@@ -156,41 +190,53 @@ struct af_rival {
 #define AF_RETRANSMIT_RING (1u << 16) /* more than all windows together */
 
 struct af_tx {
-	/* control plane, before the loop runs */
-	char name[AF_NAME_BYTES], to[AF_NAME_BYTES];
-	uint64_t instance, peer_timeout_ns, clock_offset_ns;
-	uint32_t nb_expected; /* ports that were asked for */
-	bool fixed_frame_size; /* the user named it: a smaller one on the way is an error */
-	atomic_bool joining; /* control: rw at any time. A receiver makes our ports: no silence */
+	/* control: w before the loop runs; dataplane: ro */
+	char name[AF_NAME_BYTES];
+	char to[AF_NAME_BYTES];   /* the receiver that was asked for; "": any */
+	uint64_t instance;        /* dataplane: rw, its low 16 bits count sessions */
+	uint64_t peer_timeout_ns; /* a receiver that is silent for longer is gone */
+	uint64_t clock_offset_ns; /* what the clock of timestamps is ahead of the loop's */
+	uint32_t nb_expected;     /* ports that were asked for */
+	bool fixed_frame_size;    /* the user chose it: a smaller frame size of the path is an error */
+	atomic_bool joining; /* control: rw at any time. A receiver makes our ports, so it does not count as silent */
 	/* dataplane: rw */
 	struct af_tx_port ports[AF_MAX_PORTS];
-	uint64_t next_number[AF_MAX_PORTS]; /* of paths whose port has gone: one that comes back goes on from there */
+	uint64_t next_number[AF_MAX_PORTS]; /* of paths whose port was removed; a new port continues there */
 	uint32_t nb_ports; /* highest attached index, plus one */
-	bool open, changed, closing, keeps_mbufs;
-	bool death_unreported; /* control: w, between two iterations. The receiver has died, and no slice was there to
-				  say so */
-	int trouble; /* AF_TX_AMBIGUOUS, AF_TX_MTU: found by discovery */
-	char receiver[AF_NAME_BYTES];
-	char others[AF_OTHERS][AF_NAME_BYTES]; /* receivers of other names than `to`, which have answered */
-	struct af_rival
-		rivals[2]; /* AF_TX_AMBIGUOUS: who answered. Else the first one: of our receiver's name, but not it */
-	struct af_rival suspect; /* a receiver of that name that answers and is another, */
-	uint64_t suspect_ns; /* since then; 0: none. A rival, if ours is heard after all */
-	uint8_t drop; /* what the receiver says it drops most, and how many */
-	uint32_t nb_dropped;
-	uint64_t moved_ns; /* when a chunk was granted or acknowledged last */
-	uint64_t epoch, opened_ns, heard_ns, ticked_ns, first_answer_ns, feedback_number;
-	uint32_t session, payload_bytes, next_id;
-	struct af_crc_shift full;
-	struct af_tx_slice *queue, **queue_tail;
-	struct af_tx_slot slots[AF_TX_SLICES];
-	uint32_t first_id; /* the oldest slot in use; ids [first_id, next_id) */
-	struct af_retransmit *retransmit;
+	bool open; /* a session exists */
+	bool changed; /* since the last tick: a waiting thread should look */
+	bool closing; /* control: w between two iterations. No slice follows: say goodbye */
+	bool keeps_mbufs; /* the receiver does: no data inside manifests */
+	bool death_unreported; /* control: w between two iterations. The receiver died when no slice was in flight */
+	int trouble; /* found by discovery: AF_TX_AMBIGUOUS or AF_TX_MTU */
+	char receiver[AF_NAME_BYTES]; /* its name */
+	char others[AF_OTHERS][AF_NAME_BYTES]; /* receivers of other names than `to` that answered */
+	struct af_rival rivals[2]; /* AF_TX_AMBIGUOUS: both; else another instance with our receiver's name */
+	struct af_rival suspect; /* an instance with that name, which may have replaced our receiver, */
+	uint64_t suspect_ns; /* … since then; 0: none */
+	uint8_t drop; /* enum af_drop: what the receiver drops most, */
+	uint32_t nb_dropped; /* … and how often */
+	uint64_t moved_ns; /* when a slice was granted, or a chunk acknowledged, last */
+	uint64_t epoch; /* of the receiver's instance */
+	uint64_t opened_ns; /* when the session began */
+	uint64_t heard_ns; /* when the receiver was heard last */
+	uint64_t ticked_ns; /* when af_tx_tick ran last */
+	uint64_t first_answer_ns; /* when discovery had its first answer; 0: not yet */
+	uint64_t feedback_number; /* of the newest feedback */
+	uint32_t session;
+	uint32_t payload_bytes; /* of a full frame on every path of the session */
+	uint32_t next_id; /* of the next slice */
+	struct af_crc_shift full; /* joins the CRC of a full chunk */
+	struct af_tx_slice *queue, **queue_tail; /* slices that are not in flight yet */
+	struct af_tx_slot slots[AF_TX_SLICES]; /* slice i is in slot i % AF_TX_SLICES */
+	uint32_t first_id; /* the oldest slice in flight; slots hold [first_id, next_id) */
+	struct af_retransmit *retransmit; /* a ring of lost chunks */
 	uint32_t retransmit_head, retransmit_tail;
 	bool bye_heard;
 	struct af_span tail; /* of the newest frame: see struct af_agent */
-	uint64_t drops[AF_NB_DROPS];
-	uint64_t feedbacks, probes, suspensions;
+	uint64_t drops[AF_NB_DROPS]; /* frames, by enum af_drop */
+	uint64_t feedbacks, probes; /* received, sent */
+	uint64_t suspensions; /* of paths */
 	struct af_sampler sampler;
 };
 
@@ -204,7 +250,7 @@ af_tx_init(struct af_tx *tx)
 	return tx->retransmit ? 0 : -1;
 }
 
-/* An interval up to a quarter shorter, another for each `turn`: never in step with what comes and goes periodically. */
+/* Shorten an interval by up to a quarter, differently for each `turn`, so that no periodic event stays in step. */
 static inline uint64_t
 af_unevenly(uint64_t interval_ns, uint32_t turn)
 {
@@ -225,7 +271,7 @@ af_tx_is_acked(const struct af_tx_slice *s, uint32_t chunk)
 	return s->acked[chunk / 64] >> (chunk % 64) & 1;
 }
 
-/* The most that may be in flight where gaps, not credit, are the law: what the driver can queue without blocking. */
+/* The limit of chunks in flight where pacing rules, not credit: what the driver can queue without blocking. */
 static inline uint32_t
 af_tx_backstop(const struct af_agent_port *port)
 {
@@ -240,7 +286,7 @@ af_tx_busy(const struct af_tx *tx)
 	return tx->queue || tx->first_id != tx->next_id;
 }
 
-/* Is there more to do than to hear that slices of one frame have arrived? */
+/* Is there more to do than to wait for the acknowledgement of inlined slices? */
 static inline bool
 af_tx_is_pressed(const struct af_tx *tx)
 {
