@@ -88,8 +88,8 @@ never_rests(void *unused)
 	return unused;
 }
 
-/* The CRC is that of the copy also when somebody changes the original: until that has happened in the midst of some
- * copies, which takes a second core. */
+/* The CRC is that of the copy even when another thread changes the original: until that has happened in the midst of
+ * some copies, which takes a second core. */
 static void
 check_changes(size_t n)
 {

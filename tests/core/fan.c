@@ -1,8 +1,8 @@
-/* One sender and several receivers over shared segments: fan.h in plain C on the simulated network and clock.
+/* One sender and several receivers over shared segments: multi.h in plain C on the simulated network and clock.
  *
  * All receivers give their sessions the same numbers. What is checked: each gets its own slices, in order, byte for
- * byte; the frames of all of them that are under way on a port are never more than its window; one that falls silent
- * fails by itself and holds up nobody; all memory comes back.
+ * byte; all their frames in flight on a port never exceed its window; one that falls silent
+ * fails by itself and delays no other; all memory comes back.
  *
  * Usage: fan NAME=VALUE …   (see `options` in scenario.h; senders is the number of receivers here). Prints one JSON
  * object; the exit code is 0 when all held.
@@ -165,7 +165,7 @@ poll_port(int p, uint64_t now)
 			sharing += multi.tx[i]->ports[p].pn.in_flight > 0;
 		}
 		if (in_flight > (uint32_t)o.window)
-			fail("more under way than the port holds", p, (int)in_flight);
+			fail("more in flight than the port holds", p, (int)in_flight);
 		most_in_flight = in_flight > most_in_flight ? in_flight : most_in_flight;
 		most_shared = sharing > most_shared ? sharing : most_shared;
 		if (!len)

@@ -22,24 +22,24 @@ struct scenario {
 	int capture; /* write what each end hears to receiver-SEED and sender-SEED: inputs of tests/fuzz */
 	int log;     /* write every frame that is sent to standard output, and the outcome to standard error */
 	int slices, senders, ports, window, ring, frame;
-	int frames_wanted, queue; /* drawn: slices are posted until so many frames were sent; so many at a time */
+	int frames_wanted, queue; /* drawn: slices are posted until this number of frames was sent; slices at a time */
 	int loss, dup, corrupt, truncate, stall; /* per 10 000 frames, each direction */
-	int burst;              /* losses come in bursts of about so many */
-	int jitter_us, reorder; /* frames are late by up to this; so many of 10 000 are */
+	int burst; /* mean length of bursts of losses */
+	int jitter_us, reorder; /* frames are late by up to this; frames of 10 000 that are */
 	int delay_us, stall_ms;
-	int small, zero;        /* many small elements; every so many elements, one without bytes */
-	int bytes;              /* largest element */
+	int small, zero; /* many small elements; one of this number of elements is empty */
+	int bytes; /* largest element */
 	int memory_kb, hold_ms; /* what the receiver may hold; how long its user keeps a slice */
-	int die_ms, die_way;    /* from then on path 0 is dead: 1 towards the receiver, 2 back, 3 both ways */
-	int back_ms;            /* and after so long it is back; 0: never */
+	int die_ms, die_way; /* from then on path 0 is dead: 1 towards the receiver, 2 back, 3 both ways */
+	int back_ms; /* and after so long it is back; 0: never */
 	int outage_ms, outage_for_ms; /* the same for all paths */
-	int mute_ms;            /* all that the receiver says is lost for so long */
-	int cancel;             /* every so many slices is cancelled in mid-flow */
+	int mute_ms; /* all that the receiver says is lost for so long */
+	int cancel; /* one of this number of slices is cancelled while it flows */
 	int rx_restart_ms, tx_restart_ms;
 	int pause_ms, pause_for_ms, pause_way; /* a process is not scheduled: 1 the receiver, 2 sender 0 */
 	int unplug_ms, unplug_for_ms; /* the last port of sender 0 goes, and comes back */
 	int first_lost, last_lost; /* the first DATA frame is lost; CLOSE frames are lost once each */
-	int keep;                  /* the receiver keeps frames in place (assemble=False) */
+	int keep; /* the receiver keeps frames in place (assemble=False) */
 	int confirm; /* slices are delivered when the user says so, after up to 2 ms more; n > 1: every n-th fails; 5: 8
 			of 12, up to 30 ms */
 	int apart, silent_ms; /* fan.c: each receiver has ports of its own; the last one says nothing from then on */

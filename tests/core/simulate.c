@@ -7,7 +7,7 @@
  *   - none was handed over that its sender did not send, and none twice;
  *   - where the receiver's user confirms, or fails, slices (confirm=1, or every n-th fails), senders are told just
  * that;
- *   - no window is ever exceeded, and each counts just what flies on it; the receiver's counts are those of its lists;
+ *   - no window is ever exceeded, and each counts its chunks in flight; the receiver's counts are those of its lists;
  *   - all memory comes back; everything ends within the scenario's time, and so does the goodbye.
  *
  * Usage: simulate NAME=VALUE …   (see `options` in scenario.h)
@@ -20,15 +20,7 @@
  * Prints one JSON object for the seeds together; the exit code is 0 when all held, and the first seed that fails is
  * named.
  */
-#include "ends.h"
-
-static struct {
-	uint64_t delivered, failed, nbytes, frames, again, spurious, probes, suspended, lives, sent, waited, receivers,
-		longest_ns, total_ns;
-	uint64_t first, last, cut, muted, overtaken, by_kind[NB_FAULTS], overflowed, fewest_frames, mild;
-	uint64_t hash;
-	int longest_seed;
-} sum = {.fewest_frames = UINT64_MAX};
+#include "outcome.h"
 
 static uint32_t work; /* frames that moved in this turn */
 
@@ -45,7 +37,7 @@ check_windows(struct sender *s)
 			in_flight += af_tx_sent(&port->pn, n)->state == AF_SENT_IN_FLIGHT &&
 				     !af_tx_sent(&port->pn, n)->probe;
 		if (port->open && in_flight != port->pn.in_flight)
-			fail("a window counts what does not fly", p, (int)in_flight);
+			fail("a window counts what is not in flight", p, (int)in_flight);
 	}
 }
 
@@ -81,7 +73,7 @@ check_receiver(void)
 	if (flowing != rx->flowing || waiting != listed)
 		fail("the receiver's counts are wrong", (int)flowing, (int)rx->flowing);
 	if (charged != arena->used)
-		fail("the store counts bytes that nobody holds", -1, -1);
+		fail("the arena counts bytes that no slice holds", -1, -1);
 }
 
 /* ---- a turn ---- */
@@ -311,7 +303,7 @@ check_outcome(void)
 			      (slice->error == AF_TX_SILENT || slice->error == AF_TX_NO_PEER)))
 				fail("failed without a reason", s, i);
 			if (slice->error == AF_TX_CANCELLED && !o.cancel && !o.tx_restart_ms)
-				fail("cancelled by nobody", s, i);
+				fail("cancelled without a request", s, i);
 		}
 }
 
@@ -398,37 +390,6 @@ run_seed(void)
 	for (int s = 0; s < o.senders; s++)
 		free_sender(senders[s]);
 	close_network();
-}
-
-static void
-print_outcome(void)
-{
-	FILE *out = o.log ? stderr : stdout;
-	static const char *const names[NB_FAULTS] = {
-		"dropped", "burst",  "down",  "damaged", "truncated",  "doubled",    "reordered", "delayed",
-		"stalls",  "outage", "pause", "unplug",  "rx_restart", "tx_restart", "cancel",    "starved"};
-
-	fprintf(out,
-		"{\"seeds\": %d, \"senders\": %d, \"trace\": \"%016" PRIx64 "\", \"delivered\": %" PRIu64
-		", \"failed\": %" PRIu64 ", \"nbytes\": %" PRIu64
-		", \"ms\": %.3f, \"longest_seed\": %d, \"mean_ms\": %.3f, \"frames\": %" PRIu64 ", \"again\": %" PRIu64
-		", \"spurious\": %" PRIu64 ", \"probes\": %" PRIu64 ", \"aside\": %" PRIu64 ", \"lives\": %" PRIu64
-		", \"waited\": %" PRIu64 ", \"receivers\": %" PRIu64 ", \"fewest_frames\": %" PRIu64
-		", \"mild\": %" PRIu64 ", \"network\": {\"sent\": %" PRIu64 ", \"lost\": %" PRIu64 ", \"cut\": %" PRIu64
-		", \"muted\": %" PRIu64 ", \"first\": %" PRIu64 ", \"last\": %" PRIu64 ", \"overtaken\": %" PRIu64
-		", \"overflowed\": %" PRIu64,
-		o.seeds, o.senders, sum.hash, sum.delivered, sum.failed, sum.nbytes, (double)sum.longest_ns / 1e6,
-		sum.longest_seed, (double)sum.total_ns / 1e6 / o.seeds, sum.frames, sum.again, sum.spurious, sum.probes,
-		sum.suspended, sum.lives, waited, sum.receivers, sum.fewest_frames, sum.mild, sum.sent,
-		sum.by_kind[DROP] + sum.by_kind[BURST], sum.cut, sum.muted, sum.first, sum.last, sum.overtaken,
-		sum.overflowed);
-	for (int k = 0; k < NB_FAULTS; k++)
-		fprintf(out, ", \"%s\": %" PRIu64, names[k], sum.by_kind[k]);
-	fprintf(out, "}, \"drops\": {");
-	for (int i = 1, some = 0; i < AF_NB_DROPS; i++)
-		if (rx_drops[i])
-			fprintf(out, "%s\"%d\": %" PRIu64, some++ ? ", " : "", i, rx_drops[i]);
-	fprintf(out, "}}\n");
 }
 
 int
