@@ -18,10 +18,9 @@
 _Static_assert(AF_TX_SLICES <= AF_SLICES_IN_FLIGHT,
 	       "a refusal must not be overwritten before its sender has heard of it");
 
-#define AF_WORN_NUMBERS                                                                               \
-	(1ull << 47) /* of 48 bits: a session ends between two slices once its numbers are this high, \
-		      */
-#define AF_WORN_SLICES (1u << 31)    /* … or its slices, and the next session counts anew */
+/* A session ends between two slices once its packet numbers, of 48 bits, or its slices are this high. */
+#define AF_WORN_NUMBERS (1ull << 47)
+#define AF_WORN_SLICES (1u << 31)
 
 #define AF_CHUNK_VOID 0xffffffffu /* in place of a chunk: a VOID */
 #define AF_HELLO_NS 10000000ull       /* between two HELLOs while searching, */

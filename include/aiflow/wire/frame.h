@@ -117,10 +117,9 @@ struct __attribute__((packed)) af_void {
 	uint64_t detail;
 };
 
-#define AF_SLICES_IN_FLIGHT                                                                       \
-	8 /* slices that a sender may have in flight. The void of slice i is entry i % 8, so none \
-	   */
-/* is overwritten before its sender knows it. The last entry is AF_VOID_SILENCE's. */
+/* Slices that a sender may have in flight. The void of slice i is entry i % 8, so none is overwritten before its sender
+ * knows it. The last entry is AF_VOID_SILENCE's. */
+#define AF_SLICES_IN_FLIGHT 8
 #define AF_NB_VOIDS (AF_SLICES_IN_FLIGHT + 1)
 
 /* The receiver's state for one session. State, not events: the newest feedback replaces all older feedback. Path
