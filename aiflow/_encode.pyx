@@ -19,14 +19,20 @@ from aiflow._transfer.manifest import (
 cdef extern from *:
     """
     #include "aiflow/wire/manifest.h"
-    /* A run's header, in wire order. */
-    static inline void aiflow_put_run(char *at, uint32_t count, uint64_t nbytes, uint32_t first, int numbered,
-                                      int kind, Py_ssize_t stream_len, Py_ssize_t form_len, Py_ssize_t marks_len)
+    /* A run's header in host order. */
+    struct aiflow_run {
+        uint64_t nbytes;
+        uint32_t count, first;
+        int numbered, kind;
+        Py_ssize_t stream_len, form_len, marks_len;
+    };
+    static inline void aiflow_put_run(char *at, const struct aiflow_run *r)
     {
-        struct af_run run = {.count = AF_BE32(count), .nbytes = AF_BE64(nbytes), .first = AF_BE32(first),
-                             .numbered = (uint8_t)numbered, .kind = (uint8_t)kind,
-                             .stream_len = AF_BE16((uint16_t)stream_len), .form_len = AF_BE16((uint16_t)form_len),
-                             .marks_len = AF_BE16((uint16_t)marks_len)};
+        struct af_run run = {.count = AF_BE32(r->count), .nbytes = AF_BE64(r->nbytes), .first = AF_BE32(r->first),
+                             .numbered = (uint8_t)r->numbered, .kind = (uint8_t)r->kind,
+                             .stream_len = AF_BE16((uint16_t)r->stream_len),
+                             .form_len = AF_BE16((uint16_t)r->form_len),
+                             .marks_len = AF_BE16((uint16_t)r->marks_len)};
 
         memcpy(at, &run, sizeof run);
     }
@@ -41,8 +47,12 @@ cdef extern from *:
     enum:
         AF_RUN_HEADER
         AF_MANIFEST_HEADER
-    void aiflow_put_run(char *at, uint32_t count, uint64_t nbytes, uint32_t first, int numbered, int kind,
-                        Py_ssize_t stream_len, Py_ssize_t form_len, Py_ssize_t marks_len) noexcept
+    struct aiflow_run:
+        uint64_t nbytes
+        uint32_t count, first
+        int numbered, kind
+        Py_ssize_t stream_len, form_len, marks_len
+    void aiflow_put_run(char *at, const aiflow_run *run) noexcept
     void aiflow_put_manifest(char *at, uint32_t nb_runs, uint32_t nb_elements, uint64_t nbytes) noexcept
 
 cdef object ndarray = np.ndarray
@@ -208,19 +218,23 @@ cdef class _Runs:
         return 0
 
     cdef int flush(self) except -1:
-        cdef bytes name, run
+        cdef bytes name, encoded
         cdef char *at
+        cdef aiflow_run run
         if not self.count:
             return 0
         name = b"" if self.stream is None else name_of(self.stream)
-        run = PyBytes_FromStringAndSize(NULL, AF_RUN_HEADER + len(name) + len(self.form) + len(self.marks))
-        at = PyBytes_AS_STRING(run)
-        aiflow_put_run(at, <uint32_t>self.count, self.size, <uint32_t>self.first, self.stream is None, self.kind,
-                       len(name), len(self.form), len(self.marks))
-        memcpy(at + AF_RUN_HEADER, PyBytes_AS_STRING(name), len(name))
-        memcpy(at + AF_RUN_HEADER + len(name), PyBytes_AS_STRING(self.form), len(self.form))
-        memcpy(at + AF_RUN_HEADER + len(name) + len(self.form), PyBytes_AS_STRING(self.marks), len(self.marks))
-        self.encoded.append(run)
+        run.nbytes, run.count, run.first = self.size, <uint32_t>self.count, <uint32_t>self.first
+        run.numbered, run.kind = self.stream is None, self.kind
+        run.stream_len, run.form_len, run.marks_len = len(name), len(self.form), len(self.marks)
+        encoded = PyBytes_FromStringAndSize(NULL, AF_RUN_HEADER + len(name) + len(self.form) + len(self.marks))
+        at = PyBytes_AS_STRING(encoded)
+        aiflow_put_run(at, &run)
+        at += AF_RUN_HEADER
+        memcpy(at, PyBytes_AS_STRING(name), len(name))
+        memcpy(at + len(name), PyBytes_AS_STRING(self.form), len(self.form))
+        memcpy(at + len(name) + len(self.form), PyBytes_AS_STRING(self.marks), len(self.marks))
+        self.encoded.append(encoded)
         self.count = 0
         return 0
 
