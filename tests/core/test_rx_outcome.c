@@ -60,7 +60,9 @@ delivery_waits_for_the_users_word(void)
 	af_rx_advance(&rig.rx, session);
 	CHECK_EQUAL(session->done, 4);
 	CHECK_EQUAL(session->confirmed, 1);
+	session->urgent = false;
 	af_rx_judge(session, 2, false, NULL, 0);
+	CHECK(session->urgent); /* its sender should hear of it */
 	CHECK_EQUAL(session->confirmed, 1); /* in order */
 	af_rx_judge(session, 1, true, "disk full", 9);
 	CHECK_EQUAL(session->confirmed, 3);

@@ -92,6 +92,8 @@ missing_numbers_are_counted_at_the_port(void)
 	CHECK_EQUAL(comes(0, AF_PROBE, path->pn.next + 3), AF_OK);
 	CHECK_EQUAL(port->sent - sent, 4);
 	CHECK_EQUAL(port->arrived - arrived, 1);
+	CHECK(session->spoke);
+	CHECK_EQUAL(rig.rx.nb_seen, 1);
 	rig.now += MS;
 	path->urgent = false;
 	CHECK_EQUAL(comes(0, AF_DATA, path->pn.next), AF_DROP_NOT_GRANTED); /* counts nothing */

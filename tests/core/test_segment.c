@@ -196,6 +196,56 @@ lost_chunks_go_before_new_ones_and_acknowledged_ones_never(void)
 }
 
 static void
+pieces_of_a_manifest_join_to_it(void)
+{
+	static const uint64_t sizes[150] = {100};
+	struct af_tx_slice *s = begin(150, sizes); /* 3620 bytes */
+	uint8_t payload[RIG_PAYLOAD], joined[4000];
+	uint32_t got = 0;
+
+	CHECK_EQUAL(s->nb_manifest, 3);
+	for (uint32_t chunk = 0; chunk < 3; chunk++) {
+		struct af_frame f = {0};
+
+		af_tx_fill(s, chunk, NULL, false, payload, &f);
+		CHECK_EQUAL(f.kind, AF_MANIFEST);
+		CHECK_EQUAL(f.seq, chunk);
+		CHECK_EQUAL(f.element, s->manifest_bytes);
+		CHECK_EQUAL(f.end, chunk == 2);
+		memcpy(joined + got, payload, f.nbytes);
+		got += f.nbytes;
+	}
+	CHECK_EQUAL(got, s->manifest_bytes);
+	CHECK(!memcmp(joined, s->manifest, got));
+	end(s);
+}
+
+static void
+a_goodbye_is_repeated_until_it_is_answered(void)
+{
+	struct af_tx_slice *s = begin(10, mixed);
+	uint8_t frame[RIG_FRAME];
+
+	rig.tx.closing = true;
+	CHECK(af_tx_next_frame(&rig.tx, 0, rig.now, frame));
+	CHECK_EQUAL(frame[14] & 15, AF_MANIFEST); /* what was posted comes first */
+	af_tx_end(&rig.tx, s, AF_TX_OK, 0, rig.now);
+	af_tx_slot(&rig.tx, 1)->used = false;
+	rig.tx.first_id = rig.tx.next_id;
+	for (int i = 0; i < 3; i++) {
+		rig.now += AF_HELLO_NS;
+		CHECK(af_tx_next_frame(&rig.tx, 0, rig.now, frame));
+		CHECK_EQUAL(frame[14] & 15, AF_BYE);
+		rig.tx.ports[0].pn.sent_ns = rig.now;
+		CHECK_EQUAL(af_tx_next_frame(&rig.tx, 0, rig.now + 1, frame), 0);
+	}
+	rig.tx.bye_heard = true;
+	CHECK_EQUAL(af_tx_next_frame(&rig.tx, 0, rig.now + AF_PTO_MIN_NS / 2, frame), 0);
+	rig_slice_free(s);
+	rig_end(&rig);
+}
+
+static void
 windows_and_gaps_are_kept(void)
 {
 	struct af_tx_slice *s = begin(10, mixed);
@@ -223,4 +273,5 @@ windows_and_gaps_are_kept(void)
 CASES(CASE(the_element_of_a_chunk_is_found), CASE(pieces_of_an_element_cover_it), CASE(small_elements_share_a_frame),
       CASE(long_payloads_stay_where_they_are_by_reference), CASE(a_chunk_is_retransmitted_as_it_was),
       CASE(nothing_but_the_manifest_goes_before_the_grant), CASE(the_last_frame_carries_the_digest_of_all_bytes),
-      CASE(lost_chunks_go_before_new_ones_and_acknowledged_ones_never), CASE(windows_and_gaps_are_kept))
+      CASE(lost_chunks_go_before_new_ones_and_acknowledged_ones_never), CASE(pieces_of_a_manifest_join_to_it),
+      CASE(a_goodbye_is_repeated_until_it_is_answered), CASE(windows_and_gaps_are_kept))
