@@ -15,7 +15,8 @@ once_more = $(if $(AIFLOW_RETRY),|| { echo "aiflow: failed tests run once more";
 # ON_PORTS: the tests that another DPDK can change. Those in OF_PYTHON depend on Python and the kernel only.
 OF_PYTHON := $(addprefix tests/faults/test_, \
 	dtypes.py forked.py interrupts.py iteration.py names.py objects.py reentrance.py registry.py)
-ON_PORTS := tests/cli tests/project/test_readme.py tests/network/test_af_packet.py $(addprefix tests/ports/test_, \
+ON_PORTS := tests/cli $(addprefix tests/project/test_,install.py readme.py) tests/unit/test_memif_proxy.py \
+	tests/network/test_af_packet.py $(addprefix tests/ports/test_, \
 	between_processes.py departures.py eal.py hugepages.py keep_mbufs.py portset.py rendezvous.py roundtrip.py \
 	shim.py) \
 	$(filter-out $(OF_PYTHON), $(wildcard tests/faults/test_*.py))

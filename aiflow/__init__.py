@@ -83,6 +83,8 @@ if not TYPE_CHECKING:
     }
 
     def __getattr__(name):
+        if name == "flow":  # programs know `aiflow.flow.FlowControl`
+            return import_module(".flow", __name__)
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         value = globals()[name] = getattr(import_module(f".{_HOMES.get(name, 'errors')}", __name__), name)

@@ -38,9 +38,9 @@ cdef extern from *:
     """
     void aiflow_prefetch(const void *p) noexcept nogil
 
+MAX_PORTS = PORTS  # a test compares it with config's
 # Names of the C table (include/aiflow/rt/fault_line.h).
 FAULT_COUNTS = tuple([af_fault_name(fault).decode() for fault in range(AF_NB_FAULTS)])
-MAX_PORTS = PORTS
 
 
 cdef char *name_bytes(object name, char *out) except NULL:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from aiflow._dp_incoming import MBUF_OVERHEAD
-from aiflow._dp_rx import RxLoop
 from aiflow._eal import Mempool
 from aiflow._ports.portset import PortSet
 from aiflow._transfer.demand import Speeds
@@ -15,6 +13,9 @@ from aiflow.config import Endpoint, parse_idle, parse_max_cores
 from aiflow.monitor import LinkSpeeds, Monitor
 from aiflow.options import Polling, Scheduling
 from aiflow.report import PortTable, port_table
+
+if TYPE_CHECKING:  # a Sender's process does not load a Receiver's loop
+    from aiflow._dp_rx import RxLoop
 
 __all__ = ["MBUFS_PER_PORT", "Engine", "ReceiverPools", "sender_pool"]
 
@@ -106,12 +107,15 @@ class ReceiverPools:
         The Receiver's ``memory``, in bytes.
     assemble : bool
         False: mbufs are the elements' memory, so all of `memory` is mbufs.
+    mbuf_overhead : int
+        Bytes that an mbuf takes beside its frame.
     """
 
-    def __init__(self, loop: RxLoop, memory: int, assemble: bool) -> None:
+    def __init__(self, loop: RxLoop, memory: int, assemble: bool, mbuf_overhead: int) -> None:
         self._loop = loop
         self._memory = memory
         self._assemble = assemble
+        self._overhead = mbuf_overhead
         self._kept: dict[int, Mempool] = {}
 
     def __call__(self, frame_size: int, socket_id: int, nb_ports: int, needs_eal_memory: bool) -> Mempool:
@@ -119,10 +123,10 @@ class ReceiverPools:
         if self._assemble:
             return Mempool(f"rx-{frame_size}", nb_mbufs, frame_size, socket_id, not needs_eal_memory)
         if frame_size not in self._kept:  # one pool for all ports with frames of this size
-            kept = self._memory // (frame_size + MBUF_OVERHEAD) + 1
+            kept = self._memory // (frame_size + self._overhead) + 1
             pool = Mempool(f"kept-{frame_size}", kept + 8 * MBUFS_PER_PORT, frame_size, socket_id, not needs_eal_memory)
             self._kept[frame_size] = pool
-            self._loop.mbuf_bytes = max(self._loop.mbuf_bytes, frame_size + MBUF_OVERHEAD)
+            self._loop.mbuf_bytes = max(self._loop.mbuf_bytes, frame_size + self._overhead)
         return self._kept[frame_size]
 
     def clear(self) -> None:

@@ -1,7 +1,8 @@
 """Options of `Sender` and `Receiver` that few programs set, in groups: each field with its unit and default.
 
-The fields are checked when a group is made. Every field is also a flat keyword of the constructors, as it was before
-there were groups: ``Sender(…, idle="spin")`` is ``Sender(…, polling=Polling(idle="spin"))``.
+A group checks its fields when it is made, as far as they need no ports. Every field is also a flat keyword of the
+constructors, as it was before there were groups: ``Sender(…, idle="spin")`` is
+``Sender(…, polling=Polling(idle="spin"))``. `Scheduling.weights` is ``score_weights`` there.
 """
 
 from __future__ import annotations

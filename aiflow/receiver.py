@@ -9,7 +9,7 @@ import weakref
 from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
 from typing import Any, NoReturn, SupportsIndex, Unpack
 
-from aiflow._dp_incoming import Store
+from aiflow._dp_incoming import MBUF_OVERHEAD, Store
 from aiflow._dp_rx import RxLoop
 from aiflow._eal import Mempool
 from aiflow._engine import MBUFS_PER_PORT, Engine, ReceiverPools
@@ -171,7 +171,7 @@ class Receiver:
             telemetry.monitor_interval,
             confirm == "release",
         )
-        self._pools = ReceiverPools(loop, self.memory, self.assemble)
+        self._pools = ReceiverPools(loop, self.memory, self.assemble, MBUF_OVERHEAD)
         self._engine = Engine(loop, speeds, polling)
         self._engine.open("receiver", self.endpoints, self._pools, frame_size)
         self._ports = self._engine.ports
@@ -288,6 +288,8 @@ class Receiver:
         got, total = self._loop.progress
         drops = self._loop.drops()
         facts = [*of_drops(drops), *of_pools(drops), *self._ports.hints()]
+        if drops["rx_nombuf"] and not self.assemble:  # else the pool's size does not depend on memory=
+            facts.append("release slices sooner, or give the Receiver a bigger memory=")
         waiting = sum(incoming.awaited for incoming in self._loop.slices)
         if waiting:
             facts.append(

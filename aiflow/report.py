@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from aiflow._dp_counters import PortCounters
-from aiflow.monitor import Metrics, Monitor
+from aiflow.monitor import Monitor, PortFigures
 
 __all__ = ["PortReport", "PortRow", "PortTable", "ReceiverReport", "SliceReport"]
 
@@ -105,145 +104,84 @@ COLUMNS = np.dtype(
 """Table 2's ten columns, in its order and widths."""
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class PortRow:
     """A row of the port path table: Table 2's columns, and the counters behind them.
 
     Attributes
     ----------
-    counters : PortCounters
-        All counters of the port; the columns show most of them.
-    metrics : Metrics
-        Rates and shares of the newest interval.
+    port_id : int
+        DPDK's number of the port.
+    dest_mac : str
+        MAC address that its path leads to, "" before a receiver answered.
     lcore_id : int
         The CPU that its loop was last driven on; 65535 when that is not known.
+    tx_rate : float
+        Frames per second in the newest interval: sent by a Sender's port, received by a Receiver's.
+    bandwidth_rate : float
+        Bits per second in that interval ÷ the link's speed; NaN where that is not known (`link_speed=`).
+    drop_rate : float
+        Share of the present slice's frames that did not arrive, as the receiver counts them.
+    buffer_occupancy : float
+        Frames in flight ÷ the most that may be.
     port_score : float
         The paper's score: the higher, the more of the port is free.
+    send_interval : int
+        Nanoseconds from the start of a frame to that of the next, as the pacer keeps it now; 0: none.
     updated_time : int
         Wall clock of this snapshot, ns.
+    name, driver : str
+        Name of the port, and of its DPDK driver.
+    frames, nbytes : int
+        Sent by a Sender's port, received by a Receiver's, headers included.
+    frames_again, frames_lost : int
+        Frames of a Sender's port that were retransmitted, and those judged lost.
+    in_flight, window : int
+        Frames of a Sender's port that are unacknowledged now, and the most that may be. A Receiver's `window` is the
+        size of the receive ring.
+    rtt_ns : int
+        Smoothed round trip in ns; 0 when not known.
+    rate_bps : float
+        Bits per second in the newest interval, headers included.
     link_speed_bps : float or None
         As configured, or as the driver reports; None for virtual ports, whose drivers report no real speed.
     switch : str or None
         The switch that the port hangs on, where that was given or asked for.
+    rx_nombuf : int
+        Received frames dropped because the pool had no mbuf to move them into.
+    tx_nombuf : int
+        Times that the pool had no mbuf for a frame to send; the frame waits.
     """
 
-    counters: PortCounters
-    metrics: Metrics
+    port_id: int
+    dest_mac: str
     lcore_id: int
+    tx_rate: float
+    bandwidth_rate: float
+    drop_rate: float
+    buffer_occupancy: float
     port_score: float
+    send_interval: int
     updated_time: int
+    name: str
+    driver: str
+    frames: int
+    nbytes: int
+    frames_again: int
+    frames_lost: int
+    in_flight: int
+    window: int
+    rtt_ns: int
+    rate_bps: float
     link_speed_bps: float | None
     switch: str | None = None
-
-    @property
-    def port_id(self) -> int:
-        """DPDK's number of the port."""
-        return self.counters.port_id
-
-    @property
-    def dest_mac(self) -> str:
-        """MAC address that its path leads to, "" before a receiver answered."""
-        return self.counters.dest_mac.hex(":") if self.counters.dest_mac else ""
-
-    @property
-    def tx_rate(self) -> float:
-        """Frames per second in the newest interval: sent by a Sender's port, received by a Receiver's."""
-        return self.metrics.tx_rate
-
-    @property
-    def bandwidth_rate(self) -> float:
-        """Bits per second in the newest interval ÷ the link's speed; NaN where that is not known (`link_speed=`)."""
-        return self.metrics.bandwidth_rate
-
-    @property
-    def drop_rate(self) -> float:
-        """Share of the present slice's frames that did not arrive, as the receiver counts them."""
-        return self.metrics.drop_rate
-
-    @property
-    def buffer_occupancy(self) -> float:
-        """Frames in flight ÷ the most that may be."""
-        return self.metrics.buffer_occupancy
-
-    @property
-    def send_interval(self) -> int:
-        """Nanoseconds from the start of a frame to that of the next, as the pacer keeps it now; 0: none."""
-        return round(self.counters.gap_ns)
-
-    @property
-    def name(self) -> str:
-        """Name of the port."""
-        return self.counters.name
-
-    @property
-    def driver(self) -> str:
-        """Name of its DPDK driver."""
-        return self.counters.driver
-
-    @property
-    def frames(self) -> int:
-        """Frames sent by a Sender's port, received by a Receiver's."""
-        return self.counters.frames
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of `frames`, headers included."""
-        return self.counters.nbytes
+    rx_nombuf: int = 0
+    tx_nombuf: int = 0
 
     @property
     def bytes(self) -> int:
         """The same as `nbytes`."""
-        return self.counters.nbytes
-
-    @property
-    def frames_again(self) -> int:
-        """Frames retransmitted by a Sender's port."""
-        return self.counters.retransmits
-
-    @property
-    def frames_lost(self) -> int:
-        """Frames of a Sender's port that were judged lost."""
-        return self.counters.lost
-
-    @property
-    def in_flight(self) -> int:
-        """Frames of a Sender's port that are unacknowledged now."""
-        return self.counters.in_flight
-
-    @property
-    def window(self) -> int:
-        """The most frames that may be in flight; of a Receiver's port: the size of its receive ring."""
-        return self.counters.window
-
-    @property
-    def rtt_ns(self) -> int:
-        """Smoothed round trip in ns; 0 when not known."""
-        return self.counters.rtt_ns
-
-    @property
-    def rate_bps(self) -> float:
-        """Bits per second in the newest interval, headers included."""
-        return self.metrics.rate_bps
-
-    @property
-    def rx_nombuf(self) -> int:
-        """Received frames dropped because the pool had no mbuf to move them into."""
-        return self.counters.rx_nombuf
-
-    @property
-    def tx_nombuf(self) -> int:
-        """Times that the pool had no mbuf for a frame to send; the frame waits."""
-        return self.counters.tx_nombuf
-
-    def __repr__(self) -> str:
-        return f"PortRow({', '.join(f'{name}={getattr(self, name)!r}' for name in _COLUMNS_OF_ROW)})"
-
-
-_COLUMNS_OF_ROW = (
-    *(COLUMNS.names or ()),
-    *("name", "driver", "frames", "nbytes", "frames_again", "frames_lost", "in_flight", "window", "rtt_ns", "rate_bps"),
-    *("link_speed_bps", "switch", "rx_nombuf", "tx_nombuf"),
-)
+        return self.nbytes
 
 
 class PortTable:
@@ -302,17 +240,30 @@ def port_table(monitor: Monitor) -> PortTable:
     """The table of a Sender's or Receiver's ports, as it is now."""
     now = time.time_ns()
     cpu = monitor.loop.cpu()
-    return PortTable(
-        [
-            PortRow(
-                counters=port.counters,
-                metrics=port.metrics,
-                lcore_id=65535 if cpu is None else cpu,
-                port_score=port.port_score,
-                updated_time=now,
-                link_speed_bps=port.link_speed_bps,
-                switch=port.switch,
-            )
-            for port in monitor.table()
-        ]
+    return PortTable([_row(port, 65535 if cpu is None else cpu, now) for port in monitor.table()])
+
+
+def _row(port: PortFigures, lcore_id: int, now_ns: int) -> PortRow:
+    counters = port.counters
+    return PortRow(
+        **port.metrics._asdict(),
+        port_id=counters.port_id,
+        dest_mac=counters.dest_mac.hex(":") if counters.dest_mac else "",
+        lcore_id=lcore_id,
+        port_score=port.port_score,
+        send_interval=round(counters.gap_ns),
+        updated_time=now_ns,
+        name=counters.name,
+        driver=counters.driver,
+        frames=counters.frames,
+        nbytes=counters.nbytes,
+        frames_again=counters.retransmits,
+        frames_lost=counters.lost,
+        in_flight=counters.in_flight,
+        window=counters.window,
+        rtt_ns=counters.rtt_ns,
+        link_speed_bps=port.link_speed_bps,
+        switch=port.switch,
+        rx_nombuf=counters.rx_nombuf,
+        tx_nombuf=counters.tx_nombuf,
     )

@@ -135,15 +135,16 @@ class Sender:
         def pace_of(index: int, port: Any) -> Any:  # the loop's thread must not hold the Sender
             return flow.pace(speeds.of(index, port), given=speeds.given(index) is not None)
 
+        parted, collected = Partition(partition, receivers), parse_size(put_memory)
         fixed, interval = frame_size is not None, telemetry.monitor_interval
         self._loop = loop = TxLoop(
             self.name, receivers or [""], nb_ports, self.peer_timeout, fixed, faults, pace_of, interval
         )
         self._engine = engine = Engine(loop, speeds, polling, scheduling)
         self._context = Context(loop, engine.waiter, self.endpoints, self.peer_timeout, receivers)
-        self._poster = Poster(loop, Planner(engine.monitor, scheduling), Partition(partition, receivers))
+        self._poster = Poster(loop, Planner(engine.monitor, scheduling), parted)
         self._demand = DemandMeter(seconds, engine.path_speeds, self._poster.lock)
-        self._batcher = Batcher(self._context, self._poster, self._demand, parse_size(put_memory))
+        self._batcher = Batcher(self._context, self._poster, self._demand, collected)
         engine.open("sender", self.endpoints, sender_pool, frame_size)
         self._ports = self._context.ports = engine.ports
         self._context.closed = self._ended = False

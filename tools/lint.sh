@@ -12,7 +12,7 @@ checks=(texts words limits ruff format clang-format mypy cython-lint codespell)
 check() {
     case $1 in
         texts) tools/texts.sh ;;
-        words) [ ! -f tools/words.py ] || python tools/words.py ;;
+        words) python tools/words.py ;;
         limits) python tools/sizes.py ;;
         ruff) ruff check --quiet . ;;
         format) ruff format --quiet --check . ;;

@@ -124,9 +124,9 @@ class MemifProxy:
         with contextlib.ExitStack() as undo:
             try:
                 outer = undo.enter_context(self.listener.accept())
+                if not self._allowed(outer):
+                    return
             except OSError:
-                return
-            if not self._allowed(outer):
                 return
             try:
                 inner = undo.enter_context(own_socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))

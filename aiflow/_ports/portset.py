@@ -115,7 +115,7 @@ class PortSet:
         self._watched: list[WatchedInterface] = []
         self._watch: threads.Thread | None = None
         self._opened = time.monotonic()
-        self._watch_end = threads.unpatched("threading").Event()
+        self._watch_end = threads.Flag()
         self._closed = False
         self._pid = os.getpid()
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import _imp
 import _thread
+import contextlib
 import importlib.machinery
 import importlib.util
 import os
@@ -22,7 +23,7 @@ from typing import Any
 
 from aiflow.errors import EalError
 
-__all__ = ["Thread", "is_current", "start", "unpatched"]
+__all__ = ["Flag", "Thread", "is_current", "start", "unpatched"]
 
 NO_THREAD = (
     "no thread can be started ({}): raise the limit of processes (ulimit -u, pids.max of the container) or of the "
@@ -135,6 +136,30 @@ class Thread:
         self._thread.join()
         while self.is_alive():
             unpatched("time").sleep(0.0005)
+
+
+class Flag:
+    """Set once, to tell another thread to end. An interrupt of `set` leaves no lock held, unlike that of an Event."""
+
+    def __init__(self) -> None:
+        self._unset = unpatched("threading").Lock()
+        self._unset.acquire()
+
+    def set(self) -> None:
+        """Idempotent."""
+        with contextlib.suppress(RuntimeError):  # it is set
+            self._unset.release()
+
+    def is_set(self) -> bool:
+        """Whether `set` was called."""
+        return self.wait(0)
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for `set`, so long at most; True if it was called."""
+        if not self._unset.acquire(timeout=seconds):
+            return False
+        self.set()
+        return True
 
 
 def start(target: Callable[[], object], name: str) -> Thread:

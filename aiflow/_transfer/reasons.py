@@ -17,7 +17,7 @@ _WORDS = {
     "header": "have a header that contradicts itself",
     "kind": "are of a kind that this build does not know: install the same aiflow on both sides",
     "dst_mac": "are for another MAC address",
-    "rx_nombuf": "found no free mbuf in the pool: release slices sooner, or give the Receiver a bigger memory=",
+    "rx_nombuf": "found no free mbuf in the pool",
 }
 """Reasons that hint at a fault. Others (duplicates, frames of other protocols) belong to an ordinary run."""
 
@@ -42,10 +42,9 @@ def of_pools(counts: Mapping[str, int]) -> list[str]:
     counts : mapping of str to int
         As for `of_drops`; only ``tx_nombuf`` counts.
     """
-    times = counts.get("tx_nombuf", 0)
-    if not times:
+    if not counts.get("tx_nombuf"):
         return []
-    return [f"no mbuf was free for a frame to send, {times} times: the driver keeps them until the other side reads"]
+    return ["frames to send have waited for a free mbuf: the driver keeps them until the other side reads"]
 
 
 def _counted(count: int, words: str) -> str:

@@ -64,8 +64,8 @@ class Ticket:
         flight.ask()
         if not self._context.waiter.until(flight.ended, timeout):
             raise SliceTimeout(
-                f"the slice is not delivered within {timeout} s, and still in flight: {flight.waits_for}. Wait longer, "
-                "or cancel() it",
+                f"the slice is not delivered within {timeout} s: {flight.waits_for}. It goes on: wait longer, or "
+                "cancel() it",
                 delivered=None,
             )
         return flight.finish()

@@ -57,6 +57,13 @@ class CommandGroup(click.Group):
         command: click.Command = getattr(import_module(module), attribute)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command in `args`; an unknown one ends in an error that names what is like it."""
+        self.commands.update({name: click.Command(name) for name in COMMANDS_ELSEWHERE})  # for their names alone
+        return super().resolve_command(ctx, args)
+
 
 @click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(version(), message="%(prog)s %(version)s")

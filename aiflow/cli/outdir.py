@@ -327,5 +327,9 @@ class OutDirectory:
         return can_link_unnamed(self._root)
 
     def _explained(self, error: OSError, stream: str, nbytes: int) -> WriteError:
+        return explained(error, stream, nbytes, shown_path(self.path), self._free_bytes, self.nb_files)
+
+    def _free_bytes(self) -> int:
+        """Free space of the file system; OSError when that itself is broken."""
         free = os.fstatvfs(self._root.fd)
-        return explained(error, stream, nbytes, shown_path(self.path), free.f_bavail * free.f_frsize, self.nb_files)
+        return free.f_bavail * free.f_frsize

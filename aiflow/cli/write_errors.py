@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 
 from aiflow._terminal.outcome import CommandError
 from aiflow._terminal.text import printable
@@ -37,7 +38,9 @@ class WriteError(CommandError):
         self.reason = reason
 
 
-def explained(error: OSError, stream: str, nbytes: int, where: str, free_bytes: int, nb_files: int) -> WriteError:
+def explained(
+    error: OSError, stream: str, nbytes: int, where: str, free_bytes: Callable[[], int], nb_files: int
+) -> WriteError:
     """Convert a system error into advice for the user.
 
     Parameters
@@ -49,8 +52,8 @@ def explained(error: OSError, stream: str, nbytes: int, where: str, free_bytes: 
         Its size.
     where : str
         The receiver's output directory.
-    free_bytes : int
-        Free space there.
+    free_bytes : callable
+        Gives the free space there. It is called for a full disk only: on a broken file system it fails itself.
     nb_files : int
         Files that were completed before.
     """
@@ -58,7 +61,7 @@ def explained(error: OSError, stream: str, nbytes: int, where: str, free_bytes: 
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return WriteError(
             f"disk full: {name} ({nbytes} bytes) does not fit in {where}, where "
-            f"{free_bytes} bytes are free; the {nb_files} files before it are complete. "
+            f"{free_bytes()} bytes are free; the {nb_files} files before it are complete. "
             "Free some space or choose another directory, and repeat the transfer",
             f"disk full: it does not fit in the receiver's {where}; free some space there, and repeat the transfer",
         )

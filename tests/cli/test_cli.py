@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -10,10 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from aiflow._transfer.filemarks import FileMark
+from aiflow.cli.app import app
 from aiflow.cli.filetree import FileTree, SliceReader, walk
 from aiflow.cli.outdir import OutDirectory, WriteError
 from aiflow.cli.safe_paths import MAX_COMPONENT, MAX_PATH, numbered, safe_path
@@ -286,3 +289,10 @@ def test_a_pipe_that_took_a_files_place_does_not_hang_the_reader(tmp_path: Path)
     os.mkfifo(tmp_path / "a")
     assert read_all(tree, 1 << 20) == []
     assert tree.unreadable == {"a": "it is no longer a file"}
+
+
+def test_a_misspelt_command_is_told_what_is_like_it() -> None:
+    """Also one of another package, which is imported only when it is called."""
+    ran = CliRunner().invoke(app, ["lob"])
+    assert ran.exit_code == 2
+    assert re.search(r"Did you mean '?lab", ran.output)

@@ -139,6 +139,7 @@ def test_a_new_directorys_name_is_on_the_disk(tmp_path: Path, monkeypatch: pytes
         (errno.EIO, "check the disk"),
         (errno.ENAMETOOLONG, "shorter path"),
         (errno.ENODEV, "choose another directory"),
+        (errno.ESTALE, "remount"),
     ],
     ids=lambda value: errno.errorcode[value] if isinstance(value, int) else "",
 )
@@ -150,6 +151,7 @@ def test_each_error_of_the_system_has_its_own_advice(
 
     with OutDirectory(tmp_path) as out, monkeypatch.context() as patched:
         patched.setattr(os, "open", refuse)
+        patched.setattr(os, "fstatvfs", refuse)  # as on a file system that is broken
         with pytest.raises(WriteError, match=advice) as told:
             out.write("file", b"x")
     assert advice in told.value.reason

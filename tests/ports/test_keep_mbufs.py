@@ -98,7 +98,7 @@ def test_a_receiver_without_a_free_mbuf_says_so(name) -> None:
         with rx._loop.between(lambda: Held(kept_pool(), 1 << 20)):  # there, for the loop's own cache of mbufs
             ticket = tx.send([bytes(200_000)], wait=False)
             assert settle(lambda: rx.counters["rx_nombuf"] > 0)
-            with pytest.raises(SliceTimeout, match=r"found no free mbuf in the pool: .* a bigger memory="):
+            with pytest.raises(SliceTimeout, match=r"found no free mbuf in the pool; .*a bigger memory="):
                 rx.recv(timeout=0.1)
             assert 0 < rx.port_table[0].rx_nombuf <= rx.counters["rx_nombuf"]
             assert tx.counters["rx_nombuf"] == 0
@@ -111,7 +111,7 @@ def test_a_sender_without_a_free_mbuf_says_so(name) -> None:
         tx.send([b"first"], wait=False)
         rx.recv(timeout=20).release()
         with tx._loop.between(lambda: Held(tx._loop.attached_ports[0].mempool, 1 << 20)):
-            with pytest.raises(SliceTimeout, match=r"no mbuf was free for a frame to send, \d+ times"):
+            with pytest.raises(SliceTimeout, match="frames to send have waited for a free mbuf"):
                 tx.send([bytes(200_000)], timeout=0.5)
             assert 0 < tx.port_table[0].tx_nombuf <= tx.counters["tx_nombuf"]
             assert rx.counters["tx_nombuf"] == 0

@@ -42,7 +42,7 @@ ROOMS = {
     "_ports": Room(r"_ports(\..*)?", ("errors", "config", "_system", "_wire", "_eal")),
     "_policy": Room(r"_policy(\..*)?|scheduler|flow", ("errors", "config"), compiled=False),
     "monitor": Room("monitor", ("errors", "config", "_dp", "_policy")),
-    "report": Room("report", ("_dp", "monitor")),
+    "report": Room("report", ("monitor",)),
     "_transfer": Room(r"_transfer(\..*)?", ("errors", "config", "_system", "_dp", "_policy", "report")),
     "_encode": Room("_encode", ("errors", "_transfer")),
     "slices": Room("slices|shards", ("errors", "_policy", "_transfer")),

@@ -16,6 +16,7 @@ from subprocesses import environment
 import aiflow
 from aiflow.errors import ConfigError
 from aiflow.options import FlatKeywords, SenderKeywords
+from aiflow.report import PortRow
 
 pytestmark = pytest.mark.unit
 
@@ -177,11 +178,27 @@ def test_a_flat_keyword_and_a_group_mean_the_same() -> None:
 
 
 @pytest.mark.parametrize("kind", [aiflow.Sender, aiflow.Receiver])
-def test_help_fits_two_screens(kind: type) -> None:
-    """The constructor and all its keywords on one screen and a bit; no method takes more than another screen."""
+def test_the_page_of_help_stays_short(kind: type) -> None:
+    """The constructor with one method fits two screens; the whole page, with every method, is four."""
     lines = pydoc.render_doc(kind, renderer=pydoc.plaintext).splitlines()
     constructor = next(i for i, line in enumerate(lines) if "Methods defined here" in line)
     longest = max(len((inspect.getdoc(member) or "").splitlines()) for member in vars(kind).values())
     assert constructor <= 60
     assert constructor + longest <= 110
     assert len(lines) <= 230
+
+
+def test_flow_control_has_its_old_home_too() -> None:
+    assert aiflow.flow.FlowControl is aiflow.FlowControl
+    assert "credit" in aiflow.flow.FLOW_CONTROLS
+
+
+def test_a_row_of_the_port_table_is_flat() -> None:
+    """Programs log rows by `dataclasses.asdict`."""
+    names = [field.name for field in dataclasses.fields(PortRow)]
+    assert names == [
+        *("port_id", "dest_mac", "lcore_id", "tx_rate", "bandwidth_rate", "drop_rate", "buffer_occupancy"),
+        *("port_score", "send_interval", "updated_time", "name", "driver", "frames", "nbytes", "frames_again"),
+        *("frames_lost", "in_flight", "window", "rtt_ns", "rate_bps", "link_speed_bps", "switch", "rx_nombuf"),
+        "tx_nombuf",
+    ]

@@ -17,7 +17,7 @@ _RUN = struct.Struct(">IQIBBHHH")
 
 
 class _Runs:
-    """Joins like neighbours."""
+    """Joins like neighbours; a marked element is a run of its own."""
 
     def __init__(self) -> None:
         self.encoded: list[bytes] = []
@@ -29,7 +29,7 @@ class _Runs:
 
     def add(self, stream: str | int, form: Form, count: int = 1, mark: FileMark | None = None) -> None:
         key = (None if isinstance(stream, int) else stream, form, mark)
-        if key != self._last or (isinstance(stream, int) and stream != self._first + self._count):
+        if key != self._last or mark is not None or (isinstance(stream, int) and stream != self._first + self._count):
             self._flush()
             self._last = key
             self._first = stream if isinstance(stream, int) else 0

@@ -10,8 +10,8 @@
  * every AF_PACE_STEP_NS removes an eighth of the gap's excess over T_base. Loss is measured over frames that were sent
  * at the present gap, not over frames that were in flight when it was widened.
  */
-#ifndef AIFLOW_PACE_H
-#define AIFLOW_PACE_H
+#ifndef AIFLOW_PACER_H
+#define AIFLOW_PACER_H
 
 #include <stdbool.h>
 #include <stdint.h>

@@ -4,8 +4,8 @@
  * one. So an acknowledgement is never ambiguous (RFC 9002, section 3). Loss is judged within one path, because paths
  * reorder against each other.
  */
-#ifndef AIFLOW_WINDOW_H
-#define AIFLOW_WINDOW_H
+#ifndef AIFLOW_PKTNUM_H
+#define AIFLOW_PKTNUM_H
 
 #include <stdbool.h>
 #include <stdint.h>

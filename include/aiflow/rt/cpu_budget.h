@@ -1,7 +1,7 @@
 /* A limit on the CPU time of a loop, as a token bucket. Time refills it, CPU time empties it, and a loop in debt rests.
  * The bucket is small, so that rests are frequent and short. */
-#ifndef AIFLOW_QUOTA_H
-#define AIFLOW_QUOTA_H
+#ifndef AIFLOW_CPU_BUDGET_H
+#define AIFLOW_CPU_BUDGET_H
 
 #include "aiflow/rt/handoff.h"
 

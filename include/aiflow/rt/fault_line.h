@@ -4,8 +4,8 @@
  * it is due. The lines of the burst loop hold mbufs, those of the simulator hold its packets. So a live run meets the
  * same faults as the simulator. A port without faults has no line.
  */
-#ifndef AIFLOW_FAULTS_H
-#define AIFLOW_FAULTS_H
+#ifndef AIFLOW_FAULT_LINE_H
+#define AIFLOW_FAULT_LINE_H
 
 #include <stdbool.h>
 #include <stdint.h>

@@ -10,8 +10,8 @@
  *   worker   stays away while callers drive. It returns at once when a caller leaves work behind, else after a pause.
  *            The pause grows from AF_PARK_FIRST_NS to AF_PARK_LONG_NS while callers drive
  */
-#ifndef AIFLOW_MAIL_H
-#define AIFLOW_MAIL_H
+#ifndef AIFLOW_HANDOFF_H
+#define AIFLOW_HANDOFF_H
 
 #include <errno.h>
 #include <pthread.h>

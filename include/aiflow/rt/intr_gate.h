@@ -15,8 +15,8 @@
  * epoll loop enters it, and one turn serves all that is pending. Without gated ports the eventfd is drained, and the
  * thread runs free.
  */
-#ifndef AIFLOW_GATE_H
-#define AIFLOW_GATE_H
+#ifndef AIFLOW_INTR_GATE_H
+#define AIFLOW_INTR_GATE_H
 
 #include <errno.h>
 #include <limits.h>

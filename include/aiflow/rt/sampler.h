@@ -1,8 +1,8 @@
 /* Samples of a loop's counters, for the monitor. The loop copies them once per interval; another thread computes rates
  * from the two newest copies. There is no lock: a copy is stable until two more were made, as the serial number shows.
  */
-#ifndef AIFLOW_MONITOR_H
-#define AIFLOW_MONITOR_H
+#ifndef AIFLOW_SAMPLER_H
+#define AIFLOW_SAMPLER_H
 
 #include <stdatomic.h>
 #include <stdbool.h>

@@ -1,6 +1,6 @@
 /* Admission: manifests are checked, and slices granted. Everything here happens once per slice. */
-#ifndef AIFLOW_GRANT_H
-#define AIFLOW_GRANT_H
+#ifndef AIFLOW_ADMISSION_H
+#define AIFLOW_ADMISSION_H
 
 #include <stdio.h>
 

@@ -4,8 +4,8 @@
  * once, not once per slice: copies into fresh pages are ten times slower. The loop takes blocks. The thread that drops
  * the last view of a slice gives its block back.
  */
-#ifndef AIFLOW_STORE_H
-#define AIFLOW_STORE_H
+#ifndef AIFLOW_ARENA_H
+#define AIFLOW_ARENA_H
 
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE

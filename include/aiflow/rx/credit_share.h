@@ -1,6 +1,6 @@
 /* The shares of a port's credit (credit.h) that its paths get. */
-#ifndef AIFLOW_SHARE_H
-#define AIFLOW_SHARE_H
+#ifndef AIFLOW_CREDIT_SHARE_H
+#define AIFLOW_CREDIT_SHARE_H
 
 #include "aiflow/rx/credit.h"
 #include "aiflow/rx/rx_state.h"

@@ -1,6 +1,6 @@
 /* Reassembly: payloads are written to their places. This runs for every frame. */
-#ifndef AIFLOW_PLACE_H
-#define AIFLOW_PLACE_H
+#ifndef AIFLOW_REASSEMBLY_H
+#define AIFLOW_REASSEMBLY_H
 
 #include "aiflow/rx/admission.h"
 #include "aiflow/rx/rx_lifetime.h"

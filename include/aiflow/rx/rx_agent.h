@@ -11,8 +11,8 @@
  *
  * Per frame: no allocation, no lock. Per slice: malloc for its tables, a lock for its block.
  */
-#ifndef AIFLOW_RX_H
-#define AIFLOW_RX_H
+#ifndef AIFLOW_RX_AGENT_H
+#define AIFLOW_RX_AGENT_H
 
 #include "aiflow/rx/admission.h"
 #include "aiflow/rx/feedback.h"

@@ -8,8 +8,8 @@
  * Single chunks are dispatched in order. Of whole elements each port works on one. Another port takes over the element
  * of a dead port. When no element is left to begin, ports help with the others' elements, chunk by chunk.
  */
-#ifndef AIFLOW_PLAN_H
-#define AIFLOW_PLAN_H
+#ifndef AIFLOW_DISPATCH_H
+#define AIFLOW_DISPATCH_H
 
 #include "aiflow/tx/tx_state.h"
 

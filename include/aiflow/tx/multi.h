@@ -5,8 +5,8 @@
  * its driver holds, and its pacing applies to their sum. Receivers may give their sessions equal numbers, so the source
  * MAC of a frame selects the receiver, too.
  */
-#ifndef AIFLOW_FAN_H
-#define AIFLOW_FAN_H
+#ifndef AIFLOW_MULTI_H
+#define AIFLOW_MULTI_H
 
 #include "aiflow/tx/tx_agent.h"
 

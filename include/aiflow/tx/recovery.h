@@ -8,8 +8,8 @@
  * A path is silent only in comparison with others. When no path hears the peer, the peer or its machine is away, and
  * chunks in flight may have arrived. Then every path sends probes, and none is suspended.
  */
-#ifndef AIFLOW_PATH_H
-#define AIFLOW_PATH_H
+#ifndef AIFLOW_RECOVERY_H
+#define AIFLOW_RECOVERY_H
 
 #include "aiflow/tx/tx_slice.h"
 #include "aiflow/tx/tx_state.h"

@@ -1,6 +1,6 @@
 /* Segmentation: chunks of a slice become frames. And the order in which a port sends its frames. */
-#ifndef AIFLOW_CUT_H
-#define AIFLOW_CUT_H
+#ifndef AIFLOW_SEGMENT_H
+#define AIFLOW_SEGMENT_H
 
 #include "aiflow/tx/discovery.h"
 #include "aiflow/tx/dispatch.h"

@@ -8,8 +8,8 @@
  *   QUEUED --manifest--> ASKING --grant--> FLOWING --feedback: done--> held --feedback: confirmed--> DONE
  *      \___________________\________________\_______________________\____ void, cancel, silence ____> FAILED
  */
-#ifndef AIFLOW_TX_H
-#define AIFLOW_TX_H
+#ifndef AIFLOW_TX_AGENT_H
+#define AIFLOW_TX_AGENT_H
 
 #include "aiflow/tx/discovery.h"
 #include "aiflow/tx/recovery.h"

@@ -4,8 +4,8 @@
  * Computation for Generic Polynomials Using PCLMULQDQ Instruction"). The CRC instruction finishes the last lane. A copy
  * stores each vector that was loaded for the CRC.
  */
-#ifndef AIFLOW_CRC32C_FOLD_H
-#define AIFLOW_CRC32C_FOLD_H
+#ifndef AIFLOW_CRC32C_CLMUL_H
+#define AIFLOW_CRC32C_CLMUL_H
 
 #include <immintrin.h>
 #include <stddef.h>

@@ -15,8 +15,8 @@
  * the low one the kind. This is Table 1 of the paper plus an EtherType. The CRC takes the place of Table 1's FCS, which
  * software ports do not have; it does not cover the MACs.
  */
-#ifndef AIFLOW_WIRE_H
-#define AIFLOW_WIRE_H
+#ifndef AIFLOW_FRAME_H
+#define AIFLOW_FRAME_H
 
 #include <assert.h>
 #include <stdbool.h>

@@ -15,8 +15,8 @@
  * element larger than one payload is segmented into pieces of `payload_bytes`. Consecutive smaller elements are packed
  * greedily. Both ends derive the same numbers from the manifest, so one bitmap covers a slice.
  */
-#ifndef AIFLOW_LAYOUT_H
-#define AIFLOW_LAYOUT_H
+#ifndef AIFLOW_MANIFEST_H
+#define AIFLOW_MANIFEST_H
 
 #include <stdbool.h>
 #include <stdint.h>
