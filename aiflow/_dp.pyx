@@ -113,7 +113,7 @@ cdef class Loop(LoopDriver):
 
     def _end(self):
         LoopDriver._end(self)
-        for index in range(PORTS):
+        for index in range(<uint32_t>PORTS):
             self._free_staged(index)
 
     cdef int place_port(self, Port port, uint32_t peer, af_agent_port *out) except -1:
@@ -167,7 +167,7 @@ cdef class Loop(LoopDriver):
 
     def index_of(self, Port port):
         """Index of a port in the loop, or -1."""
-        for index in range(PORTS):
+        for index in range(<uint32_t>PORTS):
             if self.attached_ports[index] is port:
                 return index
         return -1
@@ -209,7 +209,7 @@ cdef class Loop(LoopDriver):
         """Frames that the fault lines have dropped, corrupted, …: a dict."""
         cdef uint64_t sums[AF_NB_FAULTS]
         memcpy(sums, self.fault_sums, sizeof(sums))
-        for index in range(PORTS):
+        for index in range(<uint32_t>PORTS):
             for way in range(2):
                 if self.ports[index].lines[way] != NULL:
                     for kind in range(AF_NB_FAULTS):
@@ -228,7 +228,7 @@ cdef class Loop(LoopDriver):
         cdef agent_counts counts
         cdef uint32_t index
         rows = []
-        for index in range(PORTS):
+        for index in range(<uint32_t>PORTS):
             port = self.attached_ports[index]
             if port is not None:
                 memset(&counts, 0, sizeof(counts))
@@ -241,11 +241,11 @@ cdef class Loop(LoopDriver):
     cdef dict not_taken(self, const uint64_t *drops):
         """Frames not taken, by reason: `drops` are the agent's, and other frames never reach it."""
         cdef uint32_t i
-        counts = {DROPS[i]: drops[i] for i in range(1, AF_NB_DROPS)}
+        counts = {DROPS[i]: drops[i] for i in range(1, <uint32_t>AF_NB_DROPS)}
         counts["segments"] += self.unseen[CHAINED]
         counts["vlan"] += self.unseen[TAGGED]
-        counts["rx_nombuf"] = self.rx_nombuf + sum([self.ports[i].rx_nombuf for i in range(PORTS)])
-        counts["tx_nombuf"] = self.tx_nombuf + sum([self.ports[i].tx_nombuf for i in range(PORTS)])
+        counts["rx_nombuf"] = self.rx_nombuf + sum([self.ports[i].rx_nombuf for i in range(<uint32_t>PORTS)])
+        counts["tx_nombuf"] = self.tx_nombuf + sum([self.ports[i].tx_nombuf for i in range(<uint32_t>PORTS)])
         return counts
 
     # ---- the loop ----

@@ -344,7 +344,7 @@ cdef class TxLoop(Loop):
         cdef uint32_t i, k
         memset(sums, 0, sizeof(sums))
         for k in range(self.multi.nb):
-            for i in range(AF_NB_DROPS):
+            for i in range(<uint32_t>AF_NB_DROPS):
                 sums[i] += self.multi.tx[k].drops[i]
         return self.not_taken(sums)
 

@@ -1,5 +1,6 @@
 # Devices on DPDK's buses, and the rings of net_ring, C-level face.
 
+from aiflow._eal_init cimport ours  # first: it allows DPDK's experimental calls before any of its headers
 from aiflow.librte.rte_ring cimport rte_ring
 
 

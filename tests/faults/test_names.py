@@ -22,6 +22,8 @@ import aiflow
 from aiflow._ports import registry, rendezvous_receiver
 from aiflow._ports.runtime_dir import runtime_directory
 from aiflow.errors import PortError, SliceTimeout
+from aiflow.names import live_names
+from aiflow.names import runtime_directory as names_directory
 
 
 @pytest.fixture
@@ -357,3 +359,10 @@ def test_a_name_in_another_directory_of_ours_is_told(directory: Path, monkeypatc
         (said,) = registry.elsewhere(aiflow.config.parse_endpoint("local:q"), runtime_directory())
     assert f"vhost:q in {directory}/aiflow" in said
     assert "AIFLOW_RUNTIME_DIR" in said
+
+
+def test_scripts_list_the_names_on_this_host(directory: Path) -> None:
+    with aiflow.Receiver("local:listed", memory="16MiB"):
+        assert list(live_names()) == [("local:listed", os.getpid())]
+    assert list(live_names()) == []
+    assert names_directory() == directory
