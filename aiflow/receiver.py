@@ -119,7 +119,7 @@ class Receiver:
     Several threads or tasks may iterate at once: each slice goes to one of them, and stays until that one asks for the
     next. ``next(rx)`` is an iteration of the calling thread, ``anext(rx)`` of the task.
 
-    The array of the first element of a batch lies at a multiple of 64 bytes; the others follow without a gap.
+    The array of the first element of a batch is aligned to a multiple of 64 bytes; the others follow without a gap.
     """
 
     def __init__(

@@ -23,6 +23,7 @@ from aiflow._ports.netdev import Interface
 from aiflow._ports.rendezvous import Rendezvous
 from aiflow._ports.rendezvous_receiver import ReceiverRendezvous
 from aiflow._ports.rendezvous_sender import SenderRendezvous
+from aiflow._ports.runtime_dir import runtime_directory
 from aiflow._ports.static_ports import open_af_packet, open_af_xdp, open_pci, open_vdev
 from aiflow._ports.xdp_probe import AF_XDP
 from aiflow._system import threads
@@ -127,7 +128,7 @@ class PortSet:
             if shared:
                 kind = ReceiverRendezvous if role == "receiver" else SenderRendezvous
                 hooks = Hooks(self._pool, self._attach, self._detach, self._fail, joining, died)
-                self._rendezvous = kind(shared, hooks, frame_size)
+                self._rendezvous = kind(shared, runtime_directory(), hooks, frame_size)
             if self._watched:
                 self._watch = threads.start(watching(weakref.ref(self), self._watch_end), "aiflow-watch")
         except BaseException:

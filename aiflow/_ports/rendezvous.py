@@ -29,13 +29,14 @@ import select
 import socket
 import time
 import weakref
+from pathlib import Path
 from typing import Any, ClassVar
 
 from aiflow import _eal
 from aiflow._ports.connection import Connection, Hooks
 from aiflow._ports.local_drivers import driver_of
 from aiflow._ports.messages import read, shown, write
-from aiflow._ports.runtime_dir import reason, runtime_directory
+from aiflow._ports.runtime_dir import reason
 from aiflow._system import threads
 from aiflow.config import Endpoint
 from aiflow.errors import AiflowError, ConfigError, PortError
@@ -52,6 +53,8 @@ class Rendezvous:
     ----------
     endpoints : list of Endpoint
         Of schemes local, memif and vhost.
+    root : Path
+        The runtime directory, where names and sockets lie.
     hooks : Hooks
     frame_size : int or None
         Largest frame that the user wants.
@@ -61,17 +64,17 @@ class Rendezvous:
     ConfigError
         If an endpoint's driver cannot carry `frame_size`.
     PortError
-        If another receiver has one of the names, or the runtime directory cannot be used.
+        If another receiver has one of the names.
     EalError
         If no thread can be started.
     """
 
     role: ClassVar[str]
 
-    def __init__(self, endpoints: list[Endpoint], hooks: Hooks, frame_size: int | None) -> None:
+    def __init__(self, endpoints: list[Endpoint], root: Path, hooks: Hooks, frame_size: int | None) -> None:
         self._hooks = hooks
         self._frame_size = frame_size
-        self._root = runtime_directory()
+        self._root = root
         self._connections: list[Connection] = []
         self._errors: dict[Endpoint, AiflowError] = {}  # for `send` or `recv`, until they end
         self._peers = itertools.count(1)

@@ -6,6 +6,7 @@ import contextlib
 import os
 import socket
 import time
+from pathlib import Path
 from typing import Any, ClassVar
 
 from aiflow import _eal
@@ -34,13 +35,13 @@ class ReceiverRendezvous(Rendezvous):
 
     role: ClassVar[str] = "receiver"
 
-    def __init__(self, endpoints: list[Endpoint], hooks: Hooks, frame_size: int | None) -> None:
+    def __init__(self, endpoints: list[Endpoint], root: Path, hooks: Hooks, frame_size: int | None) -> None:
         self._claims: dict[Endpoint, Claim] = {}
         self._listeners: dict[Listener, Endpoint] = {}
         self._proxies: dict[Endpoint, MemifProxy] = {}
         self._renewal = time.monotonic() + _RENEWAL_INTERVAL  # time of the next check
         self._refusals: dict[tuple[Endpoint, int], str] = {}  # the latest, by the sender's process id
-        super().__init__(endpoints, hooks, frame_size)
+        super().__init__(endpoints, root, hooks, frame_size)
 
     def hints(self) -> list[str]:
         """The latest refusals and their senders, the newest last."""

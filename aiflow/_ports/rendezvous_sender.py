@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
+from pathlib import Path
 from typing import Any, ClassVar
 
 from aiflow import _eal
@@ -34,12 +35,12 @@ class SenderRendezvous(Rendezvous):
 
     role: ClassVar[str] = "sender"
 
-    def __init__(self, endpoints: list[Endpoint], hooks: Hooks, frame_size: int | None) -> None:
+    def __init__(self, endpoints: list[Endpoint], root: Path, hooks: Hooks, frame_size: int | None) -> None:
         self._awaited: dict[Endpoint, tuple[float, float]] = {}  # endpoint → (time of the next attempt, pause after it)
         self._refusals: dict[Endpoint, str] = {}  # reason of the receiver that is there now
         self._timeouts: dict[Endpoint, str] = {}  # how long a receiver was silent, or its ports did not come up
         self._reported = False  # last value of `connecting` that the hook has received
-        super().__init__(endpoints, hooks, frame_size)
+        super().__init__(endpoints, root, hooks, frame_size)
 
     @property
     def connecting(self) -> bool:

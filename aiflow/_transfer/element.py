@@ -34,8 +34,8 @@ class Element(Exporter, Received):
     Its memory belongs to the slice. Arrays and views taken out keep that memory alive, also after the slice was
     released and the Receiver closed. While one is held, the whole slice counts against the Receiver's ``memory``.
 
-    The first element of a batch lies at a multiple of 64 bytes. The others follow without a gap, so their arrays are
-    aligned for their dtype only: copy them for a library that needs more.
+    The first element of a batch is aligned to a multiple of 64 bytes. The others follow without a gap, so their arrays
+    are aligned for their dtype only: copy them for a library that needs more.
 
     Elements are equal if they are the same element of the same slice. An Element cannot be pickled or copied: pass on
     its `array`.
