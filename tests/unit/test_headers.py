@@ -70,4 +70,5 @@ def test_header(programs: dict[str, Future[Path]], name: str) -> None:
     assert ran.returncode == 0, ran.stdout + ran.stderr
     ran_cases = ran.stdout.split()
     assert ran_cases
-    assert set(ran_cases) == set(re.findall(r"\bCASE\((\w+)\)", TESTS[name].read_text()))
+    lists = re.findall(r"^CASES\(((?:\s*CASE\(\w+\),?)+)\)", TESTS[name].read_text(), re.MULTILINE)
+    assert set(ran_cases) in [set(re.findall(r"CASE\((\w+)\)", cases)) for cases in lists]  # one for each kind of build
