@@ -1,32 +1,7 @@
 /* feedback.h: what a receiver tells its senders of its state. */
 #include "aiflow/rx/feedback.h"
 
-#include "rig.h"
-
-static struct rig rig;
-static uint8_t frame[RIG_FRAME];
-
-/* The next frame of the receiver's first port; false when it has none. */
-static bool
-said(struct af_frame *f)
-{
-	uint32_t size = af_rx_next_frame(&rig.rx, 0, rig.now, frame);
-
-	if (!size)
-		return false;
-	CHECK(size <= RIG_FRAME);
-	CHECK_EQUAL(af_wire_parse(frame, size, frame, RIG_FRAME, f), AF_OK);
-	return true;
-}
-
-static struct af_rx_session *
-opened(uint64_t instance, uint32_t life, uint8_t mac)
-{
-	uint8_t src[6] = {2, 0, 0, 0, 1, mac};
-	char name[AF_NAME_BYTES] = "source";
-
-	return af_rx_open_session(&rig.rx, instance << AF_LIFE_BITS | life, src, name, rig.now);
-}
+#include "rig_rx.h"
 
 /* A session with a path on which numbers 0, 1 and 3 came. */
 static struct af_rx_session *
@@ -160,8 +135,8 @@ a_probe_is_answered_with_what_the_oldest_slice_lacks(void)
 	rig_open(&rig);
 	s = rig_post(&rig, 1, sizes);
 	af_tx_tick(&rig.tx, rig.now);
-	CHECK(af_tx_next_chunk(&rig.tx, 0, rig.now, frame));
-	rig_deliver(&rig, TO_RECEIVER, 0, frame, AF_HEADER + s->manifest_bytes);
+	CHECK(af_tx_next_chunk(&rig.tx, 0, rig.now, rig_frame));
+	rig_deliver(&rig, TO_RECEIVER, 0, rig_frame, AF_HEADER + s->manifest_bytes);
 	session = rig.rx.sessions[0];
 	CHECK_EQUAL(session->slots[1].state, AF_RX_FLOWING);
 	session->slots[1].slice->bitmap[0] |= 7; /* the manifest, and two chunks */

@@ -1,10 +1,7 @@
 /* rx_hello.h: HELLOs open sessions, and are answered. */
 #include "aiflow/rx/rx_hello.h"
 
-#include "rig.h"
-
-static struct rig rig;
-static uint8_t frame[RIG_FRAME];
+#include "rig_rx.h"
 
 static enum af_drop
 asked(uint64_t sender, uint8_t mac, const char *to)
@@ -12,32 +9,10 @@ asked(uint64_t sender, uint8_t mac, const char *to)
 	struct af_hello h = {.sender = AF_BE64(sender), .frame_size = AF_BE16(RIG_FRAME)};
 	uint8_t src[6] = {2, 0, 0, 0, 1, mac};
 	struct af_frame f;
-	uint32_t size = af_hello_write(frame, src, af_broadcast, &h, "source", to, 0, 1);
+	uint32_t size = af_hello_write(rig_frame, src, af_broadcast, &h, "source", to, 0, 1);
 
-	CHECK_EQUAL(af_wire_parse(frame, size, rig.rx.ports[0].p.mac, RIG_FRAME, &f), AF_OK);
+	CHECK_EQUAL(af_wire_parse(rig_frame, size, rig.rx.ports[0].p.mac, RIG_FRAME, &f), AF_OK);
 	return af_rx_on_hello(&rig.rx, 0, &f, rig.now);
-}
-
-/* The next frame of the receiver's first port; false when it has none. */
-static bool
-said(struct af_frame *f)
-{
-	uint32_t size = af_rx_next_frame(&rig.rx, 0, rig.now, frame);
-
-	if (!size)
-		return false;
-	CHECK(size <= RIG_FRAME);
-	CHECK_EQUAL(af_wire_parse(frame, size, frame, RIG_FRAME, f), AF_OK);
-	return true;
-}
-
-static struct af_rx_session *
-opened(uint64_t instance, uint32_t life, uint8_t mac)
-{
-	uint8_t src[6] = {2, 0, 0, 0, 1, mac};
-	char name[AF_NAME_BYTES] = "source";
-
-	return af_rx_open_session(&rig.rx, instance << AF_LIFE_BITS | life, src, name, rig.now);
 }
 
 static void
@@ -151,10 +126,10 @@ hellos_of_another_version_are_answered_now_and_then(void)
 
 	rig_begin(&rig, 1, 1 << 20);
 	for (int i = 0; i < 3; i++) {
-		uint32_t size = af_hello_write(frame, src, af_broadcast, &h, "old", "", 0, 1);
+		uint32_t size = af_hello_write(rig_frame, src, af_broadcast, &h, "old", "", 0, 1);
 
-		frame[14] = (AF_VERSION + 1) << 4 | AF_HELLO;
-		CHECK(!af_rx_on_frame(&rig.rx, 0, rig.now, frame, size, NULL));
+		rig_frame[14] = (AF_VERSION + 1) << 4 | AF_HELLO;
+		CHECK(!af_rx_on_frame(&rig.rx, 0, rig.now, rig_frame, size, NULL));
 	}
 	CHECK_EQUAL(rig.rx.drops[AF_DROP_VERSION], 3);
 	CHECK(said(&f) && f.kind == AF_HELLO);

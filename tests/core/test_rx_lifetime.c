@@ -1,39 +1,7 @@
 /* rx_lifetime.h: how slices and sessions end at a receiver. */
 #include "aiflow/rx/rx_lifetime.h"
 
-#include "rig.h"
-
-static struct rig rig;
-static struct af_rx_session *session;
-
-static void
-begin(void)
-{
-	static const uint8_t mac[6] = {2, 0, 0, 0, 1, 0};
-	char name[AF_NAME_BYTES] = "source";
-
-	rig_begin(&rig, 1, 1 << 20);
-	session = af_rx_open_session(&rig.rx, 7ull << AF_LIFE_BITS, mac, name, rig.now);
-	CHECK(session);
-	memcpy(session->macs[session->nb_macs++], mac, 6);
-}
-
-/* A slice of one inlined element stands in its slot, in this state. */
-static struct af_rx_slot *
-put(uint32_t id, enum af_rx_state state)
-{
-	struct af_rx_slot *slot = &session->slots[id % AF_RX_SLOTS];
-	struct af_rx_slice *s = calloc(1, sizeof *s);
-
-	s->id = id;
-	s->inlined = true;
-	s->session = session;
-	s->arena = rig.rx.arena;
-	s->nbytes = 10;
-	s->nb_elements = 1;
-	*slot = (struct af_rx_slot){.id = id, .state = (uint8_t)state, .slice = s};
-	return slot;
-}
+#include "rig_rx.h"
 
 static void
 whole_slices_are_handed_over_in_order_alone(void)

@@ -1,22 +1,7 @@
 /* rx_state.h: what a receiver knows of its senders. */
 #include "aiflow/rx/rx_state.h"
 
-#include "rig.h"
-
-static struct rig rig;
-static struct af_rx_session *session;
-
-static void
-begin(void)
-{
-	static const uint8_t mac[6] = {2, 0, 0, 0, 1, 0};
-	char name[AF_NAME_BYTES] = "source";
-
-	rig_begin(&rig, 1, 1 << 20);
-	session = af_rx_open_session(&rig.rx, 7ull << AF_LIFE_BITS, mac, name, rig.now);
-	CHECK(session);
-	memcpy(session->macs[session->nb_macs++], mac, 6);
-}
+#include "rig_rx.h"
 
 static void
 sessions_and_their_macs_are_found(void)
