@@ -67,7 +67,7 @@ class Side:
             joining=self.joining.append,
         )
         kind = ReceiverRendezvous if role == "receiver" else SenderRendezvous
-        self.side = kind([parse_endpoint(endpoint)], hooks, frame_size=None)
+        self.side = kind([parse_endpoint(endpoint)], Path(os.environ["AIFLOW_RUNTIME_DIR"]), hooks, frame_size=None)
 
     def _pool_for(self, frame_size: int, socket_id: int, nb_ports: int, needs_eal_memory: bool) -> _eal.Mempool:
         return _eal.Mempool("side", 2048, frame_size, socket_id, own_memory=not needs_eal_memory)
