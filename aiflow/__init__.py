@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     )
     from aiflow.in_process import Pair, pair
     from aiflow.options import FlowControl, Polling, Scheduling, Telemetry
+    from aiflow.ports import Ports
     from aiflow.receiver import Receiver
     from aiflow.report import PortTable, SliceReport
     from aiflow.sender import Sender
@@ -49,6 +50,7 @@ __all__ = [
     "PoolExhausted",
     "PortError",
     "PortTable",
+    "Ports",
     "Receiver",
     "Scheduling",
     "Sender",
@@ -70,6 +72,7 @@ if not TYPE_CHECKING:
         "Pair": "in_process",
         "Polling": "options",
         "PortTable": "report",
+        "Ports": "ports",
         "Receiver": "receiver",
         "Scheduling": "options",
         "Sender": "sender",

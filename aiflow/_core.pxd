@@ -57,13 +57,28 @@ cdef extern from "aiflow/rt/agent.h" nogil:
         const uint8_t *ptr
         uint64_t nbytes
 
+    struct af_budget:
+        pass
+
+    struct af_load:
+        pass
+
+    enum af_role:
+        AF_SENDS
+        AF_RECEIVES
+
     struct af_agent:
         void *state
+        af_role role
+        uint64_t instance
         const af_span *tail
         bint (*on_frame)(void *state, uint32_t port, uint64_t now_ns, const uint8_t *frame, uint32_t len,
                          void *handle) noexcept nogil
-        uint32_t (*next_frame)(void *state, uint32_t port, uint64_t now_ns, uint8_t *frame) noexcept nogil
+        uint32_t (*next_frame)(void *state, uint32_t port, uint64_t now_ns, af_budget *budget,
+                               uint8_t *frame) noexcept nogil
         bint (*tick)(void *state, uint64_t now_ns) noexcept nogil
+        bint (*owns)(const void *state, uint32_t number) noexcept nogil
+        af_load (*load)(const void *state, uint32_t port) noexcept nogil
 
     struct af_agent_port:
         bint attached, point_to_point, kick, by_reference
@@ -73,6 +88,33 @@ cdef extern from "aiflow/rt/agent.h" nogil:
 
     struct af_port_counters:
         uint64_t tx_frames, tx_bytes, rx_frames, rx_bytes, retransmits, lost
+
+
+cdef extern from "aiflow/rt/demux.h" nogil:
+    enum:
+        AF_MOST_AGENTS
+
+    struct af_user:
+        const af_agent *agent
+        uint32_t port
+        void *adopt
+
+    struct af_line:
+        uint32_t nb
+
+    struct af_demux:
+        uint32_t nb
+        af_line lines[AF_MAX_PORTS]
+
+    bint af_demux_add(af_demux *d, const af_agent *agent) noexcept
+    void af_demux_remove(af_demux *d, const af_agent *agent) noexcept
+    void af_demux_plug(af_demux *d, uint32_t p, const af_agent *agent, uint32_t port, void *adopt) noexcept
+    void af_demux_unplug(af_demux *d, uint32_t p, const af_agent *agent) noexcept
+    const af_user *af_demux_find(const af_line *line, const uint8_t *frame, uint32_t len) noexcept
+    bint af_demux_on_frame(af_demux *d, uint32_t p, uint64_t now, const uint8_t *frame, uint32_t len,
+                           void *handle) noexcept
+    uint32_t af_demux_next_frame(af_demux *d, uint32_t p, uint64_t now, uint8_t *frame, const af_span **tail) noexcept
+    bint af_demux_tick(af_demux *d, uint64_t now) noexcept
 
 
 cdef extern from "aiflow/rt/handoff.h" nogil:
@@ -258,23 +300,10 @@ cdef extern from "aiflow/tx/tx_agent.h" nogil:
     void af_tx_detach(af_tx *tx, uint32_t p, uint64_t now) noexcept
     bint af_tx_on_frame(void *state, uint32_t p, uint64_t now, const uint8_t *frame, uint32_t len,
                         void *handle) noexcept
-    uint32_t af_tx_next_frame(void *state, uint32_t p, uint64_t now, uint8_t *frame) noexcept
+    uint32_t af_tx_next_frame(void *state, uint32_t p, uint64_t now, af_budget *budget, uint8_t *frame) noexcept
     bint af_tx_tick(void *state, uint64_t now) noexcept
-
-
-cdef extern from "aiflow/tx/multi.h" nogil:
-    enum:
-        AF_MULTI_MOST
-
-    struct af_multi:
-        af_tx *tx[AF_MULTI_MOST]
-        uint32_t nb
-        af_span tail
-
-    bint af_multi_on_frame(void *state, uint32_t p, uint64_t now, const uint8_t *frame, uint32_t len,
-                           void *handle) noexcept
-    uint32_t af_multi_next_frame(void *state, uint32_t p, uint64_t now, uint8_t *frame) noexcept
-    bint af_multi_tick(void *state, uint64_t now) noexcept
+    bint af_tx_owns(const void *state, uint32_t number) noexcept
+    af_load af_tx_load(const void *state, uint32_t p) noexcept
 
 
 cdef extern from "aiflow/rx/arena.h" nogil:
@@ -359,5 +388,6 @@ cdef extern from "aiflow/rx/rx_agent.h" nogil:
     void af_rx_slice_free(af_rx_slice *s, void (*release)(void *handle) noexcept nogil) noexcept
     bint af_rx_on_frame(void *state, uint32_t p, uint64_t now, const uint8_t *frame, uint32_t len,
                         void *handle) noexcept
-    uint32_t af_rx_next_frame(void *state, uint32_t p, uint64_t now, uint8_t *frame) noexcept
+    uint32_t af_rx_next_frame(void *state, uint32_t p, uint64_t now, af_budget *budget, uint8_t *frame) noexcept
     bint af_rx_tick(void *state, uint64_t now) noexcept
+    bint af_rx_owns(const void *state, uint32_t number) noexcept

@@ -1,20 +1,20 @@
 """Data plane: the only code that calls rte_eth_rx_burst and rte_eth_tx_burst.
 
-A `Loop` polls the ports of one Sender or Receiver. It passes received frames to the state machine (`agent`), and sends
-the frames that the state machine writes. `_dp_driver.pyx` has the threads that drive it.
+A `Loop` polls ports for the Senders and Receivers on it. It passes received frames to their state machines, and sends
+the frames that these write (include/aiflow/rt/demux.h). `_dp_driver.pyx` has the threads that drive it.
 """
 
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 from aiflow._core cimport (
-    AF_MIN_PATH_FRAME, AF_NAME_BYTES, AF_NB_DROPS, AF_NB_FAULTS, af_agent_port, af_cpu_budget_rest,
-    af_fault_line_leave, af_fault_name, af_handoff_notify, af_handoff_rest, af_idle_worked, af_now_ns, af_sample,
-    af_sampler, af_sampler_read, af_span,
+    AF_MIN_PATH_FRAME, AF_NB_FAULTS, AF_TAIL_LEAST, af_cpu_budget_rest, af_demux_find, af_demux_next_frame,
+    af_demux_on_frame, af_demux_tick, af_fault_line_leave, af_fault_name, af_handoff_notify, af_handoff_rest,
+    af_idle_worked, af_now_ns, af_span,
 )
 from aiflow._dp_faults cimport close_lines, impair, impaired, open_lines
 from aiflow._dp_driver cimport LoopDriver, aiflow_lock, aiflow_posted, aiflow_set, aiflow_unlock
 from aiflow._dp_port cimport BURST, IN, OUT
-from aiflow._dp_frame cimport CHAINED, TAGGED, plain, unusual
+from aiflow._dp_frame cimport plain, unusual
 from aiflow._eal cimport Mempool, Port, af_intr_gate_enter, af_intr_gate_leave, gate
 from aiflow.librte.rte_ethdev cimport rte_eth_rx_burst, rte_eth_tx_burst
 from aiflow.librte.rte_mbuf cimport (
@@ -22,11 +22,9 @@ from aiflow.librte.rte_mbuf cimport (
     rte_pktmbuf_attach_extbuf, rte_pktmbuf_data_room_size, rte_pktmbuf_free, rte_pktmbuf_free_bulk, rte_pktmbuf_mtod,
 )
 from aiflow.librte.rte_mempool cimport rte_mempool
-from aiflow._dp_counters import PortCounters
 from aiflow._system import threads
 from aiflow._faults import parse_faults
-from aiflow._wire import DROPS
-from aiflow.errors import ConfigError, PortError
+from aiflow.errors import PortError
 from aiflow._system.cpus import settle
 
 cdef extern from "rte_mbuf.h" nogil:
@@ -41,30 +39,6 @@ cdef extern from *:
 MAX_PORTS = PORTS  # a test compares it with config's
 # Names of the C table (include/aiflow/rt/fault_line.h).
 FAULT_COUNTS = tuple([af_fault_name(fault).decode() for fault in range(AF_NB_FAULTS)])
-
-
-cdef char *name_bytes(object name, char *out) except NULL:
-    """Write a name as the wire carries it, NUL-terminated, into `out` (AF_NAME_BYTES bytes)."""
-    cdef bytes encoded
-    if not isinstance(name, str):
-        raise ConfigError(f"a name is a str, not {type(name).__name__}: {name!r}")
-    encoded = name.encode("utf-8", "surrogateescape")
-    if len(encoded) >= AF_NAME_BYTES:
-        raise ConfigError(f"the name {name!r} is longer than {AF_NAME_BYTES - 1} bytes: choose a shorter one")
-    if b"\0" in encoded:
-        raise ConfigError(f"the name {name!r} contains a NUL character: choose another")
-    memset(out, 0, AF_NAME_BYTES)
-    memcpy(out, <const char *>encoded, len(encoded))
-    return out
-
-
-cdef sample_rows(af_sampler *sampler, uint32_t nb_ports):
-    """The two newest samples, each as (ns, a dict for each port); None before there are two."""
-    cdef af_sample older, newer
-    if not af_sampler_read(sampler, &older, &newer):
-        return None
-    return ((older.ns, [older.ports[i] for i in range(nb_ports)]),
-            (newer.ns, [newer.ports[i] for i in range(nb_ports)]))
 
 
 cdef void given_back(void *addr, void *opaque) noexcept nogil:
@@ -89,20 +63,28 @@ cdef rte_mbuf *adopted(rte_mbuf *m, rte_mempool *pool) noexcept nogil:
 
 
 cdef class Loop(LoopDriver):
-    """Polls ports for one agent. Subclasses set `agent` and define posts and events."""
+    """Polls ports for the agents on it.
+
+    Parameters
+    ----------
+    faults : dict, list of dict, or None
+        For tests: see `aiflow.config.FAULTS`.
+    """
 
     def __cinit__(self):
         self.gate = gate()
         self.lent.free_cb = given_back
         rte_mbuf_ext_refcnt_set(&self.lent, 1)  # ours: it never falls to 0
-        self.faults = []
-        self.attached_ports = [None] * PORTS
-        self.port_names = [("", "")] * PORTS
+        self.open_ports = [None] * PORTS
+        self.agents = []
+
+    def __init__(self, faults=None):
+        self.faults = parse_faults(faults)
 
     # ---- control plane ----
 
     def settled(self):
-        """Have the drivers taken all frames that the agent wrote? Between two iterations."""
+        """Have the drivers taken all frames that the agents wrote? Between two iterations."""
         cdef uint32_t index
         cdef loop_port *port
         for index in range(self.nb_ports):
@@ -116,12 +98,20 @@ cdef class Loop(LoopDriver):
         for index in range(<uint32_t>PORTS):
             self._free_staged(index)
 
-    cdef int place_port(self, Port port, uint32_t peer, af_agent_port *out) except -1:
-        """Give a port a place in the loop; returns its index. Between two iterations."""
+    @property
+    def is_used(self):
+        """Is an agent on it?"""
+        return self.nb_users > 0
+
+    def by_reference(self, Port port):
+        """Can the port send large payloads by reference? Its driver must copy frames, and take chained mbufs."""
+        return port.copies and port.multi_segs and port.frame_size > 2 * <int>AF_TAIL_LEAST and not self.faults
+
+    def open_port(self, Port port):
+        """Poll this port from now on; returns its index. Between two iterations."""
         cdef uint32_t index = 0
         cdef loop_port *slot
         cdef Mempool pool = self.tx_pool if self.tx_pool is not None else port.mempool
-        cdef bytes mac = port.mac
         if port.frame_size < <int>AF_MIN_PATH_FRAME:
             raise PortError(f"{port.name} takes frames of {port.frame_size} bytes only, and {AF_MIN_PATH_FRAME} is the "
                             "least: raise the interface's MTU, or frame_size=")
@@ -137,25 +127,37 @@ cdef class Loop(LoopDriver):
         slot.rx_pool = port.mempool.ptr
         open_lines(slot, self.faults, index)
         slot.attached = True
-        self.attached_ports[index] = port
-        self.port_names[index] = (port.name, port.driver)
+        self.open_ports[index] = port
         self.nb_gated += port.gated
         if index >= self.nb_ports:
             self.nb_ports = index + 1
-        memset(out, 0, sizeof(af_agent_port))
-        memcpy(out.mac, <const char *>mac, 6)
-        out.frame_size = <uint16_t>min(port.frame_size, 65000)
-        out.rx_ring = port.rx_ring
-        out.tx_window = port.tx_window
-        out.kick = port.kick
-        out.point_to_point = port.point_to_point
-        out.peer = peer
-        out.attached = True
         self._settle()
-        return <int>index
+        return index
+
+    def send_from(self, uint32_t index):
+        """An agent sends from this port: its frames need mbufs of the port's size. Between two iterations."""
+        cdef loop_port *port = &self.ports[index]
+        cdef Mempool pool = self.tx_pool
+        if pool is not None and port.pool != pool.ptr:
+            rte_pktmbuf_free(port.spare)
+            port.spare = NULL
+            port.pool = pool.ptr
+
+    def close_port(self, Port port):
+        """Stop polling this port, which no agent uses any more. Between two iterations."""
+        index = self.index_of(port)
+        if index >= 0:
+            self._free_staged(index)
+            self.rx_nombuf += self.ports[index].rx_nombuf
+            self.tx_nombuf += self.ports[index].tx_nombuf
+            self.ports[index].rx_nombuf = self.ports[index].tx_nombuf = 0
+            self.nb_gated -= self.ports[index].gated
+            self.ports[index].attached = False
+            self.open_ports[index] = None
+            self._settle()
 
     cdef void last_look(self, uint32_t index) noexcept nogil:
-        """Take the frames that a port has received, before it is removed. Between two iterations."""
+        """Take the frames that a port has received, before it is closed. Between two iterations."""
         cdef loop_port *port = &self.ports[index]
         cdef int bursts = 0
         if port.gated:
@@ -168,28 +170,14 @@ cdef class Loop(LoopDriver):
     def index_of(self, Port port):
         """Index of a port in the loop, or -1."""
         for index in range(<uint32_t>PORTS):
-            if self.attached_ports[index] is port:
+            if self.open_ports[index] is port:
                 return index
         return -1
-
-    def _remove_port(self, Port port):
-        """Remove a port; returns its index, or -1. Between two iterations."""
-        index = self.index_of(port)
-        if index >= 0:
-            self._free_staged(index)
-            self.rx_nombuf += self.ports[index].rx_nombuf
-            self.tx_nombuf += self.ports[index].tx_nombuf
-            self.ports[index].rx_nombuf = self.ports[index].tx_nombuf = 0
-            self.nb_gated -= self.ports[index].gated
-            self.ports[index].attached = False
-            self.attached_ports[index] = None
-            self._settle()
-        return index
 
     def _settle(self):
         """Poll from the ports' own NUMA node."""
         if self.thread is not None and threads.is_current(self.thread):
-            settle([port.socket_id for port in self.attached_ports if port is not None], self.allowed_cpus)
+            settle([port.socket_id for port in self.open_ports if port is not None], self.allowed_cpus)
 
     def _free_staged(self, int index):
         cdef loop_port *port = &self.ports[index]
@@ -200,10 +188,6 @@ cdef class Loop(LoopDriver):
             rte_pktmbuf_free(port.spare)
             port.spare = NULL
             close_lines(port, self.fault_sums)
-
-    cdef set_faults(self, faults):
-        """`faults=` of a Sender or Receiver, before any port is attached: see `aiflow.config.FAULTS`."""
-        self.faults = parse_faults(faults)
 
     def fault_counts(self):
         """Frames that the fault lines have dropped, corrupted, …: a dict."""
@@ -218,47 +202,14 @@ cdef class Loop(LoopDriver):
         counts["dropped"] += sum(counts[kind] for kind in ("burst", "down", "overflow"))
         return counts
 
-    # ---- counters ----
-
-    cdef object count_port(self, uint32_t index, agent_counts *out):
-        """Write what the agent counts of a port, and return the address that its path leads to, or None."""
-
-    def port_counters(self):
-        """Counters of every attached port: a list of `PortCounters`, for the monitor and the port table."""
-        cdef agent_counts counts
-        cdef uint32_t index
-        rows = []
-        for index in range(<uint32_t>PORTS):
-            port = self.attached_ports[index]
-            if port is not None:
-                memset(&counts, 0, sizeof(counts))
-                dest_mac = self.count_port(index, &counts)
-                rows.append(PortCounters(number=index, port_id=port.port_id, name=port.name, driver=port.driver,
-                                         dest_mac=dest_mac, rx_nombuf=self.ports[index].rx_nombuf,
-                                         tx_nombuf=self.ports[index].tx_nombuf, **<dict>counts))
-        return rows
-
-    cdef dict not_taken(self, const uint64_t *drops):
-        """Frames not taken, by reason: `drops` are the agent's, and other frames never reach it."""
-        cdef uint32_t i
-        counts = {DROPS[i]: drops[i] for i in range(1, <uint32_t>AF_NB_DROPS)}
-        counts["segments"] += self.unseen[CHAINED]
-        counts["vlan"] += self.unseen[TAGGED]
-        counts["rx_nombuf"] = self.rx_nombuf + sum([self.ports[i].rx_nombuf for i in range(<uint32_t>PORTS)])
-        counts["tx_nombuf"] = self.tx_nombuf + sum([self.ports[i].tx_nombuf for i in range(<uint32_t>PORTS)])
-        return counts
-
     # ---- the loop ----
 
-    cdef void collect(self, uint64_t now) noexcept nogil:
-        """Take what was posted. For the owner of the loop."""
-
-    cdef void publish(self) noexcept nogil:
-        """Hand over what the agent has finished. For the owner of the loop, which holds the handoff's lock."""
-
     cdef bint unfinished(self) noexcept nogil:
-        """Are there frames that a driver has not taken yet?"""
+        """Has an agent more to do, or are there frames that a driver has not taken yet?"""
         cdef uint32_t i
+        for i in range(self.nb_users):
+            if self.users[i].unfinished(self.users[i].side):
+                return True
         for i in range(self.nb_ports):
             if self.ports[i].attached and self.ports[i].count:
                 return True
@@ -276,7 +227,8 @@ cdef class Loop(LoopDriver):
                 self.now = af_now_ns()
         if aiflow_posted(&self.handoff):
             aiflow_set(self.handoff.posted, 0)
-            self.collect(self.now)
+            for i in range(self.nb_users):
+                self.users[i].collect(self.users[i].side, self.now)
             work = BURST
         if self.nb_gated:
             af_intr_gate_enter(self.gate)
@@ -286,9 +238,10 @@ cdef class Loop(LoopDriver):
         if self.nb_gated:
             af_intr_gate_leave(self.gate)
         self.now = af_now_ns()
-        if self.agent.tick(self.agent.state, self.now):
+        if af_demux_tick(&self.demux, self.now):
             aiflow_lock(&self.handoff)
-            self.publish()
+            for i in range(self.nb_users):
+                self.users[i].publish(self.users[i].side)
             af_handoff_notify(&self.handoff)
             aiflow_unlock(&self.handoff)
             work += 1
@@ -307,7 +260,7 @@ cdef class Loop(LoopDriver):
             nb_tx = rte_eth_tx_burst(port.port_id, 0, &port.staged[port.head], port.count)
             port.head += nb_tx
             port.count -= nb_tx
-            if port.count and self.agent.tail != NULL:
+            if port.count and self.references is not None:
                 self.make_own(port)
         return nb_rx + nb_tx
 
@@ -315,6 +268,7 @@ cdef class Loop(LoopDriver):
         """One burst in."""
         cdef rte_mbuf *pkts[BURST]
         cdef rte_mbuf *m
+        cdef rte_mempool *adopt
         cdef uint16_t nb_rx = rte_eth_rx_burst(port.port_id, 0, pkts, BURST)
         cdef uint16_t i, nb_free = 0
         if port.lines[IN] != NULL:
@@ -327,12 +281,14 @@ cdef class Loop(LoopDriver):
                 m = plain(port, m, self.unseen)
                 if m == NULL:
                     continue
-            if port.adopt != NULL and m.pool != port.adopt and fits(m, port.adopt):  # a longer one is refused below
-                m = adopted(m, port.adopt)
-                if m == NULL:
-                    port.rx_nombuf += 1
-                    continue
-            if self.agent.on_frame(self.agent.state, index, now, rte_pktmbuf_mtod(m), m.data_len, m):
+            if port.nb_adopting:
+                adopt = <rte_mempool *>af_demux_find(&self.demux.lines[index], rte_pktmbuf_mtod(m), m.data_len).adopt
+                if adopt != NULL and m.pool != adopt and fits(m, adopt):  # a longer one is refused below
+                    m = adopted(m, adopt)
+                    if m == NULL:
+                        port.rx_nombuf += 1
+                        continue
+            if af_demux_on_frame(&self.demux, index, now, rte_pktmbuf_mtod(m), m.data_len, m):
                 continue
             pkts[nb_free] = m
             nb_free += 1
@@ -341,8 +297,9 @@ cdef class Loop(LoopDriver):
         return nb_rx
 
     cdef void stage(self, loop_port *port, uint32_t index, uint64_t now) noexcept nogil:
-        """Fill the port's staged frames with those that the agent has to send."""
+        """Fill the port's staged frames with those that the agents have to send."""
         cdef rte_mbuf *m
+        cdef const af_span *tail = NULL
         cdef uint32_t size
         cdef uint16_t i
         if port.head and port.count:
@@ -362,7 +319,7 @@ cdef class Loop(LoopDriver):
                     port.tx_nombuf += 1
                     return
             m = port.spare
-            size = self.agent.next_frame(self.agent.state, index, now, rte_pktmbuf_mtod(m))
+            size = af_demux_next_frame(&self.demux, index, now, rte_pktmbuf_mtod(m), &tail)
             if size == 0:
                 return
             m.data_len = <uint16_t>size
@@ -371,8 +328,8 @@ cdef class Loop(LoopDriver):
             if port.lines[OUT] != NULL:
                 impair(port.lines[OUT], m, now)
                 continue
-            if self.agent.tail != NULL and self.agent.tail.nbytes:
-                self.refer(m, self.agent.tail)
+            if tail != NULL and tail.nbytes:
+                self.refer(m, tail)
             port.staged[port.count] = m
             port.count += 1
 

@@ -39,8 +39,8 @@ cdef rte_mbuf *plain(loop_port *port, rte_mbuf *m, uint64_t *unseen) noexcept no
 cdef rte_mbuf *joined(loop_port *port, rte_mbuf *m, uint64_t *unseen) noexcept nogil:
     """One mbuf with the bytes of a chain."""
     cdef rte_mbuf *whole = m.next
-    cdef rte_mempool *pool = port.adopt if port.adopt != NULL else port.rx_pool
-    if m.nb_segs == 2 and port.adopt == NULL and moves_in_front(m, whole):
+    cdef rte_mempool *pool = port.rx_pool
+    if m.nb_segs == 2 and port.nb_adopting == 0 and moves_in_front(m, whole):
         # Usually the first mbuf has only the headers: the payload stays where it is.
         memcpy(rte_pktmbuf_prepend(whole, m.data_len), rte_pktmbuf_mtod(m), m.data_len)
         m.next = NULL

@@ -85,7 +85,7 @@ cdef class Incoming:
     def is_heard(self):
         """Does its Receiver still run, so that a confirmation reaches the sender?"""
         loop = self.loop()
-        return loop is not None and not loop.is_stopped
+        return loop is not None and not loop.stopped
 
     def confirm(self):
         """Tell the sender that the slice is delivered. Once; more calls do nothing."""

@@ -1,6 +1,6 @@
 # A port's place in a loop, which all parts of the data plane share. Declarations only.
 
-from libc.stdint cimport uint16_t, uint64_t
+from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
 from aiflow._core cimport AF_MAX_PORTS, af_fault_line
 from aiflow.librte.rte_mbuf cimport rte_mbuf
@@ -23,7 +23,7 @@ cdef struct loop_port:
     uint16_t count             # staged frames from head on
     rte_mempool *pool          # frames to send
     rte_mempool *rx_pool       # of the mbufs that the driver receives into
-    rte_mempool *adopt         # pool that received frames move into, where they come in another's mbufs; else NULL
+    uint32_t nb_adopting       # agents whose frames move into a pool of their own
     rte_mbuf *spare            # allocated for the next frame; NULL when used
     rte_mbuf *staged[BURST]
     af_fault_line *lines[2]    # faults on the way OUT and IN; NULL unless asked for

@@ -8,19 +8,46 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 from aiflow._core cimport (
-    af_agent_port, af_handoff_wake, af_now_ns, af_rx, af_rx_detach, af_rx_fail_pending, af_rx_free,
-    af_rx_hear_verdicts, af_rx_init, af_rx_next_frame, af_rx_on_frame, af_rx_owes, af_rx_port, af_rx_slice, af_rx_tick,
+    AF_RECEIVES, af_agent_port, af_handoff, af_now_ns, af_rx, af_rx_detach, af_rx_fail_pending, af_rx_free,
+    af_rx_hear_verdicts, af_rx_init, af_rx_next_frame, af_rx_on_frame, af_rx_owes, af_rx_owns, af_rx_port, af_rx_slice,
+    af_rx_tick,
 )
-from aiflow._dp cimport Loop, agent_counts, name_bytes, sample_rows
-from aiflow._dp_driver cimport aiflow_lock, aiflow_set, aiflow_unlock
+from aiflow._dp cimport Loop
+from aiflow._dp_agent cimport Agent, agent_counts, name_bytes, sample_rows
+from aiflow._dp_driver cimport aiflow_lock, aiflow_unlock
 from aiflow._dp_incoming cimport Incoming, Store, release_mbuf
-from aiflow._eal cimport Port
+from aiflow._eal cimport Mempool, Port
 
 LAST_WORDS_S = 0.1  # the longest wait for due feedback frames to leave, when a Receiver closes
 
 
-cdef class RxLoop(Loop):
-    """The loop of a Receiver.
+# What the loop shares with the callers that take slices.
+cdef struct receiver_side:
+    af_rx *rx
+    af_rx_slice *ready         # whole slices that nobody has taken; the handoff's lock guards them
+    af_rx_slice **ready_tail
+
+
+cdef void collect(void *side, uint64_t now) noexcept nogil:
+    """Nothing: the state machine takes verdicts in its tick."""
+
+
+cdef void publish(void *side) noexcept nogil:
+    cdef receiver_side *receiver = <receiver_side *>side
+    if receiver.rx.ready != NULL:
+        receiver.ready_tail[0] = receiver.rx.ready
+        receiver.ready_tail = receiver.rx.ready_tail
+        receiver.rx.ready = NULL
+        receiver.rx.ready_tail = &receiver.rx.ready
+
+
+cdef bint unfinished(void *side) noexcept nogil:
+    cdef af_rx *rx = (<receiver_side *>side).rx
+    return rx.flowing or rx.waiting != NULL or af_rx_owes(rx)
+
+
+cdef class RxAgent(Agent):
+    """A Receiver's agent.
 
     Parameters
     ----------
@@ -32,38 +59,38 @@ cdef class RxLoop(Loop):
         Leave payloads in their mbufs (`assemble=False`).
     peer_timeout : float
         Seconds of silence after which a sender's unfinished slices are freed.
-    tx_pool : Mempool or None
-        Mbufs for feedback frames; None: the port's own pool.
-    faults : dict, list of dict, or None
-        For tests: see `aiflow.config.FAULTS`.
     interval : float
         Seconds between two samples for the monitor; 0: none.
     confirms : bool
         A slice is delivered when its user confirms it, not when it is whole.
     """
 
+    cdef receiver_side side
     cdef af_rx *rx
-    cdef af_rx_slice *ready
-    cdef af_rx_slice **ready_tail
     cdef readonly Store store
+    cdef public object pools  # keeps_mbufs: `aiflow._engine.ReceiverPools`, until it is closed
+    cdef dict pool_of         # keeps_mbufs: port → Mempool that its payloads stay in
     cdef list held   # weak references to every Incoming that a user may still hold
     cdef Py_ssize_t most_held
 
     def __cinit__(self):
-        self.rx = <af_rx *>calloc(1, sizeof(af_rx))
+        self.side.rx = self.rx = <af_rx *>calloc(1, sizeof(af_rx))
         if self.rx == NULL:
             raise MemoryError("no memory for a receiver's state")
         af_rx_init(self.rx)
-        self.ready_tail = &self.ready
+        self.side.ready_tail = &self.side.ready
         self.held = []
+        self.pool_of = {}
         self.most_held = 64
+        self.user.side = &self.side
+        self.user.collect = collect
+        self.user.publish = publish
+        self.user.unfinished = unfinished
 
-    def __init__(self, name, Store store, keeps_mbufs, peer_timeout, tx_pool=None, faults=None, interval=0.1,
-                 confirms=False):
+    def __init__(self, name, Store store, keeps_mbufs, peer_timeout, interval=0.1, confirms=False):
         self.rx.sampler.interval_ns = int(interval * 1e9)
         name_bytes(name, self.rx.name)
         self.store = store
-        self.tx_pool = tx_pool
         self.rx.arena = &store.arena
         self.rx.keeps_mbufs = keeps_mbufs
         self.rx.confirms = confirms
@@ -74,43 +101,51 @@ cdef class RxLoop(Loop):
         self.rx.next_session = int.from_bytes(os.urandom(4), "big")
         self.rx.peer_timeout_ns = int(peer_timeout * 1e9)
         self.rx.clock_offset_ns = time.time_ns() - time.monotonic_ns()
-        self.agent.state = self.rx
-        self.agent.on_frame = af_rx_on_frame
-        self.agent.next_frame = af_rx_next_frame
-        self.agent.tick = af_rx_tick
-        self.set_faults(faults)
+        self.machines[0].state = self.rx
+        self.machines[0].role = AF_RECEIVES
+        self.machines[0].on_frame = af_rx_on_frame
+        self.machines[0].next_frame = af_rx_next_frame
+        self.machines[0].tick = af_rx_tick
+        self.machines[0].owns = af_rx_owns
+        self.nb_machines = 1
 
     def __dealloc__(self):
         free(self.rx)
 
     # ---- control plane ----
 
-    def attach(self, Port port, uint32_t peer):
-        """Poll this port from now on."""
-        self.between(lambda: self._attach(port, peer))
+    @property
+    def role(self):
+        """Which end of the flow it is."""
+        return "receiver"
 
-    def _attach(self, Port port, peer):
+    def prepare(self, Port port):
+        """Make what `attach` needs. In any thread, before it."""
+        if self.rx.keeps_mbufs:
+            self.pool_of[port] = self.pools.of_port(port)
+
+    def attach(self, Port port, uint32_t peer):
         cdef af_agent_port place
-        cdef int index = self.place_port(port, peer, &place)
+        cdef int index = self.place(port, peer, &place)
         cdef af_rx_port *slot = &self.rx.ports[index]
+        cdef void *adopt = NULL
         memset(slot, 0, sizeof(af_rx_port))
         slot.p = place
         if <uint32_t>index >= self.rx.nb_ports:
             self.rx.nb_ports = index + 1
         if self.rx.keeps_mbufs:
-            # Slices hold mbufs of this pool. net_ring hands over the sender's mbufs, whose pool would run empty.
-            if port.mempool not in self.store.pools:
-                self.store.pools.append(port.mempool)
-            if port.driver == "net_ring":
-                self.ports[index].adopt = port.mempool.ptr
+            # Slices hold mbufs of a pool of ours. net_ring hands over the sender's mbufs, whose pool would run empty.
+            pool = self.pool_of.pop(port)
+            if pool not in self.store.pools:
+                self.store.pools.append(pool)
+            if port.driver == "net_ring" or pool is not port.mempool:
+                adopt = (<Mempool>pool).ptr
+        self.plug(index, adopt)
 
-    def detach(self, ports, peer=0):
-        """Stop polling these ports: no burst touches them after it returns."""
-        self.between(lambda: self._detach(ports))
-
-    def _detach(self, ports):
+    def detach(self, ports):
+        """Use these ports no more. Between two iterations."""
         for port in ports:
-            index = self._remove_port(port)
+            index = self._detach_port(port)
             if index >= 0:
                 af_rx_detach(self.rx, index)
 
@@ -123,36 +158,27 @@ cdef class RxLoop(Loop):
     def mbuf_bytes(self, uint64_t nbytes):
         self.rx.mbuf_bytes = nbytes
 
-    def nudge(self):
-        """Wake the loop to look at the users' confirmations."""
-        aiflow_set(self.handoff.posted, 1)
-        af_handoff_wake(&self.handoff)
-
-    @property
-    def is_stopped(self):
-        """Has the loop ended?"""
-        return self.stopped
-
     def _fail_pending(self, bytes reason):
         af_rx_hear_verdicts(self.rx)
         af_rx_fail_pending(self.rx, reason, <uint32_t>len(reason))
 
     def _said_all(self):
         """Has every due feedback frame left?"""
-        return not af_rx_owes(self.rx) and self.settled()
+        return not af_rx_owes(self.rx) and self.loop.settled()
 
     def pop(self, list into=None):
         """The next whole slice, or None; appended to `into` before an interrupt can strike."""
         cdef af_rx_slice *s
         cdef Incoming incoming
+        cdef af_handoff *handoff = &self.loop.handoff
         self.check_process()
-        aiflow_lock(&self.handoff)
-        s = self.ready
+        aiflow_lock(handoff)
+        s = self.side.ready
         if s != NULL:
-            self.ready = s.next
-            if self.ready == NULL:
-                self.ready_tail = &self.ready
-        aiflow_unlock(&self.handoff)
+            self.side.ready = s.next
+            if self.side.ready == NULL:
+                self.side.ready_tail = &self.side.ready
+        aiflow_unlock(handoff)
         if s == NULL:
             return None
         incoming = Incoming.__new__(Incoming)
@@ -174,18 +200,18 @@ cdef class RxLoop(Loop):
         return [incoming for incoming in [one() for one in self.held] if incoming is not None]
 
     def close(self, bytes reason=b"the receiver closed before it confirmed the slice"):
-        """Send the feedback that is due, stop, and free the slices that were not taken.
+        """Send the feedback that is due, leave the loop, and free the slices that were not taken.
 
         A slice that waits for its user's confirmation fails, for that reason.
         """
-        if os.getpid() != self.pid:
+        if not self.loop.pid_is_ours():
             return
         if self.rx.confirms:
-            self.between(lambda: self._fail_pending(reason))
+            self.loop.between(lambda: self._fail_pending(reason))
         until = time.monotonic() + LAST_WORDS_S
-        while not self.stopped and not self.between(self._said_all) and time.monotonic() < until:
+        while not self.stopped and not self.loop.between(self._said_all) and time.monotonic() < until:
             self.wait(self.generation, 0.0005)
-        self.stop()
+        self.leave()
         while self.pop() is not None:
             pass
         af_rx_free(self.rx)
@@ -198,7 +224,7 @@ cdef class RxLoop(Loop):
         """Has every sender that was heard said BYE, or fallen silent?"""
         # In this order: the loop publishes the last slice of a sender after it has ended the sender.
         return (self.rx.nb_seen > 0 and self.rx.nb_closed >= self.rx.nb_seen and self.rx.ready == NULL
-                and self.ready == NULL)
+                and self.side.ready == NULL)
 
     @property
     def starving(self):
@@ -243,15 +269,3 @@ cdef class RxLoop(Loop):
     def samples(self):
         """The two newest samples for the monitor, (ns, a dict for each port); None before there are two."""
         return sample_rows(&self.rx.sampler, self.nb_ports)
-
-    # ---- the loop ----
-
-    cdef bint unfinished(self) noexcept nogil:
-        return self.rx.flowing or self.rx.waiting != NULL or af_rx_owes(self.rx) or Loop.unfinished(self)
-
-    cdef void publish(self) noexcept nogil:
-        if self.rx.ready != NULL:
-            self.ready_tail[0] = self.rx.ready
-            self.ready_tail = self.rx.ready_tail
-            self.rx.ready = NULL
-            self.rx.ready_tail = &self.rx.ready

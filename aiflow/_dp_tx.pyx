@@ -7,19 +7,21 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 from aiflow._core cimport (
-    AF_MULTI_MOST, AF_NB_DROPS, AF_OTHERS, AF_TAIL_LEAST, af_agent_port, af_handoff_wake, af_multi, af_multi_next_frame,
-    af_multi_on_frame, af_multi_tick, af_now_ns, af_pace_reset, af_tx, af_tx_detach, af_tx_enqueue, af_tx_fail_all,
-    af_tx_init, af_tx_is_pressed, af_tx_next_frame, af_tx_on_frame, af_tx_port, af_tx_slice, af_tx_tick,
+    AF_NB_DROPS, AF_OTHERS, AF_SENDS, af_agent_port, af_handoff, af_now_ns, af_pace_reset, af_tx, af_tx_detach,
+    af_tx_enqueue, af_tx_fail_all, af_tx_init, af_tx_is_pressed, af_tx_load, af_tx_next_frame, af_tx_on_frame,
+    af_tx_owns, af_tx_port, af_tx_slice, af_tx_tick,
 )
-from aiflow._dp cimport Loop, agent_counts, name_bytes, sample_rows
+from aiflow._dp_agent cimport MOST_MACHINES, Agent, agent_counts, name_bytes, sample_rows
 from aiflow._dp_driver cimport aiflow_lock, aiflow_set, aiflow_unlock
+from aiflow._dp cimport Loop
 from aiflow._dp_outgoing cimport Outgoing, of_buffers, of_rows
 from aiflow._eal cimport Mempool, Port
 from aiflow._dp_outgoing import CANCELLED
+from aiflow._system import threads
 from aiflow._wire import DROPS
 from aiflow.errors import ConfigError
 
-MOST_RECEIVERS = AF_MULTI_MOST
+MOST_RECEIVERS = MOST_MACHINES
 
 
 def _added(one, other):
@@ -28,8 +30,45 @@ def _added(one, other):
                  for (ns, ports), (_, others) in zip(one, other))
 
 
-cdef class TxLoop(Loop):
-    """The loop of a Sender.
+# What the loop shares with the callers that post.
+cdef struct sender_side:
+    af_tx *tx[MOST_MACHINES]   # a state machine for each receiver
+    uint32_t nb
+    af_handoff *handoff        # its lock guards the inbox
+    af_tx_slice *inbox         # slices that were posted
+    af_tx_slice **inbox_tail
+
+
+cdef void collect(void *side, uint64_t now) noexcept nogil:
+    cdef sender_side *sender = <sender_side *>side
+    cdef af_tx_slice *s
+    cdef af_tx_slice *following
+    aiflow_lock(sender.handoff)
+    s = sender.inbox
+    sender.inbox = NULL
+    sender.inbox_tail = &sender.inbox
+    aiflow_unlock(sender.handoff)
+    while s != NULL:
+        following = s.next
+        af_tx_enqueue(sender.tx[s.receiver], s)
+        s = following
+
+
+cdef void publish(void *side) noexcept nogil:
+    """Nothing: callers read the state of a slice."""
+
+
+cdef bint unfinished(void *side) noexcept nogil:
+    cdef sender_side *sender = <sender_side *>side
+    cdef uint32_t i
+    for i in range(sender.nb):
+        if af_tx_is_pressed(sender.tx[i]):
+            return True
+    return False
+
+
+cdef class TxAgent(Agent):
+    """A Sender's agent: a state machine for each receiver.
 
     Parameters
     ----------
@@ -43,28 +82,29 @@ cdef class TxLoop(Loop):
         Seconds of silence after which a receiver is lost.
     fixed_frame_size : bool
         A path with smaller frames than the port's is an error; otherwise the slice is sent in smaller frames.
-    faults : dict, list of dict, or None
-        For tests: see `aiflow.config.FAULTS`.
     pace_of : callable, optional
         (index, port) → `aiflow._policy.flow_control.Pace`, which configures the port's pacer. None: credit alone.
     interval : float
         Seconds between two samples for the monitor; 0: none.
     """
 
-    cdef af_multi multi   # a state machine for each receiver …
-    cdef af_tx *tx    # … and the first of them; the agent when there is no other
-    cdef af_tx_slice *inbox
-    cdef af_tx_slice **inbox_tail
+    cdef sender_side side
+    cdef af_tx *tx      # the first state machine
     cdef set in_flight  # Outgoing objects that may not have ended
     cdef object pace_of
-    cdef bint death   # set by `note_death`, until ports are detached or attached
+    cdef object guard   # `_fail_all` runs once at a time
+    cdef bint death     # set by `note_death`, until ports are detached or attached
 
     def __cinit__(self):
-        self.inbox_tail = &self.inbox
+        self.side.inbox_tail = &self.side.inbox
         self.in_flight = set()
+        self.guard = threads.unpatched("threading").Lock()
+        self.user.side = &self.side
+        self.user.collect = collect
+        self.user.publish = publish
+        self.user.unfinished = unfinished
 
-    def __init__(self, name, list to, nb_expected, peer_timeout, fixed_frame_size=False, faults=None, pace_of=None,
-                 interval=0.1):
+    def __init__(self, name, list to, nb_expected, peer_timeout, fixed_frame_size=False, pace_of=None, interval=0.1):
         cdef af_tx *tx
         if not 1 <= len(to) <= MOST_RECEIVERS:
             raise ConfigError(f"{len(to)} receivers: a Sender has 1 to {MOST_RECEIVERS}")
@@ -73,8 +113,8 @@ cdef class TxLoop(Loop):
             if tx == NULL or af_tx_init(tx):
                 free(tx)
                 raise MemoryError("no memory for a sender's state")
-            self.multi.tx[self.multi.nb] = tx
-            self.multi.nb += 1
+            self.side.tx[self.side.nb] = tx
+            self.side.nb += 1
             name_bytes(name, tx.name)
             name_bytes(receiver, tx.to)
             tx.instance = int.from_bytes(os.urandom(6), "big") << 16
@@ -83,67 +123,60 @@ cdef class TxLoop(Loop):
             tx.nb_expected = nb_expected
             tx.fixed_frame_size = fixed_frame_size
             tx.sampler.interval_ns = int(interval * 1e9)
+            self._add_machine(self.side.nb - 1)
         self.pace_of = pace_of
-        self.tx = self.multi.tx[0]
-        if self.multi.nb == 1:
-            self.agent.state = self.tx
-            self.agent.tail = &self.tx.tail
-            self.agent.on_frame = af_tx_on_frame
-            self.agent.next_frame = af_tx_next_frame
-            self.agent.tick = af_tx_tick
-        else:
-            self.agent.state = &self.multi
-            self.agent.tail = &self.multi.tail
-            self.agent.on_frame = af_multi_on_frame
-            self.agent.next_frame = af_multi_next_frame
-            self.agent.tick = af_multi_tick
-        self.set_faults(faults)
+        self.tx = self.side.tx[0]
+
+    cdef void _add_machine(self, uint32_t i) noexcept:
+        self.machines[i].state = self.side.tx[i]
+        self.machines[i].role = AF_SENDS
+        self.machines[i].instance = self.side.tx[i].instance
+        self.machines[i].tail = &self.side.tx[i].tail
+        self.machines[i].on_frame = af_tx_on_frame
+        self.machines[i].next_frame = af_tx_next_frame
+        self.machines[i].tick = af_tx_tick
+        self.machines[i].owns = af_tx_owns
+        self.machines[i].load = af_tx_load
+        self.nb_machines = i + 1
 
     def __dealloc__(self):
         cdef uint32_t i
-        for i in range(self.multi.nb):
-            free(self.multi.tx[i].retransmit)
-            free(self.multi.tx[i])
+        for i in range(self.side.nb):
+            free(self.side.tx[i].retransmit)
+            free(self.side.tx[i])
 
     # ---- control plane ----
 
+    @property
+    def role(self):
+        """Which end of the flow it is."""
+        return "sender"
+
+    def join(self, loop):
+        self.side.handoff = &(<Loop?>loop).handoff
+        Agent.join(self, loop)
+
+    def prepare(self, Port port):
+        """Make what `attach` needs. In any thread, before it."""
+        if self.loop.by_reference(port) and self.loop.references is None:
+            self.loop.references = Mempool("references", 255, 64, -1, True)  # a burst; the others lie in caches
+        pool = self.loop.tx_pool
+        if pool is not None and pool.data_room < port.frame_size:  # it was made for feedback alone
+            self.loop.tx_pool = Mempool(f"tx-{port.frame_size}", 3071, port.frame_size, -1, True)
+
     def attach(self, Port port, uint32_t peer):
-        """Poll this port from now on."""
-        if self.by_reference(port) and self.references is None:
-            self.references = Mempool("references", 255, 64, -1, True)  # a burst; the others lie in caches
-        self.between(lambda: self._attach(port, peer))
-
-    def set_joining(self, bint joining):
-        """While a receiver opens ports for us, its silence does not count."""
-        cdef uint32_t i
-        for i in range(self.multi.nb):
-            aiflow_set(self.multi.tx[i].joining, joining)
-
-    def note_death(self):
-        """The ports that are detached next lead to a receiver that has died.
-
-        A slice in flight fails because of it. The next slice fails alike when no receiver is there, so that the result
-        does not depend on the moment of the post.
-        """
-        self.death = True
-
-    def by_reference(self, Port port):
-        """Can the port send large payloads by reference? Its driver must copy frames, and take chained mbufs."""
-        return port.copies and port.multi_segs and port.frame_size > 2 * <int>AF_TAIL_LEAST and not self.faults
-
-    def _attach(self, Port port, peer):
         cdef af_agent_port place
-        cdef int index = self.place_port(port, peer, &place)
-        place.by_reference = self.by_reference(port)
+        cdef int index = self.place(port, peer, &place)
         cdef af_tx_port *slot
         cdef uint32_t i
-        for i in range(self.multi.nb):
-            slot = &self.multi.tx[i].ports[index]
+        place.by_reference = self.loop.by_reference(port)
+        for i in range(self.side.nb):
+            slot = &self.side.tx[i].ports[index]
             memset(slot, 0, sizeof(af_tx_port))
             slot.p = place
             slot.path_size = place.frame_size
             slot.attached_ns = af_now_ns()
-            self.multi.tx[i].death_unreported = False
+            self.side.tx[i].death_unreported = False
             self.death = False
             if self.pace_of is not None:
                 pace = self.pace_of(index, port)
@@ -154,28 +187,41 @@ cdef class TxLoop(Loop):
                 slot.pace.gain = pace.gain
                 slot.pace.threshold = pace.threshold
                 af_pace_reset(&slot.pace)
-            if <uint32_t>index >= self.multi.tx[i].nb_ports:
-                self.multi.tx[i].nb_ports = index + 1
+            if <uint32_t>index >= self.side.tx[i].nb_ports:
+                self.side.tx[i].nb_ports = index + 1
+        self.loop.send_from(self.line_of[index])
+        self.plug(index, NULL)
 
-    def detach(self, ports, peer=0):
-        """Stop polling these ports: no burst touches them after it returns."""
-        self.between(lambda: self._detach(ports))
+    def set_joining(self, bint joining):
+        """While a receiver opens ports for us, its silence does not count."""
+        cdef uint32_t i
+        for i in range(self.side.nb):
+            aiflow_set(self.side.tx[i].joining, joining)
 
-    def _detach(self, ports):
+    def note_death(self):
+        """The ports that are detached next lead to a receiver that has died.
+
+        A slice in flight fails because of it. The next slice fails alike when no receiver is there, so that the result
+        does not depend on the moment of the post.
+        """
+        self.death = True
+
+    def detach(self, ports):
+        """Use these ports no more. Between two iterations."""
         cdef uint32_t i
         cdef af_tx *tx
-        for i in range(self.multi.nb):
-            tx = self.multi.tx[i]
+        for i in range(self.side.nb):
+            tx = self.side.tx[i]
             tx.death_unreported = self.death and tx.open and tx.first_id == tx.next_id
         for port in ports:
             index = self.index_of(port)
             if index >= 0:
-                self.last_look(index)  # the last feedback may acknowledge everything
-                self._remove_port(port)
-                for i in range(self.multi.nb):
-                    af_tx_detach(self.multi.tx[i], index, af_now_ns())
-        for i in range(self.multi.nb):
-            self.multi.tx[i].death_unreported &= not self.multi.tx[i].open
+                self.loop.last_look(self.line_of[index])  # the last feedback may acknowledge everything
+                self._detach_port(port)
+                for i in range(self.side.nb):
+                    af_tx_detach(self.side.tx[i], index, af_now_ns())
+        for i in range(self.side.nb):
+            self.side.tx[i].death_unreported &= not self.side.tx[i].open
         self.death = False
         self.tell()
 
@@ -214,10 +260,11 @@ cdef class TxLoop(Loop):
         return self._post(of_rows(buffer, nb_rows, manifest), plan, receiver, wait, into)
 
     cdef _post(self, Outgoing out, plan, uint32_t receiver, bint wait, list into):
-        if receiver >= self.multi.nb:
-            raise ConfigError(f"receiver {receiver} of {self.multi.nb}")
+        cdef Loop loop
+        if receiver >= self.side.nb:
+            raise ConfigError(f"receiver {receiver} of {self.side.nb}")
         out.loop = self
-        out.tx = self.multi.tx[receiver]
+        out.tx = self.side.tx[receiver]
         out.s.receiver = receiver
         out.s.dispatch.ports = plan.port_mask
         out.s.dispatch.elements = plan.place == "elements"
@@ -233,23 +280,23 @@ cdef class TxLoop(Loop):
         self.in_flight.add(out)
         if into is not None:
             into.append(out)
-        aiflow_lock(&self.handoff)
+        aiflow_lock(self.side.handoff)
         out.s.next = NULL
-        self.inbox_tail[0] = &out.s
-        self.inbox_tail = &out.s.next
-        aiflow_unlock(&self.handoff)
-        aiflow_set(self.handoff.posted, 1)
-        if self.stopped:
+        self.side.inbox_tail[0] = &out.s
+        self.side.inbox_tail = &out.s.next
+        aiflow_unlock(self.side.handoff)
+        aiflow_set(self.side.handoff.posted, 1)
+        if not self.joined or self.loop.stopped:
             self._fail_all()
         elif not wait:
+            loop = self.loop
             with nogil:
-                self.push()
+                loop.push()
         return out
 
     def nudge(self):
-        """Wake the loop to look at its inbox."""
-        aiflow_set(self.handoff.posted, 1)
-        af_handoff_wake(&self.handoff)
+        """Wake the loop to look at the inbox."""
+        Agent.nudge(self)
         if self.stopped:
             self._fail_all()
 
@@ -258,30 +305,30 @@ cdef class TxLoop(Loop):
         self.in_flight.discard(out)
 
     def close(self, double timeout):
-        """Send BYE to the receivers, wait for their answers for at most `timeout` seconds, then stop."""
-        if os.getpid() != self.pid:
-            return
+        """Send BYE to the receivers, wait for their answers for at most `timeout` seconds, then leave the loop."""
         cdef uint32_t i
+        if not self.loop.pid_is_ours():
+            return
         until = time.monotonic() + timeout
-        for i in range(self.multi.nb):
-            self.multi.tx[i].closing = True
+        for i in range(self.side.nb):
+            self.side.tx[i].closing = True
         while self._unparted() and not self.stopped and time.monotonic() < until:
             self.wait(self.generation, 0.002)
-        self.stop()
+        self.leave()
         self._fail_all()
 
     def _unparted(self):
         """Is there a receiver that has not answered our BYE?"""
-        return any(self.multi.tx[i].open and not self.multi.tx[i].bye_heard for i in range(self.multi.nb))
+        return any(self.side.tx[i].open and not self.side.tx[i].bye_heard for i in range(self.side.nb))
 
     def _fail_all(self):
-        """Fail every slice that has not ended: the loop has stopped."""
+        """Fail every slice that has not ended: no loop drives them any more."""
         cdef uint32_t i
         with self.guard:
-            self.collect(af_now_ns())
-            for i in range(self.multi.nb):
-                af_tx_fail_all(self.multi.tx[i], CANCELLED, af_now_ns())
-            self.ring()
+            collect(&self.side, af_now_ns())
+            for i in range(self.side.nb):
+                af_tx_fail_all(self.side.tx[i], CANCELLED, af_now_ns())
+            self.tell()
 
     # ---- state and counters ----
 
@@ -290,10 +337,10 @@ cdef class TxLoop(Loop):
         cdef af_tx_port *slot
         cdef uint32_t i, k, attached = 0, usable = 0
         for i in range(self.nb_ports):
-            if self.ports[i].attached:
+            if self.attached_ports[i] is not None:
                 attached |= 1u << i
-                for k in range(self.multi.nb):
-                    slot = &self.multi.tx[k].ports[i]
+                for k in range(self.side.nb):
+                    slot = &self.side.tx[k].ports[i]
                     slot.began[0] = slot.pn.seen
                     slot.began[1] = slot.arrived
                     usable |= <uint32_t>(slot.open and not slot.suspended) << i
@@ -302,27 +349,27 @@ cdef class TxLoop(Loop):
     @property
     def receivers(self):
         """Names of the receivers that have joined."""
-        return [self.last_receiver(i) for i in range(self.multi.nb) if self.multi.tx[i].open]
+        return [self.last_receiver(i) for i in range(self.side.nb) if self.side.tx[i].open]
 
     def others(self, uint32_t receiver=0):
         """Names of receivers that answered although another was asked for."""
-        names = [(<const char *>self.multi.tx[receiver].others[i]).decode("utf-8", "replace")
+        names = [(<const char *>self.side.tx[receiver].others[i]).decode("utf-8", "replace")
                  for i in range(AF_OTHERS)]
         return [name for name in names if name]
 
     def rivals(self, uint32_t receiver=0):
         """(name, MAC) of receivers that compete: all of them answer, or one answers under the name of ours."""
-        cdef af_tx *tx = self.multi.tx[receiver]
+        cdef af_tx *tx = self.side.tx[receiver]
         return [((<const char *>tx.rivals[i].name).decode("utf-8", "replace"), bytes(tx.rivals[i].mac[:6]).hex(":"))
                 for i in range(2) if tx.rivals[i].epoch]
 
     def dropped(self, uint32_t receiver=0):
         """The receiver's most frequent reason to drop frames, and how many it has dropped; ("ok", 0) for none."""
-        return DROPS[self.multi.tx[receiver].drop], self.multi.tx[receiver].nb_dropped
+        return DROPS[self.side.tx[receiver].drop], self.side.tx[receiver].nb_dropped
 
     def last_receiver(self, uint32_t receiver=0):
         """Name of the last receiver that joined at this index, "" before the first."""
-        return (<const char *>self.multi.tx[receiver].receiver).decode("utf-8", "replace")
+        return (<const char *>self.side.tx[receiver].receiver).decode("utf-8", "replace")
 
     @property
     def payload_bytes(self):
@@ -343,9 +390,9 @@ cdef class TxLoop(Loop):
         cdef uint64_t sums[AF_NB_DROPS]
         cdef uint32_t i, k
         memset(sums, 0, sizeof(sums))
-        for k in range(self.multi.nb):
+        for k in range(self.side.nb):
             for i in range(<uint32_t>AF_NB_DROPS):
-                sums[i] += self.multi.tx[k].drops[i]
+                sums[i] += self.side.tx[k].drops[i]
         return self.not_taken(sums)
 
     def counters(self):
@@ -353,8 +400,8 @@ cdef class TxLoop(Loop):
         cdef af_tx *tx
         cdef uint32_t i, p
         counts = {"reports": 0, "probes": 0, "spurious": 0}
-        for i in range(self.multi.nb):
-            tx = self.multi.tx[i]
+        for i in range(self.side.nb):
+            tx = self.side.tx[i]
             counts["reports"] += tx.feedbacks
             counts["probes"] += tx.probes
             for p in range(tx.nb_ports):
@@ -366,8 +413,8 @@ cdef class TxLoop(Loop):
         cdef af_tx_port *slot
         cdef uint32_t i
         dest_mac = None
-        for i in range(self.multi.nb):
-            slot = &self.multi.tx[i].ports[index]
+        for i in range(self.side.nb):
+            slot = &self.side.tx[i].ports[index]
             out.tx_frames += slot.count.tx_frames
             out.tx_bytes += slot.count.tx_bytes
             out.rx_frames += slot.count.rx_frames
@@ -392,8 +439,8 @@ cdef class TxLoop(Loop):
         """The two newest samples for the monitor, (ns, a dict for each port); None before there are two."""
         cdef uint32_t i
         total = None
-        for i in range(self.multi.nb):
-            pair = sample_rows(&self.multi.tx[i].sampler, self.nb_ports)
+        for i in range(self.side.nb):
+            pair = sample_rows(&self.side.tx[i].sampler, self.nb_ports)
             if pair is None:
                 return None
             total = pair if total is None else _added(total, pair)
@@ -407,30 +454,8 @@ cdef class TxLoop(Loop):
         for index, port in enumerate(self.attached_ports):
             if port is not None:
                 found[index] = []
-                for k in range(self.multi.nb):
-                    slot = &self.multi.tx[k].ports[index]
+                for k in range(self.side.nb):
+                    slot = &self.side.tx[k].ports[index]
                     found[index] += [(slot.candidates[i].epoch, slot.candidates[i].port)
                                      for i in range(slot.nb_candidates)]
         return found
-
-    # ---- the loop ----
-
-    cdef bint unfinished(self) noexcept nogil:
-        cdef uint32_t i
-        for i in range(self.multi.nb):
-            if af_tx_is_pressed(self.multi.tx[i]):
-                return True
-        return Loop.unfinished(self)
-
-    cdef void collect(self, uint64_t now) noexcept nogil:
-        cdef af_tx_slice *s
-        cdef af_tx_slice *following
-        aiflow_lock(&self.handoff)
-        s = self.inbox
-        self.inbox = NULL
-        self.inbox_tail = &self.inbox
-        aiflow_unlock(&self.handoff)
-        while s != NULL:
-            following = s.next
-            af_tx_enqueue(self.multi.tx[s.receiver], s)
-            s = following

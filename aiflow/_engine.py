@@ -1,36 +1,27 @@
-"""What a Sender and a Receiver have in common below their face: a loop, its monitor, its waiter and its ports."""
+"""What a Sender and a Receiver have in common below their face: an agent, its monitor, its waiter and its ports."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from aiflow._eal import Mempool
-from aiflow._ports.portset import PortSet
 from aiflow._transfer.demand import Speeds
 from aiflow._transfer.waiter import Waiter
-from aiflow.config import Endpoint, parse_idle, parse_max_cores
 from aiflow.monitor import LinkSpeeds, Monitor
-from aiflow.options import Polling, Scheduling
+from aiflow.options import Scheduling
+from aiflow.ports import MBUFS_PER_PORT, OwnPorts, Ports
 from aiflow.report import PortTable, port_table
 
-if TYPE_CHECKING:  # a Sender's process does not load a Receiver's loop
-    from aiflow._dp_rx import RxLoop
-
-__all__ = ["MBUFS_PER_PORT", "Engine", "ReceiverPools", "sender_pool"]
-
-MBUFS_PER_PORT = 3071
-"""Both rings of a port (up to 1024 each, which virtio fills up front), the staged frames, and the caches."""
+__all__ = ["Engine", "ReceiverPools"]
 
 
 class Engine:
-    """Builds the parts around a loop, then runs the loop and opens the ports.
+    """Builds the parts around an agent, then brings it to its ports.
 
     Parameters
     ----------
-    loop : TxLoop or RxLoop
+    agent : TxAgent or RxAgent
     speeds : LinkSpeeds
-    polling : Polling
     scheduling : Scheduling, optional
         A Sender's: weights and switches, for the monitor.
 
@@ -38,50 +29,30 @@ class Engine:
     ----------
     monitor : Monitor
     waiter : Waiter
-    ports : PortSet
-        Set by `open`.
+    ports : OwnPorts or Ports
+        Set by `join`.
     """
 
-    ports: PortSet
+    ports: OwnPorts | Ports
 
-    def __init__(self, loop: Any, speeds: LinkSpeeds, polling: Polling, scheduling: Scheduling | None = None) -> None:
+    def __init__(self, agent: Any, speeds: LinkSpeeds, scheduling: Scheduling | None = None) -> None:
         asked = scheduling or Scheduling()
-        self.loop = loop
-        self.monitor = Monitor(loop, speeds, asked.weights, asked.switches)
-        self.waiter = Waiter(loop)
-        loop.spins = parse_idle(polling.idle)
-        loop.max_cores = parse_max_cores(polling.max_cores)
+        self.agent = agent
+        self.monitor = Monitor(agent, speeds, asked.weights, asked.switches)
+        self.waiter = Waiter(agent)
 
-    def open(
-        self, role: str, endpoints: tuple[Endpoint, ...], pool_for: Callable[..., Mempool], frame_size: int | None
-    ) -> None:
-        """Start the loop's thread and open the ports; on an error the loop ends.
-
-        Parameters
-        ----------
-        role : {"sender", "receiver"}
-        endpoints : tuple of Endpoint
-        pool_for : callable
-            Makes the mbufs of ports that are about to be opened: `sender_pool`, or `ReceiverPools`.
-        frame_size : int or None
-            Largest Ethernet frame in bytes; None: what the ports take.
-        """
-        loop = self.loop
-        told = {"joining": loop.set_joining, "died": loop.note_death} if role == "sender" else {}
-        loop.start(f"aiflow-{role}")
+    def join(self, ports: OwnPorts | Ports, who: str) -> None:
+        """Use these ports; `who` is for messages. On an error the agent is on no loop, and own ports are closed."""
         try:
-            self.ports = PortSet(
-                endpoints,
-                role,
-                pool_for=pool_for,
-                attach=loop.attach,
-                detach=loop.detach,
-                frame_size=frame_size,
-                **told,
-            )
+            ports.join(self.agent, who)
         except BaseException:
-            loop.close() if role == "receiver" else loop.stop()
+            ports.leave(self.agent)
             raise
+        self.ports = ports
+
+    def leave(self) -> None:
+        """Use the ports no more; they close when they are the agent's own."""
+        self.ports.leave(self.agent)
 
     def port_table(self) -> PortTable:
         """A snapshot of the port path table."""
@@ -92,17 +63,12 @@ class Engine:
         return [row.link_speed_bps for row in self.port_table() if row.dest_mac]
 
 
-def sender_pool(frame_size: int, socket_id: int, nb_ports: int, needs_eal_memory: bool) -> Mempool:
-    """A Sender's mbufs for `nb_ports` ports that are about to be opened."""
-    return Mempool(f"tx-{frame_size}", nb_ports * MBUFS_PER_PORT, frame_size, socket_id, not needs_eal_memory)
-
-
 class ReceiverPools:
     """A Receiver's mbufs, by frame size. The ports hold this, and not the Receiver: one that is dropped can go.
 
     Parameters
     ----------
-    loop : RxLoop
+    agent : RxAgent
     memory : int
         The Receiver's ``memory``, in bytes.
     assemble : bool
@@ -111,23 +77,32 @@ class ReceiverPools:
         Bytes that an mbuf takes beside its frame.
     """
 
-    def __init__(self, loop: RxLoop, memory: int, assemble: bool, mbuf_overhead: int) -> None:
-        self._loop = loop
+    def __init__(self, agent: Any, memory: int, assemble: bool, mbuf_overhead: int) -> None:
+        self._agent = agent
         self._memory = memory
         self._assemble = assemble
         self._overhead = mbuf_overhead
         self._kept: dict[int, Mempool] = {}
+        self.copied: set[str] = set()
+        """Names of ports that others opened: each frame of theirs is copied once into a pool of this Receiver."""
 
     def __call__(self, frame_size: int, socket_id: int, nb_ports: int, needs_eal_memory: bool) -> Mempool:
-        nb_mbufs = nb_ports * MBUFS_PER_PORT
         if self._assemble:
+            nb_mbufs = nb_ports * MBUFS_PER_PORT
             return Mempool(f"rx-{frame_size}", nb_mbufs, frame_size, socket_id, not needs_eal_memory)
         if frame_size not in self._kept:  # one pool for all ports with frames of this size
             kept = self._memory // (frame_size + self._overhead) + 1
             pool = Mempool(f"kept-{frame_size}", kept + 8 * MBUFS_PER_PORT, frame_size, socket_id, not needs_eal_memory)
             self._kept[frame_size] = pool
-            self._loop.mbuf_bytes = max(self._loop.mbuf_bytes, frame_size + self._overhead)
+            self._agent.mbuf_bytes = max(self._agent.mbuf_bytes, frame_size + self._overhead)
         return self._kept[frame_size]
+
+    def of_port(self, port: Any) -> Mempool:
+        """The pool in which payloads of this port stay."""
+        if port.mempool in self._kept.values():
+            return port.mempool
+        self.copied.add(port.name)
+        return self(port.frame_size, port.socket_id, 1, False)
 
     def clear(self) -> None:
         """Let the pools go."""

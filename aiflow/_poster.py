@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from aiflow import scheduler
-from aiflow._dp_tx import TxLoop
+from aiflow._dp_tx import TxAgent
 from aiflow._encode import encode, encode_pieces, encode_rows
 from aiflow._system import threads
 from aiflow._transfer.batcher import Post
@@ -71,7 +71,7 @@ class Poster:
 
     Parameters
     ----------
-    loop : TxLoop
+    agent : TxAgent
     planner : Planner
     partition : Partition
         Names the receivers: none for the only one that answers.
@@ -82,10 +82,10 @@ class Poster:
         Held while a slice for several receivers is posted. A signal handler may send while a send is interrupted.
     """
 
-    def __init__(self, loop: TxLoop, planner: Planner, partition: Partition) -> None:
+    def __init__(self, agent: TxAgent, planner: Planner, partition: Partition) -> None:
         self.lock = threads.unpatched("threading").RLock()
         self.planner = planner
-        self._loop = loop
+        self._agent = agent
         self._partition = partition
         self._nb_receivers = len(partition.receivers)
         self._interrupted: tuple[list[Post], list[Any]] | None = None  # the slice whose posting was interrupted
@@ -100,7 +100,7 @@ class Poster:
         else:
             manifest, buffers, nbytes = encode(elements)
             demand.check(nbytes, stacklevel=4)
-            self._loop.post(buffers, manifest, self.planner.plan(nbytes), 0, wait, posted)
+            self._agent.post(buffers, manifest, self.planner.plan(nbytes), 0, wait, posted)
 
     def post_rows(self, stream: str, buffer: Any, row: Form, count: int, wait: bool, posted: list[Any]) -> None:
         """Post `count` like elements that follow each other in one buffer."""
@@ -109,7 +109,7 @@ class Poster:
                 self.post_all(self._posts_of_rows(stream, buffer, row, count), posted)
         else:
             manifest = encode_rows(stream, row, count)
-            self._loop.post_rows(buffer, count, manifest, self.planner.plan(count * row.nbytes), 0, wait, posted)
+            self._agent.post_rows(buffer, count, manifest, self.planner.plan(count * row.nbytes), 0, wait, posted)
 
     def posts_of(self, pieces: list[Piece]) -> list[Post]:
         """One call for each receiver's part of these elements."""
@@ -127,7 +127,7 @@ class Poster:
         manifest, buffers, nbytes = encode_pieces(pieces)
 
         def post(posted: list[Any]) -> Any:
-            part = self._loop.post(buffers, manifest, self.planner.plan(nbytes), receiver, False, posted)
+            part = self._agent.post(buffers, manifest, self.planner.plan(nbytes), receiver, False, posted)
             part.numbers = numbers
             return part
 
@@ -143,10 +143,10 @@ class Poster:
             plan = self.planner.plan(len(numbers) * row.nbytes)
             if len(numbers) and numbers[-1] - numbers[0] + 1 == len(numbers):
                 piece = rows[numbers[0] * row.nbytes : (numbers[-1] + 1) * row.nbytes]
-                part = self._loop.post_rows(piece, len(numbers), manifest, plan, k, False, posted)
+                part = self._agent.post_rows(piece, len(numbers), manifest, plan, k, False, posted)
             else:
                 pieces = [rows[i * row.nbytes : (i + 1) * row.nbytes] for i in numbers]
-                part = self._loop.post(pieces, manifest, plan, k, False, posted)
+                part = self._agent.post(pieces, manifest, plan, k, False, posted)
             part.numbers = numbers
             return part
 

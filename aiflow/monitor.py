@@ -143,7 +143,7 @@ class Monitor:
 
     Parameters
     ----------
-    loop : TxLoop or RxLoop
+    agent : TxAgent or RxAgent
     speeds : LinkSpeeds
     weights : sequence of float
         Of the score.
@@ -153,19 +153,19 @@ class Monitor:
 
     def __init__(
         self,
-        loop: Any,
+        agent: Any,
         speeds: LinkSpeeds,
         weights: Sequence[float] = SCORE_WEIGHTS,
         switches: Sequence[str] | str | None = None,
     ) -> None:
-        self.loop = loop
+        self.agent = agent
         self.speeds = speeds
         self.weights = weights
         self.switches = switches
         self._fastest: dict[int, float] = {}
 
     def _metrics(self, ports: Sequence[PortCounters]) -> dict[int, Metrics]:
-        samples = self.loop.samples()
+        samples = self.agent.samples()
         found = {}
         for port in ports:
             seconds, older, newer = 0.0, _NOTHING, _NOTHING
@@ -183,11 +183,11 @@ class Monitor:
         return found
 
     def _speed(self, index: int) -> float | None:
-        return self.speeds.of(index, self.loop.attached_ports[index])
+        return self.speeds.of(index, self.agent.attached_ports[index])
 
     def table(self) -> list[PortFigures]:
         """The figures of each attached port."""
-        ports = self.loop.port_counters()
+        ports = self.agent.port_counters()
         figures = self._metrics(ports)
         switches = self.switch_of()
         return [
@@ -209,7 +209,7 @@ class Monitor:
         attached, usable : int
             Bit i: port i is up; a path goes over it.
         """
-        masks: tuple[int, int] = self.loop.begin_slice()
+        masks: tuple[int, int] = self.agent.begin_slice()
         return masks
 
     def port_states(self, attached: int, usable: int, measured: bool = True) -> list[PortState]:
@@ -225,7 +225,7 @@ class Monitor:
         if not measured:
             ports = range(attached.bit_length())
             return [PortState(index, bool(usable >> index & 1)) for index in ports if attached >> index & 1]
-        ports = self.loop.port_counters()
+        ports = self.agent.port_counters()
         figures = self._metrics(ports)
         states = []
         switches = self.switch_of()
@@ -242,7 +242,7 @@ class Monitor:
         if self.switches is None:
             return {}
         if isinstance(self.switches, str):
-            return group_by_switch(self.loop.answers())
+            return group_by_switch(self.agent.answers())
         return dict(enumerate(self.switches))
 
 

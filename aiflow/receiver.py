@@ -10,16 +10,17 @@ from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
 from typing import Any, NoReturn, SupportsIndex, Unpack
 
 from aiflow._dp_incoming import MBUF_OVERHEAD, Store
-from aiflow._dp_rx import RxLoop
+from aiflow._dp_rx import RxAgent
 from aiflow._eal import Mempool
-from aiflow._engine import MBUFS_PER_PORT, Engine, ReceiverPools
+from aiflow._engine import Engine, ReceiverPools
 from aiflow._system import limits, threads
 from aiflow._transfer.context import fresh
 from aiflow._transfer.reasons import joined, of_drops, of_pools
-from aiflow.config import parse_choice, parse_endpoints, parse_memory, parse_seconds, parse_timeout
+from aiflow.config import parse_choice, parse_memory, parse_seconds, parse_timeout
 from aiflow.errors import ConfigError, PoolExhausted, SliceTimeout, not_copied
 from aiflow.monitor import LinkSpeeds
 from aiflow.options import FlatKeywords, Polling, Telemetry, check_known, grouped
+from aiflow.ports import MBUFS_PER_PORT, Ports, asked_polling, endpoints_of, ports_for
 from aiflow.report import PortTable
 from aiflow.slices import TimeSlice
 
@@ -124,7 +125,7 @@ class Receiver:
 
     def __init__(
         self,
-        ports: str | Iterable[str],
+        ports: str | Iterable[str] | Ports,
         *,
         name: str | None = None,
         assemble: bool = True,
@@ -142,8 +143,8 @@ class Receiver:
         self._closed = self._ended = True  # takes no work; has nothing left to close
         self._ending = threads.unpatched("threading").RLock()  # a signal handler may close, too
         check_known("Receiver", flat, Polling, Telemetry)
-        self.endpoints = parse_endpoints(ports)
-        polling = grouped(Polling, "polling", polling, flat)
+        self.endpoints = endpoints_of(ports)
+        polling = asked_polling(polling, flat)
         telemetry = grouped(Telemetry, "telemetry", telemetry, flat)
         nb_ports = sum(endpoint.nb_ports for endpoint in self.endpoints)
         speeds = LinkSpeeds(telemetry.link_speed, nb_ports)
@@ -161,19 +162,19 @@ class Receiver:
         # Of each thread that calls next(), and each task that calls anext().
         self._current: weakref.WeakKeyDictionary[Any, TimeSlice] = weakref.WeakKeyDictionary()
         self._back: list[Any] = []  # slices that an interrupted call had taken
-        self._loop = loop = RxLoop(
+        self._agent = agent = RxAgent(
             self.name,
             Store(self.memory, self.assemble),
             not self.assemble,
             parse_seconds(peer_timeout, "peer_timeout"),
-            None if self.assemble else Mempool("reports", 2047, 2048, -1, True),
-            faults,
             telemetry.monitor_interval,
             confirm == "release",
         )
-        self._pools = ReceiverPools(loop, self.memory, self.assemble, MBUF_OVERHEAD)
-        self._engine = Engine(loop, speeds, polling)
-        self._engine.open("receiver", self.endpoints, self._pools, frame_size)
+        agent.pools = self._pools = pools = ReceiverPools(agent, self.memory, self.assemble, MBUF_OVERHEAD)
+        self._engine = Engine(agent, speeds)
+        feedback = None if self.assemble else Mempool("reports", 2047, 2048, -1, True)
+        used = ports_for(ports, "receiver", pools, feedback, frame_size, polling, faults)
+        self._engine.join(used, f"Receiver {self.name!r}")
         self._ports = self._engine.ports
         self._closed = self._ended = False
 
@@ -205,7 +206,7 @@ class Receiver:
             The Receiver is closed, or with ``until="bye"`` every sender is; or this process was forked from its own.
         """
         wanted = self.timeout if timeout is None else parse_timeout(timeout)
-        self._loop.check_process()
+        self._agent.check_process()
         self._check_open()
         time_slice = self._wait(wanted)
         if time_slice is None:
@@ -221,7 +222,7 @@ class Receiver:
             As for `recv`; it returns and raises the same.
         """
         wanted = self.timeout if timeout is None else parse_timeout(timeout)
-        self._loop.check_process()
+        self._agent.check_process()
         self._check_open()
         time_slice = await self._wait_async(wanted)
         if time_slice is None:
@@ -255,10 +256,10 @@ class Receiver:
             found += self._back[:1]
             del self._back[0]
         elif not found:
-            self._loop.pop(found)
+            self._agent.pop(found)
         if found:
             return True
-        nbytes, seconds = self._loop.starving
+        nbytes, seconds = self._agent.starving
         if nbytes and seconds > 0.9 * min(STARVED_S, STARVED_S if timeout is None else timeout):
             raise self._exhausted(nbytes)
         if self._ports.error is not None:
@@ -269,7 +270,7 @@ class Receiver:
         """Keep a slice that an interrupted call had taken for the next call."""
         self._back += found
         if found:
-            self._loop.tell()
+            self._agent.tell()
 
     def _at_end(self) -> ConfigError:
         return ConfigError(
@@ -279,31 +280,31 @@ class Receiver:
         )
 
     def _over(self) -> bool:
-        return self.until == "bye" and bool(self._loop.finished)
+        return self.until == "bye" and bool(self._agent.finished)
 
     def _too_late(self, timeout: float | None) -> Exception:
-        nbytes, _ = self._loop.starving
+        nbytes, _ = self._agent.starving
         if nbytes:
             return self._exhausted(nbytes)
-        got, total = self._loop.progress
-        drops = self._loop.drops()
+        got, total = self._agent.progress
+        drops = self._agent.drops()
         facts = [*of_drops(drops), *of_pools(drops), *self._ports.hints()]
         if drops["rx_nombuf"] and not self.assemble:  # else the pool's size does not depend on memory=
             facts.append("release slices sooner, or give the Receiver a bigger memory=")
-        waiting = sum(incoming.awaited for incoming in self._loop.slices)
+        waiting = sum(incoming.awaited for incoming in self._agent.slices)
         if waiting:
             facts.append(
                 f"{waiting} slices wait for your confirm() or fail(): a sender may have 8 in flight, 2 of them large"
             )
         if got < total:
             facts.append(f"{got} of {total} bytes of the newest slice have arrived")
-        elif not self._loop.nb_sessions:
+        elif not self._agent.nb_sessions:
             facts.append("no sender has been heard yet")
         text = f"no whole slice arrived within {timeout} s: check the sender, or wait longer"
         return SliceTimeout(text + joined(facts))
 
     def _exhausted(self, nbytes: int) -> PoolExhausted:
-        held = sorted(self._loop.slices, key=lambda incoming: -incoming.charged)
+        held = sorted(self._agent.slices, key=lambda incoming: -incoming.charged)
         total = sum(incoming.charged for incoming in held)
         holders = ", ".join(f"slice {held.slice_id} from {held.sender!r} ({held.charged} bytes)" for held in held[:5])
         return PoolExhausted(
@@ -344,14 +345,14 @@ class Receiver:
             current.release()
 
     def _next(self) -> TimeSlice:
-        self._loop.check_process()
+        self._agent.check_process()
         time_slice = None if self._closed else self._wait(self.timeout)
         if time_slice is None:
             raise StopIteration
         return time_slice
 
     async def _anext(self) -> TimeSlice:
-        self._loop.check_process()
+        self._agent.check_process()
         time_slice = None if self._closed else await self._wait_async(self.timeout)
         if time_slice is None:
             raise StopAsyncIteration
@@ -372,17 +373,17 @@ class Receiver:
         ``rx_nombuf``: frames dropped because the pool had no mbuf for them; ``tx_nombuf``: times that a frame to send
         waited for one.
         """
-        return {**self._loop.drops(), **self._loop.counters()}
+        return {**self._agent.drops(), **self._agent.counters()}
 
     @property
     def progress(self) -> tuple[int, int]:
         """Bytes so far, and in all, of the newest slice."""
-        return self._loop.progress
+        return self._agent.progress
 
     @property
     def memory_used(self) -> int:
         """Bytes of `memory` that slices hold now, including granted ones."""
-        return self._loop.store.used
+        return self._agent.store.used
 
     def describe(self) -> list[dict[str, Any]]:
         """Return which driver serves each endpoint."""
@@ -406,9 +407,9 @@ class Receiver:
         if self._ended:
             return
         self._closed = True
-        if not self._loop.pid_is_ours():
+        if not self._agent.pid_is_ours():
             return
-        self._loop.tell()  # callers that wait in other threads
+        self._agent.tell()  # callers that wait in other threads
         with self._ending:
             self._end(failed)
         self._current.clear()
@@ -417,8 +418,8 @@ class Receiver:
         """Each step may be repeated: an interrupt ends it anywhere."""
         if self._ended:
             return
-        self._loop.close(*([failed.encode("utf-8", "backslashreplace")] if failed else []))
-        self._ports.close()
+        self._agent.close(*([failed.encode("utf-8", "backslashreplace")] if failed else []))
+        self._engine.leave()
         self._back.clear()
         self._pools.clear()
         self._ended = True
@@ -436,7 +437,7 @@ class Receiver:
         self.__exit__(kind, error, trace)
 
     def __del__(self) -> None:
-        if getattr(self, "_ended", True) or not self._loop.pid_is_ours():
+        if getattr(self, "_ended", True) or not self._agent.pid_is_ours():
             return
         if not self._closed:
             warnings.warn(f"{self!r} was not closed", ResourceWarning, stacklevel=2)
@@ -446,5 +447,5 @@ class Receiver:
         raise not_copied(self, "open another one there, on endpoints of its own")
 
     def __repr__(self) -> str:
-        state = "closed" if self._closed else f"{self._loop.nb_sessions} senders"
+        state = "closed" if self._closed else f"{self._agent.nb_sessions} senders"
         return f"<Receiver {self.name!r} on {', '.join(map(str, self.endpoints))}: {state}>"

@@ -239,7 +239,7 @@ class PortTable:
 def port_table(monitor: Monitor) -> PortTable:
     """The table of a Sender's or Receiver's ports, as it is now."""
     now = time.time_ns()
-    cpu = monitor.loop.cpu()
+    cpu = monitor.agent.loop.cpu()
     return PortTable([_row(port, 65535 if cpu is None else cpu, now) for port in monitor.table()])
 
 

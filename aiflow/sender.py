@@ -12,8 +12,8 @@ from typing import Any, Literal, NoReturn, SupportsIndex, Unpack, overload
 import numpy as np
 
 from aiflow import scheduler
-from aiflow._dp_tx import MOST_RECEIVERS, TxLoop
-from aiflow._engine import Engine, sender_pool
+from aiflow._dp_tx import MOST_RECEIVERS, TxAgent
+from aiflow._engine import Engine
 from aiflow._policy.flow_control import FlowControl
 from aiflow._poster import Planner, Poster, give_up
 from aiflow._system import threads
@@ -24,10 +24,11 @@ from aiflow._transfer.fanout import Partition, whole_of
 from aiflow._transfer.in_flight import InFlight
 from aiflow._transfer.manifest import Form, as_bytes
 from aiflow._transfer.ticket import Ticket
-from aiflow.config import parse_endpoints, parse_names, parse_seconds, parse_size, parse_switches, parse_timeout
+from aiflow.config import parse_names, parse_seconds, parse_size, parse_switches, parse_timeout
 from aiflow.errors import ConfigError, SliceTimeout, not_copied
 from aiflow.monitor import LinkSpeeds
 from aiflow.options import Polling, Scheduling, SenderKeywords, Telemetry, check_known, grouped, scheduling_of
+from aiflow.ports import Ports, asked_polling, endpoints_of, port_pool, ports_for
 from aiflow.report import PortTable, SliceReport
 
 __all__ = ["Sender", "Ticket"]
@@ -49,9 +50,9 @@ class Sender:
 
     Parameters
     ----------
-    ports : str or list of str
+    ports : str or list of str, or Ports
         Endpoints: ``"local:NAME"``, ``"local:NAME*4"``, ``"af_packet:IFNAME"``, … (`aiflow ports` lists them); up to
-        32 ports in a process.
+        32 ports in a process. `Ports` are shared with other Senders and Receivers.
     to : str or list of str, optional
         Name of the receiver, default: the only one that answers. Several names, up to 16: each slice is spread.
     name : str, optional
@@ -97,7 +98,7 @@ class Sender:
 
     def __init__(
         self,
-        ports: str | Iterable[str],
+        ports: str | Iterable[str] | Ports,
         *,
         to: str | Sequence[str] | None = None,
         name: str | None = None,
@@ -116,9 +117,9 @@ class Sender:
         self._ended = True  # nothing to close yet
         self._ending = threads.unpatched("threading").RLock()  # a signal handler may close, too
         check_known("Sender", flat, Scheduling, Polling, Telemetry)
-        self.endpoints = parse_endpoints(ports)
+        self.endpoints = endpoints_of(ports)
         scheduling = scheduling_of(policy, flat)
-        polling = grouped(Polling, "polling", polling, flat)
+        polling = asked_polling(polling, flat)
         telemetry = grouped(Telemetry, "telemetry", telemetry, flat)
         self.policy = scheduling.policy
         self.place = scheduling.place
@@ -136,16 +137,17 @@ class Sender:
             return flow.pace(speeds.of(index, port), given=speeds.given(index) is not None)
 
         parted, collected = Partition(partition, receivers), parse_size(put_memory)
-        fixed, interval = frame_size is not None, telemetry.monitor_interval
-        self._loop = loop = TxLoop(
-            self.name, receivers or [""], nb_ports, self.peer_timeout, fixed, faults, pace_of, interval
+        used = ports_for(ports, "sender", port_pool, None, frame_size, polling, faults)
+        fixed, interval = used.frame_size is not None, telemetry.monitor_interval
+        self._agent = agent = TxAgent(
+            self.name, receivers or [""], nb_ports, self.peer_timeout, fixed, pace_of, interval
         )
-        self._engine = engine = Engine(loop, speeds, polling, scheduling)
-        self._context = Context(loop, engine.waiter, self.endpoints, self.peer_timeout, receivers)
-        self._poster = Poster(loop, Planner(engine.monitor, scheduling), parted)
+        self._engine = engine = Engine(agent, speeds, scheduling)
+        self._context = Context(agent, engine.waiter, self.endpoints, self.peer_timeout, receivers)
+        self._poster = Poster(agent, Planner(engine.monitor, scheduling), parted)
         self._demand = DemandMeter(seconds, engine.path_speeds, self._poster.lock)
         self._batcher = Batcher(self._context, self._poster, self._demand, collected)
-        engine.open("sender", self.endpoints, sender_pool, frame_size)
+        engine.join(used, f"Sender {self.name!r}")
         self._ports = self._context.ports = engine.ports
         self._context.closed = self._ended = False
 
@@ -325,14 +327,14 @@ class Sender:
             A slice of `put` has failed. Tickets report those of `send`.
         """
         timeout = parse_timeout(timeout)
-        self._loop.check_process()
+        self._agent.check_process()
         self._batcher.cut()
         if not self._context.waiter.until(self._idle, timeout):
             raise SliceTimeout(f"slices are still in flight after {timeout} s: wait longer, or close by an exception")
         self._batcher.complain()
 
     def _idle(self) -> bool:
-        return not self._loop.busy or self._ports.error is not None
+        return not self._agent.busy or self._ports.error is not None
 
     def explain(self) -> str:
         """Say why each port got its part of the newest slice, and whether the ports can meet its demand."""
@@ -348,7 +350,7 @@ class Sender:
     @property
     def receivers(self) -> tuple[str, ...]:
         """Names of the receivers that we are joined to now."""
-        return tuple(self._loop.receivers)
+        return tuple(self._agent.receivers)
 
     @property
     def port_table(self) -> PortTable:
@@ -363,7 +365,7 @@ class Sender:
         ``rx_nombuf``: frames dropped because the pool had no mbuf for them; ``tx_nombuf``: times that a frame to send
         waited for one.
         """
-        return {**self._loop.drops(), **self._loop.counters(), "demands_unmet": self._demand.unmet}
+        return {**self._agent.drops(), **self._agent.counters(), "demands_unmet": self._demand.unmet}
 
     @property
     def demand(self) -> scheduler.Demand | None:
@@ -374,7 +376,7 @@ class Sender:
         return self._demand.newest
 
     def describe(self) -> list[dict[str, Any]]:
-        """Return which driver serves each endpoint."""
+        """Return which driver serves each endpoint, and who uses it."""
         return self._ports.describe()
 
     # ---- life ----
@@ -389,7 +391,7 @@ class Sender:
         abort : bool
             Give up what is in flight or collected, instead of waiting for it.
         """
-        if self._ended or not self._loop.pid_is_ours():
+        if self._ended or not self._agent.pid_is_ours():
             return
         self._context.closed = True
         try:
@@ -404,10 +406,10 @@ class Sender:
         if self._ended:
             return
         self._batcher.close()
-        for outgoing in self._loop.outstanding():
+        for outgoing in self._agent.outstanding():
             outgoing.cancel()
-        self._loop.close(GOODBYE_S)
-        self._ports.close()
+        self._agent.close(GOODBYE_S)
+        self._engine.leave()
         self._ended = True
 
     def __enter__(self) -> Sender:
@@ -430,7 +432,7 @@ class Sender:
             self.close(abort=abort)
 
     def __del__(self) -> None:
-        if getattr(self, "_ended", True) or not self._loop.pid_is_ours():
+        if getattr(self, "_ended", True) or not self._agent.pid_is_ours():
             return
         if not self._context.closed:
             warnings.warn(f"{self!r} was not closed", ResourceWarning, stacklevel=2)

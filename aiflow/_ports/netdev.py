@@ -20,7 +20,7 @@ from aiflow._wire import MAX_FRAME, MIN_PATH_FRAME
 from aiflow.config import Endpoint
 from aiflow.errors import PortError
 
-__all__ = ["Interface", "ascii_name", "claim", "exists", "inspect", "interface_names"]
+__all__ = ["Interface", "ascii_name", "claim", "exists", "inspect", "interface_names", "use_of"]
 
 _ARPHRD_ETHER, _ARPHRD_LOOPBACK = 1, 772
 _IFF_UP = 0x1
@@ -154,11 +154,18 @@ def _try_packet_socket(endpoint: Endpoint) -> None:
         raise PortError(f"{endpoint}: no packet socket can be opened here ({exc.strerror}); {what}") from exc
 
 
-def claim(endpoint: Endpoint, role: str) -> socket.socket:
-    """Take an interface for at most one sender and one receiver; close the socket to release it.
+def use_of(endpoint: Endpoint, role: str) -> str:
+    """What to claim an interface for, when a Sender or Receiver (its `role`) of this process uses it; "": nothing."""
+    if endpoint.scheme == "af_xdp":
+        return "xdp"
+    return role if role in ("sender", "receiver") else ""
 
-    Two senders on one interface would share a MAC address, and a receiver could not distinguish them. An XDP queue has
-    one owner in any case. The claim is an abstract socket: such names belong to the network namespace and end with
+
+def claim(endpoint: Endpoint, use: str) -> socket.socket:
+    """Take an interface for one use: "sender", "receiver" or "xdp"; close the socket to release it.
+
+    One process sends on an interface, and one receives: each hears all frames of it. An XDP queue has one owner in any
+    case. The claim is an abstract socket: such names belong to the network namespace and end with
     the process. Forked children close it.
 
     Raises
@@ -168,13 +175,12 @@ def claim(endpoint: Endpoint, role: str) -> socket.socket:
     """
     sock = own_socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     try:
-        use = "xdp" if endpoint.scheme == "af_xdp" else role
         sock.bind(f"\0aiflow/{use}/{endpoint.target}")
     except OSError as exc:
         sock.close()
         if exc.errno == errno.EADDRINUSE:
             raise PortError(
-                f"{endpoint}: busy, another aiflow {'port' if use == 'xdp' else role} uses {endpoint.target}; "
+                f"{endpoint}: busy, another aiflow {'port' if use == 'xdp' else use} uses {endpoint.target}; "
                 "close that one, or take another interface"
             ) from None
         raise PortError(f"{endpoint}: {exc.strerror}") from exc

@@ -1,4 +1,4 @@
-"""The ports of one sender or receiver.
+"""The ports of an opening.
 
 Static endpoints (``af_packet af_xdp pci vdev ring``) are opened at once. The rendezvous thread opens and closes the
 ports of shared-memory endpoints (``local memif vhost``) as peers come and go.
@@ -20,6 +20,7 @@ from aiflow._ports.connection import Hooks
 from aiflow._ports.interface_watch import OPENED, WatchedInterface, spanning_tree_hints, watching
 from aiflow._ports.local_drivers import driver_of
 from aiflow._ports.netdev import Interface
+from aiflow._ports.registry import owner_of
 from aiflow._ports.rendezvous import Rendezvous
 from aiflow._ports.rendezvous_receiver import ReceiverRendezvous
 from aiflow._ports.rendezvous_sender import SenderRendezvous
@@ -32,19 +33,21 @@ from aiflow._wire import MAX_FRAME, MIN_PATH_FRAME
 from aiflow.config import Endpoint, parse_endpoints
 from aiflow.errors import AiflowError, ConfigError, PortError
 
-__all__ = ["PortSet"]
+__all__ = ["SHARED_MEMORY", "PortSet"]
 
 _RING_FRAME = 9216  # bytes; nothing is copied, so that any size would do
-_SHARED = ("local", "memif", "vhost")  # schemes whose ports come and go with their peers
+SHARED_MEMORY = ("local", "memif", "vhost")
+"""Schemes whose ports come and go with their peers."""
 
 
 class PortSet:
-    """The ports of one Sender or Receiver.
+    """The ports of some endpoints.
 
     Parameters
     ----------
     endpoints : str, list of str, or tuple of Endpoint
-    role : {"sender", "receiver"}
+    role : {"sender", "receiver", "either"}
+        Which end of a named endpoint is ours. "either": the one that is free.
     pool_for : callable
         ``pool_for(frame_size, socket_id, nb_ports, needs_eal_memory)`` returns the Mempool for ports that are about to
         be opened. Its mbufs must have room for `frame_size` bytes.
@@ -92,8 +95,8 @@ class PortSet:
         joining: Callable[[bool], None] | None = None,
         died: Callable[[], None] | None = None,
     ) -> None:
-        if role not in ("sender", "receiver"):
-            raise ConfigError(f"role={role!r}: use 'sender' or 'receiver'")
+        if role not in ("sender", "receiver", "either"):
+            raise ConfigError(f"role={role!r}: use 'sender', 'receiver' or 'either'")
         if isinstance(endpoints, tuple) and all(isinstance(entry, Endpoint) for entry in endpoints):
             self.endpoints: tuple[Endpoint, ...] = endpoints
         else:
@@ -110,9 +113,10 @@ class PortSet:
         self._lock = threads.unpatched("threading").Lock()
         self._ports: list[Any] = []
         self._static: list[Any] = []
-        self._claims: list[Any] = []
-        self._rings: list[Endpoint] = []
-        self._rendezvous: Rendezvous | None = None
+        self._claims: dict[tuple[Endpoint, str], Any] = {}
+        self._rings: list[tuple[Endpoint, str]] = []
+        self._rendezvous: list[Rendezvous] = []
+        self._listening: list[Endpoint] = []
         self._watched: list[WatchedInterface] = []
         self._watch: threads.Thread | None = None
         self._opened = time.monotonic()
@@ -122,13 +126,11 @@ class PortSet:
         try:
             _eal.start()
             for endpoint in self.endpoints:
-                if endpoint.scheme not in _SHARED:
+                if endpoint.scheme not in SHARED_MEMORY:
                     self._open(endpoint)
-            shared = [endpoint for endpoint in self.endpoints if endpoint.scheme in _SHARED]
+            shared = [endpoint for endpoint in self.endpoints if endpoint.scheme in SHARED_MEMORY]
             if shared:
-                kind = ReceiverRendezvous if role == "receiver" else SenderRendezvous
-                hooks = Hooks(self._pool, self._attach, self._detach, self._fail, joining, died)
-                self._rendezvous = kind(shared, runtime_directory(), hooks, frame_size)
+                self._meet(shared, Hooks(self._pool, self._attach, self._detach, self._fail, joining, died))
             if self._watched:
                 self._watch = threads.start(watching(weakref.ref(self), self._watch_end), "aiflow-watch")
         except BaseException:
@@ -147,19 +149,19 @@ class PortSet:
         self._watch_end.set()
         if self._watch is not None and not threads.is_current(self._watch):
             self._watch.join()
-        if self._rendezvous is not None:
-            self._rendezvous.close()
-            self._rendezvous = None  # it refers to us
+        while self._rendezvous:
+            self._rendezvous[-1].close()
+            self._rendezvous.pop()  # it refers to us
         static = [port for port in self._static if port in self._ports]
         if static:
             self._detach(static, 0)
         for port in self._static:
             if port.driver != "net_ring":
                 port.close()
-        for claim in self._claims:
+        for claim in self._claims.values():
             claim.close()
-        for endpoint in self._rings:
-            ring_pairs.give_back(endpoint, self.role)
+        for endpoint, role in self._rings:
+            ring_pairs.give_back(endpoint, role)
         self._pool_for = None  # no reference cycle: the owner's memory must not wait for the garbage collector
         self._closed = True  # last, so that an interrupted close can be repeated
 
@@ -174,9 +176,9 @@ class PortSet:
         """
         rows = []
         for endpoint in self.endpoints:
-            if endpoint.scheme in _SHARED:
+            if endpoint.scheme in SHARED_MEMORY:
                 driver = driver_of(endpoint.scheme)
-                name = driver.receiver if self.role == "receiver" else driver.sender
+                name = driver.receiver if self._listens(endpoint) else driver.sender
             else:
                 name = next((port.driver for port in self._static if _belongs(port, endpoint)), "")
             rows.append(
@@ -200,9 +202,48 @@ class PortSet:
                         hints += spanning_tree_hints(port.name, self._opened, OPENED)
                     else:
                         hints.append(f"{port.name}: no link: it is not plugged in, or its other end is down")
-        if self._rendezvous is not None:
-            hints += self._rendezvous.hints()
+        for rendezvous in list(self._rendezvous):
+            hints += rendezvous.hints()
         return hints
+
+    def serve(self, role: str) -> None:
+        """A Sender or Receiver (its `role`) comes to these ports: claim the interfaces for it.
+
+        Raises
+        ------
+        PortError
+            If another process has such a role on an interface.
+        """
+        for watched in self._watched:
+            self._claim(watched.endpoint, role)
+
+    def _claim(self, endpoint: Endpoint, role: str) -> None:
+        use = netdev.use_of(endpoint, role)
+        if use and (endpoint, use) not in self._claims:
+            self._claims[endpoint, use] = netdev.claim(endpoint, use)
+
+    # -------------------------------------------------------------------------------------------------- named endpoints
+
+    def _meet(self, endpoints: list[Endpoint], hooks: Hooks) -> None:
+        """Listen at the names that are ours, and call the owners of the others."""
+        root = runtime_directory()
+        if self.role == "either":
+            self._listening = [endpoint for endpoint in endpoints if owner_of(endpoint, root) is None]
+        elif self.role == "receiver":
+            self._listening = endpoints
+        if self._listening:
+            try:
+                self._rendezvous.append(ReceiverRendezvous(self._listening, root, hooks, self._frame_size))
+            except PortError:
+                if self.role != "either" or all(owner_of(endpoint, root) is None for endpoint in self._listening):
+                    raise
+                self._meet(endpoints, hooks)  # another process has taken a name meanwhile
+                return
+        if calling := [endpoint for endpoint in endpoints if endpoint not in self._listening]:
+            self._rendezvous.append(SenderRendezvous(calling, root, hooks, self._frame_size))
+
+    def _listens(self, endpoint: Endpoint) -> bool:
+        return endpoint in self._listening
 
     # ----------------------------------------------------------------------------------------- callbacks of the threads
 
@@ -244,10 +285,10 @@ class PortSet:
         next_step = (
             "it is opened again when it is back"
             if watched.endpoint.scheme == "af_packet"
-            else f"open another {self.role.capitalize()} when it is back"
+            else "close what uses it, and open it again when it is back"
         )
         watched.lost = PortError(f"{gone}; {next_step}")
-        if self._rendezvous is None and self.ports() == [watched.port]:
+        if not self._rendezvous and self.ports() == [watched.port]:
             self._fail(watched.lost)  # first, so that a slice in flight fails with this reason
         self._detach([watched.port], 0)
         self._static.remove(watched.port)
@@ -297,7 +338,7 @@ class PortSet:
 
     def _open_af_packet(self, endpoint: Endpoint) -> list[Any]:
         watched = WatchedInterface(endpoint, netdev.inspect(endpoint))
-        self._claims.append(netdev.claim(endpoint, self.role))
+        self._claim(endpoint, self.role)
         self._plug_af_packet(watched, watched.interface)
         self._watched.append(watched)
         return [watched.port]
@@ -308,7 +349,7 @@ class PortSet:
 
     def _open_af_xdp(self, endpoint: Endpoint) -> list[Any]:
         interface = netdev.inspect(endpoint)
-        self._claims.append(netdev.claim(endpoint, self.role))
+        self._claim(endpoint, self.role)
         port = open_af_xdp(endpoint, interface, self._frame_size, self._pool)
         self._watched.append(WatchedInterface(endpoint, interface, port))
         return [port]
@@ -321,8 +362,9 @@ class PortSet:
 
     def _open_ring(self, endpoint: Endpoint) -> list[Any]:
         pool = self._pool(self._frame_size or _RING_FRAME, -1, endpoint.nb_ports, False)
-        ports = ring_pairs.take(endpoint, self.role, pool)
-        self._rings.append(endpoint)
+        role = ring_pairs.free_side(endpoint) if self.role == "either" else self.role
+        ports = ring_pairs.take(endpoint, role, pool)
+        self._rings.append((endpoint, role))
         return ports
 
 

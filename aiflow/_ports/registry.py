@@ -25,7 +25,7 @@ from aiflow._system.filelock import holder, is_own_directory, leads_to, lock, wr
 from aiflow.config import Endpoint
 from aiflow.errors import PortError
 
-__all__ = ["SCHEMES", "Claim", "Live", "elsewhere", "live"]
+__all__ = ["SCHEMES", "Claim", "Live", "elsewhere", "live", "owner_of"]
 
 SCHEMES = ("local", "memif", "vhost")
 """Schemes of endpoints that have names here."""
@@ -240,6 +240,12 @@ def live(root: Path | None = None) -> list[Live]:
         if owner is not None:
             found.append(Live(f"{scheme}:{target}", owner.pid, owner.text))
     return found
+
+
+def owner_of(endpoint: Endpoint, root: Path) -> str | None:
+    """The receiver that has this endpoint's name in `root`, for messages; None if none has."""
+    owner = holder(root / f"{endpoint.scheme}-{endpoint.target}" / "lock")
+    return None if owner is None else owner.text
 
 
 def elsewhere(endpoint: Endpoint, root: Path) -> list[str]:

@@ -13,7 +13,7 @@ from aiflow._system import threads
 from aiflow.config import Endpoint
 from aiflow.errors import ConfigError, PortError
 
-__all__ = ["give_back", "take"]
+__all__ = ["free_side", "give_back", "take"]
 
 _SIDES = ("receiver", "sender")
 _RING_SIZE = 512
@@ -68,6 +68,13 @@ def take(endpoint: Endpoint, role: str, mempool: Any) -> list[Any]:
         for pair in named.pairs:
             pair[side].adopt(mempool)
         return [pair[side] for pair in named.pairs]
+
+
+def free_side(endpoint: Endpoint) -> str:
+    """A side of the name that nothing has: the receiver's, else the sender's."""
+    with _lock:
+        named = _by_name.get(endpoint.target)
+        return next((side for side in _SIDES if named is None or not named.taken.get(side)), _SIDES[0])
 
 
 def give_back(endpoint: Endpoint, role: str) -> None:

@@ -32,7 +32,7 @@ class Context:
 
     Parameters
     ----------
-    loop : aiflow._dp_tx.TxLoop
+    agent : aiflow._dp_tx.TxAgent
     waiter : Waiter
     endpoints : sequence
         As typed, for messages.
@@ -53,7 +53,7 @@ class Context:
 
     def __init__(
         self,
-        loop: Any,
+        agent: Any,
         waiter: Waiter,
         endpoints: Sequence[Any],
         peer_timeout: float,
@@ -61,8 +61,8 @@ class Context:
     ) -> None:
         self.waiter = waiter
         self.closed = True
-        self.check_process: Callable[[], None] = loop.check_process
-        self._loop = loop
+        self.check_process: Callable[[], None] = agent.check_process
+        self._agent = agent
         self._endpoints = endpoints
         self._peer_timeout = peer_timeout
         self._to = to
@@ -77,7 +77,7 @@ class Context:
 
     def name_of(self, part: Any) -> str:
         """The name of a part's receiver."""
-        return self._to[part.receiver] if len(self._to) > 1 else str(self._loop.last_receiver())
+        return self._to[part.receiver] if len(self._to) > 1 else str(self._agent.last_receiver())
 
     def report(self, outgoing: Any, waited_for: str = "") -> SliceReport:
         """The report of a slice that has ended; raises if it was not delivered.
@@ -91,7 +91,7 @@ class Context:
         if any(part.error != "ok" for part in outgoing.parts):
             known = self._known(result.blamed(outgoing).receiver)
             raise result.failure(outgoing, known, self.name_of, waited_for)
-        return result.report(outgoing, self._loop.port_names, self.name_of)
+        return result.report(outgoing, self._agent.port_names, self.name_of)
 
     def waits_for(self, outgoing: Any) -> str:
         """What a slice that has not ended waits for, in words."""
@@ -103,10 +103,10 @@ class Context:
             self._endpoints,
             self._peer_timeout,
             self._to[receiver] if self._to else "",
-            self._loop.others(receiver),
-            self._loop.rivals(receiver),
-            self._loop.drops(),
-            self._loop.dropped(receiver),
+            self._agent.others(receiver),
+            self._agent.rivals(receiver),
+            self._agent.drops(),
+            self._agent.dropped(receiver),
             self.ports.hints(),
         )
 

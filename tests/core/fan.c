@@ -181,7 +181,7 @@ poll_port(int p, uint64_t now)
 	}
 	for (int r = 0; r < o.senders; r++)
 		for (int k = 0; k < 4 && reaches(r, p) && !is_silent(r, now); k++) {
-			uint32_t len = af_rx_next_frame(&receivers[r], (uint32_t)p, now, frame);
+			uint32_t len = af_rx_next_frame(&receivers[r], (uint32_t)p, now, NULL, frame);
 
 			if (!len)
 				break;

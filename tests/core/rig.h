@@ -144,9 +144,9 @@ rig_step(struct rig *rig)
 
 	rig->now += RIG_STEP;
 	for (uint32_t p = 0; p < rig->nb_ports; p++) {
-		for (int k = 0; k < 64 && (len = af_tx_next_frame(&rig->tx, p, rig->now, frame)); k++)
+		for (int k = 0; k < 64 && (len = af_tx_next_frame(&rig->tx, p, rig->now, NULL, frame)); k++)
 			rig_deliver(rig, TO_RECEIVER, p, frame, len);
-		for (int k = 0; k < 64 && (len = af_rx_next_frame(&rig->rx, p, rig->now, frame)); k++)
+		for (int k = 0; k < 64 && (len = af_rx_next_frame(&rig->rx, p, rig->now, NULL, frame)); k++)
 			rig_deliver(rig, TO_SENDER, p, frame, len);
 	}
 	af_tx_tick(&rig->tx, rig->now);

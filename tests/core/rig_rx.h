@@ -42,7 +42,7 @@ put(uint32_t id, enum af_rx_state state)
 static inline bool
 said(struct af_frame *f)
 {
-	uint32_t size = af_rx_next_frame(&rig.rx, 0, rig.now, rig_frame);
+	uint32_t size = af_rx_next_frame(&rig.rx, 0, rig.now, NULL, rig_frame);
 
 	if (!size)
 		return false;

@@ -225,7 +225,7 @@ poll_all(uint64_t now, const uint64_t *awake_ns)
 			bool dead = o.die_ms && mark_ns && p == 0 && now > mark_ns + (uint64_t)o.die_ms * 1000000;
 
 			for (int k = 0; now >= awake_ns[s] && k < 32; k++) {
-				uint32_t len = af_tx_next_frame(&senders[s], (uint32_t)p, now, frame);
+				uint32_t len = af_tx_next_frame(&senders[s], (uint32_t)p, now, NULL, frame);
 
 				if (!len)
 					break;
@@ -254,7 +254,7 @@ poll_all(uint64_t now, const uint64_t *awake_ns)
 			af_rx_on_frame(rx, (uint32_t)p, now, in->bytes, in->len, NULL);
 		}
 		for (int k = 0; now >= awake_ns[MOST] && k < 32; k++) {
-			uint32_t len = af_rx_next_frame(rx, (uint32_t)p, now, frame);
+			uint32_t len = af_rx_next_frame(rx, (uint32_t)p, now, NULL, frame);
 
 			if (!len)
 				break;

@@ -85,7 +85,7 @@ poll_sender(struct sender *s, uint32_t p)
 
 	for (int k = 0; k < 4; k++) {
 		const struct af_tx_pktnum *pn = &s->tx.ports[p].pn;
-		uint32_t in_flight = pn->in_flight, len = af_tx_next_frame(&s->tx, p, now, frame);
+		uint32_t in_flight = pn->in_flight, len = af_tx_next_frame(&s->tx, p, now, NULL, frame);
 
 		if (!len)
 			break;
@@ -117,7 +117,7 @@ poll_receiver(uint32_t p)
 		work++;
 	}
 	for (int k = 0; k < 4; k++) {
-		uint32_t len = af_rx_next_frame(rx, p, now, frame);
+		uint32_t len = af_rx_next_frame(rx, p, now, NULL, frame);
 
 		if (!len)
 			break;

@@ -181,10 +181,10 @@ what_a_sender_was_not_told_is_owed(void)
 	CHECK(!af_rx_owes(&rig.rx));
 	s = rig_post(&rig, 1, sizes);
 	af_tx_tick(&rig.tx, rig.now);
-	len = af_tx_next_frame(&rig.tx, 0, rig.now, frame);
+	len = af_tx_next_frame(&rig.tx, 0, rig.now, NULL, frame);
 	rig_deliver(&rig, TO_RECEIVER, 0, frame, len);
 	CHECK(af_rx_owes(&rig.rx));
-	CHECK(af_rx_next_frame(&rig.rx, 0, rig.now, frame) > 0);
+	CHECK(af_rx_next_frame(&rig.rx, 0, rig.now, NULL, frame) > 0);
 	CHECK(!af_rx_owes(&rig.rx));
 	af_tx_fail_all(&rig.tx, AF_TX_CANCELLED, rig.now);
 	rig_slice_free(s);

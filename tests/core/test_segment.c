@@ -118,7 +118,7 @@ a_chunk_is_retransmitted_as_it_was(void)
 
 	atomic_store(&s->state, AF_TX_FLOWING);
 	for (uint32_t chunk = 0; chunk < s->nb_chunks; chunk++) {
-		uint32_t size = af_tx_next_frame(&rig.tx, 0, rig.now, frame);
+		uint32_t size = af_tx_next_frame(&rig.tx, 0, rig.now, NULL, frame);
 		struct af_header head, second;
 
 		CHECK(size);
@@ -143,7 +143,7 @@ nothing_but_the_manifest_goes_before_the_grant(void)
 	uint8_t frame[RIG_FRAME];
 	struct af_frame f;
 
-	CHECK(af_tx_next_frame(&rig.tx, 0, rig.now, frame));
+	CHECK(af_tx_next_frame(&rig.tx, 0, rig.now, NULL, frame));
 	memcpy(frame, rig.tx.ports[0].p.mac, 6);
 	CHECK_EQUAL(af_wire_parse(frame, RIG_FRAME, frame, RIG_FRAME, &f), AF_OK);
 	CHECK_EQUAL(f.kind, AF_MANIFEST);
@@ -166,7 +166,7 @@ the_last_frame_carries_the_digest_of_all_bytes(void)
 		wanted = af_crc32c(wanted, s->elements[e].ptr, s->elements[e].nbytes);
 	atomic_store(&s->state, AF_TX_FLOWING);
 	while (!s->all_sent)
-		CHECK(af_tx_next_frame(&rig.tx, 0, rig.now, frame));
+		CHECK(af_tx_next_frame(&rig.tx, 0, rig.now, NULL, frame));
 	memcpy(frame, rig.tx.ports[0].p.mac, 6);
 	CHECK_EQUAL(af_wire_parse(frame, 64, frame, RIG_FRAME, &f), AF_OK);
 	CHECK_EQUAL(f.kind, AF_CLOSE);
@@ -184,13 +184,13 @@ lost_chunks_go_before_new_ones_and_acknowledged_ones_never(void)
 
 	atomic_store(&s->state, AF_TX_FLOWING);
 	for (int i = 0; i < 4; i++)
-		CHECK(af_tx_next_frame(&rig.tx, 0, rig.now, frame));
+		CHECK(af_tx_next_frame(&rig.tx, 0, rig.now, NULL, frame));
 	af_tx_lost(&rig.tx, &rig.tx.ports[0], af_tx_sent(pn, 1));
 	af_tx_lost(&rig.tx, &rig.tx.ports[0], af_tx_sent(pn, 2));
 	s->acked[0] |= 1u << 1; /* chunk 1 arrived after all */
-	CHECK(af_tx_next_frame(&rig.tx, 0, rig.now, frame));
+	CHECK(af_tx_next_frame(&rig.tx, 0, rig.now, NULL, frame));
 	CHECK_EQUAL(af_tx_sent(pn, 4)->chunk, 2);
-	CHECK(af_tx_next_frame(&rig.tx, 0, rig.now, frame));
+	CHECK(af_tx_next_frame(&rig.tx, 0, rig.now, NULL, frame));
 	CHECK_EQUAL(af_tx_sent(pn, 5)->chunk, 4);
 	end(s);
 }
@@ -227,20 +227,20 @@ a_goodbye_is_repeated_until_it_is_answered(void)
 	uint8_t frame[RIG_FRAME];
 
 	rig.tx.closing = true;
-	CHECK(af_tx_next_frame(&rig.tx, 0, rig.now, frame));
+	CHECK(af_tx_next_frame(&rig.tx, 0, rig.now, NULL, frame));
 	CHECK_EQUAL(frame[14] & 15, AF_MANIFEST); /* what was posted comes first */
 	af_tx_end(&rig.tx, s, AF_TX_OK, 0, rig.now);
 	af_tx_slot(&rig.tx, 1)->used = false;
 	rig.tx.first_id = rig.tx.next_id;
 	for (int i = 0; i < 3; i++) {
 		rig.now += AF_HELLO_NS;
-		CHECK(af_tx_next_frame(&rig.tx, 0, rig.now, frame));
+		CHECK(af_tx_next_frame(&rig.tx, 0, rig.now, NULL, frame));
 		CHECK_EQUAL(frame[14] & 15, AF_BYE);
 		rig.tx.ports[0].pn.sent_ns = rig.now;
-		CHECK_EQUAL(af_tx_next_frame(&rig.tx, 0, rig.now + 1, frame), 0);
+		CHECK_EQUAL(af_tx_next_frame(&rig.tx, 0, rig.now + 1, NULL, frame), 0);
 	}
 	rig.tx.bye_heard = true;
-	CHECK_EQUAL(af_tx_next_frame(&rig.tx, 0, rig.now + AF_PTO_MIN_NS / 2, frame), 0);
+	CHECK_EQUAL(af_tx_next_frame(&rig.tx, 0, rig.now + AF_PTO_MIN_NS / 2, NULL, frame), 0);
 	rig_slice_free(s);
 	rig_end(&rig);
 }
@@ -256,17 +256,17 @@ windows_and_gaps_are_kept(void)
 	port->hello_ns = rig.now;
 	port->pn.limit = 3;
 	for (int i = 0; i < 3; i++)
-		CHECK(af_tx_next_frame(&rig.tx, 0, rig.now, frame));
-	CHECK_EQUAL(af_tx_next_frame(&rig.tx, 0, rig.now, frame), 0);
+		CHECK(af_tx_next_frame(&rig.tx, 0, rig.now, NULL, frame));
+	CHECK_EQUAL(af_tx_next_frame(&rig.tx, 0, rig.now, NULL, frame), 0);
 	port->pn.limit = 90;
 	port->pace.due_ns = rig.now + 1;
-	CHECK_EQUAL(af_tx_next_frame(&rig.tx, 0, rig.now, frame), 0);
-	CHECK(af_tx_next_frame(&rig.tx, 0, rig.now + 1, frame));
+	CHECK_EQUAL(af_tx_next_frame(&rig.tx, 0, rig.now, NULL, frame), 0);
+	CHECK(af_tx_next_frame(&rig.tx, 0, rig.now + 1, NULL, frame));
 	port->suspended = true;
-	CHECK_EQUAL(af_tx_next_frame(&rig.tx, 0, rig.now + 2, frame), 0);
+	CHECK_EQUAL(af_tx_next_frame(&rig.tx, 0, rig.now + 2, NULL, frame), 0);
 	port->suspended = false;
 	port->p.attached = false;
-	CHECK_EQUAL(af_tx_next_frame(&rig.tx, 0, rig.now + 3, frame), 0);
+	CHECK_EQUAL(af_tx_next_frame(&rig.tx, 0, rig.now + 3, NULL, frame), 0);
 	end(s);
 }
 

@@ -74,7 +74,7 @@ def hold_all(end: Any, progress: Callable[[], tuple[int, int]]) -> dict[str, Any
     in_the_middle(progress)
     held, until = 0, time.monotonic() + HELD_S
     while time.monotonic() < until:
-        held += end._loop.between(take)  # between two bursts
+        held += end._agent.loop.between(take)  # between two bursts
         time.sleep(0.001)
     facts = {"held": held, "in_use": pool.in_use, "nb_mbufs": pool.nb_mbufs, "after": progress()[0]}
     while _dp_testing.drain(other):

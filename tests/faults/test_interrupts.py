@@ -78,7 +78,7 @@ def test_send_under_interrupts_leaves_nothing_under_way(way, receivers) -> None:
                 sent.add(key)
             finally:
                 if way in ("send", "send_batch"):  # nothing reads it any more
-                    assert tx._loop.outstanding() == []
+                    assert tx._agent.outstanding() == []
                     data[:] = bytes(len(data))
 
         storm(once)

@@ -192,7 +192,7 @@ def test_fault_33_more_chunks_than_there_are_numbers_for(endpoint) -> None:
     """Refused at once, by name, without reading the bytes. (Packet numbers that wrap: test_simulator.py.)"""
     with peers(endpoint, frame_size=1514) as (tx, rx):
         exchange(tx, rx, 1)
-        nbytes = (2**32 + 1) * tx._loop.payload_bytes
+        nbytes = (2**32 + 1) * tx._agent.payload_bytes
         with (
             mmap.mmap(-1, nbytes, mmap.MAP_PRIVATE, mmap.PROT_READ) as huge,  # addresses, and no memory
             pytest.raises(PoolExhausted, match="send smaller slices") as caught,
@@ -217,7 +217,7 @@ def test_fault_41_receiver_that_stops_reading(endpoint, assemble) -> None:
             tickets[-1].result(2.5)  # much longer than peer_timeout
         done = sum(ticket.done() for ticket in tickets)
         assert 1 <= done < 4
-        assert settle(lambda: rx._loop.starving[0] > 0)  # the fault took place: a request waits for memory
+        assert settle(lambda: rx._agent.starving[0] > 0)  # the fault took place: a request waits for memory
         for element in data:
             with rx.recv(timeout=20) as time_slice:
                 assert time_slice[0].tobytes() == element

@@ -136,7 +136,7 @@ def test_what_a_manifest_says_that_is_not_known_is_refused_by_name(what, confirm
     if len(new) != len(old):
         manifest = manifest.replace(struct.pack(">HH", 9, 0), struct.pack(">HH", 9 + len(new) - len(old), 0))
     with aiflow.Receiver("ring:unknown", confirm=confirm) as rx, aiflow.Sender("ring:unknown") as tx:
-        outgoing = tx._loop.post([b"x"], manifest, tx._poster.planner.plan(1), 0, False)
+        outgoing = tx._agent.post([b"x"], manifest, tx._poster.planner.plan(1), 0, False)
         with pytest.raises(aiflow.IntegrityError, match=said) as caught:
             aiflow.Ticket(tx._context, InFlight(tx._context, outgoing), tx).result(timeout=10)
         assert "same aiflow on both sides" in str(caught.value)

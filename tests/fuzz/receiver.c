@@ -49,7 +49,7 @@ speak(uint64_t now)
 
 	for (uint32_t p = 0; p < NB_PORTS; p++)
 		for (int k = 0; k < 4; k++) {
-			uint32_t len = af_rx_next_frame(&rx, p, now, frame);
+			uint32_t len = af_rx_next_frame(&rx, p, now, NULL, frame);
 
 			CHECK(len <= sizeof frame);
 			if (!len)

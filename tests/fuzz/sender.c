@@ -41,7 +41,7 @@ speak(uint64_t now)
 
 	for (uint32_t p = 0; p < NB_PORTS; p++)
 		for (int k = 0; k < 8; k++) {
-			uint32_t len = af_tx_next_frame(&tx, p, now, frame);
+			uint32_t len = af_tx_next_frame(&tx, p, now, NULL, frame);
 
 			CHECK(len <= sizeof frame);
 			if (!len)

@@ -23,18 +23,18 @@ def test_waiting_calls_drive_both_ends() -> None:
     with aiflow.pair() as (tx, rx):
         tx.send([DATA], wait=False)
         rx.recv(timeout=PATIENCE_S).release()
-        before = driven(tx._loop), driven(rx._loop)
+        before = driven(tx._agent.loop), driven(rx._agent.loop)
         for number in range(50):
             ticket = tx.send([DATA], wait=False)
             assert bytes(rx.recv(timeout=PATIENCE_S)[0].array) == bytes(DATA), number
             ticket.result(PATIENCE_S)
-        assert driven(rx._loop) > before[1]
+        assert driven(rx._agent.loop) > before[1]
         blocked = threading.Thread(target=lambda: [rx.recv(timeout=PATIENCE_S).release() for _ in range(50)])
         blocked.start()
         for _ in range(50):
             tx.send([DATA], timeout=PATIENCE_S)
         blocked.join()
-        assert driven(tx._loop) > before[0]
+        assert driven(tx._agent.loop) > before[0]
 
 
 def test_the_worker_takes_over_from_callers_that_are_gone() -> None:
@@ -85,7 +85,7 @@ def test_many_threads_share_a_loop_and_none_is_forgotten() -> None:
 def test_the_control_plane_gets_in_while_a_caller_drives(endpoint: str) -> None:
     outcome: list[BaseException] = []
     with aiflow.Receiver(endpoint, idle="spin") as rx:
-        drives = driven(rx._loop)
+        drives = driven(rx._agent.loop)
 
         def waits() -> None:
             try:
@@ -95,8 +95,8 @@ def test_the_control_plane_gets_in_while_a_caller_drives(endpoint: str) -> None:
 
         thread = threading.Thread(target=waits)
         thread.start()
-        assert settle(lambda: driven(rx._loop) > drives, PATIENCE_S)
-        assert rx._loop.between(lambda: 7) == 7
+        assert settle(lambda: driven(rx._agent.loop) > drives, PATIENCE_S)
+        assert rx._agent.loop.between(lambda: 7) == 7
         with aiflow.Sender(endpoint):  # its port is attached between two iterations
             assert settle(lambda: len(rx.port_table) == 1, PATIENCE_S)
         rx.close()
@@ -165,9 +165,9 @@ def test_max_cores_bounds_a_loop_that_has_much_to_do(name: str, end: str) -> Non
         aiflow.Receiver(endpoint, max_cores=share if end == "receiver" else None) as rx,
         aiflow.Sender(endpoint, max_cores=share if end == "sender" else None) as tx,
     ):
-        loop = tx._loop if end == "sender" else rx._loop
+        loop = tx._agent if end == "sender" else rx._agent
         tx.send(data, wait=False)
-        assert settle(lambda: rx._loop.counters()["slices"] == 1, PATIENCE_S)
+        assert settle(lambda: rx._agent.counters()["slices"] == 1, PATIENCE_S)
         rx.recv().release()
         begun, used, slices = time.monotonic(), cpu_ns(loop), 0
         tickets = [tx.send(data, wait=False) for _ in range(2)]
@@ -176,7 +176,7 @@ def test_max_cores_bounds_a_loop_that_has_much_to_do(name: str, end: str) -> Non
                 tickets.pop(0).result(0)
                 tickets.append(tx.send(data, wait=False))
                 slices += 1
-            incoming = rx._loop.pop()
+            incoming = rx._agent.pop()
             if incoming is None:
                 time.sleep(0.0005)
             del incoming
@@ -185,7 +185,7 @@ def test_max_cores_bounds_a_loop_that_has_much_to_do(name: str, end: str) -> Non
         assert measured < 1.5 * share
         for ticket in tickets:
             while not ticket.done():
-                rx._loop.pop()
+                rx._agent.pop()
                 time.sleep(0.0005)
 
 

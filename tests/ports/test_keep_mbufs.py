@@ -95,7 +95,7 @@ def test_a_receiver_without_a_free_mbuf_says_so(name) -> None:
     with aiflow.Receiver(f"ring:{name}", assemble=False, memory=MEMORY) as rx, aiflow.Sender(f"ring:{name}") as tx:
         tx.send([b"first"], wait=False)
         rx.recv(timeout=20).release()
-        with rx._loop.between(lambda: Held(kept_pool(), 1 << 20)):  # there, for the loop's own cache of mbufs
+        with rx._agent.loop.between(lambda: Held(kept_pool(), 1 << 20)):  # there, for the loop's own cache of mbufs
             ticket = tx.send([bytes(200_000)], wait=False)
             assert settle(lambda: rx.counters["rx_nombuf"] > 0)
             with pytest.raises(SliceTimeout, match=r"found no free mbuf in the pool; .*a bigger memory="):
@@ -110,7 +110,7 @@ def test_a_sender_without_a_free_mbuf_says_so(name) -> None:
     with aiflow.Receiver(f"ring:{name}") as rx, aiflow.Sender(f"ring:{name}") as tx:
         tx.send([b"first"], wait=False)
         rx.recv(timeout=20).release()
-        with tx._loop.between(lambda: Held(tx._loop.attached_ports[0].mempool, 1 << 20)):
+        with tx._agent.loop.between(lambda: Held(tx._agent.attached_ports[0].mempool, 1 << 20)):
             with pytest.raises(SliceTimeout, match="frames to send have waited for a free mbuf"):
                 tx.send([bytes(200_000)], timeout=0.5)
             assert 0 < tx.port_table[0].tx_nombuf <= tx.counters["tx_nombuf"]

@@ -221,7 +221,7 @@ def test_what_only_flush_would_send_cannot_wait_for_room() -> None:
 def test_errors_raise_at_the_next_put_once() -> None:
     with aiflow.pair(slice_ms=5, memory="1MiB") as (tx, rx):
         tx.put("large", content(1, 2 * MiB))
-        assert settle(lambda: not tx._loop.busy and tx._batcher._open is None)
+        assert settle(lambda: not tx._agent.busy and tx._batcher._open is None)
         with pytest.raises(PoolExhausted, match="receiver's memory") as caught:
             tx.put("not taken", b"x")
         assert caught.value.delivered is False
@@ -355,7 +355,7 @@ def test_a_demand_that_was_seen_to_be_too_much_is_reported_before_the_slice_goes
         for _ in range(3):
             tx.put("a", image)
             rx.recv(timeout=PATIENCE_S).release()
-        assert settle(lambda: not tx._loop.busy)
+        assert settle(lambda: not tx._agent.busy)
         with pytest.warns(aiflow.DemandWarning, match="Mbit/s") as warned:
             tx.put("a", image)
         assert warned[0].filename == __file__

@@ -160,8 +160,8 @@ def test_a_flat_keyword_and_a_group_mean_the_same() -> None:
         aiflow.Receiver(name, max_cores=0.5) as rx,
         aiflow.Sender(name, policy="weighted", place="elements", switches=["a"], idle="spin") as flat,
     ):
-        assert (flat.policy, flat.place, flat._loop.spins) == ("weighted", "elements", True)
-        assert rx._loop.max_cores == 0.5
+        assert (flat.policy, flat.place, flat._agent.loop.spins) == ("weighted", "elements", True)
+        assert rx._agent.loop.max_cores == 0.5
     with (
         aiflow.Receiver(name, polling=aiflow.Polling(max_cores=0.5)) as rx,
         aiflow.Sender(
@@ -170,8 +170,8 @@ def test_a_flat_keyword_and_a_group_mean_the_same() -> None:
             polling=aiflow.Polling(idle="spin"),
         ) as grouped,
     ):
-        assert (grouped.policy, grouped.place, grouped._loop.spins) == ("weighted", "elements", True)
-        assert rx._loop.max_cores == 0.5
+        assert (grouped.policy, grouped.place, grouped._agent.loop.spins) == ("weighted", "elements", True)
+        assert rx._agent.loop.max_cores == 0.5
 
 
 # ---- help ----

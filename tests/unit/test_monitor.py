@@ -136,7 +136,7 @@ def test_monitoring_can_be_switched_off() -> None:
     with aiflow.Receiver(endpoint) as rx, aiflow.Sender(endpoint, monitor_interval=0) as tx:
         tx.send({"x": bytes(100_000)}, wait=False)
         rx.recv(timeout=20).release()
-        assert tx._loop.samples() is None
+        assert tx._agent.samples() is None
         assert tx.port_table[0].tx_rate == 0
         assert tx.port_table[0].frames > 0
 

@@ -1,5 +1,5 @@
 /* The interface between a loop and a state machine: frames in, frames out, time. The burst loop, the simulator and the
- * fuzzer drive the same sender and receiver by the same three calls. */
+ * fuzzer drive the same sender and receiver by the same calls. An agent numbers its own ports from 0. */
 #ifndef AIFLOW_AGENT_H
 #define AIFLOW_AGENT_H
 
@@ -20,16 +20,37 @@ struct af_span {
 #define AF_MBUF_OVERHEAD 320u /* bytes of an mbuf beside its frame: header, headroom and alignment */
 #define AF_TAIL_LEAST 2048u /* bytes: smaller payloads are copied, because a reference costs more */
 
+/* What a sender may put in flight on a port that other senders use, too. */
+struct af_budget {
+	uint32_t frames; /* in flight at most, its own */
+	uint64_t due_ns; /* of the port's next frame, where pacing rules; the sender moves it */
+};
+
+/* What a sender has on a port. */
+struct af_load {
+	uint32_t window;    /* the most frames in flight that the port takes */
+	uint32_t in_flight; /* frames of this sender */
+	bool busy;          /* it has data to send, or in flight */
+};
+
+enum af_role { AF_SENDS, AF_RECEIVES };
+
 struct af_agent {
 	void *state;
+	enum af_role role;
+	uint64_t instance; /* AF_SENDS: of its HELLOs, without the bits that count lives */
 	/* A frame arrived. `handle` stands for its memory; true means that the agent keeps it. */
 	bool (*on_frame)(void *state, uint32_t port, uint64_t now_ns, const uint8_t *frame, uint32_t len, void *handle);
 	/* Write the next frame for `port` and return its size; 0: there is none. A port that sends by reference does
-	 * not get the last `tail->nbytes` bytes written: they are at tail->ptr until the next call. */
-	const struct af_span *tail;
-	uint32_t (*next_frame)(void *state, uint32_t port, uint64_t now_ns, uint8_t *frame);
+	 * not get the last `tail->nbytes` bytes written: they are at tail->ptr until the next call. `budget`: NULL
+	 * where no other sender uses the port. */
+	const struct af_span *tail; /* NULL: it never sends by reference */
+	uint32_t (*next_frame)(void *state, uint32_t port, uint64_t now_ns, struct af_budget *budget, uint8_t *frame);
 	/* Do what is due by time. True when a waiting thread should look. */
 	bool (*tick)(void *state, uint64_t now_ns);
+	/* Is this number, of a frame's `session`, one that this agent gave its peer? */
+	bool (*owns)(const void *state, uint32_t number);
+	struct af_load (*load)(const void *state, uint32_t port); /* AF_SENDS */
 };
 
 /* One port as an agent sees it. control: w while the loop is parked, dataplane: ro */

@@ -104,12 +104,13 @@ af_rx_on_frame(void *state, uint32_t p, uint64_t now, const uint8_t *frame, uint
 }
 
 static inline uint32_t
-af_rx_next_frame(void *state, uint32_t p, uint64_t now, uint8_t *frame)
+af_rx_next_frame(void *state, uint32_t p, uint64_t now, struct af_budget *budget, uint8_t *frame)
 {
 	struct af_rx *rx = state;
 	struct af_rx_port *port = &rx->ports[p];
 	uint32_t size = 0;
 
+	(void)budget;
 	if (!port->p.attached)
 		return 0;
 	if (rx->answers_head != rx->answers_tail)
@@ -145,6 +146,12 @@ af_rx_next_frame(void *state, uint32_t p, uint64_t now, uint8_t *frame)
 		port->count.tx_bytes += size;
 	}
 	return size;
+}
+
+static inline bool
+af_rx_owns(const void *state, uint32_t number)
+{
+	return af_rx_session_of(state, number) != NULL;
 }
 
 static inline bool

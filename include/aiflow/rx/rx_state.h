@@ -234,7 +234,7 @@ af_rx_init(struct af_rx *rx)
 }
 
 static inline struct af_rx_session *
-af_rx_session_of(struct af_rx *rx, uint32_t id)
+af_rx_session_of(const struct af_rx *rx, uint32_t id)
 {
 	for (uint32_t i = 0; i < rx->nb_sessions; i++)
 		if (rx->sessions[i]->id == id)

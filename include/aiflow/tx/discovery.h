@@ -15,6 +15,13 @@
 #define AF_RIVAL_NS 20000000ull /* ours was heard this recently: both receivers exist, and answer one HELLO */
 #define AF_MTU_TRIALS 20u /* full-sized HELLOs without an answer, each after a small one with an answer */
 
+/* Does this port end at another receiver's process, and reach no other? */
+static inline bool
+af_tx_leads_elsewhere(const struct af_tx_port *port)
+{
+	return port->other_answered && !port->nb_candidates;
+}
+
 static inline bool
 af_tx_hello_due(const struct af_tx *tx, const struct af_tx_port *port, uint64_t now)
 {
@@ -25,6 +32,8 @@ af_tx_hello_due(const struct af_tx *tx, const struct af_tx_port *port, uint64_t 
 		interval = AF_DISCOVERY_NS;
 		if (!af_tx_busy(tx) || now - tx->heard_ns < interval)
 			return false;
+	} else if (tx->open && af_tx_leads_elsewhere(port)) {
+		interval = AF_HEARTBEAT_NS;
 	}
 	return !tx->closing && (port->hello_ns == 0 || now - port->hello_ns >= af_unevenly(interval, port->hellos));
 }
@@ -50,7 +59,7 @@ af_tx_hello(struct af_tx *tx, uint32_t p, uint64_t now, uint8_t *frame)
 
 /* Paths that a receiver's port has already. */
 static inline uint32_t
-af_tx_load(const struct af_tx *tx, const struct af_candidate *c)
+af_tx_paths_at(const struct af_tx *tx, const struct af_candidate *c)
 {
 	uint32_t load = c->nb_paths;
 
@@ -65,7 +74,7 @@ static inline bool
 af_tx_better(const struct af_tx *tx, const struct af_tx_port *port, const struct af_candidate *c,
 	     const struct af_candidate *best)
 {
-	uint32_t load = af_tx_load(tx, c), least = af_tx_load(tx, best);
+	uint32_t load = af_tx_paths_at(tx, c), least = af_tx_paths_at(tx, best);
 
 	return load < least || (load == least && c->port == port - tx->ports);
 }
@@ -156,7 +165,8 @@ af_tx_note_other(struct af_tx *tx, const char *name)
 /* What the answers of all ports say together. */
 struct af_tx_survey {
 	const struct af_candidate *first; /* NULL: no answer yet */
-	uint32_t attached, answered;      /* ports, and those with an answer */
+	uint32_t attached, answered;      /* ports that may lead to it, and those with an answer */
+	uint32_t elsewhere;               /* ports that lead to other receivers */
 	uint32_t size;                    /* the largest frame that all of these take */
 	bool point_to_point;              /* each port has a single possible peer */
 	bool contradiction;               /* two receivers, or one in the other's place */
@@ -194,6 +204,10 @@ af_tx_take_survey(struct af_tx *tx, struct af_tx_survey *survey)
 
 		if (!port->p.attached)
 			continue;
+		if (af_tx_leads_elsewhere(port)) {
+			survey->elsewhere++;
+			continue;
+		}
 		survey->attached++;
 		survey->point_to_point &= port->p.point_to_point;
 		if (port->nb_candidates && port->path_size < survey->size)
@@ -243,7 +257,8 @@ af_tx_discover(struct af_tx *tx, uint64_t now)
 
 	if (!af_tx_take_survey(tx, &survey) || !survey.first || survey.contradiction)
 		return;
-	complete = survey.point_to_point && survey.answered == survey.attached && survey.attached >= tx->nb_expected;
+	complete = survey.point_to_point && survey.answered == survey.attached &&
+		   survey.attached + survey.elsewhere >= tx->nb_expected;
 	if (complete || now - tx->first_answer_ns >= AF_DISCOVERY_NS)
 		af_tx_open_session(tx, &survey, now);
 }
@@ -319,6 +334,7 @@ af_tx_on_hello(struct af_tx *tx, struct af_tx_port *port, const struct af_frame 
 		return AF_OK; /* it concerns another sender */
 	if (!h.session || (tx->to[0] && strcmp(tx->to, c.name))) {
 		af_tx_note_other(tx, c.name);
+		port->other_answered = port->p.point_to_point;
 		return AF_OK;
 	}
 	if (AF_BE16(h.frame_size) < AF_MIN_PATH_FRAME)

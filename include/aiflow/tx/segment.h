@@ -199,8 +199,16 @@ af_tx_next_chunk(struct af_tx *tx, uint32_t p, uint64_t now, uint8_t *frame)
 	return 0;
 }
 
+/* Is there room for a chunk in the path's window, and in what other senders leave of the port? */
+static inline bool
+af_tx_has_room(const struct af_tx_port *port, const struct af_budget *budget, uint64_t now)
+{
+	return (!budget || port->pn.in_flight < budget->frames) && af_tx_pktnum_has_room(&port->pn) &&
+	       af_pace_due(&port->pace, now);
+}
+
 static inline uint32_t
-af_tx_next_frame(void *state, uint32_t p, uint64_t now, uint8_t *frame)
+af_tx_next_frame(void *state, uint32_t p, uint64_t now, struct af_budget *budget, uint8_t *frame)
 {
 	struct af_tx *tx = state;
 	struct af_tx_port *port = &tx->ports[p];
@@ -209,6 +217,8 @@ af_tx_next_frame(void *state, uint32_t p, uint64_t now, uint8_t *frame)
 	tx->tail.nbytes = 0;
 	if (!port->p.attached)
 		return 0;
+	if (budget)
+		port->pace.due_ns = budget->due_ns;
 	if (af_tx_hello_due(tx, port, now)) {
 		size = af_tx_hello(tx, p, now, frame);
 	} else if (!tx->open || !port->open) {
@@ -216,9 +226,11 @@ af_tx_next_frame(void *state, uint32_t p, uint64_t now, uint8_t *frame)
 	} else if (tx->closing && !tx->bye_heard && !af_tx_busy(tx) && now - port->hello_ns >= AF_HELLO_NS) {
 		port->hello_ns = now;
 		size = af_tx_send_control(tx, p, AF_BYE, 0, 0, now, frame);
-	} else if (!port->suspended && af_tx_pktnum_has_room(&port->pn) && af_pace_due(&port->pace, now)) {
+	} else if (!port->suspended && af_tx_has_room(port, budget, now)) {
 		size = af_tx_next_chunk(tx, p, now, frame);
 	}
+	if (budget)
+		budget->due_ns = port->pace.due_ns;
 	if (!size && af_path_probe_is_due(tx, port, now)) {
 		if (af_tx_pktnum_is_full(&port->pn)) {
 			struct af_sent *oldest = af_tx_sent(&port->pn, port->pn.judged);

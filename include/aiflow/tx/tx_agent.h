@@ -195,6 +195,25 @@ af_tx_check_silence(struct af_tx *tx, uint64_t now)
 }
 
 static inline bool
+af_tx_owns(const void *state, uint32_t number)
+{
+	const struct af_tx *tx = state;
+
+	return tx->session == number;
+}
+
+static inline struct af_load
+af_tx_load(const void *state, uint32_t p)
+{
+	const struct af_tx *tx = state;
+	const struct af_tx_port *port = &tx->ports[p];
+	uint32_t window = port->pace.rate_based ? af_tx_backstop(&port->p) : port->p.tx_window;
+
+	return (struct af_load){
+		.window = window, .in_flight = port->open ? port->pn.in_flight : 0, .busy = port->open && af_tx_busy(tx)};
+}
+
+static inline bool
 af_tx_tick(void *state, uint64_t now)
 {
 	struct af_tx *tx = state;

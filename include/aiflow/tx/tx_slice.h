@@ -90,7 +90,7 @@ af_tx_forget_answers(struct af_tx *tx, uint64_t now)
 
 		port->open = false;
 		port->nb_candidates = port->hellos = port->mtu_trials = 0;
-		port->small_answered = false;
+		port->small_answered = port->other_answered = false;
 		port->path_size = port->p.frame_size;
 		port->hello_ns = port->answered_ns = 0;
 		port->attached_ns = now;

@@ -87,7 +87,7 @@ struct af_tx_slice {
 	uint64_t nbytes;   /* of all elements */
 	uint64_t posted_ns;
 	uint32_t nb_elements, manifest_bytes;
-	uint32_t receiver; /* index of its receiver (multi.h) */
+	uint32_t receiver; /* index of its receiver in the Sender */
 	struct af_dispatch dispatch;
 	/* dataplane: rw; control: ro once `state` says so */
 	struct af_tx_slice *next;     /* in the queue */
@@ -151,6 +151,7 @@ struct af_tx_port {
 	uint32_t nb_candidates; /* in `candidates` */
 	uint32_t path_size;     /* largest frame that both ends take */
 	bool small_answered;    /* since the newest full-sized HELLO */
+	bool other_answered;    /* a receiver that was not asked for is at the other end of this point-to-point port */
 	struct af_candidate candidates[AF_MAX_PORTS];
 	/* its path */
 	bool open;

@@ -66,6 +66,10 @@ af_kind_name(unsigned kind)
 	return kind < AF_NB_KINDS ? names[kind] : "";
 }
 
+/* `element` of a BYE: who says it. */
+#define AF_BYE_OF_SENDER 1u
+#define AF_BYE_OF_RECEIVER 2u
+
 struct __attribute__((packed)) af_header {
 	uint8_t dst[6], src[6];
 	uint16_t ethertype;

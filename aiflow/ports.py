@@ -1,0 +1,353 @@
+"""`Ports`: endpoints that are opened once in a process, and shared by its Senders and Receivers."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NoReturn, SupportsIndex
+
+from aiflow._dp import Loop
+from aiflow._eal import Mempool
+from aiflow._ports.opening import Opening, User, loop_of, opened, opening_of
+from aiflow._ports.portset import SHARED_MEMORY
+from aiflow.config import Endpoint, parse_endpoints, parse_idle, parse_max_cores
+from aiflow.errors import AiflowError, ConfigError, not_copied
+from aiflow.options import Polling, grouped
+
+__all__ = ["MBUFS_PER_PORT", "OwnPorts", "Ports", "asked_polling", "endpoints_of", "port_pool", "ports_for"]
+
+MBUFS_PER_PORT = 3071
+"""Both rings of a port (up to 1024 each, which virtio fills up front), the staged frames, and the caches."""
+
+
+def port_pool(frame_size: int, socket_id: int, nb_ports: int, needs_eal_memory: bool) -> Mempool:
+    """The mbufs of `nb_ports` ports that are about to be opened."""
+    return Mempool(f"ports-{frame_size}", nb_ports * MBUFS_PER_PORT, frame_size, socket_id, not needs_eal_memory)
+
+
+def endpoints_of(ports: Any) -> tuple[Endpoint, ...]:
+    """The endpoints behind the argument ``ports``."""
+    return ports.endpoints if isinstance(ports, Ports) else parse_endpoints(ports)
+
+
+def asked_polling(given: Polling | None, flat: Mapping[str, Any]) -> Polling | None:
+    """``polling=`` or its flat keywords; None if neither is given."""
+    polling = grouped(Polling, "polling", given, flat)
+    return None if given is None and polling == Polling() else polling
+
+
+class _Group:
+    """Openings on one loop. `opened()` is held while they are made and given up."""
+
+    def __init__(
+        self, endpoints: tuple[Endpoint, ...], frame_size: int | None, polling: Polling | None, faults: Any
+    ) -> None:
+        self.endpoints = endpoints
+        self.frame_size = frame_size
+        self._polling = polling
+        self._faults = faults
+        self._loop: Any = None
+        self._openings: list[Opening] = []
+
+    def _open(self, role: str, pool_for: Callable[..., Any], feedback: Mempool | None, user: User | None) -> None:
+        """Open the endpoints in their order, and bring the first user to them."""
+        with opened():
+            loop = loop_of(self.endpoints)
+            if loop is None:
+                loop = self._new_loop(feedback)
+            else:
+                self._check_polling(loop)
+            self._loop = loop
+            _holders[loop] = _holders.get(loop, 0) + 1
+            if user is not None:
+                user.agent.join(loop)
+            users = [] if user is None else [user]
+            for endpoint in self.endpoints:
+                found = opening_of(endpoint)
+                if found in self._openings:
+                    raise ConfigError(f"{endpoint} is named twice: name each port once")
+                if found is not None:
+                    self._check_frames(found)
+                    self._openings.append(found)
+                    for each in users:
+                        found.admit(each)
+                elif endpoint.scheme not in SHARED_MEMORY:
+                    self._openings.append(Opening([endpoint], role, loop, pool_for, self.frame_size, users))
+            named = [endpoint for endpoint in self.endpoints if endpoint.scheme in SHARED_MEMORY]
+            if named:
+                self._openings.append(Opening(named, role, loop, pool_for, self.frame_size, users))
+
+    def _new_loop(self, feedback: Mempool | None) -> Loop:
+        polling = self._polling or Polling()
+        loop = Loop(self._faults)
+        loop.spins = parse_idle(polling.idle)
+        loop.max_cores = parse_max_cores(polling.max_cores)
+        loop.tx_pool = feedback
+        loop.start("aiflow-worker")
+        _polling[loop] = polling
+        return loop
+
+    def check(self, frame_size: int | None, polling: Polling | None, faults: Any) -> None:
+        """Raise ConfigError when a user asks for what these ports are not."""
+        if frame_size is not None and frame_size != self.frame_size:
+            sizes = self.frame_size or max((size for each in self._openings for size in each.sizes()), default=None)
+            if frame_size != sizes:
+                raise ConfigError(f"{self!r} have frame_size={sizes}, and frame_size={frame_size} was asked for")
+        if polling is not None and polling != (self._polling or Polling()):
+            raise ConfigError(f"{self!r} are polled with {self._polling or Polling()}, and {polling} was asked for")
+        if faults:
+            raise ConfigError(f"faults= is an option of {self!r}: give it there")
+
+    def _check_polling(self, loop: Loop) -> None:
+        is_open = ", ".join(str(endpoint) for endpoint in self.endpoints if opening_of(endpoint) is not None)
+        if self._polling is not None and self._polling != _polling[loop]:
+            raise ConfigError(
+                f"{is_open}: open in this process with {_polling[loop]}, and {self._polling} was asked for: the first "
+                "user of a port sets this"
+            )
+        if self._faults:
+            raise ConfigError(f"{is_open}: open in this process, and its first user sets faults=")
+
+    def _check_frames(self, found: Opening) -> None:
+        sizes = {found.frame_size} - {None} or found.sizes()
+        if self.frame_size is not None and sizes and self.frame_size not in sizes:
+            names = ", ".join(map(str, found.endpoints))
+            raise ConfigError(
+                f"{names}: open in this process with frame_size={max(filter(None, sizes))}, and "
+                f"frame_size={self.frame_size} was asked for: the first user of a port sets this"
+            )
+
+    def _give_up(self) -> None:
+        """Close what nothing uses any more. Idempotent, also after an interrupt."""
+        with opened():
+            while self._openings:
+                self._openings[-1].close_if_idle()
+                self._openings.pop()
+            if self._loop is not None:
+                if _holders[self._loop] == 1:
+                    self._loop.stop()
+                _holders[self._loop] -= 1
+                if not _holders[self._loop]:
+                    del _holders[self._loop]
+                    _polling.pop(self._loop, None)
+                self._loop = None
+
+    # ---- what a Sender or Receiver asks of its ports ----
+
+    @property
+    def error(self) -> AiflowError | None:
+        """A fault that keeps a port from coming up; the next `send` or `recv` raises it."""
+        return next((each.ports.error for each in list(self._openings) if each.ports.error is not None), None)
+
+    def hints(self) -> list[str]:
+        """Facts about these ports that may keep frames from getting through now, a sentence each."""
+        return [hint for opening in list(self._openings) for hint in opening.ports.hints()]
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Return which driver serves each endpoint, and for whom.
+
+        Returns
+        -------
+        list of dict
+            For each endpoint: ``endpoint`` (as typed), ``driver`` (DPDK's name), ``nb_ports`` (asked for), ``memory``
+            (the EAL's memory mode), ``hints`` (facts that may keep frames from getting through), ``users`` (the
+            Senders and Receivers on it).
+        """
+        rows = []
+        for opening in list(self._openings):
+            users = [user.name for user in opening.users]
+            rows += [{**row, "users": users} for row in opening.ports.describe()]
+        order = [endpoint.text for endpoint in self.endpoints]
+        return sorted(rows, key=lambda row: order.index(row["endpoint"]))
+
+
+_holders: dict[Any, int] = {}  # loop → groups that use it
+_polling: dict[Any, Polling] = {}  # loop → how its thread polls
+
+
+class OwnPorts(_Group):
+    """The ports of one Sender or Receiver that was given endpoints. Interfaces and cards are shared with others.
+
+    Parameters
+    ----------
+    endpoints : tuple of Endpoint
+    role : {"sender", "receiver"}
+    pool_for : callable
+        Makes the mbufs of ports that are about to be opened: `port_pool`, or `ReceiverPools`.
+    feedback : Mempool, optional
+        Mbufs of frames to send, where those of the ports may all be kept.
+    frame_size : int or None
+        Largest Ethernet frame in bytes; None: what the ports take.
+    polling : Polling or None
+        None: as they are polled already, or the default.
+    faults : dict, list of dict, or None
+    """
+
+    def __init__(
+        self,
+        endpoints: tuple[Endpoint, ...],
+        role: str,
+        pool_for: Callable[..., Any],
+        feedback: Mempool | None,
+        frame_size: int | None,
+        polling: Polling | None,
+        faults: Any,
+    ) -> None:
+        super().__init__(endpoints, frame_size, polling, faults)
+        self._role = role
+        self._pools = (pool_for, feedback)
+
+    def join(self, agent: Any, name: str) -> None:
+        """Open the endpoints, and bring the agent to them."""
+        self._open(self._role, *self._pools, User(agent, self._role, name))
+
+    def leave(self, agent: Any) -> None:
+        """Take the agent off, and close what nothing uses any more."""
+        agent.leave()
+        for opening in self._openings:
+            opening.dismiss(agent)
+        self._give_up()
+
+
+class Ports(_Group):
+    """Ports that any number of Senders and Receivers of this process use, in both directions at once.
+
+    Give it to a `Sender` or `Receiver` in place of endpoints. Interfaces and cards (``af_packet:``, ``af_xdp:``,
+    ``pci:``, ``vdev:``) are shared without it: a Sender and a Receiver that name the same one use one port. For
+    ``local:``, ``memif:``, ``vhost:`` and ``ring:`` it makes one connection that carries both directions. The first
+    process that opens ``Ports(["local:x*2"])`` owns the name x, and listens; others call it.
+
+    Parameters
+    ----------
+    endpoints : str or list of str
+        As for `Sender`.
+    frame_size : int, optional
+        Largest Ethernet frame in bytes, header included, 512 to 65000; default: what the ports take.
+    polling : Polling, optional
+        How the thread of these ports polls them.
+    faults : dict or list of dict, optional
+        Faults made on purpose, for tests: see `aiflow.config.FAULTS`.
+
+    Raises
+    ------
+    ConfigError
+        An argument cannot be used as given, or contradicts what the port is open with.
+    PortError, EalError, PoolExhausted
+        A port cannot be opened, DPDK cannot start, or memory is short.
+
+    Notes
+    -----
+    A context manager. One thread polls all ports of it. A Sender never pairs with a Receiver on the same Ports, unless
+    its ``to=`` names that one. Mbufs, frame size and polling belong to the ports: the first user of a port sets them. A
+    ``Receiver(ports, assemble=False)`` copies each frame once into mbufs of its own; `Receiver.describe` says so.
+    """
+
+    def __init__(
+        self,
+        endpoints: str | Iterable[str],
+        *,
+        frame_size: int | None = None,
+        polling: Polling | None = None,
+        faults: dict[str, Any] | list[dict[str, Any]] | None = None,
+    ) -> None:
+        self._closed = True  # nothing to close yet
+        super().__init__(parse_endpoints(endpoints), frame_size, polling, faults)
+        self._users: list[User] = []
+        try:
+            self._open("either", port_pool, None, None)
+            for opening in self._openings:
+                opening.pinned = True
+        except BaseException:
+            self._give_up()
+            raise
+        self._closed = False
+
+    def join(self, agent: Any, name: str) -> None:
+        """For a Sender or Receiver that is made."""
+        if self._closed:
+            raise ConfigError("these Ports are closed: open others")
+        user = User(agent, agent.role, name)
+        with opened():
+            self._users.append(user)
+            agent.join(self._loop)
+            for opening in self._openings:
+                opening.admit(user)
+
+    def leave(self, agent: Any) -> None:
+        """For a Sender or Receiver that is closed."""
+        agent.leave()
+        with opened():
+            for opening in self._openings:
+                opening.dismiss(agent)
+            self._users = [user for user in self._users if user.agent is not agent]
+
+    @property
+    def users(self) -> tuple[str, ...]:
+        """Names of the Senders and Receivers that use these ports, also those that were given the endpoint."""
+        names = [user.name for user in self._users]
+        names += [user.name for opening in self._openings for user in opening.users if user not in self._users]
+        return tuple(dict.fromkeys(names))
+
+    def close(self) -> None:
+        """Close the ports.
+
+        Idempotent; after an interrupt, closing again finishes the rest.
+
+        Raises
+        ------
+        ConfigError
+            Senders or Receivers still use them; nothing is closed.
+        """
+        if self._closed:
+            return
+        if self._loop is not None and not self._loop.pid_is_ours():
+            return
+        with opened():
+            if users := self.users:
+                raise ConfigError(f"these Ports are in use: close {', '.join(users)} first")
+            for opening in self._openings:
+                opening.pinned = False
+            self._give_up()
+            self._closed = True
+
+    def __enter__(self) -> Ports:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_closed", True):
+            return
+        if self._loop is not None and self._loop.pid_is_ours():
+            warnings.warn(f"{self!r} was not closed", ResourceWarning, stacklevel=2)
+            self.close()
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        raise not_copied(self, "open others there, on the same endpoints")
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else f"used by {', '.join(self.users)}" if self.users else "unused"
+        return f"<Ports {', '.join(map(str, self.endpoints))}: {state}>"
+
+
+def ports_for(
+    ports: Any,
+    role: str,
+    pool_for: Callable[..., Any],
+    feedback: Mempool | None,
+    frame_size: int | None,
+    polling: Polling | None,
+    faults: Any,
+) -> OwnPorts | Ports:
+    """The ports behind the argument ``ports`` of a Sender or Receiver: see `OwnPorts` for the parameters.
+
+    Raises
+    ------
+    ConfigError
+        If `Ports` are given, and the user asks for what they are not.
+    """
+    if isinstance(ports, Ports):
+        ports.check(frame_size, polling, faults)
+        return ports
+    return OwnPorts(parse_endpoints(ports), role, pool_for, feedback, frame_size, polling, faults)
