@@ -117,6 +117,13 @@ cdef extern from "aiflow/rt/demux.h" nogil:
     bint af_demux_tick(af_demux *d, uint64_t now) noexcept
 
 
+cdef extern from "aiflow/rt/numbers.h" nogil:
+    struct af_numbers:
+        pass
+
+    void af_numbers_init(af_numbers *numbers, const uint64_t *seed) noexcept
+
+
 cdef extern from "aiflow/rt/handoff.h" nogil:
     enum:
         AF_PARK_FIRST_NS
@@ -276,6 +283,7 @@ cdef extern from "aiflow/tx/tx_agent.h" nogil:
         char name[AF_NAME_BYTES]
         char to[AF_NAME_BYTES]
         uint64_t instance, peer_timeout_ns, clock_offset_ns
+        af_numbers *numbers
         uint32_t nb_expected
         bint fixed_frame_size, joining
         af_tx_port ports[AF_MAX_PORTS]
@@ -286,7 +294,7 @@ cdef extern from "aiflow/tx/tx_agent.h" nogil:
         af_rival rivals[2]
         uint8_t drop
         uint32_t nb_dropped
-        uint32_t session, payload_bytes, first_id, next_id
+        uint32_t number, session, payload_bytes, first_id, next_id
         af_tx_slice *queue
         void *retransmit
         uint64_t drops[AF_NB_DROPS]
@@ -365,12 +373,13 @@ cdef extern from "aiflow/rx/rx_agent.h" nogil:
         char name[AF_NAME_BYTES]
         uint64_t epoch, peer_timeout_ns, clock_offset_ns
         bint keeps_mbufs, confirms
+        af_numbers *numbers
         af_verdicts *verdicts
         uint64_t mbuf_bytes
         void (*release)(void *handle) noexcept nogil
         af_arena *arena
         af_rx_port ports[AF_MAX_PORTS]
-        uint32_t nb_ports, nb_sessions, next_session, nb_seen, nb_closed, nb_gone, flowing, releases
+        uint32_t nb_ports, nb_sessions, nb_seen, nb_closed, nb_gone, flowing, releases
         af_rx_slice *waiting
         af_rx_slice *ready
         af_rx_slice **ready_tail

@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from aiflow._core cimport af_agent, af_agent_port, af_sampler
+from aiflow._core cimport af_agent, af_agent_port, af_numbers, af_sampler
 from aiflow._dp cimport Loop, loop_user
 from aiflow._dp_port cimport PORTS
 from aiflow._eal cimport Port
@@ -51,5 +51,6 @@ cdef class Agent:
     cdef dict not_taken(self, const uint64_t *drops)
 
 
+cdef af_numbers *session_numbers() noexcept
 cdef char *name_bytes(object name, char *out) except NULL
 cdef sample_rows(af_sampler *sampler, uint32_t nb_ports)

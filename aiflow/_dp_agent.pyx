@@ -4,11 +4,13 @@ An agent numbers its own ports from 0, in the order in which they came up. The l
 ports may serve other agents, too.
 """
 
+import os
+
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 from aiflow._core cimport (
     AF_MOST_AGENTS, AF_NAME_BYTES, AF_NB_DROPS, af_agent_port, af_demux_add, af_demux_plug, af_demux_remove,
-    af_demux_unplug, af_handoff_wake, af_sample, af_sampler, af_sampler_read,
+    af_demux_unplug, af_handoff_wake, af_numbers, af_numbers_init, af_sample, af_sampler, af_sampler_read,
 )
 from aiflow._dp cimport Loop
 from aiflow._dp_driver cimport aiflow_set
@@ -18,6 +20,16 @@ from aiflow._eal cimport Port
 from aiflow._dp_counters import PortCounters
 from aiflow._wire import DROPS
 from aiflow.errors import ConfigError, PortError
+
+
+cdef af_numbers process_numbers
+cdef uint64_t[2] numbers_seed = [int.from_bytes(os.urandom(8), "big"), int.from_bytes(os.urandom(8), "big")]
+af_numbers_init(&process_numbers, numbers_seed)
+
+
+cdef af_numbers *session_numbers() noexcept:
+    """The numbers of all sessions of this process."""
+    return &process_numbers
 
 
 cdef char *name_bytes(object name, char *out) except NULL:

@@ -13,7 +13,7 @@ from aiflow._core cimport (
     af_rx_tick,
 )
 from aiflow._dp cimport Loop
-from aiflow._dp_agent cimport Agent, agent_counts, name_bytes, sample_rows
+from aiflow._dp_agent cimport Agent, agent_counts, name_bytes, sample_rows, session_numbers
 from aiflow._dp_driver cimport aiflow_lock, aiflow_unlock
 from aiflow._dp_incoming cimport Incoming, Store, release_mbuf
 from aiflow._eal cimport Mempool, Port
@@ -97,8 +97,7 @@ cdef class RxAgent(Agent):
         self.rx.verdicts = &store.verdicts
         self.rx.release = release_mbuf
         self.rx.epoch = int.from_bytes(os.urandom(8), "big") | 1
-        # A restarted receiver must not reuse session numbers: senders could not tell it from its predecessor.
-        self.rx.next_session = int.from_bytes(os.urandom(4), "big")
+        self.rx.numbers = session_numbers()
         self.rx.peer_timeout_ns = int(peer_timeout * 1e9)
         self.rx.clock_offset_ns = time.time_ns() - time.monotonic_ns()
         self.machines[0].state = self.rx

@@ -11,7 +11,7 @@ from aiflow._core cimport (
     af_tx_enqueue, af_tx_fail_all, af_tx_init, af_tx_is_pressed, af_tx_load, af_tx_next_frame, af_tx_on_frame,
     af_tx_owns, af_tx_port, af_tx_slice, af_tx_tick,
 )
-from aiflow._dp_agent cimport MOST_MACHINES, Agent, agent_counts, name_bytes, sample_rows
+from aiflow._dp_agent cimport MOST_MACHINES, Agent, agent_counts, name_bytes, sample_rows, session_numbers
 from aiflow._dp_driver cimport aiflow_lock, aiflow_set, aiflow_unlock
 from aiflow._dp cimport Loop
 from aiflow._dp_outgoing cimport Outgoing, of_buffers, of_rows
@@ -118,6 +118,7 @@ cdef class TxAgent(Agent):
             name_bytes(name, tx.name)
             name_bytes(receiver, tx.to)
             tx.instance = int.from_bytes(os.urandom(6), "big") << 16
+            tx.numbers = session_numbers()
             tx.peer_timeout_ns = int(peer_timeout * 1e9)
             tx.clock_offset_ns = time.time_ns() - time.monotonic_ns()
             tx.nb_expected = nb_expected

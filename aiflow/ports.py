@@ -120,9 +120,8 @@ class _Group:
     def _give_up(self) -> None:
         """Close what nothing uses any more. Idempotent, also after an interrupt."""
         with opened():
-            while self._openings:
-                self._openings[-1].close_if_idle()
-                self._openings.pop()
+            for opening in self._openings:
+                opening.close_if_idle()
             if self._loop is not None:
                 if _holders[self._loop] == 1:
                     self._loop.stop()

@@ -113,7 +113,7 @@ class Aiflow(Packet):
 
     name = "aiflow"
     fields_desc = [
-        BitField("version", 2, 4),  # frame_id: version in the high nibble,
+        BitField("version", 3, 4),  # frame_id: version in the high nibble,
         BitEnumField("kind", 1, 4, KINDS),  # kind in the low one
         IntField("element", 0),
         IntField("seq", 0),

@@ -28,6 +28,7 @@ static struct af_rx *rx;
 static struct af_arena assembled, in_place, *arena; /* element memory, or mbufs that are only counted */
 static struct held held[MAX_SENDERS * MAX_SLICES];
 static uint32_t nb_held, receivers_made;
+static struct af_numbers numbers; /* of all ends: as in one process */
 static struct af_verdicts verdicts; /* of the receiver's user */
 static uint64_t rx_drops[AF_NB_DROPS], bytes_in, kept_out, waited, senders_made;
 static uint64_t now; /* the simulated clock */
@@ -73,7 +74,7 @@ make_receiver(void)
 	rx->release = release_packet;
 	rx->keeps_mbufs = o.keep;
 	rx->mbuf_bytes = 2048;
-	rx->next_session = 1 + 1000 * receivers_made;
+	rx->numbers = &numbers;
 	rx->epoch = 1000 + receivers_made++;
 	rx->peer_timeout_ns = (uint64_t)o.timeout_ms * MS;
 	rx->confirms = o.confirm > 0;
@@ -145,6 +146,7 @@ make_tx(struct sender *s, int index)
 		exit(2);
 	snprintf(s->tx.name, sizeof s->tx.name, "source-%d", index);
 	s->tx.instance = senders_made++ << AF_LIFE_BITS;
+	s->tx.numbers = &numbers;
 	s->tx.nb_expected = s->tx.nb_ports = (uint32_t)o.ports;
 	s->tx.ticked_ns = now; /* it may be stopped before its first turn */
 	s->tx.peer_timeout_ns = (uint64_t)o.timeout_ms * MS;

@@ -1,8 +1,8 @@
 /* One sender and several receivers over shared segments: multi.h in plain C on the simulated network and clock.
  *
- * All receivers give their sessions the same numbers. What is checked: each gets its own slices, in order, byte for
- * byte; all their frames in flight on a port never exceed its window; one that falls silent
- * fails by itself and delays no other; all memory comes back.
+ * All receivers mint the same numbers, as processes of their own may. What is checked: each gets its own slices, in
+ * order, byte for byte; all their frames in flight on a port never exceed its window; one that falls silent fails by
+ * itself and delays no other; all memory comes back.
  *
  * Usage: fan NAME=VALUE …   (see `options` in scenario.h; senders is the number of receivers here). Prints one JSON
  * object; the exit code is 0 when all held.
@@ -23,6 +23,7 @@ static struct af_multi multi;
 static struct af_tx_slice slices[MAX_SENDERS][MAX_SLICES];
 static struct af_rx receivers[MAX_SENDERS];
 static struct af_arena arenas[MAX_SENDERS];
+static struct af_numbers numbers, alike[MAX_SENDERS]; /* of the sender's process, and of the receivers' */
 static int handed_over[MAX_SENDERS];
 static uint64_t ended_ns[MAX_SENDERS];
 static uint32_t most_in_flight, most_shared;
@@ -63,6 +64,7 @@ static void
 make_peers(uint64_t now)
 {
 	multi.nb = (uint32_t)o.senders;
+	af_numbers_init(&numbers, (uint64_t[]){(uint64_t)o.seed, 7});
 	for (int r = 0; r < o.senders; r++) {
 		struct af_tx *tx = multi.tx[r] = malloc(sizeof *tx);
 		struct af_rx *rx = &receivers[r];
@@ -72,6 +74,7 @@ make_peers(uint64_t now)
 		strcpy(tx->name, "source");
 		snprintf(tx->to, sizeof tx->to, "sink-%d", r);
 		tx->instance = (uint64_t)(r + 1) << AF_LIFE_BITS;
+		tx->numbers = &numbers;
 		tx->nb_expected = tx->nb_ports = (uint32_t)o.ports;
 		tx->peer_timeout_ns = (uint64_t)o.timeout_ms * MS;
 		af_rx_init(rx);
@@ -79,7 +82,8 @@ make_peers(uint64_t now)
 		rx->release = release_packet;
 		rx->epoch = 1000u + (uint32_t)r;
 		rx->peer_timeout_ns = 10000 * MS;
-		rx->next_session = 7; /* all alike */
+		rx->numbers = &alike[r];
+		af_numbers_init(rx->numbers, (uint64_t[]){7, 7});
 		snprintf(rx->name, sizeof rx->name, "sink-%d", r);
 		rx->nb_ports = (uint32_t)o.ports;
 		for (int p = 0; p < o.ports; p++) {

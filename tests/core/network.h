@@ -83,7 +83,7 @@ is_within(uint64_t now, int after_ms, int for_ms)
 	       (!for_ms || since < (uint64_t)(after_ms + for_ms) * MS);
 }
 
-static uint8_t last_closed[MAX_SENDERS][MAX_SLICES]; /* CLOSE frames lost so far, by session and slice */
+static uint8_t last_closed[MAX_SENDERS][MAX_SLICES]; /* CLOSE frames lost so far, by sender and slice */
 
 /* Does the scenario lose this very frame? */
 static bool
@@ -95,7 +95,7 @@ is_marked(const uint8_t *frame)
 	if (o.first_lost && (h.frame_id & 15) == AF_DATA && !net.first)
 		return net.first++ == 0;
 	if (o.last_lost && (h.frame_id & 15) == AF_CLOSE) {
-		uint8_t *mark = &last_closed[AF_BE32(h.session) % MAX_SENDERS][AF_BE32(h.slice) % MAX_SLICES];
+		uint8_t *mark = &last_closed[h.src[4] % MAX_SENDERS][AF_BE32(h.slice) % MAX_SLICES];
 
 		net.last += !*mark;
 		return !(*mark)++;

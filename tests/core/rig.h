@@ -26,6 +26,7 @@ struct rig {
 	uint64_t nb_frames[2];
 };
 
+static struct af_numbers rig_numbers = {.key = {1, 2}}; /* of both ends: as in one process */
 static uint32_t rig_released; /* mbufs that the receiver gave back */
 
 static inline void
@@ -52,6 +53,7 @@ rig_make_tx(struct af_tx *tx, uint32_t nb_ports, uint64_t instance, uint64_t now
 	CHECK(!af_tx_init(tx));
 	strcpy(tx->name, "source");
 	tx->instance = instance << AF_LIFE_BITS;
+	tx->numbers = &rig_numbers;
 	tx->nb_expected = tx->nb_ports = nb_ports;
 	tx->peer_timeout_ns = 10000 * MS;
 	for (uint32_t p = 0; p < nb_ports; p++) {
@@ -68,6 +70,7 @@ rig_make_rx(struct af_rx *rx, struct af_arena *arena, uint32_t nb_ports, uint8_t
 	strcpy(rx->name, "sink");
 	rx->arena = arena;
 	rx->release = rig_release;
+	rx->numbers = &rig_numbers;
 	rx->epoch = 1000u + owner;
 	rx->peer_timeout_ns = 10000 * MS;
 	rx->mbuf_bytes = 2048;

@@ -16,7 +16,7 @@ begin(void)
 	char name[AF_NAME_BYTES] = "source";
 
 	rig_begin(&rig, 1, 1 << 20);
-	session = af_rx_open_session(&rig.rx, 7ull << AF_LIFE_BITS, mac, name, rig.now);
+	session = af_rx_open_session(&rig.rx, 7ull << AF_LIFE_BITS, 77, name, rig.now);
 	CHECK(session);
 	memcpy(session->macs[session->nb_macs++], mac, 6);
 }
@@ -52,12 +52,11 @@ said(struct af_frame *f)
 }
 
 static inline struct af_rx_session *
-opened(uint64_t instance, uint32_t life, uint8_t mac)
+opened(uint64_t instance, uint32_t life)
 {
-	uint8_t src[6] = {2, 0, 0, 0, 1, mac};
 	char name[AF_NAME_BYTES] = "source";
 
-	return af_rx_open_session(&rig.rx, instance << AF_LIFE_BITS | life, src, name, rig.now);
+	return af_rx_open_session(&rig.rx, instance << AF_LIFE_BITS | life, 500 + life, name, rig.now);
 }
 
 #endif

@@ -356,6 +356,7 @@ run_seed(void)
 	now = START_NS;
 	senders_made = receivers_made = 0;
 	seed_random((uint64_t)o.seed);
+	af_numbers_init(&numbers, (uint64_t[]){(uint64_t)o.seed, 1});
 	if (o.draw)
 		draw_scenario();
 	else

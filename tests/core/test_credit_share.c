@@ -14,11 +14,10 @@ begin(uint32_t count, double port_window, const double *windows)
 	rig.rx.ports[0].p.point_to_point = false;
 	rig.rx.ports[0].credit.window = port_window;
 	for (uint32_t i = 0; i < count; i++) {
-		uint8_t mac[6] = {2, 0, 0, 0, 1, (uint8_t)i};
 		char name[AF_NAME_BYTES] = "source";
 		struct af_rx_path *path;
 
-		sessions[i] = af_rx_open_session(&rig.rx, (uint64_t)(i + 1) << AF_LIFE_BITS, mac, name, rig.now);
+		sessions[i] = af_rx_open_session(&rig.rx, (uint64_t)(i + 1) << AF_LIFE_BITS, i + 1, name, rig.now);
 		path = &sessions[i]->paths[0];
 		sessions[i]->nb_paths = 1;
 		*path = (struct af_rx_path){.known = true, .heard_ns = rig.now, .credit = {.window = windows[i]}};

@@ -9,7 +9,7 @@ static uint8_t frame[RIG_FRAME];
 struct answer {
 	const char *name;
 	uint64_t epoch, sender;
-	uint32_t session, p; /* p: of the sender */
+	uint32_t session, number, p; /* p: of the sender */
 	uint16_t port, nb_paths, heard, frame_size;
 	uint8_t mac;
 };
@@ -29,8 +29,8 @@ answered(struct answer a)
 			     .sender = AF_BE64(a.sender ? a.sender : rig.tx.instance),
 			     .epoch = AF_BE64(a.epoch ? a.epoch : 1000)};
 	uint8_t src[6] = {2, 0, 0, 0, a.mac ? a.mac : 2, (uint8_t)a.port};
-	struct af_frame f;
-	uint32_t size = af_hello_write(frame, src, rig.tx.ports[a.p].p.mac, &h, a.name ? a.name : "sink", "", 0, 1);
+	struct af_frame f = {.session = a.number ? a.number : rig.tx.number};
+	uint32_t size = af_hello_write(frame, src, rig.tx.ports[a.p].p.mac, f, &h, a.name ? a.name : "sink", "", 0);
 
 	CHECK_EQUAL(af_wire_parse(frame, size, rig.tx.ports[a.p].p.mac, RIG_FRAME, &f), AF_OK);
 	return af_tx_on_hello(&rig.tx, &rig.tx.ports[a.p], &f, rig.now);

@@ -10,7 +10,7 @@ reporting(void)
 	struct af_rx_session *session;
 
 	rig_begin(&rig, 1, 1 << 20);
-	session = opened(5, 0, 0);
+	session = opened(5, 0);
 	session->nb_paths = 1;
 	session->paths[0].known = true;
 	for (uint64_t n = 0; n < 4; n++)
@@ -38,7 +38,7 @@ a_report_has_exactly_the_receivers_state(void)
 	session->urgent = true;
 	CHECK(said(&f));
 	CHECK_EQUAL(f.kind, AF_FEEDBACK);
-	CHECK_EQUAL(f.session, session->id);
+	CHECK_EQUAL(f.session, session->peer);
 	CHECK_EQUAL(f.nbytes, sizeof r + sizeof path + 8);
 	memcpy(&r, f.payload, sizeof r);
 	CHECK_EQUAL(AF_BE32(r.granted), 9);

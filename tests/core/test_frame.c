@@ -44,7 +44,7 @@ static void
 every_field_stands_at_its_offset(void)
 {
 	static const uint8_t head[] = {2,    0,    0,    0,    0,    1,    2,    0,    0,    0,    0,    2,    0x88,
-				       0xb5, 0x21, 0x21, 0x22, 0x23, 0x24, 0x31, 0x32, 0x33, 0x34, 0x71, 0x72, 0x73,
+				       0xb5, 0x31, 0x21, 0x22, 0x23, 0x24, 0x31, 0x32, 0x33, 0x34, 0x71, 0x72, 0x73,
 				       0x74, 0x75, 0x76, 0x77, 0x78, 0,    29,   1,    0x41, 0x42, 0x43, 0x44, 0x51,
 				       0x52, 0x53, 0x54, 0x11, 0x12, 0x61, 0x62, 0x63, 0x64, 0x65, 0x66};
 	uint32_t crc;
@@ -149,9 +149,10 @@ every_refusal_has_its_reason(void)
 	CHECK_EQUAL(parsed(frame, size - 1, &f), AF_DROP_LENGTH);
 	CHECK_EQUAL(reason_with(13, 0xb6), AF_DROP_FOREIGN);
 	CHECK_EQUAL(reason_with(14, 0x11), AF_DROP_VERSION);
-	CHECK_EQUAL(reason_with(14, 0x31), AF_DROP_VERSION);
-	CHECK_EQUAL(reason_with(14, 0x20), AF_DROP_KIND);
-	CHECK_EQUAL(reason_with(14, 0x20 | AF_NB_KINDS), AF_DROP_KIND);
+	CHECK_EQUAL(reason_with(14, 0x21), AF_DROP_VERSION);
+	CHECK_EQUAL(reason_with(14, 0x41), AF_DROP_VERSION);
+	CHECK_EQUAL(reason_with(14, 0x30), AF_DROP_KIND);
+	CHECK_EQUAL(reason_with(14, 0x30 | AF_NB_KINDS), AF_DROP_KIND);
 	CHECK_EQUAL(reason_with(5, 9), AF_DROP_DST_MAC);
 	CHECK_EQUAL(reason_with(0, 3), AF_DROP_BROADCAST); /* multicast, and no HELLO */
 	CHECK_EQUAL(reason_with(32, 19), AF_DROP_HEADER);

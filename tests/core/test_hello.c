@@ -35,14 +35,15 @@ what_was_written_is_what_is_read(void)
 {
 	char name[AF_NAME_BYTES], to[AF_NAME_BYTES];
 	struct af_hello h = asking(), read;
-	struct af_frame f;
-	uint32_t size = af_hello_write(frame, mac, af_broadcast, &h, "node-1", "sink", 0, 99);
+	struct af_frame f = {.session = 77, .number = 1ull << 40, .timestamp_ns = 99};
+	uint32_t size = af_hello_write(frame, mac, af_broadcast, f, &h, "node-1", "sink", 0);
 
 	CHECK_EQUAL(size, AF_HEADER + 38 + 6 + 4);
 	CHECK_EQUAL(af_wire_parse(frame, size, mac, 1514, &f), AF_OK);
 	CHECK_EQUAL(f.kind, AF_HELLO);
 	CHECK_EQUAL(f.timestamp_ns, 99);
 	CHECK_EQUAL(f.session, 77);
+	CHECK_EQUAL(f.number, 1ull << 40);
 	CHECK(af_hello_read(&f, &read, name, to));
 	CHECK(!strcmp(name, "node-1") && !strcmp(to, "sink"));
 	CHECK(!memcmp(&read, &h, sizeof h));
@@ -53,10 +54,10 @@ a_full_sized_one_fills_the_path(void)
 {
 	char name[AF_NAME_BYTES], to[AF_NAME_BYTES];
 	struct af_hello h = asking(), read;
-	struct af_frame f;
+	struct af_frame f = {0};
 
 	memset(frame, 0xaa, sizeof frame);
-	CHECK_EQUAL(af_hello_write(frame, mac, af_broadcast, &h, "n", "", 1514, 1), 1514);
+	CHECK_EQUAL(af_hello_write(frame, mac, af_broadcast, f, &h, "n", "", 1514), 1514);
 	CHECK_EQUAL(frame[1513], 0);
 	CHECK_EQUAL(frame[1514], 0xaa);
 	CHECK_EQUAL(af_wire_parse(frame, 1514, mac, 1514, &f), AF_OK);
@@ -73,7 +74,7 @@ names_are_cut_to_what_the_format_holds(void)
 
 	memset(longest, 'x', sizeof longest);
 	longest[sizeof longest - 1] = 0;
-	size = af_hello_write(frame, mac, af_broadcast, &h, longest, longest, 0, 1);
+	size = af_hello_write(frame, mac, af_broadcast, (struct af_frame){0}, &h, longest, longest, 0);
 	CHECK_EQUAL(size, AF_HEADER + 38 + 63 + 63);
 	CHECK(read_back(size - AF_HEADER, &read, name, to));
 	CHECK_EQUAL(strlen(name), 63);
@@ -86,7 +87,8 @@ one_that_is_too_short_for_its_names_is_refused(void)
 {
 	char name[AF_NAME_BYTES], to[AF_NAME_BYTES];
 	struct af_hello h = asking(), read;
-	uint32_t nbytes = af_hello_write(frame, mac, af_broadcast, &h, "node-1", "sink-12", 0, 1) - AF_HEADER;
+	struct af_frame f = {0};
+	uint32_t nbytes = af_hello_write(frame, mac, af_broadcast, f, &h, "node-1", "sink-12", 0) - AF_HEADER;
 
 	for (uint32_t n = 0; n < nbytes; n++)
 		CHECK(!read_back(n, &read, name, to));
@@ -101,7 +103,7 @@ claims_beyond_the_format_are_refused(void)
 
 	for (int what = 0; what < 5; what++) {
 		h = asking();
-		af_hello_write(frame, mac, af_broadcast, &h, "a", "b", 1514, 1);
+		af_hello_write(frame, mac, af_broadcast, (struct af_frame){0}, &h, "a", "b", 1514);
 		memcpy(&h, frame + AF_HEADER, sizeof h);
 		if (what == 0)
 			h.answer = 2;

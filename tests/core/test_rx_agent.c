@@ -206,7 +206,7 @@ every_frame_of_noise_is_counted_under_a_reason(void)
 				     .path = (uint16_t)check_random(40),
 				     .element = check_random(5) ? check_random(50) : check_random(UINT32_MAX),
 				     .seq = check_random(5),
-				     .session = check_random(3),
+				     .session = check_random(2) ? rig.rx.sessions[0]->id : check_random(3),
 				     .slice = check_random(20),
 				     .number = check_random(100000),
 				     .nbytes = check_random(146)};

@@ -4,12 +4,12 @@
 #include "rig_rx.h"
 
 static enum af_drop
-asked(uint64_t sender, uint8_t mac, const char *to)
+asked(uint64_t sender, uint32_t number, const char *to)
 {
-	struct af_hello h = {.sender = AF_BE64(sender), .frame_size = AF_BE16(RIG_FRAME)};
-	uint8_t src[6] = {2, 0, 0, 0, 1, mac};
-	struct af_frame f;
-	uint32_t size = af_hello_write(rig_frame, src, af_broadcast, &h, "source", to, 0, 1);
+	struct af_hello h = {.sender = AF_BE64(sender), .session = AF_BE32(number), .frame_size = AF_BE16(RIG_FRAME)};
+	static const uint8_t src[6] = {2, 0, 0, 0, 1, 0}; /* several senders may share a port */
+	struct af_frame f = {0};
+	uint32_t size = af_hello_write(rig_frame, src, af_broadcast, f, &h, "source", to, 0);
 
 	CHECK_EQUAL(af_wire_parse(rig_frame, size, rig.rx.ports[0].p.mac, RIG_FRAME, &f), AF_OK);
 	return af_rx_on_hello(&rig.rx, 0, &f, rig.now);
@@ -23,9 +23,11 @@ a_hello_is_answered_with_a_session(void)
 	struct af_frame f;
 
 	rig_begin(&rig, 1, 1 << 20);
-	CHECK_EQUAL(asked(5ull << 16, 0, ""), AF_OK);
+	CHECK_EQUAL(asked(5ull << 16, 55, ""), AF_OK);
 	CHECK(said(&f));
 	CHECK_EQUAL(f.kind, AF_HELLO);
+	CHECK_EQUAL(f.session, 55);
+	CHECK_EQUAL(rig.rx.sessions[0]->peer, 55);
 	CHECK(af_hello_read(&f, &h, name, to));
 	CHECK_EQUAL(h.answer, 1);
 	CHECK_EQUAL(AF_BE64(h.sender), 5ull << 16);
@@ -46,14 +48,15 @@ a_sender_that_asks_for_another_learns_our_name_now_and_then(void)
 
 	rig_begin(&rig, 1, 1 << 20);
 	for (int i = 0; i < 5; i++)
-		CHECK_EQUAL(asked(5ull << 16, 0, "other"), AF_OK);
+		CHECK_EQUAL(asked(5ull << 16, 55, "other"), AF_OK);
 	CHECK(said(&f));
 	CHECK(af_hello_read(&f, &h, name, to));
 	CHECK_EQUAL(h.session, 0);
+	CHECK_EQUAL(f.session, 55);
 	CHECK(!said(&f)); /* once in AF_COURTESY_NS */
 	CHECK_EQUAL(rig.rx.nb_sessions, 0);
 	rig.now += AF_COURTESY_NS;
-	asked(5ull << 16, 0, "other");
+	asked(5ull << 16, 55, "other");
 	CHECK(said(&f));
 	rig_end(&rig);
 }
@@ -63,8 +66,8 @@ answers_wait_in_a_line_of_bounded_length(void)
 {
 	rig_begin(&rig, 1, 1 << 20);
 	for (uint32_t i = 0; i < AF_ANSWERS; i++)
-		CHECK_EQUAL(asked(5ull << 16, 0, ""), AF_OK);
-	CHECK_EQUAL(asked(5ull << 16, 0, ""), AF_DROP_BUSY);
+		CHECK_EQUAL(asked(5ull << 16, 55, ""), AF_OK);
+	CHECK_EQUAL(asked(5ull << 16, 55, ""), AF_DROP_BUSY);
 	rig_end(&rig);
 }
 
@@ -75,28 +78,46 @@ one_sender_has_one_session_and_a_later_life_another(void)
 	uint32_t id;
 
 	rig_begin(&rig, 1, 1 << 20);
-	first = opened(5, 3, 0);
-	CHECK(first && opened(5, 3, 0) == first);
+	first = opened(5, 3);
+	CHECK(first && opened(5, 3) == first);
 	id = first->id;
-	CHECK(!opened(5, 2, 0)); /* an earlier life: late, or forged */
-	second = opened(5, 4, 0);
+	CHECK(!opened(5, 2)); /* an earlier life: late, or forged */
+	second = opened(5, 4);
 	CHECK(second && second->id != id);
 	CHECK_EQUAL(rig.rx.nb_sessions, 1);
-	CHECK(opened(5, 0x8003, 0)); /* lives wrap around */
-	CHECK(opened(6, 0, 1));
+	CHECK(opened(5, 0x8003)); /* lives wrap around */
+	CHECK(opened(6, 0));
 	CHECK_EQUAL(rig.rx.nb_sessions, 2);
 	rig_end(&rig);
 }
 
 static void
-session_numbers_wrap_past_zero(void)
+a_hello_evicts_no_other_sender_of_its_mac(void)
+{
+	struct af_rx_session *first;
+
+	rig_begin(&rig, 1, 1 << 20);
+	CHECK_EQUAL(asked(5ull << 16, 55, ""), AF_OK);
+	first = rig.rx.sessions[0];
+	rig.now += 3 * AF_HEARTBEAT_NS; /* silent, and not yet gone */
+	CHECK_EQUAL(asked(6ull << 16, 66, ""), AF_OK);
+	CHECK_EQUAL(rig.rx.nb_sessions, 2);
+	CHECK(rig.rx.sessions[0] == first && rig.rx.sessions[1]->id != first->id);
+	rig_end(&rig);
+}
+
+static void
+a_life_has_one_number(void)
 {
 	rig_begin(&rig, 1, 1 << 20);
-	rig.rx.next_session = UINT32_MAX;
-	CHECK_EQUAL(opened(1, 0, 1)->id, UINT32_MAX);
-	CHECK_EQUAL(opened(2, 0, 2)->id, 1); /* 0 is no session */
-	rig.rx.next_session = UINT32_MAX;
-	CHECK_EQUAL(opened(3, 0, 3)->id, 2); /* and none is given twice */
+	CHECK_EQUAL(asked(5ull << 16, 0, ""), AF_DROP_HELLO);
+	CHECK_EQUAL(rig.rx.nb_sessions, 0);
+	CHECK_EQUAL(asked(5ull << 16, 55, ""), AF_OK);
+	CHECK_EQUAL(asked(5ull << 16, 56, ""), AF_DROP_HELLO);
+	CHECK_EQUAL(rig.rx.sessions[0]->peer, 55);
+	CHECK_EQUAL(asked(5ull << 16 | 1, 56, ""), AF_OK);
+	CHECK_EQUAL(rig.rx.nb_sessions, 1);
+	CHECK_EQUAL(rig.rx.sessions[0]->peer, 56);
 	rig_end(&rig);
 }
 
@@ -105,15 +126,15 @@ sessions_are_bounded_and_living_ones_stay(void)
 {
 	rig_begin(&rig, 1, 1 << 20);
 	for (uint32_t i = 0; i < AF_SESSIONS; i++)
-		CHECK((opened(100 + i, 0, (uint8_t)i)->spoke = true));
-	CHECK(!opened(7, 0, 200));
+		CHECK((opened(100 + i, 0)->spoke = true));
+	CHECK(!opened(7, 0));
 	rig.rx.sessions[9]->closed = true; /* that one makes room */
-	CHECK(opened(7, 0, 200));
+	CHECK(opened(7, 0));
 	CHECK_EQUAL(rig.rx.nb_sessions, AF_SESSIONS);
-	CHECK(opened(8, 0, 201)); /* instead of that one, which has sent nothing yet */
+	CHECK(opened(8, 0)); /* instead of that one, which has sent nothing yet */
 	CHECK_EQUAL(rig.rx.nb_sessions, AF_SESSIONS);
 	rig.rx.sessions[AF_SESSIONS - 1]->spoke = true;
-	CHECK(!opened(9, 0, 202));
+	CHECK(!opened(9, 0));
 	rig_end(&rig);
 }
 
@@ -122,11 +143,11 @@ hellos_of_another_version_are_answered_now_and_then(void)
 {
 	struct af_hello h = {0};
 	uint8_t src[6] = {2, 0, 0, 0, 1, 0};
-	struct af_frame f;
+	struct af_frame f = {0};
 
 	rig_begin(&rig, 1, 1 << 20);
 	for (int i = 0; i < 3; i++) {
-		uint32_t size = af_hello_write(rig_frame, src, af_broadcast, &h, "old", "", 0, 1);
+		uint32_t size = af_hello_write(rig_frame, src, af_broadcast, (struct af_frame){0}, &h, "old", "", 0);
 
 		rig_frame[14] = (AF_VERSION + 1) << 4 | AF_HELLO;
 		CHECK(!af_rx_on_frame(&rig.rx, 0, rig.now, rig_frame, size, NULL));
@@ -140,5 +161,5 @@ hellos_of_another_version_are_answered_now_and_then(void)
 
 CASES(CASE(a_hello_is_answered_with_a_session), CASE(a_sender_that_asks_for_another_learns_our_name_now_and_then),
       CASE(answers_wait_in_a_line_of_bounded_length), CASE(one_sender_has_one_session_and_a_later_life_another),
-      CASE(session_numbers_wrap_past_zero), CASE(sessions_are_bounded_and_living_ones_stay),
-      CASE(hellos_of_another_version_are_answered_now_and_then))
+      CASE(a_hello_evicts_no_other_sender_of_its_mac), CASE(a_life_has_one_number),
+      CASE(sessions_are_bounded_and_living_ones_stay), CASE(hellos_of_another_version_are_answered_now_and_then))

@@ -119,7 +119,7 @@ frames_of_other_sessions_and_kinds_are_dropped(void)
 	for (size_t i = 0; i < sizeof table / sizeof *table; i++) {
 		uint8_t frame[100];
 		struct af_frame f = {.kind = table[i].kind,
-				     .session = table[i].session ? rig.tx.session : rig.tx.session + 1};
+				     .session = table[i].session ? rig.tx.number : rig.tx.session};
 		uint32_t len = af_wire_seal(frame, rig.tx.ports[0].p.mac, rig.rx.ports[0].p.mac, &f);
 		uint64_t before = rig.tx.drops[table[i].drop], heard = rig.tx.heard_ns;
 

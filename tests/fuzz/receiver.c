@@ -8,6 +8,7 @@ static const uint8_t ours[NB_PORTS][6] = {{2, 0, 0, 0, 200, 0}, {2, 0, 0, 0, 200
 static const uint8_t theirs[NB_PORTS][6] = {{2, 0, 0, 0, 0, 0}, {2, 0, 0, 0, 0, 1}};
 
 static struct af_rx rx;
+static struct af_numbers numbers;
 static struct af_arena assembled, in_place;
 static uint64_t kept;
 
@@ -35,10 +36,12 @@ say_hello(uint64_t now)
 {
 	for (uint32_t p = 0; p < NB_PORTS; p++) {
 		struct af_hello h = {.frame_size = AF_BE16(1514), .sender = AF_BE64(7ull << AF_LIFE_BITS)};
+		struct af_frame f = {.timestamp_ns = now};
 		uint8_t *frame = malloc(AF_MIN_PATH_FRAME);
 
+		h.session = AF_BE32(5);
 		h.port = AF_BE16((uint16_t)p);
-		hear(p, now, frame, af_hello_write(frame, theirs[p], af_broadcast, &h, "source", "", 0, now));
+		hear(p, now, frame, af_hello_write(frame, theirs[p], af_broadcast, f, &h, "source", "", 0));
 	}
 }
 
@@ -113,6 +116,8 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	rx.release = release;
 	rx.mbuf_bytes = 2048;
 	rx.epoch = 1;
+	rx.numbers = &numbers;
+	af_numbers_init(&numbers, (uint64_t[]){1, 2});
 	rx.peer_timeout_ns = 10000000000ull;
 	rx.nb_ports = NB_PORTS;
 	memcpy(rx.name, "sink", 5);

@@ -10,6 +10,7 @@ static const uint8_t ours[NB_PORTS][6] = {{2, 0, 0, 0, 0, 0}, {2, 0, 0, 0, 0, 1}
 static const uint8_t theirs[NB_PORTS][6] = {{2, 0, 0, 0, 200, 0}, {2, 0, 0, 0, 200, 1}};
 
 static struct af_tx tx;
+static struct af_numbers numbers;
 static struct af_tx_slice slices[NB_SLICES];
 static uint8_t manifests[NB_SLICES][AF_MANIFEST_HEADER + AF_RUN_HEADER], bytes[500 * NB_SLICES * NB_SLICES];
 static struct af_span elements[NB_SLICES][8];
@@ -26,10 +27,11 @@ answer(uint64_t now)
 				     .session = AF_BE32(1),
 				     .sender = AF_BE64(tx.instance),
 				     .epoch = AF_BE64(1)};
+		struct af_frame f = {.session = tx.number, .timestamp_ns = now};
 		uint8_t frame[AF_MIN_PATH_FRAME];
 
 		h.port = AF_BE16((uint16_t)p);
-		af_tx_on_frame(&tx, p, now, frame, af_hello_write(frame, theirs[p], ours[p], &h, "sink", "", 0, now),
+		af_tx_on_frame(&tx, p, now, frame, af_hello_write(frame, theirs[p], ours[p], f, &h, "sink", "", 0),
 			       NULL);
 	}
 }
@@ -105,6 +107,8 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	tx.retransmit = again;
 	tx.nb_expected = tx.nb_ports = NB_PORTS;
 	tx.instance = 7ull << AF_LIFE_BITS;
+	tx.numbers = &numbers;
+	af_numbers_init(&numbers, (uint64_t[]){1, 2});
 	tx.peer_timeout_ns = 10000000000ull;
 	memcpy(tx.name, "source", 7);
 	for (uint32_t p = 0; p < NB_PORTS; p++) {
@@ -120,7 +124,7 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	af_tx_tick(&tx, now);
 	speak(now);
 	while (next_record(&data, end, &r)) {
-		put_right(&r, ours[r.port], theirs[r.port], tx.session);
+		put_right(&r, ours[r.port], theirs[r.port], tx.number);
 		now += r.flags & RECORD_WAIT ? 1000000ull << (r.flags >> 4) : 10000;
 		af_tx_on_frame(&tx, r.port, now, r.frame, r.len, NULL);
 		free(r.frame);

@@ -165,7 +165,7 @@ def test_max_cores_bounds_a_loop_that_has_much_to_do(name: str, end: str) -> Non
         aiflow.Receiver(endpoint, max_cores=share if end == "receiver" else None) as rx,
         aiflow.Sender(endpoint, max_cores=share if end == "sender" else None) as tx,
     ):
-        loop = tx._agent if end == "sender" else rx._agent
+        loop = (tx if end == "sender" else rx)._agent.loop
         tx.send(data, wait=False)
         assert settle(lambda: rx._agent.counters()["slices"] == 1, PATIENCE_S)
         rx.recv().release()

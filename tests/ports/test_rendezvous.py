@@ -79,7 +79,7 @@ class Side:
 
     def hints(self) -> str:
         assert self.ports._rendezvous is not None
-        return "\n".join(self.ports._rendezvous.hints())
+        return "\n".join(self.ports.hints())
 
     def __enter__(self) -> Side:
         return self

@@ -39,6 +39,7 @@ class Forger:
         info = fcntl.ioctl(self.socket, 0x8927, struct.pack("256s", interface.encode()))  # SIOCGIFHWADDR
         self.mac = info[18:24]
         self.instance = secrets.randbits(64) | 1
+        self.ours = secrets.randbits(31) | 1 << 31  # the number that the receiver writes into its frames
         self.dst = b"\xff" * 6
         self.session = self.slice = self.number = 0
 
@@ -87,7 +88,7 @@ class Forger:
                 0,
                 0,
                 0,
-                0,
+                values.get("session", self.ours),
                 values["sender"],
                 0,
                 values["name_len"],

@@ -107,7 +107,7 @@ af_rx_feedback(struct af_rx *rx, struct af_rx_session *session, uint32_t first, 
 	struct af_frame f = {.kind = session->granted_now ? AF_GRANT : AF_FEEDBACK,
 			     .end = 1,
 			     .path = (uint16_t)first,
-			     .session = session->id,
+			     .session = session->peer,
 			     .number = ++session->number,
 			     .timestamp_ns = now + rx->clock_offset_ns};
 	uint32_t frame_size = rx->ports[path->port].p.frame_size;

@@ -130,7 +130,7 @@ af_rx_next_frame(void *state, uint32_t p, uint64_t now, struct af_budget *budget
 				struct af_frame f = {.kind = AF_BYE,
 						     .end = 1,
 						     .path = (uint16_t)k,
-						     .session = session->id,
+						     .session = session->peer,
 						     .timestamp_ns = now + rx->clock_offset_ns};
 
 				path->bye_due = false;

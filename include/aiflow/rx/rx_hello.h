@@ -8,9 +8,9 @@
 
 #define AF_COURTESY_NS 50000000ull /* between two answers to senders that ask for another receiver */
 
-/* The session of a sender's instance. A restarted sender is another instance. */
+/* The session of a sender's instance, which has minted the number `peer`. A restarted sender is another instance. */
 static inline struct af_rx_session *
-af_rx_open_session(struct af_rx *rx, uint64_t sender, const uint8_t *mac, const char *name, uint64_t now)
+af_rx_open_session(struct af_rx *rx, uint64_t sender, uint32_t peer, const char *name, uint64_t now)
 {
 	struct af_rx_session *session;
 	bool spoke = false;
@@ -28,10 +28,6 @@ af_rx_open_session(struct af_rx *rx, uint64_t sender, const uint8_t *mac, const 
 		rx->sessions[i]->spoke = false;
 		af_rx_forget(rx, i--);
 	}
-	/* The same MAC after a silence of two heartbeats: that sender has restarted. */
-	for (uint32_t i = 0; i < rx->nb_sessions; i++)
-		if (af_rx_knows(rx->sessions[i], mac) && now - rx->sessions[i]->heard_ns > 2 * AF_HEARTBEAT_NS)
-			af_rx_forget(rx, i--);
 	if (rx->nb_sessions == AF_SESSIONS)
 		for (uint32_t i = 0; i < rx->nb_sessions; i++)
 			if (!rx->sessions[i]->spoke || rx->sessions[i]->closed || rx->sessions[i]->silenced) {
@@ -40,9 +36,8 @@ af_rx_open_session(struct af_rx *rx, uint64_t sender, const uint8_t *mac, const 
 			}
 	if (rx->nb_sessions == AF_SESSIONS || !(session = calloc(1, sizeof *session)))
 		return NULL;
-	do
-		session->id = rx->next_session++;
-	while (session->id == 0 || af_rx_session_of(rx, session->id)); /* 0 stands for no session */
+	session->id = af_numbers_mint(rx->numbers);
+	session->peer = peer;
 	session->sender = sender;
 	session->spoke = spoke;
 	session->heard_ns = now;
@@ -88,18 +83,25 @@ af_rx_on_hello(struct af_rx *rx, uint32_t p, const struct af_frame *f, uint64_t 
 		return AF_DROP_HELLO;
 	if (h.answer)
 		return AF_OK;
+	if (!h.session)
+		return AF_DROP_HELLO;
 	if (rx->answers_tail - rx->answers_head == AF_ANSWERS)
 		return AF_DROP_BUSY;
 	answer = &rx->answers[rx->answers_tail % AF_ANSWERS];
-	*answer = (struct af_answer){.sender = AF_BE64(h.sender), .port = p, .heard_bytes = (uint16_t)f->frame_bytes};
+	*answer = (struct af_answer){.sender = AF_BE64(h.sender),
+				     .peer = AF_BE32(h.session),
+				     .port = p,
+				     .heard_bytes = (uint16_t)f->frame_bytes};
 	memcpy(answer->mac, f->src, 6);
 	if (to[0] && strcmp(to, rx->name)) { /* it asks for another: the answer only tells its user our name */
 		rx->answers_tail += af_rx_is_courteous(rx, now);
 		return AF_OK;
 	}
-	session = af_rx_open_session(rx, AF_BE64(h.sender), f->src, name, now);
+	session = af_rx_open_session(rx, AF_BE64(h.sender), answer->peer, name, now);
 	if (!session)
 		return AF_DROP_BUSY;
+	if (session->peer != answer->peer) /* a life has one number */
+		return AF_DROP_HELLO;
 	if (!af_rx_knows(session, f->src)) {
 		if (session->nb_macs == AF_MAX_PORTS)
 			return AF_DROP_BUSY;
@@ -118,6 +120,7 @@ af_rx_answer(struct af_rx *rx, uint32_t p, uint64_t now, uint8_t *frame)
 	struct af_rx_port *port = &rx->ports[p];
 	const struct af_answer *answer = &rx->answers[rx->answers_head % AF_ANSWERS];
 	struct af_rx_session *session = answer->session ? af_rx_session_of(rx, answer->session) : NULL;
+	struct af_frame f = {.session = answer->peer, .timestamp_ns = now + rx->clock_offset_ns};
 	uint32_t others = port->nb_paths;
 	struct af_hello h;
 
@@ -141,7 +144,7 @@ af_rx_answer(struct af_rx *rx, uint32_t p, uint64_t now, uint8_t *frame)
 		.sender = AF_BE64(answer->sender),
 		.epoch = AF_BE64(rx->epoch),
 	};
-	return af_hello_write(frame, port->p.mac, answer->mac, &h, rx->name, "", 0, now + rx->clock_offset_ns);
+	return af_hello_write(frame, port->p.mac, answer->mac, f, &h, rx->name, "", 0);
 }
 
 #endif

@@ -6,6 +6,7 @@
 
 #include "aiflow/path/pktnum.h"
 #include "aiflow/rt/agent.h"
+#include "aiflow/rt/numbers.h"
 #include "aiflow/rt/sampler.h"
 #include "aiflow/rx/arena.h"
 #include "aiflow/rx/credit.h"
@@ -126,7 +127,8 @@ struct af_rx_session {
 	bool silenced; /* its slices were freed, because its sender was silent */
 	bool urgent; /* feedback is due on the port that was heard last */
 	bool granted_now; /* that feedback is a GRANT */
-	uint32_t id; /* minted here, never 0 */
+	uint32_t id; /* number that was minted here: its sender writes it into its frames */
+	uint32_t peer; /* number that its sender minted: feedback carries it */
 	uint32_t nb_macs; /* in `macs` */
 	uint32_t last_port; /* over which it was heard last */
 	uint32_t ports; /* bit i: heard over port i */
@@ -164,6 +166,7 @@ struct af_rx_in {
 /* An answer to a HELLO, before it goes. */
 struct af_answer {
 	uint32_t session; /* 0: the sender asked for another receiver */
+	uint32_t peer; /* number of the sender */
 	uint32_t port; /* over which it goes */
 	uint64_t sender; /* as in the HELLO */
 	uint8_t mac[6]; /* of the asking port */
@@ -191,6 +194,7 @@ struct af_rx {
 	uint64_t clock_offset_ns; /* what the clock of timestamps is ahead of the loop's */
 	bool keeps_mbufs; /* payloads stay in their mbufs */
 	bool confirms; /* a slice is delivered when the user says so, not when it is whole */
+	struct af_numbers *numbers; /* of this process; any thread mints */
 	struct af_verdicts *verdicts; /* of the user; NULL: there are none. Any thread pushes */
 	uint64_t mbuf_bytes; /* keeps_mbufs: what one chunk occupies */
 	void (*release)(void *handle); /* gives a kept mbuf back */
@@ -200,7 +204,6 @@ struct af_rx {
 	uint32_t nb_ports; /* highest attached index, plus one */
 	struct af_rx_session *sessions[AF_SESSIONS];
 	uint32_t nb_sessions;
-	uint32_t next_session; /* the next id to be tried */
 	uint32_t nb_seen; /* senders that spoke, */
 	uint32_t nb_closed; /* … those that closed, or are gone, */
 	uint32_t nb_gone; /* … and those that are gone without a goodbye */
@@ -229,7 +232,6 @@ af_rx_init(struct af_rx *rx)
 	memset(rx, 0, sizeof *rx);
 	rx->waiting_tail = &rx->waiting;
 	rx->ready_tail = &rx->ready;
-	rx->next_session = 1;
 	af_crc_shift_of(&rx->full, 0, af_crc_power(0));
 }
 

@@ -48,13 +48,16 @@ af_tx_hello(struct af_tx *tx, uint32_t p, uint64_t now, uint8_t *frame)
 		.frame_size = AF_BE16(port->p.frame_size),
 		.sender = AF_BE64(tx->instance),
 	};
+	struct af_frame f = {.timestamp_ns = now + tx->clock_offset_ns};
 	bool full = __builtin_parity(port->hellos++); /* 0110 1001 …: a sequence without a period */
 
 	port->mtu_trials += full && port->small_answered;
 	port->small_answered &= !full;
 	port->hello_ns = now;
-	return af_hello_write(frame, port->p.mac, af_broadcast, &h, tx->name, tx->to, full ? port->path_size : 0,
-			      now + tx->clock_offset_ns);
+	if (!tx->number)
+		tx->number = af_numbers_mint(tx->numbers);
+	h.session = AF_BE32(tx->number);
+	return af_hello_write(frame, port->p.mac, af_broadcast, f, &h, tx->name, tx->to, full ? port->path_size : 0);
 }
 
 /* Paths that a receiver's port has already. */
@@ -330,7 +333,7 @@ af_tx_on_hello(struct af_tx *tx, struct af_tx_port *port, const struct af_frame 
 
 	if (!af_hello_read(f, &h, c.name, to))
 		return AF_DROP_HELLO;
-	if (!h.answer || AF_BE64(h.sender) != tx->instance)
+	if (!h.answer || AF_BE64(h.sender) != tx->instance || f->session != tx->number)
 		return AF_OK; /* it concerns another sender */
 	if (!h.session || (tx->to[0] && strcmp(tx->to, c.name))) {
 		af_tx_note_other(tx, c.name);

@@ -94,7 +94,7 @@ af_tx_on_frame(void *state, uint32_t p, uint64_t now, const uint8_t *frame, uint
 	if (drop == AF_OK && f.kind == AF_HELLO) {
 		drop = af_tx_on_hello(tx, port, &f, now);
 	} else if (drop == AF_OK) {
-		if (!tx->open || f.session != tx->session)
+		if (!tx->open || f.session != tx->number)
 			drop = AF_DROP_SESSION;
 		else if (f.kind == AF_GRANT || f.kind == AF_FEEDBACK)
 			drop = af_tx_on_feedback(tx, &f, now);
@@ -199,7 +199,7 @@ af_tx_owns(const void *state, uint32_t number)
 {
 	const struct af_tx *tx = state;
 
-	return tx->session == number;
+	return tx->number == number && number;
 }
 
 static inline struct af_load

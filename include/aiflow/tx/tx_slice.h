@@ -126,7 +126,8 @@ af_tx_lose_session(struct af_tx *tx, int error, uint64_t now)
 			af_tx_end(tx, s, error ? error : AF_TX_SILENT, 0, now);
 		}
 	}
-	/* Packet numbers begin again, so the receiver must see another session. */
+	/* Packet numbers begin again, so the receiver must see another session, and its late frames none of ours. */
+	tx->number = 0;
 	tx->instance = (tx->instance & ~0xffffull) | ((tx->instance + 1) & 0xffff);
 	*tail = tx->queue;
 	if (!tx->queue)

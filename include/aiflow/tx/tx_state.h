@@ -9,6 +9,7 @@
 #include <stdlib.h>
 
 #include "aiflow/rt/agent.h"
+#include "aiflow/rt/numbers.h"
 #include "aiflow/wire/manifest.h"
 #include "aiflow/rt/sampler.h"
 #include "aiflow/path/pacer.h"
@@ -130,7 +131,7 @@ struct af_candidate {
 	uint16_t port;     /* its index at the receiver */
 	uint16_t nb_paths; /* of other senders on it */
 	uint32_t window;   /* frames that it can hold */
-	uint32_t session;  /* that the receiver minted */
+	uint32_t session;  /* number that the receiver minted */
 	uint64_t epoch;    /* of the receiver's instance */
 	uint64_t first_ns; /* when it answered first, */
 	uint64_t heard_ns; /* … and last */
@@ -196,6 +197,7 @@ struct af_tx {
 	uint64_t instance;        /* dataplane: rw, its low 16 bits count sessions */
 	uint64_t peer_timeout_ns; /* a receiver that is silent for longer is gone */
 	uint64_t clock_offset_ns; /* what the clock of timestamps is ahead of the loop's */
+	struct af_numbers *numbers; /* of this process; any thread mints */
 	uint32_t nb_expected;     /* ports that were asked for */
 	bool fixed_frame_size;    /* the user chose it: a smaller frame size of the path is an error */
 	atomic_bool joining; /* control: rw at any time. A receiver makes our ports, so it does not count as silent */
@@ -223,7 +225,8 @@ struct af_tx {
 	uint64_t ticked_ns; /* when af_tx_tick ran last */
 	uint64_t first_answer_ns; /* when discovery had its first answer; 0: not yet */
 	uint64_t feedback_number; /* of the newest feedback */
-	uint32_t session;
+	uint32_t number; /* of this life, as the receiver writes it into its frames; 0: not minted yet */
+	uint32_t session; /* number that the receiver minted, as this sender writes it into its frames */
 	uint32_t payload_bytes; /* of a full frame on every path of the session */
 	uint32_t next_id; /* of the next slice */
 	struct af_crc_shift full; /* joins the CRC of a full chunk */

@@ -11,6 +11,9 @@
  *      31     2 length (of all that follows byte 33)
  *      33     1 end
  *
+ * `session` is the number that the receiver of the frame has minted (rt/numbers.h), so it finds the agent that the
+ * frame is for.
+ *
  * Big-endian, zero-padded to 60 bytes; bytes after 33 + length are ignored. The high nibble of frame_id is the version,
  * the low one the kind. This is Table 1 of the paper plus an EtherType. The CRC takes the place of Table 1's FCS, which
  * software ports do not have; it does not cover the MACs.
@@ -27,7 +30,7 @@
 #include "aiflow/wire/crc32c.h"
 
 #define AF_ETHERTYPE 0x88B5u /* IEEE 802 local experimental 1 */
-#define AF_VERSION 2u
+#define AF_VERSION 3u
 #define AF_MIN_FRAME 60u /* Ethernet's minimum without its FCS */
 #define AF_MIN_PATH_FRAME 512u /* least frame size of a path: the largest HELLO and feedback of one path fit */
 #define AF_MAX_FRAME 65000u
@@ -98,7 +101,8 @@ _Static_assert(offsetof(struct af_header, session) == 34, "wire offset");
 _Static_assert(offsetof(struct af_header, path) == 42, "wire offset");
 _Static_assert(offsetof(struct af_header, crc) == 50, "wire offset");
 
-/* Discovery. A sender asks by broadcast; a receiver answers that sender alone. */
+/* Discovery. A sender asks by broadcast; a receiver answers that sender alone. A question has session 0 in its header,
+ * an answer has the number of the sender that asked. */
 struct __attribute__((packed)) af_hello {
 	uint8_t answer;       /* 0: a sender asks; 1: a receiver answers */
 	uint8_t keeps_mbufs;  /* answer: nothing may travel inside a manifest */
@@ -108,7 +112,7 @@ struct __attribute__((packed)) af_hello {
 	uint16_t heard_bytes; /* answer: size of the HELLO that arrived, which proves the path's MTU */
 	uint16_t nb_paths;    /* answer: paths of other senders on this port */
 	uint32_t window;      /* answer: frames that the port can hold */
-	uint32_t session; /* answer: minted by the receiver; 0: the sender asked for another receiver */
+	uint32_t session; /* the number that its writer minted; answer: 0 when the sender asked for another receiver */
 	uint64_t sender; /* its instance: 48 random bits, and 16 that count its sessions */
 	uint64_t epoch; /* answer: the receiver's instance */
 	uint8_t name_len, to_len; /* followed by the two names */

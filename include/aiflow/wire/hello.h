@@ -4,12 +4,11 @@
 
 #include "aiflow/wire/frame.h"
 
-/* Write a HELLO and return its size. It is padded to `size` bytes. */
+/* Write a HELLO and return its size. It is padded to `size` bytes. `f` has session, number and timestamp. */
 static inline uint32_t
-af_hello_write(uint8_t *frame, const uint8_t *src, const uint8_t *dst, struct af_hello *h, const char *name,
-	       const char *to, uint32_t size, uint64_t timestamp_ns)
+af_hello_write(uint8_t *frame, const uint8_t *src, const uint8_t *dst, struct af_frame f, struct af_hello *h,
+	       const char *name, const char *to, uint32_t size)
 {
-	struct af_frame f = {.kind = AF_HELLO, .end = 1, .timestamp_ns = timestamp_ns, .session = AF_BE32(h->session)};
 	uint8_t *at = frame + AF_HEADER;
 
 	h->name_len = (uint8_t)strnlen(name, AF_NAME_BYTES - 1);
@@ -17,6 +16,9 @@ af_hello_write(uint8_t *frame, const uint8_t *src, const uint8_t *dst, struct af
 	memcpy(at, h, sizeof *h);
 	memcpy(at + sizeof *h, name, h->name_len);
 	memcpy(at + sizeof *h + h->name_len, to, h->to_len);
+	f.kind = AF_HELLO;
+	f.end = 1;
+	f.payload = NULL;
 	f.nbytes = (uint32_t)sizeof *h + h->name_len + h->to_len;
 	if (size > AF_HEADER + f.nbytes) {
 		memset(at + f.nbytes, 0, size - AF_HEADER - f.nbytes);
