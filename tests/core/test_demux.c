@@ -140,8 +140,8 @@ a_frame_goes_to_the_agent_that_gave_its_peer_the_number(void)
 			CHECK(arrive(to_receivers[k], 20 + i, 0));
 		for (size_t k = 0; k < sizeof to_senders; k++)
 			CHECK(arrive(to_senders[k], 10 + i, 0));
-		CHECK(arrive(AF_BYE, 20 + i, AF_BYE_OF_SENDER));
-		CHECK(arrive(AF_BYE, 10 + i, AF_BYE_OF_RECEIVER));
+		CHECK(arrive(AF_BYE, 20 + i, AF_BYE_SENDER));
+		CHECK(arrive(AF_BYE, 10 + i, AF_BYE_RECEIVER));
 		CHECK_EQUAL(rx[i].heard, sizeof to_receivers + 1);
 		CHECK_EQUAL(tx[i].heard, sizeof to_senders + 1);
 		CHECK_EQUAL(rx[i].heard_on, 5 + i); /* each has numbers of its own for ports */
@@ -150,7 +150,7 @@ a_frame_goes_to_the_agent_that_gave_its_peer_the_number(void)
 	/* Equal numbers of both sides: the direction tells them apart. */
 	tx[1].number = 20;
 	arrive(AF_FEEDBACK, 20, 0);
-	arrive(AF_BYE, 20, AF_BYE_OF_RECEIVER);
+	arrive(AF_BYE, 20, AF_BYE_RECEIVER);
 	CHECK_EQUAL(tx[1].heard, sizeof to_senders + 3);
 	CHECK_EQUAL(rx[0].heard, sizeof to_receivers + 1);
 }

@@ -54,6 +54,7 @@ small_and_full_hellos_alternate_without_a_period(void)
 		sizes[i] = af_tx_hello(&rig.tx, 0, rig.now, frame);
 		CHECK(sizes[i] == RIG_FRAME || sizes[i] < 200);
 		full += sizes[i] == RIG_FRAME;
+		CHECK_EQUAL(frame[49], i + 1); /* its number */
 		period_two += i > 1 && sizes[i] == sizes[i - 2];
 	}
 	CHECK_EQUAL(full, 32);

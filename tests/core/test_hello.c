@@ -44,6 +44,7 @@ what_was_written_is_what_is_read(void)
 	CHECK_EQUAL(f.timestamp_ns, 99);
 	CHECK_EQUAL(f.session, 77);
 	CHECK_EQUAL(f.number, 1ull << 40);
+	CHECK_EQUAL(f.path, AF_PATH_NONE);
 	CHECK(af_hello_read(&f, &read, name, to));
 	CHECK(!strcmp(name, "node-1") && !strcmp(to, "sink"));
 	CHECK(!memcmp(&read, &h, sizeof h));

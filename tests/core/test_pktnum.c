@@ -123,6 +123,22 @@ numbers_are_taken_once_and_in_order(void)
 }
 
 static void
+a_number_without_acknowledgement_is_never_in_flight(void)
+{
+	af_tx_pktnum_reset(&tx, 10, 1000);
+	CHECK_EQUAL(af_tx_pktnum_take(&tx, 7, 1, 1, false), 1000);
+	CHECK_EQUAL(af_tx_pktnum_take_unacked(&tx, 9), 1001);
+	CHECK_EQUAL(tx.next, 1002);
+	CHECK_EQUAL(tx.in_flight, 1);
+	CHECK_EQUAL(tx.sent_ns, 7); /* no probe waits for it */
+	af_tx_pktnum_settle(&tx);
+	CHECK_EQUAL(tx.judged, 1000);
+	af_tx_sent(&tx, 1000)->state = AF_SENT_ACKED;
+	af_tx_pktnum_settle(&tx);
+	CHECK_EQUAL(tx.judged, 1002);
+}
+
+static void
 room_ends_at_the_limit_and_at_the_ramp(void)
 {
 	af_tx_pktnum_reset(&tx, 4, 0);
@@ -182,5 +198,5 @@ the_ring_is_full_before_a_number_is_overwritten(void)
 CASES(CASE(agrees_with_the_set_of_numbers_in_any_order), CASE(a_report_shows_every_hole),
       CASE(numbers_below_zero_read_as_seen), CASE(a_jump_beyond_the_bitmap_forgets_what_was_there),
       CASE(the_bitmap_wraps_around_at_large_numbers), CASE(numbers_are_taken_once_and_in_order),
-      CASE(room_ends_at_the_limit_and_at_the_ramp), CASE(judged_moves_past_what_is_acknowledged_or_lost),
-      CASE(the_ring_is_full_before_a_number_is_overwritten))
+      CASE(a_number_without_acknowledgement_is_never_in_flight), CASE(room_ends_at_the_limit_and_at_the_ramp),
+      CASE(judged_moves_past_what_is_acknowledged_or_lost), CASE(the_ring_is_full_before_a_number_is_overwritten))

@@ -35,7 +35,11 @@ a_hello_is_answered_with_a_session(void)
 	CHECK_EQUAL(AF_BE32(h.session), rig.rx.sessions[0]->id);
 	CHECK_EQUAL(AF_BE32(h.window), 256);
 	CHECK(!strcmp(name, "sink"));
+	CHECK_EQUAL(f.number, 1);
 	CHECK(!said(&f));
+	CHECK_EQUAL(asked(5ull << 16, 55, ""), AF_OK);
+	CHECK(said(&f));
+	CHECK_EQUAL(f.number, 2); /* no two answers have the same */
 	rig_end(&rig);
 }
 

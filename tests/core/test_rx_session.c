@@ -1,4 +1,5 @@
 /* rx_session.h: the steps that every frame of a session passes, and what its path learns. */
+#include "aiflow/rx/rx_agent.h"
 #include "aiflow/rx/rx_session.h"
 
 #include "rig.h"
@@ -23,6 +24,7 @@ comes(uint32_t p, uint8_t kind, uint64_t number)
 {
 	return rig_to_receiver(&rig, p,
 			       (struct af_frame){.kind = kind,
+						 .element = kind == AF_BYE ? AF_BYE_SENDER : 0,
 						 .end = 1,
 						 .session = session->id,
 						 .slice = 1,
@@ -109,11 +111,46 @@ missing_numbers_are_counted_at_the_port(void)
 static void
 a_bye_is_answered_and_ends_the_session(void)
 {
+	uint8_t frame[RIG_FRAME];
+	struct af_frame f;
+	uint64_t last, number, size;
+
 	begin();
-	CHECK_EQUAL(comes(0, AF_BYE, 0), AF_OK);
+	number = path->pn.next;
+	last = session->number;
+	CHECK_EQUAL(comes(0, AF_BYE, number), AF_OK);
 	CHECK(session->closed && path->bye_due);
 	CHECK_EQUAL(comes(0, AF_PROBE, path->pn.next), AF_DROP_SESSION); /* its BYE was faster */
-	CHECK_EQUAL(comes(0, AF_BYE, 0), AF_OK);                         /* the answer was lost */
+	for (uint64_t i = 1; i < 3; i++) {
+		CHECK((size = af_rx_next_frame(&rig.rx, 0, rig.now, NULL, frame)) > 0);
+		CHECK_EQUAL(af_wire_parse(frame, (uint32_t)size, frame, RIG_FRAME, &f), AF_OK);
+		CHECK_EQUAL(f.kind, AF_BYE);
+		CHECK_EQUAL(f.element, AF_BYE_RECEIVER);
+		CHECK_EQUAL(f.session, session->peer);
+		CHECK_EQUAL(f.number, last + i);
+		CHECK_EQUAL(comes(0, AF_BYE, number), AF_DROP_REPLAY);
+		CHECK(!path->bye_due);
+		path->news = 0; /* no feedback beside it */
+		CHECK_EQUAL(comes(0, AF_BYE, number + i), AF_OK); /* the answer was lost */
+		CHECK(path->bye_due);
+	}
+	rig_end(&rig);
+}
+
+static void
+a_bye_of_the_receivers_direction_changes_nothing(void)
+{
+	static const uint32_t elements[] = {0, AF_BYE_RECEIVER, 3};
+
+	begin();
+	for (size_t i = 0; i < sizeof elements / sizeof *elements; i++)
+		CHECK_EQUAL(rig_to_receiver(&rig, 0,
+					    (struct af_frame){.kind = AF_BYE,
+							      .element = elements[i],
+							      .session = session->id,
+							      .number = path->pn.next}),
+			    AF_DROP_KIND);
+	CHECK(!session->closed && !path->bye_due);
 	rig_end(&rig);
 }
 
@@ -151,5 +188,5 @@ strangers_and_paths_beyond_the_table_are_refused(void)
 
 CASES(CASE(numbers_are_used_once_and_never_leap), CASE(a_frame_that_is_refused_is_not_acknowledged),
       CASE(a_path_goes_back_the_way_its_newest_frame_came), CASE(missing_numbers_are_counted_at_the_port),
-      CASE(a_bye_is_answered_and_ends_the_session), CASE(a_silenced_session_tells_its_sender_so),
-      CASE(strangers_and_paths_beyond_the_table_are_refused))
+      CASE(a_bye_is_answered_and_ends_the_session), CASE(a_bye_of_the_receivers_direction_changes_nothing),
+      CASE(a_silenced_session_tells_its_sender_so), CASE(strangers_and_paths_beyond_the_table_are_refused))

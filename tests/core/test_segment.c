@@ -224,7 +224,9 @@ static void
 a_goodbye_is_repeated_until_it_is_answered(void)
 {
 	struct af_tx_slice *s = begin(10, mixed);
+	struct af_tx_port *port = &rig.tx.ports[0];
 	uint8_t frame[RIG_FRAME];
+	uint64_t first;
 
 	rig.tx.closing = true;
 	CHECK(af_tx_next_frame(&rig.tx, 0, rig.now, NULL, frame));
@@ -232,17 +234,41 @@ a_goodbye_is_repeated_until_it_is_answered(void)
 	af_tx_end(&rig.tx, s, AF_TX_OK, 0, rig.now);
 	af_tx_slot(&rig.tx, 1)->used = false;
 	rig.tx.first_id = rig.tx.next_id;
+	first = port->pn.next;
+	for (uint64_t n = port->pn.judged; n < first; n++)
+		af_tx_ack(&rig.tx, port, af_tx_sent(&port->pn, n));
+	af_tx_pktnum_settle(&port->pn);
 	for (int i = 0; i < 3; i++) {
 		rig.now += AF_HELLO_NS;
 		CHECK(af_tx_next_frame(&rig.tx, 0, rig.now, NULL, frame));
 		CHECK_EQUAL(frame[14] & 15, AF_BYE);
-		rig.tx.ports[0].pn.sent_ns = rig.now;
+		CHECK_EQUAL(frame[18], AF_BYE_SENDER);
+		CHECK_EQUAL(frame[49], (uint8_t)first + i); /* a number of its own */
+		CHECK_EQUAL(port->pn.in_flight, 0);
+		CHECK_EQUAL(port->pn.judged, port->pn.next);
+		port->pn.sent_ns = rig.now;
 		CHECK_EQUAL(af_tx_next_frame(&rig.tx, 0, rig.now + 1, NULL, frame), 0);
 	}
 	rig.tx.bye_heard = true;
 	CHECK_EQUAL(af_tx_next_frame(&rig.tx, 0, rig.now + AF_PTO_MIN_NS / 2, NULL, frame), 0);
 	rig_slice_free(s);
 	rig_end(&rig);
+}
+
+static void
+goodbyes_without_end_find_room_behind_a_probe(void)
+{
+	struct af_tx_slice *s = begin(10, mixed);
+	struct af_tx_port *port = &rig.tx.ports[0];
+	uint8_t frame[RIG_FRAME];
+
+	af_tx_pktnum_take(&port->pn, rig.now, 0, 0, true); /* it is never answered */
+	for (uint32_t i = 0; i < 2 * AF_TX_RING; i++) {
+		CHECK(af_tx_bye(&rig.tx, 0, rig.now, frame));
+		CHECK(port->pn.next - port->pn.judged < AF_TX_RING); /* none is overwritten unjudged */
+	}
+	CHECK_EQUAL(port->pn.judged, port->pn.next);
+	end(s);
 }
 
 static void
@@ -274,4 +300,5 @@ CASES(CASE(the_element_of_a_chunk_is_found), CASE(pieces_of_an_element_cover_it)
       CASE(long_payloads_stay_where_they_are_by_reference), CASE(a_chunk_is_retransmitted_as_it_was),
       CASE(nothing_but_the_manifest_goes_before_the_grant), CASE(the_last_frame_carries_the_digest_of_all_bytes),
       CASE(lost_chunks_go_before_new_ones_and_acknowledged_ones_never), CASE(pieces_of_a_manifest_join_to_it),
-      CASE(a_goodbye_is_repeated_until_it_is_answered), CASE(windows_and_gaps_are_kept))
+      CASE(a_goodbye_is_repeated_until_it_is_answered), CASE(goodbyes_without_end_find_room_behind_a_probe),
+      CASE(windows_and_gaps_are_kept))

@@ -114,11 +114,16 @@ frames_of_other_sessions_and_kinds_are_dropped(void)
 		uint32_t session;
 		uint8_t kind;
 		enum af_drop drop;
-	} table[] = {{0, AF_FEEDBACK, AF_DROP_SESSION}, {1, AF_DATA, AF_DROP_KIND}, {1, AF_FEEDBACK, AF_DROP_FEEDBACK}};
+		uint32_t element;
+	} table[] = {{0, AF_FEEDBACK, AF_DROP_SESSION, 0},
+		     {1, AF_DATA, AF_DROP_KIND, 0},
+		     {1, AF_FEEDBACK, AF_DROP_FEEDBACK, 0},
+		     {1, AF_BYE, AF_DROP_KIND, AF_BYE_SENDER}};
 
 	for (size_t i = 0; i < sizeof table / sizeof *table; i++) {
 		uint8_t frame[100];
 		struct af_frame f = {.kind = table[i].kind,
+				     .element = table[i].element,
 				     .session = table[i].session ? rig.tx.number : rig.tx.session};
 		uint32_t len = af_wire_seal(frame, rig.tx.ports[0].p.mac, rig.rx.ports[0].p.mac, &f);
 		uint64_t before = rig.tx.drops[table[i].drop], heard = rig.tx.heard_ns;
@@ -126,6 +131,7 @@ frames_of_other_sessions_and_kinds_are_dropped(void)
 		CHECK(!af_tx_on_frame(&rig.tx, 0, rig.now += 1000, frame, len, NULL));
 		CHECK_EQUAL(rig.tx.drops[table[i].drop], before + 1);
 		CHECK_EQUAL(rig.tx.heard_ns, heard); /* no sign of life */
+		CHECK(!rig.tx.bye_heard);
 	}
 	end(s);
 }

@@ -57,6 +57,8 @@ class Forger:
             "timestamp_ns": time.time_ns(),
             **fields,
         }
+        if kind == "BYE":
+            wanted.setdefault("element", 1)  # from a sender
         self.number += sequenced and "number" not in fields
         return _wire.seal(KIND[kind], payload, dst=dst, src=src, **wanted)
 

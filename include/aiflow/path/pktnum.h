@@ -162,6 +162,16 @@ af_tx_pktnum_take(struct af_tx_pktnum *pn, uint64_t now_ns, uint32_t slice, uint
 	return pn->next++;
 }
 
+/* Take a number for a frame that needs no acknowledgement, and that no probe follows. */
+static inline uint64_t
+af_tx_pktnum_take_unacked(struct af_tx_pktnum *pn, uint64_t now_ns)
+{
+	struct af_sent *sent = af_tx_sent(pn, pn->next);
+
+	*sent = (struct af_sent){.sent_ns = now_ns, .state = AF_SENT_ACKED, .probe = true};
+	return pn->next++;
+}
+
 /* Move `judged` past every number that is acknowledged or lost. */
 static inline void
 af_tx_pktnum_settle(struct af_tx_pktnum *pn)

@@ -138,7 +138,7 @@ af_demux_find(const struct af_line *line, const uint8_t *frame, uint32_t len)
 		to_sender = true;
 		break;
 	case AF_BYE:
-		to_sender = AF_BE32(h.element) == AF_BYE_OF_RECEIVER;
+		to_sender = AF_BE32(h.element) == AF_BYE_RECEIVER;
 		break;
 	default:
 		to_sender = false;

@@ -103,6 +103,23 @@ af_rx_on_frame(void *state, uint32_t p, uint64_t now, const uint8_t *frame, uint
 	return in.kept;
 }
 
+/* The answer to a BYE. */
+static inline uint32_t
+af_rx_bye(struct af_rx *rx, struct af_rx_session *session, uint32_t k, uint64_t now, uint8_t *frame)
+{
+	struct af_rx_path *path = &session->paths[k];
+	struct af_frame f = {.kind = AF_BYE,
+			     .end = 1,
+			     .path = (uint16_t)k,
+			     .element = AF_BYE_RECEIVER,
+			     .session = session->peer,
+			     .number = ++session->number,
+			     .timestamp_ns = now + rx->clock_offset_ns};
+
+	path->bye_due = false;
+	return af_wire_seal(frame, path->mac, rx->ports[path->port].p.mac, &f);
+}
+
 static inline uint32_t
 af_rx_next_frame(void *state, uint32_t p, uint64_t now, struct af_budget *budget, uint8_t *frame)
 {
@@ -127,14 +144,7 @@ af_rx_next_frame(void *state, uint32_t p, uint64_t now, struct af_budget *budget
 			if (!path->known || path->port != p)
 				continue;
 			if (path->bye_due) {
-				struct af_frame f = {.kind = AF_BYE,
-						     .end = 1,
-						     .path = (uint16_t)k,
-						     .session = session->peer,
-						     .timestamp_ns = now + rx->clock_offset_ns};
-
-				path->bye_due = false;
-				size = af_wire_seal(frame, path->mac, port->p.mac, &f);
+				size = af_rx_bye(rx, session, k, now, frame);
 			} else if (probed || path->news > every || (session->urgent && session->last_port == p) ||
 				   (path->news && now - path->feedback_ns >= AF_FEEDBACK_NS)) {
 				size = af_rx_feedback(rx, session, k, probed, now, frame);

@@ -144,6 +144,7 @@ af_rx_answer(struct af_rx *rx, uint32_t p, uint64_t now, uint8_t *frame)
 		.sender = AF_BE64(answer->sender),
 		.epoch = AF_BE64(rx->epoch),
 	};
+	f.number = ++rx->hello_number;
 	return af_hello_write(frame, port->p.mac, answer->mac, f, &h, rx->name, "", 0);
 }
 

@@ -28,8 +28,27 @@ af_rx_learn_path(struct af_rx *rx, struct af_rx_session *session, struct af_rx_p
 }
 
 static inline enum af_drop
+af_rx_check_number(struct af_rx_path *path, uint64_t number)
+{
+	if (number > path->pn.next + AF_PKTNUM_JUMP)
+		return AF_DROP_NUMBER;
+	if (af_rx_pktnum_seen(&path->pn, number)) {
+		path->news++; /* feedback must have been lost: it is due again */
+		return AF_DROP_REPLAY;
+	}
+	return AF_OK;
+}
+
+/* Every fresh BYE is answered, because the answer to an earlier one may have been lost. */
+static inline enum af_drop
 af_rx_on_bye(struct af_rx *rx, struct af_rx_session *session, struct af_rx_path *path, const struct af_rx_in *in)
 {
+	enum af_drop drop =
+		in->frame->element == AF_BYE_SENDER ? af_rx_check_number(path, in->frame->number) : AF_DROP_KIND;
+
+	if (drop != AF_OK)
+		return drop;
+	af_rx_pktnum_take(&path->pn, in->frame->number);
 	session->heard_ns = in->now;
 	af_rx_learn_path(rx, session, path, in);
 	path->bye_due = true; /* answered on this path: the others may be dead */
@@ -46,18 +65,6 @@ af_rx_on_silenced(struct af_rx *rx, struct af_rx_session *session, struct af_rx_
 	af_rx_learn_path(rx, session, path, in);
 	path->urgent = true;
 	return AF_DROP_SESSION;
-}
-
-static inline enum af_drop
-af_rx_check_number(struct af_rx_path *path, uint64_t number)
-{
-	if (number > path->pn.next + AF_PKTNUM_JUMP)
-		return AF_DROP_NUMBER;
-	if (af_rx_pktnum_seen(&path->pn, number)) {
-		path->news++; /* feedback must have been lost: it is due again */
-		return AF_DROP_REPLAY;
-	}
-	return AF_OK;
 }
 
 static inline enum af_drop

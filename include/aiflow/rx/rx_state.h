@@ -134,7 +134,7 @@ struct af_rx_session {
 	uint32_t ports; /* bit i: heard over port i */
 	uint64_t sender; /* instance and life, as in its HELLO */
 	uint64_t heard_ns; /* when a frame was accepted last */
-	uint64_t number; /* of the newest feedback frame */
+	uint64_t number; /* of the newest frame of feedback, or BYE */
 	char name[AF_NAME_BYTES];
 	uint8_t macs[AF_MAX_PORTS][6]; /* that sent a HELLO of this session */
 	uint32_t asked; /* every slice below has asked for memory, */
@@ -211,6 +211,7 @@ struct af_rx {
 	struct af_rx_slice *waiting, **waiting_tail; /* slices in AF_RX_WAITING, in order */
 	struct af_rx_slice *ready, **ready_tail; /* whole, in order: the engine takes this list */
 	struct af_answer answers[AF_ANSWERS]; /* a ring */
+	uint64_t hello_number; /* of the newest answer */
 	uint32_t answers_head, answers_tail;
 	uint32_t releases; /* of the arena, as of the last look */
 	bool waiter_removed; /* from `waiting`: the next one may fit where that one did not */

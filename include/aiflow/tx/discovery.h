@@ -48,7 +48,7 @@ af_tx_hello(struct af_tx *tx, uint32_t p, uint64_t now, uint8_t *frame)
 		.frame_size = AF_BE16(port->p.frame_size),
 		.sender = AF_BE64(tx->instance),
 	};
-	struct af_frame f = {.timestamp_ns = now + tx->clock_offset_ns};
+	struct af_frame f = {.number = ++tx->hello_number, .timestamp_ns = now + tx->clock_offset_ns};
 	bool full = __builtin_parity(port->hellos++); /* 0110 1001 …: a sequence without a period */
 
 	port->mtu_trials += full && port->small_answered;

@@ -75,6 +75,19 @@ af_path_repeat_oldest(struct af_tx *tx, struct af_tx_port *port)
 	}
 }
 
+/* A full ring has room for one number more: the oldest one counts as lost. */
+static inline void
+af_path_make_room(struct af_tx *tx, struct af_tx_port *port)
+{
+	struct af_sent *oldest = af_tx_sent(&port->pn, port->pn.judged);
+
+	if (!af_tx_pktnum_is_full(&port->pn))
+		return;
+	if (oldest->state == AF_SENT_IN_FLIGHT)
+		af_tx_lost(tx, port, oldest);
+	af_tx_pktnum_settle(&port->pn);
+}
+
 /* A spurious loss: `sent` was only overtaken. Allow for as much reordering and lateness from now on. */
 static inline void
 af_path_was_late(struct af_tx_pktnum *pn, uint64_t number, const struct af_sent *sent, uint64_t now)

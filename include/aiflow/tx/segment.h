@@ -155,6 +155,24 @@ af_tx_send_control(struct af_tx *tx, uint32_t p, uint8_t kind, uint32_t slice, u
 	return af_wire_seal(frame, port->dst, port->p.mac, &f);
 }
 
+/* The last frame of a session. It repeats until the receiver has answered. */
+static inline uint32_t
+af_tx_bye(struct af_tx *tx, uint32_t p, uint64_t now, uint8_t *frame)
+{
+	struct af_tx_port *port = &tx->ports[p];
+	struct af_frame f = {.kind = AF_BYE,
+			     .end = 1,
+			     .path = (uint16_t)p,
+			     .element = AF_BYE_SENDER,
+			     .session = tx->session,
+			     .timestamp_ns = now + tx->clock_offset_ns};
+
+	af_path_make_room(tx, port);
+	f.number = af_tx_pktnum_take_unacked(&port->pn, now);
+	af_tx_pktnum_settle(&port->pn);
+	return af_wire_seal(frame, port->dst, port->p.mac, &f);
+}
+
 /* The next chunk for port p: retransmissions first, then slices in their order. */
 static inline uint32_t
 af_tx_next_chunk(struct af_tx *tx, uint32_t p, uint64_t now, uint8_t *frame)
@@ -225,20 +243,14 @@ af_tx_next_frame(void *state, uint32_t p, uint64_t now, struct af_budget *budget
 		return 0;
 	} else if (tx->closing && !tx->bye_heard && !af_tx_busy(tx) && now - port->hello_ns >= AF_HELLO_NS) {
 		port->hello_ns = now;
-		size = af_tx_send_control(tx, p, AF_BYE, 0, 0, now, frame);
+		size = af_tx_bye(tx, p, now, frame);
 	} else if (!port->suspended && af_tx_has_room(port, budget, now)) {
 		size = af_tx_next_chunk(tx, p, now, frame);
 	}
 	if (budget)
 		budget->due_ns = port->pace.due_ns;
 	if (!size && af_path_probe_is_due(tx, port, now)) {
-		if (af_tx_pktnum_is_full(&port->pn)) {
-			struct af_sent *oldest = af_tx_sent(&port->pn, port->pn.judged);
-
-			if (oldest->state == AF_SENT_IN_FLIGHT)
-				af_tx_lost(tx, port, oldest);
-			af_tx_pktnum_settle(&port->pn);
-		}
+		af_path_make_room(tx, port);
 		af_path_repeat_oldest(tx, port);
 		if (!port->p.kick && port->backoff < AF_PTO_BACKOFF_MOST)
 			port->backoff++;

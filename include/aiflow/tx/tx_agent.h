@@ -98,7 +98,7 @@ af_tx_on_frame(void *state, uint32_t p, uint64_t now, const uint8_t *frame, uint
 			drop = AF_DROP_SESSION;
 		else if (f.kind == AF_GRANT || f.kind == AF_FEEDBACK)
 			drop = af_tx_on_feedback(tx, &f, now);
-		else if (f.kind == AF_BYE)
+		else if (f.kind == AF_BYE && f.element == AF_BYE_RECEIVER)
 			tx->bye_heard = true;
 		else
 			drop = AF_DROP_KIND;

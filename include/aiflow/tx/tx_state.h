@@ -225,6 +225,7 @@ struct af_tx {
 	uint64_t ticked_ns; /* when af_tx_tick ran last */
 	uint64_t first_answer_ns; /* when discovery had its first answer; 0: not yet */
 	uint64_t feedback_number; /* of the newest feedback */
+	uint64_t hello_number; /* of the newest HELLO, through all lives */
 	uint32_t number; /* of this life, as the receiver writes it into its frames; 0: not minted yet */
 	uint32_t session; /* number that the receiver minted, as this sender writes it into its frames */
 	uint32_t payload_bytes; /* of a full frame on every path of the session */

@@ -52,7 +52,7 @@
 	X(AF_FEEDBACK, "FEEDBACK") /* the receiver's state: `struct af_feedback` and path records */ \
 	X(AF_HELLO, "HELLO")       /* `struct af_hello` and two names */ \
 	X(AF_PROBE, "PROBE")       /* asks for feedback now */ \
-	X(AF_BYE, "BYE")           /* the sender has closed; the receiver answers with one */ \
+	X(AF_BYE, "BYE")           /* element: enum af_bye. The sender has closed; the receiver answers with one */ \
 	X(AF_VOID, "VOID")         /* the sender has given this slice up */ \
 	X(AF_CLOSE, "CLOSE")       /* closing record of a slice: the CRC32C over all its bytes */
 /* clang-format on */
@@ -68,10 +68,6 @@ af_kind_name(unsigned kind)
 
 	return kind < AF_NB_KINDS ? names[kind] : "";
 }
-
-/* `element` of a BYE: who says it. */
-#define AF_BYE_OF_SENDER 1u
-#define AF_BYE_OF_RECEIVER 2u
 
 struct __attribute__((packed)) af_header {
 	uint8_t dst[6], src[6];
@@ -100,6 +96,12 @@ _Static_assert(offsetof(struct af_header, end) == 33, "wire offset");
 _Static_assert(offsetof(struct af_header, session) == 34, "wire offset");
 _Static_assert(offsetof(struct af_header, path) == 42, "wire offset");
 _Static_assert(offsetof(struct af_header, crc) == 50, "wire offset");
+
+/* `element` of a BYE: whose it is. */
+enum af_bye { AF_BYE_SENDER = 1, AF_BYE_RECEIVER = 2 };
+
+/* `path` of a HELLO, which belongs to none. Its numbers count for each direction of an instance. */
+#define AF_PATH_NONE 0xffffu
 
 /* Discovery. A sender asks by broadcast; a receiver answers that sender alone. A question has session 0 in its header,
  * an answer has the number of the sender that asked. */
@@ -192,7 +194,7 @@ enum af_void_reason {
 	X(AF_DROP_HEADER, "header")           /* its length field leaves no room for the headers */ \
 	X(AF_DROP_FOREIGN, "foreign")         /* another EtherType */ \
 	X(AF_DROP_VLAN, "vlan")               /* one of ours behind a VLAN tag */ \
-	X(AF_DROP_KIND, "kind")               /* a kind that this end does not take */ \
+	X(AF_DROP_KIND, "kind")               /* a kind that this end does not take, or a BYE of this end's direction */ \
 	X(AF_DROP_DST_MAC, "dst_mac")         /* for another unicast address */ \
 	X(AF_DROP_BROADCAST, "broadcast")     /* a group address, and no HELLO */ \
 	X(AF_DROP_SEGMENTS, "segments")       /* a chain of mbufs that the loop does not join */ \

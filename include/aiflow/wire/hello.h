@@ -18,6 +18,7 @@ af_hello_write(uint8_t *frame, const uint8_t *src, const uint8_t *dst, struct af
 	memcpy(at + sizeof *h + h->name_len, to, h->to_len);
 	f.kind = AF_HELLO;
 	f.end = 1;
+	f.path = AF_PATH_NONE;
 	f.payload = NULL;
 	f.nbytes = (uint32_t)sizeof *h + h->name_len + h->to_len;
 	if (size > AF_HEADER + f.nbytes) {
