@@ -1,6 +1,7 @@
 /* intr_gate.h: DPDK's interrupt thread and the polling threads take turns. */
 #include <poll.h>
 #include <sched.h>
+#include <sys/epoll.h>
 #include <sys/eventfd.h>
 
 #include "aiflow/rt/intr_gate.h"
@@ -130,7 +131,7 @@ ns_of_one_turn(void)
 }
 
 static void
-turns_are_rare_and_more_often_while_connecting(void)
+turns_keep_their_distance(void)
 {
 	uint64_t least = UINT64_MAX;
 
@@ -152,9 +153,102 @@ turns_are_rare_and_more_often_while_connecting(void)
 	end();
 }
 
+/* As the EAL: an epoll set of the gate's eventfd and another source. */
+static int source, other_set;
+
+static void
+begin_with_epoll(void)
+{
+	struct epoll_event event = {.events = EPOLLIN | EPOLLPRI | EPOLLRDHUP | EPOLLHUP};
+
+	begin();
+	source = eventfd(0, EFD_NONBLOCK);
+	gate.epoll_fd = -1;
+	for (int i = 0; i < 2; i++) { /* a set of other code comes first */
+		int set = epoll_create1(0);
+
+		CHECK(!epoll_ctl(set, EPOLL_CTL_ADD, source, &event));
+		if (i == 0)
+			other_set = set;
+		else
+			CHECK(!epoll_ctl(set, EPOLL_CTL_ADD, gate.wake_fd, &event));
+	}
+}
+
+static void
+end_with_epoll(void)
+{
+	close(source);
+	close(other_set);
+	close(gate.epoll_fd);
+	end();
+}
+
+static void *
+call_back(void *unused)
+{
+	af_intr_gate_callback(&gate);
+	return unused;
+}
+
+static void
+the_epoll_set_is_found_and_followed(void)
+{
+	struct epoll_event event = {.events = EPOLLIN};
+	int before;
+
+	begin_with_epoll();
+	af_intr_gate_find(&gate);
+	before = gate.epoll_fd;
+	CHECK(before >= 0 && before != other_set);
+	CHECK(!af_intr_gate_is_in(&gate, other_set) && af_intr_gate_is_in(&gate, before));
+	CHECK(!af_intr_gate_is_in(&gate, source) && !af_intr_gate_is_in(&gate, -1));
+	af_intr_gate_find(&gate);
+	CHECK_EQUAL(gate.epoll_fd, before);
+	close(before); /* DPDK's sources have changed */
+	gate.epoll_fd = dup(source);
+	before = epoll_create1(0);
+	CHECK(!epoll_ctl(before, EPOLL_CTL_ADD, gate.wake_fd, &event));
+	close(gate.epoll_fd);
+	af_intr_gate_find(&gate);
+	CHECK_EQUAL(gate.epoll_fd, before);
+	end_with_epoll();
+}
+
+static void
+a_turn_needs_a_reason(void)
+{
+	static const uint64_t one = 1;
+	struct pollfd wake;
+	pthread_t thread;
+
+	begin_with_epoll();
+	wake = (struct pollfd){.fd = gate.wake_fd, .events = POLLIN};
+	gate.gated = 1;
+	CHECK(!pthread_create(&thread, NULL, call_back, NULL));
+	usleep(3 * AF_INTR_GATE_IDLE_NS / 1000);
+	CHECK_EQUAL(gate.turns, 1); /* the thread has entered, and has not left */
+	CHECK(!gate.word);
+	af_intr_gate_hold(&gate); /* ends the poll, and is no reason */
+	CHECK(gate.inside);
+	af_intr_gate_release(&gate, 0);
+	usleep(3 * AF_INTR_GATE_IDLE_NS / 1000);
+	CHECK(gate.inside && !gate.word);
+	CHECK(write(source, &one, sizeof one) == sizeof one);
+	pthread_join(thread, NULL);
+	CHECK_EQUAL(gate.word, AF_INTR_GATE_CLOSED);
+	CHECK(gate.armed && poll(&wake, 1, 0) == 1); /* the next round enters the callback, and opens the gate */
+	CHECK(!pthread_create(&thread, NULL, call_back, NULL));
+	af_intr_gate_hold(&gate);
+	af_intr_gate_release(&gate, -1); /* the last port goes */
+	pthread_join(thread, NULL);
+	CHECK(!gate.armed && !gate.word && poll(&wake, 1, 0) == 0);
+	end_with_epoll();
+}
+
 /* ---- under load: more threads than cores ---- */
 
-static _Atomic int in_turn, workers_inside, stop, finished, wrong, in_hold;
+static _Atomic int in_turn, workers_inside, stop, finished, wrong, in_hold, interrupts;
 static _Atomic unsigned long turns, entries, holds;
 
 static void
@@ -164,17 +258,22 @@ burn(unsigned n)
 	}
 }
 
-/* As DPDK's interrupt thread: poll the eventfd, call the callback, serve others. */
+/* As DPDK's interrupt thread: wait for an event, call the callback, serve others. */
 static void *
-interrupt_thread(void *unused)
+interrupt_thread(void *set)
 {
+	uint64_t ignored;
+
 	while (!finished) {
 		struct pollfd wake = {.fd = gate.wake_fd, .events = POLLIN};
+		struct epoll_event event;
 
-		if (poll(&wake, 1, 10) == 1)
+		if (epoll_wait(*(int *)set, &event, 1, 10) == 1 && poll(&wake, 1, 0) == 1)
 			af_intr_gate_callback(&gate);
 		if (!gate.gated)
 			continue;
+		if (read(source, &ignored, sizeof ignored) == sizeof ignored)
+			interrupts++;
 		in_turn = 1;
 		if (workers_inside || in_hold)
 			wrong = 1;
@@ -184,7 +283,7 @@ interrupt_thread(void *unused)
 		turns++;
 		in_turn = 0;
 	}
-	return unused;
+	return set;
 }
 
 static void *
@@ -212,6 +311,7 @@ worker(void *arg)
 static void *
 control(void *unused)
 {
+	static const uint64_t one = 1;
 	unsigned seed = 7;
 
 	while (!stop) {
@@ -225,6 +325,7 @@ control(void *unused)
 		af_intr_gate_release(&gate, 0);
 		af_intr_gate_connecting(&gate, -1);
 		holds++;
+		CHECK(write(source, &one, sizeof one) == sizeof one);
 		usleep(500);
 	}
 	return unused;
@@ -236,8 +337,9 @@ turns_and_bursts_exclude_each_other(void)
 	pthread_t threads[8];
 	struct timespec second = {1, 500000000};
 
-	begin();
-	pthread_create(&threads[0], NULL, interrupt_thread, NULL);
+	begin_with_epoll();
+	af_intr_gate_find(&gate);
+	pthread_create(&threads[0], NULL, interrupt_thread, &gate.epoll_fd);
 	af_intr_gate_hold(&gate); /* before any port: the thread is fetched */
 	af_intr_gate_release(&gate, 1);
 	for (uintptr_t i = 1; i <= 5; i++)
@@ -259,10 +361,12 @@ turns_and_bursts_exclude_each_other(void)
 	CHECK(turns > 10);
 	CHECK(entries > 1000);
 	CHECK(holds > 10);
+	CHECK(interrupts > 5);
 	CHECK_EQUAL(gate.word, 0);
-	end();
+	end_with_epoll();
 }
 
 CASES(CASE(an_open_gate_counts_its_workers), CASE(a_closed_gate_holds_workers_until_it_opens),
       CASE(closing_waits_for_the_last_worker), CASE(without_gated_ports_the_interrupt_thread_runs_free),
-      CASE(turns_are_rare_and_more_often_while_connecting), CASE(turns_and_bursts_exclude_each_other))
+      CASE(turns_keep_their_distance), CASE(the_epoll_set_is_found_and_followed), CASE(a_turn_needs_a_reason),
+      CASE(turns_and_bursts_exclude_each_other))

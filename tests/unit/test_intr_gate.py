@@ -41,37 +41,42 @@ def test_turns_and_bursts_exclude_each_other_under_more_threads_than_cores(
         assert done.stdout == "turns_and_bursts_exclude_each_other\n"
 
 
-def test_the_interrupt_thread_rests_without_gated_ports_and_hurries_while_connecting(tmp_path: Path) -> None:
+def test_the_interrupt_thread_rests_until_a_source_has_an_event(tmp_path: Path) -> None:
     out = run(
         f"""
         import time
         from aiflow import _dp_testing, _eal
         pool = _eal.Mempool('p', 512, 2048, own_memory=True)
+        args = 'id=0,socket={tmp_path}/s,socket-abstract=no,bsize=2048,rsize=8'
 
         def turns(seconds):
             before = _dp_testing.gate_turns()
             time.sleep(seconds)
-            return (_dp_testing.gate_turns() - before) / seconds
+            return _dp_testing.gate_turns() - before
 
-        def measure():
-            idle = turns(1)
-            with _eal.connecting():
-                return idle, turns(1)
-
-        none = turns(0.3)
-        port = _eal.Port.open('m', 'net_memif_gate',
-                              'role=server,id=0,socket={tmp_path}/s,socket-abstract=no,bsize=2048,rsize=8', pool)
-        for _ in range(20):  # a machine with other things to do lets it wait, at either pace
-            idle, connecting = measure()
-            if idle >= 5 and connecting > idle * 3:
-                break
-        port.close()
-        after = turns(0.3)
-        print(none, idle, connecting, after)
+        print(turns(0.3))
+        server = _eal.Port.open('m', 'net_memif_gate', 'role=server,' + args, pool)
+        time.sleep(0.1)  # its socket is a new source
+        print(turns(1))
+        before, began = _dp_testing.gate_turns(), time.monotonic()
+        with _eal.connecting():
+            client = _eal.Port.open('n', 'net_memif_gate2', 'role=client,' + args, pool)
+            while not (server.link()[0] and client.link()[0]) and time.monotonic() < began + 60:
+                time.sleep(0.001)
+        print(int(_dp_testing.gate_turns() > before and server.link()[0]))
+        time.sleep(0.1)
+        print(turns(1))
+        client.close()
+        began = time.monotonic()
+        while server.link()[0] and time.monotonic() < began + 60:
+            time.sleep(0.001)
+        print(int(server.link()[0]))
+        server.close()
+        print(turns(0.3))
         """
     )
-    none, idle, connecting, after = map(float, out.split())
-    assert none == 0
-    assert 5 <= idle <= 60  # every 20 ms
-    assert connecting > idle * 3
-    assert after == 0
+    free, waiting, met, idle, still_met, closed = map(int, out.split())
+    assert free == closed == 0
+    assert waiting == idle == 0
+    assert met
+    assert not still_met

@@ -10,20 +10,29 @@
  *
  * `word` holds the number of workers inside, and AF_INTR_GATE_CLOSED. One cache line, written by all.
  *
+ * A turn needs a reason. Inside the callback the thread polls the epoll set of the interrupt thread: it is readable
+ * when a source has an event (a message or the death of a memif peer, an alarm, a link change). So the thread rests
+ * while nothing happens. Turns keep a distance, whatever the sources do: a short one while a connection is made.
+ *
  * The control plane plugs and removes ports while it *holds* the interrupt thread inside the callback, so no callback
- * of a removed port is running. The callback belongs to an eventfd that stays readable. So every round of the thread's
- * epoll loop enters it, and one turn serves all that is pending. Without gated ports the eventfd is drained, and the
- * thread runs free.
+ * of a removed port is running. The callback belongs to an eventfd, which is readable when the thread leaves for a
+ * turn. So the next round of the thread's epoll loop enters it, and one turn serves all that is pending. The control
+ * plane writes the same eventfd to end the poll. Without gated ports it is drained, and the thread runs free.
  */
 #ifndef AIFLOW_INTR_GATE_H
 #define AIFLOW_INTR_GATE_H
 
+#include <dirent.h>
 #include <errno.h>
 #include <limits.h>
 #include <linux/futex.h>
+#include <poll.h>
 #include <pthread.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdint.h>
+#include <stdlib.h>
+#include <sys/epoll.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -37,16 +46,17 @@ struct af_intr_gate {
     /* read and written under `lock`, by the control plane and the interrupt thread */
 	pthread_mutex_t lock __attribute__((aligned(64)));
 	pthread_cond_t changed;
-	int wake_fd;     /* eventfd, readable while a port needs the gate, or the control plane holds it */
+	int wake_fd;     /* eventfd: readable to call the interrupt thread into the callback, or out of its poll */
 	int armed;       /* wake_fd is readable */
 	int gated;       /* open ports that need the gate */
-	int connecting;  /* connections that are being made: turns are more frequent */
+	int connecting;  /* connections that are being made: turns may follow each other closely */
 	int holds;       /* control planes at work: the interrupt thread stays inside */
 	int inside;      /* the interrupt thread is in the callback */
+	int epoll_fd;    /* its epoll set, which has wake_fd; -1: not found. Interrupt thread: rw */
 } __attribute__((aligned(64)));
 
-#define AF_INTR_GATE_IDLE_NS 20000000      /* between turns when nothing is expected */
-#define AF_INTR_GATE_CONNECTING_NS 300000  /* during a memif handshake, which takes about twelve turns per port */
+#define AF_INTR_GATE_IDLE_NS 20000000      /* least time between turns when nothing is expected */
+#define AF_INTR_GATE_CONNECTING_NS 100000  /* during a memif handshake, which takes about twelve turns per port */
 
 static inline void
 af_futex_wait(_Atomic uint32_t *word, uint32_t seen)
@@ -130,17 +140,107 @@ af_intr_gate_init(struct af_intr_gate *gate, int wake_fd)
 	if (rc == 0)
 		rc = pthread_cond_init(&gate->changed, &attr);
 	gate->wake_fd = wake_fd;
+	gate->epoll_fd = -1;
 	return rc;
 }
 
-/* The interrupt thread's callback: stay until the next turn is due and the control plane does not hold it. Then close
- * the gate, and return to serve what is pending. */
+/* Does the epoll set `fd` have the gate's eventfd? Adding it without events tells, and changes no other set. */
+static inline bool
+af_intr_gate_is_in(struct af_intr_gate *gate, int fd)
+{
+	struct epoll_event none = {0};
+
+	if (epoll_ctl(fd, EPOLL_CTL_ADD, gate->wake_fd, &none) == 0) {
+		epoll_ctl(fd, EPOLL_CTL_DEL, gate->wake_fd, NULL);
+		return false;
+	}
+	return errno == EEXIST;
+}
+
+/* Interrupt thread: find its epoll set. DPDK does not tell it, and makes a new one when its sources change. */
+static void __attribute__((noinline, unused))
+af_intr_gate_find(struct af_intr_gate *gate)
+{
+	struct dirent *entry;
+	DIR *descriptors;
+
+	if (gate->epoll_fd >= 0 && af_intr_gate_is_in(gate, gate->epoll_fd))
+		return;
+	gate->epoll_fd = -1;
+	descriptors = opendir("/proc/self/fd");
+	while (descriptors && gate->epoll_fd < 0 && (entry = readdir(descriptors))) {
+		char *end;
+		long fd = strtol(entry->d_name, &end, 10);
+
+		if (*end == '\0' && af_intr_gate_is_in(gate, (int)fd))
+			gate->epoll_fd = (int)fd;
+	}
+	if (descriptors)
+		closedir(descriptors);
+}
+
+static inline void
+af_intr_gate_arm(struct af_intr_gate *gate)
+{
+	static const uint64_t one = 1;
+
+	if (!gate->armed && write(gate->wake_fd, &one, sizeof one) == sizeof one)
+		gate->armed = 1;
+}
+
+static inline void
+af_intr_gate_drain(struct af_intr_gate *gate)
+{
+	uint64_t ignored;
+
+	gate->armed = 0;
+	if (read(gate->wake_fd, &ignored, sizeof ignored) < 0)
+		return; /* it was drained already */
+}
+
+/* The time before which no turn may follow the one that ended at `start`. */
+static inline struct timespec
+af_intr_gate_due(const struct af_intr_gate *gate, struct timespec start)
+{
+	start.tv_nsec += gate->connecting ? AF_INTR_GATE_CONNECTING_NS : AF_INTR_GATE_IDLE_NS;
+	if (start.tv_nsec >= 1000000000) {
+		start.tv_nsec -= 1000000000;
+		start.tv_sec++;
+	}
+	return start;
+}
+
+static inline bool
+af_intr_gate_past(struct timespec due)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return now.tv_sec > due.tv_sec || (now.tv_sec == due.tv_sec && now.tv_nsec >= due.tv_nsec);
+}
+
+/* Interrupt thread, with the lock: wait until a source has an event. Without an epoll set each one counts. */
+static inline bool
+af_intr_gate_event(struct af_intr_gate *gate)
+{
+	struct pollfd set = {.fd = gate->epoll_fd, .events = POLLIN};
+	int nb_ready = 1;
+
+	if (set.fd >= 0) {
+		pthread_mutex_unlock(&gate->lock);
+		nb_ready = poll(&set, 1, -1);
+		pthread_mutex_lock(&gate->lock);
+	}
+	return nb_ready > 0 && !gate->armed && !gate->holds; /* else the control plane ended the poll, or a signal */
+}
+
+/* The interrupt thread's callback: stay until a turn is due, has a reason, and the control plane does not hold the
+ * thread. Then close the gate, and return to serve what is pending. */
 static void __attribute__((unused))
 af_intr_gate_callback(void *arg)
 {
 	struct af_intr_gate *gate = arg;
-	struct timespec start, now, due;
-	uint64_t ignored;
+	struct timespec start, due;
 	int closing;
 
 	pthread_mutex_lock(&gate->lock);
@@ -148,27 +248,23 @@ af_intr_gate_callback(void *arg)
 	af_intr_gate_open(gate);
 	pthread_cond_broadcast(&gate->changed);
 	clock_gettime(CLOCK_MONOTONIC, &start);
-	while (gate->holds || gate->gated) {
-		due = start;
-		due.tv_nsec += gate->connecting ? AF_INTR_GATE_CONNECTING_NS : AF_INTR_GATE_IDLE_NS;
-		if (due.tv_nsec >= 1000000000) {
-			due.tv_nsec -= 1000000000;
-			due.tv_sec++;
-		}
-		clock_gettime(CLOCK_MONOTONIC, &now);
+	if (gate->gated || gate->holds)
+		af_intr_gate_find(gate);
+	for (;;) {
+		af_intr_gate_drain(gate);
+		due = af_intr_gate_due(gate, start);
 		if (gate->holds)
 			pthread_cond_wait(&gate->changed, &gate->lock);
-		else if (now.tv_sec > due.tv_sec || (now.tv_sec == due.tv_sec && now.tv_nsec >= due.tv_nsec))
+		else if (!gate->gated)
 			break;
-		else
+		else if (!af_intr_gate_past(due))
 			pthread_cond_timedwait(&gate->changed, &gate->lock, &due);
+		else if (af_intr_gate_event(gate))
+			break;
 	}
 	closing = gate->gated;
-	if (!closing) {
-		gate->armed = 0;
-		if (read(gate->wake_fd, &ignored, sizeof ignored) < 0)
-			gate->armed = 0; /* it was drained already */
-	}
+	if (closing)
+		af_intr_gate_arm(gate);
 	gate->inside = 0;
 	pthread_mutex_unlock(&gate->lock);
 	if (closing)
@@ -179,12 +275,10 @@ af_intr_gate_callback(void *arg)
 static inline void
 af_intr_gate_hold(struct af_intr_gate *gate)
 {
-	static const uint64_t one = 1;
-
 	pthread_mutex_lock(&gate->lock);
 	gate->holds++;
-	if (!gate->armed && write(gate->wake_fd, &one, sizeof one) == sizeof one)
-		gate->armed = 1;
+	af_intr_gate_arm(gate);
+	pthread_cond_broadcast(&gate->changed);
 	while (!gate->inside)
 		pthread_cond_wait(&gate->changed, &gate->lock);
 	pthread_mutex_unlock(&gate->lock);

@@ -1,0 +1,35 @@
+"""An idle process wakes for an event, and does not look for one."""
+
+from __future__ import annotations
+
+import time
+
+from peer import name
+from wait import PATIENCE_S, settle
+
+import aiflow
+from aiflow._dp_testing import gate_turns
+
+
+def idle_turns(seconds: float) -> int:
+    """Turns that DPDK's interrupt thread takes meanwhile."""
+    before = gate_turns()
+    time.sleep(seconds)
+    return gate_turns() - before
+
+
+def test_the_interrupt_thread_takes_no_turn_while_no_peer_comes_or_goes() -> None:
+    endpoint = f"local:{name()}*2"
+    with aiflow.Receiver(endpoint) as rx:
+        with aiflow.Sender(endpoint) as tx:
+            ticket = tx.send([b"x"], wait=False)
+            rx.recv(timeout=PATIENCE_S).release()
+            ticket.result(PATIENCE_S)
+            assert settle(lambda: idle_turns(0.1) == 0)
+            assert idle_turns(1) == 0
+        assert settle(lambda: idle_turns(0.1) == 0)  # the sender's goodbye took some
+        assert idle_turns(1) == 0
+        with aiflow.Sender(endpoint) as tx:  # the next one connects all the same
+            ticket = tx.send([b"x"], wait=False)
+            rx.recv(timeout=PATIENCE_S).release()
+            ticket.result(PATIENCE_S)
