@@ -28,6 +28,7 @@ cdef class Port:
     cdef str bus
     cdef str device
     cdef object ring_pair             # net_ring: the RingPair that both ports own
+    cdef list held                    # closed after the port
     cdef int side                     # net_ring: index of this port in its pair
 
     cdef _configure(self, Mempool mempool, frame_size, int nb_rxd, int nb_txd, rx_ring, tx_window, mark)

@@ -100,6 +100,7 @@ cdef class Port:
     def __cinit__(self):
         self.is_open = False
         self.is_plugged = False
+        self.held = []
 
     @staticmethod
     def open(str name, str device, str devargs, Mempool mempool, *, str bus="vdev", frame_size=None,
@@ -353,6 +354,12 @@ cdef class Port:
                         af_intr_gate_release(gate(), 0)
         self.mempool = None
         self.ring_pair = None
+        while self.held:
+            self.held.pop().close()
+
+    def hold(self, closable):
+        """Close `closable` after the port: what it needs, or claims, while it is open."""
+        self.held.append(closable)
 
     def __dealloc__(self):
         if (self.is_open or self.is_plugged) and ours():

@@ -7,11 +7,13 @@ neither the cause nor the remedy.
 from __future__ import annotations
 
 import errno
+import os
 import socket
 from dataclasses import dataclass
 from pathlib import Path
 
 from aiflow._ports import ethtool
+from aiflow._ports.packet_ring import fanout_group
 from aiflow._ports.xdp_probe import inspect_xdp, try_xdp_socket
 from aiflow._system import threads
 from aiflow._system.cpus import numa_node
@@ -20,7 +22,7 @@ from aiflow._wire import MAX_FRAME, MIN_PATH_FRAME
 from aiflow.config import Endpoint
 from aiflow.errors import PortError
 
-__all__ = ["Interface", "ascii_name", "claim", "exists", "inspect", "interface_names", "use_of"]
+__all__ = ["Interface", "ascii_name", "claim", "claim_fanout", "exists", "inspect", "interface_names", "use_of"]
 
 _ARPHRD_ETHER, _ARPHRD_LOOPBACK = 1, 772
 _IFF_UP = 0x1
@@ -173,15 +175,42 @@ def claim(endpoint: Endpoint, use: str) -> socket.socket:
     PortError
         If it is taken.
     """
+    busy = (
+        f"busy, another aiflow {'port' if use == 'xdp' else use} uses {endpoint.target}; "
+        "close that one, or take another interface"
+    )
+    return _bound(endpoint, f"{use}/{endpoint.target}", busy)
+
+
+def claim_fanout(endpoint: Endpoint, interface: Interface) -> socket.socket:
+    """Claim the fan-out group that DPDK joins on an interface, in this network namespace: see `claim`.
+
+    The kernel divides the frames of an interface among the sockets of a group. DPDK (22.11) always joins one, and
+    numbers it by process id and interface. Processes of two containers may have equal ids.
+
+    Raises
+    ------
+    PortError
+        If another port has it.
+    """
+    group = fanout_group(interface.index)
+    taken = (
+        f"packet fan-out group {group} is taken in this network namespace, and each of the two ports would receive a "
+        f"part of the frames. DPDK computes it from the process id {os.getpid()} and the interface number "
+        f"{interface.index}. Another container's process has the same, or this process has a port on {interface.name} "
+        "already. Close that port, or start this process again: it gets another id"
+    )
+    return _bound(endpoint, f"fanout/{group}", taken)
+
+
+def _bound(endpoint: Endpoint, name: str, taken: str) -> socket.socket:
+    """A socket with an abstract name of ours. Raises PortError, with the text `taken` if another has the name."""
     sock = own_socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     try:
-        sock.bind(f"\0aiflow/{use}/{endpoint.target}")
+        sock.bind(f"\0aiflow/{name}")
     except OSError as exc:
         sock.close()
         if exc.errno == errno.EADDRINUSE:
-            raise PortError(
-                f"{endpoint}: busy, another aiflow {'port' if use == 'xdp' else use} uses {endpoint.target}; "
-                "close that one, or take another interface"
-            ) from None
+            raise PortError(f"{endpoint}: {taken}") from None
         raise PortError(f"{endpoint}: {exc.strerror}") from exc
     return sock

@@ -1,4 +1,4 @@
-"""af_packet: the geometry of its rings, and the send buffers of its sockets."""
+"""af_packet: the geometry of its rings, the send buffers of its sockets, and their fan-out group."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ __all__ = [
     "KERNEL_OVERHEAD",
     "PacketRing",
     "bound",
+    "fanout_group",
     "packet_ring",
     "packet_sockets",
     "unacknowledged_frames",
@@ -57,6 +58,11 @@ def packet_ring(frame_size: int) -> PacketRing:
     per_block = block // slot
     nb_frames = max(64, min(1024, (4 << 20) // slot))
     return PacketRing(slot, block, nb_frames // per_block * per_block or per_block)
+
+
+def fanout_group(index: int) -> int:
+    """Number of the fan-out group that DPDK joins on an interface: see rte_eth_af_packet.c, get_fanout_group_id."""
+    return (os.getpid() ^ index) & 0xFFFF
 
 
 def packet_sockets(index: int) -> set[int]:

@@ -5,12 +5,13 @@ A function for each scheme. ``pool_for`` is that of `PortSet`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from typing import Any
 
 from aiflow import _eal
-from aiflow._ports.netdev import Interface
+from aiflow._ports.netdev import Interface, claim_fanout
 from aiflow._ports.packet_ring import (
     KERNEL_OVERHEAD,
     packet_ring,
@@ -63,10 +64,13 @@ def open_af_packet(
         f"framesz={ring.frame_bytes},framecnt={ring.nb_frames}"
     )
     device = f"net_af_packet_{_eal.next_serial()}"
-    with _finding_sockets:
+    with contextlib.ExitStack() as undo, _finding_sockets:
+        group = undo.enter_context(claim_fanout(endpoint, interface))
         others = packet_sockets(interface.index)
         port = _eal.Port.open(endpoint.text, device, devargs, pool, frame_size=frame_size, rx_ring=ring.nb_frames)
         sockets = packet_sockets(interface.index) - others
+        port.hold(group)
+        undo.pop_all()
     send_buffer = widen_send_buffer(sockets, ring.nb_frames * (frame_size + KERNEL_OVERHEAD))
     port.tx_window = unacknowledged_frames(frame_size, ring.nb_frames, send_buffer)
     return port, sockets

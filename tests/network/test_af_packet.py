@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import textwrap
 import numpy as np
 import pytest
 from subprocesses import environment, run
+from wait import settle
 
 import aiflow
 from aiflow._ports import packet_ring
@@ -41,10 +43,11 @@ SEND = """
 """
 
 
-def start(code: str, *arguments: str, prefix: tuple[str, ...]) -> subprocess.Popen[str]:
+def start(code: str, *arguments: str, prefix: tuple[str, ...], stdin: int | None = None) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [*prefix, sys.executable, "-c", textwrap.dedent(code), *arguments],
         env=environment(),
+        stdin=stdin,
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -102,6 +105,41 @@ def test_a_packet_sockets_send_buffer_is_widened(net) -> None:
         assert len(sockets) == 1
         assert packet_ring.widen_send_buffer(sockets, 6 << 20) == 6 << 20
         assert not packet_ring.packet_sockets(socket.if_nametoindex("vb"))
+
+
+CLASH = """
+    import os, sys, aiflow
+    for line in sys.stdin:
+        try:
+            port = getattr(aiflow, line.strip())("af_packet:va")
+            print(os.getpid(), "open", flush=True)
+        except aiflow.PortError as error:
+            print(os.getpid(), error, flush=True)
+"""
+
+
+def test_fault_55_containers_with_equal_process_ids_on_one_interface_are_told(net) -> None:
+    """The kernel would divide the frames among both: DPDK derives the fan-out group from the process id."""
+    host = net.namespace("host")
+    net.veth(host, "va", host, "vb")
+    container = (*host.prefix, "unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
+    with contextlib.ExitStack() as ends:
+        one, other = (ends.enter_context(start(CLASH, prefix=container, stdin=subprocess.PIPE)) for _ in range(2))
+        ends.callback(one.kill)
+        ends.callback(other.kill)
+
+        def ask(process: subprocess.Popen[str], side: str) -> str:
+            process.stdin.write(f"{side}\n")
+            process.stdin.flush()
+            return process.stdout.readline()
+
+        assert ask(one, "Receiver") == "1 open\n"
+        said = ask(other, "Sender")
+        assert said.startswith("1 af_packet:va: packet fan-out group ")
+        assert "start this process again: it gets another id" in said
+        one.kill()
+        one.wait()
+        assert settle(lambda: ask(other, "Sender") == "1 open\n")
 
 
 def test_fault_42_mtu_smaller_than_ours_is_adapted_to(net) -> None:

@@ -317,13 +317,16 @@ def test_fault_55_interface_busy(namespace: str) -> None:
     lines = inside(
         namespace,
         """
-        first, other_role = open('af_packet:e0'), open('af_packet:e0', 'sender')
+        first = open('af_packet:e0')
+        open('af_packet:e0', 'sender')         # DPDK would join both sockets to one group
         open('af_packet:e0')
         first.close()
         open('af_packet:e0').close()
         """,
     )
     assert len(lines) == 4
+    assert lines[1].startswith("PortError")
+    assert "this process has a port on e0 already" in lines[1]
     assert lines[2].startswith("PortError")
     assert "busy, another aiflow receiver uses e0" in lines[2]
 
@@ -336,7 +339,7 @@ def test_fault_55_xdp_queue_busy(namespace: str) -> None:
         first = open('af_xdp:e1', 'sender')
         open('af_xdp:e1', 'receiver')          # claimed
         pool = _eal.Mempool('p', 4096, 2048)
-        first._claims.pop().close()            # as if by another program
+        first._claims.popitem()[1].close()          # as if by another program
         open('af_xdp:e1', 'receiver')
         """,
     )
