@@ -126,38 +126,71 @@ cdef extern from "aiflow/rt/numbers.h" nogil:
 
 cdef extern from "aiflow/rt/handoff.h" nogil:
     enum:
-        AF_PARK_FIRST_NS
-        AF_PARK_MOST_NS
+        AF_WORKER, AF_POSTED, AF_CONTROL_WANTED, AF_CALLER_WAITS, AF_DOZES, AF_ARMED
+        AF_NAP_FIRST_NS
 
     struct af_handoff:
-        int attention, posted, owned, driver_requested, work_left, asleep, armed, event_fd
+        int wake_fd, event_fd
         uint64_t driven, generation
+
+    struct af_nap:
+        uint64_t driven, ns
+        bint same
 
     int af_handoff_init(af_handoff *handoff) noexcept
     void af_handoff_free(af_handoff *handoff) noexcept
+    uint32_t af_handoff_flag(af_handoff *handoff, uint32_t set, uint32_t clear) noexcept
+    bint af_handoff_has(af_handoff *handoff, uint32_t flags) noexcept
+    void af_handoff_post(af_handoff *handoff) noexcept
+    bint af_handoff_take_posted(af_handoff *handoff) noexcept
     void af_handoff_wake(af_handoff *handoff) noexcept
-    void af_handoff_rest(af_handoff *handoff, uint64_t ns) noexcept
-    void af_handoff_sleep(af_handoff *handoff, uint64_t ns) noexcept
-    void af_handoff_doze(af_handoff *handoff, uint64_t ns) noexcept
-    bint af_handoff_worker_has_work(af_handoff *handoff) noexcept
-    bint af_handoff_try_acquire(af_handoff *handoff) noexcept
-    void af_handoff_release(af_handoff *handoff) noexcept
-    void af_handoff_park(af_handoff *handoff, uint64_t *ns) noexcept
     void af_handoff_notify(af_handoff *handoff) noexcept
+    void af_handoff_tell(af_handoff *handoff) noexcept
     void af_handoff_wait(af_handoff *handoff, uint64_t seen, uint64_t ns) noexcept
-    void af_handoff_drain(af_handoff *handoff) noexcept
+    bint af_handoff_acquire(af_handoff *handoff) noexcept
+    bint af_handoff_request(af_handoff *handoff) noexcept
+    void af_handoff_release(af_handoff *handoff, bint work_left) noexcept
+    bint af_handoff_sleeps(af_handoff *handoff) noexcept
+    void af_handoff_woke(af_handoff *handoff) noexcept
+    uint32_t af_handoff_enter(af_handoff *handoff, af_nap *nap) noexcept
+    bint af_handoff_turns_to_control(af_handoff *handoff) noexcept
+    void af_handoff_served(af_handoff *handoff) noexcept
+    void af_handoff_leave(af_handoff *handoff, af_nap *nap) noexcept
+    bint af_handoff_dozes(af_handoff *handoff) noexcept
+    void af_handoff_rest(af_handoff *handoff, uint64_t ns) noexcept
+    void af_handoff_drain_fd(int fd) noexcept
     uint64_t af_now_ns() noexcept
 
 
+cdef extern from "aiflow/rt/wake_set.h" nogil:
+    enum af_sleeper:
+        AF_SLEEPER_WORKER, AF_SLEEPER_CALLER
+
+    struct af_wake_set:
+        uint32_t nb
+
+    void af_wake_init(af_wake_set *set, int wake_fd) noexcept
+    bint af_wake_add(af_wake_set *set, int fd) noexcept
+    bint af_wake_remove(af_wake_set *set, int fd) noexcept
+    bint af_wake_is_complete(const af_wake_set *set) noexcept
+    bint af_wake_wait(af_wake_set *set, af_sleeper who, bint alone, uint64_t ns) noexcept
+    bint af_wake_drain(af_wake_set *set, af_sleeper who) noexcept
+
+
 cdef extern from "aiflow/rt/idle.h" nogil:
+    enum:
+        AF_DUE_UNKNOWN
+
     struct af_idle:
         uint64_t worked_ns, sleep_ns, shared_ns
-        uint32_t spins
+        uint32_t spins, vain
+        bint alone
 
     void af_idle_begin(af_idle *idle, uint64_t now) noexcept
     void af_idle_worked(af_idle *idle, uint64_t now, int work) noexcept
     void af_idle_spin() noexcept
     uint64_t af_idle_step(af_idle *idle, uint64_t now) noexcept
+    uint64_t af_idle_sleep(af_idle *idle, uint64_t now, uint64_t backoff_ns, uint64_t due) noexcept
     unsigned long af_idle_exact_timers() noexcept
     void af_idle_timers_as(unsigned long slack_ns) noexcept
 

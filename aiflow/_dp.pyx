@@ -9,10 +9,10 @@ from libc.string cimport memcpy, memset
 from aiflow._core cimport (
     AF_MIN_PATH_FRAME, AF_NB_FAULTS, AF_TAIL_LEAST, af_cpu_budget_rest, af_demux_find, af_demux_next_frame,
     af_demux_on_frame, af_demux_tick, af_fault_line_leave, af_fault_name, af_handoff_notify, af_handoff_rest,
-    af_idle_worked, af_now_ns, af_span,
+    af_handoff_take_posted, af_idle_worked, af_now_ns, af_span,
 )
 from aiflow._dp_faults cimport close_lines, impair, impaired, open_lines
-from aiflow._dp_driver cimport LoopDriver, aiflow_lock, aiflow_posted, aiflow_set, aiflow_unlock
+from aiflow._dp_driver cimport LoopDriver, aiflow_lock, aiflow_unlock
 from aiflow._dp_port cimport BURST, IN, OUT
 from aiflow._dp_frame cimport plain, unusual
 from aiflow._eal cimport Mempool, Port, af_intr_gate_enter, af_intr_gate_leave, gate
@@ -225,8 +225,7 @@ cdef class Loop(LoopDriver):
             if rest_ns:
                 af_handoff_rest(&self.handoff, rest_ns)
                 self.now = af_now_ns()
-        if aiflow_posted(&self.handoff):
-            aiflow_set(self.handoff.posted, 0)
+        if af_handoff_take_posted(&self.handoff):
             for i in range(self.nb_users):
                 self.users[i].collect(self.users[i].side, self.now)
             work = BURST

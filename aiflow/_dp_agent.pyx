@@ -10,10 +10,10 @@ from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 from aiflow._core cimport (
     AF_MOST_AGENTS, AF_NAME_BYTES, AF_NB_DROPS, af_agent_port, af_demux_add, af_demux_plug, af_demux_remove,
-    af_demux_unplug, af_handoff_wake, af_numbers, af_numbers_init, af_sample, af_sampler, af_sampler_read,
+    af_demux_unplug, af_handoff_post, af_handoff_wake, af_numbers, af_numbers_init, af_sample, af_sampler,
+    af_sampler_read,
 )
 from aiflow._dp cimport Loop
-from aiflow._dp_driver cimport aiflow_set
 from aiflow._dp_frame cimport CHAINED, TAGGED
 from aiflow._dp_port cimport PORTS
 from aiflow._eal cimport Port
@@ -209,7 +209,7 @@ cdef class Agent:
 
     def nudge(self):
         """Wake the loop to look at what was posted."""
-        aiflow_set(self.loop.handoff.posted, 1)
+        af_handoff_post(&self.loop.handoff)
         af_handoff_wake(&self.loop.handoff)
 
     # ---- counters ----

@@ -1,7 +1,8 @@
 """The driver of a loop: its worker thread, or a caller that waits for an event of the loop.
 
-One thread at a time owns the loop; include/aiflow/rt/handoff.h has the rules. The worker leaves nogil only for requests
-of the control plane between two iterations: to attach or remove a port, or to end.
+One thread at a time drives the loop; include/aiflow/rt/handoff.h has the rules. The worker leaves nogil only for
+requests of the control plane between two iterations: to attach or remove a port, or to end. A loop with nothing to do
+sleeps on descriptors (rt/wake_set.h, rt/idle.h).
 """
 
 import atexit
@@ -10,10 +11,13 @@ import weakref
 
 from libc.stdint cimport uint64_t
 from aiflow._core cimport (
-    AF_PARK_FIRST_NS, AF_PARK_MOST_NS, af_cpu_budget_begin, af_cpu_budget_end, af_handoff_doze, af_handoff_drain,
-    af_handoff_free, af_handoff_init, af_handoff_notify, af_handoff_park, af_handoff_release, af_handoff_sleep,
-    af_handoff_try_acquire, af_handoff_wait, af_handoff_wake, af_handoff_worker_has_work, af_idle_begin,
-    af_idle_exact_timers, af_idle_spin, af_idle_step, af_idle_timers_as, af_now_ns,
+    AF_ARMED, AF_CALLER_WAITS, AF_CONTROL_WANTED, AF_DOZES, AF_DUE_UNKNOWN, AF_NAP_FIRST_NS, AF_POSTED,
+    AF_SLEEPER_CALLER, AF_SLEEPER_WORKER, AF_WORKER, af_cpu_budget_begin, af_cpu_budget_end, af_handoff_acquire,
+    af_handoff_dozes, af_handoff_drain_fd, af_handoff_enter, af_handoff_flag, af_handoff_free, af_handoff_has,
+    af_handoff_init, af_handoff_leave, af_handoff_release, af_handoff_request, af_handoff_served, af_handoff_sleeps,
+    af_handoff_tell, af_handoff_turns_to_control, af_handoff_wait, af_handoff_wake, af_handoff_woke, af_idle_begin,
+    af_idle_exact_timers, af_idle_sleep, af_idle_spin, af_idle_step, af_idle_timers_as, af_nap, af_now_ns, af_wake_add,
+    af_wake_drain, af_wake_init, af_wake_is_complete, af_wake_remove, af_wake_wait,
 )
 from aiflow._eal cimport register_thread, unregister_thread
 from aiflow._eal import start as start_eal
@@ -47,6 +51,7 @@ cdef class LoopDriver:
         if rc:
             raise PortError(f"no event descriptor left ({os.strerror(rc)}): close some files, or raise ulimit -n")
         self.has_handoff = True
+        af_wake_init(&self.wakes, self.handoff.wake_fd)
         self.last_cpu = -1
         self.lcore = -1
         self.requests = []
@@ -81,7 +86,7 @@ cdef class LoopDriver:
                 with nogil:
                     self.run()
                 self._serve()
-                af_handoff_release(&self.handoff)
+                af_handoff_served(&self.handoff)
         finally:
             self.stopped = True
             self._serve()
@@ -90,7 +95,7 @@ cdef class LoopDriver:
     def _serve(self):
         """Run the requests of the control plane. Between two iterations."""
         with self.guard:
-            aiflow_set(self.handoff.attention, 0)
+            af_handoff_flag(&self.handoff, 0, AF_CONTROL_WANTED)
             requests, self.requests = self.requests, []
         for call, result, done in requests:
             try:
@@ -108,7 +113,7 @@ cdef class LoopDriver:
         done.acquire()
         with self.guard:
             self.requests.append((call, result, done))
-            aiflow_set(self.handoff.attention, 1)
+            af_handoff_flag(&self.handoff, AF_CONTROL_WANTED, 0)
         af_handoff_wake(&self.handoff)
         while not done.acquire(timeout=0.05):
             if not self.thread.is_alive():
@@ -142,9 +147,7 @@ cdef class LoopDriver:
         self.ring()
 
     cdef void ring(self) noexcept nogil:
-        aiflow_lock(&self.handoff)
-        af_handoff_notify(&self.handoff)
-        aiflow_unlock(&self.handoff)
+        af_handoff_tell(&self.handoff)
 
     def check_process(self):
         """Raise when this is a forked child: the thread and the ports are the parent's."""
@@ -179,11 +182,11 @@ cdef class LoopDriver:
 
     def arm(self):
         """Make events readable on `event_fd` from now on."""
-        aiflow_set(self.handoff.armed, 1)
+        af_handoff_flag(&self.handoff, AF_ARMED, 0)
 
     def drain(self):
         """Empty `event_fd`."""
-        af_handoff_drain(&self.handoff)
+        af_handoff_drain_fd(self.handoff.event_fd)
 
     def wait(self, uint64_t seen, double seconds):
         """Wait until the generation differs from `seen`, or for `seconds`. Releases the GIL; no signal ends it.
@@ -191,21 +194,39 @@ cdef class LoopDriver:
         The calling thread drives the loop itself where it can: that saves a thread wake-up at either end.
         """
         cdef uint64_t ns = <uint64_t>(max(seconds, 0.0) * 1e9)
-        cdef uint64_t begin
         with nogil:
-            if self.acquire():
-                begin = af_now_ns()
-                if self.drive(seen, begin + ns):
-                    aiflow_set(self.handoff.work_left, 1)
-                ns = self.now - begin
-                af_handoff_release(&self.handoff)
-                if af_handoff_worker_has_work(&self.handoff) or ns > <uint64_t>AF_PARK_MOST_NS:
-                    af_handoff_wake(&self.handoff)
+            while not self.acquire():
+                if self.stopped or af_handoff_request(&self.handoff):
+                    if af_handoff_has(&self.handoff, AF_POSTED):
+                        af_handoff_wake(&self.handoff)
+                    af_handoff_wait(&self.handoff, seen, ns)
+                    break
             else:
-                aiflow_set(self.handoff.driver_requested, 1)
-                if aiflow_posted(&self.handoff):
-                    af_handoff_wake(&self.handoff)
-                af_handoff_wait(&self.handoff, seen, ns)
+                self.release(self.drive(seen, af_now_ns() + ns))
+
+    # ---- descriptors that wake the loop ----
+
+    cdef bint add_wake_fd(self, int fd):
+        """Let a descriptor end the loop's sleeps when it is readable; False: there are too many.
+
+        The loop reads it then, unless it is a socket. Between two iterations.
+        """
+        return af_wake_add(&self.wakes, fd)
+
+    cdef void remove_wake_fd(self, int fd):
+        """Between two iterations, and before the descriptor is closed."""
+        af_wake_remove(&self.wakes, fd)
+
+    cdef bint before_sleep(self) noexcept nogil:
+        """Tell peers that this loop sleeps. False: something arrived meanwhile, and it does not. For the driver."""
+        return True
+
+    cdef void after_sleep(self) noexcept nogil:
+        """Tell peers that this loop is awake: before its next iteration. For the driver."""
+
+    cdef uint64_t due(self, uint64_t now) noexcept nogil:
+        """When the loop has something to do without an arrival. Unknown where a port cannot wake it. For the driver."""
+        return AF_DUE_UNKNOWN
 
     # ---- the drivers ----
 
@@ -218,61 +239,87 @@ cdef class LoopDriver:
         return False
 
     cdef bint acquire(self) noexcept nogil:
-        """Let a caller own the loop, but not when the worker has ended, or the control plane waits for the worker."""
-        if self.stopped or aiflow_attention(&self.handoff) or not af_handoff_try_acquire(&self.handoff):
+        """Let a caller drive the loop, but not when the worker has ended, or the control plane waits for the worker."""
+        if self.stopped or not af_handoff_acquire(&self.handoff):
             return False
         if self.stopped:  # meanwhile: the ports may be closed
-            af_handoff_release(&self.handoff)
+            af_handoff_release(&self.handoff, False)
             return False
+        if self.slept:
+            self.slept = False
+            self.after_sleep()
         return True
 
+    cdef void release(self, bint work_left) noexcept nogil:
+        """End a caller's drive. The worker must look earlier than it planned if something is due earlier."""
+        cdef uint64_t due
+        if not work_left and af_handoff_has(&self.handoff, AF_DOZES):
+            due = self.due(self.now)
+            work_left = due != AF_DUE_UNKNOWN and due < self.dozes_until
+        af_handoff_release(&self.handoff, work_left)
+
+    cdef uint64_t pause(self) noexcept nogil:
+        """Nothing to do: spin or yield and return 0, or return how long to sleep. For the driver."""
+        cdef uint64_t ns = af_idle_step(&self.idle, self.now)
+        cdef uint64_t due = AF_DUE_UNKNOWN
+        if ns:
+            if af_wake_is_complete(&self.wakes):
+                due = self.due(self.now)
+            ns = af_idle_sleep(&self.idle, self.now, ns, due)
+        return ns
+
     cdef void run(self) noexcept nogil:
-        """Drive the loop until the control plane wants attention; returns as its owner. For the worker."""
-        cdef uint64_t driven = self.handoff.driven, park_ns = AF_PARK_FIRST_NS, sleep_ns
-        while True:
-            if driven != self.handoff.driven and not af_handoff_worker_has_work(&self.handoff):
-                driven = self.handoff.driven
-                if park_ns > 2 * <uint64_t>AF_PARK_MOST_NS:
-                    park_ns = AF_PARK_FIRST_NS  # a caller drove for long and is gone
-                park_ns = min(park_ns, <uint64_t>AF_PARK_MOST_NS)
-                af_handoff_park(&self.handoff, &park_ns)
-                continue
-            if not af_handoff_try_acquire(&self.handoff):
-                if aiflow_attention(&self.handoff):
-                    park_ns = AF_PARK_FIRST_NS
-                af_handoff_park(&self.handoff, &park_ns)
-                continue
-            if aiflow_attention(&self.handoff):
-                return
+        """Drive the loop until the control plane wants attention; returns in its state. For the worker."""
+        cdef uint64_t driven = self.handoff.driven, ns
+        cdef af_nap nap
+        nap.driven = driven
+        nap.ns = AF_NAP_FIRST_NS
+        nap.same = False
+        while af_handoff_enter(&self.handoff, &nap) == AF_WORKER:
             self.now = af_now_ns()
-            if driven != self.handoff.driven:
+            if driven != nap.driven:
                 af_idle_begin(&self.idle, self.now)
-                driven = self.handoff.driven
-            aiflow_set(self.handoff.work_left, 0)
-            park_ns = AF_PARK_FIRST_NS
-            self.last_cpu = sched_getcpu()
-            af_cpu_budget_begin(&self.cpu_budget)
-            sleep_ns = 0
-            while sleep_ns == 0 and not aiflow_attention(&self.handoff):
-                if self.iterate():
-                    continue
-                if aiflow_driver_requested(&self.handoff):
-                    break
-                sleep_ns = af_idle_step(&self.idle, self.now)
-                self.now = af_now_ns()
-            af_cpu_budget_end(&self.cpu_budget)
-            if aiflow_attention(&self.handoff):
+                driven = nap.driven
+            if self.slept:
+                self.slept = False
+                self.after_sleep()
+            self.idle.vain += af_wake_drain(&self.wakes, AF_SLEEPER_WORKER)
+            ns = self.drive_until_asleep()
+            if ns:
+                af_wake_wait(&self.wakes, AF_SLEEPER_WORKER, self.dozes_alone, ns)
+            elif af_handoff_turns_to_control(&self.handoff):
                 return
-            af_handoff_release(&self.handoff)
-            if sleep_ns:
-                af_handoff_doze(&self.handoff, sleep_ns)
             else:
-                aiflow_set(self.handoff.driver_requested, 0)
-                self.ring()
-                af_handoff_park(&self.handoff, &park_ns)
+                af_handoff_leave(&self.handoff, &nap)
+
+    cdef uint64_t drive_until_asleep(self) noexcept nogil:
+        """Drive, release the loop, and return how long to sleep; 0, unreleased: a caller or the control plane waits."""
+        cdef uint64_t ns
+        self.last_cpu = sched_getcpu()
+        af_cpu_budget_begin(&self.cpu_budget)
+        while not af_handoff_has(&self.handoff, AF_CONTROL_WANTED):
+            if self.iterate():
+                continue
+            if af_handoff_has(&self.handoff, AF_CALLER_WAITS):
+                break
+            ns = self.pause()
+            if ns and (self.idle.alone or self.before_sleep()):
+                self.slept = not self.idle.alone
+                self.dozes_until = self.now + ns
+                self.dozes_alone = self.idle.alone
+                af_cpu_budget_end(&self.cpu_budget)
+                if af_handoff_dozes(&self.handoff):
+                    return ns
+                af_cpu_budget_begin(&self.cpu_budget)
+                if self.slept:
+                    self.slept = False
+                    self.after_sleep()
+            self.now = af_now_ns()
+        af_cpu_budget_end(&self.cpu_budget)
+        return 0
 
     cdef bint drive(self, uint64_t seen, uint64_t until) noexcept nogil:
-        """Drive the loop until the generation differs from `seen`; is there more to do? For a caller that owns it."""
+        """Drive the loop until the generation differs from `seen`; is there more to do? For a caller that acquired."""
         cdef unsigned int lcore = aiflow_as_lcore(self.lcore)
         cdef unsigned long slack_ns = 0
         cdef uint64_t sleep_ns
@@ -280,9 +327,10 @@ cdef class LoopDriver:
         self.last_cpu = sched_getcpu()
         af_cpu_budget_begin(&self.cpu_budget)
         self.now = af_now_ns()
-        if aiflow_posted(&self.handoff) or not self.saw_nothing:
+        if af_handoff_has(&self.handoff, AF_POSTED) or not self.saw_nothing:
             af_idle_begin(&self.idle, self.now)  # else it goes on with the last wait
-        while aiflow_generation(&self.handoff) == seen and not self.stopped and not aiflow_attention(&self.handoff):
+        while (aiflow_generation(&self.handoff) == seen and not self.stopped
+                and not af_handoff_has(&self.handoff, AF_CONTROL_WANTED)):
             work = self.iterate()
             if self.now >= until:
                 break
@@ -291,19 +339,31 @@ cdef class LoopDriver:
             if self.spins:
                 af_idle_spin()
             else:
-                sleep_ns = af_idle_step(&self.idle, self.now)
+                sleep_ns = self.pause()
                 if sleep_ns:
                     if slack_ns == 0:
                         slack_ns = af_idle_exact_timers()
-                    af_handoff_sleep(&self.handoff, min(sleep_ns, until - self.now))
+                    self.sleep(seen, min(sleep_ns, until - self.now))
             self.now = af_now_ns()
         if slack_ns:
             af_idle_timers_as(slack_ns)
         af_cpu_budget_end(&self.cpu_budget)
         self.saw_nothing = aiflow_generation(&self.handoff) == seen
-        self.handoff.driven += 1
         aiflow_as_lcore(lcore)
         return self.unfinished()
+
+    cdef void sleep(self, uint64_t seen, uint64_t ns) noexcept nogil:
+        """Sleep until something wakes the loop, or the generation differs from `seen`. For a caller that drives."""
+        cdef bint alone = self.idle.alone
+        if not alone and not self.before_sleep():
+            return
+        if af_handoff_sleeps(&self.handoff):
+            if aiflow_generation(&self.handoff) == seen:
+                af_wake_wait(&self.wakes, AF_SLEEPER_CALLER, alone, ns)
+                self.idle.vain += af_wake_drain(&self.wakes, AF_SLEEPER_CALLER)
+            af_handoff_woke(&self.handoff)
+        if not alone:
+            self.after_sleep()
 
     cdef void push(self) noexcept nogil:
         """Send the first frames of a posted slice now; wake the worker only if work is left for it."""
@@ -315,16 +375,8 @@ cdef class LoopDriver:
         self.now = af_now_ns()
         self.iterate()  # takes in the slice …
         self.iterate()  # … and sends its first frames
-        self.handoff.driven += 1
         aiflow_as_lcore(lcore)
-        if self.unfinished() or self.handoff.armed:
-            aiflow_set(self.handoff.work_left, 1)
-        af_handoff_release(&self.handoff)
-        if af_handoff_worker_has_work(&self.handoff):
-            af_handoff_wake(&self.handoff)
-        if aiflow_driver_requested(&self.handoff):  # a caller found the loop owned meanwhile
-            aiflow_set(self.handoff.driver_requested, 0)
-            self.ring()
+        self.release(self.unfinished() or af_handoff_has(&self.handoff, AF_ARMED))
 
 
 @atexit.register

@@ -7,9 +7,9 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 from aiflow._core cimport (
-    AF_NB_DROPS, AF_OTHERS, AF_SENDS, af_agent_port, af_handoff, af_now_ns, af_pace_reset, af_tx, af_tx_detach,
-    af_tx_enqueue, af_tx_fail_all, af_tx_init, af_tx_is_pressed, af_tx_load, af_tx_next_frame, af_tx_on_frame,
-    af_tx_owns, af_tx_port, af_tx_slice, af_tx_tick,
+    AF_NB_DROPS, AF_OTHERS, AF_SENDS, af_agent_port, af_handoff, af_handoff_post, af_now_ns, af_pace_reset, af_tx,
+    af_tx_detach, af_tx_enqueue, af_tx_fail_all, af_tx_init, af_tx_is_pressed, af_tx_load, af_tx_next_frame,
+    af_tx_on_frame, af_tx_owns, af_tx_port, af_tx_slice, af_tx_tick,
 )
 from aiflow._dp_agent cimport MOST_MACHINES, Agent, agent_counts, name_bytes, sample_rows, session_numbers
 from aiflow._dp_driver cimport aiflow_lock, aiflow_set, aiflow_unlock
@@ -286,7 +286,7 @@ cdef class TxAgent(Agent):
         self.side.inbox_tail[0] = &out.s
         self.side.inbox_tail = &out.s.next
         aiflow_unlock(self.side.handoff)
-        aiflow_set(self.side.handoff.posted, 1)
+        af_handoff_post(self.side.handoff)
         if not self.joined or self.loop.stopped:
             self._fail_all()
         elif not wait:

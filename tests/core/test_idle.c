@@ -71,6 +71,60 @@ on_a_shared_core_it_sleeps_at_once(void)
 }
 
 static void
+a_loop_that_ports_can_wake_sleeps_until_something_is_due(void)
+{
+	struct af_idle idle = {0};
+	uint64_t now = 1000 * MS, backoff = 30000;
+
+	CHECK_EQUAL(af_idle_sleep(&idle, now, backoff, AF_DUE_UNKNOWN), backoff);
+	CHECK_EQUAL(af_idle_sleep(&idle, now, backoff, now + 7 * MS), 7 * MS);
+	CHECK_EQUAL(af_idle_sleep(&idle, now, backoff, UINT64_MAX), AF_SLEEP_QUIET_NS);
+	CHECK_EQUAL(af_idle_sleep(&idle, now, backoff, now + AF_SLEEP_FIRST_NS - 1), backoff); /* too near */
+	CHECK(!idle.alone);
+}
+
+/* What is overdue gets one more iteration. A due time that is wrong costs no more than the back-off. */
+static void
+what_is_overdue_is_tried_once(void)
+{
+	struct af_idle idle = {0};
+	uint64_t now = 1000 * MS, backoff = 30000;
+
+	CHECK_EQUAL(af_idle_sleep(&idle, now, backoff, now), 0);
+	CHECK_EQUAL(af_idle_sleep(&idle, now, backoff, now), backoff);
+	CHECK_EQUAL(af_idle_sleep(&idle, now, backoff, now - MS), backoff);
+	af_idle_worked(&idle, now, 1);
+	CHECK_EQUAL(af_idle_sleep(&idle, now, backoff, now), 0);
+}
+
+/* A packet socket stays readable while the pool has no mbuf for its frames. */
+static void
+ports_that_wake_it_for_nothing_are_not_heard(void)
+{
+	struct af_idle idle = {.vain = AF_VAIN_MOST};
+
+	CHECK_EQUAL(af_idle_sleep(&idle, MS, 30000, 50 * MS), 30000);
+	CHECK(idle.alone);
+	af_idle_worked(&idle, MS, 1);
+	CHECK_EQUAL(af_idle_sleep(&idle, MS, 30000, 50 * MS), 49 * MS);
+	CHECK(!idle.alone);
+}
+
+static void
+a_stream_on_a_shared_core_is_collected(void)
+{
+	struct af_idle idle = {0};
+
+	af_idle_worked(&idle, MS, AF_STREAM);
+	CHECK_EQUAL(af_idle_sleep(&idle, MS, 30000, 50 * MS), 49 * MS); /* the core is its own */
+	idle.shared_ns = 5 * MS;
+	CHECK_EQUAL(af_idle_sleep(&idle, MS, AF_SLEEP_SHARED_NS, 50 * MS), AF_SLEEP_SHARED_NS);
+	CHECK(idle.alone);
+	af_idle_worked(&idle, MS, 1); /* a single frame may be an answer */
+	CHECK_EQUAL(af_idle_sleep(&idle, MS, AF_SLEEP_SHARED_NS, 50 * MS), 49 * MS);
+}
+
+static void
 timers_become_exact_and_go_back(void)
 {
 	unsigned long was;
@@ -85,4 +139,6 @@ timers_become_exact_and_go_back(void)
 
 CASES(CASE(it_spins_then_yields_then_sleeps), CASE(a_sleep_grows_to_its_bounds),
       CASE(work_shortens_the_next_sleep_by_its_amount), CASE(on_a_shared_core_it_sleeps_at_once),
+      CASE(a_loop_that_ports_can_wake_sleeps_until_something_is_due), CASE(what_is_overdue_is_tried_once),
+      CASE(ports_that_wake_it_for_nothing_are_not_heard), CASE(a_stream_on_a_shared_core_is_collected),
       CASE(timers_become_exact_and_go_back))

@@ -5,6 +5,10 @@
  *
  * Spinning is free on a core of one's own. A long yield shows that another thread wants the core, perhaps the peer or
  * the kernel's side of a port. For some milliseconds the loop then sleeps at once.
+ *
+ * Where every port can wake the loop, it sleeps until its agents have something due, instead of this back-off. The
+ * back-off remains for three cases: the due time is near or past; ports wake the loop, and it finds no work; and a
+ * stream on a shared core, whose frames are worth collecting.
  */
 #ifndef AIFLOW_IDLE_H
 #define AIFLOW_IDLE_H
@@ -27,18 +31,30 @@
 #define AF_SLEEP_SHARED_NS 150000ull /* first sleep on a shared core */
 #define AF_TIMER_SLACK_NS 1000ul /* the default of 50 us would more than double a short sleep */
 
+#define AF_SLEEP_QUIET_NS 100000000ull /* the longest sleep of a loop that its ports can wake */
+#define AF_DUE_UNKNOWN 0ull /* a due time: the ports cannot wake the loop */
+#define AF_VAIN_MOST 3u /* wake-ups by ports without work, before the loop stops listening to them */
+#define AF_STREAM 4 /* frames and events of an iteration that is part of a stream */
+
 struct af_idle {
 	uint64_t worked_ns; /* when the loop had work last */
 	uint64_t sleep_ns;  /* the newest sleep; the next one is longer */
 	uint64_t shared_ns; /* until when the core counts as shared */
 	uint32_t spins;     /* idle steps so far */
+	uint32_t vain;      /* wake-ups by ports since the loop had work */
+	bool hurried;       /* since then it has looked again, because something was due */
+	bool stream;        /* that work was part of a stream */
+	bool alone;         /* the next sleep listens to no port */
 };
 
 static inline void
 af_idle_worked(struct af_idle *idle, uint64_t now, int work)
 {
 	idle->worked_ns = now;
-	idle->sleep_ns = work < 4 ? idle->sleep_ns / 4 : 0;
+	idle->stream = work >= AF_STREAM;
+	idle->sleep_ns = idle->stream ? 0 : idle->sleep_ns / 4;
+	idle->vain = 0;
+	idle->hurried = false;
 }
 
 /* A thread begins to wait, so an answer may be near. */
@@ -95,6 +111,22 @@ af_idle_step(struct af_idle *idle, uint64_t now)
 	if (idle->sleep_ns > most)
 		idle->sleep_ns = most;
 	return idle->sleep_ns;
+}
+
+/* The sleep instead of `backoff_ns`, which af_idle_step returned, when something is due at `due`; 0: none. */
+static inline uint64_t
+af_idle_sleep(struct af_idle *idle, uint64_t now, uint64_t backoff_ns, uint64_t due)
+{
+	idle->alone = idle->vain >= AF_VAIN_MOST || (idle->stream && now < idle->shared_ns);
+	if (due == AF_DUE_UNKNOWN || idle->alone)
+		return backoff_ns;
+	if (due <= now && !idle->hurried) {
+		idle->hurried = true; /* the tick that was just done may have made it due */
+		return 0;
+	}
+	if (due < now + AF_SLEEP_FIRST_NS)
+		return backoff_ns;
+	return due - now < AF_SLEEP_QUIET_NS ? due - now : AF_SLEEP_QUIET_NS;
 }
 
 /* Make this thread's timers exact, for short sleeps. Returns the slack before, for af_idle_timers_as. */
