@@ -13,7 +13,8 @@ from loads import Load
 import aiflow
 
 TIMEOUT_S = 60
-CAN_SPIN = "idle" in inspect.signature(aiflow.Sender).parameters  # missing in older trees, which may be compared
+_KEYWORDS = inspect.signature(aiflow.Sender).parameters
+CAN_SPIN = "idle" in _KEYWORDS or "flat" in _KEYWORDS  # missing in older trees, which may be compared
 
 
 def version() -> str:
