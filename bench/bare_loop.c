@@ -176,3 +176,23 @@ bare_recv(uint8_t *const *elements, uint64_t nbytes)
 			idle(&turns);
 	}
 }
+
+/* Send an element of `nbytes` and wait for one of this size: a round trip. */
+void
+bare_call(const uint8_t *request, uint8_t *reply, uint64_t nbytes)
+{
+	bare_send(&request, &nbytes, 1);
+	bare_recv(&reply, nbytes);
+}
+
+/* Wait for `calls` elements of `nbytes`, one by one, and send each back. */
+void
+bare_answer(uint8_t *memory, uint64_t nbytes, uint32_t calls)
+{
+	const uint8_t *answer = memory;
+
+	while (calls--) {
+		bare_recv(&memory, nbytes);
+		bare_send(&answer, &nbytes, 1);
+	}
+}

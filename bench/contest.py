@@ -222,8 +222,8 @@ class Conversation(_Pair):
         super().__init__(name, cores, _caller, _answerer, nbytes, polling)
         self.rounds: list[Talk] = []
 
-    def round(self, calls: int, pause: float = 0.0) -> Talk:
-        """Make this number of calls, `pause` seconds apart."""
+    def round(self, calls: int, pause: tuple[float, float] = (0.0, 0.0)) -> Talk:
+        """Make this number of calls, each after a pause drawn between these two, in seconds."""
         self.sink.tell("round", calls)
         self.source.tell("round", calls, pause)
         seconds, cpu_source = self.source.answer()
@@ -299,14 +299,15 @@ def _caller(pipe: Connection, name: str, nbytes: int, polling: bool, core: int, 
     peer, options = peers.find(name)
     (address,) = pipe.recv()
     caller = peer.Caller(address, nbytes, polling, **options)
-    array = np.random.default_rng(2024).integers(0, 256, nbytes, np.uint8)
+    random = np.random.default_rng(2024)
+    array = random.integers(0, 256, nbytes, np.uint8)
     pipe.send(("ready", {}))
     for calls, pause in _commands(pipe):
         cpu = time.process_time()
         seconds = []
         for _ in range(calls):
-            if pause:
-                time.sleep(pause)
+            if pause[1]:
+                time.sleep(random.uniform(*pause))
             array[:8] += 1
             begin = time.perf_counter()
             reply = caller.call(array)

@@ -1,4 +1,7 @@
-"""A median with its 95 % confidence interval, for any distribution, from order statistics."""
+"""Medians and ratios with their 95 % confidence intervals, for any distribution.
+
+Medians take theirs from order statistics, ratios of quantiles from rounds that are drawn with replacement.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,10 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
+
+import numpy as np
+
+RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -36,3 +43,19 @@ class Median:
     def as_dict(self) -> dict[str, Any]:
         """Return a dict for the JSON file."""
         return asdict(self)
+
+
+def of_quantiles(
+    ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]], share: float
+) -> tuple[float, float, Median]:
+    """Return a quantile of all values of either side, and the ratio of both, ours ÷ theirs.
+
+    Values of one round depend on each other, so the interval draws whole rounds, of both sides at the same places.
+    """
+    both = np.array(ours), np.array(theirs)
+    of_ours, of_theirs = (float(np.quantile(side, share)) for side in both)
+    random, rounds = np.random.default_rng(1), len(ours)
+    drawn = [random.integers(0, rounds, rounds) for _ in range(RESAMPLES)]
+    ratios = [float(np.quantile(both[0][at], share) / np.quantile(both[1][at], share)) for at in drawn]
+    low, high = np.quantile(ratios, (0.025, 0.975))
+    return of_ours, of_theirs, Median(of_ours / of_theirs, float(low), float(high), rounds)

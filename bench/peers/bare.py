@@ -128,3 +128,34 @@ class Source:
 
     def close(self) -> None:
         pass
+
+
+class _Talking:
+    """One end of a conversation. It always polls, and makes four copies a way."""
+
+    def __init__(self, role: str, socket: str, nbytes: int) -> None:
+        self._port = _Port(role, socket)
+        self._array = np.ones(nbytes, np.uint8)
+        self._memory, self._nbytes = ctypes.c_void_p(self._array.ctypes.data), ctypes.c_uint64(nbytes)
+
+    def close(self) -> None:
+        pass
+
+
+class Answerer(_Talking):
+    def __init__(self, directory: str, nbytes: int, polling: bool, way: str) -> None:
+        self.address = f"{directory}/memif"
+        super().__init__("server", self.address, nbytes)
+
+    def answer(self) -> None:
+        self._port.library.bare_answer(self._memory, self._nbytes, ctypes.c_uint32(1))
+
+
+class Caller(_Talking):
+    def __init__(self, address: str, nbytes: int, polling: bool, way: str) -> None:
+        super().__init__("client", address, nbytes)
+        self._port.await_link()
+
+    def call(self, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        self._port.library.bare_call(ctypes.c_void_p(array.ctypes.data), self._memory, self._nbytes)
+        return self._array
