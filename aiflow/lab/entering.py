@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["die_with_parent", "enter", "entered"]
+__all__ = ["die_with_parent", "enter", "enter_new", "entered"]
 
 _CLONE_NEWNET = 0x40000000
 _PR_SET_PDEATHSIG = 1
@@ -25,6 +25,12 @@ def _setns(path: Path | str) -> None:
 def enter(path: Path | str) -> None:
     """Move the calling thread, and the threads and processes that it starts later, into a namespace."""
     _setns(path)
+
+
+def enter_new() -> None:
+    """Move the calling thread, as `enter`, into a new namespace. It has no name, and ends with its last process."""
+    if _libc.unshare(_CLONE_NEWNET):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
 @contextlib.contextmanager
