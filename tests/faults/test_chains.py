@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from relay import ROOM, Relay
 from wait import settle
+from wiretap import ROOM, Wiretap
 
 import aiflow
 from aiflow import _dp_testing, _eal, _wire
@@ -59,9 +59,9 @@ def exchange(sender: str, receiver: str, nb_slices: int = 2, faults: Any = None,
 @pytest.mark.parametrize("assemble", [True, False], ids=["assembled", "kept"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_frames_cut(shape: str, assemble: bool, name: str) -> None:
-    with Relay(name, cuts=SHAPES[shape]) as relay:
-        counters = exchange(relay.sender, relay.receiver, assemble=assemble)
-    assert relay.passed > 30
+    with Wiretap(name, cuts=SHAPES[shape]) as tap:
+        counters = exchange(tap.sender, tap.receiver, assemble=assemble)
+    assert tap.passed > 30
     assert {reason for reason in ("segments", "crc", "length", "runt") if counters[reason]} == set()
 
 
@@ -69,8 +69,8 @@ def test_frames_cut(shape: str, assemble: bool, name: str) -> None:
 def test_frames_cut_meet_faults(assemble: bool, name: str) -> None:
     """Faults damage a chain as they damage one mbuf, and the CRC shows it."""
     faults = {"ways": "in", "corrupt": 0.05, "truncate": 0.05, "repeat": 0.05, "reorder": 0.1, "seed": 7}
-    with Relay(name, cuts=SHAPES["at-54"]) as relay:
-        counters = exchange(relay.sender, relay.receiver, 8, faults, assemble=assemble)
+    with Wiretap(name, cuts=SHAPES["at-54"]) as tap:
+        counters = exchange(tap.sender, tap.receiver, 8, faults, assemble=assemble)
     assert counters["crc"] > 0
     assert counters["segments"] == 0
 
@@ -84,8 +84,8 @@ def test_damage_in_the_second_mbuf_is_seen(name: str) -> None:
             return frame
         return frame[:700] + bytes([frame[700] ^ 1]) + frame[701:]
 
-    with Relay(name, damage, cuts=SHAPES["at-54"]) as relay:
-        assert exchange(relay.sender, relay.receiver)["crc"] > 0
+    with Wiretap(name, damage, cuts=SHAPES["at-54"]) as tap:
+        assert exchange(tap.sender, tap.receiver)["crc"] > 0
 
 
 @pytest.mark.parametrize("assemble", [True, False], ids=["assembled", "kept"])
@@ -143,5 +143,5 @@ def test_local_frames_of_every_size(frame_size: int, assemble: bool, endpoint: s
 
 
 def test_raw_frames_say_how_they_are_cut(name: str) -> None:
-    with pytest.raises(aiflow.ConfigError, match="nb_segs=0"), Relay(name) as relay:
-        _dp_testing.inject(relay._ports[0], [b"x" * 60], nb_segs=0)
+    with pytest.raises(aiflow.ConfigError, match="nb_segs=0"), Wiretap(name) as tap:
+        _dp_testing.inject(tap._ports[0], [b"x" * 60], nb_segs=0)

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 from netns import Namespace
-from relay import Relay
 from wait import settle
+from wiretap import Wiretap
 
 import aiflow
 
@@ -61,20 +61,20 @@ PRIORITIES = {
 @pytest.mark.parametrize("assemble", [True, False], ids=["assembled", "kept"])
 @pytest.mark.parametrize("tag", PRIORITIES)
 def test_a_priority_tag_in_the_frame(tag: str, assemble: bool, name: str) -> None:
-    with Relay(name, tagged(PRIORITIES[tag])) as relay:
-        assert delivers(relay.sender, relay.receiver, FRAME, assemble=assemble)["vlan"] == 0
+    with Wiretap(name, tagged(PRIORITIES[tag])) as tap:
+        assert delivers(tap.sender, tap.receiver, FRAME, assemble=assemble)["vlan"] == 0
 
 
 @pytest.mark.parametrize("tci", [0, 0x1000, 0x6000, 0xF000])
 def test_a_priority_tag_that_the_driver_took_out(tci: int, name: str) -> None:
-    with Relay(name, vlan_tci=tci) as relay:
-        assert delivers(relay.sender, relay.receiver, FRAME)["vlan"] == 0
+    with Wiretap(name, vlan_tci=tci) as tap:
+        assert delivers(tap.sender, tap.receiver, FRAME)["vlan"] == 0
 
 
 @pytest.mark.parametrize("cut", [0, 11, 12, 13, 14, 15, 16, 17, 18, 30, 58, 59, 200])
 def test_a_priority_tag_in_a_chain(cut: int, name: str) -> None:
-    with Relay(name, tagged("81006000"), cuts=lambda size: [min(cut, size)]) as relay:
-        assert delivers(relay.sender, relay.receiver, FRAME)["vlan"] == 0
+    with Wiretap(name, tagged("81006000"), cuts=lambda size: [min(cut, size)]) as tap:
+        assert delivers(tap.sender, tap.receiver, FRAME)["vlan"] == 0
 
 
 @pytest.mark.parametrize("where", ["in the frame", "taken out"])
@@ -86,8 +86,8 @@ def test_padding_that_a_tag_made_up_for(where: str, name: str) -> None:
         shortened.append(len(with_tag) < len(frame) + 4)
         return with_tag if where == "in the frame" else with_tag[:12] + with_tag[16:]
 
-    with Relay(name, change, vlan_tci=None if where == "in the frame" else 0x6000) as relay:
-        assert delivers(relay.sender, relay.receiver, FRAME)["runt"] == 0
+    with Wiretap(name, change, vlan_tci=None if where == "in the frame" else 0x6000) as tap:
+        assert delivers(tap.sender, tap.receiver, FRAME)["runt"] == 0
     assert any(shortened)
 
 
@@ -109,9 +109,9 @@ REFUSED = {
 def test_other_tags_are_counted(tags: str, name: str) -> None:
     in_frame, taken_out = REFUSED[tags]
     with (
-        Relay(name, tagged(in_frame), vlan_tci=taken_out) as relay,
-        aiflow.Receiver(relay.receiver, memory="8MiB") as rx,
-        aiflow.Sender(relay.sender, frame_size=FRAME, peer_timeout=30) as tx,
+        Wiretap(name, tagged(in_frame), vlan_tci=taken_out) as tap,
+        aiflow.Receiver(tap.receiver, memory="8MiB") as rx,
+        aiflow.Sender(tap.sender, frame_size=FRAME, peer_timeout=30) as tx,
     ):
         ticket = tx.send([b"x"], wait=False)
         assert settle(lambda: rx.counters["vlan"] >= 3)

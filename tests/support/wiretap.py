@@ -13,7 +13,7 @@ Change = Callable[[bytes], bytes]
 ROOM = 9216
 
 
-class Relay:
+class Wiretap:
     """Joins two ``ring:`` endpoints, `sender` and `receiver`; a context manager.
 
     Parameters
@@ -39,7 +39,7 @@ class Relay:
         self.change, self.cuts, self.vlan_tci = change, cuts, vlan_tci
         self.passed = 0
         self._ends = [(parse_endpoint(self.sender), "receiver"), (parse_endpoint(self.receiver), "sender")]
-        self._pool = _eal.Mempool("relay", 4095, ROOM, own_memory=True)
+        self._pool = _eal.Mempool("wiretap", 4095, ROOM, own_memory=True)
         self._ports = [ring_pairs.take(endpoint, role, self._pool)[0] for endpoint, role in self._ends]
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run)
@@ -62,7 +62,7 @@ class Relay:
         self.passed += len(frames)
         return len(frames)
 
-    def __enter__(self) -> Relay:
+    def __enter__(self) -> Wiretap:
         self._thread.start()
         return self
 
