@@ -1,4 +1,4 @@
-"""aiflow in the cluster: the bodies of the sender and receiver processes. They use only the public API."""
+"""aiflow in the cluster: the bodies of the sender, receiver and relay processes. They use only the public API."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from typing import Any
 
 from aiflow.lab.elements import Elements
 
-__all__ = ["receive", "send"]
+__all__ = ["receive", "relay", "send"]
 
 _PATIENCE_S = 60.0
 _WARM_UP = "warm-up"
 _SLICE_S = 600.0
 _IN_FLIGHT = 4
+_RELAY_MEMORY = "256MiB"
 _TRACE_S = 0.0005
 
 
@@ -37,13 +38,7 @@ def send(
     del addresses
     loaded = elements.load()
     with Sender([f"af_packet:{port}" for port in ports], to=to, name=f"node{number}", **options) as tx:
-        used: set[str] = set()
-        deadline = time.monotonic() + _PATIENCE_S
-        while len(used) < len(ports):
-            report = tx.send([(_WARM_UP, bytes(200_000 * len(ports)))], timeout=_PATIENCE_S)
-            used |= {port.name for port in report.ports if port.frames}
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"only {sorted(used)} of {len(ports)} ports found a path")
+        _warm_up(tx, ports)
         pipe.send(("ready",))
         while message := pipe.recv():
             numbers, nb_slices = message
@@ -65,14 +60,51 @@ def send(
             pipe.send(("sent", start, end, told))
 
 
+def _warm_up(tx: Any, ports: list[str]) -> None:
+    """Send warm-up slices until every port has its path."""
+    used: set[str] = set()
+    deadline = time.monotonic() + _PATIENCE_S
+    while len(used) < len(ports):
+        report = tx.send([(_WARM_UP, bytes(200_000 * len(ports)))], timeout=_PATIENCE_S)
+        used |= {port.name for port in report.ports if port.frames}
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"only {sorted(used)} of {len(ports)} ports found a path")
+
+
+def relay(pipe: Connection, number: int, ports: list[str], to: str, options: dict[str, Any]) -> None:
+    """Send each slice on, over the ports that it came by, until the end is requested. Nothing is copied.
+
+    A few slices are in flight at a time. Warm-up slices of the sender before are dropped, and own ones are sent.
+    """
+    from aiflow import Receiver, Sender
+
+    endpoints, name = [f"af_packet:{port}" for port in ports], f"node{number}"
+    with (
+        Receiver(endpoints, name=name, memory=_RELAY_MEMORY) as rx,
+        Sender(endpoints, to=to, name=name, **options) as tx,
+    ):
+        _warm_up(tx, ports)
+        pipe.send(("ready",))
+        in_flight = deque[Any]()
+        while not pipe.poll():
+            for time_slice in _early(rx):
+                in_flight.append(tx.send(time_slice, wait=False))
+                time_slice.release()  # its memory is freed when the next node has it
+                if len(in_flight) == _IN_FLIGHT:
+                    in_flight.popleft().result(_SLICE_S)
+        for ticket in in_flight:
+            ticket.result(_SLICE_S)
+
+
 def receive(
     pipe: Connection, number: int, ports: list[str], addresses: list[str], nb_senders: int, elements: Elements,
     options: dict[str, Any],
 ) -> None:  # fmt: skip
-    """Receive the requested number of slices from each sender. Reply ``("received", elements, identical, trace)``.
+    """Receive the requested number of slices from each sender. Reply ``("received", elements, identical, trace, end)``.
 
     If each sender sends one slice, they are verified after all have arrived, to keep the CPU free during the
-    measurement. The optional trace has entries (ns of the first reading, ns of the last one, bytes seen by both).
+    measurement. The optional trace has entries (ns of the first reading, ns of the last one, bytes seen by both). `end`
+    is the time at which the last slice was received.
     """
     from aiflow import Receiver
 
@@ -89,12 +121,14 @@ def receive(
                 return
             nb_slices, wants_trace = message[1:]
             expected, counted, identical = nb_senders * nb_slices - len(held), 0, 0
+            end = time.monotonic_ns()
             with _traced(rx, wants_trace) as trace:
                 while expected:
                     time_slice = rx.recv(timeout=_SLICE_S)
                     if _is_warm_up(time_slice):
                         time_slice.release()
                         continue
+                    end = time.monotonic_ns()
                     held.append(time_slice)
                     expected -= 1
                     if nb_slices > 1:
@@ -102,7 +136,7 @@ def receive(
                         identical += _release(held, loaded)
             counted += sum(map(len, held))
             identical += _release(held, loaded)
-            pipe.send(("received", counted, identical, trace))
+            pipe.send(("received", counted, identical, trace, end))
 
 
 def _release(held: list[Any], loaded: Any) -> int:

@@ -222,7 +222,7 @@ def down(as_json: bool, running: bool, name: str | None) -> None:
 
 
 @lab.command()
-@click.argument("experiment", type=click.Choice(["fig6", "fig7", "fig8", "policies", "loss", "cut", "all"]))
+@click.argument("experiment", type=click.Choice(["fig6", "fig7", "fig8", "policies", "loss", "cut", "relay", "all"]))
 @_port_rate
 @click.option(
     "--repeats", type=click.IntRange(1, 99), metavar="N", help="Runs of each measurement. Default: 3, with --quick 1."
@@ -247,10 +247,11 @@ def run(
     as_json: bool, experiment: str, rate: int, repeats: int | None, quick: bool, out: Path, strict: bool,
     faults: dict[str, Any] | None,
 ) -> None:  # fmt: skip
-    """Run an experiment on a separate cluster, with TCP and ZeroMQ for comparison, and plot the results.
+    """Run an experiment on a separate cluster, most with TCP and ZeroMQ for comparison, and plot the results.
 
     fig6: parallel ports. fig7: flow control. fig8: one and two switches. policies: ports of different speed. loss:
-    random loss at the switch. cut: a port, then a switch, fails in the middle of a slice.
+    random loss at the switch. cut: a port, then a switch, fails in the middle of a slice. relay: a node that sends on
+    what it receives, over the same ports.
     """
     terminal = Terminal(as_json)
     with terminal.outcome("lab run") as outcome:
@@ -268,7 +269,7 @@ def run(
                 yield bar
 
         bench = Bench(images, rate, repeats or (1 if quick else 3), quick, progress, faults)
-        names = experiments.EXPERIMENTS if experiment == "all" else (experiment,)
+        names = list(experiments.EXPERIMENTS) if experiment == "all" else [experiment]
         outcome.document["experiments"] = {}
         for results, paths in experiments.run(names, bench, out):
             outcome.document["experiments"][results.name] = {

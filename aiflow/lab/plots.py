@@ -216,4 +216,20 @@ def _cut(figure: Figure, results: Results) -> None:
     _limit(axes, stalls["uncut"] + 10, "10 ms beyond the uncut run's")
 
 
-_PICTURES = {"fig6": _fig6, "fig7": _fig7, "fig8": _fig8, "policies": _policies, "loss": _loss, "cut": _cut}
+def _relay(figure: Figure, results: Results) -> None:
+    axes = _axes(figure, 1, 1, "Share of the line rate that is payload", "", "")
+    shares = _column(results.medians, "scenario", "share")
+    bars = axes.bar(
+        list(shares), list(shares.values()), color=["#2a9d8f", _COLOURS["aiflow"]][: len(shares)], width=0.4
+    )
+    axes.bar_label(bars, [f"{share:.4f}" for share in shares.values()], padding=3, color=_SOFT)
+    _limit(axes, results.theory["header_bound"], "upper bound after headers")
+    least = results.theory["least"] * shares["two nodes"]
+    axes.scatter(["three nodes"], [least], marker="_", s=900, color=_COLOURS["static"], label="required", zorder=3)
+    axes.set_ylim(0, 1.1)
+    axes.legend(frameon=False, loc="lower right", markerscale=0.4)
+
+
+_PICTURES = {
+    "fig6": _fig6, "fig7": _fig7, "fig8": _fig8, "policies": _policies, "loss": _loss, "cut": _cut, "relay": _relay,
+}  # fmt: skip

@@ -13,7 +13,7 @@ from aiflow.lab import aiflow_peers, tcp_peers, zmq_peers
 from aiflow.lab.children import NodeChild, hear_all
 from aiflow.lab.cluster import Cluster, Loss
 from aiflow.lab.elements import Elements, balanced
-from aiflow.lab.topology import Layout
+from aiflow.lab.topology import Layout, Port
 
 __all__ = ["TCP", "ZEROMQ", "Measured", "Route", "System", "Trial", "ours", "running"]
 
@@ -42,11 +42,15 @@ ZEROMQ = System("ZeroMQ", zmq_peers.send, zmq_peers.receive)
 
 @dataclass(frozen=True)
 class Route:
-    """Elements from one node to another, over the first `ports` ports of both."""
+    """Elements from one node to another, over the first `ports` ports of both.
+
+    `through` is a node that receives every slice and sends it on, over the same number of ports. aiflow only.
+    """
 
     source: int
     target: int
     ports: int
+    through: int | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,8 @@ class Measured:
         The machine's load average of the last minute.
     end_ns : int
         End of the last sender's slice (monotonic clock).
+    arrived_ns : int
+        When the last slice was received; 0 for other systems.
     trace : tuple of (int, int, int)
         Of the first receiver, if requested: times of the first and the last reading (ns, monotonic) with the same
         number of bytes, and this number.
@@ -89,6 +95,7 @@ class Measured:
     delivered: bool
     load: float
     end_ns: int
+    arrived_ns: int = 0
     trace: tuple[tuple[int, int, int], ...] = ()
 
 
@@ -145,6 +152,7 @@ class Trial:
             delivered=all(row[1] == row[2] for row in received) and sum(row[1] for row in received) == nb_elements,
             load=load,
             end_ns=max(row[2] for row in sent),
+            arrived_ns=max(row[4] if len(row) > 4 else 0 for row in received),
             trace=tuple(map(tuple, received[0][3])) if during is not None else (),
         )
 
@@ -171,7 +179,7 @@ def running(
     """
     layout = cluster.layout
     with contextlib.ExitStack() as stack:
-        receivers, senders = [], []
+        receivers, relays, senders = [], [], []
         for target in sorted({route.target for route in routes}):
             to_it = [route for route in routes if route.target == target]
             ports = layout.ports_of(target)[: max(route.ports for route in to_it)]
@@ -181,16 +189,31 @@ def running(
             receivers.append(stack.enter_context(NodeChild(cluster, target, system.receive, *arguments)))
         hear_all(receivers, _START_S)
         for route in routes:
-            ours, theirs = (layout.ports_of(node)[: route.ports] for node in (route.source, route.target))
+            if route.through is not None:
+                ports = layout.ports_of(route.through)[: route.ports]
+                arguments = route.through, [p.interface for p in ports], f"node{route.target}"
+                options = _options(system, ports, faults)
+                relays.append(
+                    stack.enter_context(NodeChild(cluster, route.through, aiflow_peers.relay, *arguments, options))
+                )
+        hear_all(relays, _START_S)
+        for route in routes:
+            next_node = route.target if route.through is None else route.through
+            ours, theirs = (layout.ports_of(node)[: route.ports] for node in (route.source, next_node))
             pairs = [(one.address, other.address) for one, other in zip(ours, theirs, strict=True)]
-            options = system.options
-            if system.send is aiflow_peers.send:  # the speed that a veth reports is not real
-                options = {"link_speed": [p.link_bps for p in ours], **options} | ({"faults": faults} if faults else {})
             arguments = (
-                route.source, [p.interface for p in ours], pairs, f"node{route.target}", elements, options,
+                route.source, [p.interface for p in ours], pairs, f"node{next_node}", elements,
+                _options(system, ours, faults),
             )  # fmt: skip
             senders.append(stack.enter_context(NodeChild(cluster, route.source, system.send, *arguments)))
         hear_all(senders, _START_S)
         yield Trial(cluster, routes, elements, senders, receivers)
-        for child in (*senders, *receivers):  # together; leaving the stack waits for each
+        for child in (*senders, *relays, *receivers):  # together; leaving the stack waits for each
             child.ask_to_end()
+
+
+def _options(system: System, ports: Sequence[Port], faults: dict[str, Any] | None) -> dict[str, Any]:
+    """Return the options of a sending process. The speed that a veth reports is not real."""
+    if system.send is not aiflow_peers.send:
+        return system.options
+    return {"link_speed": [p.link_bps for p in ports], **system.options} | ({"faults": faults} if faults else {})

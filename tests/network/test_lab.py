@@ -410,6 +410,18 @@ def test_a_quick_cut_strikes_in_mid_slice(tmp_path) -> None:
     assert swallowed["seconds_left"] > 0.9 * ideal - 2 * swallowed["unseen_ms"] / 1e3
 
 
+@root
+@pytest.mark.slow
+def test_a_quick_relay_passes_everything_on(tmp_path) -> None:
+    pytest.importorskip("zmq")
+    document = experiment("relay", tmp_path, "--rate", "50mbit")
+    measured = {row["scenario"]: row for row in document["runs"]}
+    assert set(measured) == {"two nodes", "three nodes"}
+    for row in measured.values():
+        assert row["elements"] == 4 * 8
+        assert 0 < row["share"] < 1.05  # the links are shaped
+
+
 @pytest.mark.parametrize("faults", ["drop", "drop=2", "flood=0.1", "drop=often"])
 def test_faults_that_are_none_are_refused(faults) -> None:
     ran = CliRunner().invoke(app, ["lab", "run", "fig6", "--quick", "--faults", faults])
