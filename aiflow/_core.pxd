@@ -327,6 +327,7 @@ cdef extern from "aiflow/tx/tx_agent.h" nogil:
         af_rival rivals[2]
         uint8_t drop
         uint32_t nb_dropped
+        uint64_t peer_free_bytes
         uint32_t number, session, payload_bytes, first_id, next_id
         af_tx_slice *queue
         void *retransmit

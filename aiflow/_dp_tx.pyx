@@ -368,6 +368,10 @@ cdef class TxAgent(Agent):
         """The receiver's most frequent reason to drop frames, and how many it has dropped; ("ok", 0) for none."""
         return DROPS[self.side.tx[receiver].drop], self.side.tx[receiver].nb_dropped
 
+    def peer_free_bytes(self, uint32_t receiver=0):
+        """Bytes that are free of the receiver's memory, by its newest feedback."""
+        return self.multi.tx[receiver].peer_free_bytes
+
     def last_receiver(self, uint32_t receiver=0):
         """Name of the last receiver that joined at this index, "" before the first."""
         return (<const char *>self.side.tx[receiver].receiver).decode("utf-8", "replace")

@@ -143,13 +143,17 @@ an_older_report_takes_nothing_back(void)
 	CHECK_EQUAL(s->state, AF_TX_DONE);
 	rig.tx.feedback_number = 200;
 	for (int i = 0; i < 2; i++) {
-		struct af_feedback r = {
-			.granted = AF_BE32(2), .done = AF_BE32(1), .confirmed = AF_BE32(1), .drop = AF_DROP_CRC};
+		struct af_feedback r = {.granted = AF_BE32(2),
+					.done = AF_BE32(1),
+					.confirmed = AF_BE32(1),
+					.drop = AF_DROP_CRC,
+					.free_bytes = AF_BE64(1 << 20)};
 		struct af_frame f = {
 			.number = 150 + 100 * (uint64_t)i, .payload = (const uint8_t *)&r, .nbytes = sizeof r};
 
 		CHECK_EQUAL(af_tx_on_feedback(&rig.tx, &f, rig.now), AF_OK);
 		CHECK_EQUAL(rig.tx.drop, i ? AF_DROP_CRC : AF_OK);
+		CHECK_EQUAL(rig.tx.peer_free_bytes, i ? 1 << 20 : 0);
 	}
 	end(s);
 }

@@ -183,6 +183,7 @@ af_tx_on_feedback(struct af_tx *tx, const struct af_frame *f, uint64_t now)
 	tx->feedbacks++;
 	tx->drop = r.drop < AF_NB_DROPS ? r.drop : AF_OK;
 	tx->nb_dropped = AF_BE32(r.drops);
+	tx->peer_free_bytes = AF_BE64(r.free_bytes);
 	af_tx_apply_grants(tx, &r, now);
 	af_tx_retire(tx, &r, now);
 	if (!af_tx_apply_silence(tx, &r, now))

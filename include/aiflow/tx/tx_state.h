@@ -218,6 +218,7 @@ struct af_tx {
 	uint64_t suspect_ns; /* … since then; 0: none */
 	uint8_t drop; /* enum af_drop: what the receiver drops most, */
 	uint32_t nb_dropped; /* … and how often */
+	uint64_t peer_free_bytes; /* of the receiver's memory, by its newest feedback */
 	uint64_t moved_ns; /* when a slice was granted, or a chunk acknowledged, last */
 	uint64_t epoch; /* of the receiver's instance */
 	uint64_t opened_ns; /* when the session began */

@@ -146,7 +146,7 @@ struct __attribute__((packed)) af_feedback {
 	uint16_t text_bytes; /* and bytes of the piece */
 	uint8_t drop; /* enum af_drop: the most frequent reason that hints at a misconfiguration */
 	uint32_t drops; /* frames that were dropped for it */
-	uint64_t free_bytes; /* diagnostic: the sender never reads it */
+	uint64_t free_bytes; /* of the receiver's memory: for the sender's messages only */
 	struct af_void voids[AF_NB_VOIDS];
 	uint8_t nb_paths;
 };
