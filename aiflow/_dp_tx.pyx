@@ -370,7 +370,7 @@ cdef class TxAgent(Agent):
 
     def peer_free_bytes(self, uint32_t receiver=0):
         """Bytes that are free of the receiver's memory, by its newest feedback."""
-        return self.multi.tx[receiver].peer_free_bytes
+        return self.side.tx[receiver].peer_free_bytes
 
     def last_receiver(self, uint32_t receiver=0):
         """Name of the last receiver that joined at this index, "" before the first."""

@@ -15,6 +15,7 @@ from aiflow._eal import Mempool
 from aiflow._engine import Engine, ReceiverPools
 from aiflow._system import limits, threads
 from aiflow._transfer.context import fresh
+from aiflow._transfer.holdings import listed, note
 from aiflow._transfer.reasons import joined, of_drops, of_pools
 from aiflow.config import parse_choice, parse_memory, parse_seconds, parse_timeout
 from aiflow.errors import ConfigError, PoolExhausted, SliceTimeout, not_copied
@@ -177,6 +178,7 @@ class Receiver:
         self._engine.join(used, f"Receiver {self.name!r}")
         self._ports = self._engine.ports
         self._closed = self._ended = False
+        note(agent, self.name, self.memory)
 
     # ---- receiving ----
 
@@ -304,13 +306,12 @@ class Receiver:
         return SliceTimeout(text + joined(facts))
 
     def _exhausted(self, nbytes: int) -> PoolExhausted:
-        held = sorted(self._agent.slices, key=lambda incoming: -incoming.charged)
+        held = self._agent.slices
         total = sum(incoming.charged for incoming in held)
-        holders = ", ".join(f"slice {held.slice_id} from {held.sender!r} ({held.charged} bytes)" for held in held[:5])
         return PoolExhausted(
             f"a sender waits to send {nbytes} bytes, and of memory={self.memory} bytes you hold {total} in "
-            f"{len(held)} slices that are not released or have arrays still alive: {holders}. Release them, copy what "
-            "you keep, or give the Receiver more memory="
+            f"{len(held)} slices that are not released or have arrays still alive: {listed(held)}. Release them, copy "
+            "what you keep, or give the Receiver more memory="
         )
 
     def __iter__(self) -> Iterator[TimeSlice]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from aiflow._transfer import result
+from aiflow._transfer import holdings, result
 from aiflow._transfer.waiter import Waiter
 from aiflow.errors import AiflowError, ConfigError
 from aiflow.report import SliceReport
@@ -108,7 +108,16 @@ class Context:
             self._agent.drops(),
             self._agent.dropped(receiver),
             self.ports.hints(),
+            self._memory(receiver),
         )
+
+    def _memory(self, receiver: int) -> result.Memory | None:
+        """What is known of the memory that a slice to this receiver waits for, if one does."""
+        for outgoing in self._agent.outstanding():
+            if outgoing.receiver == receiver and outgoing.waits_for_memory:
+                free = self._agent.peer_free_bytes(receiver)
+                return result.Memory(self._agent.last_receiver(receiver), free, outgoing.needs, holdings.told())
+        return None
 
 
 def fresh(error: AiflowError) -> AiflowError:

@@ -21,10 +21,38 @@ from aiflow.errors import (
 )
 from aiflow.report import PortReport, ReceiverReport, SliceReport
 
-__all__ = ["Known", "failure", "lasting", "report", "waits_for"]
+__all__ = ["Known", "Memory", "failure", "lasting", "report", "waits_for"]
 
 NameOf = Callable[[Any], str]
 """The receiver's name of a part."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Facts about the memory that a slice waits for.
+
+    Attributes
+    ----------
+    receiver : str
+        Its name.
+    free_bytes : int
+        What is free of its memory, by its newest feedback.
+    needs : int
+        Bytes that the slice takes.
+    holders : list of str
+        What the Receivers of this process hold.
+    """
+
+    receiver: str
+    free_bytes: int
+    needs: int
+    holders: list[str]
+
+    def __str__(self) -> str:
+        return (
+            f"{self.receiver!r} has no memory for it yet: {self.free_bytes} bytes are free there, and it takes "
+            f"{self.needs}; its user holds slices that are not released" + joined(self.holders)
+        )
 
 
 @dataclass
@@ -47,6 +75,8 @@ class Known:
         The most frequent reason for which the receiver drops frames, and how many.
     hints : list of str
         Facts from the ports: where they looked, which have no carrier.
+    memory : Memory or None
+        When a slice to this receiver waits for memory.
     """
 
     endpoints: Sequence[Any]
@@ -57,6 +87,7 @@ class Known:
     drops: dict[str, int] = field(default_factory=dict)
     dropped: tuple[str, int] = ("ok", 0)
     hints: list[str] = field(default_factory=list)
+    memory: Memory | None = None
 
     @property
     def where(self) -> str:
@@ -87,11 +118,12 @@ def waits_for(whole: Any, known: Known) -> str:
     if not outgoing.has_receiver:
         return f"no receiver has answered on {known.where}" + joined(known.facts())
     if outgoing.is_queued:
-        return "slices before it are in flight, or wait for the confirmation of the receiver's user"
+        first = [f"of the first, the receiver {known.memory}"] if known.memory else []
+        return "slices before it are in flight, or wait for the confirmation of the receiver's user" + joined(first)
     if outgoing.held:
         return "the receiver holds it, and its user has not confirmed it"
     if outgoing.waits_for_memory:
-        text = "the receiver has no memory for it yet: its user holds slices that are not released"
+        text = f"the receiver {known.memory}" if known.memory else "the receiver has been asked for memory"
         return text + joined(of_pools(known.drops))  # its manifest may not have left
     told = [f"the receiver says that of what came to it, {fact}" for fact in of_drops(dict([known.dropped]))]
     return f"{outgoing.acked_bytes} of {outgoing.nbytes} bytes have arrived" + joined(told + of_pools(known.drops))
