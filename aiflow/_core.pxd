@@ -50,6 +50,7 @@ cdef extern from "aiflow/wire/manifest.h" nogil:
 
 cdef extern from "aiflow/rt/agent.h" nogil:
     enum:
+        AF_DUE_UNKNOWN
         AF_MBUF_OVERHEAD
         AF_TAIL_LEAST
 
@@ -77,6 +78,7 @@ cdef extern from "aiflow/rt/agent.h" nogil:
         uint32_t (*next_frame)(void *state, uint32_t port, uint64_t now_ns, af_budget *budget,
                                uint8_t *frame) noexcept nogil
         bint (*tick)(void *state, uint64_t now_ns) noexcept nogil
+        uint64_t (*due)(void *state, uint64_t now_ns) noexcept nogil
         bint (*owns)(const void *state, uint32_t number) noexcept nogil
         af_load (*load)(const void *state, uint32_t port) noexcept nogil
 
@@ -115,6 +117,7 @@ cdef extern from "aiflow/rt/demux.h" nogil:
                            void *handle) noexcept
     uint32_t af_demux_next_frame(af_demux *d, uint32_t p, uint64_t now, uint8_t *frame, const af_span **tail) noexcept
     bint af_demux_tick(af_demux *d, uint64_t now) noexcept
+    uint64_t af_demux_due(const af_demux *d, uint64_t now) noexcept
 
 
 cdef extern from "aiflow/rt/numbers.h" nogil:
@@ -178,9 +181,6 @@ cdef extern from "aiflow/rt/wake_set.h" nogil:
 
 
 cdef extern from "aiflow/rt/idle.h" nogil:
-    enum:
-        AF_DUE_UNKNOWN
-
     struct af_idle:
         uint64_t worked_ns, sleep_ns, shared_ns
         uint32_t spins, vain
@@ -348,6 +348,10 @@ cdef extern from "aiflow/tx/tx_agent.h" nogil:
     af_load af_tx_load(const void *state, uint32_t p) noexcept
 
 
+cdef extern from "aiflow/tx/tx_due.h" nogil:
+    uint64_t af_tx_due(void *state, uint64_t now) noexcept
+
+
 cdef extern from "aiflow/rx/arena.h" nogil:
     struct af_block:
         uint64_t offset, size, charged
@@ -434,3 +438,7 @@ cdef extern from "aiflow/rx/rx_agent.h" nogil:
     uint32_t af_rx_next_frame(void *state, uint32_t p, uint64_t now, af_budget *budget, uint8_t *frame) noexcept
     bint af_rx_tick(void *state, uint64_t now) noexcept
     bint af_rx_owns(const void *state, uint32_t number) noexcept
+
+
+cdef extern from "aiflow/rx/rx_due.h" nogil:
+    uint64_t af_rx_due(void *state, uint64_t now) noexcept

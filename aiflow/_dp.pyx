@@ -7,9 +7,9 @@ the frames that these write (include/aiflow/rt/demux.h). `_dp_driver.pyx` has th
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 from aiflow._core cimport (
-    AF_MIN_PATH_FRAME, AF_NB_FAULTS, AF_TAIL_LEAST, af_cpu_budget_rest, af_demux_find, af_demux_next_frame,
-    af_demux_on_frame, af_demux_tick, af_fault_line_leave, af_fault_name, af_handoff_notify, af_handoff_rest,
-    af_handoff_take_posted, af_idle_worked, af_now_ns, af_span,
+    AF_DUE_UNKNOWN, AF_MIN_PATH_FRAME, AF_NB_FAULTS, AF_TAIL_LEAST, af_cpu_budget_rest, af_demux_due, af_demux_find,
+    af_demux_next_frame, af_demux_on_frame, af_demux_tick, af_fault_line_leave, af_fault_name, af_handoff_notify,
+    af_handoff_rest, af_handoff_take_posted, af_idle_worked, af_now_ns, af_span,
 )
 from aiflow._dp_faults cimport close_lines, impair, impaired, open_lines
 from aiflow._dp_driver cimport LoopDriver, aiflow_lock, aiflow_unlock
@@ -214,6 +214,16 @@ cdef class Loop(LoopDriver):
             if self.ports[i].attached and self.ports[i].count:
                 return True
         return False
+
+    cdef uint64_t due(self, uint64_t now) noexcept nogil:
+        """Unknown while a port cannot wake the loop, or frames wait for a driver or in a fault line."""
+        cdef uint32_t i
+        cdef loop_port *port
+        for i in range(self.nb_ports):
+            port = &self.ports[i]
+            if port.attached and (not port.wakes or port.count or port.lines[OUT] != NULL or port.lines[IN] != NULL):
+                return AF_DUE_UNKNOWN
+        return af_demux_due(&self.demux, now)
 
     cdef int iterate(self) noexcept nogil:
         """One iteration: a burst in and a burst out of every port. Returns the frames and events."""

@@ -18,6 +18,7 @@ cdef enum:
 cdef struct loop_port:
     bint attached
     bint gated
+    bint wakes                 # the loop's wake descriptors have the port's: an arrival ends a sleep
     uint16_t port_id
     uint16_t head              # index of the first staged frame that is not sent
     uint16_t count             # staged frames from head on

@@ -8,7 +8,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 from aiflow._core cimport (
-    AF_RECEIVES, af_agent_port, af_handoff, af_now_ns, af_rx, af_rx_detach, af_rx_fail_pending, af_rx_free,
+    AF_RECEIVES, af_agent_port, af_handoff, af_now_ns, af_rx, af_rx_detach, af_rx_due, af_rx_fail_pending, af_rx_free,
     af_rx_hear_verdicts, af_rx_init, af_rx_next_frame, af_rx_on_frame, af_rx_owes, af_rx_owns, af_rx_port, af_rx_slice,
     af_rx_tick,
 )
@@ -105,6 +105,7 @@ cdef class RxAgent(Agent):
         self.machines[0].on_frame = af_rx_on_frame
         self.machines[0].next_frame = af_rx_next_frame
         self.machines[0].tick = af_rx_tick
+        self.machines[0].due = af_rx_due
         self.machines[0].owns = af_rx_owns
         self.nb_machines = 1
 

@@ -8,7 +8,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 from aiflow._core cimport (
     AF_NB_DROPS, AF_OTHERS, AF_SENDS, af_agent_port, af_handoff, af_handoff_post, af_now_ns, af_pace_reset, af_tx,
-    af_tx_detach, af_tx_enqueue, af_tx_fail_all, af_tx_init, af_tx_is_pressed, af_tx_load, af_tx_next_frame,
+    af_tx_detach, af_tx_due, af_tx_enqueue, af_tx_fail_all, af_tx_init, af_tx_is_pressed, af_tx_load, af_tx_next_frame,
     af_tx_on_frame, af_tx_owns, af_tx_port, af_tx_slice, af_tx_tick,
 )
 from aiflow._dp_agent cimport MOST_MACHINES, Agent, agent_counts, name_bytes, sample_rows, session_numbers
@@ -136,6 +136,7 @@ cdef class TxAgent(Agent):
         self.machines[i].on_frame = af_tx_on_frame
         self.machines[i].next_frame = af_tx_next_frame
         self.machines[i].tick = af_tx_tick
+        self.machines[i].due = af_tx_due
         self.machines[i].owns = af_tx_owns
         self.machines[i].load = af_tx_load
         self.nb_machines = i + 1

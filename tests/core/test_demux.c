@@ -285,6 +285,37 @@ agents_come_and_go_in_any_order(void)
 	CHECK_EQUAL(af_demux_next_frame(&demux, 0, 1, frame, &tail), 0);
 }
 
+static uint64_t
+due(void *state, uint64_t now)
+{
+	return now + ((struct fake *)state)->window;
+}
+
+static void
+the_earliest_agent_says_when_something_is_due(void)
+{
+	struct fake one = {.window = 500}, two = {.window = 300};
+
+	memset(&demux, 0, sizeof demux);
+	CHECK_EQUAL(af_demux_due(&demux, 1000), AF_DUE_NEVER);
+	for (int i = 0; i < 2; i++) {
+		struct fake *fake = i ? &two : &one;
+
+		fake->agent = (struct af_agent){.state = fake, .role = AF_RECEIVES, .tick = tick, .owns = owns};
+		CHECK(af_demux_add(&demux, &fake->agent));
+	}
+	one.agent.due = due;
+	CHECK_EQUAL(af_demux_due(&demux, 1000), AF_DUE_UNKNOWN); /* one of them cannot say */
+	two.agent.due = due;
+	CHECK_EQUAL(af_demux_due(&demux, 1000), 1300);
+	demux.lines[0].nb_senders = 2;
+	demux.lines[0].due_ns = 1200;
+	CHECK_EQUAL(af_demux_due(&demux, 1000), 1200); /* the pacing that they share */
+	CHECK_EQUAL(af_demux_due(&demux, 1250), 1550);
+	memset(&demux, 0, sizeof demux);
+}
+
 CASES(CASE(a_frame_goes_to_the_agent_that_gave_its_peer_the_number), CASE(what_belongs_to_no_one_is_counted_once),
       CASE(a_question_goes_to_every_receiver_but_those_of_its_own_ports), CASE(agents_of_a_port_send_in_turn),
-      CASE(senders_share_the_window_and_the_pacing_of_a_port), CASE(agents_come_and_go_in_any_order))
+      CASE(senders_share_the_window_and_the_pacing_of_a_port), CASE(agents_come_and_go_in_any_order),
+      CASE(the_earliest_agent_says_when_something_is_due))

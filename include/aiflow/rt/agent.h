@@ -9,7 +9,11 @@
 #include "aiflow/wire/frame.h"
 
 #define AF_HEARTBEAT_NS 1000000000ull /* an idle sender sends a probe this often */
-#define AF_AWAY_NS 100000000ull /* between two ticks: this process was stopped, so that no peer counts as silent */
+#define AF_AWAY_NS 250000000ull /* between two ticks: this process was stopped, so that no peer counts as silent */
+
+#define AF_DUE_NEVER UINT64_MAX
+#define AF_DUE_UNKNOWN 0ull /* the loop must look by itself, at growing intervals */
+#define AF_DUE_BUSY_NS 5000000ull /* an agent with a slice on its way is looked at this often, whatever it says */
 
 /* Bytes in memory of their owner. */
 struct af_span {
@@ -48,6 +52,9 @@ struct af_agent {
 	uint32_t (*next_frame)(void *state, uint32_t port, uint64_t now_ns, struct af_budget *budget, uint8_t *frame);
 	/* Do what is due by time. True when a waiting thread should look. */
 	bool (*tick)(void *state, uint64_t now_ns);
+	/* The earliest time at which `tick` or `next_frame` may have something to do although no frame arrives and no
+	 * user asks. At most AF_DUE_BUSY_NS away while a slice is on its way. NULL: unknown */
+	uint64_t (*due)(void *state, uint64_t now_ns);
 	/* Is this number, of a frame's `session`, one that this agent gave its peer? */
 	bool (*owns)(const void *state, uint32_t number);
 	struct af_load (*load)(const void *state, uint32_t port); /* AF_SENDS */
@@ -65,6 +72,18 @@ struct af_agent_port {
 	uint32_t tx_window; /* frames that it can have in flight */
 	uint32_t peer; /* the connection that it belongs to */
 };
+
+static inline uint64_t
+af_earlier(uint64_t one, uint64_t other)
+{
+	return one < other ? one : other;
+}
+
+static inline uint64_t
+af_later(uint64_t one, uint64_t other)
+{
+	return one > other ? one : other;
+}
 
 /* The time to assume for a peer's newest frame, after this process was stopped from `then` to `now`. */
 static inline uint64_t

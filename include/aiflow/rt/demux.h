@@ -280,4 +280,21 @@ af_demux_tick(struct af_demux *d, uint64_t now)
 	return changed;
 }
 
+/* When an agent has something to do although no frame arrives; AF_DUE_UNKNOWN when one of them cannot say. */
+static inline uint64_t
+af_demux_due(const struct af_demux *d, uint64_t now)
+{
+	uint64_t due = AF_DUE_NEVER;
+
+	for (uint32_t i = 0; i < d->nb; i++) {
+		if (!d->agents[i]->due)
+			return AF_DUE_UNKNOWN;
+		due = af_earlier(due, d->agents[i]->due(d->agents[i]->state, now));
+	}
+	for (uint32_t p = 0; p < AF_MAX_PORTS; p++)
+		if (d->lines[p].nb_senders > 1 && d->lines[p].due_ns > now)
+			due = af_earlier(due, d->lines[p].due_ns); /* its senders do not know when the port is free */
+	return due;
+}
+
 #endif

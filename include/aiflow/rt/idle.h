@@ -18,6 +18,7 @@
 #include <stdint.h>
 #include <sys/prctl.h>
 
+#include "aiflow/rt/agent.h"
 #include "aiflow/rt/handoff.h"
 
 #define AF_SPIN_NS 20000ull /* idle time before the first yield, */
@@ -32,7 +33,6 @@
 #define AF_TIMER_SLACK_NS 1000ul /* the default of 50 us would more than double a short sleep */
 
 #define AF_SLEEP_QUIET_NS 100000000ull /* the longest sleep of a loop that its ports can wake */
-#define AF_DUE_UNKNOWN 0ull /* a due time: the ports cannot wake the loop */
 #define AF_VAIN_MOST 3u /* wake-ups by ports without work, before the loop stops listening to them */
 #define AF_STREAM 4 /* frames and events of an iteration that is part of a stream */
 
