@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-PROGRAMS = ["send_array.py", "recv_array.py", "stream.py", "several_receivers.py"]
+PROGRAMS = ["send_array.py", "recv_array.py", "stream.py", "several_receivers.py", "relay.py"]
 DEADLINE_S = 120  # each takes two or three
 
 
@@ -95,6 +95,11 @@ def test_one_slice_is_spread_over_two_receivers(started: Started) -> None:
         "node-1 holds 4 images",
         "node-1 received 4 of 8 images, 3686400 bytes",
     ]
+
+
+def test_a_relay_adds_to_what_it_passes_on(started: Started) -> None:
+    lines = [f"{{'left': {number}.0, 'right': {number}.0, 'mean': {number}.0}}" for number in range(3)]
+    assert output(started.start("relay.py")).splitlines() == lines
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
