@@ -431,6 +431,8 @@ cdef extern from "aiflow/rx/rx_agent.h" nogil:
     void af_rx_hear_verdicts(af_rx *rx) noexcept
     void af_rx_fail_pending(af_rx *rx, const char *text, uint32_t nbytes) noexcept
     void af_rx_detach(af_rx *rx, uint32_t p) noexcept
+    void af_rx_part(af_rx *rx) noexcept
+    bint af_rx_owes_bye(const af_rx *rx) noexcept
     bint af_rx_owes(const af_rx *rx) noexcept
     void af_rx_slice_free(af_rx_slice *s, void (*release)(void *handle) noexcept nogil) noexcept
     bint af_rx_on_frame(void *state, uint32_t p, uint64_t now, const uint8_t *frame, uint32_t len,

@@ -9,8 +9,8 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 from aiflow._core cimport (
     AF_RECEIVES, af_agent_port, af_handoff, af_now_ns, af_rx, af_rx_detach, af_rx_due, af_rx_fail_pending, af_rx_free,
-    af_rx_hear_verdicts, af_rx_init, af_rx_next_frame, af_rx_on_frame, af_rx_owes, af_rx_owns, af_rx_port, af_rx_slice,
-    af_rx_tick,
+    af_rx_hear_verdicts, af_rx_init, af_rx_next_frame, af_rx_on_frame, af_rx_owes, af_rx_owes_bye, af_rx_owns,
+    af_rx_part, af_rx_port, af_rx_slice, af_rx_tick,
 )
 from aiflow._dp cimport Loop
 from aiflow._dp_agent cimport Agent, agent_counts, name_bytes, sample_rows, session_numbers
@@ -162,6 +162,20 @@ cdef class RxAgent(Agent):
         af_rx_hear_verdicts(self.rx)
         af_rx_fail_pending(self.rx, reason, <uint32_t>len(reason))
 
+    def _wait_for(self, condition):
+        """Wait until a condition of the loop holds, for at most LAST_WORDS_S."""
+        until = time.monotonic() + LAST_WORDS_S
+        while not self.stopped and not self.loop.between(condition) and time.monotonic() < until:
+            self.wait(self.generation, 0.0005)
+
+    def _part(self):
+        if self.joined:
+            af_rx_part(self.rx)
+
+    def _has_parted(self):
+        """Has every goodbye left?"""
+        return not af_rx_owes_bye(self.rx) and self.loop.settled()
+
     def _said_all(self):
         """Has every due feedback frame left?"""
         return not af_rx_owes(self.rx) and self.loop.settled()
@@ -208,9 +222,9 @@ cdef class RxAgent(Agent):
             return
         if self.rx.confirms:
             self.loop.between(lambda: self._fail_pending(reason))
-        until = time.monotonic() + LAST_WORDS_S
-        while not self.stopped and not self.loop.between(self._said_all) and time.monotonic() < until:
-            self.wait(self.generation, 0.0005)
+        self._wait_for(self._said_all)
+        self.loop.between(self._part)
+        self._wait_for(self._has_parted)
         self.leave()
         while self.pop() is not None:
             pass

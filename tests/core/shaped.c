@@ -171,13 +171,17 @@ release(void *handle)
 	(void)handle;
 }
 
+static struct af_numbers numbers; /* of all ends: as in one process */
+
 static void
 make_peers(uint64_t now)
 {
+	af_numbers_init(&numbers, (uint64_t[]){(uint64_t)o.seed, 1});
 	rx = calloc(1, sizeof *rx);
 	trunk = (struct fifo){.ring = calloc(4096, sizeof(struct packet)), .size = 4096};
 	af_arena_init(&arena, 1u << 30, true);
 	af_rx_init(rx);
+	rx->numbers = &numbers;
 	rx->arena = &arena;
 	rx->release = release;
 	rx->epoch = 7;
@@ -194,6 +198,7 @@ make_peers(uint64_t now)
 
 		if (af_tx_init(tx))
 			exit(2);
+		tx->numbers = &numbers;
 		snprintf(tx->name, sizeof tx->name, "source-%d", s);
 		tx->instance = (uint64_t)s << AF_LIFE_BITS;
 		tx->nb_expected = tx->nb_ports = (uint32_t)o.ports;

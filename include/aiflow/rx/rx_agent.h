@@ -31,8 +31,8 @@ af_rx_detach(struct af_rx *rx, uint32_t p)
 		struct af_rx_session *session = rx->sessions[i];
 
 		for (uint32_t k = 0; k < AF_MAX_PORTS; k++)
-			if (session->paths[k].known && session->paths[k].port == p)
-				session->paths[k].known = false;
+			if (session->paths[k].port == p)
+				session->paths[k].known = session->paths[k].asked = false;
 		if (session->ports == 1u << p)
 			af_rx_forget(rx, i--);
 		else
@@ -141,7 +141,7 @@ af_rx_next_frame(void *state, uint32_t p, uint64_t now, struct af_budget *budget
 				port->p.rx_ring / 4 < AF_FEEDBACK_FRAMES ? port->p.rx_ring / 4 : AF_FEEDBACK_FRAMES;
 			bool probed = path->urgent;
 
-			if (!path->known || path->port != p)
+			if (!(path->known || path->bye_due) || path->port != p)
 				continue;
 			if (path->bye_due) {
 				size = af_rx_bye(rx, session, k, now, frame);

@@ -71,6 +71,21 @@ af_rx_on_other_version(struct af_rx *rx, uint32_t p, const uint8_t *frame, uint6
 	rx->answers_tail++;
 }
 
+/* Where to reach a sender of which no frame has come yet. */
+static inline void
+af_rx_note_asked(struct af_rx_session *session, uint32_t p, uint32_t index, const uint8_t *mac)
+{
+	struct af_rx_path *path = &session->paths[index];
+
+	if (path->known)
+		return;
+	path->asked = true;
+	path->port = (uint8_t)p;
+	memcpy(path->mac, mac, 6);
+	if (session->nb_paths <= index)
+		session->nb_paths = index + 1;
+}
+
 static inline enum af_drop
 af_rx_on_hello(struct af_rx *rx, uint32_t p, const struct af_frame *f, uint64_t now)
 {
@@ -85,6 +100,8 @@ af_rx_on_hello(struct af_rx *rx, uint32_t p, const struct af_frame *f, uint64_t 
 		return AF_OK;
 	if (!h.session)
 		return AF_DROP_HELLO;
+	if (rx->parting)
+		return AF_OK; /* it is not there for another session */
 	if (rx->answers_tail - rx->answers_head == AF_ANSWERS)
 		return AF_DROP_BUSY;
 	answer = &rx->answers[rx->answers_tail % AF_ANSWERS];
@@ -107,6 +124,7 @@ af_rx_on_hello(struct af_rx *rx, uint32_t p, const struct af_frame *f, uint64_t 
 			return AF_DROP_BUSY;
 		memcpy(session->macs[session->nb_macs++], f->src, 6);
 	}
+	af_rx_note_asked(session, p, AF_BE16(h.port), f->src);
 	session->ports |= 1u << p;
 	session->heard_ns = now;
 	answer->session = session->id;

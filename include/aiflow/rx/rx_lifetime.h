@@ -111,6 +111,29 @@ af_rx_end_session(struct af_rx *rx, struct af_rx_session *session)
 		af_rx_drop_slot(rx, &session->slots[i], AF_RX_EMPTY);
 }
 
+/* This receiver goes, while its ports may stay: say so on every path. */
+static inline void
+af_rx_part(struct af_rx *rx)
+{
+	rx->parting = true;
+	for (uint32_t i = 0; i < rx->nb_sessions; i++)
+		for (uint32_t k = 0; k < rx->sessions[i]->nb_paths; k++)
+			rx->sessions[i]->paths[k].bye_due =
+				rx->sessions[i]->paths[k].known || rx->sessions[i]->paths[k].asked;
+}
+
+/* Is there a goodbye that has not left yet? */
+static inline bool
+af_rx_owes_bye(const struct af_rx *rx)
+{
+	for (uint32_t i = 0; i < rx->nb_sessions; i++)
+		for (uint32_t k = 0; k < rx->sessions[i]->nb_paths; k++)
+			if (rx->sessions[i]->paths[k].bye_due &&
+			    rx->ports[rx->sessions[i]->paths[k].port].p.attached)
+				return true;
+	return false;
+}
+
 static inline void
 af_rx_free(struct af_rx *rx)
 {

@@ -105,6 +105,7 @@ struct af_rx_text {
 
 struct af_rx_path {
 	bool known; /* a frame of it was accepted */
+	bool asked; /* its sender's port said HELLO: `port` and `mac` hold until a frame of it is accepted */
 	bool urgent; /* feedback is due now, with all that a probe asks for */
 	bool bye_due; /* its BYE has no answer yet */
 	uint8_t port; /* over which it was heard last */
@@ -193,6 +194,7 @@ struct af_rx {
 	uint64_t peer_timeout_ns; /* a sender that is silent for longer is gone */
 	uint64_t clock_offset_ns; /* what the clock of timestamps is ahead of the loop's */
 	bool keeps_mbufs; /* payloads stay in their mbufs */
+	bool parting; /* control: w between two iterations. It says goodbye, and takes no sender any more */
 	bool confirms; /* a slice is delivered when the user says so, not when it is whole */
 	struct af_numbers *numbers; /* of this process; any thread mints */
 	struct af_verdicts *verdicts; /* of the user; NULL: there are none. Any thread pushes */

@@ -78,6 +78,18 @@ af_tx_sample(struct af_tx *tx, uint64_t now)
 	af_sampler_end(&tx->sampler);
 }
 
+/* The receiver answers our goodbye, or says its own. */
+static inline void
+af_tx_on_bye(struct af_tx *tx, uint64_t now)
+{
+	tx->bye_heard = true;
+	if (tx->closing)
+		return;
+	af_tx_lose_session(tx, AF_TX_RESTARTED, now);
+	tx->bye_heard = false;
+	tx->changed = true;
+}
+
 /* ---- the agent ---- */
 
 static inline bool
@@ -99,7 +111,7 @@ af_tx_on_frame(void *state, uint32_t p, uint64_t now, const uint8_t *frame, uint
 		else if (f.kind == AF_GRANT || f.kind == AF_FEEDBACK)
 			drop = af_tx_on_feedback(tx, &f, now);
 		else if (f.kind == AF_BYE && f.element == AF_BYE_RECEIVER)
-			tx->bye_heard = true;
+			af_tx_on_bye(tx, now);
 		else
 			drop = AF_DROP_KIND;
 		if (drop == AF_OK)
