@@ -38,7 +38,7 @@ cdef extern from *:
     }
     static inline void aiflow_put_manifest(char *at, uint32_t nb_runs, uint32_t nb_elements, uint64_t nbytes)
     {
-        struct af_manifest m = {.payload_bytes = AF_BE16(1), .nb_runs = AF_BE32(nb_runs),
+        struct af_manifest m = {.format = AF_MANIFEST_FORMAT, .payload_bytes = AF_BE16(1), .nb_runs = AF_BE32(nb_runs),
                                 .nb_elements = AF_BE32(nb_elements), .nbytes = AF_BE64(nbytes)};
 
         memcpy(at, &m, sizeof m);

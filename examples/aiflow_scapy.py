@@ -42,6 +42,7 @@ from scapy.utils import PcapReader
 
 ETHERTYPE = 0x88B5  # IEEE 802 local experimental 1
 TRANSPORT_BYTES = 20
+NB_VOIDS = 9  # of 8 slices in flight, and one for all that are freed because their sender was silent
 KINDS = {
     1: "DATA",
     2: "PACKED",
@@ -95,7 +96,7 @@ class Transport(Packet):
 
     name = "aiflow transport"
     fields_desc = [
-        XIntField("session", 0),
+        XIntField("session", 0),  # number that the addressee minted; 0: a HELLO that asks
         IntField("slice", 0),
         ShortField("path", 0),
         BitField("number", 0, 48),  # packet number: by path, never used twice
@@ -143,11 +144,13 @@ class Aiflow(Packet):
 
 
 class Hello(Packet):
-    """Discovery: a sender asks by broadcast, a receiver answers to the asker alone."""
+    """Discovery: a sender asks by broadcast, a receiver answers to the asker alone. Extensions and padding follow."""
 
     name = "aiflow HELLO"
     fields_desc = [
+        ByteField("format", 1),
         ByteField("answer", 0),
+        XIntField("session", 0),  # number that its writer minted
         ByteField("keeps_mbufs", 0),
         ShortField("port", 0),
         ShortField("nb_ports", 1),
@@ -155,7 +158,6 @@ class Hello(Packet):
         ShortField("heard_bytes", 0),
         ShortField("nb_paths", 0),
         IntField("window", 0),
-        XIntField("session", 0),
         XLongField("sender", 0),
         XLongField("epoch", 0),
         FieldLenField("name_len", None, length_of="sender_name", fmt="B"),
@@ -198,10 +200,11 @@ class PathReport(Packet):
 
 
 class Report(Packet):
-    """The receiver's state for one session (FEEDBACK, GRANT); the newest replaces every older one."""
+    """The receiver's state for one session (FEEDBACK, GRANT); the newest replaces all older ones. Extensions follow."""
 
     name = "aiflow report"
     fields_desc = [
+        ByteField("format", 1),
         IntField("granted", 0),
         IntField("done", 0),
         IntField("confirmed", 0),
@@ -214,7 +217,7 @@ class Report(Packet):
         ByteField("drop", 0),
         IntField("drops", 0),
         LongField("free_bytes", 0),
-        *(PacketField(f"void{number}", Void(), Void) for number in range(9)),
+        *(PacketField(f"void{number}", Void(), Void) for number in range(NB_VOIDS)),
         FieldLenField("nb_paths", None, count_of="paths", fmt="B"),
         PacketListField("paths", [], PathReport, count_from=lambda packet: packet.nb_paths),
         StrLenField("text", b"", length_from=lambda packet: packet.text_bytes),
@@ -226,7 +229,8 @@ class Manifest(Packet):
 
     name = "aiflow MANIFEST"
     fields_desc = [
-        ShortField("flags", 0),
+        ByteField("format", 1),
+        ByteField("flags", 0),
         ShortField("payload_bytes", 0),
         IntField("nb_runs", 0),
         IntField("nb_elements", 0),

@@ -36,7 +36,7 @@ __all__ = [
     "streams_of",
 ]
 
-_HEADER = struct.Struct(">HHIIQ")
+_HEADER = struct.Struct(">BBHIIQ")
 _RUN = struct.Struct(">IQIBBHHH")
 MAX_STREAM_BYTES = 4096
 REMEMBERED_BYTES = 1024
@@ -360,7 +360,7 @@ class Run(NamedTuple):
 
 def parse(manifest: bytes) -> list[Run]:
     """The runs of a received manifest (its lengths were checked when it arrived)."""
-    _, _, nb_runs, _, _ = _HEADER.unpack_from(manifest)
+    _, _, _, nb_runs, _, _ = _HEADER.unpack_from(manifest)
     at, start, runs = _HEADER.size, 0, []
     for _ in range(nb_runs):
         count, nbytes, first, numbered, kind, stream_len, form_len, marks_len = _RUN.unpack_from(manifest, at)

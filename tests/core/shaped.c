@@ -128,7 +128,8 @@ static void
 make_slice(struct af_tx_slice *s, int sender)
 {
 	struct af_span *elements = calloc((size_t)o.elements, sizeof *elements);
-	struct af_manifest m = {.nb_runs = AF_BE32(1), .nb_elements = AF_BE32((uint32_t)o.elements)};
+	struct af_manifest m = {
+		.format = AF_MANIFEST_FORMAT, .nb_runs = AF_BE32(1), .nb_elements = AF_BE32((uint32_t)o.elements)};
 	uint64_t each = (uint64_t)o.bytes / (uint64_t)o.elements;
 	struct af_run run = {.count = AF_BE32((uint32_t)o.elements), .nbytes = AF_BE64(each)};
 	int quota[4] = {o.quota0, o.quota1, o.quota2, o.quota3};

@@ -131,10 +131,10 @@ def resealed(frame: bytearray, covered: int) -> bytearray:
         (12, b"\x81\x00\x00\x05\x08\x00", "foreign"),  # other traffic of a trunk
         (12, b"\x08\x00", "foreign"),
         (14, b"\x11", "version"),
-        (14, b"\x01", "version"),
-        (14, b"\x31", "version"),
-        (14, b"\x20", "kind"),  # kind 0
-        (14, b"\x2f", "kind"),  # kind 15
+        (14, b"\x41", "version"),
+        (14, b"\x21", "version"),
+        (14, b"\x30", "kind"),  # kind 0
+        (14, b"\x3f", "kind"),  # kind 15
         (0, b"\x02\0\0\0\0\x09", "dst_mac"),
         (0, b"\xff" * 6, "broadcast"),  # of data
         (0, b"\x01\0\x5e\0\0\x01", "broadcast"),

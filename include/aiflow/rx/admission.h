@@ -22,22 +22,46 @@ af_rx_need(const struct af_extent *extent, uint64_t manifest_bytes, uint64_t nb_
 	return tables + (mbuf_bytes ? nb_data * (mbuf_bytes + sizeof(struct af_kept)) : extent->block_bytes);
 }
 
-/* Refuse a manifest with something that this build does not know, and name it. */
+/* Refuse a manifest with something that this build does not know, and name it; run: where it stands, or NULL. */
 static inline void
 af_rx_refuse_unknown(struct af_rx *rx, struct af_rx_session *session, struct af_rx_slot *slot, enum af_unknown unknown,
 		     uint32_t value, const struct af_run_cursor *run)
 {
-	static const char *const what[] = {"", "run kind", "mark", "form"};
+	static const char *const what[] = {"", "run kind", "mark", "form", "manifest format", "manifest extension"};
 	char text[512];
 	int n = unknown == AF_UNKNOWN_FORM
 			? snprintf(text, sizeof text, "it does not know the form %.*s",
 				   run->run.form_len < 200 ? run->run.form_len : 200, (const char *)run->form)
 			: snprintf(text, sizeof text, "it does not know the %s %u", what[unknown], (unsigned)value);
 
-	n += snprintf(text + n, sizeof text - (size_t)n, " of stream '%.*s'",
-		      run->run.stream_len < 200 ? run->run.stream_len : 200, (const char *)run->stream);
+	if (run)
+		n += snprintf(text + n, sizeof text - (size_t)n, " of stream '%.*s'",
+			      run->run.stream_len < 200 ? run->run.stream_len : 200, (const char *)run->stream);
 	af_rx_keep_text(session, slot->id, text, (uint32_t)n);
 	af_rx_refuse(rx, session, slot, AF_VOID_UNKNOWN, session->texts[slot->id % AF_RX_SLOTS].nbytes);
+}
+
+/* Measure a manifest. False when it contradicts itself, or is of a kind that this build does not know: it is refused.
+ */
+static inline bool
+af_rx_understands(struct af_rx *rx, struct af_rx_session *session, struct af_rx_slot *slot, struct af_manifest *m,
+		  struct af_extent *extent)
+{
+	const struct af_rx_slice *s = slot->slice;
+	enum af_extensions extensions = AF_EXTENSIONS_BROKEN;
+	uint32_t kind = 0;
+
+	if (s->manifest[0] != AF_MANIFEST_FORMAT) {
+		af_rx_refuse_unknown(rx, session, slot, AF_UNKNOWN_FORMAT, s->manifest[0], NULL);
+		return false;
+	}
+	if (af_manifest_measure(s->manifest, s->manifest_bytes, m, extent))
+		extensions = af_extensions_check(extent->end, s->manifest + s->manifest_bytes, &kind);
+	if (extensions == AF_EXTENSIONS_UNKNOWN)
+		af_rx_refuse_unknown(rx, session, slot, AF_UNKNOWN_EXTENSION, kind, NULL);
+	else if (extensions == AF_EXTENSIONS_BROKEN)
+		af_rx_refuse(rx, session, slot, AF_VOID_MANIFEST, 0);
+	return extensions == AF_EXTENSIONS_FINE;
 }
 
 /* The manifest is complete: refuse it if it contradicts itself, is unknown, or can never be granted. */
@@ -51,11 +75,8 @@ af_rx_read(struct af_rx *rx, struct af_rx_session *session, struct af_rx_slot *s
 	struct af_chunker chunker;
 	uint64_t limit = rx->arena->limit;
 
-	if (!af_manifest_measure(s->manifest, s->manifest_bytes, &m, &extent) ||
-	    extent.end != s->manifest + s->manifest_bytes) {
-		af_rx_refuse(rx, session, slot, AF_VOID_MANIFEST, 0);
+	if (!af_rx_understands(rx, session, slot, &m, &extent))
 		return;
-	}
 	if (extent.nbytes > limit || extent.nb_elements * sizeof(struct af_rx_element) > limit) {
 		af_rx_refuse(rx, session, slot, AF_VOID_TOO_LARGE, limit);
 		return;

@@ -112,7 +112,8 @@ af_rx_feedback(struct af_rx *rx, struct af_rx_session *session, uint32_t first, 
 			     .timestamp_ns = now + rx->clock_offset_ns};
 	uint32_t frame_size = rx->ports[path->port].p.frame_size;
 	size_t limit = frame_size < AF_FEEDBACK_BYTES ? frame_size : AF_FEEDBACK_BYTES;
-	struct af_feedback r = {.granted = AF_BE32(session->granted),
+	struct af_feedback r = {.format = AF_FEEDBACK_FORMAT,
+				.granted = AF_BE32(session->granted),
 				.done = AF_BE32(session->done),
 				.confirmed = AF_BE32(session->confirmed)};
 	uint8_t *at = frame + AF_HEADER + sizeof r;

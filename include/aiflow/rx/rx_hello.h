@@ -86,6 +86,24 @@ af_rx_note_asked(struct af_rx_session *session, uint32_t p, uint32_t index, cons
 		session->nb_paths = index + 1;
 }
 
+/* The same for a HELLO of another format: what every format begins with says who asks. */
+static inline void
+af_rx_on_other_format(struct af_rx *rx, uint32_t p, const struct af_frame *f, uint64_t now)
+{
+	struct af_answer *answer = &rx->answers[rx->answers_tail % AF_ANSWERS];
+	struct af_hello h;
+
+	if (f->nbytes < offsetof(struct af_hello, keeps_mbufs))
+		return;
+	memcpy(&h, f->payload, offsetof(struct af_hello, keeps_mbufs));
+	if (h.format == AF_HELLO_FORMAT || h.answer || rx->answers_tail - rx->answers_head == AF_ANSWERS ||
+	    !af_rx_is_courteous(rx, now))
+		return;
+	*answer = (struct af_answer){.port = p, .peer = AF_BE32(h.session)};
+	memcpy(answer->mac, f->src, 6);
+	rx->answers_tail++;
+}
+
 static inline enum af_drop
 af_rx_on_hello(struct af_rx *rx, uint32_t p, const struct af_frame *f, uint64_t now)
 {
@@ -94,10 +112,12 @@ af_rx_on_hello(struct af_rx *rx, uint32_t p, const struct af_frame *f, uint64_t 
 	struct af_hello h;
 	char name[AF_NAME_BYTES] = {0}, to[AF_NAME_BYTES];
 
-	if (!af_hello_read(f, &h, name, to) || (f->src[0] & 1))
-		return AF_DROP_HELLO;
-	if (h.answer)
-		return AF_OK;
+	enum af_drop drop = f->src[0] & 1 ? AF_DROP_HELLO : af_hello_read(f, &h, name, to);
+
+	if (drop == AF_DROP_VERSION)
+		af_rx_on_other_format(rx, p, f, now);
+	if (drop != AF_OK || h.answer)
+		return drop;
 	if (!h.session)
 		return AF_DROP_HELLO;
 	if (rx->parting)

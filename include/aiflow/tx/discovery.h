@@ -330,9 +330,10 @@ af_tx_on_hello(struct af_tx *tx, struct af_tx_port *port, const struct af_frame 
 	struct af_candidate c = {0};
 	struct af_hello h;
 	char to[AF_NAME_BYTES];
+	enum af_drop drop = af_hello_read(f, &h, c.name, to);
 
-	if (!af_hello_read(f, &h, c.name, to))
-		return AF_DROP_HELLO;
+	if (drop != AF_OK)
+		return drop;
 	if (!h.answer || AF_BE64(h.sender) != tx->instance || f->session != tx->number)
 		return AF_OK; /* it concerns another sender */
 	if (!h.session || (tx->to[0] && strcmp(tx->to, c.name))) {

@@ -2,6 +2,7 @@
 #ifndef AIFLOW_TX_FEEDBACK_H
 #define AIFLOW_TX_FEEDBACK_H
 
+#include "aiflow/wire/extension.h"
 #include "aiflow/tx/recovery.h"
 #include "aiflow/tx/tx_slice.h"
 #include "aiflow/tx/tx_state.h"
@@ -88,27 +89,51 @@ af_tx_is_sound(const struct af_tx *tx, const struct af_feedback *r)
 	       !af_before(done, AF_BE32(r->confirmed));
 }
 
-/* Each path record, from `*at` on: acknowledgements, losses, window. Each is judged by its own numbers, so feedback
- * that was overtaken counts, too. */
-static inline bool
-af_tx_apply_paths(struct af_tx *tx, const struct af_feedback *r, const uint8_t **at, const uint8_t *end, uint64_t now)
+/* Read feedback, and bound all that it claims: `paths` become its path records, `text` what follows them. */
+static inline enum af_drop
+af_tx_read_feedback(const struct af_frame *f, struct af_feedback *r, const uint8_t **paths, const uint8_t **text)
+{
+	const uint8_t *at = f->payload + sizeof *r, *end = f->payload + f->nbytes;
+
+	if (f->nbytes && f->payload[0] != AF_FEEDBACK_FORMAT)
+		return AF_DROP_VERSION;
+	if (f->nbytes < sizeof *r)
+		return AF_DROP_FEEDBACK;
+	memcpy(r, f->payload, sizeof *r);
+	*paths = at;
+	for (uint32_t i = 0; i < r->nb_paths; i++) {
+		struct af_path_feedback path;
+
+		if (end - at < (ptrdiff_t)sizeof path)
+			return AF_DROP_FEEDBACK;
+		memcpy(&path, at, sizeof path);
+		at += sizeof path;
+		if (path.words > AF_RX_BITS / 64 || end - at < path.words * 8)
+			return AF_DROP_FEEDBACK;
+		at += path.words * 8;
+	}
+	*text = at;
+	if (end - at < AF_BE16(r->text_bytes))
+		return AF_DROP_FEEDBACK;
+	return af_extensions_drop(at + AF_BE16(r->text_bytes), end, AF_DROP_FEEDBACK);
+}
+
+/* Each path record: acknowledgements, losses, window. Each is judged by its own numbers, so feedback that was overtaken
+ * counts, too. */
+static inline void
+af_tx_apply_paths(struct af_tx *tx, const struct af_feedback *r, const uint8_t *at, uint64_t now)
 {
 	for (uint32_t i = 0; i < r->nb_paths; i++) {
 		struct af_path_feedback path;
 		uint32_t p;
 
-		if (end - *at < (ptrdiff_t)sizeof path)
-			return false;
-		memcpy(&path, *at, sizeof path);
-		*at += sizeof path;
+		memcpy(&path, at, sizeof path);
+		at += sizeof path;
 		p = AF_BE16(path.path);
-		if (path.words > AF_RX_BITS / 64 || end - *at < path.words * 8)
-			return false;
 		if (p < tx->nb_ports && tx->ports[p].open)
-			af_tx_on_path(tx, &tx->ports[p], &path, *at, now);
-		*at += path.words * 8;
+			af_tx_on_path(tx, &tx->ports[p], &path, at, now);
+		at += path.words * 8;
 	}
-	return true;
 }
 
 static inline void
@@ -168,15 +193,15 @@ static inline enum af_drop
 af_tx_on_feedback(struct af_tx *tx, const struct af_frame *f, uint64_t now)
 {
 	struct af_feedback r;
-	const uint8_t *at = f->payload + sizeof r, *end = f->payload + f->nbytes;
+	const uint8_t *paths, *text;
+	enum af_drop drop = af_tx_read_feedback(f, &r, &paths, &text);
 
-	if (f->nbytes < sizeof r)
+	if (drop != AF_OK)
+		return drop;
+	if (!af_tx_is_sound(tx, &r))
 		return AF_DROP_FEEDBACK;
-	memcpy(&r, f->payload, sizeof r);
-	if (!af_tx_is_sound(tx, &r) || !af_tx_apply_paths(tx, &r, &at, end, now))
-		return AF_DROP_FEEDBACK;
-	if (end - at >= AF_BE16(r.text_bytes))
-		af_tx_take_text(tx, &r, at);
+	af_tx_apply_paths(tx, &r, paths, now);
+	af_tx_take_text(tx, &r, text);
 	if (f->number < tx->feedback_number)
 		return AF_OK; /* newer feedback has replaced the rest */
 	tx->feedback_number = f->number;

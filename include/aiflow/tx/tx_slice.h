@@ -47,7 +47,7 @@ af_tx_lay_out(struct af_tx *tx, struct af_tx_slice *s)
 
 	memcpy(&m, s->manifest, sizeof m);
 	s->inlined = !tx->keeps_mbufs && s->manifest_bytes + s->nbytes <= tx->payload_bytes;
-	m.flags = s->inlined ? AF_BE16(AF_FLAG_INLINE) : 0;
+	m.flags = s->inlined ? AF_FLAG_INLINE : 0;
 	m.payload_bytes = AF_BE16((uint16_t)tx->payload_bytes);
 	memcpy(s->manifest, &m, sizeof m);
 	s->payload_bytes = tx->payload_bytes;

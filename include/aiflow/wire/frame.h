@@ -52,7 +52,7 @@
 	X(AF_FEEDBACK, "FEEDBACK") /* the receiver's state: `struct af_feedback` and path records */ \
 	X(AF_HELLO, "HELLO")       /* `struct af_hello` and two names */ \
 	X(AF_PROBE, "PROBE")       /* asks for feedback now */ \
-	X(AF_BYE, "BYE")           /* element: enum af_bye. The sender has closed; the receiver answers with one */ \
+	X(AF_BYE, "BYE")           /* element: AF_BYE_SENDER, which has closed, or AF_BYE_RECEIVER, which answers */ \
 	X(AF_VOID, "VOID")         /* the sender has given this slice up */ \
 	X(AF_CLOSE, "CLOSE")       /* closing record of a slice: the CRC32C over all its bytes */
 /* clang-format on */
@@ -100,24 +100,30 @@ _Static_assert(offsetof(struct af_header, crc) == 50, "wire offset");
 /* `element` of a BYE: whose it is. */
 enum af_bye { AF_BYE_SENDER = 1, AF_BYE_RECEIVER = 2 };
 
+/* Formats of what frames carry. Another one is refused as another version is. */
+#define AF_HELLO_FORMAT 1u
+#define AF_FEEDBACK_FORMAT 1u
+#define AF_MANIFEST_FORMAT 1u
+
 /* `path` of a HELLO, which belongs to none. Its numbers count for each direction of an instance. */
 #define AF_PATH_NONE 0xffffu
 
 /* Discovery. A sender asks by broadcast; a receiver answers that sender alone. A question has session 0 in its header,
  * an answer has the number of the sender that asked. */
 struct __attribute__((packed)) af_hello {
-	uint8_t answer;       /* 0: a sender asks; 1: a receiver answers */
-	uint8_t keeps_mbufs;  /* answer: nothing may travel inside a manifest */
-	uint16_t port;        /* index of the port within its side */
-	uint16_t nb_ports;
-	uint16_t frame_size;  /* largest frame of this port */
-	uint16_t heard_bytes; /* answer: size of the HELLO that arrived, which proves the path's MTU */
-	uint16_t nb_paths;    /* answer: paths of other senders on this port */
-	uint32_t window;      /* answer: frames that the port can hold */
+	uint8_t format; /* AF_HELLO_FORMAT. Every format begins with these three fields, so that it can be answered */
+	uint8_t answer; /* 0: a sender asks; 1: a receiver answers */
 	uint32_t session; /* the number that its writer minted; answer: 0 when the sender asked for another receiver */
+	uint8_t keeps_mbufs; /* answer: nothing may travel inside a manifest */
+	uint16_t port; /* index of the port within its side */
+	uint16_t nb_ports;
+	uint16_t frame_size; /* largest frame of this port */
+	uint16_t heard_bytes; /* answer: size of the HELLO that arrived, which proves the path's MTU */
+	uint16_t nb_paths; /* answer: paths of other senders on this port */
+	uint32_t window; /* answer: frames that the port can hold */
 	uint64_t sender; /* its instance: 48 random bits, and 16 that count its sessions */
 	uint64_t epoch; /* answer: the receiver's instance */
-	uint8_t name_len, to_len; /* followed by the two names */
+	uint8_t name_len, to_len; /* followed by the two names, and extensions (extension.h) */
 };
 
 /* A slice that the receiver does not have, and why. */
@@ -133,8 +139,10 @@ struct __attribute__((packed)) af_void {
 #define AF_NB_VOIDS (AF_SLICES_IN_FLIGHT + 1)
 
 /* The receiver's state for one session. State, not events: the newest feedback replaces all older feedback. Path
- * records follow, then `text_bytes` bytes of a text: why slice `text_slice` is void, in the user's words. */
+ * records follow, then `text_bytes` bytes of a text: why slice `text_slice` is void, in the user's words. Extensions
+ * (extension.h) come last. */
 struct __attribute__((packed)) af_feedback {
+	uint8_t format; /* AF_FEEDBACK_FORMAT, first in every format */
 	uint32_t granted; /* every slice below may send its data */
 	uint32_t done; /* every slice below is complete at the receiver, or void */
 	uint32_t confirmed; /* every slice below is confirmed by the receiver's user, or void; at most `done` */
@@ -165,9 +173,9 @@ struct __attribute__((packed)) af_path_feedback {
 	/* uint64_t bitmap[words], oldest numbers first, lowest bit first */
 };
 
-_Static_assert(sizeof(struct af_hello) == 38, "wire size");
+_Static_assert(sizeof(struct af_hello) == 39, "wire size");
 _Static_assert(sizeof(struct af_void) == 16, "wire size");
-_Static_assert(sizeof(struct af_feedback) == 44 + 16 * AF_NB_VOIDS, "wire size");
+_Static_assert(sizeof(struct af_feedback) == 45 + 16 * AF_NB_VOIDS, "wire size");
 _Static_assert(sizeof(struct af_path_feedback) == 36, "wire size");
 
 /* AF_VOID_SILENCE: this slice and all later ones were freed, because their sender was silent. It may retransmit them.
@@ -215,7 +223,7 @@ enum af_void_reason {
 	X(AF_DROP_HELLO, "hello")             /* a HELLO that contradicts itself */ \
 	X(AF_DROP_FEEDBACK, "report")         /* feedback that contradicts itself; `report` is what users see */ \
 	X(AF_DROP_BUSY, "busy")               /* no memory or no table entry for its sender */ \
-	X(AF_DROP_VERSION, "version")         /* another version of the wire format */
+	X(AF_DROP_VERSION, "version")         /* another version, format, or extension that must be understood */
 /* clang-format on */
 
 enum af_drop { AF_DROP_LIST(AF_TABLE_SYMBOL) AF_NB_DROPS };

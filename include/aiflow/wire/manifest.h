@@ -1,8 +1,8 @@
 /* The manifest of a slice, and the chunk numbers that both ends derive from it.
  *
- * The manifest is a header and runs of like elements:
+ * The manifest is a header, runs of like elements, and extensions (extension.h):
  *
- *     header   u16 flags | u16 payload_bytes | u32 nb_runs | u32 nb_elements | u64 nbytes
+ *     header   u8 format | u8 flags | u16 payload_bytes | u32 nb_runs | u32 nb_elements | u64 nbytes
  *     run      u32 count | u64 nbytes of each | u32 first | u8 numbered | u8 kind | u16 stream_len | u16 form_len
  *              | u16 marks_len | stream | form | marks
  *     mark     u8 key | u8 length | value, big-endian
@@ -22,6 +22,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "aiflow/wire/extension.h"
 #include "aiflow/wire/form.h"
 #include "aiflow/wire/frame.h"
 
@@ -49,7 +50,9 @@ enum af_mark {
 };
 
 struct __attribute__((packed)) af_manifest {
-	uint16_t flags, payload_bytes;
+	uint8_t format; /* AF_MANIFEST_FORMAT, first in every format */
+	uint8_t flags;
+	uint16_t payload_bytes;
 	uint32_t nb_runs, nb_elements;
 	uint64_t nbytes;
 };
@@ -122,7 +125,6 @@ af_manifest_read(const uint8_t *bytes, uint64_t len, struct af_manifest *out, st
 	if (len < AF_MANIFEST_HEADER)
 		return false;
 	memcpy(out, bytes, sizeof *out);
-	out->flags = AF_BE16(out->flags);
 	out->payload_bytes = AF_BE16(out->payload_bytes);
 	out->nb_runs = AF_BE32(out->nb_runs);
 	out->nb_elements = AF_BE32(out->nb_elements);
@@ -158,7 +160,7 @@ af_run_next(struct af_run_cursor *c)
 /* The totals of a manifest. */
 struct af_extent {
 	uint64_t nb_elements, nbytes, block_bytes;
-	const uint8_t *end; /* of the last run: where inline data begins */
+	const uint8_t *end; /* of the last run: where extensions begin */
 };
 
 /* False when the manifest contradicts itself or overflows. */
@@ -190,9 +192,17 @@ af_manifest_measure(const uint8_t *bytes, uint64_t len, struct af_manifest *m, s
 
 /* ---- what this build knows ---- */
 
-/* The first thing in a run that this build does not know. */
-enum af_unknown { AF_KNOWN, AF_UNKNOWN_KIND, AF_UNKNOWN_MARK, AF_UNKNOWN_FORM };
+/* What this build does not know. */
+enum af_unknown {
+	AF_KNOWN,
+	AF_UNKNOWN_KIND,
+	AF_UNKNOWN_MARK,
+	AF_UNKNOWN_FORM,
+	AF_UNKNOWN_FORMAT,   /* of the manifest */
+	AF_UNKNOWN_EXTENSION /* of the manifest */
+};
 
+/* The first unknown thing in a run. */
 static inline enum af_unknown
 af_run_unknown(const struct af_run_cursor *c, uint32_t *value)
 {
