@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import struct
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -206,3 +208,14 @@ def test_names_are_those_of_the_header() -> None:
     assert drops == wire.DROPS
     kinds = ("DATA", "PACKED", "MANIFEST", "GRANT", "FEEDBACK", "HELLO", "PROBE", "BYE", "VOID", "CLOSE")
     assert dict(zip(kinds, range(1, 11), strict=True)) == wire.KINDS
+
+
+def test_the_register_has_every_kind_and_reason_by_its_number() -> None:
+    """docs/wire.md is what other implementations read."""
+    text = (Path(__file__).resolve().parents[2] / "docs/wire.md").read_text()
+    kinds = {name: int(number) for number, name in re.findall(r"^\| (\d+) \| ([A-Z]+) \|", text, re.M)}
+    assert kinds == wire.KINDS
+    reasons = dict(re.findall(r"^\| (\d+) \| `(\w+)` \|", text, re.M))
+    assert [reasons[str(number)] for number in range(1, len(wire.DROPS))] == list(wire.DROPS[1:])
+    assert f"version (high nibble, {wire.VERSION})" in text
+    assert re.findall(r"^\| (\d+) \| (?:refused|this one) \|", text, re.M)[-1] == str(wire.VERSION)
