@@ -181,6 +181,9 @@ cdef extern from "aiflow/rt/wake_set.h" nogil:
 
 
 cdef extern from "aiflow/rt/idle.h" nogil:
+    enum:
+        AF_SIGNALS_NS
+
     struct af_idle:
         uint64_t worked_ns, sleep_ns, shared_ns
         uint32_t spins, vain

@@ -47,7 +47,7 @@ cdef class LoopDriver:
     cdef void run(self) noexcept nogil
     cdef uint64_t drive_until_asleep(self) noexcept nogil
     cdef uint64_t pause(self) noexcept nogil
-    cdef void sleep(self, uint64_t seen, uint64_t ns) noexcept nogil
+    cdef bint sleep(self, uint64_t seen, uint64_t ns) noexcept nogil
     cdef void ring(self) noexcept nogil
     cdef void push(self) noexcept nogil
     cdef bint drive(self, uint64_t seen, uint64_t until) noexcept nogil

@@ -11,7 +11,7 @@ import weakref
 
 from libc.stdint cimport uint64_t
 from aiflow._core cimport (
-    AF_ARMED, AF_CALLER_WAITS, AF_CONTROL_WANTED, AF_DOZES, AF_DUE_UNKNOWN, AF_NAP_FIRST_NS, AF_POSTED,
+    AF_ARMED, AF_CALLER_WAITS, AF_CONTROL_WANTED, AF_DOZES, AF_DUE_UNKNOWN, AF_NAP_FIRST_NS, AF_POSTED, AF_SIGNALS_NS,
     AF_SLEEPER_CALLER, AF_SLEEPER_WORKER, AF_WORKER, af_cpu_budget_begin, af_cpu_budget_end, af_handoff_acquire,
     af_handoff_dozes, af_handoff_drain_fd, af_handoff_enter, af_handoff_flag, af_handoff_free, af_handoff_has,
     af_handoff_init, af_handoff_leave, af_handoff_release, af_handoff_request, af_handoff_served, af_handoff_sleeps,
@@ -189,9 +189,10 @@ cdef class LoopDriver:
         af_handoff_drain_fd(self.handoff.event_fd)
 
     def wait(self, uint64_t seen, double seconds):
-        """Wait until the generation differs from `seen`, or for `seconds`. Releases the GIL; no signal ends it.
+        """Wait until the generation differs from `seen`, or for `seconds`, or less. Releases the GIL.
 
-        The calling thread drives the loop itself where it can: that saves a thread wake-up at either end.
+        The calling thread drives the loop itself where it can: that saves a thread wake-up at either end. So that its
+        signal handlers can run, it returns early: when a signal ends its sleep, and every 50 ms while awake.
         """
         cdef uint64_t ns = <uint64_t>(max(seconds, 0.0) * 1e9)
         with nogil:
@@ -199,7 +200,7 @@ cdef class LoopDriver:
                 if self.stopped or af_handoff_request(&self.handoff):
                     if af_handoff_has(&self.handoff, AF_POSTED):
                         af_handoff_wake(&self.handoff)
-                    af_handoff_wait(&self.handoff, seen, ns)
+                    af_handoff_wait(&self.handoff, seen, min(ns, <uint64_t>AF_SIGNALS_NS))
                     break
             else:
                 self.release(self.drive(seen, af_now_ns() + ns))
@@ -322,17 +323,18 @@ cdef class LoopDriver:
         """Drive the loop until the generation differs from `seen`; is there more to do? For a caller that acquired."""
         cdef unsigned int lcore = aiflow_as_lcore(self.lcore)
         cdef unsigned long slack_ns = 0
-        cdef uint64_t sleep_ns
+        cdef uint64_t sleep_ns, signals
         cdef int work
         self.last_cpu = sched_getcpu()
         af_cpu_budget_begin(&self.cpu_budget)
         self.now = af_now_ns()
+        signals = self.now + AF_SIGNALS_NS
         if af_handoff_has(&self.handoff, AF_POSTED) or not self.saw_nothing:
             af_idle_begin(&self.idle, self.now)  # else it goes on with the last wait
         while (aiflow_generation(&self.handoff) == seen and not self.stopped
                 and not af_handoff_has(&self.handoff, AF_CONTROL_WANTED)):
             work = self.iterate()
-            if self.now >= until:
+            if self.now >= until or ((work or self.spins) and self.now >= signals):
                 break
             if work:
                 continue
@@ -343,7 +345,8 @@ cdef class LoopDriver:
                 if sleep_ns:
                     if slack_ns == 0:
                         slack_ns = af_idle_exact_timers()
-                    self.sleep(seen, min(sleep_ns, until - self.now))
+                    if not self.sleep(seen, min(sleep_ns, until - self.now)):
+                        break
             self.now = af_now_ns()
         if slack_ns:
             af_idle_timers_as(slack_ns)
@@ -352,18 +355,22 @@ cdef class LoopDriver:
         aiflow_as_lcore(lcore)
         return self.unfinished()
 
-    cdef void sleep(self, uint64_t seen, uint64_t ns) noexcept nogil:
-        """Sleep until something wakes the loop, or the generation differs from `seen`. For a caller that drives."""
-        cdef bint alone = self.idle.alone
+    cdef bint sleep(self, uint64_t seen, uint64_t ns) noexcept nogil:
+        """Sleep until something wakes the loop, or the generation differs from `seen`; False: a signal has come.
+
+        For a caller that drives.
+        """
+        cdef bint alone = self.idle.alone, undisturbed = True
         if not alone and not self.before_sleep():
-            return
+            return True
         if af_handoff_sleeps(&self.handoff):
             if aiflow_generation(&self.handoff) == seen:
-                af_wake_wait(&self.wakes, AF_SLEEPER_CALLER, alone, ns)
+                undisturbed = af_wake_wait(&self.wakes, AF_SLEEPER_CALLER, alone, ns)
                 self.idle.vain += af_wake_drain(&self.wakes, AF_SLEEPER_CALLER)
             af_handoff_woke(&self.handoff)
         if not alone:
             self.after_sleep()
+        return undisturbed
 
     cdef void push(self) noexcept nogil:
         """Send the first frames of a posted slice now; wake the worker only if work is left for it."""

@@ -1,6 +1,8 @@
 /* wake_set.h: descriptors that end a loop's sleep. */
 #include <netinet/in.h>
+#include <signal.h>
 #include <sys/socket.h>
+#include <sys/time.h>
 #include <unistd.h>
 
 #include "aiflow/rt/wake_set.h"
@@ -19,6 +21,17 @@ put(int fd)
 	uint64_t one = 1;
 
 	CHECK(write(fd, &one, sizeof one) == sizeof one);
+}
+
+/* Sleep; was it ended by a descriptor? */
+static bool
+woken(enum af_sleeper who, bool alone, uint64_t ns)
+{
+	CHECK(af_wake_wait(&set, who, alone, ns));
+	for (uint32_t i = 0; i < set.nb; i++)
+		if (set.fds[who][i].revents)
+			return true;
+	return false;
 }
 
 static void
@@ -46,12 +59,12 @@ each_descriptor_ends_a_sleep(void)
 	begin();
 	for (int who = 0; who < AF_NB_SLEEPERS; who++) {
 		put(own);
-		CHECK(af_wake_wait(&set, who, false, LONG_NS));
+		CHECK(woken(who, false, LONG_NS));
 		CHECK(!af_wake_drain(&set, who)); /* by no port */
 		put(bell);
-		CHECK(af_wake_wait(&set, who, false, LONG_NS));
+		CHECK(woken(who, false, LONG_NS));
 		CHECK(af_wake_drain(&set, who));
-		CHECK(!af_wake_wait(&set, who, false, MS)); /* both are drained */
+		CHECK(!woken(who, false, MS)); /* both are drained */
 		CHECK(!af_wake_drain(&set, who));
 	}
 	end();
@@ -65,11 +78,11 @@ a_socket_is_readable_until_its_user_reads_it(void)
 	begin();
 	CHECK(send(sockets[1], "x", 1, 0) == 1);
 	for (int i = 0; i < 3; i++) {
-		CHECK(af_wake_wait(&set, AF_SLEEPER_CALLER, false, LONG_NS));
+		CHECK(woken(AF_SLEEPER_CALLER, false, LONG_NS));
 		CHECK(af_wake_drain(&set, AF_SLEEPER_CALLER));
 	}
 	CHECK(recv(sockets[0], &byte, 1, 0) == 1);
-	CHECK(!af_wake_wait(&set, AF_SLEEPER_CALLER, false, MS));
+	CHECK(!woken(AF_SLEEPER_CALLER, false, MS));
 	end();
 }
 
@@ -80,12 +93,12 @@ alone_it_hears_its_own_descriptor_only(void)
 
 	begin();
 	put(bell);
-	CHECK(!af_wake_wait(&set, AF_SLEEPER_WORKER, true, 3 * MS));
+	CHECK(!woken(AF_SLEEPER_WORKER, true, 3 * MS));
 	CHECK(af_now_ns() - before >= 3 * MS);
 	put(own);
-	CHECK(af_wake_wait(&set, AF_SLEEPER_WORKER, true, LONG_NS));
+	CHECK(woken(AF_SLEEPER_WORKER, true, LONG_NS));
 	CHECK(!af_wake_drain(&set, AF_SLEEPER_WORKER));
-	CHECK(af_wake_wait(&set, AF_SLEEPER_WORKER, false, LONG_NS)); /* the bell is still there */
+	CHECK(woken(AF_SLEEPER_WORKER, false, LONG_NS)); /* the bell is still there */
 	end();
 }
 
@@ -95,10 +108,10 @@ two_sleepers_keep_apart(void)
 {
 	begin();
 	put(bell);
-	CHECK(af_wake_wait(&set, AF_SLEEPER_WORKER, false, LONG_NS));
-	CHECK(af_wake_wait(&set, AF_SLEEPER_CALLER, false, LONG_NS));
+	CHECK(woken(AF_SLEEPER_WORKER, false, LONG_NS));
+	CHECK(woken(AF_SLEEPER_CALLER, false, LONG_NS));
 	CHECK(af_wake_drain(&set, AF_SLEEPER_CALLER));
-	CHECK(!af_wake_wait(&set, AF_SLEEPER_CALLER, false, MS));
+	CHECK(!woken(AF_SLEEPER_CALLER, false, MS));
 	CHECK(af_wake_drain(&set, AF_SLEEPER_WORKER)); /* what it saw then; it finds nothing to read */
 	end();
 }
@@ -111,9 +124,9 @@ a_removed_descriptor_wakes_no_thread(void)
 	CHECK(send(sockets[1], "x", 1, 0) == 1);
 	CHECK(af_wake_remove(&set, bell));
 	CHECK(!af_wake_remove(&set, bell));
-	CHECK(af_wake_wait(&set, AF_SLEEPER_CALLER, false, LONG_NS)); /* by the socket */
+	CHECK(woken(AF_SLEEPER_CALLER, false, LONG_NS)); /* by the socket */
 	CHECK(af_wake_remove(&set, sockets[0]));
-	CHECK(!af_wake_wait(&set, AF_SLEEPER_CALLER, false, MS));
+	CHECK(!woken(AF_SLEEPER_CALLER, false, MS));
 	CHECK_EQUAL(set.nb, 1);
 	end();
 }
@@ -138,13 +151,13 @@ a_descriptor_with_an_error_is_muted(void)
 	CHECK(!pipe(pipes) && af_wake_add(&set, pipes[0]));
 	CHECK(af_wake_is_complete(&set));
 	close(pipes[1]);
-	CHECK(af_wake_wait(&set, AF_SLEEPER_WORKER, false, LONG_NS));
+	CHECK(woken(AF_SLEEPER_WORKER, false, LONG_NS));
 	af_wake_drain(&set, AF_SLEEPER_WORKER);
 	CHECK(!af_wake_is_complete(&set));
-	CHECK(!af_wake_wait(&set, AF_SLEEPER_WORKER, false, MS));
-	CHECK(af_wake_wait(&set, AF_SLEEPER_CALLER, false, LONG_NS)); /* the other sleeper meets it by itself */
+	CHECK(!woken(AF_SLEEPER_WORKER, false, MS));
+	CHECK(woken(AF_SLEEPER_CALLER, false, LONG_NS)); /* the other sleeper meets it by itself */
 	af_wake_drain(&set, AF_SLEEPER_CALLER);
-	CHECK(!af_wake_wait(&set, AF_SLEEPER_CALLER, false, MS));
+	CHECK(!woken(AF_SLEEPER_CALLER, false, MS));
 	CHECK(af_wake_remove(&set, pipes[0]));
 	CHECK(af_wake_is_complete(&set));
 	close(pipes[0]);
@@ -167,15 +180,35 @@ a_socket_s_error_is_read(void)
 	close(closed);
 	CHECK(!connect(udp, (struct sockaddr *)&nowhere, size) && send(udp, "x", 1, 0) == 1); /* refused by ICMP */
 	CHECK(af_wake_add(&set, udp));
-	CHECK(af_wake_wait(&set, AF_SLEEPER_CALLER, false, LONG_NS));
+	CHECK(woken(AF_SLEEPER_CALLER, false, LONG_NS));
 	CHECK(af_wake_drain(&set, AF_SLEEPER_CALLER));
 	CHECK(af_wake_is_complete(&set));
-	CHECK(!af_wake_wait(&set, AF_SLEEPER_CALLER, false, MS));
+	CHECK(!woken(AF_SLEEPER_CALLER, false, MS));
 	close(udp);
+	end();
+}
+
+static void
+ignore(int signal)
+{
+	(void)signal;
+}
+
+/* A caller must run its handlers: Python's for Ctrl-C, say. */
+static void
+a_signal_ends_a_sleep(void)
+{
+	struct sigaction action = {.sa_handler = ignore, .sa_flags = SA_RESTART};
+	struct itimerval soon = {.it_value.tv_usec = 2000};
+
+	begin();
+	CHECK(!sigaction(SIGALRM, &action, NULL) && !setitimer(ITIMER_REAL, &soon, NULL));
+	CHECK(!af_wake_wait(&set, AF_SLEEPER_CALLER, false, LONG_NS));
+	CHECK(!af_wake_drain(&set, AF_SLEEPER_CALLER));
 	end();
 }
 
 CASES(CASE(each_descriptor_ends_a_sleep), CASE(a_socket_is_readable_until_its_user_reads_it),
       CASE(alone_it_hears_its_own_descriptor_only), CASE(two_sleepers_keep_apart),
       CASE(a_removed_descriptor_wakes_no_thread), CASE(a_set_has_an_end), CASE(a_descriptor_with_an_error_is_muted),
-      CASE(a_socket_s_error_is_read))
+      CASE(a_socket_s_error_is_read), CASE(a_signal_ends_a_sleep))

@@ -114,15 +114,18 @@ def switches_while_waiting(rx: aiflow.Receiver, seconds: float) -> int:
 
 def test_spinning_never_sleeps_and_backing_off_does(name: str) -> None:
     with aiflow.Receiver(f"local:{name}-a", idle="spin") as spins, aiflow.Receiver(f"local:{name}-b") as sleeps:
-        assert switches_while_waiting(sleeps, 0.5) > 20
-        assert switches_while_waiting(spins, 0.5) < 20
+        begun = time.thread_time()
+        assert switches_while_waiting(sleeps, 0.5) > 5  # one for each look at signals
+        middle = time.thread_time()
+        switches_while_waiting(spins, 0.5)
+        assert time.thread_time() - middle > 10 * (middle - begun)
 
 
 def test_a_waiting_caller_keeps_its_timer_slack(endpoint: str) -> None:
     prctl = ctypes.CDLL(None, use_errno=True).prctl
     with aiflow.Receiver(endpoint) as rx:
         before = prctl(PR_GET_TIMERSLACK, 0, 0, 0, 0)
-        assert switches_while_waiting(rx, 0.2) > 5  # it has slept, and exactly
+        assert switches_while_waiting(rx, 0.2) > 2  # it has slept, and exactly
         assert prctl(PR_GET_TIMERSLACK, 0, 0, 0, 0) == before
 
 

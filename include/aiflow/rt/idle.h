@@ -36,6 +36,8 @@
 #define AF_VAIN_MOST 3u /* wake-ups by ports without work, before the loop stops listening to them */
 #define AF_STREAM 4 /* frames and events of an iteration that is part of a stream */
 
+#define AF_SIGNALS_NS 50000000ull /* a caller that is awake returns this often, so that its handlers can run */
+
 struct af_idle {
 	uint64_t worked_ns; /* when the loop had work last */
 	uint64_t sleep_ns;  /* the newest sleep; the next one is longer */

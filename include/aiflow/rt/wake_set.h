@@ -81,13 +81,14 @@ af_wake_is_complete(const struct af_wake_set *set)
 	return !set->muted[AF_SLEEPER_WORKER] && !set->muted[AF_SLEEPER_CALLER];
 }
 
-/* Sleep for `ns`, or until a descriptor is readable. `alone`: only the loop's own wakes. True: one of them did. */
+/* Sleep for `ns`, or until a descriptor is readable. `alone`: only the loop's own wakes. False: a signal ended it, and
+ * the thread may have a handler to run. */
 static inline bool
 af_wake_wait(struct af_wake_set *set, enum af_sleeper who, bool alone, uint64_t ns)
 {
 	for (uint32_t i = 0; i < set->nb; i++)
 		set->fds[who][i].revents = 0;
-	return af_poll(set->fds[who], alone ? 1 : set->nb, ns) > 0;
+	return af_poll(set->fds[who], alone ? 1 : set->nb, ns) >= 0;
 }
 
 /* Read the error of a socket, which clears it. False: it is no socket, or there is none to read. */
