@@ -4,10 +4,10 @@
 
 Two processes, each on a core of its own, have a Sender and a Receiver on the same ports. A round sends one way, the
 other way, and both ways. Each takes the same time, in changing order, with slices in flight without a pause. Rates are
-of bytes that were acknowledged between two readings of the clock. `shaped` has 200 Mbit/s: by the loop
+of bytes that were acknowledged between two readings of the clock. `shaped` has 200 Mbit/s at each port: by the loop
 (`link_speed=`), and over af_packet by the kernel's shaper, too. There each direction must keep 0.97 of its rate alone.
 Otherwise the sum must keep 0.95 of one direction, and each direction 0.4. The receiving side checks that each slice is
-the next one, and compares one of its elements. The interfaces are in a network namespace of this program's own. The
+the next one, and compares one of its elements. Each process has a network namespace of its own, which ends with it. The
 program ends with 1 when a limit is missed. `local` is for comparison: its two directions have ports of their own.
 """
 
@@ -34,7 +34,7 @@ import veth
 from contest import BusyMeter, Process
 from intervals import Median
 
-from aiflow.lab import entering
+from aiflow.lab import entering, namespaces
 
 RATE_BPS = 200_000_000
 BURST_BYTES, QUEUE_BYTES = 128 << 10, 1 << 20  # of the kernel's shaper
@@ -43,7 +43,8 @@ ROTATION, IN_FLIGHT = 3, 4  # slices
 SETTLE_S = 0.4  # from the first slice of a turn to the first reading of the clock
 TIMEOUT_S = 60
 BUSY = 0.05
-DRIVERS = "af_packet", "af_xdp", "memif"
+KERNEL = "af_packet", "af_xdp"  # drivers of kernel interfaces
+DRIVERS = *KERNEL, "memif"
 TURNS = ("a",), ("b",), ("a", "b")
 """Who sends."""
 LIMITS = {"shaped": {"a": 0.97, "b": 0.97}, "unshaped": {"a": 0.4, "b": 0.4, "sum": 0.95}}
@@ -149,6 +150,10 @@ def _ends(driver: str, names: Sequence[str], me: str, speed: int | None) -> Iter
 
 def _process(pipe: Connection, driver: str, names: Sequence[str], me: str, core: int, speed: int | None) -> None:
     os.sched_setaffinity(0, {core})
+    if driver in KERNEL:
+        entering.enter_new()
+        pipe.send(("entered", None))
+        pipe.recv()
     with _ends(driver, names, me, speed) as (tx, rx):
         flow, inflow = Flow(tx), Inflow(rx)
         inflow.start()
@@ -165,7 +170,8 @@ def _process(pipe: Connection, driver: str, names: Sequence[str], me: str, core:
             (before, since), (after, until) = readings
             pipe.send(("ok", ((after - before) / (until - since), flow.nb_sent)))
         pipe.send(("ok", (inflow.received, inflow.wrong)))
-        pipe.recv()
+    pipe.send(("closed", None))
+    pipe.recv()  # the other end closes, too: our end of the wire goes with this process
 
 
 class Ends:
@@ -177,11 +183,25 @@ class Ends:
         }
         self.nb_sent = dict.fromkeys("ab", 0)
         try:
+            if driver in KERNEL:
+                self._wire(names, speed if driver == "af_packet" else None)
             for process in self.processes.values():
                 process.answer()
         except BaseException:
             self.close()
             raise
+
+    def _wire(self, names: Sequence[str], speed: int | None) -> None:
+        """Join the namespaces of both by a pair of interfaces."""
+        for process in self.processes.values():
+            process.answer()
+        one, other = (namespaces.Namespace.of_process(process.pid) for process in self.processes.values())
+        one.veth(names[0], other, names[1], offloads=speed is None)
+        for namespace, interface in ((one, names[0]), (other, names[1])):
+            if speed:
+                namespace.shape(interface, speed, BURST_BYTES, QUEUE_BYTES)
+        for process in self.processes.values():
+            process.tell("wired")
 
     def turn(self, senders: Sequence[str], seconds: float) -> dict[str, float]:
         """Let these send, and return the bytes per second of each."""
@@ -194,9 +214,12 @@ class Ends:
         return rates
 
     def verify(self) -> None:
-        """Check that all slices have arrived as they were sent."""
+        """Check that all slices have arrived as they were sent, and close both ends."""
+        found = {me: process.ask("close") for me, process in self.processes.items()}
+        for process in self.processes.values():
+            process.answer()
         for me, peer in (("a", "b"), ("b", "a")):
-            received, wrong = self.processes[me].ask("close")
+            received, wrong = found[me]
             if wrong or received != self.nb_sent[peer]:
                 raise AssertionError(wrong or f"{received} of {self.nb_sent[peer]} slices arrived at {me}")
 
@@ -211,11 +234,7 @@ def compare(driver: str, shape: str, rounds: int, seconds: float, cores: Sequenc
     case = f"{driver}, {shape}"
     speed = RATE_BPS if shape == "shaped" else None
     with contextlib.ExitStack() as life:
-        names: Sequence[str] = [f"both-{end}-{os.getpid()}" for end in "ab"]
-        if driver.startswith("af_"):
-            names = life.enter_context(veth.pair(offloads=speed is None))
-            if speed and driver == "af_packet":
-                veth.shape(names, speed, BURST_BYTES, QUEUE_BYTES)
+        names = [f"end-{me}" if driver in KERNEL else f"both-{me}-{os.getpid()}" for me in "ab"]
         ends = Ends(driver, names, cores, speed)
         life.callback(ends.close)
         for turn in TURNS:  # the first slices use new memory
@@ -252,10 +271,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     drivers = options.drivers or DRIVERS
     if unknown := [driver for driver in drivers if driver not in (*DRIVERS, "local")]:
         parser.error(f"{unknown[0]!r} is not one of {', '.join(DRIVERS)}, local")
-    if any(driver.startswith("af_") for driver in drivers):
-        if why := veth.missing():
-            parser.error(why)
-        entering.enter_new()
+    if any(driver in KERNEL for driver in drivers) and (why := veth.missing()):
+        parser.error(why)
     numbers = sorted(os.sched_getaffinity(0))
     outcomes = []
     for driver in drivers:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from aiflow._ports.packet_ring import packet_ring
 
@@ -18,25 +18,17 @@ def missing() -> str:
 
 
 @contextlib.contextmanager
-def pair(*, offloads: bool = True) -> Iterator[tuple[str, str]]:
+def pair() -> Iterator[tuple[str, str]]:
     """Yield the names of two interfaces with an MTU of 1500, up, and delete them at the end."""
     from aiflow.lab.namespaces import Namespace
 
     here = Namespace.of_this_thread()
     ends = f"afb{os.getpid() % 10**8}a", f"afb{os.getpid() % 10**8}b"
-    here.veth(ends[0], here, ends[1], offloads=offloads)
+    here.veth(ends[0], here, ends[1], offloads=True)
     try:
         yield ends
     finally:
         here.unlink(ends[0])
-
-
-def shape(interfaces: Iterable[str], rate_bps: int, burst_bytes: int, queue_bytes: int) -> None:
-    """Limit the rate at which frames leave through these interfaces."""
-    from aiflow.lab.namespaces import Namespace
-
-    for interface in interfaces:
-        Namespace.of_this_thread().shape(interface, rate_bps, burst_bytes, queue_bytes)
 
 
 def vdev(driver: str, interface: str) -> str:

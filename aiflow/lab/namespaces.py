@@ -62,6 +62,11 @@ class Namespace:
         """Return the namespace that the calling thread is in. It has no name, and cannot be created or deleted."""
         return _Current("")
 
+    @staticmethod
+    def of_process(pid: int) -> Namespace:
+        """Return the namespace that a process is in. It has no name, and cannot be created or deleted."""
+        return _OfProcess(pid)
+
     @property
     def path(self) -> Path:
         """Path of its mount point."""
@@ -90,6 +95,10 @@ class Namespace:
         """Yield a netlink socket of this namespace. The calling thread is inside meanwhile."""
         with entered(self.path), IPRoute() as ip:
             yield ip
+
+    def as_destination(self) -> dict[str, Any]:
+        """Return the attribute that puts an interface here."""
+        return {"net_ns_fd": self.name}
 
     def inode(self) -> tuple[int, int]:
         """Return its identity, as in `/proc/PID/ns/net`."""
@@ -136,7 +145,7 @@ class Namespace:
         with self.link() as ip:
             ends: dict[str, Any] = {"ifname": peer, "mtu": mtu}
             if other is not self:
-                ends["net_ns_fd"] = other.name
+                ends |= other.as_destination()
             address = {"address": mac} if mac else {}
             ip.link("add", ifname=name, kind="veth", mtu=mtu, peer=ends, **address)
         for namespace, interface in ((self, name), (other, peer)):
@@ -280,6 +289,19 @@ class _Current(Namespace):
     @property
     def path(self) -> Path:
         return Path("/proc/thread-self/ns/net")
+
+
+class _OfProcess(Namespace):
+    def __init__(self, pid: int) -> None:
+        super().__init__("")
+        self._pid = pid
+
+    @property
+    def path(self) -> Path:
+        return Path(f"/proc/{self._pid}/ns/net")
+
+    def as_destination(self) -> dict[str, Any]:
+        return {"net_ns_pid": self._pid}
 
 
 def _nested(message: Any, *names: str) -> Any:
