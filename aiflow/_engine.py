@@ -83,8 +83,7 @@ class ReceiverPools:
         self._assemble = assemble
         self._overhead = mbuf_overhead
         self._kept: dict[int, Mempool] = {}
-        self.copied: set[str] = set()
-        """Names of ports that others opened: each frame of theirs is copied once into a pool of this Receiver."""
+        self._copied: set[str] = set()  # names of ports that others opened
 
     def __call__(self, frame_size: int, socket_id: int, nb_ports: int, needs_eal_memory: bool) -> Mempool:
         if self._assemble:
@@ -101,8 +100,17 @@ class ReceiverPools:
         """The pool in which payloads of this port stay."""
         if port.mempool in self._kept.values():
             return port.mempool
-        self.copied.add(port.name)
+        self._copied.add(port.name)
         return self(port.frame_size, port.socket_id, 1, False)
+
+    def hints(self, endpoint: str) -> list[str]:
+        """Which ports of an endpoint bring frames in mbufs of others, a sentence each."""
+        target = endpoint.partition("*")[0]
+        return [
+            f"{name}: each frame is copied once into mbufs of this Receiver, because others opened the port"
+            for name in sorted(self._copied)
+            if name == endpoint or name.partition("#")[0] == target
+        ]
 
     def clear(self) -> None:
         """Let the pools go."""

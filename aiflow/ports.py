@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn, SupportsIndex
@@ -320,7 +321,8 @@ class Ports(_Group):
             return
         if self._loop is not None and self._loop.pid_is_ours():
             warnings.warn(f"{self!r} was not closed", ResourceWarning, stacklevel=2)
-            self.close()
+            with contextlib.suppress(ConfigError):  # a Sender or Receiver that was given the endpoint closes them
+                self.close()
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
         raise not_copied(self, "open others there, on the same endpoints")

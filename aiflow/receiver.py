@@ -387,8 +387,11 @@ class Receiver:
         return self._agent.store.used
 
     def describe(self) -> list[dict[str, Any]]:
-        """Return which driver serves each endpoint."""
-        return self._ports.describe()
+        """Return which driver serves each endpoint, and who uses it."""
+        rows = self._ports.describe()
+        for row in rows:
+            row["hints"] += self._pools.hints(row["endpoint"])
+        return rows
 
     # ---- life ----
 

@@ -1,0 +1,261 @@
+"""`aiflow.Ports`: opened once in a process, and shared by its Senders and Receivers in both directions."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+from subprocesses import run
+from wait import settle
+
+import aiflow
+from aiflow._ports import opening
+from aiflow.errors import ConfigError, PeerLost
+
+PATIENCE_S = 20
+DATA = np.arange(300_000, dtype=np.uint32)
+
+
+def together(*calls: Callable[[], Any]) -> list[Any]:
+    """The results of calls that run at once."""
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return [future.result(PATIENCE_S) for future in [pool.submit(call) for call in calls]]
+
+
+def deliver(tx: aiflow.Sender, rx: aiflow.Receiver, count: int = 10) -> None:
+    """Send slices, and check that each arrives as it was sent."""
+    for number in range(count):
+        sent = DATA + number
+        ticket = tx.send({"x": sent}, wait=False)
+        with rx.recv(timeout=PATIENCE_S) as time_slice:
+            assert time_slice.sender == tx.name
+            assert np.array_equal(time_slice["x"].array, sent)
+        ticket.result(PATIENCE_S)
+
+
+@pytest.fixture(params=["ring", "local"])
+def ends(request, name: str):
+    """Two Ports that are joined; over ring: and local: a Ports takes the end that is free."""
+    endpoint = f"{request.param}:{name}*2"
+    with aiflow.Ports(endpoint) as one, aiflow.Ports(endpoint) as other:
+        yield one, other
+
+
+def test_both_directions_at_once(ends) -> None:
+    one, other = ends
+    with (
+        aiflow.Receiver(one, name="a") as rx_a,
+        aiflow.Sender(one, name="a", to="b") as tx_a,
+        aiflow.Receiver(other, name="b") as rx_b,
+        aiflow.Sender(other, name="b", to="a") as tx_b,
+    ):
+        together(lambda: deliver(tx_a, rx_b), lambda: deliver(tx_b, rx_a))
+        assert [row["users"] for row in one.describe()] == [["Receiver 'a'", "Sender 'a'"]]
+        assert len(tx_a.port_table) == len(rx_a.port_table) == 2
+
+
+def test_several_senders_and_receivers_on_the_same_ports(ends) -> None:
+    one, other = ends
+    with (
+        aiflow.Receiver(other, name="b0") as rx_0,
+        aiflow.Receiver(other, name="b1") as rx_1,
+        aiflow.Sender(one, name="a0", to="b0") as tx_0,
+        aiflow.Sender(one, name="a1", to="b1") as tx_1,
+        aiflow.Receiver(one, name="a") as rx_back,
+        aiflow.Sender(other, name="b", to="a") as tx_back,
+    ):
+        together(
+            lambda: deliver(tx_0, rx_0),
+            lambda: deliver(tx_1, rx_1),
+            lambda: deliver(tx_back, rx_back),
+        )
+        drops = tx_0.counters["session"] + rx_0.counters["session"]
+        assert drops == 0
+
+
+def test_a_sender_of_several_receivers_beside_another_sender(ends) -> None:
+    one, other = ends
+    with (
+        aiflow.Receiver(other, name="b0") as rx_0,
+        aiflow.Receiver(other, name="b1") as rx_1,
+        aiflow.Sender(one, name="both", to=["b0", "b1"]) as both,
+        aiflow.Sender(one, name="one", to="b0") as single,
+    ):
+        for _ in range(3):
+            ticket = both.send([DATA, DATA], wait=False)
+            assert sum(len(rx.recv(timeout=PATIENCE_S)) for rx in (rx_0, rx_1)) == 2
+            ticket.result(PATIENCE_S)
+            deliver(single, rx_0, 1)
+
+
+def test_a_sender_never_pairs_with_a_receiver_of_its_own_ports(ends) -> None:
+    one, other = ends
+    with aiflow.Receiver(one, name="a") as own, aiflow.Sender(one, name="a", peer_timeout=1) as tx:
+        with pytest.raises(PeerLost):
+            tx.send([DATA])
+        with aiflow.Receiver(other, name="b") as rx:
+            deliver(tx, rx, 2)
+        assert own.counters["slices"] == 0
+
+
+def test_agents_close_in_any_order_and_ports_last(ends) -> None:
+    one, other = ends
+    rx = aiflow.Receiver(other, name="b")
+    first, second = aiflow.Sender(one, name="a0"), aiflow.Sender(one, name="a1")
+    deliver(first, rx, 2)
+    with pytest.raises(ConfigError, match="in use: close Sender 'a0', Sender 'a1' first"):
+        one.close()
+    first.close()
+    deliver(second, rx, 2)
+    rx.close()
+    with aiflow.Receiver(other, name="b") as again:
+        deliver(second, again, 2)
+    second.close()
+    one.close()
+    one.close()
+    with pytest.raises(ConfigError, match="these Ports are closed"):
+        aiflow.Sender(one)
+
+
+def test_a_receiver_that_closes_is_known_at_once_while_its_ports_stay(ends) -> None:
+    one, other = ends
+    rx = aiflow.Receiver(other, name="b", memory="1MiB")
+    with aiflow.Sender(one, peer_timeout=60) as tx, aiflow.Receiver(one):  # something else keeps the ports busy
+        held = tx.send([bytes(600_000)], wait=False)
+        time_slice = rx.recv(timeout=PATIENCE_S)
+        held.result(PATIENCE_S)
+        tx.send([bytes(600_000)], wait=False)  # no memory for it while the first is held
+        assert settle(lambda: tx.receivers == ("b",))
+        rx.close()
+        assert settle(lambda: not tx.receivers, 5)  # by its goodbye: no silence would be noticed for a minute
+        time_slice.release()
+        tx.close(abort=True)
+
+
+def test_a_later_user_asks_for_what_the_ports_are(name: str) -> None:
+    with aiflow.Ports(f"local:{name}", frame_size=4096, polling=aiflow.Polling(idle="spin")) as ports:
+        for end in (aiflow.Sender, aiflow.Receiver):
+            end(ports, frame_size=4096, idle="spin").close()
+            with pytest.raises(ConfigError, match="frame_size=4096.* frame_size=1514 was asked for"):
+                end(ports, frame_size=1514)
+            with pytest.raises(ConfigError, match="idle='spin'.*max_cores=0.5.*was asked for"):
+                end(ports, max_cores=0.5)
+            with pytest.raises(ConfigError, match="faults="):
+                end(ports, faults={"drop": 0.1})
+        assert ports.users == ()
+
+
+def test_kept_mbufs_are_the_receivers_own(ends) -> None:
+    one, other = ends
+    with (
+        aiflow.Receiver(other, name="keeps", assemble=False, memory="16MiB") as keeps,
+        aiflow.Receiver(other, name="copies") as copies,
+        aiflow.Sender(one, name="a", to="keeps") as tx,
+        aiflow.Sender(one, name="b", to="copies") as beside,
+    ):
+        held = []
+        for _ in range(6):  # what it holds starves no other agent's ports
+            ticket = tx.send({"x": DATA}, wait=False)
+            held.append(keeps.recv(timeout=PATIENCE_S))
+            ticket.result(PATIENCE_S)
+        deliver(beside, copies)
+        assert all(np.array_equal(time_slice["x"].array, DATA) for time_slice in held)
+        assert any("copied once" in hint for row in keeps.describe() for hint in row["hints"])
+        assert keeps.counters["rx_nombuf"] == copies.counters["rx_nombuf"] == 0
+        for time_slice in held:
+            time_slice.release()
+
+
+def test_two_threads_that_open_one_port_get_one(name: str) -> None:
+    text = f"vdev:net_null_{os.getpid()},copy=1"
+    made = together(*(lambda: aiflow.Sender(text, peer_timeout=1) for _ in range(4)))
+    try:
+        assert len({tx._agent.loop for tx in made}) == 1
+        assert len(opening._shared) == 1
+    finally:
+        together(*(tx.close for tx in made))
+    assert not opening._shared
+
+
+def test_ports_that_different_threads_poll_are_not_joined() -> None:
+    one, other = (f"vdev:net_null_{os.getpid()}{letter}" for letter in "ab")
+    with aiflow.Receiver(one, name="a"), aiflow.Receiver(other, name="b"):
+        with pytest.raises(ConfigError, match=r"open them together first \(ports = aiflow.Ports"):
+            aiflow.Sender([one, other])
+        with aiflow.Sender(one):
+            pass
+    with aiflow.Ports([one, other]) as ports, aiflow.Receiver(one, name="a"), aiflow.Sender([other, one]) as tx:
+        assert len(tx.port_table) == 2
+        assert ports.users == ("Receiver 'a'", f"Sender {tx.name!r}")
+
+
+def test_a_port_that_is_named_twice_is_refused() -> None:
+    text = f"vdev:net_null_{os.getpid()}"
+    with pytest.raises(ConfigError, match="twice"):
+        aiflow.Ports([text, text])
+    assert not opening._shared
+
+
+def test_ports_that_were_forgotten_are_closed_with_a_warning(name: str) -> None:
+    with pytest.warns(ResourceWarning, match="was not closed"):
+        ports = aiflow.Ports(f"local:{name}")
+        del ports
+        gc.collect()
+    with aiflow.Ports(f"local:{name}") as again:  # the name is free
+        assert "unused" in repr(again)
+
+
+def test_a_forked_child_has_no_ports_of_its_parents(name: str) -> None:
+    out = run(
+        f"""
+        import os, aiflow
+        from aiflow._ports import opening
+        ports = aiflow.Ports("vdev:net_null_fork")
+        pid = os.fork()
+        if not pid:
+            assert not opening._shared
+            ports.close()
+            try:
+                aiflow.Sender(ports)
+            except aiflow.EalError as error:
+                os._exit(0)
+            os._exit(1)
+        assert os.waitpid(pid, 0)[1] == 0
+        with aiflow.Sender(ports):
+            pass
+        ports.close()
+        print("ok")
+        """
+    )
+    assert out.split() == ["ok"]
+
+
+def test_waiting_threads_of_all_agents_take_turns(ends) -> None:
+    """Callers of different agents wait for one loop: whichever drives, each gets its own."""
+    one, other = ends
+    with (
+        aiflow.Receiver(other, name="b0") as rx_0,
+        aiflow.Receiver(other, name="b1") as rx_1,
+        aiflow.Sender(one, to="b0") as tx_0,
+        aiflow.Sender(one, to="b1") as tx_1,
+    ):
+        got: list[int] = []
+
+        def takes(rx: aiflow.Receiver) -> None:
+            for _ in range(50):
+                with rx.recv(timeout=PATIENCE_S) as time_slice:
+                    got.append(time_slice.nbytes)
+
+        threads = [threading.Thread(target=takes, args=(rx,)) for rx in (rx_0, rx_1)]
+        for thread in threads:
+            thread.start()
+        together(*(lambda tx=tx: [tx.send([bytes(100)]) for _ in range(50)] for tx in (tx_0, tx_1)))
+        for thread in threads:
+            thread.join(PATIENCE_S)
+        assert got == [100] * 100
