@@ -14,7 +14,7 @@ af_rx_path_due_at(const struct af_rx *rx, const struct af_rx_session *session, c
 	const struct af_rx_port *port = &rx->ports[path->port];
 	uint32_t every = port->p.rx_ring / 4 < AF_FEEDBACK_FRAMES ? port->p.rx_ring / 4 : AF_FEEDBACK_FRAMES;
 
-	if (!path->known || !port->p.attached)
+	if (!(path->known || path->bye_due) || !port->p.attached)
 		return AF_DUE_NEVER;
 	if (path->bye_due || path->urgent || path->news > every ||
 	    (session->urgent && session->last_port == path->port))
