@@ -226,8 +226,8 @@ def _relay(figure: Figure, results: Results) -> None:
     _limit(axes, results.theory["header_bound"], "upper bound after headers")
     least = results.theory["least"] * shares["two nodes"]
     axes.scatter(["three nodes"], [least], marker="_", s=900, color=_COLOURS["static"], label="required", zorder=3)
-    axes.set_ylim(0, 1.1)
-    axes.legend(frameon=False, loc="lower right", markerscale=0.4)
+    axes.set_ylim(0, 1.2)
+    axes.legend(frameon=False, loc="upper left", markerscale=0.4)
 
 
 _PICTURES = {

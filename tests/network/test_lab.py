@@ -418,7 +418,7 @@ def test_a_quick_relay_passes_everything_on(tmp_path) -> None:
     measured = {row["scenario"]: row for row in document["runs"]}
     assert set(measured) == {"two nodes", "three nodes"}
     for row in measured.values():
-        assert row["elements"] == 4 * 8
+        assert row["elements"] == 4 * 4
         assert 0 < row["share"] < 1.05  # the links are shaped
 
 

@@ -110,7 +110,7 @@ def test_what_is_passed_on_is_read_where_it_lies() -> None:
         time_slice = rx.recv(PATIENCE_S)
         array = time_slice["x"].array
         ticket = tx.send(time_slice, wait=False)
-        array[7] = -1  # nobody may do this: a copy would not show it
+        array[7] = -1  # no program may do this: a copy would not show it
         with aiflow.Receiver(there) as last, last.recv(PATIENCE_S) as got:
             ticket.result(PATIENCE_S)
             assert got["x"].array[7] == -1
@@ -133,7 +133,7 @@ def test_a_slice_is_freed_when_the_next_node_has_it() -> None:
 
 
 def cyclic(pipe: Any, here: str, there: str, me: str, to: str) -> None:
-    """Fill the next node's memory with own slices, then send on what came: nobody can."""
+    """Fill the next node's memory with own slices, then try to send on what came."""
     with (
         aiflow.Receiver(here, name=me, memory=CYCLE_MEMORY) as rx,
         aiflow.Sender(there, to=to, name=me, peer_timeout=PATIENCE_S) as tx,
