@@ -28,6 +28,8 @@ cdef class Port:
     cdef str bus
     cdef str device
     cdef object ring_pair             # net_ring: the RingPair that both ports own
+    cdef public object doorbell       # Doorbell to ring after a burst, and to tell before a sleep; or None
+    cdef public list wake_fds         # descriptors that are readable when a frame has arrived; none: it must be polled
     cdef list held                    # closed after the port
     cdef int side                     # net_ring: index of this port in its pair
 

@@ -77,6 +77,10 @@ class Port:
     @property
     def rx_ring(self) -> int: ...
     tx_window: int
+    doorbell: Any
+    wake_fds: list[int]
+    @property
+    def wakes(self) -> bool: ...
     @property
     def gated(self) -> bool: ...
     @property

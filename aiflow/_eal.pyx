@@ -101,6 +101,7 @@ cdef class Port:
         self.is_open = False
         self.is_plugged = False
         self.held = []
+        self.wake_fds = []
 
     @staticmethod
     def open(str name, str device, str devargs, Mempool mempool, *, str bus="vdev", frame_size=None,
@@ -356,6 +357,14 @@ cdef class Port:
         self.ring_pair = None
         while self.held:
             self.held.pop().close()
+
+    @property
+    def wakes(self):
+        """Whether a frame that arrives wakes a loop that sleeps: by `wake_fds`, and by `doorbell` at the peer's side.
+
+        The creator of the port sets both before the port is attached.
+        """
+        return bool(self.wake_fds)
 
     def hold(self, closable):
         """Close `closable` after the port: what it needs, or claims, while it is open."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from aiflow import _eal
+from aiflow._eal_doorbell import Doorbell
 from aiflow.config import Endpoint
 from aiflow.errors import AiflowError
 
@@ -69,8 +70,14 @@ class Connection:
     deadline : float
         Time by which the current step must end, on the monotonic clock.
     ports : list of Port
+    sockets : list of (str, int)
+        Receiver: name and number of each port's socket, for the offer.
+    capabilities : set of str
+        Receiver: the sender's.
     said_bye : bool
         The peer is about to close in an orderly way.
+    doorbell : Doorbell or None
+        By which each side wakes the other.
     """
 
     endpoint: Endpoint
@@ -79,7 +86,10 @@ class Connection:
     state: str = "hello"
     deadline: float = field(default_factory=lambda: time.monotonic() + step_timeout())
     ports: list[_eal.Port] = field(default_factory=list)
+    sockets: list[tuple[str, int]] = field(default_factory=list)
+    capabilities: set[str] = field(default_factory=set)
     said_bye: bool = False
+    doorbell: Doorbell | None = None
     _connecting: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     def hasten(self) -> None:
@@ -89,6 +99,19 @@ class Connection:
     def relax(self) -> None:
         """End what `hasten` began."""
         self._connecting.close()
+
+    def wire_doorbell(self) -> None:
+        """Let the doorbell wake all ports of this connection. Before they are attached."""
+        if self.doorbell is not None:
+            for port in self.ports:
+                port.doorbell = self.doorbell
+                port.wake_fds = [self.doorbell.fileno()]
+
+    def close(self) -> None:
+        """Close the doorbell and the socket. The ports are closed already."""
+        if self.doorbell is not None:
+            self.doorbell.close()
+        self.sock.close()
 
     def links_up(self) -> bool:
         """Whether every port has its peer."""

@@ -1,4 +1,7 @@
-"""Messages of a rendezvous: one JSON object per packet. A peer's message is checked before it is used or shown."""
+"""Messages of a rendezvous: one JSON object per packet, with descriptors beside it where the message names them.
+
+A peer's message is checked before it is used or shown. Descriptors that are not wanted are closed.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +10,32 @@ import os
 import re
 import socket
 import struct
+from functools import partial
 from typing import Any
 
+from aiflow._system.descriptors import Descriptor, keep
 from aiflow.config import Endpoint
 from aiflow.errors import PortError
 
-__all__ = ["VERSION", "allowed", "checked_int", "checked_sockets", "peer_of", "read", "shown", "version_error", "write"]
+__all__ = [
+    "VERSION",
+    "allowed",
+    "capabilities",
+    "checked_int",
+    "checked_sockets",
+    "peer_of",
+    "read",
+    "shown",
+    "version_error",
+    "write",
+]
 
-VERSION = 2
+VERSION = 3
 """Version of these messages, and of the frames that follow."""
 
 _MAX_MESSAGE = 16384
 _MAX_SHOWN = 600
+_MAX_DESCRIPTORS = 4
 _NAME = re.compile(r"[a-z0-9-]{1,24}")
 
 
@@ -34,25 +51,62 @@ def allowed(sock: socket.socket) -> bool:
     return peer_of(sock)[1] in (os.getuid(), 0)
 
 
-def write(sock: socket.socket, message: dict[str, Any]) -> bool:
-    """Send; False if the peer is gone, which the next read notices, too."""
+def write(sock: socket.socket, message: dict[str, Any], descriptors: list[Descriptor] | None = None) -> bool:
+    """Send, with copies of `descriptors`; False if the peer is gone, which the next read notices, too."""
+    passed = [descriptor.fd for descriptor in descriptors or ()]
     try:
-        sock.send(json.dumps(message).encode(), socket.MSG_NOSIGNAL)
+        socket.send_fds(sock, [json.dumps(message).encode()], passed, socket.MSG_NOSIGNAL)
     except OSError:
         return False
     return True
 
 
-def read(sock: socket.socket) -> dict[str, Any] | None:
-    """The next message; {} if there is none yet; None if the peer hung up or sent anything else."""
+def read(sock: socket.socket, descriptors: list[Descriptor] | None = None) -> dict[str, Any] | None:
+    """The next message; {} if there is none yet; None if the peer hung up or sent anything else.
+
+    The descriptors that came with it are appended to `descriptors`.
+    """
+    packet = _Packet()
     try:
-        packet = sock.recv(_MAX_MESSAGE)
-        message = json.loads(packet) if packet else None
+        keep(partial(packet.receive, sock))
+        message = json.loads(packet.text) if packet.text else None
     except BlockingIOError:
         return {}
     except (OSError, ValueError, RecursionError):
-        return None
+        message = None
+    if descriptors is None:
+        packet.close()
+    else:
+        descriptors += packet.descriptors
     return message if message and isinstance(message, dict) else None
+
+
+class _Packet:
+    """A message as it was received."""
+
+    def __init__(self) -> None:
+        self.text = b""
+        self.descriptors: list[Descriptor] = []
+
+    def receive(self, sock: socket.socket) -> _Packet:
+        """Read it. Raises OSError."""
+        flags = socket.MSG_CMSG_CLOEXEC
+        self.text, passed, _, _ = socket.recv_fds(sock, _MAX_MESSAGE, _MAX_DESCRIPTORS, flags)
+        self.descriptors = [keep(partial(Descriptor, fd)) for fd in passed]
+        return self
+
+    def close(self) -> None:
+        """Close its descriptors."""
+        for descriptor in self.descriptors:
+            descriptor.close()
+
+
+def capabilities(message: dict[str, Any]) -> set[str]:
+    """What the peer can do beyond the version's least. Unknown ones are ignored, so later ones can be added.
+
+    Raises TypeError.
+    """
+    return {name for name in message.get("capabilities", ()) if isinstance(name, str)}
 
 
 def shown(value: Any) -> str:

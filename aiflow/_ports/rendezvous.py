@@ -3,10 +3,11 @@
 memif and vhost-user accept one peer per socket, and fail for some orders of starting and dying. So the peers first
 agree over a control socket (SEQPACKET, one JSON message per packet, in a directory that only its user can enter)::
 
-    sender      → {"version": 2, "nb_ports": 4, "frame_size": null, "driver": "memif"}
+    sender      → {"version": 3, "nb_ports": 4, "frame_size": null, "driver": "memif", "capabilities": ["doorbell"]}
     receiver    → {"coming": 4}          accepted; it now opens the ports, which may take seconds for each
-    receiver    → {"driver": "memif", "peer": 3, "frame_size": 16384, "ring_size": 256, "sockets": [[name, id], …]}
-                  its ports are open and started; or {"refused": "why", "version": 2, "again": false}
+    receiver    → {"driver": "memif", "peer": 3, "frame_size": 16384, "ring_size": 256, "sockets": [[name, id], …],
+                   "descriptors": ["page", "bell"]}     beside the message: see `doorbells`
+                  its ports are open and started; or {"refused": "why", "version": 3, "again": false}
     sender      → {"ready": true}        its ports are open and their links are up
     either      → {"bye": true}          before it closes, unless it dies
     either      closes: the other one detaches and removes its ports, and closes too
@@ -14,6 +15,7 @@ agree over a control socket (SEQPACKET, one JSON message per packet, in a direct
 The receiver owns the name through a locked file (see `registry`), so that liveness does not depend on files that a
 killed process left behind. A sender retries until it is closed. A refusal holds while the receiver that made it is
 alive, and the sender keeps asking. ``"again"`` marks a lack of room: `send` then waits as it does for a receiver.
+Unknown capabilities, descriptors and fields are ignored.
 Messages give sockets by name only, because the endpoint's directory may have another path in the peer's container.
 
 Each `PortSet` has one thread for all of this, which sleeps until an event or a deadline.
@@ -38,6 +40,7 @@ from aiflow._ports.local_drivers import driver_of
 from aiflow._ports.messages import read, shown, write
 from aiflow._ports.runtime_dir import reason
 from aiflow._system import threads
+from aiflow._system.descriptors import Descriptor
 from aiflow.config import Endpoint
 from aiflow.errors import AiflowError, ConfigError, PortError
 
@@ -108,8 +111,8 @@ class Rendezvous:
         """Start to serve an endpoint; called from the constructor."""
         raise NotImplementedError
 
-    def _answer(self, connection: Connection, message: dict[str, Any]) -> None:
-        """Handle a peer's message. Its exceptions go to `_refuse`."""
+    def _answer(self, connection: Connection, message: dict[str, Any], passed: list[Descriptor]) -> None:
+        """Handle a peer's message. What is left of the `passed` descriptors is closed. Exceptions go to `_refuse`."""
         raise NotImplementedError
 
     def _refuse(self, connection: Connection, exc: AiflowError) -> None:
@@ -211,24 +214,33 @@ class Rendezvous:
     # -------------------------------------------------------------------------------------------------- connections
 
     def _hear(self, connection: Connection) -> None:
-        message = read(connection.sock)
-        if message is None:
-            self._hung_up(connection)
-        elif "bye" in message:
-            connection.said_bye = True
-        elif message:
-            try:
-                self._answer(connection, message)
-            except AiflowError as exc:
-                self._refuse(connection, exc)
-            except OSError as exc:
-                self._refuse(connection, PortError(f"{connection.endpoint}: the {self.role}: {reason(exc)}"))
-            except (KeyError, TypeError, ValueError, IndexError) as exc:
-                what = (
-                    f"{connection.endpoint}: the peer's message is invalid ({shown(repr(exc))}): install the same "
-                    "aiflow on both sides"
-                )
-                self._refuse(connection, PortError(what))
+        passed: list[Descriptor] = []
+        message = read(connection.sock, passed)
+        try:
+            if message is None:
+                self._hung_up(connection)
+            elif "bye" in message:
+                connection.said_bye = True
+            elif message:
+                self._understand(connection, message, passed)
+        finally:
+            for descriptor in passed:
+                descriptor.close()
+
+    def _understand(self, connection: Connection, message: dict[str, Any], passed: list[Descriptor]) -> None:
+        """Answer a message, or refuse the connection."""
+        try:
+            self._answer(connection, message, passed)
+        except AiflowError as exc:
+            self._refuse(connection, exc)
+        except OSError as exc:
+            self._refuse(connection, PortError(f"{connection.endpoint}: the {self.role}: {reason(exc)}"))
+        except (KeyError, TypeError, ValueError, IndexError) as exc:
+            what = (
+                f"{connection.endpoint}: the peer's message is invalid ({shown(repr(exc))}): install the same "
+                "aiflow on both sides"
+            )
+            self._refuse(connection, PortError(what))
 
     def _join(self, connection: Connection) -> None:
         """The last step on either side: attach the ports once all their links are up."""
@@ -259,7 +271,7 @@ class Rendezvous:
         for port in connection.ports:
             self._close_port(port)
         connection.ports.clear()
-        connection.sock.close()
+        connection.close()
         self._dropped(connection.endpoint)
 
     def _drop_all(self) -> None:

@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from aiflow import _eal
+from aiflow._ports import doorbells
 from aiflow._ports.connection import Connection, Hooks, step_timeout
 from aiflow._ports.listener import Listener
 from aiflow._ports.local_drivers import close_receiving, driver_of, open_receiving
 from aiflow._ports.memif_proxy import MemifProxy
-from aiflow._ports.messages import VERSION, allowed, checked_int, peer_of, shown, version_error, write
+from aiflow._ports.messages import VERSION, allowed, capabilities, checked_int, peer_of, shown, version_error, write
 from aiflow._ports.registry import Claim
 from aiflow._ports.rendezvous import Rendezvous
+from aiflow._system.descriptors import Descriptor
 from aiflow.config import MAX_PORTS, Endpoint
 from aiflow.errors import AiflowError, PoolExhausted, PortError
 
@@ -127,7 +129,7 @@ class ReceiverRendezvous(Rendezvous):
 
     # ----------------------------------------------------------------------------------------------------- handshake
 
-    def _answer(self, connection: Connection, message: dict[str, Any]) -> None:
+    def _answer(self, connection: Connection, message: dict[str, Any], passed: list[Descriptor]) -> None:  # noqa: ARG002
         if connection.state == "hello":
             self._offer(connection, message)
         elif connection.state == "offered" and message.get("ready"):
@@ -155,11 +157,13 @@ class ReceiverRendezvous(Rendezvous):
         wanted = message.get("frame_size")
         if wanted is not None:
             wanted = checked_int(wanted, "frame_size", 64, driver.max_frame_size)
+        connection.capabilities = capabilities(message)
         frame_size = min((size for size in (self._frame_size, wanted) if size is not None), default=driver.frame_size)
         if not write(connection.sock, {"coming": nb_ports}):
             self._drop(connection)  # the sender has given up in the meantime
             return
         self._open_ports(connection, nb_ports, frame_size)
+        self._send_offer(connection, frame_size)
 
     def _open_ports(self, connection: Connection, nb_ports: int, frame_size: int) -> None:
         endpoint = connection.endpoint
@@ -168,19 +172,34 @@ class ReceiverRendezvous(Rendezvous):
         pool = self._hooks.pool_for(max(frame_size, driver.min_mbuf), -1, nb_ports, False)
         ring = driver.ring_for(frame_size, nb_ports)
         directory = self._claims[endpoint].directory
-        sockets = []
         suffix = f"@{connection.peer}" if connection.peer > 1 else ""
         for number in range(nb_ports):
             label = f"{endpoint.scheme}:{endpoint.target}#{number}{suffix}"
             port, path, identity = open_receiving(driver, label, directory, frame_size, ring, pool)
             connection.ports.append(port)
             client_path = self._proxy_path(endpoint, path) if driver.name == "memif" else path
-            sockets.append([os.path.basename(client_path), identity])
+            connection.sockets.append((os.path.basename(client_path), identity))
+
+    def _send_offer(self, connection: Connection, frame_size: int) -> None:
+        driver, nb_ports = driver_of(connection.endpoint.scheme), len(connection.ports)
+        offer = {
+            "driver": driver.name,
+            "peer": connection.peer,
+            "frame_size": frame_size,
+            "ring_size": driver.ring_for(frame_size, nb_ports),
+            "sockets": connection.sockets,
+        }
+        passed: list[Descriptor] = []
+        if doorbells.CAPABILITY in connection.capabilities:
+            connection.doorbell, passed = doorbells.make()
+            connection.wire_doorbell()
+            offer["descriptors"] = doorbells.NAMES
         connection.hasten()
         connection.state = "offered"
         connection.deadline = time.monotonic() + step_timeout(nb_ports)
-        offer = {"driver": driver.name, "peer": connection.peer, "frame_size": frame_size, "ring_size": ring}
-        write(connection.sock, {**offer, "sockets": sockets})
+        write(connection.sock, offer, passed)
+        for descriptor in passed:
+            descriptor.close()
 
     def _proxy_path(self, endpoint: Endpoint, server: str) -> str:
         """The path that clients of memif's server connect to."""

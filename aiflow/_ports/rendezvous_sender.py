@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from aiflow import _eal
+from aiflow._eal_doorbell import Doorbell
+from aiflow._ports import doorbells
 from aiflow._ports.connection import Connection, Hooks, step_timeout
 from aiflow._ports.local_drivers import driver_of, open_sending
 from aiflow._ports.messages import VERSION, allowed, checked_int, checked_sockets, read, shown, version_error, write
 from aiflow._ports.registry import elsewhere, live
 from aiflow._ports.rendezvous import Rendezvous
 from aiflow._ports.runtime_dir import endpoint_directory, reason
-from aiflow._system.descriptors import own_socket
+from aiflow._system.descriptors import Descriptor, own_socket
 from aiflow.config import Endpoint
 from aiflow.errors import AiflowError, PortError
 
@@ -28,6 +30,16 @@ _PENDING = ("asked", "coming", "joining")  # states of a connection until its po
 def _longer(pause: float) -> float:
     """The pause after another failure."""
     return max(_FAILED_FIRST, min(2 * pause, _FAILED_LAST))
+
+
+def _doorbell(names: Any, passed: list[Descriptor]) -> Doorbell | None:
+    """The doorbell among the descriptors that came with an offer, if there is one. Raises ValueError or TypeError."""
+    by_name = {name: descriptor for name, descriptor in zip(names, passed, strict=False) if isinstance(name, str)}
+    if not by_name.keys() >= set(doorbells.NAMES):
+        return None
+    page, bell = (by_name[name] for name in doorbells.NAMES)
+    passed.remove(bell)
+    return doorbells.take(page, bell)
 
 
 class SenderRendezvous(Rendezvous):
@@ -126,11 +138,12 @@ class SenderRendezvous(Rendezvous):
             "driver": driver_of(endpoint.scheme).name,
             "nb_ports": endpoint.nb_ports,
             "frame_size": self._frame_size,
+            "capabilities": [doorbells.CAPABILITY],
         }
         write(sock, hello)
         self._connections.append(Connection(endpoint, sock, state="asked"))
 
-    def _answer(self, connection: Connection, message: dict[str, Any]) -> None:
+    def _answer(self, connection: Connection, message: dict[str, Any], passed: list[Descriptor]) -> None:
         endpoint = connection.endpoint
         if "refused" in message:
             self._refused(connection, message)
@@ -143,9 +156,9 @@ class SenderRendezvous(Rendezvous):
             return
         if endpoint in self._refusals:
             self._forget_failures(endpoint)
-        self._open_ports(connection, message)
+        self._open_ports(connection, message, passed)
 
-    def _open_ports(self, connection: Connection, offer: dict[str, Any]) -> None:
+    def _open_ports(self, connection: Connection, offer: dict[str, Any], passed: list[Descriptor]) -> None:
         endpoint = connection.endpoint
         driver = driver_of(endpoint.scheme)
         frame_size = checked_int(offer["frame_size"], "frame_size", 64, driver.max_frame_size)
@@ -153,6 +166,7 @@ class SenderRendezvous(Rendezvous):
         sockets = checked_sockets(offer["sockets"])
         if offer["driver"] != driver.name or len(sockets) != endpoint.nb_ports:
             raise ValueError(f"{shown(offer['driver'])} over {len(sockets)} ports")
+        connection.doorbell = _doorbell(offer.get("descriptors", ()), passed)
         directory = endpoint_directory(endpoint, self._root)
         connection.peer = next(self._peers)
         room = max(frame_size, driver.min_mbuf)
@@ -168,6 +182,7 @@ class SenderRendezvous(Rendezvous):
                     return
                 raise
             connection.ports.append(port)
+        connection.wire_doorbell()
         connection.state = "joining"
         connection.deadline = time.monotonic() + step_timeout(endpoint.nb_ports)
 

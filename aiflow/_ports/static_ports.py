@@ -73,6 +73,7 @@ def open_af_packet(
         undo.pop_all()
     send_buffer = widen_send_buffer(sockets, ring.nb_frames * (frame_size + KERNEL_OVERHEAD))
     port.tx_window = unacknowledged_frames(frame_size, ring.nb_frames, send_buffer)
+    port.wake_fds = sorted(sockets)
     return port, sockets
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import secrets
@@ -14,8 +15,9 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,12 +27,13 @@ from wait import wait_for
 
 import aiflow
 from aiflow import _eal
-from aiflow._ports import messages, rendezvous_sender
+from aiflow._ports import doorbells, messages, rendezvous_receiver, rendezvous_sender
 from aiflow._ports.connection import Hooks
 from aiflow._ports.listener import Listener
 from aiflow._ports.registry import Claim
 from aiflow._ports.rendezvous_receiver import ReceiverRendezvous
 from aiflow._ports.rendezvous_sender import SenderRendezvous
+from aiflow._system.descriptors import Descriptor
 from aiflow._system.filelock import lock
 from aiflow.config import parse_endpoint
 from aiflow.errors import AiflowError, PeerLost, PortError
@@ -140,14 +143,14 @@ def says_versions(text: str, receiver: object, sender: object) -> bool:
 # ----------------------------------------------------------------------------------------------------------- versions
 
 
-@pytest.mark.parametrize("version", [1, 3, None, "2", 2.5, "\x1b[31m" * 200])
+@pytest.mark.parametrize("version", [1, 2, 4, None, "3", 2.5, "\x1b[31m" * 200])
 def test_a_sender_of_another_version_is_refused_by_name_and_the_receiver_shows_it(version: object) -> None:
     with Side("local:q", "receiver") as receiver:
         answer = ask({**HELLO_1, "version": version})
         assert isinstance(answer["refused"], str)  # what version 1 reads, and shows
         shown = messages.shown(version)
-        assert says_versions(answer["refused"], 2, shown)
-        wait_for(lambda: says_versions(receiver.hints(), 2, shown), "a word to the receiver's user")
+        assert says_versions(answer["refused"], messages.VERSION, shown)
+        wait_for(lambda: says_versions(receiver.hints(), messages.VERSION, shown), "a word to the receiver's user")
         assert f"process {os.getpid()}" in receiver.hints()
         assert receiver.error is None  # it goes on for others
         with Side("local:q", "sender") as sender:
@@ -156,15 +159,20 @@ def test_a_sender_of_another_version_is_refused_by_name_and_the_receiver_shows_i
 
 
 @pytest.mark.parametrize(
-    ("refusal", "receiver"), [({"refused": REFUSAL_1}, 1), ({"refused": "why", "version": 3, "again": True}, 3)]
+    ("refusal", "receiver"),
+    [
+        ({"refused": REFUSAL_1}, 1),
+        ({"refused": "why", "version": 2, "again": False}, 2),
+        ({"refused": "why", "version": 4, "again": True}, 4),
+    ],
 )
 def test_a_receiver_of_another_version_is_told_by_name_until_it_is_gone(refusal: dict[str, Any], receiver: int) -> None:
     with Side("local:q", "sender") as sender:
         with Actor(refusal) as old:
             wait_for(lambda: sender.error is not None, "an error")
-            assert says_versions(str(sender.error), receiver, 2)
-            assert says_versions(sender.hints(), receiver, 2)
-            assert old.heard[0]["version"] == 2
+            assert says_versions(str(sender.error), receiver, messages.VERSION)
+            assert says_versions(sender.hints(), receiver, messages.VERSION)
+            assert old.heard[0]["version"] == messages.VERSION
         wait_for(lambda: sender.error is None, "the end of its refusal")
         with Side("local:q", "receiver"):
             wait_for(lambda: sender.ports, "a receiver of this version")
@@ -263,6 +271,7 @@ def test_a_socket_s_name_that_is_taken_is_not_the_end(directory: Path, monkeypat
         {"frame_size": True},
         {"ring_size": 1e400},
         {"ring_size": 0},
+        {"descriptors": 7},
     ],
 )
 def test_an_offer_that_is_none_is_an_error_and_not_the_end(
@@ -278,6 +287,61 @@ def test_an_offer_that_is_none_is_an_error_and_not_the_end(
         with Side("local:q", "receiver"):
             wait_for(lambda: sender.ports, "a sound receiver")
             assert sender.error is None
+
+
+def unsealed() -> int:
+    page = os.memfd_create("unsealed")
+    os.ftruncate(page, 4096)
+    return page
+
+
+def sealed(nbytes: int = 4096) -> int:
+    page = os.memfd_create("sealed", os.MFD_ALLOW_SEALING)
+    os.ftruncate(page, nbytes)
+    fcntl.fcntl(page, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+    return page
+
+
+@pytest.mark.parametrize(
+    ("page", "why"),
+    [
+        (unsealed, "seals 1"),  # F_SEAL_SEAL
+        (lambda: sealed(1), "has 1 bytes"),
+        (lambda: os.open("/dev/zero", os.O_RDWR), "is no memfd"),
+        (lambda: os.eventfd(0), "is no memfd"),
+    ],
+)
+def test_a_doorbell_whose_page_may_vanish_is_refused(page: Callable[[], int], why: str) -> None:
+    """Memory that the peer can truncate would end this process with SIGBUS."""
+    before = len(os.listdir("/proc/self/fd"))
+    mine, other = socket.socketpair()
+    with pytest.raises(ValueError, match=why):
+        doorbells.take(Descriptor(page()), Descriptor(mine.detach()))
+    other.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_descriptors_that_are_not_asked_for_are_closed() -> None:
+    with Side("local:q", "receiver") as receiver, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+        sock.connect(f"{os.environ['AIFLOW_RUNTIME_DIR']}/local-q/control")
+        sock.settimeout(60)
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(3):
+            socket.send_fds(sock, [b'{"what": 1}'], [0, 1, 2, 0, 1, 2])
+        sock.recv(16384)
+        wait_for(lambda: len(os.listdir("/proc/self/fd")) <= before, "the end of the connection")
+        assert receiver.error is None
+
+
+@pytest.mark.parametrize("names", [[], ["page"], ["else", "bell"], [7, None]])
+def test_an_offer_without_a_doorbell_will_do(names: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a later version may pass other descriptors."""
+    other = SimpleNamespace(CAPABILITY=doorbells.CAPABILITY, NAMES=names, make=doorbells.make)
+    monkeypatch.setattr(rendezvous_receiver, "doorbells", other)
+    with Side("local:q", "receiver"), Side("local:q", "sender") as sender:
+        wait_for(lambda: sender.ports, "ports")
+        assert sender.ports[0].doorbell is None
+        assert not sender.ports[0].wakes
 
 
 # ------------------------------------------------------------------------------------------------------- at work for us

@@ -78,8 +78,8 @@ class Side:
         return self.ports.ports()
 
     def hints(self) -> str:
-        assert self.ports._rendezvous is not None
-        return "\n".join(self.ports.hints())
+        return "
+".join(self.ports.hints())
 
     def __enter__(self) -> Side:
         return self
@@ -313,19 +313,20 @@ def test_a_stranger_at_the_control_socket_does_no_harm(directory: Path) -> None:
             b'"x"',
             b"{" * 10000,
             b"[" * 16000,
-            b'{"version": 2}',
+            b'{"version": 3}',
             b'{"version": 3, "driver": "memif"}',
             b'{"version": "\\u001b[31m", "driver": "memif"}',
-            b'{"version": 2, "driver": ["memif"]}',
-            b'{"version": 2, "driver": "memif", "nb_ports": "many"}',
-            b'{"version": 2, "driver": "memif", "nb_ports": true}',
-            b'{"version": 2, "driver": "memif", "nb_ports": Infinity}',
-            b'{"version": 2, "driver": "memif", "nb_ports": 1e99}',
-            b'{"version": 2, "driver": "memif", "nb_ports": -1}',
-            b'{"version": 2, "driver": "memif", "nb_ports": 99}',
-            b'{"version": 2, "driver": "memif", "nb_ports": 1, "frame_size": -5}',
-            b'{"version": 2, "driver": "memif", "nb_ports": 1, "frame_size": 1e400}',
-            b'{"version": 2, "driver": "memif", "nb_ports": 1, "frame_size": [1]}',
+            b'{"version": 3, "driver": ["memif"]}',
+            b'{"version": 3, "driver": "memif", "nb_ports": "many"}',
+            b'{"version": 3, "driver": "memif", "nb_ports": true}',
+            b'{"version": 3, "driver": "memif", "nb_ports": Infinity}',
+            b'{"version": 3, "driver": "memif", "nb_ports": 1e99}',
+            b'{"version": 3, "driver": "memif", "nb_ports": -1}',
+            b'{"version": 3, "driver": "memif", "nb_ports": 99}',
+            b'{"version": 3, "driver": "memif", "nb_ports": 1, "frame_size": -5}',
+            b'{"version": 3, "driver": "memif", "nb_ports": 1, "frame_size": 1e400}',
+            b'{"version": 3, "driver": "memif", "nb_ports": 1, "frame_size": [1]}',
+            b'{"version": 3, "driver": "memif", "nb_ports": 1, "capabilities": 7}',
             b'{"ready": true}',
         ]
         for message in messages:

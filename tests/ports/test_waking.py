@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from peer import name
 from wait import PATIENCE_S, settle
@@ -16,6 +17,11 @@ def idle_turns(seconds: float) -> int:
     before = gate_turns()
     time.sleep(seconds)
     return gate_turns() - before
+
+
+def ports_of(side: aiflow.Sender | aiflow.Receiver) -> list[Any]:
+    """Its DPDK ports."""
+    return [port for opening in side._engine.ports._openings for port in opening.ports.ports()]
 
 
 def test_the_interrupt_thread_takes_no_turn_while_no_peer_comes_or_goes() -> None:
@@ -33,3 +39,16 @@ def test_the_interrupt_thread_takes_no_turn_while_no_peer_comes_or_goes() -> Non
             ticket = tx.send([b"x"], wait=False)
             rx.recv(timeout=PATIENCE_S).release()
             ticket.result(PATIENCE_S)
+
+
+def test_local_peers_share_a_doorbell_that_rings_sleepers_only() -> None:
+    endpoint = f"local:{name()}*2"
+    with aiflow.Receiver(endpoint) as rx, aiflow.Sender(endpoint) as tx:
+        ticket = tx.send([b"x"], wait=False)
+        rx.recv(timeout=PATIENCE_S).release()
+        ticket.result(PATIENCE_S)
+        bells = [{port.doorbell for port in ports_of(side)} for side in (tx, rx)]
+        assert [len(each) for each in bells] == [1, 1]  # one for all ports of a connection
+        (one,), (other,) = bells
+        assert all(port.wakes and port.wake_fds == [port.doorbell.fileno()] for port in ports_of(tx) + ports_of(rx))
+        assert one is not other
