@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     )
     from aiflow.in_process import Pair, pair
     from aiflow.options import FlowControl, Polling, Scheduling, Telemetry
-    from aiflow.ports import Ports
     from aiflow.receiver import Receiver
     from aiflow.report import PortTable, SliceReport
     from aiflow.sender import Sender
+    from aiflow.shared_ports import Ports
     from aiflow.slices import Element, Shard, TimeSlice
 
 __version__ = "0.1.0"
@@ -72,7 +72,7 @@ if not TYPE_CHECKING:
         "Pair": "in_process",
         "Polling": "options",
         "PortTable": "report",
-        "Ports": "ports",
+        "Ports": "shared_ports",
         "Receiver": "receiver",
         "Scheduling": "options",
         "Sender": "sender",

@@ -1,22 +1,19 @@
 """Data plane of a Receiver."""
 
-from collections.abc import Iterable
 from typing import Any
 
-from aiflow._dp import Loop
+from aiflow._dp_agent import Agent
 from aiflow._dp_incoming import Incoming, Store
-from aiflow._eal import Mempool, Port
 
-class RxLoop(Loop):
+class RxAgent(Agent):
     mbuf_bytes: int
+    pools: Any
     def __init__(
         self,
         name: str,
         store: Store,
         keeps_mbufs: bool,
         peer_timeout: float,
-        tx_pool: Mempool | None = None,
-        faults: dict[str, Any] | list[dict[str, Any]] | None = None,
         interval: float = 0.1,
         confirms: bool = False,
     ) -> None: ...
@@ -33,9 +30,5 @@ class RxLoop(Loop):
     def progress(self) -> tuple[int, int]: ...
     @property
     def nb_sessions(self) -> int: ...
-    def attach(self, port: Port, peer: int) -> None: ...
-    def detach(self, ports: Iterable[Port], peer: int = 0) -> None: ...
     def pop(self, into: list[Incoming] | None = None) -> Incoming | None: ...
     def close(self, reason: bytes = ...) -> None: ...
-    def drops(self) -> dict[str, int]: ...
-    def counters(self) -> dict[str, int]: ...

@@ -12,7 +12,6 @@ from aiflow._core cimport (
     af_rx_hear_verdicts, af_rx_init, af_rx_next_frame, af_rx_on_frame, af_rx_owes, af_rx_owes_bye, af_rx_owns,
     af_rx_part, af_rx_port, af_rx_slice, af_rx_tick,
 )
-from aiflow._dp cimport Loop
 from aiflow._dp_agent cimport Agent, agent_counts, name_bytes, sample_rows, session_numbers
 from aiflow._dp_driver cimport aiflow_lock, aiflow_unlock
 from aiflow._dp_incoming cimport Incoming, Store, release_mbuf
@@ -24,7 +23,7 @@ LAST_WORDS_S = 0.1  # the longest wait for due feedback frames to leave, when a 
 # What the loop shares with the callers that take slices.
 cdef struct receiver_side:
     af_rx *rx
-    af_rx_slice *ready         # whole slices that nobody has taken; the handoff's lock guards them
+    af_rx_slice *ready         # whole slices that no caller has taken; the handoff's lock guards them
     af_rx_slice **ready_tail
 
 

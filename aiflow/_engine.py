@@ -9,8 +9,8 @@ from aiflow._transfer.demand import Speeds
 from aiflow._transfer.waiter import Waiter
 from aiflow.monitor import LinkSpeeds, Monitor
 from aiflow.options import Scheduling
-from aiflow.ports import MBUFS_PER_PORT, OwnPorts, Ports
 from aiflow.report import PortTable, port_table
+from aiflow.shared_ports import MBUFS_PER_PORT, OwnPorts, Ports
 
 __all__ = ["Engine", "ReceiverPools"]
 
@@ -98,8 +98,9 @@ class ReceiverPools:
 
     def of_port(self, port: Any) -> Mempool:
         """The pool in which payloads of this port stay."""
-        if port.mempool in self._kept.values():
-            return port.mempool
+        pool: Mempool = port.mempool
+        if pool in self._kept.values():
+            return pool
         self._copied.add(port.name)
         return self(port.frame_size, port.socket_id, 1, False)
 

@@ -21,8 +21,8 @@ from aiflow.config import parse_choice, parse_memory, parse_seconds, parse_timeo
 from aiflow.errors import ConfigError, PoolExhausted, SliceTimeout, not_copied
 from aiflow.monitor import LinkSpeeds
 from aiflow.options import FlatKeywords, Polling, Telemetry, check_known, grouped
-from aiflow.ports import MBUFS_PER_PORT, Ports, asked_polling, endpoints_of, ports_for
 from aiflow.report import PortTable
+from aiflow.shared_ports import MBUFS_PER_PORT, Ports, asked_polling, endpoints_of, ports_for
 from aiflow.slices import TimeSlice
 
 __all__ = ["Receiver"]

@@ -28,8 +28,8 @@ from aiflow.config import parse_names, parse_seconds, parse_size, parse_switches
 from aiflow.errors import ConfigError, SliceTimeout, not_copied
 from aiflow.monitor import LinkSpeeds
 from aiflow.options import Polling, Scheduling, SenderKeywords, Telemetry, check_known, grouped, scheduling_of
-from aiflow.ports import Ports, asked_polling, endpoints_of, port_pool, ports_for
 from aiflow.report import PortTable, SliceReport
+from aiflow.shared_ports import Ports, asked_polling, endpoints_of, port_pool, ports_for
 
 __all__ = ["Sender", "Ticket"]
 

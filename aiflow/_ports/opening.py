@@ -141,7 +141,7 @@ class Opening:
             self.loop.between(attach)
             self._up.append((port, peer))
 
-    def _detach(self, ports: list[Any], peer: int) -> None:
+    def _detach(self, ports: list[Any], _peer: int) -> None:
         with self._changing:
             self._up = [(port, number) for port, number in self._up if port not in ports]
             agents = [user.agent for user in self._users]

@@ -129,7 +129,7 @@ class ReceiverRendezvous(Rendezvous):
 
     # ----------------------------------------------------------------------------------------------------- handshake
 
-    def _answer(self, connection: Connection, message: dict[str, Any], passed: list[Descriptor]) -> None:  # noqa: ARG002
+    def _answer(self, connection: Connection, message: dict[str, Any], _passed: list[Descriptor]) -> None:
         if connection.state == "hello":
             self._offer(connection, message)
         elif connection.state == "offered" and message.get("ready"):

@@ -12,8 +12,9 @@ if TYPE_CHECKING:
 __all__ = ["Waiter"]
 
 SIGNALS_S = 0.25
-"""A waiting thread looks for signals this often, so that Ctrl-C works. A signal that ends its sleep is seen at once, and
-while it is awake, or another thread drives, `wait` returns after 50 ms."""
+"""A waiting thread looks for signals this often, so that Ctrl-C works. A signal that ends its sleep is seen at once.
+
+While it is awake, or another thread drives, `wait` returns after 50 ms."""
 
 AGAIN_S = 0.5
 """A waiting coroutine looks this often for changes without an event, such as time that passes."""

@@ -78,8 +78,7 @@ class Side:
         return self.ports.ports()
 
     def hints(self) -> str:
-        return "
-".join(self.ports.hints())
+        return "\n".join(self.ports.hints())
 
     def __enter__(self) -> Side:
         return self

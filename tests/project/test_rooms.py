@@ -48,7 +48,7 @@ ROOMS = {
     "slices": Room("slices|shards", ("errors", "_policy", "_transfer")),
     "options": Room("options", ("errors", "config", "_policy")),
     "sides": Room(
-        "sender|receiver|ports|_engine|_poster|alloc|names",
+        "sender|receiver|shared_ports|_engine|_poster|alloc|names",
         (
             *("errors", "config", "_system", "_eal", "_dp", "_ports", "_policy", "monitor", "report", "_transfer"),
             *("_encode", "slices", "options"),

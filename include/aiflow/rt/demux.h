@@ -5,8 +5,9 @@
  *   HELLO with a number, GRANT, FEEDBACK, BYE of a receiver  the sender that gave its peer this number
  *   all others                                               the receiver that gave its peer this number
  *
- * MACs tell nobody apart: the agents of a port share its MAC. A frame of nobody's goes to the first agent of that role,
- * or of the port, which counts the drop. A sender's question is not for the receivers beside it, unless it names one.
+ * MACs tell no agents apart: those of a port share its MAC. A frame with an unknown number goes to the first agent of
+ * that role, or of the port, which counts the drop. A sender's question is not for the receivers beside it, unless it
+ * names one.
  *
  * A port asks its agents in turn, frame by frame. Where several send, they share the port's window and its pacing.
  */

@@ -198,7 +198,7 @@ static const struct af_handoff_move
 	af_move_rest = {AF_FROM(AF_WORKER) | AF_FROM(AF_CALLER), AF_CONTROL_WANTED, 0,             AF_RESTS, AF_SAME};
 /* clang-format on */
 
-/* Set and clear flags, whoever drives. Returns the word before. */
+/* Set and clear flags, in any state. Returns the word before. */
 static inline uint32_t
 af_handoff_flag(struct af_handoff *handoff, uint32_t set, uint32_t clear)
 {

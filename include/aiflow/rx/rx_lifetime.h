@@ -128,8 +128,7 @@ af_rx_owes_bye(const struct af_rx *rx)
 {
 	for (uint32_t i = 0; i < rx->nb_sessions; i++)
 		for (uint32_t k = 0; k < rx->sessions[i]->nb_paths; k++)
-			if (rx->sessions[i]->paths[k].bye_due &&
-			    rx->ports[rx->sessions[i]->paths[k].port].p.attached)
+			if (rx->sessions[i]->paths[k].bye_due && rx->ports[rx->sessions[i]->paths[k].port].p.attached)
 				return true;
 	return false;
 }

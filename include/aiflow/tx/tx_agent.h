@@ -221,8 +221,9 @@ af_tx_load(const void *state, uint32_t p)
 	const struct af_tx_port *port = &tx->ports[p];
 	uint32_t window = port->pace.rate_based ? af_tx_backstop(&port->p) : port->p.tx_window;
 
-	return (struct af_load){
-		.window = window, .in_flight = port->open ? port->pn.in_flight : 0, .busy = port->open && af_tx_busy(tx)};
+	return (struct af_load){.window = window,
+				.in_flight = port->open ? port->pn.in_flight : 0,
+				.busy = port->open && af_tx_busy(tx)};
 }
 
 static inline bool

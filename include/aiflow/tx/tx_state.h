@@ -152,25 +152,25 @@ struct af_tx_port {
 	uint32_t nb_candidates; /* in `candidates` */
 	uint32_t path_size;     /* largest frame that both ends take */
 	bool small_answered;    /* since the newest full-sized HELLO */
-	bool other_answered;    /* a receiver that was not asked for is at the other end of this point-to-point port */
+	bool other_answered; /* a receiver that was not asked for is at the other end of this point-to-point port */
 	struct af_candidate candidates[AF_MAX_PORTS];
 	/* its path */
 	bool open;
-	bool suspended;       /* silent: it is probed, and carries no chunk until it answers */
-	uint8_t dst[6];       /* MAC of the receiver's port */
+	bool suspended; /* silent: it is probed, and carries no chunk until it answers */
+	uint8_t dst[6]; /* MAC of the receiver's port */
 	uint16_t remote_port; /* index of that port */
-	uint32_t backoff;     /* doublings of the PTO */
-	uint32_t answered;    /* probes in a row, while suspended */
+	uint32_t backoff; /* doublings of the PTO */
+	uint32_t answered; /* probes in a row, while suspended */
 	struct af_pace pace;
-	uint64_t arrived;  /* frames below pn.seen that the receiver has counted */
+	uint64_t arrived; /* frames below pn.seen that the receiver has counted */
 	uint64_t began[2]; /* control: rw. pn.seen and `arrived` when the newest slice began; 0: the path is newer */
 	struct af_tx_pktnum pn;
 };
 
 struct af_tx_slot {
-	uint32_t id;               /* of the slice */
-	bool used;                 /* the receiver has not finished this slice */
-	bool void_in_flight;       /* a VOID for it is in flight */
+	uint32_t id; /* of the slice */
+	bool used; /* the receiver has not finished this slice */
+	bool void_in_flight; /* a VOID for it is in flight */
 	struct af_tx_slice *slice; /* NULL: it was given up, and the receiver does not know yet */
 };
 
@@ -193,13 +193,13 @@ struct af_rival {
 struct af_tx {
 	/* control: w before the loop runs; dataplane: ro */
 	char name[AF_NAME_BYTES];
-	char to[AF_NAME_BYTES];   /* the receiver that was asked for; "": any */
-	uint64_t instance;        /* dataplane: rw, its low 16 bits count sessions */
+	char to[AF_NAME_BYTES]; /* the receiver that was asked for; "": any */
+	uint64_t instance; /* dataplane: rw, its low 16 bits count sessions */
 	uint64_t peer_timeout_ns; /* a receiver that is silent for longer is gone */
 	uint64_t clock_offset_ns; /* what the clock of timestamps is ahead of the loop's */
 	struct af_numbers *numbers; /* of this process; any thread mints */
-	uint32_t nb_expected;     /* ports that were asked for */
-	bool fixed_frame_size;    /* the user chose it: a smaller frame size of the path is an error */
+	uint32_t nb_expected; /* ports that were asked for */
+	bool fixed_frame_size; /* the user chose it: a smaller frame size of the path is an error */
 	atomic_bool joining; /* control: rw at any time. A receiver makes our ports, so it does not count as silent */
 	/* dataplane: rw */
 	struct af_tx_port ports[AF_MAX_PORTS];

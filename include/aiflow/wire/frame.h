@@ -202,7 +202,7 @@ enum af_void_reason {
 	X(AF_DROP_HEADER, "header")           /* its length field leaves no room for the headers */ \
 	X(AF_DROP_FOREIGN, "foreign")         /* another EtherType */ \
 	X(AF_DROP_VLAN, "vlan")               /* one of ours behind a VLAN tag */ \
-	X(AF_DROP_KIND, "kind")               /* a kind that this end does not take, or a BYE of this end's direction */ \
+	X(AF_DROP_KIND, "kind")               /* a kind that this end does not take, or its own direction's BYE */ \
 	X(AF_DROP_DST_MAC, "dst_mac")         /* for another unicast address */ \
 	X(AF_DROP_BROADCAST, "broadcast")     /* a group address, and no HELLO */ \
 	X(AF_DROP_SEGMENTS, "segments")       /* a chain of mbufs that the loop does not join */ \
