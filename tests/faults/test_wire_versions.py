@@ -74,25 +74,27 @@ def old_receiver() -> Iterator[Stranger]:
     stranger.close()
 
 
-def test_a_receiver_says_that_its_sender_is_of_another_version(old_sender) -> None:
+@pytest.mark.parametrize("old", ALL[:-1])
+def test_a_receiver_says_that_its_sender_is_of_another_version(old_sender, old) -> None:
     with aiflow.Receiver("ring:stranger") as rx:
-        _dp_testing.inject(old_sender.port, [golden("wire-1")["HELLO-ask"]] * 3)
+        _dp_testing.inject(old_sender.port, [golden(old)["HELLO-ask"]] * 3)
         with pytest.raises(aiflow.SliceTimeout, match=r"3 frames are of another version .*install the same aiflow"):
             rx.recv(timeout=0.5)
         # … and answers, so that its user learns it too: in a later version's words, ours are another version's
         heard: list[bytes] = []
         assert settle(lambda: heard.extend(_dp_testing.drain(old_sender.port)) or heard)
         (answer,) = heard
-        assert _wire.parse(answer, golden("wire-1")["HELLO-ask"][6:12]).kind == _wire.KINDS["HELLO"]
+        assert _wire.parse(answer, golden(old)["HELLO-ask"][6:12]).kind == _wire.KINDS["HELLO"]
 
 
-def test_a_sender_says_that_its_receiver_is_of_another_version(old_receiver) -> None:
+@pytest.mark.parametrize("old", ALL[:-1])
+def test_a_sender_says_that_its_receiver_is_of_another_version(old_receiver, old) -> None:
     tx = aiflow.Sender("ring:stranger", peer_timeout=0.5)
     try:
         ticket = tx.send([b"1"], wait=False)
         asked: list[bytes] = []
         assert settle(lambda: asked.extend(_dp_testing.drain(old_receiver.port)) or asked)
-        _dp_testing.inject(old_receiver.port, [asked[0][6:12] + golden("wire-1")["HELLO-answer"][6:]])
+        _dp_testing.inject(old_receiver.port, [asked[0][6:12] + golden(old)["HELLO-answer"][6:]])
         with pytest.raises(aiflow.PeerLost, match=r"1 frame is of another version .*install the same aiflow"):
             ticket.result(timeout=20)
     finally:
@@ -147,6 +149,38 @@ def test_what_a_manifest_says_that_is_not_known_is_refused_by_name(what, confirm
             assert time_slice["t"].mark is None
         ticket.result(timeout=10)
         assert rx.memory_used == 0 or settle(lambda: rx.memory_used == 0)
+
+
+APPENDED = {
+    "a format": (b"\2", b"", "manifest format 2"),
+    "an extension that must be understood": (b"\1", struct.pack(">HH", 0x8007, 1) + b"x", "manifest extension 32775"),
+}
+
+
+def posted(tx: aiflow.Sender, first: bytes, appended: bytes) -> aiflow.Ticket:
+    """Send a slice whose manifest begins with another byte, and ends with more."""
+    from aiflow._encode import encode
+
+    manifest, _, _ = encode({"t": b"x"})
+    outgoing = tx._agent.post([b"x"], first + manifest[1:] + appended, tx._poster.planner.plan(1), 0, False)
+    return aiflow.Ticket(tx._context, InFlight(tx._context, outgoing), tx)
+
+
+@pytest.mark.parametrize("what", APPENDED)
+def test_manifests_of_a_later_build_are_refused_by_name(what) -> None:
+    first, appended, said = APPENDED[what]
+    with aiflow.Receiver("ring:later") as rx, aiflow.Sender("ring:later") as tx:
+        with pytest.raises(aiflow.IntegrityError, match=f"{said}.*same aiflow on both sides"):
+            posted(tx, first, appended).result(timeout=10)
+        assert settle(lambda: rx.memory_used == 0)
+
+
+def test_an_extension_that_may_be_ignored_is_ignored() -> None:
+    with aiflow.Receiver("ring:later") as rx, aiflow.Sender("ring:later") as tx:
+        ticket = posted(tx, b"\1", struct.pack(">HH", 7, 3) + b"abc")
+        with rx.recv(timeout=10) as time_slice:
+            assert time_slice["t"].array == ord("x")
+        ticket.result(timeout=10)
 
 
 MARKS = [
