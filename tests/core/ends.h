@@ -172,7 +172,7 @@ make_slice(struct af_tx_slice *s, int index)
 		 nb_runs = 0;
 	uint64_t sizes[3000], *bytes;
 	struct af_span *elements;
-	struct af_manifest m = {0};
+	struct af_manifest m = {.format = AF_MANIFEST_FORMAT};
 
 	if (index % 5 == 4)
 		n = 1 + draw(3);

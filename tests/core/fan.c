@@ -100,7 +100,7 @@ make_slice(struct af_tx_slice *s, int receiver)
 {
 	uint32_t n = draw(6), at = AF_MANIFEST_HEADER;
 	struct af_span *elements = calloc(n + 1, sizeof *elements);
-	struct af_manifest m = {.nb_runs = AF_BE32(n), .nb_elements = AF_BE32(n)};
+	struct af_manifest m = {.format = AF_MANIFEST_FORMAT, .nb_runs = AF_BE32(n), .nb_elements = AF_BE32(n)};
 
 	s->manifest = malloc(AF_MANIFEST_HEADER + AF_RUN_HEADER * (size_t)(n + 1));
 	for (uint32_t e = 0; e < n; e++) {

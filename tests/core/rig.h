@@ -178,7 +178,7 @@ rig_slice(uint32_t n, const uint64_t *sizes)
 {
 	struct af_tx_slice *s = calloc(1, sizeof *s);
 	struct af_span *elements = calloc(n + 1, sizeof *elements);
-	struct af_manifest m = {.nb_runs = AF_BE32(n), .nb_elements = AF_BE32(n)};
+	struct af_manifest m = {.format = AF_MANIFEST_FORMAT, .nb_runs = AF_BE32(n), .nb_elements = AF_BE32(n)};
 
 	s->manifest_bytes = AF_MANIFEST_HEADER + n * AF_RUN_HEADER;
 	s->manifest = malloc(s->manifest_bytes);

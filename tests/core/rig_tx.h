@@ -17,6 +17,7 @@ told(struct af_feedback r, const void *more, uint32_t nbytes)
 			     .nbytes = sizeof r + nbytes};
 	enum af_drop drop;
 
+	r.format = r.format ? r.format : AF_FEEDBACK_FORMAT;
 	memcpy(payload, &r, sizeof r);
 	if (nbytes)
 		memcpy(payload + sizeof r, more, nbytes);

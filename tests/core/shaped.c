@@ -128,7 +128,8 @@ static void
 make_slice(struct af_tx_slice *s, int sender)
 {
 	struct af_span *elements = calloc((size_t)o.elements, sizeof *elements);
-	struct af_manifest m = {.nb_runs = AF_BE32(1), .nb_elements = AF_BE32((uint32_t)o.elements)};
+	struct af_manifest m = {
+		.format = AF_MANIFEST_FORMAT, .nb_runs = AF_BE32(1), .nb_elements = AF_BE32((uint32_t)o.elements)};
 	uint64_t each = (uint64_t)o.bytes / (uint64_t)o.elements;
 	struct af_run run = {.count = AF_BE32((uint32_t)o.elements), .nbytes = AF_BE64(each)};
 	int quota[4] = {o.quota0, o.quota1, o.quota2, o.quota3};
@@ -171,13 +172,17 @@ release(void *handle)
 	(void)handle;
 }
 
+static struct af_numbers numbers; /* of all ends: as in one process */
+
 static void
 make_peers(uint64_t now)
 {
+	af_numbers_init(&numbers, (uint64_t[]){(uint64_t)o.seed, 1});
 	rx = calloc(1, sizeof *rx);
 	trunk = (struct fifo){.ring = calloc(4096, sizeof(struct packet)), .size = 4096};
 	af_arena_init(&arena, 1u << 30, true);
 	af_rx_init(rx);
+	rx->numbers = &numbers;
 	rx->arena = &arena;
 	rx->release = release;
 	rx->epoch = 7;
@@ -194,6 +199,7 @@ make_peers(uint64_t now)
 
 		if (af_tx_init(tx))
 			exit(2);
+		tx->numbers = &numbers;
 		snprintf(tx->name, sizeof tx->name, "source-%d", s);
 		tx->instance = (uint64_t)s << AF_LIFE_BITS;
 		tx->nb_expected = tx->nb_ports = (uint32_t)o.ports;

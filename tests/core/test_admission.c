@@ -197,6 +197,41 @@ contradictions_and_unknown_things_are_refused_with_words(void)
 }
 
 static void
+another_format_and_unknown_extensions_are_refused_by_name(void)
+{
+	static const uint64_t sizes[] = {100000};
+	static const struct {
+		uint8_t format;
+		uint8_t entry[6];
+		uint32_t nbytes; /* of the entry */
+		enum af_void_reason reason;
+		const char *said;
+	} table[] = {{1, {0, 9, 0, 2, 1, 2}, 6, AF_VOID_NONE, ""}, /* ignored */
+		     {1, {0x80, 9, 0, 2, 1, 2}, 6, AF_VOID_UNKNOWN, "manifest extension 32777"},
+		     {1, {0, 9, 0, 9, 1, 2}, 6, AF_VOID_MANIFEST, ""},
+		     {1, {7}, 1, AF_VOID_MANIFEST, ""},
+		     {2, {0}, 0, AF_VOID_UNKNOWN, "manifest format 2"}};
+
+	begin(8 << 20);
+	for (uint32_t i = 0; i < sizeof table / sizeof *table; i++) {
+		struct af_tx_slice *s = asking(1, sizes);
+		const struct af_rx_text *text = &session->texts[i + 1];
+
+		s->manifest = realloc(s->manifest, s->manifest_bytes + table[i].nbytes);
+		memcpy(s->manifest + s->manifest_bytes, table[i].entry, table[i].nbytes);
+		s->manifest_bytes += table[i].nbytes;
+		s->manifest[0] = table[i].format;
+		CHECK_EQUAL(tell(s, i + 1, 0, RIG_PAYLOAD), AF_OK);
+		CHECK_EQUAL(table[i].reason ? void_of(i + 1) : AF_VOID_NONE, table[i].reason);
+		CHECK(table[i].reason || session->granted == i + 2);
+		if (*table[i].said)
+			CHECK(memmem(text->bytes, text->nbytes, table[i].said, strlen(table[i].said)));
+		rig_slice_free(s);
+	}
+	rig_end(&rig);
+}
+
+static void
 pieces_that_do_not_fit_their_manifest_are_dropped(void)
 {
 	static const uint64_t sizes[40] = {100};
@@ -285,6 +320,7 @@ CASES(CASE(a_manifest_is_read_from_pieces_in_any_order), CASE(elements_are_laid_
       CASE(slices_are_granted_first_come_first_served_as_memory_comes_back),
       CASE(a_small_slice_behind_a_waiting_one_waits_too), CASE(slices_that_can_never_fit_are_refused_at_once),
       CASE(contradictions_and_unknown_things_are_refused_with_words),
+      CASE(another_format_and_unknown_extensions_are_refused_by_name),
       CASE(pieces_that_do_not_fit_their_manifest_are_dropped),
       CASE(slices_beyond_what_a_sender_may_have_in_flight_find_no_slot), CASE(data_inside_a_manifest_is_taken_at_once),
       CASE(memory_is_counted_with_its_tables))

@@ -9,7 +9,8 @@ static uint32_t len;
 static void
 begin(uint32_t nb_runs, uint32_t nb_elements, uint64_t nbytes)
 {
-	struct af_manifest m = {.payload_bytes = AF_BE16(1460),
+	struct af_manifest m = {.format = AF_MANIFEST_FORMAT,
+				.payload_bytes = AF_BE16(1460),
 				.nb_runs = AF_BE32(nb_runs),
 				.nb_elements = AF_BE32(nb_elements),
 				.nbytes = AF_BE64(nbytes)};

@@ -28,7 +28,7 @@ a_hello_is_answered_with_a_session(void)
 	CHECK_EQUAL(f.kind, AF_HELLO);
 	CHECK_EQUAL(f.session, 55);
 	CHECK_EQUAL(rig.rx.sessions[0]->peer, 55);
-	CHECK(af_hello_read(&f, &h, name, to));
+	CHECK_EQUAL(af_hello_read(&f, &h, name, to), AF_OK);
 	CHECK_EQUAL(h.answer, 1);
 	CHECK_EQUAL(AF_BE64(h.sender), 5ull << 16);
 	CHECK_EQUAL(AF_BE64(h.epoch), rig.rx.epoch);
@@ -54,7 +54,7 @@ a_sender_that_asks_for_another_learns_our_name_now_and_then(void)
 	for (int i = 0; i < 5; i++)
 		CHECK_EQUAL(asked(5ull << 16, 55, "other"), AF_OK);
 	CHECK(said(&f));
-	CHECK(af_hello_read(&f, &h, name, to));
+	CHECK_EQUAL(af_hello_read(&f, &h, name, to), AF_OK);
 	CHECK_EQUAL(h.session, 0);
 	CHECK_EQUAL(f.session, 55);
 	CHECK(!said(&f)); /* once in AF_COURTESY_NS */
@@ -163,7 +163,36 @@ hellos_of_another_version_are_answered_now_and_then(void)
 	rig_end(&rig);
 }
 
+static void
+a_hello_of_another_format_is_answered_to_its_number(void)
+{
+	struct af_hello h = {.session = AF_BE32(55)};
+	static const uint8_t src[6] = {2, 0, 0, 0, 1, 0};
+	char name[AF_NAME_BYTES], to[AF_NAME_BYTES];
+	struct af_frame f = {0};
+
+	rig_begin(&rig, 1, 1 << 20);
+	for (int i = 0; i < 3; i++) {
+		uint32_t size = af_hello_write(rig_frame, src, af_broadcast, (struct af_frame){0}, &h, "new", "", 0);
+
+		CHECK_EQUAL(af_wire_parse(rig_frame, size, rig.rx.ports[0].p.mac, RIG_FRAME, &f), AF_OK);
+		rig_frame[AF_HEADER] = AF_HELLO_FORMAT + 1;
+		if (i == 2)
+			f.nbytes = 5; /* too short to say */
+		CHECK_EQUAL(af_rx_on_hello(&rig.rx, 0, &f, rig.now), AF_DROP_VERSION);
+		rig.now += i ? AF_COURTESY_NS : 0; /* the second one is not answered */
+	}
+	CHECK(said(&f));
+	CHECK_EQUAL(f.session, 55);
+	CHECK_EQUAL(af_hello_read(&f, &h, name, to), AF_OK);
+	CHECK_EQUAL(h.session, 0);
+	CHECK(!said(&f));
+	CHECK_EQUAL(rig.rx.nb_sessions, 0);
+	rig_end(&rig);
+}
+
 CASES(CASE(a_hello_is_answered_with_a_session), CASE(a_sender_that_asks_for_another_learns_our_name_now_and_then),
       CASE(answers_wait_in_a_line_of_bounded_length), CASE(one_sender_has_one_session_and_a_later_life_another),
       CASE(a_hello_evicts_no_other_sender_of_its_mac), CASE(a_life_has_one_number),
-      CASE(sessions_are_bounded_and_living_ones_stay), CASE(hellos_of_another_version_are_answered_now_and_then))
+      CASE(sessions_are_bounded_and_living_ones_stay), CASE(hellos_of_another_version_are_answered_now_and_then),
+      CASE(a_hello_of_another_format_is_answered_to_its_number))

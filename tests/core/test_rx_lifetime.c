@@ -103,6 +103,34 @@ a_sender_is_counted_as_closed_once(void)
 	rig_end(&rig);
 }
 
+static void
+a_receiver_that_goes_says_so_on_every_path_and_takes_no_sender(void)
+{
+	uint8_t frame[RIG_FRAME];
+
+	begin();
+	for (uint32_t k = 0; k < 2; k++) {
+		session->paths[k].known = true;
+		session->paths[k].port = 0;
+	}
+	session->nb_paths = 3;
+	CHECK(!af_rx_owes_bye(&rig.rx));
+	af_rx_part(&rig.rx);
+	for (int i = 0; i < 2; i++) {
+		CHECK(af_rx_owes_bye(&rig.rx));
+		CHECK(af_rx_next_frame(&rig.rx, 0, rig.now, NULL, frame));
+		CHECK_EQUAL(frame[14] & 15, AF_BYE);
+		CHECK_EQUAL(frame[18], AF_BYE_RECEIVER);
+	}
+	CHECK(!af_rx_owes_bye(&rig.rx));
+	for (uint32_t nb = rig.rx.nb_sessions; nb == rig.rx.nb_sessions && rig.now < 2 * RIG_START; rig_step(&rig))
+		CHECK(!rig.tx.open); /* it asks, and has no answer */
+	session->paths[0].bye_due = true;
+	rig.rx.ports[0].p.attached = false;
+	CHECK(!af_rx_owes_bye(&rig.rx)); /* what cannot leave is not waited for */
+	rig_end(&rig);
+}
+
 CASES(CASE(whole_slices_are_handed_over_in_order_alone), CASE(a_void_slice_lets_the_next_ones_pass),
       CASE(a_slice_that_leaves_the_line_unlinks_itself), CASE(silence_frees_what_was_begun_and_says_so),
-      CASE(a_sender_is_counted_as_closed_once))
+      CASE(a_sender_is_counted_as_closed_once), CASE(a_receiver_that_goes_says_so_on_every_path_and_takes_no_sender))

@@ -136,7 +136,29 @@ frames_of_other_sessions_and_kinds_are_dropped(void)
 	end(s);
 }
 
+static void
+a_receiver_that_says_goodbye_ends_the_session_at_once(void)
+{
+	struct af_tx_slice *s = flowing(large);
+
+	af_rx_part(&rig.rx);
+	rig_steps(&rig, 3);
+	CHECK(!rig.tx.open && !rig.tx.bye_heard);
+	CHECK_EQUAL(s->state, AF_TX_FAILED);
+	CHECK_EQUAL(s->error, AF_TX_RESTARTED);
+	rig_slice_free(s);
+	rig_end(&rig);
+	rig_begin(&rig, 1, 1 << 20);
+	rig_open(&rig);
+	rig.tx.closing = true;
+	af_rx_part(&rig.rx); /* both say goodbye */
+	rig_steps(&rig, 300);
+	CHECK(rig.tx.bye_heard);
+	rig_end(&rig);
+}
+
 CASES(CASE(cancelled_slices_end_at_the_next_tick), CASE(without_a_peer_a_slice_waits_for_its_timeout),
       CASE(a_silent_peer_fails_what_flows), CASE(the_time_a_sender_was_stopped_is_no_silence),
       CASE(a_port_that_goes_leaves_its_frames_to_the_others), CASE(a_peer_that_answers_and_takes_nothing_is_a_stall),
-      CASE(frames_of_other_sessions_and_kinds_are_dropped))
+      CASE(frames_of_other_sessions_and_kinds_are_dropped),
+      CASE(a_receiver_that_says_goodbye_ends_the_session_at_once))

@@ -132,6 +132,26 @@ feedback_about_what_was_never_sent_is_refused(void)
 }
 
 static void
+another_format_and_unknown_extensions_change_nothing(void)
+{
+	struct af_tx_slice *s = flowing(large);
+	struct af_feedback done = {.granted = AF_BE32(2), .done = AF_BE32(2), .confirmed = AF_BE32(2)};
+
+	CHECK_EQUAL(told(done, "\x80\1\0\0", 4), AF_DROP_VERSION);
+	CHECK_EQUAL(told(done, "\0\1\0\5", 4), AF_DROP_FEEDBACK); /* beyond the frame */
+	done.text_bytes = AF_BE16(3);
+	CHECK_EQUAL(told(done, "ab", 2), AF_DROP_FEEDBACK); /* the same of its text */
+	done.text_bytes = 0;
+	done.format = AF_FEEDBACK_FORMAT + 1;
+	CHECK_EQUAL(told(done, NULL, 0), AF_DROP_VERSION);
+	CHECK_EQUAL(s->state, AF_TX_FLOWING);
+	done.format = AF_FEEDBACK_FORMAT;
+	CHECK_EQUAL(told(done, "\0\1\0\1x", 5), AF_OK); /* ignored */
+	CHECK_EQUAL(s->state, AF_TX_DONE);
+	end(s);
+}
+
+static void
 an_older_report_takes_nothing_back(void)
 {
 	struct af_tx_slice *s = flowing(large);
@@ -143,7 +163,8 @@ an_older_report_takes_nothing_back(void)
 	CHECK_EQUAL(s->state, AF_TX_DONE);
 	rig.tx.feedback_number = 200;
 	for (int i = 0; i < 2; i++) {
-		struct af_feedback r = {.granted = AF_BE32(2),
+		struct af_feedback r = {.format = AF_FEEDBACK_FORMAT,
+					.granted = AF_BE32(2),
 					.done = AF_BE32(1),
 					.confirmed = AF_BE32(1),
 					.drop = AF_DROP_CRC,
@@ -185,4 +206,5 @@ a_chunk_that_the_receiver_asks_for_is_retransmitted(void)
 CASES(CASE(a_slice_is_done_when_it_is_confirmed), CASE(a_void_is_the_slices_error),
       CASE(the_users_words_are_joined_from_pieces_in_any_order), CASE(pieces_beyond_their_text_are_ignored),
       CASE(feedback_about_what_was_never_sent_is_refused), CASE(an_older_report_takes_nothing_back),
+      CASE(another_format_and_unknown_extensions_change_nothing),
       CASE(a_chunk_that_the_receiver_asks_for_is_retransmitted))

@@ -69,7 +69,7 @@ def test_fault_14_a_pack_of_another_number_of_elements(scene) -> None:
 def run_of(nb: int, nbytes: int) -> bytes:
     """A manifest of `nb` elements of `nbytes` bytes in one run."""
     run = struct.pack(">IQIBBHHH", nb, nbytes, 0, 1, 0, 0, 0, 0)
-    return struct.pack(">HHIIQ", 0, PAYLOAD, 1, nb, nb * nbytes % 2**64) + run
+    return struct.pack(">BBHIIQ", 1, 0, PAYLOAD, 1, nb, nb * nbytes % 2**64) + run
 
 
 TOO_MUCH = {
@@ -79,8 +79,8 @@ TOO_MUCH = {
     "more than memory=": run_of(1, 65 << 20),
     "2^32 elements": run_of(2**32 - 1, 0),
     "a run cut short": run_of(1, 1000)[:-5],
-    "runs that are not there": struct.pack(">HHIIQ", 0, PAYLOAD, 2**32 - 1, 1, 1),
-    "no payload": struct.pack(">HHIIQ", 0, 0, 0, 0, 0),
+    "runs that are not there": struct.pack(">BBHIIQ", 1, 0, PAYLOAD, 2**32 - 1, 1, 1),
+    "no payload": struct.pack(">BBHIIQ", 1, 0, 0, 0, 0, 0),
     "another number of elements": run_of(3, 100)[:8] + b"\0\0\0\x07" + run_of(3, 100)[12:],
     "a form that is not there": run_of(1, 1000)[:-2] + b"\xff\xff",
 }

@@ -129,7 +129,7 @@ def test_fault_21_forged_feedback_to_a_sender(scene) -> None:
     forger.dst = target.mac
     target.close()
     own = _wire.parse(reports_to_good(scene)[0], target.mac).session
-    payload = REPORT.pack(2**31, 2**31, 2**31, *[0] * (9 + 3 * VOIDS + 1))
+    payload = b"\1" + REPORT.pack(2**31, 2**31, 2**31, *[0] * (9 + 3 * VOIDS + 1))[1:]
 
     def refused() -> int:
         return scene.tx.counters["session"] + scene.tx.counters["report"]

@@ -17,9 +17,11 @@ read_manifest(const uint8_t *bytes, uint64_t len)
 	struct af_run_cursor runs;
 	struct af_chunker chunker;
 	uint64_t chunks = 0, nb_elements = 0;
+	uint32_t kind;
 
 	if (!af_manifest_measure(bytes, len, &m, &extent))
 		return;
+	af_extensions_check(extent.end, bytes + len, &kind);
 	CHECK(extent.end >= bytes + AF_MANIFEST_HEADER && extent.end <= bytes + len);
 	CHECK(extent.nbytes <= extent.block_bytes && extent.nb_elements == m.nb_elements);
 	chunker = (struct af_chunker){.payload_bytes = m.payload_bytes};
@@ -46,7 +48,7 @@ read_frame(const uint8_t *frame, uint32_t len)
 	if (af_wire_parse(frame, len, mac, AF_MAX_FRAME, &f) != AF_OK)
 		return;
 	CHECK(f.payload + f.nbytes <= frame + len);
-	if (af_hello_read(&f, &h, name, to))
+	if (af_hello_read(&f, &h, name, to) == AF_OK)
 		CHECK(strlen(name) < AF_NAME_BYTES && strlen(to) < AF_NAME_BYTES);
 	read_manifest(f.payload, f.nbytes);
 }

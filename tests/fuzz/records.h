@@ -59,8 +59,7 @@ put_right(struct record *r, const uint8_t *dst, const uint8_t *src, uint32_t ses
 		frame[31] = (uint8_t)(length >> 8);
 		frame[32] = (uint8_t)length;
 	}
-	if ((frame[14] & 15) != AF_HELLO)
-		memcpy(frame + 34, &wire_session, 4);
+	memcpy(frame + 34, &wire_session, 4); /* an answer to a HELLO has it, too */
 	crc = AF_BE32(af_crc32c(af_crc32c(0, frame + 12, 50 - 12), frame + AF_HEADER, length - (AF_HEADER - 34)));
 	memcpy(frame + 50, &crc, 4);
 }

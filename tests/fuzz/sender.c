@@ -70,8 +70,10 @@ post(uint64_t now)
 	for (uint32_t i = 0; i < NB_SLICES; i++) {
 		uint32_t nbytes = i ? 500 * i * i : 20, count = 8;
 		struct af_run run = {.count = AF_BE32(count), .nbytes = AF_BE64(nbytes)};
-		struct af_manifest m = {
-			.nb_runs = AF_BE32(1), .nb_elements = AF_BE32(count), .nbytes = AF_BE64(count * nbytes)};
+		struct af_manifest m = {.format = AF_MANIFEST_FORMAT,
+					.nb_runs = AF_BE32(1),
+					.nb_elements = AF_BE32(count),
+					.nbytes = AF_BE64(count * nbytes)};
 
 		memcpy(manifests[i], &m, sizeof m);
 		memcpy(manifests[i] + sizeof m, &run, sizeof run);

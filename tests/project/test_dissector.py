@@ -18,7 +18,7 @@ import aiflow_scapy as wire  # noqa: E402
 from scapy.layers.l2 import Ether  # noqa: E402
 from scapy.utils import rdpcap  # noqa: E402
 
-# docs/design.md, Wire: name of a field of Table 1 → offset in the frame, struct format
+# docs/wire.md: name of a field of Table 1 → offset in the frame, struct format
 TABLE_1 = {
     "frame_id": (14, "!B"),
     "element": (15, "!I"),
@@ -84,11 +84,26 @@ def test_kinds_are_those_of_the_header() -> None:
 def test_layers_have_the_sizes_of_the_header() -> None:
     assert len(wire.Aiflow()) == 20
     assert len(wire.Transport()) == 20
-    assert len(wire.Hello()) == 38
+    assert len(wire.Hello()) == 39
     assert len(wire.Void()) == 16
-    assert len(wire.Report()) == 44 + 9 * 16
+    assert len(wire.Report()) == 45 + wire.NB_VOIDS * 16
     assert len(wire.PathReport()) == 36
     assert len(wire.Manifest()) == 20
+
+
+@pytest.mark.unit
+def test_a_report_reads_back_with_all_its_voids() -> None:
+    text = (ROOT / "include/aiflow/wire/frame.h").read_text()
+    in_flight = re.search(r"#define AF_SLICES_IN_FLIGHT (\d+)", text)
+    assert in_flight is not None
+    assert int(in_flight[1]) + 1 == wire.NB_VOIDS
+    paths = [wire.PathReport(path=3, next=9, bitmap=[5])]
+    report = wire.Report(done=7, void8=wire.Void(slice=7, reason=5), paths=paths, text=b"no")
+    again = wire.Report(bytes(report) + b"\0\x07\0\1x")
+    assert again.void8.slice == 7
+    assert again.paths[0].bitmap == [5]
+    assert again.text == b"no"
+    assert bytes(again.payload) == b"\0\x07\0\1x"  # an extension
 
 
 @pytest.mark.unit

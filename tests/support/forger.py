@@ -15,9 +15,9 @@ from wait import Deadline
 from aiflow import _wire
 from aiflow._transfer.manifest import described
 
-HELLO = struct.Struct(">BBHHHHHIIQQBB")
+HELLO = struct.Struct(">BBIBHHHHHIQQBB")  # format, answer, session, …
 VOIDS = 9
-REPORT = struct.Struct(">IIIIIIHHHBIQ" + "IIQ" * VOIDS + "B")  # granted, done, confirmed, …
+REPORT = struct.Struct(">xIIIIIIHHHBIQ" + "IIQ" * VOIDS + "B")  # granted, done, confirmed, …
 FIRST_VOID = 12
 PAYLOAD = 1460
 KIND = _wire.KINDS
@@ -82,7 +82,9 @@ class Forger:
         values = {"frame_size": 1514, "sender": self.instance, "name_len": 6, "to_len": 0, **fields}
         payload = (
             HELLO.pack(
+                values.get("format", 1),
                 values.get("answer", 0),
+                values.get("session", self.ours),
                 0,
                 values.get("port", 0),
                 1,
@@ -90,7 +92,6 @@ class Forger:
                 0,
                 0,
                 0,
-                values.get("session", self.ours),
                 values["sender"],
                 0,
                 values["name_len"],
@@ -106,7 +107,7 @@ class Forger:
         answer = self.hear(("HELLO",))
         assert answer is not None, "no receiver answers"
         self.dst = answer.src
-        self.session = HELLO.unpack_from(answer.payload)[8]
+        self.session = HELLO.unpack_from(answer.payload)[2]
         self.slice = 1
 
     def manifest(self, elements: dict[str, bytes]) -> bytes:

@@ -12,7 +12,8 @@ from aiflow.errors import ConfigError
 
 __all__ = ["encode", "encode_rows"]
 
-_HEADER = struct.Struct(">HHIIQ")
+_HEADER = struct.Struct(">BBHIIQ")
+_FORMAT = 1
 _RUN = struct.Struct(">IQIBBHHH")
 
 
@@ -53,7 +54,7 @@ class _Runs:
 
     def manifest(self) -> bytes:
         self._flush()
-        return b"".join([_HEADER.pack(0, 1, len(self.encoded), self.nb_elements, self.nbytes), *self.encoded])
+        return b"".join([_HEADER.pack(_FORMAT, 0, 1, len(self.encoded), self.nb_elements, self.nbytes), *self.encoded])
 
 
 def encode(elements: Iterable[Piece]) -> tuple[bytes, list[Any]]:

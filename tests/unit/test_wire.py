@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import struct
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -131,10 +133,10 @@ def resealed(frame: bytearray, covered: int) -> bytearray:
         (12, b"\x81\x00\x00\x05\x08\x00", "foreign"),  # other traffic of a trunk
         (12, b"\x08\x00", "foreign"),
         (14, b"\x11", "version"),
-        (14, b"\x01", "version"),
-        (14, b"\x31", "version"),
-        (14, b"\x20", "kind"),  # kind 0
-        (14, b"\x2f", "kind"),  # kind 15
+        (14, b"\x41", "version"),
+        (14, b"\x21", "version"),
+        (14, b"\x30", "kind"),  # kind 0
+        (14, b"\x3f", "kind"),  # kind 15
         (0, b"\x02\0\0\0\0\x09", "dst_mac"),
         (0, b"\xff" * 6, "broadcast"),  # of data
         (0, b"\x01\0\x5e\0\0\x01", "broadcast"),
@@ -206,3 +208,14 @@ def test_names_are_those_of_the_header() -> None:
     assert drops == wire.DROPS
     kinds = ("DATA", "PACKED", "MANIFEST", "GRANT", "FEEDBACK", "HELLO", "PROBE", "BYE", "VOID", "CLOSE")
     assert dict(zip(kinds, range(1, 11), strict=True)) == wire.KINDS
+
+
+def test_the_register_has_every_kind_and_reason_by_its_number() -> None:
+    """docs/wire.md is what other implementations read."""
+    text = (Path(__file__).resolve().parents[2] / "docs/wire.md").read_text()
+    kinds = {name: int(number) for number, name in re.findall(r"^\| (\d+) \| ([A-Z]+) \|", text, re.M)}
+    assert kinds == wire.KINDS
+    reasons = dict(re.findall(r"^\| (\d+) \| `(\w+)` \|", text, re.M))
+    assert [reasons[str(number)] for number in range(1, len(wire.DROPS))] == list(wire.DROPS[1:])
+    assert f"version (high nibble, {wire.VERSION})" in text
+    assert re.findall(r"^\| (\d+) \| (?:refused|this one) \|", text, re.M)[-1] == str(wire.VERSION)
