@@ -34,27 +34,47 @@ def source(pipe: Any, ports: str, to: str) -> None:
             tx.send(elements(number), timeout=PATIENCE_S)
 
 
-def relay(pipe: Any, here: str, there: str | list[str], me: str, to: str | list[str]) -> None:
-    """Add a stream to each slice and send it on, until the sender before has closed."""
-    with (
-        everything_returned(),
-        aiflow.Receiver(here, name=me, until="bye") as rx,
-        aiflow.Sender(there, to=to, name=me, peer_timeout=PATIENCE_S, partition="by_stream") as tx,
-    ):
+def relay(pipe: Any, here: str | list[str], there: str | list[str] | None, me: str, to: str | list[str]) -> None:
+    """Add a stream to each slice and send it on, until the sender before has closed.
+
+    Without `there` it sends over the ports that it receives on.
+    """
+    with everything_returned(), contextlib.ExitStack() as stack:
+        ports: Any = here if there else stack.enter_context(aiflow.Ports(here))
+        rx = stack.enter_context(aiflow.Receiver(ports, name=me, until="bye"))
+        tx = stack.enter_context(
+            aiflow.Sender(there or ports, to=to, name=me, peer_timeout=PATIENCE_S, partition="by_stream")
+        )
         pipe.send("open")
         for time_slice in rx:
             tx.send([*time_slice, (me, np.array([time_slice.slice_id]))], timeout=PATIENCE_S)
 
 
-def test_a_chain_keeps_names_and_order() -> None:
-    names = [local_name() for _ in range(3)]
-    one, two, last = (f"local:{name}" for name in names)
-    with (
-        aiflow.Receiver(last, until="bye") as rx,
-        Peer(relay, two, last, "second", names[2]) as second,
-        Peer(relay, one, two, "first", "second") as first,
-    ):
-        assert (first.hear(), second.hear()) == ("open", "open")
+def own_ports(stack: contextlib.ExitStack) -> tuple[Peer, Peer, aiflow.Receiver, str]:
+    """Two relays, the last Receiver, and the endpoint of the first relay. Each listens, and calls the next."""
+    one, two, last = (f"local:{local_name()}" for _ in range(3))
+    rx = stack.enter_context(aiflow.Receiver(last, name="last", until="bye"))
+    second = stack.enter_context(Peer(relay, two, last, "second", "last"))
+    first = stack.enter_context(Peer(relay, one, two, "first", "second"))
+    assert (first.hear(), second.hear()) == ("open", "open")
+    return first, second, rx, one
+
+
+def shared_ports(stack: contextlib.ExitStack) -> tuple[Peer, Peer, aiflow.Receiver, str]:
+    """The same; each relay receives and sends over the same ports. The first process that opens a name owns it."""
+    one, two = (f"local:{local_name()}" for _ in range(2))
+    first = stack.enter_context(Peer(relay, one, None, "first", "second"))
+    assert first.hear() == "open"
+    second = stack.enter_context(Peer(relay, [one, two], None, "second", "last"))
+    assert second.hear() == "open"
+    ports = stack.enter_context(aiflow.Ports(two))
+    return first, second, stack.enter_context(aiflow.Receiver(ports, name="last", until="bye")), one
+
+
+@pytest.mark.parametrize("over", [own_ports, shared_ports])
+def test_a_chain_keeps_names_and_order(over) -> None:
+    with contextlib.ExitStack() as stack:
+        first, second, rx, one = over(stack)
         with Peer(source, one, "first") as sending:
             for number, time_slice in enumerate(rx):
                 *sent, of_first, of_second = time_slice
