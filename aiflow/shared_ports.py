@@ -137,7 +137,14 @@ class _Group:
     @property
     def error(self) -> AiflowError | None:
         """A fault that keeps a port from coming up; the next `send` or `recv` raises it."""
-        return next((each.ports.error for each in list(self._openings) if each.ports.error is not None), None)
+        openings = list(self._openings)
+        for each in openings:
+            error = each.ports.error
+            if error is not None and not (
+                each.ports.is_gone and any(other.sizes() for other in openings if other is not each)
+            ):
+                return error  # an interface that was removed is no fault while other ports work
+        return None
 
     def hints(self) -> list[str]:
         """Facts about these ports that may keep frames from getting through now, a sentence each."""
@@ -150,8 +157,9 @@ class _Group:
         -------
         list of dict
             For each endpoint: ``endpoint`` (as typed), ``driver`` (DPDK's name), ``nb_ports`` (asked for), ``memory``
-            (the EAL's memory mode), ``hints`` (facts that may keep frames from getting through), ``users`` (the
-            Senders and Receivers on it).
+            (the EAL's memory mode), ``state`` ("up", "no carrier", "down", "removed", or "no peer" for a named
+            endpoint), ``hints`` (facts that may keep frames from getting through), ``users`` (the Senders and
+            Receivers on it).
         """
         rows = []
         for opening in list(self._openings):

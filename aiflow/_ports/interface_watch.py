@@ -53,6 +53,15 @@ class WatchedInterface:
         if self.interface.carrier and not had_carrier:
             self.up_since, self.came_up = time.monotonic(), True
 
+    @property
+    def state(self) -> str:
+        """What the port is now, in words."""
+        if self.lost is not None:
+            return "removed"
+        if self.down is not None:
+            return "down"
+        return "up" if self.interface.carrier else "no carrier"
+
     def hints(self) -> list[str]:
         """Facts that may keep frames from getting through now."""
         if self.lost is not None or self.down is not None:

@@ -172,7 +172,8 @@ class PortSet:
         -------
         list of dict
             For each endpoint: ``endpoint`` (as typed), ``driver`` (DPDK's name), ``nb_ports`` (asked for), ``memory``
-            (the EAL's memory mode), ``hints`` (those of its ports: see `hints`).
+            (the EAL's memory mode), ``state`` ("up", "no carrier", "down", "removed", "no peer" or "closed"), ``hints``
+            (those of its ports: see `hints`).
         """
         rows = []
         for endpoint in self.endpoints:
@@ -187,6 +188,7 @@ class PortSet:
                     "driver": name,
                     "nb_ports": endpoint.nb_ports,
                     "memory": _eal.memory_mode(),
+                    "state": self._state(endpoint),
                     "hints": [hint for each in self._watched if each.endpoint == endpoint for hint in each.hints()],
                 }
             )
@@ -205,6 +207,19 @@ class PortSet:
         for rendezvous in list(self._rendezvous):
             hints += rendezvous.hints()
         return hints
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether `error` says that an interface was removed."""
+        return self.error is not None and any(watched.lost is self.error for watched in self._watched)
+
+    def _state(self, endpoint: Endpoint) -> str:
+        for watched in self._watched:
+            if watched.endpoint == endpoint:
+                return watched.state
+        if not any(_belongs(port, endpoint) for port in self.ports()):
+            return "no peer" if endpoint.scheme in SHARED_MEMORY else "closed"
+        return "up"
 
     def serve(self, role: str) -> None:
         """A Sender or Receiver (its `role`) comes to these ports: claim the interfaces for it.

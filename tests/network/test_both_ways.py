@@ -158,8 +158,42 @@ def test_the_interface_goes_and_all_its_agents_work_again_when_it_is_back(net) -
             host.ip("link", "del", "va")  # and vb with it
             _wait_for_error(near)
             _wait_for_error(far)
+            assert [end.describe()[0]["state"] for end in (near, far)] == ["removed", "removed"]
             net.veth(host, "va", host, "vb")
             assert settle(lambda: all(len(end.port_table) for end in (far, near, out, back)))
+
+
+def test_the_state_of_a_port_has_a_name(net) -> None:
+    host = net.namespace("host")
+    net.veth(host, "va", host, "vb")
+    with host.entered(), aiflow.Ports(["af_packet:va", "local:none"]) as ports, aiflow.Ports("af_packet:vb") as far:
+
+        def states() -> list[str]:
+            return [row["state"] for each in (ports, far) for row in each.describe()]
+
+        assert states() == ["up", "no peer", "up"]
+        host.take_down("vb")
+        assert settle(lambda: states() == ["no carrier", "no peer", "down"], 5)
+        host.bring_up("vb")
+        assert settle(lambda: states() == ["up", "no peer", "up"], 5)
+
+
+@pytest.mark.filterwarnings("ignore:.*was removed")
+def test_the_loss_of_one_interface_of_two_is_no_error(net) -> None:
+    host = net.namespace("host")
+    for i in range(2):
+        net.veth(host, f"va{i}", host, f"vb{i}")
+    with (
+        host.entered(),
+        aiflow.Receiver(["af_packet:vb0", "af_packet:vb1"]) as rx,
+        aiflow.Sender(["af_packet:va0", "af_packet:va1"]) as tx,
+    ):
+        for _ in range(2):
+            ticket = tx.send([np.arange(50_000)], wait=False)
+            rx.recv(timeout=40).release()
+            ticket.result(40)
+            host.ip("link", "del", "va0") if len(tx.port_table) == 2 else None
+            assert settle(lambda: len(tx.port_table) == len(rx.port_table) == 1)
 
 
 def _wait_for_error(rx: aiflow.Receiver) -> None:
