@@ -8,6 +8,7 @@ import os
 
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
+from posix.unistd cimport getpid
 from aiflow._core cimport (
     AF_MOST_AGENTS, AF_NAME_BYTES, AF_NB_DROPS, af_agent_port, af_demux_add, af_demux_plug, af_demux_remove,
     af_demux_unplug, af_handoff_post, af_handoff_wake, af_numbers, af_numbers_init, af_sample, af_sampler,
@@ -182,30 +183,18 @@ cdef class Agent:
         """Wait for an event of the loop: see `LoopDriver.wait`."""
         self.loop.wait(seen, seconds)
 
-    @property
-    def event_fd(self):
-        """Readable after an event of the loop, once `arm` was called."""
-        return self.loop.event_fd
-
-    def arm(self):
-        """Make events readable on `event_fd` from now on."""
-        self.loop.arm()
-
-    def drain(self):
-        """Empty `event_fd`."""
-        self.loop.drain()
-
     def tell(self):
         """Wake all callers that wait for the loop."""
         self.loop.tell()
 
     def check_process(self):
         """Raise when this is a forked child."""
-        self.loop.check_process()
+        if getpid() != self.loop.pid:
+            self.loop.check_process()
 
     def pid_is_ours(self):
         """False in a forked child."""
-        return self.loop.pid_is_ours()
+        return getpid() == self.loop.pid
 
     def nudge(self):
         """Wake the loop to look at what was posted."""

@@ -49,6 +49,8 @@ class _Group:
         self._faults = faults
         self._loop: Any = None
         self._openings: list[Opening] = []
+        self.error: AiflowError | None = None
+        """A fault that keeps a port from coming up; the next `send` or `recv` raises it."""
 
     def _open(self, role: str, pool_for: Callable[..., Any], feedback: Mempool | None, user: User | None) -> None:
         """Open the endpoints in their order, and bring the first user to them."""
@@ -77,6 +79,9 @@ class _Group:
             named = [endpoint for endpoint in self.endpoints if endpoint.scheme in SHARED_MEMORY]
             if named:
                 self._openings.append(Opening(named, role, loop, pool_for, self.frame_size, users))
+            for opening in self._openings:
+                opening.listeners.append(self._look_for_errors)
+            self._look_for_errors()
 
     def _new_loop(self, feedback: Mempool | None) -> Loop:
         polling = self._polling or Polling()
@@ -122,6 +127,8 @@ class _Group:
         """Close what nothing uses any more. Idempotent, also after an interrupt."""
         with opened():
             for opening in self._openings:
+                if self._look_for_errors in opening.listeners:
+                    opening.listeners.remove(self._look_for_errors)
                 opening.close_if_idle()
             if self._loop is not None:
                 if _holders[self._loop] == 1:
@@ -134,17 +141,16 @@ class _Group:
 
     # ---- what a Sender or Receiver asks of its ports ----
 
-    @property
-    def error(self) -> AiflowError | None:
-        """A fault that keeps a port from coming up; the next `send` or `recv` raises it."""
+    def _look_for_errors(self) -> None:
+        """Set `error`: each call of `send` or `recv` looks at it."""
         openings = list(self._openings)
+        found = None
         for each in openings:
-            error = each.ports.error
-            if error is not None and not (
-                each.ports.is_gone and any(other.sizes() for other in openings if other is not each)
-            ):
-                return error  # an interface that was removed is no fault while other ports work
-        return None
+            others = any(other.sizes() for other in openings if other is not each)
+            if each.ports.error is not None and not (each.ports.is_gone and others):
+                found = each.ports.error  # an interface that was removed is no fault while other ports work
+                break
+        self.error = found
 
     def hints(self) -> list[str]:
         """Facts about these ports that may keep frames from getting through now, a sentence each."""

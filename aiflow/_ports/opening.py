@@ -60,6 +60,8 @@ class Opening:
     ports : PortSet
     pinned : bool
         An `aiflow.Ports` holds it open, with or without users.
+    listeners : list of callable
+        Called when a port came or went, or the error of `ports` has changed. From any thread.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Opening:
         self.endpoints = tuple(endpoints)
         self.frame_size = frame_size
         self.pinned = False
+        self.listeners: list[Callable[[], None]] = []
         self._users = list(users)
         self._up: list[tuple[Any, int]] = []
         self._changing = threads.unpatched("threading").RLock()
@@ -87,6 +90,7 @@ class Opening:
             frame_size=frame_size,
             joining=self._joining,
             died=self._died,
+            failed=self._changed,
         )
         for endpoint in self.endpoints:
             if endpoint.scheme in SHAREABLE:
@@ -140,6 +144,7 @@ class Opening:
 
             self.loop.between(attach)
             self._up.append((port, peer))
+        self._changed()
 
     def _detach(self, ports: list[Any], _peer: int) -> None:
         with self._changing:
@@ -153,6 +158,11 @@ class Opening:
                     self.loop.close_port(port)
 
             self.loop.between(detach)
+        self._changed()
+
+    def _changed(self) -> None:
+        for listener in list(self.listeners):
+            listener()
 
     def _joining(self, joining: bool) -> None:
         for user in self.users:

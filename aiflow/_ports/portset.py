@@ -64,6 +64,8 @@ class PortSet:
         the rendezvous thread.
     died : callable, optional
         For a sender: called before `detach` if a receiver hung up without a goodbye. Called from the rendezvous thread.
+    failed : callable, optional
+        Called after `error` has changed.
 
     Attributes
     ----------
@@ -94,6 +96,7 @@ class PortSet:
         frame_size: int | None = None,
         joining: Callable[[bool], None] | None = None,
         died: Callable[[], None] | None = None,
+        failed: Callable[[], None] | None = None,
     ) -> None:
         if role not in ("sender", "receiver", "either"):
             raise ConfigError(f"role={role!r}: use 'sender', 'receiver' or 'either'")
@@ -106,6 +109,7 @@ class PortSet:
         self.role = role
         self.nb_ports = sum(endpoint.nb_ports for endpoint in self.endpoints)
         self.error: AiflowError | None = None
+        self._failed = failed
         self._pool_for: Callable[..., Any] | None = pool_for
         self._attach_port = attach
         self._detach_ports = detach
@@ -269,6 +273,8 @@ class PortSet:
 
     def _fail(self, error: AiflowError | None) -> None:
         self.error = error
+        if self._failed is not None:
+            self._failed()
 
     def _attach(self, port: Any, peer: int) -> None:
         with self._lock:
@@ -329,7 +335,7 @@ class PortSet:
         self._add(watched.port)
         watched.up_since, watched.came_up, watched.lost = time.monotonic(), True, None
         if self.error is reported:
-            self.error = None
+            self._fail(None)
 
     # ---------------------------------------------------------------------------------------------- static endpoints
 

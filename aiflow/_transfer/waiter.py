@@ -25,25 +25,27 @@ class Waiter:
 
     Parameters
     ----------
-    loop : aiflow._dp.Loop
-        With every event its generation grows and its eventfd becomes readable.
+    agent : aiflow._dp_agent.Agent
+        It is on a loop before anything waits. With every event the loop's generation grows and its eventfd becomes
+        readable.
     """
 
-    def __init__(self, loop: Any) -> None:
-        self._loop = loop
+    def __init__(self, agent: Any) -> None:
+        self._agent = agent
         self._readers: dict[asyncio.AbstractEventLoop, set[asyncio.Future[None]]] = {}
 
     def until(self, condition: Callable[[], bool], timeout: float | None) -> bool:
         """Block until `condition()`, at most `timeout` seconds (None: without end). Returns its last value."""
         deadline = None if timeout is None else time.monotonic() + timeout
+        loop = self._agent.loop
         while True:
-            generation = self._loop.generation
+            generation = loop.generation
             if condition():
                 return True
             left = SIGNALS_S if deadline is None else min(SIGNALS_S, deadline - time.monotonic())
             if left <= 0:
                 return False
-            self._loop.wait(generation, left)
+            loop.wait(generation, left)
 
     async def until_async(self, condition: Callable[[], bool], timeout: float | None) -> bool:
         """`until` for an event loop; may be cancelled."""
@@ -51,7 +53,7 @@ class Waiter:
 
         aio = asyncio.get_running_loop()
         deadline = None if timeout is None else aio.time() + timeout
-        self._loop.arm()
+        self._agent.loop.arm()
         while not condition():
             left = AGAIN_S if deadline is None else min(AGAIN_S, deadline - aio.time())
             if left <= 0:
@@ -70,7 +72,7 @@ class Waiter:
 
     def _listen(self, aio: asyncio.AbstractEventLoop, future: asyncio.Future[None]) -> None:
         if aio not in self._readers:
-            aio.add_reader(self._loop.event_fd, self._on_event)
+            aio.add_reader(self._agent.loop.event_fd, self._on_event)
             self._readers[aio] = set()
         self._readers[aio].add(future)
 
@@ -78,11 +80,11 @@ class Waiter:
         futures = self._readers.get(aio, set())
         futures.discard(future)
         if not futures and aio in self._readers:
-            aio.remove_reader(self._loop.event_fd)
+            aio.remove_reader(self._agent.loop.event_fd)
             del self._readers[aio]
 
     def _on_event(self) -> None:
-        self._loop.drain()
+        self._agent.loop.drain()
         for aio, futures in list(self._readers.items()):  # one descriptor, possibly several event loops
             if aio.is_closed():
                 del self._readers[aio]
