@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn, SupportsIndex
 
@@ -80,7 +81,7 @@ class _Group:
             if named:
                 self._openings.append(Opening(named, role, loop, pool_for, self.frame_size, users))
             for opening in self._openings:
-                opening.listeners.append(self._look_for_errors)
+                opening.listeners.append(weakref.WeakMethod(self._look_for_errors))
             self._look_for_errors()
 
     def _new_loop(self, feedback: Mempool | None) -> Loop:
@@ -127,8 +128,7 @@ class _Group:
         """Close what nothing uses any more. Idempotent, also after an interrupt."""
         with opened():
             for opening in self._openings:
-                if self._look_for_errors in opening.listeners:
-                    opening.listeners.remove(self._look_for_errors)
+                opening.listeners = [each for each in opening.listeners if each() not in (None, self._look_for_errors)]
                 opening.close_if_idle()
             if self._loop is not None:
                 if _holders[self._loop] == 1:

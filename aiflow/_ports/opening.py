@@ -8,6 +8,7 @@ the user opens `aiflow.Ports`.
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -60,8 +61,9 @@ class Opening:
     ports : PortSet
     pinned : bool
         An `aiflow.Ports` holds it open, with or without users.
-    listeners : list of callable
-        Called when a port came or went, or the error of `ports` has changed. From any thread.
+    listeners : list of weakref.WeakMethod
+        Called when a port came or went, or the error of `ports` has changed. From any thread. Weak: ports that were
+        forgotten must be closed.
     """
 
     def __init__(
@@ -77,7 +79,7 @@ class Opening:
         self.endpoints = tuple(endpoints)
         self.frame_size = frame_size
         self.pinned = False
-        self.listeners: list[Callable[[], None]] = []
+        self.listeners: list[weakref.WeakMethod[Callable[[], None]]] = []
         self._users = list(users)
         self._up: list[tuple[Any, int]] = []
         self._changing = threads.unpatched("threading").RLock()
@@ -162,7 +164,8 @@ class Opening:
 
     def _changed(self) -> None:
         for listener in list(self.listeners):
-            listener()
+            if (call := listener()) is not None:
+                call()
 
     def _joining(self, joining: bool) -> None:
         for user in self.users:
