@@ -277,8 +277,7 @@ cdef class TxAgent(Agent):
         out.s.posted_ns = af_now_ns()
         out.posted_at = time.monotonic()
         if self.in_flight:
-            for done in [other for other in list(self.in_flight) if other.done]:
-                done.finish()
+            self.finish_ended()
         self.in_flight.add(out)
         if into is not None:
             into.append(out)
@@ -295,6 +294,11 @@ cdef class TxAgent(Agent):
             with nogil:
                 loop.push()
         return out
+
+    def finish_ended(self):
+        """Give back the buffers of slices that have ended."""
+        for out in [other for other in list(self.in_flight) if other.done]:
+            out.finish()
 
     def nudge(self):
         """Wake the loop to look at the inbox."""

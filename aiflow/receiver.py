@@ -15,7 +15,7 @@ from aiflow._eal import Mempool
 from aiflow._engine import Engine, ReceiverPools
 from aiflow._system import limits, threads
 from aiflow._transfer.context import fresh
-from aiflow._transfer.holdings import listed, note
+from aiflow._transfer.holdings import finish_ended, listed, note
 from aiflow._transfer.reasons import joined, of_drops, of_pools
 from aiflow.config import parse_choice, parse_memory, parse_seconds, parse_timeout
 from aiflow.errors import ConfigError, PoolExhausted, SliceTimeout, not_copied
@@ -262,6 +262,8 @@ class Receiver:
         if found:
             return True
         nbytes, seconds = self._agent.starving
+        if nbytes:
+            finish_ended()  # of a relay's Senders; the memory counts from the loop's next iteration on
         if nbytes and seconds > 0.9 * min(STARVED_S, STARVED_S if timeout is None else timeout):
             raise self._exhausted(nbytes)
         if self._ports.error is not None:

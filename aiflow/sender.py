@@ -21,6 +21,7 @@ from aiflow._transfer.batcher import Batcher
 from aiflow._transfer.context import Context
 from aiflow._transfer.demand import DemandMeter
 from aiflow._transfer.fanout import Partition, whole_of
+from aiflow._transfer.holdings import note_sender
 from aiflow._transfer.in_flight import InFlight
 from aiflow._transfer.manifest import Form, as_bytes
 from aiflow._transfer.ticket import Ticket
@@ -150,6 +151,7 @@ class Sender:
         engine.join(used, f"Sender {self.name!r}")
         self._ports = self._context.ports = engine.ports
         self._context.closed = self._ended = False
+        note_sender(agent)
 
     # ---- sending ----
 

@@ -1,4 +1,4 @@
-"""What the Receivers of this process hold, in words, for the errors of its Senders.
+"""Memory of this process's Receivers that its Senders hold: relays send on what they have received.
 
 A relay holds a slice until the next node has it. In a cycle of relays each may wait for the memory of the next, and
 none can go on. The error of each says what its process holds, and who waits for that.
@@ -12,11 +12,12 @@ from typing import Any
 
 from aiflow._system import threads
 
-__all__ = ["listed", "note", "told"]
+__all__ = ["finish_ended", "listed", "note", "note_sender", "told"]
 
 _MOST_NAMED = 5
 
 _receivers: weakref.WeakKeyDictionary[Any, tuple[str, int]] = weakref.WeakKeyDictionary()
+_senders: weakref.WeakSet[Any] = weakref.WeakSet()
 _lock = threads.unpatched("threading").RLock()  # a signal handler may open a Receiver
 
 
@@ -33,6 +34,24 @@ def note(agent: Any, name: str, memory: int) -> None:
     """
     with _lock:
         _receivers[agent] = name, memory
+
+
+def note_sender(agent: Any) -> None:
+    """Remember the agent of a Sender of this process (`aiflow._dp_tx.TxAgent`), until it is collected."""
+    with _lock:
+        _senders.add(agent)
+
+
+def finish_ended() -> None:
+    """Give back the buffers of slices that have ended, of all Senders: a Receiver's slices may be among them.
+
+    A Sender does so itself when its user asks for the result, or sends the next slice. A relay that waits for a slice
+    before that has to call this when its memory is full.
+    """
+    with _lock:
+        agents = list(_senders)
+    for agent in agents:
+        agent.finish_ended()
 
 
 def told() -> list[str]:

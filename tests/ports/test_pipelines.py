@@ -149,6 +149,26 @@ def test_a_slice_is_freed_when_the_next_node_has_it() -> None:
             assert np.array_equal(got["x"].array, np.arange(100_000))
 
 
+def test_slices_that_have_ended_free_a_relay_that_waits_for_the_next() -> None:
+    """Its memory holds two slices, it has sent both on, and nothing asks for their results."""
+    data = np.zeros(1_500_000, np.uint8)
+    here, there = (f"ring:{local_name()}" for _ in range(2))
+    with (
+        aiflow.Receiver(here, memory="4MiB") as rx,
+        aiflow.Receiver(there) as last,
+        aiflow.Sender(there) as tx,
+        aiflow.Sender(here) as upstream,
+    ):
+        tickets = [upstream.send([data], wait=False) for _ in range(6)]
+        for _, time_slice in zip(tickets, rx, strict=False):
+            tx.send(time_slice, wait=False)
+        for ticket in tickets:
+            ticket.result(PATIENCE_S)
+        for _ in tickets:
+            with last.recv(PATIENCE_S) as got:
+                assert got.nbytes == data.nbytes
+
+
 # ---- a cycle ----
 
 
