@@ -1,13 +1,14 @@
 """Round trips beside pyzmq, a TCP socket and a bare burst loop, and the CPU time of an idle pair, against limits.
 
-    python bench/talk.py [asleep spaced polled idle] [--rounds 15] [--seconds 60] [--out bench-results]
+    python bench/talk.py [asleep spaced polled idle] [--shared] [--rounds 15] [--seconds 60] [--out bench-results]
 
 A call is 1 KB there and back over `local:`, between two processes with a core each. All pairs of a case are open at the
 same time and take turns, round by round, in changing order. In `asleep` calls follow each other, and every pair sleeps
 while it waits, as its users do. In `spaced` a pause of 1 to 5 ms is drawn before each call, so that both sides sleep
 when it comes. In `polled` all sides poll, and the yardstick is `bare_loop.c`. `idle` counts the CPU time of all threads
 of a connected pair without work. Ratios are quantiles of all calls, ours ÷ theirs. Their 95 % intervals come from
-rounds drawn with replacement. The program ends with 1 when a limit is missed.
+rounds drawn with replacement. With `--shared` each of our processes has both directions on the same `Ports`, in place
+of a port for each. The program ends with 1 when a limit is missed.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ WARM_UP = 2  # rounds
 IDLE_SETTLE_S = 2.0
 IDLE_LIMIT = 0.002  # of a core
 BUSY = 0.05  # share of the machine used by others that causes a warning
-OURS = "aiflow"
+OURS, OURS_SHARED = "aiflow", "aiflow, shared ports"
 
 
 @dataclass(frozen=True)
@@ -81,14 +82,14 @@ class Outcome:
         )
 
 
-def converse(name: str, case: Case, rounds: int, cores: tuple[int, int]) -> list[Outcome]:
+def converse(name: str, case: Case, ours: str, rounds: int, cores: tuple[int, int]) -> list[Outcome]:
     """Run the rounds of a case and return a line for each limit."""
     peers = list(dict.fromkeys(peer for peer, _ in case.limits))
     for peer in [peer for peer in peers if missing(peer)]:
         print(f"{peer} is left out: {missing(peer)}", file=sys.stderr)
         peers.remove(peer)
     with contextlib.ExitStack() as life:
-        pairs = {peer: life.enter_context(Conversation(peer, NBYTES, case.polling, cores)) for peer in (OURS, *peers)}
+        pairs = {peer: life.enter_context(Conversation(peer, NBYTES, case.polling, cores)) for peer in (ours, *peers)}
         busy = BusyMeter([pid for pair in pairs.values() for pid in pair.pids])
         for number in range(WARM_UP + rounds):
             if number == WARM_UP:
@@ -106,14 +107,14 @@ def converse(name: str, case: Case, rounds: int, cores: tuple[int, int]) -> list
     found = []
     for (peer, share), limit in case.limits.items():
         if peer in peers:
-            ours, theirs, ratio = of_quantiles(seconds[OURS], seconds[peer], share)
-            found.append(Outcome(name, f"p{share * 100:g} beside {peer}", ours, theirs, ratio, limit))
+            times = of_quantiles(seconds[ours], seconds[peer], share)
+            found.append(Outcome(name, f"p{share * 100:g} beside {peer}", *times, limit))
     return found
 
 
-def idle(seconds: float, cores: tuple[int, int]) -> dict[str, Any]:
+def idle(ours: str, seconds: float, cores: tuple[int, int]) -> dict[str, Any]:
     """Return the share of a core that an idle pair of ours takes, with its limit."""
-    with Conversation(OURS, NBYTES, False, cores) as pair:
+    with Conversation(ours, NBYTES, False, cores) as pair:
         pair.round(100)
         time.sleep(IDLE_SETTLE_S)
         share = pair.idle(seconds)
@@ -125,6 +126,7 @@ def idle(seconds: float, cores: tuple[int, int]) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"default: {', '.join(CASES)} and idle")
+    parser.add_argument("--shared", action="store_true", help="our directions share their ports")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--seconds", type=float, default=60.0, help="of idleness")
     parser.add_argument("--out", type=Path, help="directory for talk.json")
@@ -132,6 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in options.cases:
         if name not in (*CASES, "idle"):
             parser.error(f"{name!r} is not one of {', '.join(CASES)}, idle")
+    ours = OURS_SHARED if options.shared else OURS
     wanted = options.cases or [*CASES, "idle"]
     numbers = sorted(os.sched_getaffinity(0))
     cores = numbers[0], numbers[-1]
@@ -139,10 +142,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     met = True
     for name in wanted:
         if name == "idle":
-            document["idle"] = idle(options.seconds, cores)
+            document["idle"] = idle(ours, options.seconds, cores)
             met &= document["idle"]["met"]
             continue
-        for outcome in converse(name, CASES[name], options.rounds, cores):
+        for outcome in converse(name, CASES[name], ours, options.rounds, cores):
             print(outcome, flush=True)
             document["ratios"].append({**asdict(outcome), "met": outcome.met})
             met &= outcome.met

@@ -16,6 +16,7 @@ from typing import Any
 CONTESTANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "aiflow": ("ours", {}),
     "aiflow, mbufs kept": ("ours", {"assemble": False}),
+    "aiflow, shared ports": ("ours", {"shared": True}),  # of the calls: both directions over the same ports
     "memcpy": ("memcpy", {}),
     "bare loop, four copies": ("bare", {"way": "copied"}),
     "bare loop, three copies": ("bare", {"way": "lent"}),

@@ -65,12 +65,19 @@ class Source:
 
 
 class _End:
-    """A Sender and a Receiver, one for each direction."""
+    """A Sender and a Receiver, one for each direction, over ports of their own or over the same ones."""
 
-    def __init__(self, out: str, back: str, polling: bool) -> None:
+    def __init__(self, out: str, back: str, polling: bool, names: tuple[str, str] | None) -> None:
         idle: dict[str, Any] = {"idle": "spin"} if polling and CAN_SPIN else {}
-        self._rx = aiflow.Receiver(back, memory="64MiB", **idle)
-        self._tx = aiflow.Sender(out, **idle)
+        self._ports: Any = None
+        if names is None:
+            self._rx = aiflow.Receiver(back, memory="64MiB", **idle)
+            self._tx = aiflow.Sender(out, **idle)
+        else:
+            me, peer = names
+            self._ports = aiflow.Ports([out], polling=aiflow.Polling(**idle))
+            self._rx = aiflow.Receiver(self._ports, name=me, memory="64MiB")
+            self._tx = aiflow.Sender(self._ports, to=peer, name=me, peer_timeout=60)
 
     def _send(self, array: np.ndarray[Any, Any]) -> None:
         self._tx.send([array], timeout=TIMEOUT_S)  # this thread drives the loop until the delivery
@@ -84,20 +91,23 @@ class _End:
     def close(self) -> None:
         self._tx.close()
         self._rx.close()
+        if self._ports is not None:
+            self._ports.close()
 
 
 class Answerer(_End):
-    def __init__(self, directory: str, nbytes: int, polling: bool) -> None:
-        self.address = f"local:{Path(directory).name}"
-        super().__init__(self.address + "-back", self.address, polling)
+    def __init__(self, directory: str, nbytes: int, polling: bool, shared: bool = False) -> None:
+        self.address = out = f"local:{Path(directory).name}"
+        back = out if shared else out + "-back"
+        super().__init__(back, out, polling, ("answerer", "caller") if shared else None)
 
     def answer(self) -> None:
         self._send(self._recv())
 
 
 class Caller(_End):
-    def __init__(self, address: str, nbytes: int, polling: bool) -> None:
-        super().__init__(address, address + "-back", polling)
+    def __init__(self, address: str, nbytes: int, polling: bool, shared: bool = False) -> None:
+        super().__init__(address, address + "-back", polling, ("caller", "answerer") if shared else None)
 
     def call(self, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         self._send(array)
