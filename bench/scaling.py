@@ -6,8 +6,9 @@ Every point of a curve has a new receiver and new senders. Each process is pinne
 the senders share the others. After some slices for warm-up, the medians of CPU seconds (all processes) and of seconds
 are taken. The exponent is that of a power law through the upper half of the points: in the lower half, the constant
 cost of a slice hides the cost of an element. An exponent above 1.1 is an error: no cost may grow faster than linearly.
-Senders that share a core may have up to 1.3: each of them polls while the others run. Other benchmarks verify the
-content.
+Senders that share a core may have up to 1.3: each of them polls while the others run. Several senders send at once in
+one round, and one after the other in the next. At once they may cost 1.1 times the CPU time. Other benchmarks verify
+the content.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from contest import Process
 from loads import ROTATION, Load, rows
 
 STEEPEST, STEEPEST_OF_SHARED_CORES = 1.1, 1.3
+AT_ONCE = 1.1  # CPU time of senders at once, ÷ that of the same senders one after the other
 ROUNDS, WARM_UP = 7, 3
 POINT_S = 6.0  # time for the rounds of a point; at least LEAST are measured
 LEAST = 3
@@ -52,7 +54,10 @@ class Setting:
 
 @dataclass(frozen=True)
 class Point:
-    """Cost at `x`. `memory` is the receiver's maximum above its initial memory, `allowed` its limit, in bytes."""
+    """Cost at `x`. `memory` is the receiver's maximum above its initial memory, `allowed` its limit, in bytes.
+
+    `in_turn_s` has the CPU seconds of the same senders one after the other; 0 for a single one.
+    """
 
     x: float
     cpu_s: float
@@ -60,6 +65,7 @@ class Point:
     memory: int
     allowed: int
     nbytes: int
+    in_turn_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -185,23 +191,31 @@ def measure(x: float, setting: Setting, core: int, cores: Sequence[int], rounds:
         ]
         for sender in senders:
             sender.answer()
-        cpu, seconds, memory = [], [], 0
+        cpu, in_turn, seconds, memory = [], [], [], 0
         deadline = time.monotonic() + POINT_S
         for number in range(WARM_UP + rounds):
             if number >= WARM_UP + LEAST and time.monotonic() > deadline:
                 break
+            receiver.tell("round")
             begin = time.monotonic()
-            for process in (receiver, *senders):
-                process.tell("round")
+            for sender in senders:
+                sender.tell("round")
             used = sum(sender.answer() for sender in senders)
             received, most = receiver.answer()
             if number >= WARM_UP:
                 seconds.append(time.monotonic() - begin)
                 cpu.append(used + received)
+            if len(senders) > 1:
+                receiver.tell("round")
+                used = sum(sender.ask("round") for sender in senders)
+                received, most = receiver.answer()
+                if number >= WARM_UP:
+                    in_turn.append(used + received)
             memory = max(memory, most)
     nbytes = setting.load.nbytes * setting.senders
     allowed = setting.memory + PORT_BYTES * setting.ports * setting.senders
-    return Point(x, statistics.median(cpu), statistics.median(seconds), memory, allowed, nbytes)
+    one_by_one = statistics.median(in_turn) if in_turn else 0.0
+    return Point(x, statistics.median(cpu), statistics.median(seconds), memory, allowed, nbytes, one_by_one)
 
 
 def draw(curves: Sequence[Curve], path: Path) -> None:
@@ -243,7 +257,7 @@ def write(curves: Sequence[Curve], out: Path) -> None:
         json.dump([{**asdict(curve), "exponents": curve.exponents} for curve in curves], file, indent=1)
     with (out / "scaling.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["curve", "x", "cpu_s", "seconds", "memory", "allowed", "nbytes"])
+        writer.writerow(["curve", "x", "cpu_s", "seconds", "memory", "allowed", "nbytes", "in_turn_s"])
         for curve in curves:
             writer.writerows([curve.name, *asdict(point).values()] for point in curve.points)
     with (out / "scaling.md").open("w") as file:
@@ -275,6 +289,9 @@ def too_steep(curves: Sequence[Curve]) -> list[str]:
             if point.memory > point.allowed:
                 over = f"{point.memory} bytes, above the {point.allowed} of its memory= and mbufs"
                 found.append(f"{curve.name}: the receiver took {over}")
+            if point.cpu_s > AT_ONCE * point.in_turn_s > 0:
+                ratio = point.cpu_s / point.in_turn_s
+                found.append(f"{curve.name}: {point.x:,.0f} at once cost {ratio:.2f} of one by one, above {AT_ONCE}")
     return found
 
 
@@ -294,7 +311,10 @@ def main() -> int:
         for x, setting in settings:
             curve.points.append(measure(x, setting, core, numbers, options.rounds))
             point = curve.points[-1]
-            print(f"{name}: {x:,.0f}: {point.cpu_s * 1e3:.3f} ms of CPU, {point.seconds * 1e3:.3f} ms", flush=True)
+            shown = f"{name}: {x:,.0f}: {point.cpu_s * 1e3:.3f} ms of CPU, {point.seconds * 1e3:.3f} ms"
+            if point.in_turn_s:
+                shown += f"; one after the other {point.in_turn_s * 1e3:.3f} ms, {point.cpu_s / point.in_turn_s:.3f}"
+            print(shown, flush=True)
         curves.append(curve)
     write(curves, options.out)
     print("\n".join(table(curves)))
