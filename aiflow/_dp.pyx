@@ -16,6 +16,7 @@ from aiflow._dp_driver cimport LoopDriver, aiflow_lock, aiflow_unlock
 from aiflow._dp_port cimport BURST, IN, OUT
 from aiflow._dp_frame cimport plain, unusual
 from aiflow._eal cimport Mempool, Port, af_intr_gate_enter, af_intr_gate_leave, gate
+from aiflow._eal_doorbell cimport Doorbell, af_doorbell_awake, af_doorbell_ring, af_doorbell_sleep
 from aiflow.librte.rte_ethdev cimport rte_eth_rx_burst, rte_eth_tx_burst
 from aiflow.librte.rte_mbuf cimport (
     RTE_PKTMBUF_HEADROOM, rte_mbuf, rte_mbuf_ext_refcnt_set, rte_mbuf_ext_refcnt_update, rte_pktmbuf_alloc,
@@ -126,6 +127,8 @@ cdef class Loop(LoopDriver):
         slot.pool = pool.ptr
         slot.rx_pool = port.mempool.ptr
         open_lines(slot, self.faults, index)
+        slot.bell = self._share_bell(port.doorbell) if port.doorbell is not None else -1
+        slot.wakes = port.wakes and (self._bell_uses(slot.bell) > 1 or self._add_wake_fds(port.wake_fds))
         slot.attached = True
         self.open_ports[index] = port
         self.nb_gated += port.gated
@@ -152,9 +155,48 @@ cdef class Loop(LoopDriver):
             self.tx_nombuf += self.ports[index].tx_nombuf
             self.ports[index].rx_nombuf = self.ports[index].tx_nombuf = 0
             self.nb_gated -= self.ports[index].gated
+            self._no_wakes(&self.ports[index], port.wake_fds)
             self.ports[index].attached = False
             self.open_ports[index] = None
             self._settle()
+
+    cdef int _share_bell(self, Doorbell bell):
+        """Index of a doorbell in the loop: ports of one connection share it."""
+        cdef int i, free = -1
+        for i in range(PORTS):
+            if self.bells[i] == &bell.bell:
+                break
+            if self.bells[i] == NULL and free < 0:
+                free = i
+        else:
+            i = free
+            self.bells[i] = &bell.bell
+            self.nb_bells = max(self.nb_bells, i + 1)
+        self.bell_uses[i] += 1
+        return i
+
+    cdef int _bell_uses(self, int bell):
+        return self.bell_uses[bell] if bell >= 0 else 0
+
+    cdef bint _add_wake_fds(self, list fds):
+        """Let a port end the loop's sleeps; False: there are too many descriptors."""
+        for number, fd in enumerate(fds):
+            if not self.add_wake_fd(fd):
+                for added in fds[:number]:
+                    self.remove_wake_fd(added)
+                return False
+        return True
+
+    cdef _no_wakes(self, loop_port *port, list fds):
+        """Undo what `open_port` did with the port's doorbell and descriptors."""
+        if port.bell >= 0:
+            self.bell_uses[port.bell] -= 1
+        if port.wakes and not self._bell_uses(port.bell):
+            for fd in fds:
+                self.remove_wake_fd(fd)
+        if port.bell >= 0 and not self.bell_uses[port.bell]:
+            self.bells[port.bell] = NULL
+            self.to_ring[port.bell] = False
 
     cdef void last_look(self, uint32_t index) noexcept nogil:
         """Take the frames that a port has received, before it is closed. Between two iterations."""
@@ -225,6 +267,31 @@ cdef class Loop(LoopDriver):
                 return AF_DUE_UNKNOWN
         return af_demux_due(&self.demux, now)
 
+    cdef bint before_sleep(self) noexcept nogil:
+        cdef int i, nb = 0
+        for i in range(self.nb_bells):
+            if self.bells[i] != NULL:
+                af_doorbell_sleep(self.bells[i])
+                nb += 1
+        if nb and self.iterate():  # what a peer sent before it could see that we sleep
+            self.after_sleep()
+            return False
+        return True
+
+    cdef void after_sleep(self) noexcept nogil:
+        cdef int i
+        for i in range(self.nb_bells):
+            if self.bells[i] != NULL:
+                af_doorbell_awake(self.bells[i])
+
+    cdef void ring_peers(self) noexcept nogil:
+        """Wake the peers that sleep, and that have got frames in this iteration."""
+        cdef int i
+        for i in range(self.nb_bells):
+            if self.to_ring[i]:
+                self.to_ring[i] = False
+                af_doorbell_ring(self.bells[i])
+
     cdef int iterate(self) noexcept nogil:
         """One iteration: a burst in and a burst out of every port. Returns the frames and events."""
         cdef uint32_t i
@@ -246,6 +313,7 @@ cdef class Loop(LoopDriver):
                 work += self.poll(i, self.now)
         if self.nb_gated:
             af_intr_gate_leave(self.gate)
+        self.ring_peers()
         self.now = af_now_ns()
         if af_demux_tick(&self.demux, self.now):
             aiflow_lock(&self.handoff)
@@ -269,6 +337,8 @@ cdef class Loop(LoopDriver):
             nb_tx = rte_eth_tx_burst(port.port_id, 0, &port.staged[port.head], port.count)
             port.head += nb_tx
             port.count -= nb_tx
+            if nb_tx and port.bell >= 0:
+                self.to_ring[port.bell] = True
             if port.count and self.references is not None:
                 self.make_own(port)
         return nb_rx + nb_tx

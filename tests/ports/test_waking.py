@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
 from typing import Any
 
@@ -52,3 +54,34 @@ def test_local_peers_share_a_doorbell_that_rings_sleepers_only() -> None:
         (one,), (other,) = bells
         assert all(port.wakes and port.wake_fds == [port.doorbell.fileno()] for port in ports_of(tx) + ports_of(rx))
         assert one is not other
+        for _ in range(50):
+            time.sleep(0.02)  # both loops fall asleep
+            ticket = tx.send([b"x"], wait=False)
+            rx.recv(timeout=PATIENCE_S).release()
+            ticket.result(PATIENCE_S)
+        assert 10 <= one.rung <= 500  # for a slice three frames at most find a sleeper
+        assert 10 <= other.rung <= 500
+
+
+def test_an_idle_pair_sleeps() -> None:
+    endpoint = f"local:{name()}"
+    with aiflow.Receiver(endpoint) as rx, aiflow.Sender(endpoint) as tx:
+        ticket = tx.send([b"x"], wait=False)
+        rx.recv(timeout=PATIENCE_S).release()
+        ticket.result(PATIENCE_S)
+
+        def share(seconds: float) -> float:
+            before = cpu_seconds()
+            time.sleep(seconds)
+            return (cpu_seconds() - before) / seconds
+
+        assert settle(lambda: share(1) < 0.004)  # of a core; both sides, all threads, a busy machine
+
+
+def cpu_seconds() -> float:
+    """Processor time of all threads of this process."""
+    spent = 0
+    for task in os.listdir("/proc/self/task"):
+        with contextlib.suppress(OSError), open(f"/proc/self/task/{task}/schedstat") as stat:
+            spent += int(stat.read().split()[0])
+    return spent / 1e9
