@@ -14,7 +14,7 @@ cdef class Port:
     cdef readonly str name            # for tables and errors: "local:demo#0"
     cdef readonly str driver          # "net_memif"
     cdef readonly int socket_id
-    cdef readonly int frame_size      # bytes of the largest frame, with Ethernet header, without FCS
+    cdef public int frame_size        # bytes of the largest frame, with Ethernet header, without FCS
     cdef readonly int rx_ring         # frames that the receive side can hold
     cdef public int tx_window         # frames that may be in flight from this port
     cdef readonly bint gated          # bursts must be inside the gate

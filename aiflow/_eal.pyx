@@ -47,6 +47,7 @@ globals()["Mempool"] = _eal_mempool.Mempool  # cimport alone does not make the c
 _plug_lock = threads.unpatched("threading").RLock()  # held while ports are opened and closed
 _serial = itertools.count()
 _parked = []  # at most one stopped port, which `Port.park` keeps plugged
+_resting = set()  # open ports that nothing uses: see `Port.rest`
 
 
 def _forked():
@@ -72,8 +73,8 @@ _TRAITS = {
 
 
 def nb_ports():
-    """Number of open ports in this process, of other code too; a parked port does not count."""
-    return rte_eth_dev_count_avail() - len(_parked) if ours() else 0
+    """Number of open ports in this process, of other code too; parked and resting ones do not count."""
+    return rte_eth_dev_count_avail() - len(_parked) - len(_resting) if ours() else 0
 
 
 def unpark():
@@ -317,6 +318,7 @@ cdef class Port:
         cdef int gated = self.gated
         if not self.is_open:
             return
+        _resting.discard(self)
         self.is_open = False
         self.is_plugged = ours()
         if self.gated:
@@ -338,6 +340,15 @@ cdef class Port:
             self.stop()
             if self.is_plugged:
                 _parked.append(self)
+
+    def rest(self):
+        """Stay open without a user: a device that cannot be opened again waits for the next one."""
+        if self.is_open and ours():
+            _resting.add(self)
+
+    def resume(self):
+        """Be used again."""
+        _resting.discard(self)
 
     def unplug(self):
         """The second half of `close`."""

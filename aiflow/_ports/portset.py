@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from aiflow import _eal
-from aiflow._ports import netdev, ring_pairs
+from aiflow._ports import netdev, ring_pairs, xdp_ports
 from aiflow._ports.connection import Hooks
 from aiflow._ports.interface_watch import OPENED, WatchedInterface, spanning_tree_hints, watching
 from aiflow._ports.local_drivers import driver_of
@@ -161,7 +161,7 @@ class PortSet:
             self._detach(static, 0)
         for port in self._static:
             if port.driver != "net_ring":
-                port.close()
+                xdp_ports.keep_or_close(port)
         for claim in self._claims.values():
             claim.close()
         for endpoint, role in self._rings:
@@ -313,7 +313,7 @@ class PortSet:
             self._fail(watched.lost)  # first, so that a slice in flight fails with this reason
         self._detach([watched.port], 0)
         self._static.remove(watched.port)
-        watched.port.close()
+        xdp_ports.close(watched.port)
         watched.port = None
         with contextlib.suppress(Warning):  # a filter may turn it into an error, which this thread cannot report
             warnings.warn(str(watched.lost), RuntimeWarning, stacklevel=2)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from aiflow import _eal
+from aiflow._ports import xdp_ports
 from aiflow._ports.netdev import Interface, claim_fanout
 from aiflow._ports.packet_ring import (
     KERNEL_OVERHEAD,
@@ -20,8 +21,9 @@ from aiflow._ports.packet_ring import (
     widen_send_buffer,
 )
 from aiflow._ports.pci_card import inspect_pci
-from aiflow._ports.xdp_probe import XDP_ROOM, quiet_xdp
+from aiflow._ports.xdp_probe import AF_XDP, XDP_ROOM, quiet_xdp
 from aiflow._system import threads
+from aiflow._system.descriptors import sockets_of
 from aiflow.config import Endpoint
 from aiflow.errors import ConfigError, PortError
 
@@ -77,31 +79,45 @@ def open_af_packet(
     return port, sockets
 
 
+def _descriptors(family: int) -> set[int]:
+    """Descriptors of the process's sockets of an address family."""
+    with contextlib.suppress(OSError):  # no descriptor is free to list them with
+        return {fd for fd, _ in sockets_of(family)}
+    return set()
+
+
 def open_af_xdp(endpoint: Endpoint, interface: Interface, frame_size: int | None, pool_for: Callable[..., Any]) -> Any:
-    """Open queue 0 of an interface through AF_XDP."""
+    """Open queue 0 of an interface through AF_XDP, or take over the port of an earlier user."""
     remedy = "use af_packet, which carries jumbo frames"
+    found = xdp_ports.take_over(endpoint, interface, frame_size)
+    if found is not None:
+        return found
     frame_size = _checked_frame(endpoint, frame_size, interface.frame_size, remedy)
     pool = pool_for(_DEFAULT_ROOM if frame_size <= 1536 else XDP_ROOM, interface.socket_id, 1, False)
     quiet_xdp()
     try:
-        return _eal.Port.open(
-            endpoint.text,
-            f"net_af_xdp_{_eal.next_serial()}",
-            f"iface={interface.name},start_queue=0,queue_count=1",
-            pool,
-            frame_size=frame_size,
-            nb_rxd=2048,
-            nb_txd=2048,
-            rx_ring=1024,
-            tx_window=1024,
-        )
+        with _finding_sockets:
+            others = _descriptors(AF_XDP)
+            port = _eal.Port.open(
+                endpoint.text,
+                f"net_af_xdp_{_eal.next_serial()}",
+                f"iface={interface.name},start_queue=0,queue_count=1",
+                pool,
+                frame_size=frame_size,
+                nb_rxd=2048,
+                nb_txd=2048,
+                rx_ring=1024,
+                tx_window=1024,
+            )
+            port.wake_fds = sorted(_descriptors(AF_XDP) - others)
+        xdp_ports.opened(port, interface)
+        return port
     except PortError as exc:
         if "xsk socket" not in str(exc):
             raise
-        # DPDK 22.11 miscounts the references to a umem and never releases one
         raise PortError(
             f"{endpoint}: queue 0 of {interface.name} is busy or refuses XDP. Another program may use it (ip link "
-            f"show {interface.name} lists XDP programs), or an earlier port of this process: DPDK 22.11 keeps the "
+            f"show {interface.name} lists XDP programs), or a process that had a port on it: DPDK 22.11 keeps the "
             f"queue until the process ends. Close that, or use af_packet:{interface.name}. ({exc})"
         ) from exc
 

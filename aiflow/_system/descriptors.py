@@ -25,6 +25,7 @@ __all__ = [
     "out_of_descriptors",
     "own_socket",
     "pause_without_descriptor",
+    "sockets_of",
 ]
 
 MORE_DESCRIPTORS = "close some files, or raise ulimit -n"
@@ -96,8 +97,8 @@ def pause_without_descriptor(exc: OSError) -> None:
         threads.unpatched("time").sleep(_PAUSE)
 
 
-def _sockets(family: int) -> set[tuple[int, int]]:
-    """Descriptor and inode of the process's sockets of an address family."""
+def sockets_of(family: int) -> set[tuple[int, int]]:
+    """Descriptor and inode of the process's sockets of an address family. Raises OSError."""
     libc, found = ctypes.CDLL(None), set()
     domain, size = ctypes.c_int(), ctypes.c_uint(4)
     for fd in map(int, os.listdir("/proc/self/fd")):
@@ -117,13 +118,13 @@ def kept_sockets(family: int) -> Iterator[None]:
     """
     before: set[tuple[int, int]] | None = None
     with contextlib.suppress(OSError):
-        before = _sockets(family)
+        before = sockets_of(family)
     try:
         yield
     finally:
         if before is not None:
             with contextlib.suppress(OSError):
-                _keep_from_children(_sockets(family) - before)
+                _keep_from_children(sockets_of(family) - before)
 
 
 def _keep_from_children(sockets: set[tuple[int, int]]) -> None:

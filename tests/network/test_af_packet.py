@@ -107,6 +107,28 @@ def test_a_packet_sockets_send_buffer_is_widened(net) -> None:
         assert not packet_ring.packet_sockets(socket.if_nametoindex("vb"))
 
 
+AGAIN = """
+    import sys, time, numpy as np, aiflow
+    for number in range(3):
+        data = np.full(100_000, number, dtype=np.uint32)
+        with aiflow.Receiver(sys.argv[2]) as rx, aiflow.Sender(sys.argv[1]) as tx:
+            for _ in range(3):
+                ticket = tx.send([data], wait=False)
+                with rx.recv(timeout=30) as time_slice:
+                    ticket.result(30)
+                    assert np.array_equal(time_slice[0].array, data)
+                time.sleep(0.1)  # both fall asleep
+"""
+
+
+@SCHEMES
+def test_interfaces_are_used_again_by_one_process_and_wake_it(net, scheme) -> None:
+    """DPDK 22.11 cannot open an af_xdp queue again: the next user takes the port over."""
+    host = net.namespace("host")
+    net.veth(host, "va", host, "vb")
+    run(AGAIN, f"{scheme}:va", f"{scheme}:vb", prefix=host.prefix)
+
+
 CLASH = """
     import os, sys, aiflow
     for line in sys.stdin:

@@ -332,6 +332,37 @@ def test_fault_55_interface_busy(namespace: str) -> None:
 
 
 @root
+def test_the_next_user_takes_over_an_af_xdp_port(namespace: str) -> None:
+    """DPDK 22.11 cannot open the queue again. Two interfaces of one name are two."""
+    lines = inside(
+        namespace,
+        """
+        first = open('af_xdp:e1', 'sender', frame_size=1000)
+        port, = first.ports()
+        assert port.wakes and len(port.wake_fds) == 1
+        first.close()
+        first.close()
+        print(_eal.nb_ports(), port.is_open)
+        open('af_xdp:e1', 'receiver', frame_size=1514)
+        again = open('af_xdp:e1', 'receiver', frame_size=800)
+        print(again.ports() == [port], _eal.nb_ports())
+        open('af_xdp:e1', 'receiver')          # it has a user
+        again.close()
+        last = open('af_xdp:e1')
+        print(last.ports() == [port])
+        """,
+    )
+    assert lines[1] == "0 True"
+    assert lines[2].startswith("ConfigError")
+    assert "frame_size=1514 is more than the 1000 bytes" in lines[2]
+    assert lines[3].split()[1] == "800"
+    assert lines[4] == "True 1"
+    assert "busy, another aiflow port uses e1" in lines[5]
+    assert lines[6].split()[1] == "1000"
+    assert lines[7] == "True"
+
+
+@root
 def test_fault_55_xdp_queue_busy(namespace: str) -> None:
     lines = inside(
         namespace,
