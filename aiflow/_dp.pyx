@@ -17,7 +17,9 @@ from aiflow._dp_port cimport BURST, IN, OUT
 from aiflow._dp_frame cimport plain, unusual
 from aiflow._eal cimport Mempool, Port, af_intr_gate_enter, af_intr_gate_leave, gate
 from aiflow._eal_doorbell cimport Doorbell, af_doorbell_awake, af_doorbell_ring, af_doorbell_sleep
-from aiflow.librte.rte_ethdev cimport rte_eth_rx_burst, rte_eth_tx_burst
+from aiflow.librte.rte_ethdev cimport (
+    rte_eth_dev_rx_intr_disable, rte_eth_dev_rx_intr_enable, rte_eth_rx_burst, rte_eth_tx_burst,
+)
 from aiflow.librte.rte_mbuf cimport (
     RTE_PKTMBUF_HEADROOM, rte_mbuf, rte_mbuf_ext_refcnt_set, rte_mbuf_ext_refcnt_update, rte_pktmbuf_alloc,
     rte_pktmbuf_attach_extbuf, rte_pktmbuf_data_room_size, rte_pktmbuf_free, rte_pktmbuf_free_bulk, rte_pktmbuf_mtod,
@@ -129,6 +131,7 @@ cdef class Loop(LoopDriver):
         open_lines(slot, self.faults, index)
         slot.bell = self._share_bell(port.doorbell) if port.doorbell is not None else -1
         slot.wakes = port.wakes and (self._bell_uses(slot.bell) > 1 or self._add_wake_fds(port.wake_fds))
+        slot.rx_interrupts = port.rx_interrupts and slot.wakes
         slot.attached = True
         self.open_ports[index] = port
         self.nb_gated += port.gated
@@ -273,6 +276,10 @@ cdef class Loop(LoopDriver):
             if self.bells[i] != NULL:
                 af_doorbell_sleep(self.bells[i])
                 nb += 1
+        for i in range(<int>self.nb_ports):
+            if self.ports[i].attached and self.ports[i].rx_interrupts:
+                rte_eth_dev_rx_intr_enable(self.ports[i].port_id, 0)
+                nb += 1
         if nb and self.iterate():  # what a peer sent before it could see that we sleep
             self.after_sleep()
             return False
@@ -283,6 +290,9 @@ cdef class Loop(LoopDriver):
         for i in range(self.nb_bells):
             if self.bells[i] != NULL:
                 af_doorbell_awake(self.bells[i])
+        for i in range(<int>self.nb_ports):
+            if self.ports[i].attached and self.ports[i].rx_interrupts:
+                rte_eth_dev_rx_intr_disable(self.ports[i].port_id, 0)
 
     cdef void ring_peers(self) noexcept nogil:
         """Wake the peers that sleep, and that have got frames in this iteration."""

@@ -19,6 +19,7 @@ cdef struct loop_port:
     bint attached
     bint gated
     bint wakes                 # the loop's wake descriptors have the port's: an arrival ends a sleep
+    bint rx_interrupts         # its receive interrupts are on while the loop sleeps
     int bell                   # index of its peer's doorbell in the loop; -1: none
     uint16_t port_id
     uint16_t head              # index of the first staged frame that is not sent

@@ -30,8 +30,10 @@ cdef class Port:
     cdef object ring_pair             # net_ring: the RingPair that both ports own
     cdef public object doorbell       # Doorbell to ring after a burst, and to tell before a sleep; or None
     cdef public list wake_fds         # descriptors that are readable when a frame has arrived; none: it must be polled
+    cdef bint rx_interrupts           # to be enabled before a sleep, and disabled after it
     cdef list held                    # closed after the port
     cdef int side                     # net_ring: index of this port in its pair
 
     cdef _configure(self, Mempool mempool, frame_size, int nb_rxd, int nb_txd, rx_ring, tx_window, mark)
     cdef _start(self, mark)
+    cdef _find_interrupt(self)

@@ -57,6 +57,7 @@ class Port:
         nb_txd: int = 1024,
         rx_ring: int | None = None,
         tx_window: int | None = None,
+        rx_interrupts: bool = False,
     ) -> Port: ...
     @staticmethod
     def open_ring_pair(

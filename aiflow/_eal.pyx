@@ -14,7 +14,8 @@ from aiflow.librte.rte_ethdev cimport (
     RTE_ETH_LINK_UP, RTE_ETH_SPEED_NUM_NONE, RTE_ETH_SPEED_NUM_UNKNOWN, RTE_ETH_TX_OFFLOAD_MULTI_SEGS,
     RTE_MAX_ETHPORTS, rte_eth_conf, rte_eth_dev_adjust_nb_rx_tx_desc, rte_eth_dev_configure, rte_eth_dev_count_avail,
     rte_eth_dev_default_mac_addr_set, rte_eth_dev_get_mtu, rte_eth_dev_get_port_by_name, rte_eth_dev_info,
-    rte_eth_dev_info_get, rte_eth_dev_socket_id, rte_eth_dev_start, rte_eth_dev_stop, rte_eth_link,
+    rte_eth_dev_info_get, rte_eth_dev_rx_intr_ctl_q_get_fd, rte_eth_dev_rx_intr_disable, rte_eth_dev_rx_intr_enable,
+    rte_eth_dev_socket_id, rte_eth_dev_start, rte_eth_dev_stop, rte_eth_link,
     rte_eth_link_get_nowait, rte_eth_macaddr_get, rte_eth_rx_queue_setup, rte_eth_stats, rte_eth_stats_get,
     rte_eth_tx_queue_setup, rte_eth_xstat, rte_eth_xstat_name, rte_eth_xstats_get, rte_eth_xstats_get_names,
     rte_ether_addr,
@@ -106,7 +107,7 @@ cdef class Port:
 
     @staticmethod
     def open(str name, str device, str devargs, Mempool mempool, *, str bus="vdev", frame_size=None,
-             int nb_rxd=1024, int nb_txd=1024, rx_ring=None, tx_window=None):
+             int nb_rxd=1024, int nb_txd=1024, rx_ring=None, tx_window=None, bint rx_interrupts=False):
         """Hot-plug a device and start it.
 
         Parameters
@@ -127,6 +128,8 @@ cdef class Port:
         rx_ring, tx_window : int, optional
             Frames that the receive side can hold, and frames that may be in flight from the port. Give them if the
             driver's numbers of descriptors say something else.
+        rx_interrupts : bool
+            Ask the driver for receive interrupts. If it has them, `wake_fds` has their eventfd.
 
         Returns
         -------
@@ -165,6 +168,7 @@ cdef class Port:
                     _unplug(bus_b, device_b)
                     raise error(PortError, rc, f"{name}: {device} is not an Ethernet port", mark)
                 port.is_plugged = True
+                port.rx_interrupts = rx_interrupts
                 try:
                     port._configure(mempool, frame_size, nb_rxd, nb_txd, rx_ring, tx_window, mark)
                 except BaseException:
@@ -176,6 +180,7 @@ cdef class Port:
                     with nogil:
                         af_intr_gate_release(gate(), port.is_plugged)
             port._start(mark)
+            port._find_interrupt()
         return port
 
     @staticmethod
@@ -260,6 +265,7 @@ cdef class Port:
         self.socket_id = socket_id if 0 <= socket_id < 64 else -1
         socket = self.socket_id if self.socket_id >= 0 else <unsigned int>SOCKET_ID_ANY
         memset(&conf, 0, sizeof(conf))
+        conf.intr_conf.rxq = self.rx_interrupts
         if dev_info.tx_offload_capa & RTE_ETH_TX_OFFLOAD_MULTI_SEGS:
             conf.txmode.offloads = RTE_ETH_TX_OFFLOAD_MULTI_SEGS
             self.multi_segs = True
@@ -306,6 +312,22 @@ cdef class Port:
             failure = error(PortError, rc, f"{self.name}: {self.driver} does not start", mark)
             self.close()
             raise failure
+
+    cdef _find_interrupt(self):
+        """Keep the eventfd of the receive interrupts. A driver may offer other descriptors, which are not understood.
+
+        mlx5 does: its events must be taken in pairs with the calls that turn interrupts on and off.
+        """
+        cdef int fd
+        if not self.rx_interrupts:
+            return
+        self.rx_interrupts = False
+        fd = rte_eth_dev_rx_intr_ctl_q_get_fd(self.port_id, 0)
+        if fd < 0 or not os.path.realpath(f"/proc/self/fd/{fd}").endswith("anon_inode:[eventfd]"):
+            return
+        if rte_eth_dev_rx_intr_enable(self.port_id, 0) == 0 and rte_eth_dev_rx_intr_disable(self.port_id, 0) == 0:
+            self.rx_interrupts = True
+            self.wake_fds = [fd]
 
     def close(self):
         """Stop and remove the port. The data plane must no longer use it. Does nothing if it is closed already."""

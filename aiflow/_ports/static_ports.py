@@ -126,7 +126,12 @@ def open_pci(endpoint: Endpoint, frame_size: int | None, pool_for: Callable[...,
     """Open a network card that DPDK drives."""
     socket_id = inspect_pci(endpoint)
     pool = pool_for(max(frame_size or 0, _DEFAULT_ROOM), socket_id, 1, True)
-    return _eal.Port.open(endpoint.text, endpoint.target, "", pool, bus="pci", frame_size=frame_size)
+    try:
+        return _eal.Port.open(
+            endpoint.text, endpoint.target, "", pool, bus="pci", frame_size=frame_size, rx_interrupts=True
+        )
+    except PortError:  # some drivers refuse receive interrupts, and some kernels
+        return _eal.Port.open(endpoint.text, endpoint.target, "", pool, bus="pci", frame_size=frame_size)
 
 
 def open_vdev(endpoint: Endpoint, frame_size: int | None, pool_for: Callable[..., Any]) -> Any:

@@ -28,8 +28,12 @@ cdef extern from "rte_ethdev.h" nogil:
     struct rte_eth_txmode:
         uint64_t offloads
 
+    struct rte_eth_intr_conf:
+        uint32_t rxq  # a bit field
+
     struct rte_eth_conf:
         uint32_t link_speeds
+        rte_eth_intr_conf intr_conf
         rte_eth_rxmode rxmode
         rte_eth_txmode txmode
 
@@ -97,6 +101,9 @@ cdef extern from "rte_ethdev.h" nogil:
     int rte_eth_tx_queue_setup(
         uint16_t port_id, uint16_t tx_queue_id, uint16_t nb_tx_desc, unsigned int socket_id,
         const rte_eth_txconf *tx_conf) noexcept
+    int rte_eth_dev_rx_intr_ctl_q_get_fd(uint16_t port_id, uint16_t queue_id) noexcept
+    int rte_eth_dev_rx_intr_enable(uint16_t port_id, uint16_t queue_id) noexcept
+    int rte_eth_dev_rx_intr_disable(uint16_t port_id, uint16_t queue_id) noexcept
     int rte_eth_dev_start(uint16_t port_id) noexcept
     int rte_eth_dev_stop(uint16_t port_id) noexcept
     int rte_eth_dev_close(uint16_t port_id) noexcept
