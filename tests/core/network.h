@@ -1,8 +1,8 @@
 /* Simulated Ethernet segments, and the trace of what passes them.
  *
- * Each segment joins one port of the receiver with one port of every sender, as a switch does. Its two directions are
- * lines of faults.h, as the burst loop has them at its ports. Every event joins a running hash: two runs are the same
- * when their hashes are.
+ * Each segment joins one port of every node, as a switch does. Its two directions are lines of fault_line.h, as the
+ * burst loop has them at its ports. A frame that leaves a line waits in the rings of the ports that it is for. Every
+ * event joins a running hash: two runs are the same when their hashes are.
  */
 #ifndef TESTS_NETWORK_H
 #define TESTS_NETWORK_H
@@ -10,18 +10,29 @@
 #include <inttypes.h>
 #include <stdarg.h>
 
-#include "scenario.h"
+#include "worlds.h"
 
 #define START_NS 1000000000ull
 #define FLIGHT_NS 20000ull /* of every frame */
 
 struct packet {
-	uint64_t order; /* in its line */
+	struct packet *next; /* in a ring */
+	uint64_t order;      /* in its line */
+	int from;            /* node */
 	uint32_t len;
 	uint8_t bytes[]; /* of just this length: a read beyond it is seen by the sanitizer */
 };
 
+/* Frames that arrived at a port, and that its node has not read. */
+struct ring {
+	struct packet *first, **last;
+};
+
 static struct af_fault_line lines[2][AF_MAX_PORTS];
+static struct ring rings[MAX_NODES][AF_MAX_PORTS];
+static int nb_nodes;
+static enum way way_of[MAX_NODES];       /* in which a node sends */
+static uint32_t segments_of[MAX_NODES];  /* bit p: the node has a port on segment p */
 static uint64_t flow_ns; /* when the first DATA frame was sent; the scenario's times count from there */
 static uint64_t trace_hash;
 static struct {
@@ -60,15 +71,18 @@ note(uint64_t now, const char *format, ...)
 static void
 note_frame(uint64_t now, int way, uint32_t segment, const uint8_t *frame, uint32_t len, const char *what)
 {
+	const char *arrow = way == FORTH ? "->" : "<-";
 	struct af_header h;
 
 	memcpy(&h, frame, len < sizeof h ? len : sizeof h);
 	hash_in(now, (uint64_t)len << 32 | (uint32_t)(way << 16) | segment);
 	hash_in(h.crc, (uint64_t)(uint8_t)what[0]);
 	if (o.trace)
-		printf("%12.3f us  %u %s %u  %-8s %-9s slice %u element %u seq %u path %u number %u  %u bytes\n",
-		       (double)(now - START_NS) / 1e3, frame[way == FORTH ? 10 : 4], way == FORTH ? "->" : "<-",
-		       segment, what, af_kind_name(h.frame_id & 15), AF_BE32(h.slice), AF_BE32(h.element),
+		printf("%12.3f us  %u %s %u on %u  %-8s %-9s session %08x slice %u element %u seq %u path %u number %u "
+		       " "
+		       "%u bytes\n",
+		       (double)(now - START_NS) / 1e3, frame[10], arrow, frame[4], segment, what,
+		       af_kind_name(h.frame_id & 15), AF_BE32(h.session), AF_BE32(h.slice), AF_BE32(h.element),
 		       AF_BE32(h.seq), AF_BE16(h.path), AF_BE32(h.number_low), len);
 }
 
@@ -83,7 +97,7 @@ is_within(uint64_t now, int after_ms, int for_ms)
 	       (!for_ms || since < (uint64_t)(after_ms + for_ms) * MS);
 }
 
-static uint8_t last_closed[MAX_SENDERS][MAX_SLICES]; /* CLOSE frames lost so far, by sender and slice */
+static uint8_t last_closed[MAX_NODES][MAX_SLICES]; /* CLOSE frames lost so far, by node and slice */
 
 /* Does the scenario lose this very frame? */
 static bool
@@ -95,7 +109,7 @@ is_marked(const uint8_t *frame)
 	if (o.first_lost && (h.frame_id & 15) == AF_DATA && !net.first)
 		return net.first++ == 0;
 	if (o.last_lost && (h.frame_id & 15) == AF_CLOSE) {
-		uint8_t *mark = &last_closed[h.src[4] % MAX_SENDERS][AF_BE32(h.slice) % MAX_SLICES];
+		uint8_t *mark = &last_closed[frame[10] % MAX_NODES][AF_BE32(h.slice) % MAX_SLICES];
 
 		net.last += !*mark;
 		return !(*mark)++;
@@ -156,9 +170,22 @@ log_frame(int way, uint32_t segment, uint64_t now, const uint8_t *frame, uint32_
 	fwrite(frame, 1, len, stdout);
 }
 
-static void
-transmit(int way, uint32_t segment, uint64_t now, const uint8_t *frame, uint32_t len)
+static struct packet *
+new_packet(const uint8_t *bytes, uint32_t len, int from)
 {
+	struct packet *packet = malloc(sizeof *packet + len);
+
+	packet->len = len;
+	packet->from = from;
+	memcpy(packet->bytes, bytes, len);
+	return packet;
+}
+
+/* A node sends a frame. */
+static void
+transmit(int from, uint32_t segment, uint64_t now, const uint8_t *frame, uint32_t len)
+{
+	enum way way = way_of[from];
 	struct af_fault_line *line = &lines[way][segment];
 	uint8_t spoilt[AF_MAX_FRAME], kind = frame[14] & 15;
 	uint32_t passed_len = len, copies;
@@ -183,28 +210,75 @@ transmit(int way, uint32_t segment, uint64_t now, const uint8_t *frame, uint32_t
 		   : memcmp(spoilt, frame, len) ? "damaged"
 						: "sent");
 	for (; copies; copies--) {
-		struct packet *packet = malloc(sizeof *packet + passed_len);
+		struct packet *packet = new_packet(spoilt, passed_len, from);
 
-		packet->len = passed_len;
 		packet->order = net.entered[way][segment]++;
-		memcpy(packet->bytes, spoilt, passed_len);
 		if (!af_fault_line_hold(line, af_fault_line_due(line, kind, now + FLIGHT_NS), packet))
 			free(packet);
 	}
 }
 
-/* The next frame that arrives, or NULL. */
-static struct packet *
-arrive(int way, uint32_t segment, uint64_t now)
+static void
+join_ring(struct ring *ring, struct packet *packet)
 {
-	struct packet *packet = af_fault_line_leave(&lines[way][segment], now);
-	uint64_t *newest = &net.newest[way][segment];
+	packet->next = NULL;
+	*ring->last = packet;
+	ring->last = &packet->next;
+}
 
-	if (packet && packet->order > *newest)
-		*newest = packet->order;
-	else if (packet && *newest - packet->order > net.overtaken)
-		net.overtaken = *newest - packet->order;
+static struct packet *
+leave_ring(struct ring *ring)
+{
+	struct packet *packet = ring->first;
+
+	if (packet && !(ring->first = packet->next))
+		ring->last = &ring->first;
 	return packet;
+}
+
+/* Has a port of this node the frame's unicast address, on segment p? */
+static bool
+is_address_of(const uint8_t *mac, int n, uint32_t p)
+{
+	const uint8_t own[6] = {2, 0, 0, 0, (uint8_t)n, (uint8_t)p};
+
+	return segments_of[n] >> p & 1 && !memcmp(mac, own, sizeof own);
+}
+
+/* As a switch does it: a frame goes to the port that has its address. If there is none, or it is a broadcast, it goes
+ * to every port but the one that it came from. With joined=1 all segments are one switch. */
+static void
+deliver(struct packet *packet, uint32_t segment)
+{
+	uint32_t first = o.joined ? 0 : segment, last = o.joined ? (uint32_t)o.ports - 1 : segment;
+	bool known = false;
+
+	for (int n = 0; n < nb_nodes; n++)
+		for (uint32_t p = first; p <= last; p++)
+			known |= is_address_of(packet->bytes, n, p);
+	for (int n = 0; n < nb_nodes; n++)
+		for (uint32_t p = first; p <= last; p++)
+			if (known ? is_address_of(packet->bytes, n, p)
+				  : segments_of[n] >> p & 1 && (n != packet->from || p != segment))
+				join_ring(&rings[n][p], new_packet(packet->bytes, packet->len, packet->from));
+	free(packet);
+}
+
+/* Frames that are due leave the lines. */
+static void
+pass_frames(uint64_t now)
+{
+	for (int way = 0; way < 2; way++)
+		for (uint32_t p = 0; p < (uint32_t)o.ports; p++)
+			for (struct packet *packet; (packet = af_fault_line_leave(&lines[way][p], now));) {
+				uint64_t *newest = &net.newest[way][p];
+
+				if (packet->order > *newest)
+					*newest = packet->order;
+				else if (*newest - packet->order > net.overtaken)
+					net.overtaken = *newest - packet->order;
+				deliver(packet, p);
+			}
 }
 
 /* When the next frame arrives anywhere. */
@@ -220,24 +294,44 @@ next_arrival(void)
 	return next;
 }
 
-/* A process that dies takes its frames with it. */
+/* A process that dies takes with it the frames that it has sent, and those that it has not read. */
 static void
-forget_frames(int way, uint32_t segment, const uint8_t *src)
+forget_frames(int node)
 {
-	struct af_fault_line *line = &lines[way][segment];
-	uint32_t count = line->nb_held;
-	struct af_fault_held held[AF_FAULT_LINE_FRAMES];
+	struct packet *packet;
 
-	memcpy(held, line->held, count * sizeof *held);
-	line->nb_held = 0;
-	for (uint32_t i = 0; i < count; i++) {
-		struct packet *packet = held[i].frame;
+	for (uint32_t p = 0; p < (uint32_t)o.ports; p++) {
+		struct af_fault_line *line = &lines[way_of[node]][p];
+		uint32_t count = line->nb_held;
+		static struct af_fault_held held[AF_FAULT_LINE_FRAMES];
 
-		if (packet->len >= 12 && !memcmp(packet->bytes + 6, src, 6))
+		memcpy(held, line->held, count * sizeof *held);
+		line->nb_held = 0;
+		for (uint32_t i = 0; i < count; i++) {
+			packet = held[i].frame;
+			if (packet->from == node)
+				free(packet);
+			else
+				af_fault_line_hold(line, held[i].due_ns, packet); /* there was room for it */
+		}
+		while ((packet = leave_ring(&rings[node][p])))
 			free(packet);
-		else
-			af_fault_line_hold(line, held[i].due_ns, packet); /* there was room for it */
 	}
+}
+
+/* The options that are not as usual, those that were drawn among them. */
+static void
+tell_options(void)
+{
+	for (size_t k = 0; k < sizeof options / sizeof *options; k++) {
+		int value, usual;
+
+		memcpy(&value, (const char *)&o + options[k].at, sizeof value);
+		memcpy(&usual, (const char *)&DEFAULTS + options[k].at, sizeof usual);
+		if (value != usual)
+			printf("%s=%d ", options[k].name, value);
+	}
+	printf("\n");
 }
 
 static void
@@ -261,12 +355,17 @@ tell_rules(void)
 static void
 open_network(void)
 {
-	if (o.trace)
+	if (o.trace) {
+		tell_options();
 		tell_rules();
+	}
 	memset(&net, 0, sizeof net);
 	memset(happened, 0, sizeof happened);
 	memset(last_closed, 0, sizeof last_closed);
 	flow_ns = trace_hash = 0;
+	for (int n = 0; n < MAX_NODES; n++)
+		for (int p = 0; p < o.ports; p++)
+			rings[n][p] = (struct ring){.last = &rings[n][p].first};
 	for (int way = 0; way < 2; way++)
 		for (int p = 0; p < o.ports; p++)
 			af_fault_line_init(&lines[way][p], &rules[way][p], (uint64_t)o.seed, (uint32_t)p,
@@ -276,10 +375,16 @@ open_network(void)
 static void
 close_network(void)
 {
-	for (int way = 0; way < 2; way++)
-		for (int p = 0; p < o.ports; p++)
-			for (struct packet *packet; (packet = af_fault_line_leave(&lines[way][p], UINT64_MAX));)
+	struct packet *packet;
+
+	for (int p = 0; p < o.ports; p++) {
+		for (int way = 0; way < 2; way++)
+			while ((packet = af_fault_line_leave(&lines[way][p], UINT64_MAX)))
 				free(packet);
+		for (int n = 0; n < MAX_NODES; n++)
+			while ((packet = leave_ring(&rings[n][p])))
+				free(packet);
+	}
 }
 
 /* Frames to which a kind of fault happened, over all lines. */

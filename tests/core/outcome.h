@@ -2,14 +2,15 @@
 #ifndef TESTS_OUTCOME_H
 #define TESTS_OUTCOME_H
 
-#include "ends.h"
+#include "invariants.h"
 
 static struct {
-	uint64_t delivered, failed, nbytes, frames, again, spurious, probes, suspended, lives, sent, waited, receivers,
-		longest_ns, total_ns;
+	uint64_t delivered, failed, nbytes, frames, again, spurious, probes, suspended, lives, renewals, sent,
+		receivers, longest_ns, total_ns;
 	uint64_t first, last, cut, muted, overtaken, by_kind[NB_FAULTS], overflowed, fewest_frames, mild;
 	uint64_t hash;
-	int longest_seed;
+	uint64_t ended_ns[MAX_SENDERS];
+	int longest_seed, nb_senders;
 } sum = {.fewest_frames = UINT64_MAX};
 
 static const char *separator; /* before the next member */
@@ -60,6 +61,16 @@ print_drops(FILE *out)
 	}
 }
 
+/* When each sender's last slice had ended, in the last world. */
+static void
+print_ended(FILE *out)
+{
+	fprintf(out, ", \"ended_ms\": [");
+	for (int i = 0; i < sum.nb_senders; i++)
+		fprintf(out, "%s%.3f", i ? ", " : "", (double)(sum.ended_ns[i] - START_NS) / 1e6);
+	fprintf(out, "]");
+}
+
 static void
 print_outcome(void)
 {
@@ -68,7 +79,7 @@ print_outcome(void)
 	fprintf(out, "{\"trace\": \"%016" PRIx64 "\"", sum.hash);
 	separator = ", ";
 	print_count(out, "seeds", (uint64_t)o.seeds);
-	print_count(out, "senders", (uint64_t)o.senders);
+	print_count(out, "senders", (uint64_t)sum.nb_senders);
 	print_count(out, "delivered", sum.delivered);
 	print_count(out, "failed", sum.failed);
 	print_count(out, "nbytes", sum.nbytes);
@@ -81,10 +92,14 @@ print_outcome(void)
 	print_count(out, "probes", sum.probes);
 	print_count(out, "suspended", sum.suspended);
 	print_count(out, "lives", sum.lives);
+	print_count(out, "renewals", sum.renewals);
 	print_count(out, "waited", waited);
 	print_count(out, "receivers", sum.receivers);
 	print_count(out, "fewest_frames", sum.fewest_frames);
 	print_count(out, "mild", sum.mild);
+	print_count(out, "most_in_flight", most_in_flight);
+	print_count(out, "most_shared", most_shared);
+	print_ended(out);
 	fprintf(out, ", \"network\": {");
 	print_network(out);
 	fprintf(out, "}, \"drops\": {");
