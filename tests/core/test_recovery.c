@@ -246,6 +246,20 @@ a_path_is_suspended_while_others_hear_the_peer(void)
 	rig_end(&rig);
 }
 
+/* An end was stopped while the first frame was in flight, and the path died then. */
+static void
+a_round_trip_of_seconds_does_not_delay_a_suspension(void)
+{
+	begin();
+	pn->rtt_ns = 2000 * MS;
+	send(5);
+	rig.now += AF_SUSPEND_NS + 4 * AF_PTO_MAX_NS;
+	others_hear();
+	af_tx_watch_path(&rig.tx, port, rig.now);
+	CHECK(port->suspended);
+	rig_end(&rig);
+}
+
 static void
 a_lone_path_gives_up_nothing(void)
 {
@@ -305,5 +319,6 @@ CASES(CASE(what_arrived_is_acknowledged), CASE(a_frame_overtaken_by_more_than_th
       CASE(a_probe_that_was_answered_shows_what_was_sent_before_it_as_lost), CASE(the_pto_doubles_up_to_its_bound),
       CASE(a_probe_is_due_when_something_stays_unanswered),
       CASE(after_five_doublings_a_probe_takes_the_oldest_chunk_along),
-      CASE(a_path_is_suspended_while_others_hear_the_peer), CASE(a_lone_path_gives_up_nothing),
-      CASE(a_path_resumes_with_an_eighth_of_its_window), CASE(an_idle_path_gives_back_what_it_was_granted))
+      CASE(a_path_is_suspended_while_others_hear_the_peer), CASE(a_round_trip_of_seconds_does_not_delay_a_suspension),
+      CASE(a_lone_path_gives_up_nothing), CASE(a_path_resumes_with_an_eighth_of_its_window),
+      CASE(an_idle_path_gives_back_what_it_was_granted))
