@@ -42,7 +42,8 @@ draw_rule(struct af_fault_rule *r, enum kind kind)
 	case DOWN:
 		r->down_after_ns = (uint64_t)between(0, 3000) * 1000;
 		r->down_for_ns = (uint64_t)between(100, harsh ? 400000 : 20000) * 1000;
-		r->down_every_ns = r->down_for_ns * (uint64_t)between(2, 10);
+		/* Where segment 0 is dead for good, no other is down half of the time both ways. */
+		r->down_every_ns = r->down_for_ns * (uint64_t)between(o.draw == 2 && o.die_ms ? 4 : 2, 10);
 		break;
 	case CORRUPT:
 		r->corrupt_ppm = (uint32_t)between(3000, harsh ? 100000 : 20000);
