@@ -22,6 +22,14 @@ af_tx_leads_elsewhere(const struct af_tx_port *port)
 	return port->other_answered && !port->nb_candidates;
 }
 
+/* The same, while nothing suggests otherwise. Receivers that share ports are behind the same port: when slices wait for
+ * a receiver that is silent, every port looks for it. */
+static inline bool
+af_tx_is_elsewhere(const struct af_tx *tx, const struct af_tx_port *port, uint64_t now)
+{
+	return tx->open && af_tx_leads_elsewhere(port) && (!af_tx_busy(tx) || now - tx->heard_ns < AF_DISCOVERY_NS);
+}
+
 static inline bool
 af_tx_hello_due(const struct af_tx *tx, const struct af_tx_port *port, uint64_t now)
 {
@@ -32,7 +40,7 @@ af_tx_hello_due(const struct af_tx *tx, const struct af_tx_port *port, uint64_t 
 		interval = AF_DISCOVERY_NS;
 		if (!af_tx_busy(tx) || now - tx->heard_ns < interval)
 			return false;
-	} else if (tx->open && af_tx_leads_elsewhere(port)) {
+	} else if (af_tx_is_elsewhere(tx, port, now)) {
 		interval = AF_HEARTBEAT_NS;
 	}
 	return !tx->closing && (port->hello_ns == 0 || now - port->hello_ns >= af_unevenly(interval, port->hellos));

@@ -21,8 +21,11 @@ af_tx_hello_due_at(const struct af_tx *tx, const struct af_tx_port *port, uint64
 	}
 	if (!port->hello_ns)
 		return now;
-	if (tx->open && af_tx_leads_elsewhere(port))
-		return port->hello_ns + af_unevenly(AF_HEARTBEAT_NS, port->hellos);
+	if (af_tx_is_elsewhere(tx, port, now)) {
+		uint64_t heartbeat = port->hello_ns + af_unevenly(AF_HEARTBEAT_NS, port->hellos);
+
+		return af_tx_busy(tx) ? af_earlier(heartbeat, tx->heard_ns + AF_DISCOVERY_NS) : heartbeat;
+	}
 	if (now < slow && soon < slow)
 		return soon;
 	return port->hello_ns + af_unevenly(AF_HELLO_SLOW_NS, port->hellos);
