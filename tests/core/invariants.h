@@ -143,8 +143,8 @@ static bool
 is_excused(const struct sender *s, int error)
 {
 	const struct receiver *r = &receivers[s->to];
-	/* One that was killed while its sender could not hear it is only found to be another afterwards. */
-	int patience_ms = o.timeout_ms - (r->restarted ? 500 : 0);
+	/* Without a session, or with another process in the receiver's place, finding it takes time after the pause. */
+	int patience_ms = o.timeout_ms - (r->restarted || error == AF_TX_NO_PEER ? 500 : 0);
 
 	switch (error) {
 	case AF_TX_CANCELLED:
