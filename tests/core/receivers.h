@@ -3,6 +3,7 @@
 #define TESTS_RECEIVERS_H
 
 #include "aiflow/rx/rx_agent.h"
+#include "aiflow/rx/rx_due.h"
 
 #include "nodes.h"
 
@@ -69,6 +70,7 @@ make_receiver(struct receiver *r)
 					.on_frame = af_rx_on_frame,
 					.next_frame = af_rx_next_frame,
 					.tick = af_rx_tick,
+					.due = af_rx_due,
 					.owns = af_rx_owns};
 	enter_node(&r->at);
 }

@@ -34,6 +34,7 @@ struct scenario {
 	int named;     /* every sender names its receiver */
 	int unlike;    /* agents use different ports of their node, in different orders */
 	int twins;     /* the numbers of all nodes come from the same seed */
+	int sleep;     /* nodes without work sleep until a frame arrives or an agent is due */
 	int lives;     /* after this number of slices a sender says goodbye, and another takes its place; 0: never */
 	int frames_wanted, queue; /* drawn: slices are posted until this number of frames was sent; slices at a time */
 	int loss, dup, corrupt, truncate, stall; /* per 10 000 frames, each direction */
@@ -88,18 +89,19 @@ static const struct {
 	const char *name;
 	size_t at;
 } options[] = {
-	OPTION(seed),          OPTION(seeds),         OPTION(draw),          OPTION(trace),      OPTION(capture),
-	OPTION(log),           OPTION(slices),        OPTION(senders),       OPTION(ports),      OPTION(window),
-	OPTION(ring),          OPTION(frame),         OPTION(nodes),         OPTION(receivers),  OPTION(fan),
-	OPTION(joined),        OPTION(inward),        OPTION(direct),        OPTION(named),      OPTION(unlike),
-	OPTION(twins),         OPTION(lives),         OPTION(loss),          OPTION(dup),        OPTION(corrupt),
-	OPTION(truncate),      OPTION(stall),         OPTION(burst),         OPTION(jitter_us),  OPTION(reorder),
-	OPTION(delay_us),      OPTION(stall_ms),      OPTION(small),         OPTION(zero),       OPTION(bytes),
-	OPTION(memory_kb),     OPTION(hold_ms),       OPTION(confirm),       OPTION(die_ms),     OPTION(die_way),
-	OPTION(back_ms),       OPTION(outage_ms),     OPTION(outage_for_ms), OPTION(mute_ms),    OPTION(cancel),
-	OPTION(rx_restart_ms), OPTION(tx_restart_ms), OPTION(whole),         OPTION(pause_ms),   OPTION(pause_for_ms),
-	OPTION(pause_way),     OPTION(unplug_ms),     OPTION(unplug_for_ms), OPTION(first_lost), OPTION(last_lost),
-	OPTION(keep),          OPTION(apart),         OPTION(silent_ms),     OPTION(timeout_ms), OPTION(limit_ms),
+	OPTION(seed),         OPTION(seeds),         OPTION(draw),          OPTION(trace),         OPTION(capture),
+	OPTION(log),          OPTION(slices),        OPTION(senders),       OPTION(ports),         OPTION(window),
+	OPTION(ring),         OPTION(frame),         OPTION(nodes),         OPTION(receivers),     OPTION(fan),
+	OPTION(joined),       OPTION(inward),        OPTION(direct),        OPTION(named),         OPTION(unlike),
+	OPTION(twins),        OPTION(sleep),         OPTION(lives),         OPTION(loss),          OPTION(dup),
+	OPTION(corrupt),      OPTION(truncate),      OPTION(stall),         OPTION(burst),         OPTION(jitter_us),
+	OPTION(reorder),      OPTION(delay_us),      OPTION(stall_ms),      OPTION(small),         OPTION(zero),
+	OPTION(bytes),        OPTION(memory_kb),     OPTION(hold_ms),       OPTION(confirm),       OPTION(die_ms),
+	OPTION(die_way),      OPTION(back_ms),       OPTION(outage_ms),     OPTION(outage_for_ms), OPTION(mute_ms),
+	OPTION(cancel),       OPTION(rx_restart_ms), OPTION(tx_restart_ms), OPTION(whole),         OPTION(pause_ms),
+	OPTION(pause_for_ms), OPTION(pause_way),     OPTION(unplug_ms),     OPTION(unplug_for_ms), OPTION(first_lost),
+	OPTION(last_lost),    OPTION(keep),          OPTION(apart),         OPTION(silent_ms),     OPTION(timeout_ms),
+	OPTION(limit_ms),
 };
 
 static void

@@ -3,6 +3,7 @@
 #define TESTS_SENDERS_H
 
 #include "aiflow/tx/tx_agent.h"
+#include "aiflow/tx/tx_due.h"
 
 #include "receivers.h"
 
@@ -71,6 +72,7 @@ make_tx(struct sender *s, int index)
 					.tail = &tx->tail,
 					.next_frame = af_tx_next_frame,
 					.tick = af_tx_tick,
+					.due = af_tx_due,
 					.owns = af_tx_owns,
 					.load = af_tx_load};
 	enter_node(&s->at);

@@ -89,6 +89,23 @@ is_stopped(int n)
 	       (n == last->at.node && is_silent(last));
 }
 
+/* sleep=1: a node without work sleeps until a frame arrives, its users want something, or an agent of its is due. */
+static bool
+is_asleep(int n)
+{
+	bool awake = !o.sleep || nodes[n].poked || now >= nodes[n].wake_ns;
+
+	for (int p = 0; p < o.ports && !awake; p++)
+		awake = rings[n][p].first != NULL;
+	return !awake;
+}
+
+static void
+go_to_sleep(int n)
+{
+	nodes[n].wake_ns = af_demux_due(&nodes[n].demux, now);
+}
+
 static void
 turn(void)
 {
@@ -98,14 +115,34 @@ turn(void)
 	renew_some();
 	pass_frames(now);
 	for (int n = 0; n < nb_nodes; n++) {
+		uint32_t before = work;
+
 		if (is_stopped(n))
 			continue;
 		cancel_some(n);
-		turn_node(n);
+		if (!is_asleep(n)) {
+			nodes[n].poked = false;
+			nodes[n].wake_ns = 0;
+			turn_node(n);
+			if (o.sleep && work == before)
+				go_to_sleep(n);
+		}
 		for (int i = 0; i < nb_receivers; i++)
 			if (receivers[i].at.node == n)
 				use_slices(&receivers[i]);
 	}
+}
+
+/* When a frame arrives, or a node that sleeps wakes. */
+static uint64_t
+next_event(void)
+{
+	uint64_t next = next_arrival();
+
+	for (int n = 0; n < nb_nodes && o.sleep; n++)
+		if (nodes[n].wake_ns > now && nodes[n].wake_ns < next && !is_stopped(n))
+			next = nodes[n].wake_ns;
+	return next;
 }
 
 /* Frames move every 10 us; when none does the clock leaps, as an idle loop sleeps, but not beyond the next arrival. */
@@ -113,7 +150,7 @@ static void
 advance(void)
 {
 	static uint64_t step;
-	uint64_t arrival = next_arrival();
+	uint64_t arrival = next_event();
 
 	step = work || !step ? 10000 : step < 1000000 ? step + step / 2 : step;
 	if (arrival > now + 10000 && arrival < now + step)

@@ -140,11 +140,11 @@ def simulated(program: Path, patience_s: float, *options: str) -> subprocess.Com
     return subprocess.run(command, env={}, capture_output=True, text=True, timeout=patience_s, check=False)
 
 
-def in_parallel(program: Path, seeds: int, patience_s: float, draw: int = 1) -> list[dict]:
+def in_parallel(program: Path, seeds: int, patience_s: float, draw: int = 1, *options: str) -> list[dict]:
     half = seeds // 2
 
     def work(first: int) -> dict:
-        ran = simulated(program, patience_s, f"draw={draw}", f"seed={first}", f"seeds={half}")
+        ran = simulated(program, patience_s, f"draw={draw}", f"seed={first}", f"seeds={half}", *options)
         assert ran.returncode == 0, f"told by: simulate draw={draw} seed=N trace=1\n{ran.stdout}{ran.stderr}"
         return json.loads(ran.stdout)
 
@@ -207,6 +207,18 @@ def test_a_planted_bug_is_found(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", sorted(PLANTED_ON_SHARED_PORTS))
 def test_a_planted_bug_of_shared_ports_is_found(tmp_path: Path, name: str) -> None:
     shows(altered(tmp_path, *PLANTED_ON_SHARED_PORTS[name]), draw=2)
+
+
+SLEEP_SEEDS = 1000
+NO_CAP = ("rt/agent.h", "AF_DUE_BUSY_NS 5000000ull", "AF_DUE_BUSY_NS 3600000000000ull")
+
+
+@DRAWS
+def test_nodes_that_sleep_until_they_are_due_lose_no_time(tmp_path: Path, draw: int) -> None:
+    """Without the cap on sleep, which hides a wrong due time. Worlds take as long as those of nodes that poll."""
+    program = altered(tmp_path, NO_CAP)
+    polled, slept = (in_parallel(program, SLEEP_SEEDS, 280, draw, f"sleep={sleep}") for sleep in (0, 1))
+    assert sum(o["mean_ms"] for o in slept) <= 1.05 * sum(o["mean_ms"] for o in polled)
 
 
 def beginning_at(number: int, slice_id: int = 1) -> list[tuple[str, str, str]]:
