@@ -120,6 +120,12 @@ class Inflow(threading.Thread):
         self.received = 0
         self.wrong = ""
 
+    def await_number(self, number: int) -> None:
+        """Wait until this number of slices was received: delivered slices may not have been looked at yet."""
+        deadline = time.monotonic() + TIMEOUT_S
+        while self.received < number and time.monotonic() < deadline:
+            time.sleep(0.01)
+
     def run(self) -> None:
         for time_slice in self._rx:
             (number,), which = time_slice[0].array, self.received % ELEMENTS
@@ -169,6 +175,7 @@ def _process(pipe: Connection, driver: str, names: Sequence[str], me: str, core:
             sent.result()  # raises its error
             (before, since), (after, until) = readings
             pipe.send(("ok", ((after - before) / (until - since), flow.nb_sent)))
+        inflow.await_number(message[1] if len(message) > 1 else 0)
         pipe.send(("ok", (inflow.received, inflow.wrong)))
     pipe.send(("closed", None))
     pipe.recv()  # the other end closes, too: our end of the wire goes with this process
@@ -215,10 +222,11 @@ class Ends:
 
     def verify(self) -> None:
         """Check that all slices have arrived as they were sent, and close both ends."""
-        found = {me: process.ask("close") for me, process in self.processes.items()}
+        peers = {"a": "b", "b": "a"}
+        found = {me: process.ask("close", self.nb_sent[peers[me]]) for me, process in self.processes.items()}
         for process in self.processes.values():
             process.answer()
-        for me, peer in (("a", "b"), ("b", "a")):
+        for me, peer in peers.items():
             received, wrong = found[me]
             if wrong or received != self.nb_sent[peer]:
                 raise AssertionError(wrong or f"{received} of {self.nb_sent[peer]} slices arrived at {me}")
