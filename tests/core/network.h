@@ -42,6 +42,20 @@ static struct {
 } net;
 static uint64_t happened[NB_FAULTS]; /* how often each kind of fault took place in this world */
 
+/* Byte 4 of a node's MACs. They differ by two bits at least: no CRC covers a MAC, and one damaged bit must not lead to
+ * another node, which may have given the same number. */
+static const uint8_t node_bytes[MAX_NODES] = {0, 3, 5, 6, 9};
+
+/* The node that a MAC belongs to; -1: none, as for a broadcast. */
+static int
+node_of(const uint8_t *mac)
+{
+	for (int n = 0; n < MAX_NODES; n++)
+		if (mac[4] == node_bytes[n])
+			return n;
+	return -1;
+}
+
 /* ---- the trace ---- */
 
 static void
@@ -78,10 +92,10 @@ note_frame(uint64_t now, int way, uint32_t segment, const uint8_t *frame, uint32
 	hash_in(now, (uint64_t)len << 32 | (uint32_t)(way << 16) | segment);
 	hash_in(h.crc, (uint64_t)(uint8_t)what[0]);
 	if (o.trace)
-		printf("%12.3f us  %u %s %u on %u  %-8s %-9s session %08x slice %u element %u seq %u path %u number %u "
+		printf("%12.3f us  %d %s %d on %u  %-8s %-9s session %08x slice %u element %u seq %u path %u number %u "
 		       " "
 		       "%u bytes\n",
-		       (double)(now - START_NS) / 1e3, frame[10], arrow, frame[4], segment, what,
+		       (double)(now - START_NS) / 1e3, node_of(frame + 6), arrow, node_of(frame), segment, what,
 		       af_kind_name(h.frame_id & 15), AF_BE32(h.session), AF_BE32(h.slice), AF_BE32(h.element),
 		       AF_BE32(h.seq), AF_BE16(h.path), AF_BE32(h.number_low), len);
 }
@@ -109,7 +123,7 @@ is_marked(const uint8_t *frame)
 	if (o.first_lost && (h.frame_id & 15) == AF_DATA && !net.first)
 		return net.first++ == 0;
 	if (o.last_lost && (h.frame_id & 15) == AF_CLOSE) {
-		uint8_t *mark = &last_closed[frame[10] % MAX_NODES][AF_BE32(h.slice) % MAX_SLICES];
+		uint8_t *mark = &last_closed[node_of(frame + 6)][AF_BE32(h.slice) % MAX_SLICES];
 
 		net.last += !*mark;
 		return !(*mark)++;
@@ -240,7 +254,7 @@ leave_ring(struct ring *ring)
 static bool
 is_address_of(const uint8_t *mac, int n, uint32_t p)
 {
-	const uint8_t own[6] = {2, 0, 0, 0, (uint8_t)n, (uint8_t)p};
+	const uint8_t own[6] = {2, 0, 0, 0, node_bytes[n], (uint8_t)p};
 
 	return segments_of[n] >> p & 1 && !memcmp(mac, own, sizeof own);
 }

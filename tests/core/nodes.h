@@ -38,7 +38,7 @@ port_of(const struct place *at, uint32_t port)
 				      .rx_ring = (uint32_t)o.ring,
 				      .tx_window = (uint32_t)o.window,
 				      .point_to_point = o.direct,
-				      .mac = {2, 0, 0, 0, (uint8_t)at->node, (uint8_t)p}};
+				      .mac = {2, 0, 0, 0, node_bytes[at->node], (uint8_t)p}};
 }
 
 /* A process begins: its numbers come from a seed of its own, or from the one that all first processes of the world
