@@ -150,6 +150,14 @@ cdef class Agent:
                 return index
         return -1
 
+    @property
+    def role(self):
+        """Which end of the flow it is: "sender" or "receiver"."""
+        return ""
+
+    def prepare(self, Port port):
+        """Make what `attach` needs. In any thread, before it."""
+
     def attach(self, Port port, uint32_t peer):
         """Use an open port of the loop from now on. Between two iterations."""
 

@@ -44,15 +44,15 @@ class Engine:
     def join(self, ports: OwnPorts | Ports, who: str) -> None:
         """Use these ports; `who` is for messages. On an error the agent is on no loop, and own ports are closed."""
         try:
-            ports.join(self.agent, who)
+            ports._join(self.agent, who)
         except BaseException:
-            ports.leave(self.agent)
+            ports._leave(self.agent)
             raise
         self.ports = ports
 
     def leave(self) -> None:
         """Use the ports no more; they close when they are the agent's own."""
-        self.ports.leave(self.agent)
+        self.ports._leave(self.agent)
 
     def port_table(self) -> PortTable:
         """A snapshot of the port path table."""

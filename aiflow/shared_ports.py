@@ -94,7 +94,7 @@ class _Group:
         _polling[loop] = polling
         return loop
 
-    def check(self, frame_size: int | None, polling: Polling | None, faults: Any) -> None:
+    def _check(self, frame_size: int | None, polling: Polling | None, faults: Any) -> None:
         """Raise ConfigError when a user asks for what these ports are not."""
         if frame_size is not None and frame_size != self.frame_size:
             sizes = self.frame_size or max((size for each in self._openings for size in each.sizes()), default=None)
@@ -211,11 +211,11 @@ class OwnPorts(_Group):
         self._role = role
         self._pools = (pool_for, feedback)
 
-    def join(self, agent: Any, name: str) -> None:
+    def _join(self, agent: Any, name: str) -> None:
         """Open the endpoints, and bring the agent to them."""
         self._open(self._role, *self._pools, User(agent, self._role, name))
 
-    def leave(self, agent: Any) -> None:
+    def _leave(self, agent: Any) -> None:
         """Take the agent off, and close what nothing uses any more."""
         agent.leave()
         for opening in self._openings:
@@ -276,7 +276,7 @@ class Ports(_Group):
             raise
         self._closed = False
 
-    def join(self, agent: Any, name: str) -> None:
+    def _join(self, agent: Any, name: str) -> None:
         """For a Sender or Receiver that is made."""
         if self._closed:
             raise ConfigError("these Ports are closed: open others")
@@ -287,7 +287,7 @@ class Ports(_Group):
             for opening in self._openings:
                 opening.admit(user)
 
-    def leave(self, agent: Any) -> None:
+    def _leave(self, agent: Any) -> None:
         """For a Sender or Receiver that is closed."""
         agent.leave()
         with opened():
@@ -363,6 +363,6 @@ def ports_for(
         If `Ports` are given, and the user asks for what they are not.
     """
     if isinstance(ports, Ports):
-        ports.check(frame_size, polling, faults)
+        ports._check(frame_size, polling, faults)
         return ports
     return OwnPorts(parse_endpoints(ports), role, pool_for, feedback, frame_size, polling, faults)
