@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,6 @@ class Waiter:
 
     def __init__(self, agent: Any) -> None:
         self._agent = agent
-        self._readers: dict[asyncio.AbstractEventLoop, set[asyncio.Future[None]]] = {}
 
     def until(self, condition: Callable[[], bool], timeout: float | None) -> bool:
         """Block until `condition()`, at most `timeout` seconds (None: without end). Returns its last value."""
@@ -53,13 +53,15 @@ class Waiter:
 
         aio = asyncio.get_running_loop()
         deadline = None if timeout is None else aio.time() + timeout
-        self._agent.loop.arm()
+        loop = self._agent.loop
+        loop.arm()
+        sleepers = _sleepers.setdefault(loop, _Sleepers())
         while not condition():
             left = AGAIN_S if deadline is None else min(AGAIN_S, deadline - aio.time())
             if left <= 0:
                 return False
             future = aio.create_future()
-            self._listen(aio, future)
+            sleepers.listen(loop, aio, future)
             try:
                 if condition():
                     return True
@@ -67,30 +69,42 @@ class Waiter:
             except TimeoutError:
                 continue
             finally:
-                self._ignore(aio, future)
+                sleepers.ignore(loop, aio, future)
         return True
 
-    def _listen(self, aio: asyncio.AbstractEventLoop, future: asyncio.Future[None]) -> None:
-        if aio not in self._readers:
-            aio.add_reader(self._agent.loop.event_fd, self._on_event)
-            self._readers[aio] = set()
-        self._readers[aio].add(future)
 
-    def _ignore(self, aio: asyncio.AbstractEventLoop, future: asyncio.Future[None]) -> None:
-        futures = self._readers.get(aio, set())
+class _Sleepers:
+    """Coroutines that wait for one data-plane loop, of all its agents: an event loop has one reader a descriptor."""
+
+    def __init__(self) -> None:
+        self._futures: dict[asyncio.AbstractEventLoop, set[asyncio.Future[None]]] = {}
+
+    def listen(self, loop: Any, aio: asyncio.AbstractEventLoop, future: asyncio.Future[None]) -> None:
+        """Let the loop's next event end `future`."""
+        if aio not in self._futures:
+            aio.add_reader(loop.event_fd, self._on_event, loop)
+            self._futures[aio] = set()
+        self._futures[aio].add(future)
+
+    def ignore(self, loop: Any, aio: asyncio.AbstractEventLoop, future: asyncio.Future[None]) -> None:
+        """Forget `future`."""
+        futures = self._futures.get(aio, set())
         futures.discard(future)
-        if not futures and aio in self._readers:
-            aio.remove_reader(self._agent.loop.event_fd)
-            del self._readers[aio]
+        if not futures and aio in self._futures:
+            aio.remove_reader(loop.event_fd)
+            del self._futures[aio]
 
-    def _on_event(self) -> None:
-        self._agent.loop.drain()
-        for aio, futures in list(self._readers.items()):  # one descriptor, possibly several event loops
+    def _on_event(self, loop: Any) -> None:
+        loop.drain()
+        for aio, futures in list(self._futures.items()):  # one descriptor, possibly several event loops
             if aio.is_closed():
-                del self._readers[aio]
+                del self._futures[aio]
                 continue
             for future in list(futures):
                 aio.call_soon_threadsafe(_resolve, future)
+
+
+_sleepers: weakref.WeakKeyDictionary[Any, _Sleepers] = weakref.WeakKeyDictionary()  # by data-plane loop
 
 
 def _resolve(future: asyncio.Future[None]) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -259,3 +261,31 @@ def test_waiting_threads_of_all_agents_take_turns(ends) -> None:
         for thread in threads:
             thread.join(PATIENCE_S)
         assert got == [100] * 100
+
+
+def test_coroutines_of_several_agents_wait_for_one_loop(ends) -> None:
+    """Each is woken by events: looking again after a pause would take half a second a slice."""
+    one, other = ends
+
+    async def receive(rx: aiflow.Receiver, count: int) -> None:
+        for _ in range(count):
+            with await rx.arecv(timeout=PATIENCE_S) as time_slice:
+                assert time_slice.nbytes == 100
+
+    async def both(tx: aiflow.Sender, echo: aiflow.Sender, *receivers: aiflow.Receiver) -> None:
+        async def send(sender: aiflow.Sender) -> None:
+            for _ in range(20):
+                await sender.send([bytes(100)], wait=False)
+
+        await asyncio.gather(send(tx), send(echo), *(receive(rx, 20) for rx in receivers))
+
+    with (
+        aiflow.Receiver(one, name="a") as rx_a,
+        aiflow.Sender(one, to="b") as tx_a,
+        aiflow.Receiver(other, name="b") as rx_b,
+        aiflow.Sender(other, to="a") as tx_b,
+    ):
+        together(lambda: deliver(tx_a, rx_b, 1), lambda: deliver(tx_b, rx_a, 1))  # both have met
+        began = time.monotonic()
+        asyncio.run(both(tx_a, tx_b, rx_a, rx_b))
+        assert time.monotonic() - began < 5
