@@ -282,9 +282,9 @@ class PortSet:
         self._attach_port(port, peer)
 
     def _detach(self, ports: list[Any], peer: int) -> None:
+        self._detach_ports(ports, peer)  # first: after an interrupt, `close` must do it again
         with self._lock:
             self._ports = [port for port in self._ports if port not in ports]
-        self._detach_ports(ports, peer)
 
     # --------------------------------------------------------------------------------- interfaces that go and come back
 
