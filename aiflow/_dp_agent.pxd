@@ -35,13 +35,14 @@ cdef enum:
 
 cdef class Agent:
     cdef readonly Loop loop            # None before `join`; kept after `leave`, for its counters
-    cdef bint joined
+    cdef readonly bint joined          # is it on the loop?
     cdef loop_user user
     cdef af_agent machines[MOST_MACHINES]
     cdef uint32_t nb_machines
     cdef uint32_t nb_ports             # the highest index of an attached port, plus one
     cdef int line_of[PORTS]            # the loop's index of each of its ports
     cdef readonly list attached_ports  # by its own index
+    cdef public dict places            # port name → index, for ports that the user has listed
     cdef object __weakref__
     cdef readonly list port_names      # (name, driver) of the port at each index, or of the last one there
 

@@ -1,7 +1,7 @@
 """An agent: the state machines of one Sender or Receiver, on the ports of a loop.
 
-An agent numbers its own ports from 0, in the order in which they came up. The loop has numbers of its own, because its
-ports may serve other agents, too.
+An agent numbers its own ports from 0: in the order in which the user lists them, other ports in the order in which they
+come up. The loop has numbers of its own, because its ports may serve other agents, too.
 """
 
 import os
@@ -62,6 +62,7 @@ cdef class Agent:
 
     def __cinit__(self):
         self.attached_ports = [None] * PORTS
+        self.places = {}
         self.port_names = [("", "")] * PORTS
 
     # ---- on and off a loop ----
@@ -110,15 +111,15 @@ cdef class Agent:
 
     cdef int place(self, Port port, uint32_t peer, af_agent_port *out) except -1:
         """Give an open port of the loop a place here; returns its index. `plug` lets frames in."""
-        cdef uint32_t index = 0
+        cdef uint32_t index = self.places.get(port.name.partition("@")[0], 0)  # after "@": which of several peers
         cdef bytes mac = port.mac
         cdef int line = self.loop.index_of(port)
         if line < 0:
             raise PortError(f"{port.name} was closed a moment ago")
-        while index < PORTS and self.attached_ports[index] is not None:
-            index += 1
-        if index == PORTS:
-            raise PortError(f"{port.name} would be port {PORTS + 1} of one endpoint: {PORTS} is the most")
+        if self.attached_ports[index] is not None:
+            if None not in self.attached_ports:
+                raise PortError(f"{port.name} would be port {PORTS + 1} of one endpoint: {PORTS} is the most")
+            index = self.attached_ports.index(None)
         self.line_of[index] = line
         self.attached_ports[index] = port
         self.port_names[index] = (port.name, port.driver)

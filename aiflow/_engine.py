@@ -43,6 +43,8 @@ class Engine:
 
     def join(self, ports: OwnPorts | Ports, who: str) -> None:
         """Use these ports; `who` is for messages. On an error the agent is on no loop, and own ports are closed."""
+        names = [name for endpoint in ports.endpoints for name in endpoint.port_names]
+        self.agent.places = {name: index for index, name in enumerate(names)}
         try:
             ports._join(self.agent, who)
         except BaseException:

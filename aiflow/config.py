@@ -336,6 +336,13 @@ class Endpoint:
     def __str__(self) -> str:
         return self.text
 
+    @property
+    def port_names(self) -> list[str]:
+        """Names of its ports."""
+        if self.scheme in _WITH_COUNT:
+            return [f"{self.scheme}:{self.target}#{number}" for number in range(self.nb_ports)]
+        return [self.text]
+
 
 def parse_endpoint(text: str) -> Endpoint:
     """Parse one endpoint, such as ``"local:demo*4"`` or ``"af_packet:eth1"``.
