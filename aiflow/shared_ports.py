@@ -62,7 +62,7 @@ class _Group:
             else:
                 self._check_polling(loop)
             self._loop = loop
-            _holders[loop] = _holders.get(loop, 0) + 1
+            _holders[loop].add(id(self))
             if user is not None:
                 user.agent.join(loop)
             users = [] if user is None else [user]
@@ -76,22 +76,28 @@ class _Group:
                     for each in users:
                         found.admit(each)
                 elif endpoint.scheme not in SHARED_MEMORY:
-                    self._openings.append(Opening([endpoint], role, loop, pool_for, self.frame_size, users))
+                    self._begin([endpoint], role, pool_for, users)
             named = [endpoint for endpoint in self.endpoints if endpoint.scheme in SHARED_MEMORY]
             if named:
-                self._openings.append(Opening(named, role, loop, pool_for, self.frame_size, users))
+                self._begin(named, role, pool_for, users)
             for opening in self._openings:
                 opening.listeners.append(weakref.WeakMethod(self._look_for_errors))
             self._look_for_errors()
 
+    def _begin(self, endpoints: list[Endpoint], role: str, pool_for: Callable[..., Any], users: list[User]) -> None:
+        opening = Opening(endpoints, role, self._loop, users)
+        self._openings.append(opening)  # first: an interrupt must not leave ports open that no one closes
+        opening.open(pool_for, self.frame_size)
+
     def _new_loop(self, feedback: Mempool | None) -> Loop:
         polling = self._polling or Polling()
-        loop = Loop(self._faults)
+        self._loop = loop = Loop(self._faults)
+        _holders[loop] = {id(self)}
+        _polling[loop] = polling
         loop.spins = parse_idle(polling.idle)
         loop.max_cores = parse_max_cores(polling.max_cores)
         loop.tx_pool = feedback
         loop.start("aiflow-worker")
-        _polling[loop] = polling
         return loop
 
     def _check(self, frame_size: int | None, polling: Polling | None, faults: Any) -> None:
@@ -100,8 +106,9 @@ class _Group:
             sizes = self.frame_size or max((size for each in self._openings for size in each.sizes()), default=None)
             if frame_size != sizes:
                 raise ConfigError(f"{self!r} have frame_size={sizes}, and frame_size={frame_size} was asked for")
-        if polling is not None and polling != (self._polling or Polling()):
-            raise ConfigError(f"{self!r} are polled with {self._polling or Polling()}, and {polling} was asked for")
+        polled = _polling.get(self._loop)
+        if polling is not None and polled is not None and polling != polled:
+            raise ConfigError(f"{self!r} are polled with {polled}, and {polling} was asked for")
         if faults:
             raise ConfigError(f"faults= is an option of {self!r}: give it there")
 
@@ -131,12 +138,12 @@ class _Group:
                 opening.listeners = [each for each in opening.listeners if each() not in (None, self._look_for_errors)]
                 opening.close_if_idle()
             if self._loop is not None:
-                if _holders[self._loop] == 1:
+                if _holders.get(self._loop, set()) <= {id(self)}:
                     self._loop.stop()
-                _holders[self._loop] -= 1
-                if not _holders[self._loop]:
-                    del _holders[self._loop]
+                    _holders.pop(self._loop, None)
                     _polling.pop(self._loop, None)
+                else:
+                    _holders[self._loop].discard(id(self))
                 self._loop = None
 
     # ---- what a Sender or Receiver asks of its ports ----
@@ -167,15 +174,15 @@ class _Group:
             endpoint), ``hints`` (facts that may keep frames from getting through), ``users`` (the Senders and
             Receivers on it).
         """
-        rows = []
+        rows = {}
         for opening in list(self._openings):
             users = [user.name for user in opening.users]
-            rows += [{**row, "users": users} for row in opening.ports.describe()]
-        order = [endpoint.text for endpoint in self.endpoints]
-        return sorted(rows, key=lambda row: order.index(row["endpoint"]))
+            for endpoint, row in zip(opening.endpoints, opening.ports.describe(), strict=True):
+                rows[endpoint.scheme, endpoint.target] = {**row, "users": users}
+        return [rows[endpoint.scheme, endpoint.target] for endpoint in self.endpoints]
 
 
-_holders: dict[Any, int] = {}  # loop → groups that use it
+_holders: dict[Any, set[int]] = {}  # loop → the groups that use it, by id
 _polling: dict[Any, Polling] = {}  # loop → how its thread polls
 
 
@@ -270,18 +277,19 @@ class Ports(_Group):
         try:
             self._open("either", port_pool, None, None)
             for opening in self._openings:
-                opening.pinned = True
+                opening.pins.add(id(self))
+            self._closed = False
         except BaseException:
-            self._give_up()
+            self._closed = True
+            self._unpin()
             raise
-        self._closed = False
 
     def _join(self, agent: Any, name: str) -> None:
         """For a Sender or Receiver that is made."""
-        if self._closed:
-            raise ConfigError("these Ports are closed: open others")
         user = User(agent, agent.role, name)
         with opened():
+            if self._closed:
+                raise ConfigError("these Ports are closed: open others")
             self._users.append(user)
             agent.join(self._loop)
             for opening in self._openings:
@@ -319,16 +327,23 @@ class Ports(_Group):
         with opened():
             if users := self.users:
                 raise ConfigError(f"these Ports are in use: close {', '.join(users)} first")
-            for opening in self._openings:
-                opening.pinned = False
-            self._give_up()
+            self._unpin()
             self._closed = True
+
+    def _unpin(self) -> None:
+        for opening in self._openings:
+            opening.pins.discard(id(self))
+        self._give_up()
 
     def __enter__(self) -> Ports:
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, *exc: object) -> None:
+        try:
+            self.close()
+        except ConfigError:  # agents are left, perhaps because of the error that ends the block: it must be seen
+            if kind is None:
+                raise
 
     def __del__(self) -> None:
         if getattr(self, "_closed", True):

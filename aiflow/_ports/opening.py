@@ -49,9 +49,6 @@ class Opening:
         Which end of a named endpoint is ours. "either": the one that is free.
     loop : Loop
         It runs, and polls the ports.
-    pool_for : callable
-        As for `PortSet`.
-    frame_size : int or None
     users : iterable of User
         The first ones; their agents are on the loop.
 
@@ -59,33 +56,35 @@ class Opening:
     ----------
     loop : Loop
     ports : PortSet
-    pinned : bool
-        An `aiflow.Ports` holds it open, with or without users.
+        Set by `open`.
+    frame_size : int or None
+        As asked for by the first user.
+    pins : set of int
+        The `aiflow.Ports` that hold it open, with or without users, by their ids.
     listeners : list of weakref.WeakMethod
         Called when a port came or went, or the error of `ports` has changed. From any thread. Weak: ports that were
         forgotten must be closed.
     """
 
-    def __init__(
-        self,
-        endpoints: Iterable[Endpoint],
-        role: str,
-        loop: Any,
-        pool_for: Callable[..., Any],
-        frame_size: int | None,
-        users: Iterable[User],
-    ) -> None:
+    ports: PortSet
+
+    def __init__(self, endpoints: Iterable[Endpoint], role: str, loop: Any, users: Iterable[User]) -> None:
         self.loop = loop
         self.endpoints = tuple(endpoints)
-        self.frame_size = frame_size
-        self.pinned = False
+        self.frame_size: int | None = None
+        self.pins: set[int] = set()
         self.listeners: list[weakref.WeakMethod[Callable[[], None]]] = []
+        self._role = role
         self._users = list(users)
         self._up: list[tuple[Any, int]] = []
         self._changing = threads.unpatched("threading").RLock()
+
+    def open(self, pool_for: Callable[..., Any], frame_size: int | None) -> None:
+        """Open the ports; the parameters are those of `PortSet`. After an error, `close_if_idle` gives up the rest."""
+        self.frame_size = frame_size
         self.ports = PortSet(
             self.endpoints,
-            role,
+            self._role,
             pool_for=pool_for,
             attach=self._attach,
             detach=self._detach,
@@ -114,7 +113,12 @@ class Opening:
             up = list(self._up)
             for port, _ in up:
                 user.agent.prepare(port)
-            self.loop.between(lambda: [user.agent.attach(port, peer) for port, peer in up])
+
+            def attach() -> None:
+                for port, peer in up:
+                    user.agent.attach(port, peer)
+
+            self.loop.between(attach)
             self._users.append(user)
 
     def dismiss(self, agent: Any) -> None:
@@ -124,12 +128,13 @@ class Opening:
 
     def close_if_idle(self) -> None:
         """Close the ports when nothing uses them. Idempotent, also after an interrupt."""
-        if self._users or self.pinned:
+        if self._users or self.pins:
             return
         for key, opening in list(_shared.items()):
             if opening is self:
                 del _shared[key]
-        self.ports.close()
+        if hasattr(self, "ports"):  # else `open` has failed
+            self.ports.close()
 
     # ---------------------------------------------------------------------------------------------- ports come and go
 
@@ -142,7 +147,8 @@ class Opening:
             def attach() -> None:
                 self.loop.open_port(port)
                 for agent in agents:
-                    agent.attach(port, peer)
+                    if agent.joined:  # it may have left the loop, and not the ports
+                        agent.attach(port, peer)
 
             self.loop.between(attach)
             self._up.append((port, peer))

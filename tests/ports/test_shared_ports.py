@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from subprocesses import run
 from wait import settle
 
 import aiflow
+from aiflow import shared_ports
 from aiflow._ports import opening
 from aiflow.errors import ConfigError, PeerLost
 
@@ -39,6 +42,31 @@ def deliver(tx: aiflow.Sender, rx: aiflow.Receiver, count: int = 10) -> None:
             assert time_slice.sender == tx.name
             assert np.array_equal(time_slice["x"].array, sent)
         ticket.result(PATIENCE_S)
+
+
+@contextmanager
+def interrupting(*files: str, line: int) -> Iterator[list[str]]:
+    """Interrupt this thread when it comes to the `line`-th line that it executes in these files."""
+    strikes: list[str] = []
+    passed = 0
+
+    def trace(frame: Any, event: str, _: object) -> Any:
+        nonlocal passed
+        if frame.f_code.co_filename not in files:
+            return None
+        if event == "line":
+            passed += 1
+            if passed == line:
+                strikes.append(f"{frame.f_code.co_name}:{frame.f_lineno}")
+                raise KeyboardInterrupt
+        return trace
+
+    was = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        yield strikes
+    finally:
+        sys.settrace(was)
 
 
 @pytest.fixture(params=["ring", "local"])
@@ -289,3 +317,105 @@ def test_coroutines_of_several_agents_wait_for_one_loop(ends) -> None:
         began = time.monotonic()
         asyncio.run(both(tx_a, tx_b, rx_a, rx_b))
         assert time.monotonic() - began < 5
+
+
+def test_ports_of_one_interface_close_one_by_one() -> None:
+    text = f"vdev:net_null_{os.getpid()}"
+    with aiflow.Ports(text) as one, aiflow.Ports(text) as other:
+        one.close()
+        assert [row["state"] for row in other.describe()] == ["up"]
+        with aiflow.Sender(other) as tx:
+            assert len(tx.port_table) == 1
+    assert not opening._shared
+
+
+def test_ports_that_close_while_an_agent_is_made_refuse_it(name: str) -> None:
+    ports = aiflow.Ports(f"local:{name}")
+    failed: list[BaseException] = []
+
+    def make() -> None:
+        try:
+            aiflow.Sender(ports)
+        except BaseException as error:
+            failed.append(error)
+
+    def waits_in_join() -> bool:
+        frame = sys._current_frames().get(thread.ident or 0)
+        return frame is not None and frame.f_code.co_name == "join"
+
+    thread = threading.Thread(target=make)
+    with opening.opened():
+        thread.start()
+        assert settle(waits_in_join)
+        ports.close()
+    thread.join(PATIENCE_S)
+    assert [type(error) for error in failed] == [ConfigError]
+    assert "these Ports are closed" in str(failed[0])
+
+
+def test_ports_are_polled_as_the_first_user_of_the_port_asked() -> None:
+    text = f"vdev:net_null_{os.getpid()}"
+    first = aiflow.Sender(text, idle="spin")
+    with aiflow.Ports(text) as ports:
+        aiflow.Receiver(ports, idle="spin").close()
+        with pytest.raises(ConfigError, match=r"are polled with Polling\(idle='spin'.*idle='backoff'"):
+            aiflow.Receiver(ports, idle="backoff", max_cores=0.5)
+        first.close()
+
+
+def test_an_error_in_the_block_is_not_hidden_by_agents_left_on_the_ports(name: str) -> None:
+    ports = aiflow.Ports(f"local:{name}")
+    rx = aiflow.Receiver(ports)
+    with pytest.raises(ZeroDivisionError), ports:
+        raise ZeroDivisionError
+    rx.close()
+    ports.close()
+
+
+def test_an_interrupt_between_two_lines_leaves_no_port_open() -> None:
+    """An error or Ctrl-C anywhere in the constructor or in `close` leaves what can be called again."""
+    first, second = (f"vdev:net_null_{os.getpid()}{letter}" for letter in "ab")
+    count, done = 0, False
+    with aiflow.Ports(first) as beside:
+        while not done:
+            count += 1
+            ports = None
+            with interrupting(shared_ports.__file__, opening.__file__, line=count) as strikes:
+                try:
+                    ports = aiflow.Ports([first, second])
+                    ports.close()
+                    done = True
+                except KeyboardInterrupt:
+                    pass
+            assert done or strikes
+            if ports is not None:
+                ports.close()
+            assert [endpoint for _, endpoint in opening._shared] == [first.partition(":")[2]], strikes
+            assert [row["state"] for row in beside.describe()] == ["up"]
+            assert not beside._loop.stopped
+    assert not opening._shared
+    assert not shared_ports._holders
+
+
+def test_a_port_that_comes_while_an_agent_leaves_is_not_its_own(name: str) -> None:
+    with aiflow.Ports(f"local:{name}") as ports:
+        rx = aiflow.Receiver(ports)
+        rx._agent.leave()  # as in `close`, before the ports forget it
+        with aiflow.Ports(f"local:{name}") as other:
+            assert settle(lambda: [row["state"] for row in ports.describe() + other.describe()] == ["up", "up"])
+            assert not any(rx._agent.attached_ports)
+        rx.close()
+
+
+def test_lists_of_speeds_and_switches_follow_the_endpoints(name: str) -> None:
+    null = f"vdev:net_null_{os.getpid()}"
+    with (
+        aiflow.Receiver(f"local:{name}", name="b"),
+        aiflow.Ports([f"local:{name}", null]) as ports,
+        aiflow.Sender(ports, link_speed=["1gbit", "2gbit"], switches=["one", "two"]) as tx,
+        aiflow.Sender(null, link_speed=["3gbit"]) as beside,
+    ):
+        assert settle(lambda: len(tx.port_table) == 2)
+        rows = [(row.name, row.link_speed_bps, row.switch) for row in tx.port_table]
+        assert rows == [(f"local:{name}#0", 1e9, "one"), (null, 2e9, "two")]
+        assert [row.link_speed_bps for row in beside.port_table] == [3e9]
