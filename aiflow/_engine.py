@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 from aiflow._eal import Mempool
@@ -80,7 +81,7 @@ class ReceiverPools:
     """
 
     def __init__(self, agent: Any, memory: int, assemble: bool, mbuf_overhead: int) -> None:
-        self._agent = agent
+        self._agent = weakref.ref(agent)  # which holds us
         self._memory = memory
         self._assemble = assemble
         self._overhead = mbuf_overhead
@@ -95,7 +96,8 @@ class ReceiverPools:
             kept = self._memory // (frame_size + self._overhead) + 1
             pool = Mempool(f"kept-{frame_size}", kept + 8 * MBUFS_PER_PORT, frame_size, socket_id, not needs_eal_memory)
             self._kept[frame_size] = pool
-            self._agent.mbuf_bytes = max(self._agent.mbuf_bytes, frame_size + self._overhead)
+            if (agent := self._agent()) is not None:
+                agent.mbuf_bytes = max(agent.mbuf_bytes, frame_size + self._overhead)
         return self._kept[frame_size]
 
     def of_port(self, port: Any) -> Mempool:

@@ -95,7 +95,7 @@ class Opening:
         )
         for endpoint in self.endpoints:
             if endpoint.scheme in SHAREABLE:
-                _shared[endpoint.scheme, endpoint.target] = self
+                _shared[_key(endpoint)] = self
 
     @property
     def users(self) -> list[User]:
@@ -186,7 +186,7 @@ class Opening:
 
 # ----------------------------------------------------------------------------------------------- those of this process
 
-_shared: dict[tuple[str, str], Opening] = {}  # the opening of each interface or card, by scheme and target
+_shared: dict[tuple[str, str, int], Opening] = {}  # the opening of each interface or card
 _lock = threads.unpatched("threading").RLock()
 
 
@@ -197,7 +197,13 @@ def opened() -> Any:
 
 def opening_of(endpoint: Endpoint) -> Opening | None:
     """The opening that has this interface or card already."""
-    return _shared.get((endpoint.scheme, endpoint.target))
+    return _shared.get(_key(endpoint))
+
+
+def _key(endpoint: Endpoint) -> tuple[str, str, int]:
+    """Scheme and target; and the network namespace of this thread, where interfaces have their names."""
+    namespace = os.stat("/proc/thread-self/ns/net").st_ino if endpoint.scheme in ("af_packet", "af_xdp") else 0
+    return endpoint.scheme, endpoint.target, namespace
 
 
 def loop_of(endpoints: Iterable[Endpoint]) -> Any:

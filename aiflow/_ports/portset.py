@@ -111,8 +111,8 @@ class PortSet:
         self.error: AiflowError | None = None
         self._failed = failed
         self._pool_for: Callable[..., Any] | None = pool_for
-        self._attach_port = attach
-        self._detach_ports = detach
+        self._attach_port: Callable[[Any, int], None] | None = attach
+        self._detach_ports: Callable[[list[Any], int], None] | None = detach
         self._frame_size = frame_size
         self._lock = threads.unpatched("threading").Lock()
         self._ports: list[Any] = []
@@ -166,7 +166,8 @@ class PortSet:
             claim.close()
         for endpoint, role in self._rings:
             ring_pairs.give_back(endpoint, role)
-        self._pool_for = None  # no reference cycle: the owner's memory must not wait for the garbage collector
+        # No reference cycle: the owner's memory must not wait for the garbage collector.
+        self._pool_for = self._attach_port = self._detach_ports = self._failed = None
         self._closed = True  # last, so that an interrupted close can be repeated
 
     def describe(self) -> list[dict[str, Any]]:
@@ -279,10 +280,12 @@ class PortSet:
     def _attach(self, port: Any, peer: int) -> None:
         with self._lock:
             self._ports.append(port)
-        self._attach_port(port, peer)
+        if self._attach_port is not None:
+            self._attach_port(port, peer)
 
     def _detach(self, ports: list[Any], peer: int) -> None:
-        self._detach_ports(ports, peer)  # first: after an interrupt, `close` must do it again
+        if self._detach_ports is not None:
+            self._detach_ports(ports, peer)  # first: after an interrupt, `close` must do it again
         with self._lock:
             self._ports = [port for port in self._ports if port not in ports]
 

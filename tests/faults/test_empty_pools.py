@@ -44,7 +44,7 @@ def with_pool_of(kind: type, nb_mbufs: int) -> type:
             return made[-1]
 
     module = sys.modules[kind.__module__]  # in a process of its own
-    name, stand_in = ("sender_pool", Pools()) if kind is aiflow.Sender else ("ReceiverPools", Pools)
+    name, stand_in = ("port_pool", Pools()) if kind is aiflow.Sender else ("ReceiverPools", Pools)
     assert hasattr(module, name)
     setattr(module, name, stand_in)
     return Scant

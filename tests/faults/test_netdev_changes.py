@@ -94,12 +94,12 @@ def test_an_interface_that_comes_back_at_once_is_noticed_even_so(net: Net) -> No
         rx, tx = aiflow.Receiver("af_packet:vb", name="r", memory="16MiB"), aiflow.Sender("af_packet:va")
         with rx, tx:
             one_slice(rx, tx)
-            (before,) = tx._ports.ports()
+            (before,) = tx._ports._up()
             source.ip("link", "set", "dev", "va", "netns", away.name)  # it keeps its number
             away.ip("link", "set", "dev", "va", "netns", source.name)
             source.bring_up("va")
-            wait_for(lambda: before not in tx._ports.ports(), "a look")
-            wait_for(lambda: tx._ports.error is None and tx._ports.ports(), "the port")
+            wait_for(lambda: before not in tx._ports._up(), "a look")
+            wait_for(lambda: tx._ports.error is None and tx._ports._up(), "the port")
             one_slice(rx, tx)
 
 
@@ -116,7 +116,7 @@ def test_the_other_ports_of_a_side_go_on(net: Net) -> None:
     with rx, tx:
         one_slice(rx, tx)
         source.ip("link", "delete", "dev", "va0")
-        wait_for(lambda: len(tx._ports.ports()) == len(rx._ports.ports()) == 1, "one port on each side")
+        wait_for(lambda: len(tx._ports._up()) == len(rx._ports._up()) == 1, "one port on each side")
         for _ in range(3):
             one_slice(rx, tx)
         assert any("af_packet:va0: the interface was removed" in hint for hint in tx._ports.hints())
@@ -144,7 +144,7 @@ def test_af_xdp_says_that_the_interface_was_removed_and_what_to_do(net: Net) -> 
         prefix=source.prefix,
     )
     assert said.count("af_xdp:va: the interface was removed") == 2  # the error, and a warning
-    assert said.count("open another Sender when it is back") == 2
+    assert said.count("open it again when it is back") == 2
 
 
 @root
@@ -152,7 +152,7 @@ def test_down_and_up_and_another_name_are_no_removal(host: Namespace) -> None:
     veth(host, "va", "vb")
     with aiflow.Receiver("af_packet:vb", name="r", memory="16MiB") as rx, aiflow.Sender("af_packet:va") as tx:
         one_slice(rx, tx)
-        port = tx._ports.ports()
+        port = tx._ports._up()
         host.take_down("va")
         wait_for(lambda: "ip link set va up" in tx._ports.hints()[0], "a look")
         host.ip("link", "set", "dev", "va", "name", "vc")
@@ -161,4 +161,4 @@ def test_down_and_up_and_another_name_are_no_removal(host: Namespace) -> None:
         host.bring_up("va")
         one_slice(rx, tx)
         wait_for(lambda: "its link came up" in tx._ports.hints()[0], "a look")
-        assert tx._ports.ports() == port
+        assert tx._ports._up() == port
