@@ -29,7 +29,7 @@ from aiflow._system import threads
 from aiflow._eal_init import (
     connecting, dpdk_version, error, log_tail, memory_mode, register_thread, start, started, unregister_thread,
 )
-from aiflow._eal_mempool import MAX_DATA_ROOM, mempools
+from aiflow._eal_mempool import MAX_DATA_ROOM
 from aiflow.errors import ConfigError, EalError, PortError
 
 __all__ = [
@@ -76,6 +76,12 @@ _TRAITS = {
 def nb_ports():
     """Number of open ports in this process, of other code too; parked and resting ones do not count."""
     return rte_eth_dev_count_avail() - len(_parked) - len(_resting) if ours() else 0
+
+
+def mempools():
+    """Live mempools of this process, without those of resting ports."""
+    resting = {port.mempool for port in _resting}
+    return [pool for pool in _eal_mempool.mempools() if pool not in resting]
 
 
 def unpark():
