@@ -159,10 +159,6 @@ class _Group:
                 break
         self.error = found
 
-    def _up(self) -> list[Any]:
-        """The ports that are up."""
-        return [port for opening in list(self._openings) for port in opening.ports.ports()]
-
     def hints(self) -> list[str]:
         """Facts about these ports that may keep frames from getting through now, a sentence each."""
         return [hint for opening in list(self._openings) for hint in opening.ports.hints()]

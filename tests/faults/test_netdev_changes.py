@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 from interfaces import one_slice, veth
 from netns import Namespace, Net
+from open_ports import ports_of
 from subprocesses import run
 from wait import wait_for
 
@@ -36,17 +37,18 @@ def test_ports_that_open_at_once_take_no_sockets_of_each_other(host: Namespace) 
         from aiflow import _eal
         from aiflow._ports.portset import PortSet
 
-        def open_one(role, opened):
+        def open_one(name, opened):
             together.wait()
-            opened[role] = PortSet("af_packet:va", role, pool_for=lambda size, *_: _eal.Mempool("p", 512, size),
+            opened[name] = PortSet(f"af_packet:{name}", "sender",
+                                   pool_for=lambda size, *_: _eal.Mempool("p", 512, size),
                                    attach=lambda *_: None, detach=lambda *_: None)
 
         for _ in range(8):
             together, opened = threading.Barrier(2), {}
-            threads = [threading.Thread(target=open_one, args=(role, opened)) for role in ("sender", "receiver")]
+            threads = [threading.Thread(target=open_one, args=(name, opened)) for name in ("va", "vb")]
             for thread in threads: thread.start()
             for thread in threads: thread.join()
-            one, other = (opened[role]._watched[0].sockets for role in opened)
+            one, other = (opened[name]._watched[0].sockets for name in opened)
             assert one and other and not one & other, (one, other)
             for ports in opened.values(): ports.close()
         """,
@@ -94,12 +96,12 @@ def test_an_interface_that_comes_back_at_once_is_noticed_even_so(net: Net) -> No
         rx, tx = aiflow.Receiver("af_packet:vb", name="r", memory="16MiB"), aiflow.Sender("af_packet:va")
         with rx, tx:
             one_slice(rx, tx)
-            (before,) = tx._ports._up()
+            (before,) = ports_of(tx)
             source.ip("link", "set", "dev", "va", "netns", away.name)  # it keeps its number
             away.ip("link", "set", "dev", "va", "netns", source.name)
             source.bring_up("va")
-            wait_for(lambda: before not in tx._ports._up(), "a look")
-            wait_for(lambda: tx._ports.error is None and tx._ports._up(), "the port")
+            wait_for(lambda: before not in ports_of(tx), "a look")
+            wait_for(lambda: tx._ports.error is None and ports_of(tx), "the port")
             one_slice(rx, tx)
 
 
@@ -116,7 +118,7 @@ def test_the_other_ports_of_a_side_go_on(net: Net) -> None:
     with rx, tx:
         one_slice(rx, tx)
         source.ip("link", "delete", "dev", "va0")
-        wait_for(lambda: len(tx._ports._up()) == len(rx._ports._up()) == 1, "one port on each side")
+        wait_for(lambda: len(ports_of(tx)) == len(ports_of(rx)) == 1, "one port on each side")
         for _ in range(3):
             one_slice(rx, tx)
         assert any("af_packet:va0: the interface was removed" in hint for hint in tx._ports.hints())
@@ -152,7 +154,7 @@ def test_down_and_up_and_another_name_are_no_removal(host: Namespace) -> None:
     veth(host, "va", "vb")
     with aiflow.Receiver("af_packet:vb", name="r", memory="16MiB") as rx, aiflow.Sender("af_packet:va") as tx:
         one_slice(rx, tx)
-        port = tx._ports._up()
+        port = ports_of(tx)
         host.take_down("va")
         wait_for(lambda: "ip link set va up" in tx._ports.hints()[0], "a look")
         host.ip("link", "set", "dev", "va", "name", "vc")
@@ -161,4 +163,4 @@ def test_down_and_up_and_another_name_are_no_removal(host: Namespace) -> None:
         host.bring_up("va")
         one_slice(rx, tx)
         wait_for(lambda: "its link came up" in tx._ports.hints()[0], "a look")
-        assert tx._ports._up() == port
+        assert ports_of(tx) == port

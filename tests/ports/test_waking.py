@@ -6,8 +6,8 @@ import contextlib
 import os
 import time
 from pathlib import Path
-from typing import Any
 
+from open_ports import ports_of
 from peer import name
 from wait import PATIENCE_S, settle
 
@@ -21,11 +21,6 @@ def idle_turns(seconds: float) -> int:
     before = gate_turns()
     time.sleep(seconds)
     return gate_turns() - before
-
-
-def ports_of(side: aiflow.Sender | aiflow.Receiver) -> list[Any]:
-    """Its DPDK ports."""
-    return [port for opening in side._engine.ports._openings for port in opening.ports.ports()]
 
 
 def test_the_interrupt_thread_takes_no_turn_while_no_peer_comes_or_goes() -> None:
