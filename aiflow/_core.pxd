@@ -102,7 +102,7 @@ cdef extern from "aiflow/rt/demux.h" nogil:
         void *adopt
 
     struct af_line:
-        uint32_t nb
+        uint32_t nb, nb_adopting
 
     struct af_demux:
         uint32_t nb

@@ -142,7 +142,7 @@ cdef class Agent:
         cdef int line = self.line_of[index]
         for i in range(self.nb_machines):
             af_demux_plug(&self.loop.demux, line, &self.machines[i], index, adopt)
-        self.loop.ports[line].nb_adopting += adopt != NULL
+        self.loop.ports[line].nb_adopting = self.loop.demux.lines[line].nb_adopting
 
     def index_of(self, Port port):
         """Its own index of a port, or -1."""
@@ -173,6 +173,7 @@ cdef class Agent:
             return -1
         for i in range(self.nb_machines):
             af_demux_unplug(&self.loop.demux, self.line_of[index], &self.machines[i])
+        self.loop.ports[self.line_of[index]].nb_adopting = self.loop.demux.lines[self.line_of[index]].nb_adopting
         self.attached_ports[index] = None
         return index
 

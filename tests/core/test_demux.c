@@ -315,7 +315,23 @@ the_earliest_agent_says_when_something_is_due(void)
 	memset(&demux, 0, sizeof demux);
 }
 
+/* A port without such agents asks no more where its frames move. */
+static void
+a_port_knows_how_many_agents_adopt_its_frames(void)
+{
+	struct fake rx[2];
+
+	begin();
+	for (uint32_t i = 0; i < 2; i++)
+		af_demux_plug(&demux, 0, &make(&rx[i], AF_RECEIVES, 20 + i)->agent, i, i ? &rx : NULL);
+	CHECK_EQUAL(demux.lines[0].nb_adopting, 1);
+	af_demux_unplug(&demux, 0, &rx[0].agent);
+	CHECK_EQUAL(demux.lines[0].nb_adopting, 1);
+	af_demux_remove(&demux, &rx[1].agent);
+	CHECK_EQUAL(demux.lines[0].nb_adopting, 0);
+}
+
 CASES(CASE(a_frame_goes_to_the_agent_that_gave_its_peer_the_number), CASE(what_belongs_to_no_one_is_counted_once),
       CASE(a_question_goes_to_every_receiver_but_those_of_its_own_ports), CASE(agents_of_a_port_send_in_turn),
       CASE(senders_share_the_window_and_the_pacing_of_a_port), CASE(agents_come_and_go_in_any_order),
-      CASE(the_earliest_agent_says_when_something_is_due))
+      CASE(the_earliest_agent_says_when_something_is_due), CASE(a_port_knows_how_many_agents_adopt_its_frames))

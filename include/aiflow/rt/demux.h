@@ -28,7 +28,7 @@ struct af_user {
 
 /* A port, and the agents on it. */
 struct af_line {
-	uint32_t nb, nb_senders; /* control: w while the loop is parked */
+	uint32_t nb, nb_senders, nb_adopting; /* control: w while the loop is parked */
 	struct af_user users[AF_MOST_AGENTS];
 	uint32_t turn;   /* dataplane: rw; the user that is asked first */
 	uint64_t due_ns; /* dataplane: rw; of the next frame, where several senders pace */
@@ -61,6 +61,7 @@ af_demux_unplug(struct af_demux *d, uint32_t p, const struct af_agent *agent)
 		if (line->users[i].agent != agent)
 			continue;
 		line->nb_senders -= agent->role == AF_SENDS;
+		line->nb_adopting -= line->users[i].adopt != NULL;
 		line->nb--;
 		memmove(&line->users[i], &line->users[i + 1], (line->nb - i) * sizeof line->users[0]);
 		line->turn = 0;
@@ -89,6 +90,7 @@ af_demux_plug(struct af_demux *d, uint32_t p, const struct af_agent *agent, uint
 
 	line->users[line->nb++] = (struct af_user){.agent = agent, .port = port, .adopt = adopt};
 	line->nb_senders += agent->role == AF_SENDS;
+	line->nb_adopting += adopt != NULL;
 }
 
 /* ---- frames in ---- */
