@@ -25,7 +25,7 @@ cdef class LoopDriver:
     cdef af_idle idle          # the driver: rw
     cdef af_cpu_budget cpu_budget  # likewise
     cdef bint saw_nothing      # likewise: the last caller that drove saw no event
-    cdef bint slept            # likewise: the worker fell asleep, and `after_sleep` was not called yet
+    cdef bint slept            # likewise: peers were told that this loop sleeps, and not yet that it is awake
     cdef uint64_t dozes_until  # likewise: the end of that sleep
     cdef bint dozes_alone      # the worker: rw. It sleeps without listening to the ports
     cdef uint64_t now          # likewise: the time of this iteration
@@ -44,6 +44,8 @@ cdef class LoopDriver:
     cdef void remove_wake_fd(self, int fd)
     cdef bint acquire(self) noexcept nogil
     cdef void release(self, bint work_left) noexcept nogil
+    cdef bint leaves_asleep(self) noexcept nogil
+    cdef void awake(self) noexcept nogil
     cdef void run(self) noexcept nogil
     cdef uint64_t drive_until_asleep(self) noexcept nogil
     cdef uint64_t pause(self) noexcept nogil

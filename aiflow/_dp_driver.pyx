@@ -246,18 +246,35 @@ cdef class LoopDriver:
         if self.stopped:  # meanwhile: the ports may be closed
             af_handoff_release(&self.handoff, False)
             return False
-        if self.slept:
-            self.slept = False
-            self.after_sleep()
+        self.awake()
         return True
 
     cdef void release(self, bint work_left) noexcept nogil:
-        """End a caller's drive. The worker must look earlier than it planned if something is due earlier."""
-        cdef uint64_t due
+        """End a caller's drive. The worker must look now if it cannot go on with its sleep."""
         if not work_left and af_handoff_has(&self.handoff, AF_DOZES):
-            due = self.due(self.now)
-            work_left = due != AF_DUE_UNKNOWN and due < self.dozes_until
+            work_left = not self.leaves_asleep()
         af_handoff_release(&self.handoff, work_left)
+
+    cdef bint leaves_asleep(self) noexcept nogil:
+        """Can the worker go on with its sleep? Peers are told again that this loop sleeps. For a driving caller."""
+        cdef uint64_t due = self.due(self.now)
+        cdef unsigned int lcore
+        if due != AF_DUE_UNKNOWN and due < self.dozes_until:
+            return False
+        if self.dozes_alone:
+            return True
+        if self.cpu_budget.cores > 0:  # a last look might rest, and the caller has what it waited for
+            return False
+        lcore = aiflow_as_lcore(self.lcore)
+        self.slept = self.before_sleep()
+        aiflow_as_lcore(lcore)
+        return self.slept
+
+    cdef void awake(self) noexcept nogil:
+        """Tell peers that this loop is awake, if they were told that it sleeps. For the driver."""
+        if self.slept:
+            self.slept = False
+            self.after_sleep()
 
     cdef uint64_t pause(self) noexcept nogil:
         """Nothing to do: spin or yield and return 0, or return how long to sleep. For the driver."""
@@ -281,9 +298,7 @@ cdef class LoopDriver:
             if driven != nap.driven:
                 af_idle_begin(&self.idle, self.now)
                 driven = nap.driven
-            if self.slept:
-                self.slept = False
-                self.after_sleep()
+            self.awake()
             self.idle.vain += af_wake_drain(&self.wakes, AF_SLEEPER_WORKER)
             ns = self.drive_until_asleep()
             if ns:
@@ -292,6 +307,7 @@ cdef class LoopDriver:
                 return
             else:
                 af_handoff_leave(&self.handoff, &nap)
+        self.awake()  # before the control plane brings or takes a doorbell
 
     cdef uint64_t drive_until_asleep(self) noexcept nogil:
         """Drive, release the loop, and return how long to sleep; 0, unreleased: a caller or the control plane waits."""
@@ -304,17 +320,15 @@ cdef class LoopDriver:
             if af_handoff_has(&self.handoff, AF_CALLER_WAITS):
                 break
             ns = self.pause()
+            self.dozes_until = self.now + ns
             if ns and (self.idle.alone or self.before_sleep()):
                 self.slept = not self.idle.alone
-                self.dozes_until = self.now + ns
                 self.dozes_alone = self.idle.alone
                 af_cpu_budget_end(&self.cpu_budget)
                 if af_handoff_dozes(&self.handoff):
                     return ns
                 af_cpu_budget_begin(&self.cpu_budget)
-                if self.slept:
-                    self.slept = False
-                    self.after_sleep()
+                self.awake()
             self.now = af_now_ns()
         af_cpu_budget_end(&self.cpu_budget)
         return 0

@@ -7,6 +7,7 @@ import os
 import time
 from pathlib import Path
 
+import pytest
 from open_ports import ports_of
 from peer import name
 from wait import PATIENCE_S, settle
@@ -58,6 +59,25 @@ def test_local_peers_share_a_doorbell_that_rings_sleepers_only() -> None:
             ticket.result(PATIENCE_S)
         assert 10 <= one.rung <= 500  # for a slice three frames at most find a sleeper
         assert other.rung <= 500
+
+
+def test_peers_wake_a_worker_that_slept_through_a_call() -> None:
+    endpoint = f"local:{name()}"
+    with aiflow.Receiver(endpoint) as rx, aiflow.Sender(endpoint) as tx:
+        tx.send([b"x"])
+        rx.recv(timeout=PATIENCE_S).release()
+        bell = ports_of(tx)[0].doorbell
+
+        def rings() -> bool:
+            time.sleep(0.03)  # the worker falls asleep
+            with pytest.raises(aiflow.SliceTimeout):
+                rx.recv(timeout=0.001)  # it drives the loop, and leaves it to a worker that sleeps
+            before = bell.rung
+            tx.send([b"x"])
+            rx.recv(timeout=PATIENCE_S).release()
+            return bell.rung > before
+
+        assert sum(rings() for _ in range(20)) >= 15  # in the others the worker had something to do just then
 
 
 def test_an_idle_pair_sleeps() -> None:
