@@ -159,6 +159,22 @@ two_receivers_are_ambiguous_unless_one_was_named(void)
 	rig_end(&rig);
 }
 
+/* They answer in one burst, from one MAC. */
+static void
+two_receivers_of_one_port_are_ambiguous_too(void)
+{
+	begin(1, true);
+	for (int i = 0; i < 2; i++) {
+		answered((struct answer){.name = "one"});
+		answered((struct answer){.name = "two", .epoch = 2000, .session = 6});
+		af_tx_discover(&rig.tx, rig.now);
+		CHECK(!rig.tx.open);
+		rig.now += 10 * MS;
+	}
+	CHECK_EQUAL(rig.tx.trouble, AF_TX_AMBIGUOUS);
+	rig_end(&rig);
+}
+
 static void
 receivers_of_other_names_are_noted_once(void)
 {
@@ -273,8 +289,8 @@ a_new_session_of_the_same_receiver_restarts_ours(void)
 CASES(CASE(small_and_full_hellos_alternate_without_a_period), CASE(hellos_are_due_often_at_first_and_then_rarely),
       CASE(ports_with_one_possible_peer_open_when_all_have_an_answer), CASE(behind_a_switch_it_listens_for_200_ms),
       CASE(paths_are_matched_one_to_one), CASE(two_receivers_are_ambiguous_unless_one_was_named),
-      CASE(receivers_of_other_names_are_noted_once), CASE(a_paths_frames_fit_both_ends),
-      CASE(full_frames_that_never_pass_are_an_error), CASE(what_is_not_for_us_or_nonsense_changes_nothing),
-      CASE(a_receiver_that_came_back_as_another_ends_the_session),
+      CASE(two_receivers_of_one_port_are_ambiguous_too), CASE(receivers_of_other_names_are_noted_once),
+      CASE(a_paths_frames_fit_both_ends), CASE(full_frames_that_never_pass_are_an_error),
+      CASE(what_is_not_for_us_or_nonsense_changes_nothing), CASE(a_receiver_that_came_back_as_another_ends_the_session),
       CASE(a_rival_of_our_receivers_name_is_noted_and_ours_goes_on),
       CASE(a_new_session_of_the_same_receiver_restarts_ours))

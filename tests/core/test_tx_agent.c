@@ -157,8 +157,52 @@ a_receiver_that_says_goodbye_ends_the_session_at_once(void)
 	rig_end(&rig);
 }
 
+/* A receiver's goodbye to our number, from the one that minted `session`. */
+static void
+goodbye(uint32_t session)
+{
+	uint8_t frame[100];
+	struct af_frame f = {.kind = AF_BYE, .element = AF_BYE_RECEIVER, .session = rig.tx.number, .slice = session};
+
+	af_tx_on_frame(&rig.tx, 0, rig.now, frame,
+		       af_wire_seal(frame, rig.tx.ports[0].p.mac, rig.rx.ports[0].p.mac, &f), NULL);
+}
+
+/* Each receiver that answered our HELLO has our number. */
+static void
+the_goodbye_of_another_receiver_ends_no_session(void)
+{
+	rig_begin(&rig, 1, 1 << 20);
+	rig_open(&rig);
+	goodbye(rig.tx.session + 1);
+	CHECK(rig.tx.open);
+	CHECK_EQUAL(rig.tx.drops[AF_DROP_SESSION], 1);
+	goodbye(rig.tx.session);
+	CHECK(!rig.tx.open);
+	rig_end(&rig);
+}
+
+static void
+a_receiver_that_goes_during_discovery_is_forgotten(void)
+{
+	rig_begin(&rig, 1, 1 << 20);
+	rig.tx.ports[0].p.point_to_point = false; /* there may be others: it waits for them */
+	for (int i = 0; i < 1000 && !rig.tx.ports[0].nb_candidates; i++)
+		rig_steps(&rig, 1);
+	CHECK_EQUAL(rig.tx.ports[0].nb_candidates, 1);
+	goodbye(rig.tx.ports[0].candidates[0].session + 1);
+	CHECK_EQUAL(rig.tx.ports[0].nb_candidates, 1);
+	af_rx_part(&rig.rx);
+	rig_steps(&rig, 3);
+	CHECK_EQUAL(rig.tx.ports[0].nb_candidates, 0);
+	CHECK_EQUAL(rig.tx.first_answer_ns, 0);
+	rig_steps(&rig, AF_DISCOVERY_NS / RIG_STEP + 10);
+	CHECK(!rig.tx.open);
+	rig_end(&rig);
+}
+
 CASES(CASE(cancelled_slices_end_at_the_next_tick), CASE(without_a_peer_a_slice_waits_for_its_timeout),
       CASE(a_silent_peer_fails_what_flows), CASE(the_time_a_sender_was_stopped_is_no_silence),
       CASE(a_port_that_goes_leaves_its_frames_to_the_others), CASE(a_peer_that_answers_and_takes_nothing_is_a_stall),
-      CASE(frames_of_other_sessions_and_kinds_are_dropped),
-      CASE(a_receiver_that_says_goodbye_ends_the_session_at_once))
+      CASE(frames_of_other_sessions_and_kinds_are_dropped), CASE(a_receiver_that_says_goodbye_ends_the_session_at_once),
+      CASE(the_goodbye_of_another_receiver_ends_no_session), CASE(a_receiver_that_goes_during_discovery_is_forgotten))

@@ -134,6 +134,19 @@ def test_a_sender_never_pairs_with_a_receiver_of_its_own_ports(ends) -> None:
         assert own.counters["slices"] == 0
 
 
+def test_two_receivers_of_one_port_are_told_apart_by_name_only(ends) -> None:
+    one, other = ends
+    with (
+        aiflow.Receiver(other, name="b0"),
+        aiflow.Receiver(other, name="b1") as rx,
+        aiflow.Sender(one, name="a") as tx,
+        aiflow.Sender(one, name="b", to="b1") as named,
+    ):
+        with pytest.raises(ConfigError, match=r"several receivers answer on .*: 'b[01]' .*, 'b[01]' "):
+            tx.send([b"x"], timeout=PATIENCE_S)
+        deliver(named, rx, 1)
+
+
 def test_agents_close_in_any_order_and_ports_last(ends) -> None:
     one, other = ends
     rx = aiflow.Receiver(other, name="b")

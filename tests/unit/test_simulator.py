@@ -87,7 +87,7 @@ PLANTED_ON_SHARED_PORTS = {
         "rx/rx_state.h", "if (rx->sessions[i]->id == id)", "if ((rx->sessions[i]->id & 15) == (id & 15))",
     )],
     "a_sender_believes_feedback_for_another": [(
-        "tx/tx_agent.h", "if (!tx->open || f.session != tx->number)", "if (!tx->open)",
+        "tx/tx_agent.h", "if (!af_tx_owns(tx, f->session))", "if (!tx->number)",
     )],
     "a_receivers_bye_goes_to_the_receiver_beside_the_sender": [
         ("rt/demux.h", "to_sender = AF_BE32(h.element) == AF_BYE_RECEIVER;", "to_sender = false;"),

@@ -103,7 +103,7 @@ af_rx_on_frame(void *state, uint32_t p, uint64_t now, const uint8_t *frame, uint
 	return in.kept;
 }
 
-/* The answer to a BYE. */
+/* The answer to a BYE, or this receiver's own. `slice` says which of the receivers that answered a sender goes. */
 static inline uint32_t
 af_rx_bye(struct af_rx *rx, struct af_rx_session *session, uint32_t k, uint64_t now, uint8_t *frame)
 {
@@ -113,6 +113,7 @@ af_rx_bye(struct af_rx *rx, struct af_rx_session *session, uint32_t k, uint64_t 
 			     .path = (uint16_t)k,
 			     .element = AF_BYE_RECEIVER,
 			     .session = session->peer,
+			     .slice = session->id,
 			     .number = ++session->number,
 			     .timestamp_ns = now + rx->clock_offset_ns};
 

@@ -111,11 +111,12 @@ af_rx_end_session(struct af_rx *rx, struct af_rx_session *session)
 		af_rx_drop_slot(rx, &session->slots[i], AF_RX_EMPTY);
 }
 
-/* This receiver goes, while its ports may stay: say so on every path. */
+/* This receiver goes, while its ports may stay: say so on every path, and answer no HELLO any more. */
 static inline void
 af_rx_part(struct af_rx *rx)
 {
 	rx->parting = true;
+	rx->answers_head = rx->answers_tail;
 	for (uint32_t i = 0; i < rx->nb_sessions; i++)
 		for (uint32_t k = 0; k < rx->sessions[i]->nb_paths; k++)
 			rx->sessions[i]->paths[k].bye_due =

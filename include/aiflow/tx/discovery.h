@@ -134,6 +134,26 @@ af_tx_forget_epoch(struct af_tx *tx, uint64_t epoch)
 	}
 }
 
+/* Forget the answers of a receiver that goes before the session that it minted has begun. */
+static inline void
+af_tx_forget_session(struct af_tx *tx, uint32_t session)
+{
+	bool others = false;
+
+	for (uint32_t p = 0; p < tx->nb_ports; p++) {
+		struct af_tx_port *port = &tx->ports[p];
+
+		for (uint32_t i = 0; i < port->nb_candidates;)
+			if (port->candidates[i].session == session)
+				port->candidates[i] = port->candidates[--port->nb_candidates];
+			else
+				i++;
+		others |= port->nb_candidates > 0;
+	}
+	if (!others)
+		tx->first_answer_ns = 0;
+}
+
 static inline struct af_rival
 af_tx_rival(const struct af_candidate *c)
 {
@@ -312,12 +332,9 @@ af_tx_keep_candidate(struct af_tx *tx, struct af_tx_port *port, struct af_candid
 	uint32_t i;
 
 	for (i = 0; i < port->nb_candidates; i++)
-		if (!memcmp(port->candidates[i].mac, c->mac, 6) && port->candidates[i].port == c->port)
-			break;
-	if (i < port->nb_candidates && port->candidates[i].epoch != c->epoch) {
-		af_tx_forget_epoch(tx, port->candidates[i].epoch); /* it came back as another instance */
-		i = port->nb_candidates;
-	}
+		if (!memcmp(port->candidates[i].mac, c->mac, 6) && port->candidates[i].port == c->port &&
+		    port->candidates[i].epoch == c->epoch)
+			break; /* another epoch is another receiver of that port, or it came back: see af_tx_compare */
 	if (i == AF_MAX_PORTS)
 		return false;
 	if (i == port->nb_candidates) {

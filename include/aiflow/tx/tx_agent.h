@@ -78,16 +78,51 @@ af_tx_sample(struct af_tx *tx, uint64_t now)
 	af_sampler_end(&tx->sampler);
 }
 
-/* The receiver answers our goodbye, or says its own. */
-static inline void
-af_tx_on_bye(struct af_tx *tx, uint64_t now)
+static inline bool
+af_tx_owns(const void *state, uint32_t number)
 {
-	tx->bye_heard = true;
-	if (tx->closing)
-		return;
-	af_tx_lose_session(tx, AF_TX_RESTARTED, now);
-	tx->bye_heard = false;
-	tx->changed = true;
+	const struct af_tx *tx = state;
+
+	return tx->number == number && number;
+}
+
+/* The receiver answers our goodbye, or says its own. Another one may have answered our HELLO, and go: that is none of
+ * our session's concern. */
+static inline enum af_drop
+af_tx_on_bye(struct af_tx *tx, const struct af_frame *f, uint64_t now)
+{
+	if (!tx->open)
+		af_tx_forget_session(tx, f->slice);
+	else if (f->slice != tx->session)
+		return AF_DROP_SESSION;
+	else
+		tx->heard_ns = now;
+	tx->bye_heard = tx->closing;
+	if (tx->open && !tx->closing) {
+		af_tx_lose_session(tx, AF_TX_RESTARTED, now);
+		tx->changed = true;
+	}
+	return AF_OK;
+}
+
+/* A frame of this life of ours. */
+static inline enum af_drop
+af_tx_on_session(struct af_tx *tx, const struct af_frame *f, uint64_t now)
+{
+	enum af_drop drop;
+
+	if (!af_tx_owns(tx, f->session))
+		return AF_DROP_SESSION;
+	if (f->kind == AF_BYE && f->element == AF_BYE_RECEIVER)
+		return af_tx_on_bye(tx, f, now);
+	if (!tx->open)
+		return AF_DROP_SESSION;
+	if (f->kind != AF_GRANT && f->kind != AF_FEEDBACK)
+		return AF_DROP_KIND;
+	drop = af_tx_on_feedback(tx, f, now);
+	if (drop == AF_OK)
+		tx->heard_ns = now;
+	return drop;
 }
 
 /* ---- the agent ---- */
@@ -103,20 +138,8 @@ af_tx_on_frame(void *state, uint32_t p, uint64_t now, const uint8_t *frame, uint
 	(void)handle;
 	port->count.rx_frames++;
 	port->count.rx_bytes += len;
-	if (drop == AF_OK && f.kind == AF_HELLO) {
-		drop = af_tx_on_hello(tx, port, &f, now);
-	} else if (drop == AF_OK) {
-		if (!tx->open || f.session != tx->number)
-			drop = AF_DROP_SESSION;
-		else if (f.kind == AF_GRANT || f.kind == AF_FEEDBACK)
-			drop = af_tx_on_feedback(tx, &f, now);
-		else if (f.kind == AF_BYE && f.element == AF_BYE_RECEIVER)
-			af_tx_on_bye(tx, now);
-		else
-			drop = AF_DROP_KIND;
-		if (drop == AF_OK)
-			tx->heard_ns = now;
-	}
+	if (drop == AF_OK)
+		drop = f.kind == AF_HELLO ? af_tx_on_hello(tx, port, &f, now) : af_tx_on_session(tx, &f, now);
 	tx->drops[drop]++;
 	return false;
 }
@@ -204,14 +227,6 @@ af_tx_check_silence(struct af_tx *tx, uint64_t now)
 		af_tx_lose_session(tx, error, now);
 	while (tx->queue && now > tx->queue->posted_ns && now - tx->queue->posted_ns > tx->peer_timeout_ns)
 		af_tx_end(tx, af_tx_dequeue(tx), error, 0, now);
-}
-
-static inline bool
-af_tx_owns(const void *state, uint32_t number)
-{
-	const struct af_tx *tx = state;
-
-	return tx->number == number && number;
 }
 
 static inline struct af_load

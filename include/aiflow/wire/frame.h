@@ -97,7 +97,7 @@ _Static_assert(offsetof(struct af_header, session) == 34, "wire offset");
 _Static_assert(offsetof(struct af_header, path) == 42, "wire offset");
 _Static_assert(offsetof(struct af_header, crc) == 50, "wire offset");
 
-/* `element` of a BYE: whose it is. */
+/* `element` of a BYE: whose it is. `slice` of a receiver's BYE: the number that it minted. */
 enum af_bye { AF_BYE_SENDER = 1, AF_BYE_RECEIVER = 2 };
 
 /* Formats of what frames carry. Another one is refused as another version is. */
