@@ -248,13 +248,21 @@ af_path_others_hear(const struct af_tx *tx, const struct af_tx_port *port, uint6
 	return false;
 }
 
+/* A path that is silent for longer, while others hear the peer, is suspended. */
+static inline uint64_t
+af_path_patience(const struct af_tx_pktnum *pn)
+{
+	uint64_t rtt_ns = pn->rtt_ns < AF_PTO_MAX_NS ? pn->rtt_ns : AF_PTO_MAX_NS; /* more was a stop of an end */
+
+	return rtt_ns ? AF_SUSPEND_NS + 4 * rtt_ns : AF_SUSPEND_FIRST_NS;
+}
+
 /* Suspend a path that is silent while others are not, and retransmit its chunks elsewhere. */
 static inline void
 af_tx_watch_path(struct af_tx *tx, struct af_tx_port *port, uint64_t now)
 {
 	struct af_tx_pktnum *pn = &port->pn;
-	uint64_t rtt_ns = pn->rtt_ns < AF_PTO_MAX_NS ? pn->rtt_ns : AF_PTO_MAX_NS; /* more was a stop of an end */
-	uint64_t since, patience = rtt_ns ? AF_SUSPEND_NS + 4 * rtt_ns : AF_SUSPEND_FIRST_NS;
+	uint64_t since, patience = af_path_patience(pn);
 
 	if (port->open && !pn->in_flight && now - pn->sent_ns > AF_PATH_IDLE_NS && pn->limit > AF_FIRST_WINDOW &&
 	    !port->p.point_to_point && !port->pace.rate_based)

@@ -92,14 +92,14 @@ static inline uint64_t
 af_tx_watch_due_at(struct af_tx *tx, struct af_tx_port *port, uint64_t now)
 {
 	struct af_tx_pktnum *pn = &port->pn;
-	uint64_t patience = pn->rtt_ns ? AF_SUSPEND_NS + 4 * pn->rtt_ns : AF_SUSPEND_FIRST_NS, due = AF_DUE_NEVER;
+	uint64_t due = AF_DUE_NEVER;
 
 	if (!port->open)
 		return due;
 	if (!pn->in_flight && pn->limit > AF_FIRST_WINDOW && !port->p.point_to_point && !port->pace.rate_based)
 		due = pn->sent_ns + AF_PATH_IDLE_NS + 1;
 	if (!port->suspended && pn->judged != pn->next && tx->nb_ports > 1) {
-		uint64_t silent = af_later(af_tx_sent(pn, pn->judged)->sent_ns, pn->acked_ns) + patience;
+		uint64_t silent = af_later(af_tx_sent(pn, pn->judged)->sent_ns, pn->acked_ns) + af_path_patience(pn);
 
 		if (silent > now)
 			due = af_earlier(due, silent);
