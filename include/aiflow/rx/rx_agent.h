@@ -32,7 +32,7 @@ af_rx_detach(struct af_rx *rx, uint32_t p)
 
 		for (uint32_t k = 0; k < AF_MAX_PORTS; k++)
 			if (session->paths[k].port == p)
-				session->paths[k].known = session->paths[k].asked = false;
+				session->paths[k].known = session->paths[k].asked = session->paths[k].bye_due = false;
 		if (session->ports == 1u << p)
 			af_rx_forget(rx, i--);
 		else
