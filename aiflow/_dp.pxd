@@ -38,6 +38,7 @@ cdef class Loop(LoopDriver):
     cdef uint64_t tx_nombuf    # likewise
     cdef readonly list open_ports      # by index; None where there is none
     cdef public object tx_pool         # of frames to send; None: each port's own
+    cdef list tx_pools                 # that ports have, or had
     cdef Mempool references             # mbufs that refer to an agent's bytes, where ports send by reference
     cdef rte_mbuf_ext_shared_info lent  # for all of them: nothing is freed, the agent owns the bytes
 

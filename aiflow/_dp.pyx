@@ -80,6 +80,7 @@ cdef class Loop(LoopDriver):
         rte_mbuf_ext_refcnt_set(&self.lent, 1)  # ours: it never falls to 0
         self.open_ports = [None] * PORTS
         self.agents = []
+        self.tx_pools = []
 
     def __init__(self, faults=None):
         self.faults = parse_faults(faults)
@@ -127,6 +128,7 @@ cdef class Loop(LoopDriver):
         slot.port_id = port.port_id
         slot.gated = port.gated
         slot.pool = pool.ptr
+        self._keep(pool)
         slot.rx_pool = port.mempool.ptr
         open_lines(slot, self.faults, index)
         slot.bell = self._share_bell(port.doorbell) if port.doorbell is not None else -1
@@ -148,6 +150,12 @@ cdef class Loop(LoopDriver):
             rte_pktmbuf_free(port.spare)
             port.spare = NULL
             port.pool = pool.ptr
+            self._keep(pool)
+
+    def _keep(self, pool):
+        """Keep a pool of frames to send as long as the loop: another may take its place, but not on every port."""
+        if pool not in self.tx_pools:
+            self.tx_pools.append(pool)
 
     def close_port(self, Port port):
         """Stop polling this port, which no agent uses any more. Between two iterations."""
