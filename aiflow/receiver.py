@@ -74,8 +74,8 @@ class Receiver:
 
     Parameters
     ----------
-    ports : str or list of str
-        Endpoints, as for `Sender`.
+    ports : str or list of str, or Ports
+        Endpoints, or `Ports` that are shared, as for `Sender`.
     name : str, optional
         Name for the ``to=`` of senders, up to 63 bytes; default: the endpoint's NAME, else the host's.
     assemble : bool
