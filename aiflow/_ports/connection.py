@@ -44,7 +44,7 @@ class Hooks:
     joining : callable, optional
         For a sender: receives whether a receiver is opening our ports, each time that this changes.
     died : callable, optional
-        For a sender: called before `detach` if a receiver hung up without a goodbye.
+        Called before `detach` if the peer hung up without a goodbye.
     """
 
     pool_for: PoolFor

@@ -63,7 +63,7 @@ class PortSet:
         For a sender: receives True when a receiver starts to open our ports, and False when that has ended. Called from
         the rendezvous thread.
     died : callable, optional
-        For a sender: called before `detach` if a receiver hung up without a goodbye. Called from the rendezvous thread.
+        Called before `detach` if the peer hung up without a goodbye. Called from the rendezvous thread.
     failed : callable, optional
         Called after `error` has changed.
 

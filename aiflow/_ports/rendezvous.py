@@ -144,6 +144,8 @@ class Rendezvous:
         """Serve other sockets after the connections."""
 
     def _hung_up(self, connection: Connection) -> None:
+        if connection.state == "up" and not connection.said_bye and self._hooks.died is not None:
+            self._hooks.died()  # either side of shared ports may have the receiver that died
         self._drop(connection)
 
     def _timed_out(self, connection: Connection) -> None:

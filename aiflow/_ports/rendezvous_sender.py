@@ -210,9 +210,7 @@ class SenderRendezvous(Rendezvous):
             self._ask_again(endpoint, _RETRY_FIRST)
 
     def _hung_up(self, connection: Connection) -> None:
-        if connection.state == "up" and not connection.said_bye and self._hooks.died is not None:
-            self._hooks.died()
-        self._drop(connection)
+        super()._hung_up(connection)
         self._forget_failures(connection.endpoint)
 
     def _timed_out(self, connection: Connection) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
+import signal
 import sys
 import threading
 import time
@@ -15,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from peer import Peer
 from subprocesses import run
 from wait import settle
 
@@ -432,3 +435,33 @@ def test_lists_of_speeds_and_switches_follow_the_endpoints(name: str) -> None:
         rows = [(row.name, row.link_speed_bps, row.switch) for row in tx.port_table]
         assert rows == [(f"local:{name}#0", 1e9, "one"), (null, 2e9, "two")]
         assert [row.link_speed_bps for row in beside.port_table] == [3e9]
+
+
+def dies(pipe: Any, endpoint: str) -> None:
+    """A process with a Receiver on Ports of its own, which takes one slice."""
+    with aiflow.Ports(endpoint) as ports, aiflow.Receiver(ports, name="b") as rx:
+        pipe.send("open")
+        with rx.recv(timeout=PATIENCE_S):
+            pass
+        pipe.send("received")
+        pipe.recv()
+
+
+@pytest.mark.parametrize("listens", [True, False])
+def test_a_killed_receiver_is_known_at_once_on_either_side_of_the_name(name: str, listens: bool) -> None:
+    endpoint = f"local:{name}"
+    with contextlib.ExitStack() as stack:
+        if listens:
+            ports = stack.enter_context(aiflow.Ports(endpoint))
+        peer = stack.enter_context(Peer(dies, endpoint))
+        assert peer.hear() == "open"
+        if not listens:
+            ports = stack.enter_context(aiflow.Ports(endpoint))
+        tx = stack.enter_context(aiflow.Sender(ports, to="b", peer_timeout=60))
+        tx.send([DATA])
+        assert peer.hear() == "received"
+        os.kill(peer.process.pid, signal.SIGKILL)
+        assert peer.killed()
+        assert settle(lambda: not tx.receivers)
+        with pytest.raises(PeerLost, match="went away"):
+            tx.send([b"x"], timeout=10)
