@@ -139,6 +139,20 @@ sessions_are_bounded_and_living_ones_stay(void)
 	CHECK_EQUAL(rig.rx.nb_sessions, AF_SESSIONS);
 	rig.rx.sessions[AF_SESSIONS - 1]->spoke = true;
 	CHECK(!opened(9, 0));
+	/* What has ended goes before what is silent, that before what is new; of equals the oldest. */
+	for (uint32_t i = 0; i < AF_SESSIONS; i++)
+		rig.rx.sessions[i]->heard_ns = 1000 + i;
+	rig.rx.sessions[1]->spoke = false;
+	rig.rx.sessions[2]->silenced = true;
+	rig.rx.sessions[7]->closed = rig.rx.sessions[5]->closed = true;
+	for (uint32_t i = 0; i < 4; i++) {
+		static const uint64_t heard[] = {1005, 1007, 1002, 1001};
+
+		CHECK((opened(20 + i, 0)->spoke = true));
+		for (uint32_t k = 0; k < AF_SESSIONS; k++)
+			CHECK(rig.rx.sessions[k]->heard_ns != heard[i]);
+	}
+	CHECK(!opened(30, 0));
 	rig_end(&rig);
 }
 

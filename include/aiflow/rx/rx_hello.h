@@ -8,6 +8,26 @@
 
 #define AF_COURTESY_NS 50000000ull /* between two answers to senders that ask for another receiver */
 
+/* Forget the session that is missed least: one that ended, else one of a silent sender, else one that has sent nothing
+ * yet. Of equals the one that was heard longest ago. Sessions of other senders stay. */
+static inline void
+af_rx_make_room(struct af_rx *rx)
+{
+	uint32_t found = 0, least = 3;
+
+	for (uint32_t i = 0; i < rx->nb_sessions; i++) {
+		const struct af_rx_session *session = rx->sessions[i];
+		uint32_t rank = session->closed ? 0 : session->silenced ? 1 : !session->spoke ? 2 : 3;
+
+		if (rank < least || (rank == least && rank < 3 && session->heard_ns < rx->sessions[found]->heard_ns)) {
+			least = rank;
+			found = i;
+		}
+	}
+	if (least < 3)
+		af_rx_forget(rx, found);
+}
+
 /* The session of a sender's instance, which has minted the number `peer`. A restarted sender is another instance. */
 static inline struct af_rx_session *
 af_rx_open_session(struct af_rx *rx, uint64_t sender, uint32_t peer, const char *name, uint64_t now)
@@ -29,11 +49,7 @@ af_rx_open_session(struct af_rx *rx, uint64_t sender, uint32_t peer, const char 
 		af_rx_forget(rx, i--);
 	}
 	if (rx->nb_sessions == AF_SESSIONS)
-		for (uint32_t i = 0; i < rx->nb_sessions; i++)
-			if (!rx->sessions[i]->spoke || rx->sessions[i]->closed || rx->sessions[i]->silenced) {
-				af_rx_forget(rx, i);
-				break;
-			}
+		af_rx_make_room(rx);
 	if (rx->nb_sessions == AF_SESSIONS || !(session = calloc(1, sizeof *session)))
 		return NULL;
 	session->id = af_numbers_mint(rx->numbers);
