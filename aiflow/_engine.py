@@ -31,7 +31,7 @@ class Engine:
     monitor : Monitor
     waiter : Waiter
     ports : OwnPorts or Ports
-        Set by `join`.
+        Set before `join`.
     """
 
     ports: OwnPorts | Ports
@@ -42,19 +42,14 @@ class Engine:
         self.monitor = Monitor(agent, speeds, asked.weights, asked.switches)
         self.waiter = Waiter(agent)
 
-    def join(self, ports: OwnPorts | Ports, who: str) -> None:
-        """Use these ports; `who` is for messages. On an error the agent is on no loop, and own ports are closed."""
-        names = [name for endpoint in ports.endpoints for name in endpoint.port_names]
+    def join(self, who: str) -> None:
+        """Use `ports`; `who` is for messages. After an error or interrupt, also one that comes later: `leave`."""
+        names = [name for endpoint in self.ports.endpoints for name in endpoint.port_names]
         self.agent.places = {name: index for index, name in enumerate(names)}
-        try:
-            ports._join(self.agent, who)
-        except BaseException:
-            ports._leave(self.agent)
-            raise
-        self.ports = ports
+        self.ports._join(self.agent, who)
 
     def leave(self) -> None:
-        """Use the ports no more; they close when they are the agent's own."""
+        """Use the ports no more; they close when they are the agent's own. Idempotent."""
         self.ports._leave(self.agent)
 
     def port_table(self) -> PortTable:

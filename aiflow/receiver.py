@@ -175,9 +175,13 @@ class Receiver:
         self._engine = Engine(agent, speeds)
         feedback = None if self.assemble else Mempool("reports", 2047, 2048, -1, True)
         used = ports_for(ports, "receiver", pools, feedback, frame_size, polling, faults)
-        self._engine.join(used, f"Receiver {self.name!r}")
-        self._ports = self._engine.ports
-        self._closed = self._ended = False
+        self._ports = self._engine.ports = used
+        try:
+            self._engine.join(f"Receiver {self.name!r}")
+            self._closed = self._ended = False
+        except BaseException:
+            self._engine.leave()
+            raise
         note(agent, self.name, self.memory)
 
     # ---- receiving ----

@@ -148,9 +148,13 @@ class Sender:
         self._poster = Poster(agent, Planner(engine.monitor, scheduling), parted)
         self._demand = DemandMeter(seconds, engine.path_speeds, self._poster.lock)
         self._batcher = Batcher(self._context, self._poster, self._demand, collected)
-        engine.join(used, f"Sender {self.name!r}")
-        self._ports = self._context.ports = engine.ports
-        self._context.closed = self._ended = False
+        self._ports = self._context.ports = engine.ports = used
+        try:
+            engine.join(f"Sender {self.name!r}")
+            self._context.closed = self._ended = False
+        except BaseException:
+            engine.leave()
+            raise
         note_sender(agent)
 
     # ---- sending ----
