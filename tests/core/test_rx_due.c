@@ -1,4 +1,6 @@
 /* rx_due.h: how long a receiver's loop may sleep. */
+#include "aiflow/rx/rx_due.h"
+
 #include "due_world.h"
 
 static struct af_rx before;

@@ -1,4 +1,6 @@
 /* tx_due.h: how long a sender's loop may sleep. */
+#include "aiflow/tx/tx_due.h"
+
 #include "due_world.h"
 
 static struct af_tx before;
