@@ -128,7 +128,8 @@ cdef class Loop(LoopDriver):
         slot.port_id = port.port_id
         slot.gated = port.gated
         slot.pool = pool.ptr
-        self._keep(pool)
+        if pool is not port.mempool:
+            self._keep(pool)
         slot.rx_pool = port.mempool.ptr
         open_lines(slot, self.faults, index)
         slot.bell = self._share_bell(port.doorbell) if port.doorbell is not None else -1
@@ -153,7 +154,10 @@ cdef class Loop(LoopDriver):
             self._keep(pool)
 
     def _keep(self, pool):
-        """Keep a pool of frames to send as long as the loop: another may take its place, but not on every port."""
+        """Keep a pool of frames to send as long as the loop: another may take its place, but not on every port.
+
+        Never a port's own: ports come and go for as long as the loop lives.
+        """
         if pool not in self.tx_pools:
             self.tx_pools.append(pool)
 

@@ -23,7 +23,7 @@ from subprocesses import run
 from wait import settle
 
 import aiflow
-from aiflow import _engine, receiver, sender, shared_ports
+from aiflow import _eal, _engine, receiver, sender, shared_ports
 from aiflow._ports import opening
 from aiflow.errors import ConfigError, PeerLost
 
@@ -411,7 +411,7 @@ def test_an_interrupt_between_two_lines_leaves_no_port_open(kind: Any) -> None:
             assert done or strikes
             if made is not None:
                 made.close()
-            assert [endpoint for _, endpoint in opening._shared] == [first.partition(":")[2]], strikes
+            assert [key[1] for key in opening._shared] == [first.partition(":")[2]], strikes
             assert [row["state"] for row in beside.describe()] == ["up"]
             assert not beside._loop.stopped
     assert not opening._shared
@@ -470,3 +470,16 @@ def test_a_killed_receiver_is_known_at_once_on_either_side_of_the_name(name: str
         assert settle(lambda: not tx.receivers)
         with pytest.raises(PeerLost, match="went away"):
             tx.send([b"x"], timeout=10)
+
+
+def test_ports_that_come_and_go_leave_no_pool_behind(name: str) -> None:
+    """The loop of a listening Ports lives on: it must not keep the mbufs of every caller that ever came."""
+    with aiflow.Ports(f"local:{name}") as ports, aiflow.Receiver(ports, name="b") as rx:
+        counts = []
+        for _ in range(3):
+            with aiflow.Ports(f"local:{name}") as caller, aiflow.Sender(caller, to="b") as tx:
+                deliver(tx, rx, 1)
+            assert settle(lambda: ports.describe()[0]["state"] == "no peer")
+            gc.collect()
+            counts.append(len(_eal.mempools()))
+        assert len(set(counts)) == 1, counts
