@@ -328,7 +328,8 @@ def test_descriptors_that_are_not_asked_for_are_closed() -> None:
         before = len(os.listdir("/proc/self/fd"))
         for _ in range(3):
             socket.send_fds(sock, [b'{"what": 1}'], [0, 1, 2, 0, 1, 2])
-        sock.recv(16384)
+        with contextlib.suppress(ConnectionResetError):  # it hangs up at the first one
+            sock.recv(16384)
         wait_for(lambda: len(os.listdir("/proc/self/fd")) <= before, "the end of the connection")
         assert receiver.error is None
 
