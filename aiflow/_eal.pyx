@@ -93,6 +93,8 @@ def unpark():
 cdef _make_room(str name, unsigned int wanted):
     if rte_eth_dev_count_avail() + wanted > RTE_MAX_ETHPORTS:
         unpark()
+    while _resting and rte_eth_dev_count_avail() + wanted > RTE_MAX_ETHPORTS:
+        _resting.pop().close()  # its next user cannot have it: room is worth more
     if rte_eth_dev_count_avail() + wanted > RTE_MAX_ETHPORTS:
         raise PortError(f"{name}: DPDK has {RTE_MAX_ETHPORTS} ports at most in a process; close some first")
 

@@ -66,6 +66,9 @@ def take_over(endpoint: Endpoint, interface: Interface, wanted: int | None) -> A
         port, most = _waiting.get(queue, (None, 0))
         if port is None:
             return None
+        if not port.is_open:  # it had to make room for others
+            del _waiting[queue]
+            return None
         if wanted is not None and wanted > most:
             raise ConfigError(
                 f"{endpoint}: frame_size={wanted} is more than the {most} bytes of the port that an earlier user of "

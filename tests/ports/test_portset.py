@@ -363,6 +363,20 @@ def test_the_next_user_takes_over_an_af_xdp_port(namespace: str) -> None:
 
 
 @root
+def test_an_af_xdp_port_without_a_user_makes_room_for_others(namespace: str) -> None:
+    (_, line) = inside(
+        namespace,
+        """
+        open('af_xdp:e1').close()
+        pool = _eal.Mempool('p', 4096, 2048)
+        rings = [_eal.Port.open_ring_pair(f"r{k}", pool, nb_rxd=64) for k in range(16)]
+        print(len(rings), _eal.nb_ports())
+        """,
+    )
+    assert line == "16 32"
+
+
+@root
 def test_fault_55_xdp_queue_busy(namespace: str) -> None:
     lines = inside(
         namespace,
