@@ -102,11 +102,6 @@ cdef class Loop(LoopDriver):
         for index in range(<uint32_t>PORTS):
             self._free_staged(index)
 
-    @property
-    def is_used(self):
-        """Is an agent on it?"""
-        return self.nb_users > 0
-
     def by_reference(self, Port port):
         """Can the port send large payloads by reference? Its driver must copy frames, and take chained mbufs."""
         return port.copies and port.multi_segs and port.frame_size > 2 * <int>AF_TAIL_LEAST and not self.faults

@@ -5,12 +5,10 @@ from __future__ import annotations
 import contextlib
 import socket
 import subprocess
-import sys
-import textwrap
 
 import numpy as np
 import pytest
-from subprocesses import environment, run
+from subprocesses import run, start
 from wait import settle
 
 import aiflow
@@ -41,16 +39,6 @@ SEND = """
             used |= {port.name for port in report.ports}
             print(hashlib.sha256(b"".join(e.tobytes() for e in elements)).hexdigest(), flush=True)
 """
-
-
-def start(code: str, *arguments: str, prefix: tuple[str, ...], stdin: int | None = None) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [*prefix, sys.executable, "-c", textwrap.dedent(code), *arguments],
-        env=environment(),
-        stdin=stdin,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
 
 
 @SCHEMES

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import subprocess
-import sys
-import textwrap
 
 import numpy as np
 import pytest
-from subprocesses import environment, run
+from subprocesses import run, start
 from wait import settle
 
 import aiflow
@@ -48,16 +46,6 @@ BOTH = """
 """
 
 
-def start(code: str, *arguments: str, prefix: tuple[str, ...]) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [*prefix, sys.executable, "-c", textwrap.dedent(code), *arguments],
-        env=environment(),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-
-
 @SCHEMES
 @pytest.mark.parametrize("nb_ports", [1, 2])
 def test_a_sender_and_a_receiver_share_an_interface(net, scheme, nb_ports) -> None:
@@ -66,7 +54,14 @@ def test_a_sender_and_a_receiver_share_an_interface(net, scheme, nb_ports) -> No
     for i in range(nb_ports):
         net.veth(left, f"l{i}", right, f"r{i}")
     peers = [
-        start(BOTH, ",".join(f"{scheme}:{side[0]}{i}" for i in range(nb_ports)), *names, "8", prefix=host.prefix)
+        start(
+            BOTH,
+            ",".join(f"{scheme}:{side[0]}{i}" for i in range(nb_ports)),
+            *names,
+            "8",
+            prefix=host.prefix,
+            stdin=subprocess.PIPE,
+        )
         for side, host, names in (("left", left, ("a", "b")), ("right", right, ("b", "a")))
     ]
     try:

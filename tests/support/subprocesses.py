@@ -24,3 +24,14 @@ def run(code: str, *arguments: str, prefix: tuple[str, ...] = (), timeout: float
     )
     assert done.returncode == 0, (done.returncode, done.stdout[-1000:], done.stderr[-3000:])
     return done.stdout
+
+
+def start(code: str, *arguments: str, prefix: tuple[str, ...], stdin: int | None = None) -> subprocess.Popen[str]:
+    """Begin to run `code`; the caller reads its output, and ends it."""
+    return subprocess.Popen(
+        [*prefix, sys.executable, "-c", textwrap.dedent(code), *arguments],
+        env=environment(),
+        stdin=stdin,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
