@@ -54,13 +54,15 @@ cdef bint fits(rte_mbuf *m, rte_mempool *pool) noexcept nogil:
 
 
 cdef rte_mbuf *adopted(rte_mbuf *m, rte_mempool *pool) noexcept nogil:
-    """Move a frame that fits into an mbuf of `pool`; NULL, and the frame is freed, when the pool is empty."""
+    """Move a frame that fits into an mbuf of `pool`; NULL, and the frame is freed, when the pool is empty.
+
+    No flag goes with it: tags are judged by then (`plain`), and others say how the first mbuf lies in memory.
+    """
     cdef rte_mbuf *copy = rte_pktmbuf_alloc(pool)
     if copy != NULL:
         memcpy(rte_pktmbuf_mtod(copy), rte_pktmbuf_mtod(m), m.data_len)
         copy.data_len = m.data_len
         copy.pkt_len = m.data_len
-        copy.ol_flags = m.ol_flags
     rte_pktmbuf_free(m)
     return copy
 
