@@ -22,6 +22,8 @@ look(struct rig *rig)
 	CHECK(!af_rx_tick(rx, rig->now));
 	for (uint32_t p = 0; p < rig->nb_ports; p++)
 		CHECK(!af_rx_next_frame(rx, p, rig->now, NULL, frame));
+	CHECK(rx->sampler.still || !memcmp(&before.sampler, &rx->sampler, sizeof rx->sampler));
+	before.sampler = rx->sampler; /* one more that equals the last */
 	before.ticked_ns = rx->ticked_ns;
 	CHECK(!memcmp(&before, rx, sizeof before));
 }

@@ -16,7 +16,7 @@ write_sample(uint64_t ns, uint64_t value)
 	for (uint32_t p = 0; p < AF_MAX_PORTS; p++)
 		sample->ports[p] =
 			(struct af_port_sample){value, value, value, value, (uint32_t)value, (uint32_t)value};
-	af_sampler_end(&sampler);
+	af_sampler_end(&sampler, value);
 }
 
 static void
@@ -27,13 +27,30 @@ a_sample_is_due_once_an_interval(void)
 	sampler = (struct af_sampler){.interval_ns = 100};
 	CHECK((sample = af_sampler_begin(&sampler, 1000)) != NULL);
 	CHECK_EQUAL(sample->ns, 1000);
-	af_sampler_end(&sampler);
+	af_sampler_end(&sampler, 0);
 	CHECK(!af_sampler_begin(&sampler, 1099));
 	CHECK(af_sampler_begin(&sampler, 1100));
-	af_sampler_end(&sampler);
+	af_sampler_end(&sampler, 0);
 	CHECK_EQUAL(sampler.serial, 2);
 	sampler.interval_ns = 0; /* off */
 	CHECK(!af_sampler_begin(&sampler, 1000000));
+}
+
+static void
+an_idle_loop_is_not_woken_for_samples(void)
+{
+	sampler = (struct af_sampler){0};
+	CHECK_EQUAL(af_sampler_due_at(&sampler, 0), AF_DUE_NEVER); /* off */
+	sampler.interval_ns = 100;
+	write_sample(1000, 0);
+	CHECK_EQUAL(af_sampler_due_at(&sampler, 0), 1100); /* rates need two */
+	write_sample(1100, 7);
+	CHECK_EQUAL(af_sampler_due_at(&sampler, 7), 1200);
+	write_sample(1200, 7);
+	CHECK_EQUAL(af_sampler_due_at(&sampler, 7), AF_DUE_NEVER);
+	CHECK_EQUAL(af_sampler_due_at(&sampler, 8), 1300); /* a frame has moved */
+	write_sample(9000, 8);
+	CHECK_EQUAL(af_sampler_due_at(&sampler, 8), 9100);
 }
 
 static void
@@ -92,4 +109,5 @@ what_is_read_was_never_half_written(void)
 	pthread_join(thread, NULL);
 }
 
-CASES(CASE(a_sample_is_due_once_an_interval), CASE(the_two_newest_are_read), CASE(what_is_read_was_never_half_written))
+CASES(CASE(a_sample_is_due_once_an_interval), CASE(an_idle_loop_is_not_woken_for_samples),
+      CASE(the_two_newest_are_read), CASE(what_is_read_was_never_half_written))

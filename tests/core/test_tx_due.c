@@ -31,6 +31,8 @@ look(struct rig *rig)
 	CHECK(!af_tx_tick(tx, rig->now));
 	for (uint32_t p = 0; p < rig->nb_ports; p++)
 		CHECK(!af_tx_next_frame(tx, p, rig->now, NULL, frame));
+	CHECK(tx->sampler.still || !memcmp(&before.sampler, &tx->sampler, sizeof tx->sampler));
+	before.sampler = tx->sampler; /* one more that equals the last */
 	before.ticked_ns = tx->ticked_ns;
 	before.moved_ns = tx->moved_ns;
 	CHECK(!differ(&before, tx, rig->nb_ports));

@@ -1,5 +1,7 @@
 /* Samples of a loop's counters, for the monitor. The loop copies them once per interval; another thread computes rates
  * from the two newest copies. There is no lock: a copy is stable until two more were made, as the serial number shows.
+ *
+ * While no frame moves, samples alone wake no loop: the newest two are equal, and the rates are 0.
  */
 #ifndef AIFLOW_SAMPLER_H
 #define AIFLOW_SAMPLER_H
@@ -28,6 +30,8 @@ struct af_sampler {
 	/* dataplane: w, control: ro */
 	_Atomic uint64_t serial; /* samples so far; the next one is entry serial % AF_SAMPLES */
 	uint64_t due_ns;         /* of the next sample */
+	uint64_t moved;          /* frames, at the newest sample */
+	bool still;              /* … and at the one before */
 	struct af_sample samples[AF_SAMPLES];
 };
 
@@ -45,10 +49,21 @@ af_sampler_begin(struct af_sampler *sampler, uint64_t now)
 	return sample;
 }
 
+/* `moved`: the sum of the counters that grow. */
 static inline void
-af_sampler_end(struct af_sampler *sampler)
+af_sampler_end(struct af_sampler *sampler, uint64_t moved)
 {
-	atomic_fetch_add_explicit(&sampler->serial, 1, memory_order_release);
+	uint64_t serial = atomic_fetch_add_explicit(&sampler->serial, 1, memory_order_release);
+
+	sampler->still = serial && moved == sampler->moved;
+	sampler->moved = moved;
+}
+
+/* When the loop must wake for a sample. */
+static inline uint64_t
+af_sampler_due_at(const struct af_sampler *sampler, uint64_t moved)
+{
+	return sampler->interval_ns && !(sampler->still && moved == sampler->moved) ? sampler->due_ns : AF_DUE_NEVER;
 }
 
 /* Copy the two newest samples. False while there are fewer. Any thread. */

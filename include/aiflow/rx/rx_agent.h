@@ -67,7 +67,7 @@ af_rx_sample(struct af_rx *rx, uint64_t now)
 							   .arrived = port->arrived,
 							   .capacity = port->p.rx_ring};
 	}
-	af_sampler_end(&rx->sampler);
+	af_sampler_end(&rx->sampler, af_rx_moved(rx));
 }
 
 /* ---- the agent ---- */

@@ -38,7 +38,7 @@ af_rx_silence_due_at(const struct af_rx *rx, const struct af_rx_session *session
 static inline uint64_t
 af_rx_event_due_at(const struct af_rx *rx, uint64_t now)
 {
-	uint64_t due = rx->sampler.interval_ns ? rx->sampler.due_ns : AF_DUE_NEVER;
+	uint64_t due = af_sampler_due_at(&rx->sampler, af_rx_moved(rx));
 
 	if (rx->changed || rx->waiter_removed || rx->answers_head != rx->answers_tail)
 		return now;

@@ -257,6 +257,17 @@ af_rx_knows(const struct af_rx_session *session, const uint8_t *mac)
 	return false;
 }
 
+/* For the sampler: grows with every frame that arrives. */
+static inline uint64_t
+af_rx_moved(const struct af_rx *rx)
+{
+	uint64_t moved = 0;
+
+	for (uint32_t p = 0; p < rx->nb_ports; p++)
+		moved += rx->ports[p].count.rx_frames;
+	return moved;
+}
+
 static inline uint64_t
 af_rx_latency(const struct af_rx *rx, const struct af_frame *f, uint64_t now)
 {

@@ -75,7 +75,7 @@ af_tx_sample(struct af_tx *tx, uint64_t now)
 							   .queued = port->pn.in_flight,
 							   .capacity = port->pn.limit};
 	}
-	af_sampler_end(&tx->sampler);
+	af_sampler_end(&tx->sampler, af_tx_moved(tx));
 }
 
 static inline bool

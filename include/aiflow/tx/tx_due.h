@@ -136,7 +136,7 @@ af_tx_silence_due_at(struct af_tx *tx)
 static inline uint64_t
 af_tx_tick_due_at(struct af_tx *tx, uint64_t now)
 {
-	uint64_t due = tx->sampler.interval_ns ? tx->sampler.due_ns : AF_DUE_NEVER;
+	uint64_t due = af_sampler_due_at(&tx->sampler, af_tx_moved(tx));
 
 	if (tx->changed || (tx->queue && (tx->trouble || tx->death_unreported)))
 		return now;

@@ -291,6 +291,17 @@ af_tx_busy(const struct af_tx *tx)
 	return tx->queue || tx->first_id != tx->next_id;
 }
 
+/* For the sampler: grows with every frame out, and with every frame that arrived over there. */
+static inline uint64_t
+af_tx_moved(const struct af_tx *tx)
+{
+	uint64_t moved = 0;
+
+	for (uint32_t p = 0; p < tx->nb_ports; p++)
+		moved += tx->ports[p].count.tx_frames + tx->ports[p].arrived;
+	return moved;
+}
+
 /* Is there more to do than to wait for the acknowledgement of inlined slices? */
 static inline bool
 af_tx_is_pressed(const struct af_tx *tx)
