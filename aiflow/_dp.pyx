@@ -324,7 +324,7 @@ cdef class Loop(LoopDriver):
         if af_handoff_take_posted(&self.handoff):
             for i in range(self.nb_users):
                 self.users[i].collect(self.users[i].side, self.now)
-            work = BURST
+            work = 1
         if self.nb_gated:
             af_intr_gate_enter(self.gate)
         for i in range(self.nb_ports):

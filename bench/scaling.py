@@ -6,9 +6,8 @@ Every point of a curve has a new receiver and new senders. Each process is pinne
 the senders share the others. After some slices for warm-up, the medians of CPU seconds (all processes) and of seconds
 are taken. The exponent is that of a power law through the upper half of the points: in the lower half, the constant
 cost of a slice hides the cost of an element. An exponent above 1.1 is an error: no cost may grow faster than linearly.
-Senders that share a core may have up to 1.3: each of them polls while the others run. Several senders send at once in
-one round, and one after the other in the next. At once they may cost 1.1 times the CPU time. Other benchmarks verify
-the content.
+Several senders send at once in one round, and one after the other in the next. At once they may cost 1.1 times the CPU
+time. Other benchmarks verify the content.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ import numpy as np
 from contest import Process
 from loads import ROTATION, Load, rows
 
-STEEPEST, STEEPEST_OF_SHARED_CORES = 1.1, 1.3
+STEEPEST = 1.1
 AT_ONCE = 1.1  # CPU time of senders at once, ÷ that of the same senders one after the other
 ROUNDS, WARM_UP = 7, 3
 POINT_S = 6.0  # time for the rounds of a point; at least LEAST are measured
@@ -70,12 +69,11 @@ class Point:
 
 @dataclass(frozen=True)
 class Curve:
-    """Points, and the exponents of cost ~ x ** exponent. `steepest` is the limit for CPU time."""
+    """Points, and the exponents of cost ~ x ** exponent."""
 
     name: str
     unit: str
     points: list[Point]
-    steepest: float = STEEPEST
 
     def exponent(self, what: str) -> float:
         """Return the exponent of `what` ("cpu_s", "seconds", "memory") in the upper half of the points."""
@@ -282,9 +280,9 @@ def too_steep(curves: Sequence[Curve]) -> list[str]:
     """Return the costs that grow faster than linearly, and points above the memory limit."""
     found = []
     for curve in curves:
-        for what, most in (("cpu_s", curve.steepest), ("memory", STEEPEST)):
-            if curve.exponent(what) > most:
-                found.append(f"{curve.name}: {what} grows with exponent {curve.exponent(what):.2f}, above {most}")
+        for what in ("cpu_s", "memory"):
+            if curve.exponent(what) > STEEPEST:
+                found.append(f"{curve.name}: {what} grows with exponent {curve.exponent(what):.2f}, above {STEEPEST}")
         for point in curve.points:
             if point.memory > point.allowed:
                 over = f"{point.memory} bytes, above the {point.allowed} of its memory= and mbufs"
@@ -306,8 +304,7 @@ def main() -> int:
     curves = []
     for name in options.curves or CURVES:
         unit, settings = CURVES[name]
-        shared = max(setting.senders for _, setting in settings) > len(numbers)
-        curve = Curve(name, unit, [], STEEPEST_OF_SHARED_CORES if shared else STEEPEST)
+        curve = Curve(name, unit, [])
         for x, setting in settings:
             curve.points.append(measure(x, setting, core, numbers, options.rounds))
             point = curve.points[-1]

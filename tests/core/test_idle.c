@@ -50,7 +50,7 @@ work_shortens_the_next_sleep_by_its_amount(void)
 	af_idle_worked(&idle, 5 * MS, 1); /* a heartbeat */
 	CHECK_EQUAL(idle.sleep_ns, 200000);
 	CHECK_EQUAL(idle.worked_ns, 5 * MS);
-	af_idle_worked(&idle, 6 * MS, 4); /* a stream */
+	af_idle_worked(&idle, 6 * MS, AF_STREAM);
 	CHECK_EQUAL(idle.sleep_ns, 0);
 	idle.sleep_ns = 800000;
 	af_idle_begin(&idle, 7 * MS);
@@ -70,6 +70,42 @@ on_a_shared_core_it_sleeps_at_once(void)
 	CHECK_EQUAL(af_idle_step(&idle, idle.shared_ns), 0); /* no longer */
 }
 
+/* One long yield may be an interrupt, or the worker that looked around. */
+static void
+two_long_yields_in_a_row_make_a_shared_core(void)
+{
+	struct af_idle idle = {0};
+	uint64_t now = 1000 * MS, took = AF_LONG_YIELD_NS + 1;
+
+	af_idle_yielded(&idle, now, now + took);
+	CHECK_EQUAL(idle.shared_ns, 0);
+	now += took + AF_IN_A_ROW_NS;
+	af_idle_yielded(&idle, now, now + took); /* too long after the first */
+	CHECK_EQUAL(idle.shared_ns, 0);
+	now += took + AF_IN_A_ROW_NS - 1;
+	af_idle_yielded(&idle, now, now + AF_LONG_YIELD_NS); /* not long */
+	CHECK_EQUAL(idle.shared_ns, 0);
+	af_idle_yielded(&idle, now, now + 3 * MS);
+	CHECK_EQUAL(idle.shared_ns, now + 3 * MS + AF_SHARED_NS);
+}
+
+/* A heartbeat and its answer end a long sleep, and no spinning follows. A conversation has more frames. */
+static void
+a_heartbeat_in_the_quiet_is_no_reason_to_spin(void)
+{
+	struct af_idle idle = {0};
+	uint64_t now = 1000 * MS;
+
+	CHECK_EQUAL(af_idle_sleep(&idle, now, 30000, now + AF_QUIET_NS), AF_QUIET_NS);
+	now += AF_QUIET_NS;
+	for (int frames = 0; frames < 2; frames++) {
+		af_idle_worked(&idle, now, 1);
+		CHECK(af_idle_step(&idle, now + 1000) > 0);
+	}
+	af_idle_worked(&idle, now, 1);
+	CHECK_EQUAL(af_idle_step(&idle, now + 1000), 0);
+}
+
 static void
 a_loop_that_ports_can_wake_sleeps_until_something_is_due(void)
 {
@@ -79,7 +115,7 @@ a_loop_that_ports_can_wake_sleeps_until_something_is_due(void)
 	CHECK_EQUAL(af_idle_sleep(&idle, now, backoff, AF_DUE_UNKNOWN), backoff);
 	CHECK_EQUAL(af_idle_sleep(&idle, now, backoff, now + 7 * MS), 7 * MS);
 	CHECK_EQUAL(af_idle_sleep(&idle, now, backoff, UINT64_MAX), AF_SLEEP_QUIET_NS);
-	CHECK_EQUAL(af_idle_sleep(&idle, now, backoff, now + AF_SLEEP_FIRST_NS - 1), backoff); /* too near */
+	CHECK_EQUAL(af_idle_sleep(&idle, now, backoff, now + 1), AF_SLEEP_FIRST_NS); /* too near */
 	CHECK(!idle.alone);
 }
 
@@ -139,6 +175,7 @@ timers_become_exact_and_go_back(void)
 
 CASES(CASE(it_spins_then_yields_then_sleeps), CASE(a_sleep_grows_to_its_bounds),
       CASE(work_shortens_the_next_sleep_by_its_amount), CASE(on_a_shared_core_it_sleeps_at_once),
+      CASE(two_long_yields_in_a_row_make_a_shared_core), CASE(a_heartbeat_in_the_quiet_is_no_reason_to_spin),
       CASE(a_loop_that_ports_can_wake_sleeps_until_something_is_due), CASE(what_is_overdue_is_tried_once),
       CASE(ports_that_wake_it_for_nothing_are_not_heard), CASE(a_stream_on_a_shared_core_is_collected),
       CASE(timers_become_exact_and_go_back))
