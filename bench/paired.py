@@ -1,13 +1,13 @@
 """Compare two built trees: send the benchmark's slice with aiflow of each tree in turn, and print the ratio.
 
-    python bench/paired.py TREE_A TREE_B [--pairs N] [--rows BYTES | --talk BYTES]
+    python bench/paired.py TREE_A TREE_B [--pairs N] [--rows BYTES | --talk BYTES] [--frame BYTES]
 
 A pair is a sender and a receiver of each tree, all open at the same time. They take turns slice by slice, so that other
 load on the machine affects both equally. With --rows a slice has the same number of bytes in rows of that size, sent by
-`send_batch`. With --talk it is 100 round trips of that size, with both sides polling. A tree paired with itself shows
-the noise of the machine. The result of a pair is the median of the ratios of its slices. Each pair starts new
-processes, because the placement in memory matters. Ratios are B ÷ A of bytes, or round trips, per second: above 1, B is
-faster. Each tree is driven by the modules in its own bench/.
+`send_batch`. With --frame the Ethernet frames have that size. With --talk it is 100 round trips of that size, with both
+sides polling. A tree paired with itself shows the noise of the machine. The result of a pair is the median of the
+ratios of its slices. Each pair starts new processes, because the placement in memory matters. Ratios are B ÷ A of
+bytes, or round trips, per second: above 1, B is faster. Each tree is driven by the modules in its own bench/.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Side:
     """The two ends of a case, with the package of `tree`, in separate processes."""
 
     def __init__(self, tree: Path, options: argparse.Namespace) -> None:
-        sizes = ["--rows", str(options.rows), "--talk", str(options.talk)]
+        sizes = ["--rows", str(options.rows), "--talk", str(options.talk), "--frame", str(options.frame)]
         self._process = subprocess.Popen(  # -P: the modules beside this file are the tree's own
             [sys.executable, "-P", __file__, "--serve", options.driver, *sizes],
             env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tree), str(tree / "bench")])},
@@ -109,7 +109,7 @@ def _both(out: str, back: str) -> Iterator[tuple[Any, Any]]:
         yield tx, rx
 
 
-def serve(driver: str, row_bytes: int) -> None:
+def serve(driver: str, row_bytes: int, frame_bytes: int) -> None:
     """Run the sending process of a side: a slice for each line of standard input, verified afterwards."""
     import numpy as np
     from transfer import ROTATION, Case, Transfer, make_slices, versions
@@ -122,13 +122,14 @@ def serve(driver: str, row_bytes: int) -> None:
             self._unverified = True
 
     cores = sorted(os.sched_getaffinity(0))
+    case = Case(driver, frame_bytes or None)
     if row_bytes:
         generator = np.random.default_rng(1)
         shape = (1 << 27) // row_bytes, row_bytes
         slices = [[generator.integers(0, 256, shape, np.uint8)] for _ in range(ROTATION)]
-        of_case = Rows(Case(driver), slices, (cores[0], cores[-1]))
+        of_case = Rows(case, slices, (cores[0], cores[-1]))
     else:
-        of_case = Transfer(Case(driver), make_slices(512), (cores[0], cores[-1]))
+        of_case = Transfer(case, make_slices(512), (cores[0], cores[-1]))
     with of_case as transfer:
         print(json.dumps(versions()), flush=True)
         for _ in sys.stdin:
@@ -154,11 +155,12 @@ def main() -> None:
     parser.add_argument("--slices", type=int, default=20, help="slices of each side in a pair, after four for warm-up")
     parser.add_argument("--driver", default="memif", help="memif or vhost")
     parser.add_argument("--rows", type=int, default=0, metavar="BYTES", help="rows of this size instead of images")
+    parser.add_argument("--frame", type=int, default=0, metavar="BYTES", help="Ethernet frames of this size")
     parser.add_argument("--talk", type=int, default=0, metavar="BYTES", help="polled round trips of this size")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
-        return serve_calls(options.talk) if options.talk else serve(options.serve, options.rows)
+        return serve_calls(options.talk) if options.talk else serve(options.serve, options.rows, options.frame)
     if len(options.trees) != 2:
         parser.error("give two trees")
     a, b = (tree.resolve() for tree in options.trees)
