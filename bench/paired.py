@@ -4,10 +4,11 @@
 
 A pair is a sender and a receiver of each tree, all open at the same time. They take turns slice by slice, so that other
 load on the machine affects both equally. With --rows a slice has the same number of bytes in rows of that size, sent by
-`send_batch`. With --frame the Ethernet frames have that size. With --talk it is 100 round trips of that size, with both
-sides polling. A tree paired with itself shows the noise of the machine. The result of a pair is the median of the
-ratios of its slices. Each pair starts new processes, because the placement in memory matters. Ratios are B ÷ A of
-bytes, or round trips, per second: above 1, B is faster. Each tree is driven by the modules in its own bench/.
+`send_batch`. With --frame the Ethernet frames have that size. With --talk it is 2000 round trips of that size, with
+both sides polling, and the trees are open one after the other. A tree paired with itself shows the noise of the
+machine. The result of a pair is the median of the ratios of its slices. Each pair starts new processes, because the
+placement in memory matters. Ratios are B ÷ A of bytes, or round trips, per second: above 1, B is faster. Each tree is
+driven by the modules in its own bench/.
 """
 
 from __future__ import annotations
@@ -20,14 +21,13 @@ import os
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
 WARM_UP = 4  # slices
-CALLS = 100  # round trips instead of a slice
+CALLS = 2000  # round trips instead of a slice: the first dozens are cold
 
 
 class Side:
@@ -77,22 +77,23 @@ def serve_calls(nbytes: int) -> None:
 
     cores = sorted(os.sched_getaffinity(0))
     name = f"paired-{os.getpid()}"
-    caller_lives, _held = os.pipe()  # readable when we have ended, however that came about
+    turns, turn = os.pipe()  # the other tree's answerer has the core between our turns; an end of file ends ours
     if not os.fork():
-        os.close(_held)
+        os.close(turn)
         os.sched_setaffinity(0, {cores[-1]})
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         with contextlib.suppress(aiflow.AiflowError), _both(f"local:{name}-back", f"local:{name}") as (tx, rx):
-            threading.Thread(target=lambda: (os.read(caller_lives, 1), rx.close()), daemon=True).start()
-            for time_slice in rx:
-                with time_slice:
-                    tx.send([time_slice[0].array], timeout=60)
+            while os.read(turns, 1):
+                for _ in range(CALLS):
+                    with rx.recv(60) as time_slice:
+                        tx.send([time_slice[0].array], timeout=60)
         os._exit(0)
     os.sched_setaffinity(0, {cores[0]})
     call = np.ones(nbytes, np.uint8)
     with _both(f"local:{name}", f"local:{name}-back") as (tx, rx):
         print(json.dumps({"package": os.path.dirname(os.path.realpath(aiflow.__file__))}), flush=True)
         for _ in sys.stdin:
+            os.write(turn, b"t")
             begin = time.perf_counter()
             for _ in range(CALLS):
                 tx.send([call], timeout=60)
@@ -148,6 +149,24 @@ def interval(values: list[float]) -> str:
     return f"95 % interval {ordered[k - 1]:.3f} to {ordered[n - k]:.3f}" if k else "too few pairs for an interval"
 
 
+def together(trees: tuple[Path, Path], _pair: int, options: argparse.Namespace) -> list[tuple[float, ...]]:
+    """Return the rates of both trees, open at the same time, in turns."""
+    rates: list[tuple[float, ...]] = []
+    with Side(trees[0], options) as a, Side(trees[1], options) as b:
+        for number in range(WARM_UP + options.slices):
+            rates.append((a.rate(), b.rate()) if number % 2 else (b.rate(), a.rate())[::-1])
+    return rates
+
+
+def apart(trees: tuple[Path, Path], pair: int, options: argparse.Namespace) -> list[tuple[float, ...]]:
+    """Return the rates of both trees, one after the other: an idle loop that looks around would disturb the other."""
+    rates: dict[int, list[float]] = {}
+    for which in (0, 1) if pair % 2 else (1, 0):
+        with Side(trees[which], options) as side:
+            rates[which] = [side.rate() for _ in range(WARM_UP + options.slices)]
+    return list(zip(rates[0], rates[1], strict=True))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("trees", nargs="*", type=Path, metavar="TREE", help="two checkouts, built in place")
@@ -166,14 +185,7 @@ def main() -> None:
     a, b = (tree.resolve() for tree in options.trees)
     ratios, unit = [], "calls/ms" if options.talk else "GB/s"
     for pair in range(options.pairs):
-        with Side(a, options) as side_a, Side(b, options) as side_b:
-            rates = []
-            for number in range(WARM_UP + options.slices):
-                if number % 2:
-                    rates.append((side_a.rate(), side_b.rate()))
-                else:
-                    rates.append((side_b.rate(), side_a.rate())[::-1])
-        rates = rates[WARM_UP:]
+        rates = (apart if options.talk else together)((a, b), pair, options)[WARM_UP:]
         ratios.append(statistics.median(of_b / of_a for of_a, of_b in rates))
         of_a, of_b = (statistics.median(column) for column in zip(*rates, strict=True))
         print(f"pair {pair + 1:3}: A {of_a:.3f} {unit}, B {of_b:.3f} {unit}, ratio {ratios[-1]:.3f}", flush=True)
