@@ -122,6 +122,43 @@ news_are_told_after_some_frames_or_some_time(void)
 	rig_end(&rig);
 }
 
+/* A frame every 0.1 ms, as on a link of 100 Mbit/s. */
+static void
+a_slow_stream_is_reported_less_often(void)
+{
+	struct af_rx_session *session = reporting();
+	struct af_rx_path *path = &session->paths[0];
+	uint64_t begin = rig.now;
+	struct af_frame f;
+
+	path->feedback_ns = begin;
+	path->news = 0;
+	for (uint32_t n = 1; n < AF_FEEDBACK_MANY; n++) {
+		path->news++;
+		path->heard_ns = rig.now;
+		CHECK(!said(&f));
+		rig.now += 100000;
+	}
+	path->news++;
+	CHECK(said(&f)); /* many, and 0.5 ms later */
+
+	path->feedback_ns = rig.now;
+	for (path->news = 1; rig.now < path->feedback_ns + AF_FEEDBACK_MOST_NS; rig.now += 190000) {
+		path->heard_ns = rig.now;
+		CHECK(!said(&f));
+	}
+	CHECK(said(&f)); /* few, and 2 ms later */
+
+	path->feedback_ns = rig.now;
+	path->news = 1;
+	path->heard_ns = rig.now + 400000;
+	rig.now = path->heard_ns + AF_FEEDBACK_STILL_NS - 1;
+	CHECK(!said(&f));
+	rig.now++;
+	CHECK(said(&f)); /* few, and no more come */
+	rig_end(&rig);
+}
+
 static void
 a_probe_is_answered_with_what_the_oldest_slice_lacks(void)
 {
@@ -198,5 +235,6 @@ the_drop_that_is_told_is_the_most_frequent_one_that_matters(void)
 
 CASES(CASE(a_report_has_exactly_the_receivers_state),
       CASE(other_paths_are_told_of_when_they_have_news_or_all_are_asked_for), CASE(a_grant_says_so_by_its_kind),
-      CASE(news_are_told_after_some_frames_or_some_time), CASE(a_probe_is_answered_with_what_the_oldest_slice_lacks),
-      CASE(a_long_text_is_told_in_pieces_that_join), CASE(the_drop_that_is_told_is_the_most_frequent_one_that_matters))
+      CASE(news_are_told_after_some_frames_or_some_time), CASE(a_slow_stream_is_reported_less_often),
+      CASE(a_probe_is_answered_with_what_the_oldest_slice_lacks), CASE(a_long_text_is_told_in_pieces_that_join),
+      CASE(the_drop_that_is_told_is_the_most_frequent_one_that_matters))

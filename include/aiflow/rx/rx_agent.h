@@ -17,6 +17,7 @@
 #include "aiflow/rx/admission.h"
 #include "aiflow/rx/feedback.h"
 #include "aiflow/rx/reassembly.h"
+#include "aiflow/rx/rx_due.h"
 #include "aiflow/rx/rx_hello.h"
 #include "aiflow/rx/rx_lifetime.h"
 #include "aiflow/rx/rx_session.h"
@@ -138,18 +139,11 @@ af_rx_next_frame(void *state, uint32_t p, uint64_t now, struct af_budget *budget
 
 		for (uint32_t k = 0; k < session->nb_paths && !size; k++) {
 			struct af_rx_path *path = &session->paths[k];
-			uint32_t every =
-				port->p.rx_ring / 4 < AF_FEEDBACK_FRAMES ? port->p.rx_ring / 4 : AF_FEEDBACK_FRAMES;
-			bool probed = path->urgent;
 
-			if (!(path->known || path->bye_due) || path->port != p)
+			if (path->port != p || af_rx_path_due_at(rx, session, path, now) > now)
 				continue;
-			if (path->bye_due) {
-				size = af_rx_bye(rx, session, k, now, frame);
-			} else if (probed || path->news > every || (session->urgent && session->last_port == p) ||
-				   (path->news && now - path->feedback_ns >= AF_FEEDBACK_NS)) {
-				size = af_rx_feedback(rx, session, k, probed, now, frame);
-			}
+			size = path->bye_due ? af_rx_bye(rx, session, k, now, frame)
+					     : af_rx_feedback(rx, session, k, path->urgent, now, frame);
 		}
 	}
 	if (size) {

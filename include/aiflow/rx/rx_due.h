@@ -6,20 +6,27 @@
 
 #define AF_RX_MEMORY_NS 1000000ull /* between two looks at memory that users give back, while a slice waits for it */
 
-/* Of a path in af_rx_next_frame. */
+/* When a path owes a BYE or feedback. On a slow link feedback is rarer than every 0.5 ms while frames keep coming: it
+ * would take a share of the way back, on which the same node may send. */
 static inline uint64_t
 af_rx_path_due_at(const struct af_rx *rx, const struct af_rx_session *session, const struct af_rx_path *path,
 		  uint64_t now)
 {
 	const struct af_rx_port *port = &rx->ports[path->port];
 	uint32_t every = port->p.rx_ring / 4 < AF_FEEDBACK_FRAMES ? port->p.rx_ring / 4 : AF_FEEDBACK_FRAMES;
+	uint64_t due = path->feedback_ns + AF_FEEDBACK_NS, still = path->heard_ns + AF_FEEDBACK_STILL_NS,
+		 most = path->feedback_ns + AF_FEEDBACK_MOST_NS;
 
 	if (!(path->known || path->bye_due) || !port->p.attached)
 		return AF_DUE_NEVER;
 	if (path->bye_due || path->urgent || path->news > every ||
 	    (session->urgent && session->last_port == path->port))
 		return now;
-	return path->news ? path->feedback_ns + AF_FEEDBACK_NS : AF_DUE_NEVER;
+	if (!path->news)
+		return AF_DUE_NEVER;
+	if (path->news < AF_FEEDBACK_MANY)
+		due = still > most ? most : still > due ? still : due;
+	return due;
 }
 
 /* Of a session in af_rx_tick: the sender's silence. */

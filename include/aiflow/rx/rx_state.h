@@ -16,14 +16,18 @@
 #define AF_RX_SLOTS 16u /* slices of a session that are known at a time: twice those that a sender has in flight */
 #define AF_SESSIONS 64u
 #define AF_ANSWERS 64u              /* HELLOs that wait for their answer */
-#define AF_FEEDBACK_NS 500000ull    /* the longest that an arrival stays unreported */
-#define AF_FEEDBACK_HOLE_NS 100000ull /* between feedback frames that show nothing but new holes */
-#define AF_FEEDBACK_FRAMES 32u      /* at most this many frames arrive on a path between two feedback frames */
-#define AF_FEEDBACK_BYTES 1400u     /* of a feedback frame */
 #define AF_SILENCE_NS 3000000000ull /* a sender that is silent for longer holds no memory that another waits for */
 #define AF_STREAM_SLICE (1u << 20)  /* bytes: larger slices do not fit in a core's cache, and bypass it */
 #define AF_STREAM_FRAME 512u        /* bytes of a payload that is worth bypassing the cache */
 #define AF_CLOSED_RETAINED_TIMEOUTS 4u /* a silent session is remembered for this many peer timeouts */
+
+#define AF_FEEDBACK_NS 500000ull /* between two feedback frames of a path with many frames, or after its last one */
+#define AF_FEEDBACK_MANY 16u /* frames. Feedback on fewer waits until … */
+#define AF_FEEDBACK_STILL_NS 200000ull /* … no frame has come for this long, */
+#define AF_FEEDBACK_MOST_NS 2000000ull /* … or for this long */
+#define AF_FEEDBACK_HOLE_NS 100000ull /* between feedback frames that show nothing but new holes */
+#define AF_FEEDBACK_FRAMES 32u /* at most this many frames arrive on a path between two feedback frames */
+#define AF_FEEDBACK_BYTES 1400u /* of a feedback frame */
 
 enum af_rx_state {
 	AF_RX_EMPTY,
