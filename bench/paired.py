@@ -70,14 +70,14 @@ class Side:
 
 
 def serve_calls(nbytes: int) -> None:
-    """Run the calling process of a side: a hundred round trips for each line of standard input."""
+    """Run the calling process of a side: `CALLS` round trips for each line of standard input."""
     import numpy as np
 
     import aiflow
 
     cores = sorted(os.sched_getaffinity(0))
     name = f"paired-{os.getpid()}"
-    turns, turn = os.pipe()  # the other tree's answerer has the core between our turns; an end of file ends ours
+    turns, turn = os.pipe()  # an end of file ends the answerer
     if not os.fork():
         os.close(turn)
         os.sched_setaffinity(0, {cores[-1]})
@@ -149,16 +149,18 @@ def interval(values: list[float]) -> str:
     return f"95 % interval {ordered[k - 1]:.3f} to {ordered[n - k]:.3f}" if k else "too few pairs for an interval"
 
 
-def together(trees: tuple[Path, Path], _pair: int, options: argparse.Namespace) -> list[tuple[float, ...]]:
+def together(trees: tuple[Path, Path], pair: int, options: argparse.Namespace) -> list[tuple[float, ...]]:
     """Return the rates of both trees, open at the same time, in turns.
 
     A turn is two slices: the second finds its tree's bytes in the caches, and is faster.
     """
-    with Side(trees[0], options) as a, Side(trees[1], options) as b:
-        return [
-            tuple(statistics.harmonic_mean([side.rate(), side.rate()]) for side in (a, b))
+    first, second = trees if pair % 2 else trees[::-1]
+    with Side(first, options) as one, Side(second, options) as other:
+        rates = [
+            tuple(statistics.harmonic_mean([side.rate(), side.rate()]) for side in (one, other))
             for _ in range(WARM_UP + options.slices)
         ]
+    return rates if pair % 2 else [turn[::-1] for turn in rates]
 
 
 def apart(trees: tuple[Path, Path], pair: int, options: argparse.Namespace) -> list[tuple[float, ...]]:

@@ -131,6 +131,9 @@ a_slow_stream_is_reported_less_often(void)
 	uint64_t begin = rig.now;
 	struct af_frame f;
 
+	rig.rx.ports[0].p.point_to_point = false;
+	path->pn.floor = path->pn.next;
+	path->granted = 90;
 	path->feedback_ns = begin;
 	path->news = 0;
 	for (uint32_t n = 1; n < AF_FEEDBACK_MANY; n++) {
@@ -156,6 +159,19 @@ a_slow_stream_is_reported_less_often(void)
 	CHECK(!said(&f));
 	rig.now++;
 	CHECK(said(&f)); /* few, and no more come */
+
+	path->granted = 12;
+	path->feedback_ns = rig.now;
+	path->news = 3;
+	path->heard_ns = rig.now += AF_FEEDBACK_NS;
+	CHECK(said(&f)); /* a quarter of the window */
+
+	path->granted = 90;
+	path->feedback_ns = rig.now;
+	path->news = 3;
+	path->heard_ns = rig.now += AF_FEEDBACK_NS;
+	path->pn.next++;
+	CHECK(said(&f)); /* there is a hole */
 	rig_end(&rig);
 }
 

@@ -89,7 +89,8 @@ two_long_yields_in_a_row_make_a_shared_core(void)
 	CHECK_EQUAL(idle.shared_ns, now + 3 * MS + AF_SHARED_NS);
 }
 
-/* A heartbeat and its answer end a long sleep, and no spinning follows. A conversation has more frames. */
+/* A heartbeat and its answer end a long sleep, and no spinning follows. A conversation has more frames, with pauses
+ * that plan long sleeps and end soon. */
 static void
 a_heartbeat_in_the_quiet_is_no_reason_to_spin(void)
 {
@@ -98,9 +99,10 @@ a_heartbeat_in_the_quiet_is_no_reason_to_spin(void)
 
 	CHECK_EQUAL(af_idle_sleep(&idle, now, 30000, now + AF_QUIET_NS), AF_QUIET_NS);
 	now += AF_QUIET_NS;
-	for (int frames = 0; frames < 2; frames++) {
+	for (int frames = 0; frames < 2; frames++, now += 50000) {
 		af_idle_worked(&idle, now, 1);
 		CHECK(af_idle_step(&idle, now + 1000) > 0);
+		CHECK(af_idle_sleep(&idle, now + 1000, 30000, now + AF_HEARTBEAT_NS) > AF_QUIET_NS);
 	}
 	af_idle_worked(&idle, now, 1);
 	CHECK_EQUAL(af_idle_step(&idle, now + 1000), 0);

@@ -127,6 +127,14 @@ def test_credit_shares_a_port_fairly_without_loss_and_keeps_it_busy(shaped, send
 
 
 @unit
+@pytest.mark.parametrize("limit_kb", [9, 15, 24])  # 6, 10 and 16 frames
+def test_a_slow_link_with_a_short_queue_is_kept_busy(shaped, limit_kb: int) -> None:
+    """A small window is used up before a receiver has 16 frames to report."""
+    outcome = run(shaped, f"bytes=16000000 access=1000 limit_kb={limit_kb}")
+    assert used(outcome, 100) >= 0.95
+
+
+@unit
 def test_credit_makes_room_for_one_that_comes_late(shaped) -> None:
     """One has the port for 200 ms, then each gets half of it."""
     first, second = run(shaped, "senders=2 bytes=8000000 late_ms=200")["finished_ms"]

@@ -9,7 +9,9 @@
 #include "aiflow/wire/frame.h"
 
 #define AF_HEARTBEAT_NS 1000000000ull /* an idle sender sends a probe this often */
-#define AF_AWAY_NS 600000000ull /* between two ticks: this process was stopped, so that no peer counts as silent */
+/* Between two ticks: this process was stopped, so that no peer counts as silent. */
+#define AF_AWAY_NS 250000000ull
+#define AF_AWAY_QUIET_NS 600000000ull /* … when nothing is on its way: a quiet loop sleeps for longer */
 
 #define AF_DUE_NEVER UINT64_MAX
 #define AF_DUE_UNKNOWN 0ull /* the loop must look by itself, at growing intervals */

@@ -3,13 +3,13 @@
  * An answer may be microseconds away, so the loop spins first. A sleep lasts at most a millisecond, or 1/64 of the time
  * that the loop has been idle. Work shortens it: a stream of frames keeps the loop awake, a heartbeat does not.
  *
- * Spinning is free on a core of one's own. Two long yields in a row show that another thread wants the core, perhaps the
- * peer or the kernel's side of a port. For some milliseconds the loop then sleeps at once. A single long yield shows no
- * more than an interrupt, or the worker that looks whether a caller still drives.
+ * Spinning is free on a core of one's own. Two long yields in a row show that another thread wants the core, perhaps
+ * the peer or the kernel's side of a port. For some milliseconds the loop then sleeps at once. A single long yield
+ * shows no more than an interrupt, or the worker that looks whether a caller still drives.
  *
  * Where every port can wake the loop, it sleeps until its agents have something due, instead of this back-off. The
- * back-off remains for three cases: the due time is near or past; ports wake the loop, and it finds no work; and a
- * stream on a shared core, whose frames are worth collecting.
+ * back-off remains for three cases: the due time is past; ports wake the loop, and it finds no work; and a stream on a
+ * shared core, whose frames are worth collecting.
  */
 #ifndef AIFLOW_IDLE_H
 #define AIFLOW_IDLE_H
@@ -145,7 +145,7 @@ af_idle_sleep(struct af_idle *idle, uint64_t now, uint64_t backoff_ns, uint64_t 
 		return AF_SLEEP_FIRST_NS;
 	if (due > now + AF_SLEEP_QUIET_NS)
 		due = now + AF_SLEEP_QUIET_NS;
-	if (due - now >= AF_QUIET_NS)
+	if (due - now >= AF_QUIET_NS && now - idle->worked_ns >= AF_YIELD_NS)
 		idle->sleep_ns = AF_SLEEP_MOST_NS;
 	return due - now;
 }

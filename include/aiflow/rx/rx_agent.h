@@ -164,6 +164,7 @@ af_rx_tick(void *state, uint64_t now)
 {
 	struct af_rx *rx = state;
 	uint32_t releases = atomic_load_explicit(&rx->arena->releases, memory_order_acquire);
+	uint64_t away = rx->flowing || rx->waiting ? AF_AWAY_NS : AF_AWAY_QUIET_NS;
 	bool changed;
 
 	af_rx_sample(rx, now);
@@ -183,7 +184,7 @@ af_rx_tick(void *state, uint64_t now)
 		struct af_rx_session *session = rx->sessions[i];
 		uint64_t silent;
 
-		if (rx->ticked_ns && now - rx->ticked_ns > AF_AWAY_NS)
+		if (rx->ticked_ns && now - rx->ticked_ns > away)
 			session->heard_ns = af_heard_while_away(session->heard_ns, rx->ticked_ns, now);
 		silent = now > session->heard_ns ? now - session->heard_ns : 0;
 		if (silent > AF_CLOSED_RETAINED_TIMEOUTS * rx->peer_timeout_ns ||

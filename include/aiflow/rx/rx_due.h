@@ -2,12 +2,21 @@
 #ifndef AIFLOW_RX_DUE_H
 #define AIFLOW_RX_DUE_H
 
+#include "aiflow/rx/credit_share.h"
 #include "aiflow/rx/rx_state.h"
 
 #define AF_RX_MEMORY_NS 1000000ull /* between two looks at memory that users give back, while a slice waits for it */
 
-/* When a path owes a BYE or feedback. On a slow link feedback is rarer than every 0.5 ms while frames keep coming: it
- * would take a share of the way back, on which the same node may send. */
+/* Can feedback on a path wait while frames keep coming? On a slow link it would take a share of the way back, on which
+ * the same node may send. A window that is small, or a hole, cannot wait. */
+static inline bool
+af_rx_feedback_can_wait(const struct af_rx *rx, const struct af_rx_path *path, uint64_t now)
+{
+	return path->news < AF_FEEDBACK_MANY && path->news < af_credit_share_window(rx, path, now) / 4 &&
+	       path->pn.floor == path->pn.next;
+}
+
+/* When a path owes a BYE or feedback. */
 static inline uint64_t
 af_rx_path_due_at(const struct af_rx *rx, const struct af_rx_session *session, const struct af_rx_path *path,
 		  uint64_t now)
@@ -24,7 +33,7 @@ af_rx_path_due_at(const struct af_rx *rx, const struct af_rx_session *session, c
 		return now;
 	if (!path->news)
 		return AF_DUE_NEVER;
-	if (path->news < AF_FEEDBACK_MANY)
+	if (af_rx_feedback_can_wait(rx, path, now))
 		due = still > most ? most : still > due ? still : due;
 	return due;
 }

@@ -177,8 +177,10 @@ af_tx_end_cancelled(struct af_tx *tx, uint64_t now)
 static inline void
 af_tx_note_absence(struct af_tx *tx, uint64_t now)
 {
-	if (tx->ticked_ns && (now - tx->ticked_ns > AF_AWAY_NS ||
-			      (!tx->open && atomic_load_explicit(&tx->joining, memory_order_relaxed)))) {
+	uint64_t away = af_tx_busy(tx) ? AF_AWAY_NS : AF_AWAY_QUIET_NS;
+
+	if (tx->ticked_ns &&
+	    (now - tx->ticked_ns > away || (!tx->open && atomic_load_explicit(&tx->joining, memory_order_relaxed)))) {
 		if (!tx->open && tx->queue && tx->queue->posted_ns > tx->heard_ns)
 			tx->heard_ns = tx->queue->posted_ns; /* the search began then */
 		tx->heard_ns = af_heard_while_away(tx->heard_ns, tx->ticked_ns, now);
