@@ -149,8 +149,9 @@ is_excused(const struct sender *s, int error)
 	switch (error) {
 	case AF_TX_CANCELLED:
 		return o.cancel || s->restarted;
-	case AF_TX_RESTARTED:
-		return r->restarted || r->unplugged || s->unplugged;
+	case AF_TX_RESTARTED: /* a sender that slept before a frame of its session arrived counts as new, too */
+		return r->restarted || r->unplugged || s->unplugged ||
+		       (o.pause_for_ms >= patience_ms && is_paused_by_plan(s->at.node));
 	case AF_TX_AMBIGUOUS: /* late answers of the one that was killed */
 		return r->restarted;
 	case AF_TX_SILENT:
