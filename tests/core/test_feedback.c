@@ -235,6 +235,35 @@ a_long_text_is_told_in_pieces_that_join(void)
 	rig_end(&rig);
 }
 
+/* Feedback on one path may always be lost, when only its way back is dead. */
+static void
+each_path_that_is_asked_tells_a_text_whole(void)
+{
+	static const char text[3000] = {'x'};
+	struct af_rx_session *session = reporting();
+	struct af_frame f;
+
+	rig.now += AF_TEXTS_NS;
+	session->nb_paths = 2;
+	session->paths[1] = session->paths[0];
+	session->newest = 1;
+	af_rx_keep_text(session, 1, text, sizeof text);
+	for (int k = 0; k < 2; k++) { /* a probe of each path, at the same time */
+		uint32_t got = 0;
+
+		session->paths[k].urgent = true;
+		while (said(&f)) {
+			struct af_feedback r;
+
+			memcpy(&r, f.payload, sizeof r);
+			CHECK_EQUAL(AF_BE16(r.text_at), r.text_bytes ? got : 0);
+			got += AF_BE16(r.text_bytes);
+		}
+		CHECK_EQUAL(got, sizeof text);
+	}
+	rig_end(&rig);
+}
+
 static void
 the_drop_that_is_told_is_the_most_frequent_one_that_matters(void)
 {
@@ -253,4 +282,5 @@ CASES(CASE(a_report_has_exactly_the_receivers_state),
       CASE(other_paths_are_told_of_when_they_have_news_or_all_are_asked_for), CASE(a_grant_says_so_by_its_kind),
       CASE(news_are_told_after_some_frames_or_some_time), CASE(a_slow_stream_is_reported_less_often),
       CASE(a_probe_is_answered_with_what_the_oldest_slice_lacks), CASE(a_long_text_is_told_in_pieces_that_join),
+      CASE(each_path_that_is_asked_tells_a_text_whole),
       CASE(the_drop_that_is_told_is_the_most_frequent_one_that_matters))

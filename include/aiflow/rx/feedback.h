@@ -5,7 +5,7 @@
 #include "aiflow/rx/credit_share.h"
 #include "aiflow/rx/rx_state.h"
 
-#define AF_TEXTS_NS 20000000ull    /* between two rounds in which all texts are told */
+#define AF_TEXTS_NS 20000000ull    /* between two rounds in which a path tells all texts */
 
 static inline uint8_t *
 af_rx_feedback_path(const struct af_rx *rx, struct af_rx_path *path, uint32_t index, uint64_t now, uint8_t *at)
@@ -124,9 +124,10 @@ af_rx_feedback(struct af_rx *rx, struct af_rx_session *session, uint32_t first, 
 	r.drops = AF_BE32(rx->drops[r.drop] < 0xffffffffu && r.drop ? (uint32_t)rx->drops[r.drop] : 0);
 	if (probed) {
 		af_rx_ask_for(session, &r);
-		if (!session->text_due &&
-		    now - session->text_ns >= AF_TEXTS_NS) { /* earlier pieces may have been lost */
-			session->text_ns = now;
+		if (now - path->text_ns >= AF_TEXTS_NS) { /* earlier pieces may have been lost, with another path */
+			path->text_ns = now;
+			session->text_at = 0;
+			session->text_due = 0;
 			for (uint32_t i = 0; i < AF_RX_SLOTS; i++)
 				session->text_due += session->texts[i].nbytes;
 		}

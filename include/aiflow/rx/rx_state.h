@@ -118,6 +118,7 @@ struct af_rx_path {
 	uint64_t echo_ns; /* timestamp of the newest frame, on the sender's clock */
 	uint64_t heard_ns; /* when that frame arrived */
 	uint64_t feedback_ns; /* when its last feedback went */
+	uint64_t text_ns; /* when it began to tell all texts last */
 	uint64_t frames; /* that were accepted */
 	uint64_t bytes; /* of these frames */
 	double granted; /* window in frames; 0: none was granted yet */
@@ -153,7 +154,6 @@ struct af_rx_session {
 	uint32_t text_slot; /* the next piece to be told is of this text, */
 	uint32_t text_at; /* … from this byte on */
 	uint64_t text_due; /* bytes of texts that were not told yet, or were asked for */
-	uint64_t text_ns; /* when the texts were begun from the start last */
 	struct af_void voids[AF_NB_VOIDS]; /* in wire order */
 	uint32_t nb_paths; /* highest known index, plus one */
 	struct af_rx_path paths[AF_MAX_PORTS];
