@@ -175,6 +175,24 @@ two_receivers_of_one_port_are_ambiguous_too(void)
 	rig_end(&rig);
 }
 
+/* The new one was heard on the port that then died a moment after the old one was heard on the other. */
+static void
+a_receiver_that_came_back_is_found_beside_a_port_that_died(void)
+{
+	begin(2, true);
+	answered((struct answer){.p = 1, .port = 1});
+	rig.now += MS;
+	answered((struct answer){.p = 0, .port = 0, .epoch = 2000, .session = 6});
+	for (int i = 0; i < 5 && !rig.tx.open; i++) {
+		rig.now += AF_DISCOVERY_NS / 2;
+		answered((struct answer){.p = 1, .port = 1, .epoch = 2000, .session = 6});
+		af_tx_discover(&rig.tx, rig.now);
+	}
+	CHECK(rig.tx.open);
+	CHECK_EQUAL(rig.tx.epoch, 2000);
+	rig_end(&rig);
+}
+
 static void
 receivers_of_other_names_are_noted_once(void)
 {
@@ -290,7 +308,8 @@ CASES(CASE(small_and_full_hellos_alternate_without_a_period), CASE(hellos_are_du
       CASE(ports_with_one_possible_peer_open_when_all_have_an_answer), CASE(behind_a_switch_it_listens_for_200_ms),
       CASE(paths_are_matched_one_to_one), CASE(two_receivers_are_ambiguous_unless_one_was_named),
       CASE(two_receivers_of_one_port_are_ambiguous_too), CASE(receivers_of_other_names_are_noted_once),
-      CASE(a_paths_frames_fit_both_ends), CASE(full_frames_that_never_pass_are_an_error),
-      CASE(what_is_not_for_us_or_nonsense_changes_nothing), CASE(a_receiver_that_came_back_as_another_ends_the_session),
+      CASE(a_receiver_that_came_back_is_found_beside_a_port_that_died), CASE(a_paths_frames_fit_both_ends),
+      CASE(full_frames_that_never_pass_are_an_error), CASE(what_is_not_for_us_or_nonsense_changes_nothing),
+      CASE(a_receiver_that_came_back_as_another_ends_the_session),
       CASE(a_rival_of_our_receivers_name_is_noted_and_ours_goes_on),
       CASE(a_new_session_of_the_same_receiver_restarts_ours))

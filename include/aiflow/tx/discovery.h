@@ -203,21 +203,37 @@ struct af_tx_survey {
 	bool contradiction;               /* two receivers, or one in the other's place */
 };
 
+/* When a receiver was heard last, over any port. */
+static inline uint64_t
+af_tx_epoch_heard(const struct af_tx *tx, uint64_t epoch)
+{
+	uint64_t heard_ns = 0;
+
+	for (uint32_t p = 0; p < tx->nb_ports; p++)
+		for (uint32_t i = 0; i < tx->ports[p].nb_candidates; i++)
+			if (tx->ports[p].candidates[i].epoch == epoch)
+				heard_ns = af_later(heard_ns, tx->ports[p].candidates[i].heard_ns);
+	return heard_ns;
+}
+
 /* Compare one answer with the first. False when one of them is out of date: its answers are forgotten. */
 static inline bool
 af_tx_compare(struct af_tx *tx, struct af_tx_survey *survey, const struct af_candidate *c)
 {
 	const struct af_candidate *first = survey->first;
+	uint64_t first_heard, c_heard; /* this port may have died since */
 
 	if (first->epoch == c->epoch)
 		return true;
-	if (first->heard_ns + AF_DISCOVERY_NS < c->heard_ns || c->heard_ns + AF_DISCOVERY_NS < first->heard_ns) {
-		af_tx_forget_epoch(tx, first->heard_ns < c->heard_ns ? first->epoch : c->epoch);
+	first_heard = af_tx_epoch_heard(tx, first->epoch);
+	c_heard = af_tx_epoch_heard(tx, c->epoch);
+	if (first_heard + AF_DISCOVERY_NS < c_heard || c_heard + AF_DISCOVERY_NS < first_heard) {
+		af_tx_forget_epoch(tx, first_heard < c_heard ? first->epoch : c->epoch);
 		return false;
 	}
 	survey->contradiction = true;
-	if (first->heard_ns > c->first_ns &&
-	    c->heard_ns > first->first_ns) { /* each was heard after the other, so there are two */
+	if (first_heard > c->first_ns &&
+	    c_heard > first->first_ns) { /* each was heard after the other: there are two */
 		tx->trouble = AF_TX_AMBIGUOUS;
 		tx->rivals[0] = af_tx_rival(first);
 		tx->rivals[1] = af_tx_rival(c);
