@@ -1,0 +1,175 @@
+"""One PCI device as sysfs shows it: class, driver, IOMMU group, interfaces, and the processes that hold it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+__all__ = ["DPDK_DRIVERS", "PciDevice", "Sysfs"]
+
+DPDK_DRIVERS = ("vfio-pci", "uio_pci_generic", "igb_uio")
+"""Kernel drivers that hand a device to DPDK."""
+
+_NETWORK_CLASS, _BRIDGE_CLASS = 0x02, 0x06
+
+
+class Sysfs:
+    """The kernel's file systems.
+
+    Parameters
+    ----------
+    root : Path, optional
+        Where sysfs is. Default: ``/sys``.
+    proc : Path, optional
+        Where procfs is. Default: ``/proc``.
+    """
+
+    def __init__(self, root: Path = Path("/sys"), proc: Path = Path("/proc")) -> None:
+        self.root = root
+        self.proc = proc
+
+    @property
+    def bus(self) -> Path:
+        """The PCI bus."""
+        return self.root / "bus/pci"
+
+    def device(self, address: str) -> PciDevice:
+        """The device with an address, whether it exists or not."""
+        return PciDevice(self, address)
+
+    def network_cards(self) -> list[PciDevice]:
+        """Every network card on the bus."""
+        found = (self.device(path.name) for path in sorted((self.bus / "devices").glob("*")))
+        return [device for device in found if device.is_network_card]
+
+    def driver(self, name: str) -> Path:
+        """The directory of a PCI driver; it exists while the driver is loaded."""
+        return self.bus / "drivers" / name
+
+    def read(self, path: Path) -> str:
+        """Text of a file, without white space at its ends; "" if it cannot be read."""
+        with contextlib.suppress(OSError):
+            return path.read_text(errors="replace").strip()
+        return ""
+
+    def write(self, path: Path, text: str) -> None:
+        """Write to a file that exists. Raises OSError."""
+        fd = os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
+        try:
+            os.write(fd, text.encode())
+        finally:
+            os.close(fd)
+
+
+class PciDevice:
+    """A device on the PCI bus. Every attribute is read anew: another process may change it.
+
+    Parameters
+    ----------
+    sysfs : Sysfs
+    address : str
+        Domain, bus, device and function, such as ``0000:3b:00.0``.
+    """
+
+    def __init__(self, sysfs: Sysfs, address: str) -> None:
+        self.sysfs = sysfs
+        self.address = address
+        self.path = sysfs.bus / "devices" / address
+
+    @property
+    def exists(self) -> bool:
+        """Whether the device is there."""
+        return self.path.is_dir()
+
+    @property
+    def pci_class(self) -> int:
+        """Base class of the device (PCI Code and ID Assignment); -1 if it cannot be read."""
+        try:
+            return int(self.sysfs.read(self.path / "class"), 16) >> 16
+        except ValueError:
+            return -1
+
+    @property
+    def is_network_card(self) -> bool:
+        """Whether it is a network controller."""
+        return self.pci_class == _NETWORK_CLASS
+
+    @property
+    def is_bridge(self) -> bool:
+        """Whether it is a bridge. The kernel's driver of a bridge does no DMA for itself."""
+        return self.pci_class == _BRIDGE_CLASS
+
+    @property
+    def identity(self) -> str:
+        """Vendor and device, such as ``8086:10c9``."""
+        return ":".join(self.sysfs.read(self.path / name).removeprefix("0x") for name in ("vendor", "device"))
+
+    @property
+    def driver(self) -> str:
+        """The driver that it is bound to; "" if it is bound to none."""
+        return self._link("driver")
+
+    @property
+    def override(self) -> str:
+        """The only driver that may take it, if one is set; else ""."""
+        text = self.sysfs.read(self.path / "driver_override")
+        return "" if text == "(null)" else text
+
+    @property
+    def interfaces(self) -> list[str]:
+        """Its interfaces in the network namespace of sysfs."""
+        return sorted(path.name for pattern in ("net/*", "virtio*/net/*") for path in self.path.glob(pattern))
+
+    @property
+    def group(self) -> str:
+        """Number of its IOMMU group; "" if no IOMMU isolates it."""
+        return "" if self.sysfs.read(self.path / "iommu_group/name") == "vfio-noiommu" else self._link("iommu_group")
+
+    @property
+    def physical_function(self) -> str:
+        """Address of the card that this virtual function belongs to; "" if it is none."""
+        return self._link("physfn")
+
+    @property
+    def virtual_functions(self) -> list[str]:
+        """Addresses of its virtual functions."""
+        found = (os.readlink(path) for path in self.path.glob("virtfn*") if path.is_symlink())
+        return sorted(os.path.basename(target) for target in found)
+
+    def neighbours(self) -> list[PciDevice]:
+        """The other devices of its IOMMU group, which it can reach without the IOMMU. Bridges are left out."""
+        found = (self.sysfs.device(path.name) for path in sorted(self.path.glob("iommu_group/devices/*")))
+        return [device for device in found if device.address != self.address and not device.is_bridge]
+
+    def device_files(self) -> list[str]:
+        """Files under /dev through which a process holds the device."""
+        files = [f"/dev/{path.name}" for path in self.path.glob("uio/uio*")]
+        files += [f"/dev/vfio/devices/{path.name}" for path in self.path.glob("vfio-dev/vfio*")]
+        if number := self._link("iommu_group"):
+            files.append(f"/dev/vfio/{number}" if self.group else f"/dev/vfio/noiommu-{number}")
+        return files
+
+    def holders(self) -> list[str]:
+        """Processes that have one of its files open, such as ``4711 (python3)``. Without root only the user's own."""
+        files, found = set(self.device_files()), []
+        for process in sorted(self.sysfs.proc.glob("[0-9]*")):
+            if files & set(_open_files(process)):
+                name = self.sysfs.read(process / "comm")
+                found.append(f"{process.name} ({name})" if name.isprintable() and name else process.name)
+        return found
+
+    def _link(self, name: str) -> str:
+        """Last part of a link's target; "" if there is none."""
+        with contextlib.suppress(OSError):
+            return os.path.basename(os.readlink(self.path / name))
+        return ""
+
+
+def _open_files(process: Path) -> Iterator[str]:
+    """Targets of a process's descriptors."""
+    with contextlib.suppress(OSError):  # another user's process, or one that has ended
+        for descriptor in os.scandir(process / "fd"):
+            with contextlib.suppress(OSError):  # closed meanwhile
+                yield os.readlink(descriptor)
