@@ -40,6 +40,10 @@ _name = click.option(
 _timeout = click.option(
     "--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="Give up after this time."
 )
+_cards = click.argument("addresses", nargs=-1, required=True, metavar="DBDF...", callback=utf8)
+_dry_run = click.option(
+    "--dry-run", is_flag=True, help="Print the writes as shell commands, in their order, and change nothing."
+)
 
 
 class CommandGroup(click.Group):
@@ -143,19 +147,69 @@ def recv(as_json: bool, **options: Any) -> None:
         receive_into(outcome, **options)
 
 
-@app.command()
+@app.group(invoke_without_command=True)
 @json_option
-def ports(as_json: bool) -> None:
+@click.pass_context
+def ports(context: click.Context, as_json: bool) -> None:
     """Show which endpoints can be used here, and why the others cannot.
 
     The document of --json has three keys of its own. "endpoints": a list of "endpoint", "usable" and "note".
     "runtime_directory": the directory with the names of local endpoints, or null if there is none. "live_names": the
     names that receivers use now, a list of "endpoint", "process" and "owner".
     """
+    if context.invoked_subcommand is not None:
+        context.obj = as_json
+        return
     from aiflow.cli.ports import show_ports
 
     with Terminal(as_json).outcome("ports") as outcome:
         show_ports(outcome)
+
+
+@ports.command()
+@_cards
+@click.option(
+    "--driver",
+    type=click.Choice(["vfio-pci", "uio_pci_generic"]),
+    help="Driver to bind to. Default: vfio-pci, or uio_pci_generic for a card without an IOMMU.",
+)
+@_dry_run
+@json_option
+@click.pass_context
+def bind(context: click.Context, /, as_json: bool, **options: Any) -> None:
+    """Bind network cards for DPDK, so that pci:DBDF endpoints can use them. The kernel loses their interfaces.
+
+    DBDF is a card's PCI address, such as 0000:3b:00.0. A card is refused while the host needs it: while a route goes
+    over its interface, or the interface is up with addresses, or is part of a bridge or bond. All cards are checked
+    before the first one is changed. A bind that fails is undone.
+
+    The former driver is noted in /run/aiflow-pci. A restart of the machine undoes the binding. Needs root.
+
+    Exit codes: 0 bound, also if it was before; 1 refused or failed; 2 bad usage.
+    """
+    from aiflow.cli.binding import bind_cards
+
+    with Terminal(as_json or context.obj).outcome("ports bind") as outcome:
+        bind_cards(outcome, **options)
+
+
+@ports.command()
+@_cards
+@_dry_run
+@json_option
+@click.pass_context
+def unbind(context: click.Context, /, as_json: bool, **options: Any) -> None:
+    """Give network cards back to the drivers that they had before `aiflow ports bind`.
+
+    A card is refused while a process uses it. A card that was bound by another program goes to the driver that the
+    kernel chooses. Needs root.
+
+    Exit codes: 0 given back, also if it was before; 1 refused or failed; 2 bad usage.
+    """
+    from aiflow.cli.binding import unbind_cards
+
+    with Terminal(as_json or context.obj).outcome("ports unbind") as outcome:
+        unbind_cards(outcome, **options)
 
 
 @app.command()
