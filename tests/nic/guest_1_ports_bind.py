@@ -1,0 +1,166 @@
+"""`aiflow ports bind` and `unbind` on a kernel: a card goes to vfio-pci and back, and one that the host needs stays."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import machine
+import pytest
+from consoles import Console
+
+from aiflow.cli.app import run
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+class Done(NamedTuple):
+    """How a command ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def ports(*words: str) -> Done:
+    """Run `aiflow ports` with these words, in this process: another one takes seconds to start here."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = run(["ports", *words])
+    return Done(code, out.getvalue(), err.getvalue())
+
+
+def override(address: str) -> str:
+    return (machine.DEVICES / address / "driver_override").read_text().strip()
+
+
+def interface(address: str) -> str:
+    (name,) = (path.name for path in (machine.DEVICES / address / "net").iterdir())
+    return name
+
+
+@pytest.fixture
+def card(cards: list[str]) -> Iterator[str]:
+    """nic3, which the kernel drives as after a start of the machine; vfio-pci has it again after the test."""
+    address = cards[3]
+    machine.bind(address, "igb")
+    (machine.DEVICES / address / "driver_override").write_text("\n")
+    yield address
+    machine.bind(address, "vfio-pci")
+
+
+def test_a_card_goes_to_vfio_and_back(card: str) -> None:
+    name = interface(card)
+    done = ports("bind", card, "--json")
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads(done.stdout)["cards"]
+    assert (row["driver_before"], row["driver"]) == ("igb", "vfio-pci")
+    assert (machine.driver(card), override(card)) == ("vfio-pci", "vfio-pci")
+    assert "it is bound to vfio-pci already" in ports("bind", card).stdout
+    done = ports("unbind", card)
+    assert done.returncode == 0, done.stderr
+    assert (machine.driver(card), override(card)) == ("igb", "(null)")
+    assert interface(card) == name
+    assert "it is bound to igb, not for DPDK" in ports("unbind", card).stdout
+
+
+def test_a_dry_run_changes_nothing_and_its_output_does_it(card: str) -> None:
+    script = ports("bind", card, "--dry-run").stdout
+    assert machine.driver(card) == "igb"
+    subprocess.run(["sh", "-e"], input=script, text=True, check=True, timeout=60)
+    assert machine.driver(card) == "vfio-pci"
+    done = ports("unbind", card)  # no record: the kernel chooses
+    assert done.returncode == 0, done.stderr
+    assert "its former driver is not known" in done.stdout
+    assert machine.driver(card) == "igb"
+
+
+def test_a_card_of_a_route_is_refused(card: str) -> None:
+    name = interface(card)
+    machine.shell("ip", "address", "add", "192.0.2.1/24", "dev", name)
+    try:
+        machine.shell("ip", "link", "set", name, "up")
+        assert f"{name} carries the host's route" in ports("bind", card).stderr
+        machine.shell("ip", "route", "add", "default", "via", "192.0.2.254")
+        assert f"{name} carries the host's default route (default via 192.0.2.254)" in ports("bind", card).stderr
+        assert machine.driver(card) == "igb"
+        machine.shell("ip", "link", "set", name, "down")  # as the error advises where it is no default route
+        assert ports("bind", card, "--dry-run").returncode == 0
+    finally:
+        machine.shell("ip", "link", "set", name, "down")
+        machine.shell("ip", "address", "flush", "dev", name)
+
+
+def test_a_card_whose_interface_a_container_has_is_refused(card: str) -> None:
+    name = interface(card)
+    machine.shell("ip", "netns", "add", "container")
+    try:
+        machine.shell("ip", "link", "set", name, "netns", "container")
+        assert "another network namespace" in ports("bind", card).stderr
+        machine.shell("ip", "netns", "exec", "container", "ip", "link", "set", "dev", name, "netns", "1")
+        assert ports("bind", card, "--dry-run").returncode == 0
+    finally:
+        machine.shell("ip", "netns", "delete", "container")
+
+
+def test_a_card_that_a_process_uses_is_not_taken_away(card: str, pair: tuple[Console, Console]) -> None:
+    assert ports("bind", card).returncode == 0
+    a, _ = pair
+    a.run(f"tx = aiflow.Sender('pci:{card}')")
+    done = ports("unbind", card)
+    assert done.returncode == 1
+    assert f"busy, in use by process {a.pid}" in done.stderr
+    a.run("tx.close()")
+    assert ports("unbind", card).returncode == 0
+    assert machine.driver(card) == "igb"
+
+
+def test_uio_takes_the_card_or_it_stays_where_it_was(card: str) -> None:
+    done = ports("bind", card, "--driver", "uio_pci_generic")
+    if done.returncode == 0:
+        assert machine.driver(card) == "uio_pci_generic"
+        assert "vfio-pci would isolate it" in done.stdout
+        assert ports("unbind", card).returncode == 0
+    else:
+        assert "It is bound to igb again" in done.stderr
+    assert (machine.driver(card), override(card)) == ("igb", "(null)")
+
+
+def test_an_ordinary_user_is_told_to_use_root(card: str) -> None:
+    user = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all")
+    done = subprocess.run(
+        [*user, sys.executable, "-m", "aiflow", "ports", "bind", card], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1
+    assert "only root may change the driver" in done.stderr
+    assert machine.driver(card) == "igb"
+
+
+def test_the_steps_of_the_page_lead_from_two_cards_to_a_slice(card: str, cards: list[str]) -> None:
+    """docs/nic.md: bind, examples/recv_array.py and send_array.py, unbind. nic2 and nic3 share a wire."""
+    both = [cards[2], card]
+    machine.bind(cards[2], "igb")
+    (machine.DEVICES / cards[2] / "driver_override").write_text("\n")
+    try:
+        done = ports("bind", *both)
+        assert done.returncode == 0, done.stderr
+        receive, send = ([sys.executable, EXAMPLES / f"{name}_array.py"] for name in ("recv", "send"))
+        with subprocess.Popen([*receive, f"pci:{card}"], stdout=subprocess.PIPE, text=True) as receiver:
+            assert receiver.stdout is not None
+            assert receiver.stdout.readline() == f"receiving on pci:{card}\n"
+            report = subprocess.run(
+                [*send, f"pci:{cards[2]}"], stdout=subprocess.PIPE, text=True, check=True, timeout=120
+            ).stdout
+            received, _ = receiver.communicate(timeout=60)
+        assert f"pci:{cards[2]} (net_e1000_igb)" in report
+        assert [line.split()[0] for line in received.splitlines()] == ["cam-0", "cam-1"]
+        assert ports("unbind", *both).returncode == 0
+        assert [machine.driver(address) for address in both] == ["igb", "igb"]
+    finally:
+        machine.bind(cards[2], "vfio-pci")
