@@ -52,7 +52,7 @@ def inspect_pci(endpoint: Endpoint) -> int:
         instead = f"is {alike} meant? " if alike else ""
         raise PortError(
             f"{endpoint}: no such PCI device {endpoint.target}; {instead}lspci -D, or "
-            "dpdk-devbind.py --status-dev net, lists them with their domain"
+            "`aiflow ports`, lists them with their domain"
         )
     try:
         pci_class = _pci_class(device)
@@ -60,7 +60,7 @@ def inspect_pci(endpoint: Endpoint) -> int:
         pci_class = _NETWORK_CLASS
     if pci_class != _NETWORK_CLASS:
         raise PortError(
-            f"{endpoint}: not a network card (PCI class 0x{pci_class:02x}); dpdk-devbind.py --status-dev net lists them"
+            f"{endpoint}: not a network card (PCI class 0x{pci_class:02x}); the command `aiflow ports` lists the cards"
         )
     link = device / "driver"
     driver = link.resolve().name if link.exists() else ""
@@ -86,8 +86,7 @@ def _how_to_bind(endpoint: Endpoint, device: Path, driver: str) -> str:
     instead = f", or use {as_it_is} as it is" if interfaces else ""
     return (
         f"{endpoint}: the card {state}, and DPDK needs it bound to vfio-pci. As root: modprobe vfio-pci && "
-        f"dpdk-devbind.py --bind=vfio-pci {endpoint.target} (the kernel loses the card until it is bound back; "
-        f"without an IOMMU: echo 1 > /sys/module/vfio/parameters/enable_unsafe_noiommu_mode){instead}"
+        f"aiflow ports bind {endpoint.target} (the kernel loses the card until `aiflow ports unbind`){instead}"
     )
 
 

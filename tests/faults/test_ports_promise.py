@@ -317,7 +317,7 @@ def test_nobody_is_told_to_unbind_the_card_that_the_network_goes_through(
     assert "bind" not in str(caught.value).replace("is bound to", "")
     assert "Use af_packet:eth5" in str(caught.value)
     routes.write_text("Iface\tDestination\tGateway\neth0\t00000000\t0102A8C0\n")
-    with pytest.raises(PortError, match=r"devbind\.py --bind=vfio-pci.*or use af_packet:eth5 as it is"):
+    with pytest.raises(PortError, match=r"aiflow ports bind 0000:3b:00\.0 .*or use af_packet:eth5 as it is"):
         pci_card.inspect_pci(parse_endpoint("pci:0000:3b:00.0"))
 
 

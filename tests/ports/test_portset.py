@@ -456,7 +456,7 @@ def test_fault_55_pci_card_not_bound_for_dpdk(
     monkeypatch.setattr(pci_card, "PCI_DEVICES", tmp_path)
     with pytest.raises(PortError, match=why) as caught:
         pci_card.inspect_pci(parse_endpoint("pci:3b:00.0"))
-    assert "dpdk-devbind.py --bind=vfio-pci 0000:3b:00.0" in str(caught.value)
+    assert "aiflow ports bind 0000:3b:00.0" in str(caught.value)
     assert "modprobe vfio-pci" in str(caught.value)
     assert "af_packet:eth5" in str(caught.value)
 
