@@ -8,6 +8,10 @@ AIFLOW_SANITIZE=address,undefined
     GCC's sanitizers; run the tests of such a build through ``make sanitize``, which preloads the run-time library.
 AIFLOW_WERROR=1
     Warnings of the C compiler are errors (CI).
+AIFLOW_DPDK=private:FILE
+    Link with a private DPDK that ``tools/private_dpdk.py`` has made, and carry it in the package (``make wheel``).
+AIFLOW_LIMITED_API=1
+    Use only the stable part of Python's C API: one wheel for Python 3.11 and later (``make wheel``).
 CC, CFLAGS, LDFLAGS, PKG_CONFIG, PKG_CONFIG_PATH
     As everywhere.
 """
@@ -26,11 +30,13 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "tools"))  # a PEP 517 build does not put the project on sys.path
 
-from dpdk_flags import dpdk_flags  # noqa: E402
+from dpdk_flags import dpdk_flags, private_library  # noqa: E402
 
 DEBUG = os.environ.get("AIFLOW_DEBUG", "0") not in ("", "0")
 SANITIZE = os.environ.get("AIFLOW_SANITIZE", "")
 WERROR = os.environ.get("AIFLOW_WERROR", "0") not in ("", "0")
+LIMITED_API = os.environ.get("AIFLOW_LIMITED_API", "0") not in ("", "0")
+PRIVATE_DPDK = private_library()
 
 # The wire format and its state machines are plain C: modules over them must load where no DPDK is.
 WITHOUT_DPDK = ("_encode", "_wire")
@@ -46,6 +52,7 @@ COMPILE_ARGS = [
     "-std=gnu11",
     "-Wall",
     "-Wextra",
+    "-Werror=implicit-function-declaration",  # what the limited API lacks would fail at import only
     "-Wno-unused-parameter",
     "-Wno-missing-field-initializers",
     "-Wno-cast-function-type",
@@ -54,7 +61,8 @@ COMPILE_ARGS = [
 
 def flavour() -> str:
     """Name of this kind of build; each has object files of its own, so that flags never mix."""
-    return "-".join(["sanitize" if SANITIZE else "", "debug" if DEBUG else ""]).strip("-")
+    chosen = {"sanitize": SANITIZE, "debug": DEBUG, "wheel": PRIVATE_DPDK, "abi3": LIMITED_API and not PRIVATE_DPDK}
+    return "-".join(name for name, wanted in chosen.items() if wanted)
 
 
 def build_dir() -> str:
@@ -90,7 +98,9 @@ def extension(source: Path, headers: list[str]) -> Extension:
         ".".join(relative.with_suffix("").parts),
         [str(relative)],
         include_dirs=["include"],
-        depends=headers,
+        depends=[*headers, *([str(PRIVATE_DPDK)] if PRIVATE_DPDK else [])],
+        define_macros=[("Py_LIMITED_API", "0x030B0000")] if LIMITED_API else [],
+        py_limited_api=LIMITED_API,
         undef_macros=["NDEBUG"] if DEBUG or SANITIZE else [],
     )
 
@@ -150,13 +160,13 @@ class BuildByFlavour(build):
 
 
 class BuildWithHeaders(build_py):
-    """The C headers go into the package.
+    """The C headers go into the package, and so does a private DPDK.
 
     `package_dir` could map them to it, but then no editable install is a plain path any more: see `package_dir` below.
     """
 
     def run(self) -> None:
-        """Copy the packages, then the headers."""
+        """Copy the packages, then the headers and the library."""
         super().run()
         if self.editable_mode:
             return
@@ -164,6 +174,8 @@ class BuildWithHeaders(build_py):
             target = Path(self.build_lib, "aiflow", header)
             self.mkpath(str(target.parent))
             self.copy_file(header, str(target))
+        if PRIVATE_DPDK:
+            self.copy_file(str(PRIVATE_DPDK), str(Path(self.build_lib, "aiflow", PRIVATE_DPDK.name)))
 
 
 sources = sorted((ROOT / "aiflow").rglob("*.pyx"))
@@ -177,5 +189,6 @@ setup(
     include_package_data=False,
     package_data={"": ["py.typed", "*.pyi", "*.pxd"]},
     ext_modules=[extension(source, c_headers) for source in sources],
+    options={"bdist_wheel": {"py_limited_api": "cp311"}} if LIMITED_API else {},
     cmdclass={"build": BuildByFlavour, "build_ext": BuildWithCython, "build_py": BuildWithHeaders},
 )

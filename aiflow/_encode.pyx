@@ -5,7 +5,7 @@ takes the rows of a batch. Bytes and C-contiguous arrays of plain numbers cost a
 everything else goes through `manifest.as_bytes`. The layout is in include/aiflow/wire/manifest.h.
 """
 
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.bytes cimport PyBytes_AsString, PyBytes_FromStringAndSize
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy
 
@@ -123,7 +123,7 @@ cdef class _Runs:
         cdef uint64_t size
         cdef bytes form
         if kind is bytes:
-            size = PyBytes_GET_SIZE(element)
+            size = len(<bytes>element)
             if self.count and self.dtype is bytes and size == self.size and self._follows(stream, number):
                 self._count_in(element)
                 return 0
@@ -228,12 +228,12 @@ cdef class _Runs:
         run.numbered, run.kind = self.stream is None, self.kind
         run.stream_len, run.form_len, run.marks_len = len(name), len(self.form), len(self.marks)
         encoded = PyBytes_FromStringAndSize(NULL, AF_RUN_HEADER + len(name) + len(self.form) + len(self.marks))
-        at = PyBytes_AS_STRING(encoded)
+        at = PyBytes_AsString(encoded)
         aiflow_put_run(at, &run)
         at += AF_RUN_HEADER
-        memcpy(at, PyBytes_AS_STRING(name), len(name))
-        memcpy(at + len(name), PyBytes_AS_STRING(self.form), len(self.form))
-        memcpy(at + len(name) + len(self.form), PyBytes_AS_STRING(self.marks), len(self.marks))
+        memcpy(at, PyBytes_AsString(name), len(name))
+        memcpy(at + len(name), PyBytes_AsString(self.form), len(self.form))
+        memcpy(at + len(name) + len(self.form), PyBytes_AsString(self.marks), len(self.marks))
         self.encoded.append(encoded)
         self.count = 0
         return 0
@@ -242,7 +242,7 @@ cdef class _Runs:
         self.flush()
         cdef bytes header = PyBytes_FromStringAndSize(NULL, AF_MANIFEST_HEADER)
         check_count(self.nb_elements)
-        aiflow_put_manifest(PyBytes_AS_STRING(header), <uint32_t>len(self.encoded), <uint32_t>self.nb_elements,
+        aiflow_put_manifest(PyBytes_AsString(header), <uint32_t>len(self.encoded), <uint32_t>self.nb_elements,
                             self.nbytes)
         if len(self.encoded) == 1:
             return header + <bytes>self.encoded[0]

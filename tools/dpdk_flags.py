@@ -10,12 +10,17 @@ import os
 import shlex
 import subprocess
 from dataclasses import dataclass, field
+from pathlib import Path
 
 NO_LIBDPDK = """\
 aiflow: the build needs DPDK's development files (pkg-config found no libdpdk).
   Debian, Ubuntu:   apt install libdpdk-dev pkg-config
   Fedora, RHEL:     dnf install dpdk-devel pkgconf-pkg-config
 A DPDK of your own: PKG_CONFIG_PATH=PREFIX/lib/pkgconfig pip install ."""
+
+BAD_CHOICE = """\
+aiflow: AIFLOW_DPDK={choice!r} is unknown. Leave it unset to link with the system's DPDK. To link with a private one:
+AIFLOW_DPDK=private:FILE, where tools/private_dpdk.py has made FILE."""
 
 TOO_OLD = "aiflow: libdpdk {version} is too old: 22.11 is the oldest that is supported."
 
@@ -97,8 +102,27 @@ def pkg_config(*arguments: str) -> str | None:
     return run.stdout.strip() if run.returncode == 0 else None
 
 
+def private_library() -> Path | None:
+    """The private DPDK that ``AIFLOW_DPDK=private:FILE`` names; None for the system's.
+
+    Raises
+    ------
+    SystemExit
+        The variable has another form, or the file is missing.
+    """
+    choice = os.environ.get("AIFLOW_DPDK", "")
+    if not choice:
+        return None
+    kind, _, file = choice.partition(":")
+    if kind != "private" or not Path(file).is_file():
+        raise SystemExit(BAD_CHOICE.format(choice=choice))
+    return Path(file).resolve()
+
+
 def dpdk_flags() -> BuildFlags:
     """Flags of the installed DPDK, plus librte_net_ring, which ``libdpdk.pc`` leaves out.
+
+    The headers are always those of the installed one; a private library is made from it.
 
     Raises
     ------
@@ -112,6 +136,12 @@ def dpdk_flags() -> BuildFlags:
         raise SystemExit(NO_LIBDPDK)
     if tuple(int(part) for part in version.split(".")[:2] if part.isdigit()) < OLDEST:
         raise SystemExit(TOO_OLD.format(version=version))
+    private = private_library()
+    if private is not None:
+        flags = sort_flags(cflags, f"-L{private.parent} -l:{private.name}")
+        flags.link_args.append("-Wl,-rpath,$ORIGIN")  # it lies beside the modules
+        flags.define_macros.append(("AIFLOW_PRIVATE_DPDK", "1"))
+        return flags
     flags = sort_flags(cflags, libs)
     if "rte_net_ring" not in flags.libraries:
         flags.libraries.insert(0, "rte_net_ring")

@@ -25,7 +25,7 @@ check() {
 }
 
 clang_format() {
-    find include tests/core tests/fuzz bench -name '*.[ch]' -print0 | xargs -0 clang-format --dry-run -Werror
+    find include tests/core tests/fuzz bench tools -name '*.[ch]' -print0 | xargs -0 clang-format --dry-run -Werror
 }
 
 if [ "${1:-}" = --list ]; then
