@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from aiflow._build import build_info
     from aiflow._transfer.ticket import Ticket
     from aiflow.alloc import empty
     from aiflow.errors import (
@@ -60,6 +61,7 @@ __all__ = [
     "Telemetry",
     "Ticket",
     "TimeSlice",
+    "build_info",
     "empty",
     "pair",
 ]
@@ -81,6 +83,7 @@ if not TYPE_CHECKING:
         "Telemetry": "options",
         "Ticket": "_transfer.ticket",
         "TimeSlice": "slices",
+        "build_info": "_build",
         "empty": "alloc",
         "pair": "in_process",
     }

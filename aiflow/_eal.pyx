@@ -27,14 +27,15 @@ import os
 from aiflow import _eal_args, _eal_mempool
 from aiflow._system import threads
 from aiflow._eal_init import (
-    connecting, dpdk_version, error, log_tail, memory_mode, register_thread, start, started, unregister_thread,
+    compiled, connecting, dpdk_version, error, log_tail, memory_mode, register_thread, start, started,
+    unregister_thread,
 )
 from aiflow._eal_mempool import MAX_DATA_ROOM
 from aiflow.errors import ConfigError, EalError, PortError
 
 __all__ = [
-    "MAX_DATA_ROOM", "Mempool", "Port", "connecting", "dpdk_version", "log_tail", "memory_mode", "mempools", "nb_ports",
-    "next_serial", "register_thread", "start", "started", "unpark", "unregister_thread",
+    "MAX_DATA_ROOM", "Mempool", "Port", "compiled", "connecting", "dpdk_version", "log_tail", "memory_mode",
+    "mempools", "nb_ports", "next_serial", "register_thread", "start", "started", "unpark", "unregister_thread",
 ]
 
 

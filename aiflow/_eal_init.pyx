@@ -46,6 +46,31 @@ cdef extern from "aiflow/rt/log_tail.h" nogil:
     size_t af_log_since(af_log *log, uint64_t mark, char *out)
 
 
+cdef extern from *:
+    """
+    #ifndef AIFLOW_PRIVATE_DPDK
+    #define AIFLOW_PRIVATE_DPDK 0
+    #endif
+    #ifdef Py_LIMITED_API
+    #define AIFLOW_PYTHON_API Py_LIMITED_API
+    #else
+    #define AIFLOW_PYTHON_API 0
+    #endif
+    #ifdef __clang__
+    #define AIFLOW_COMPILER __VERSION__
+    #else
+    #define AIFLOW_COMPILER "GCC " __VERSION__
+    #endif
+    #ifndef RTE_EAL_PMD_PATH
+    #define RTE_EAL_PMD_PATH ""
+    #endif
+    """
+    bint AIFLOW_PRIVATE_DPDK
+    unsigned int AIFLOW_PYTHON_API
+    const char *AIFLOW_COMPILER
+    const char *RTE_EAL_PMD_PATH
+
+
 cdef af_intr_gate the_gate
 cdef af_log dpdk_log
 cdef FILE *stream = NULL  # of DPDK's log
@@ -151,6 +176,17 @@ def memory_mode():
 def dpdk_version():
     """DPDK's version, such as ``"DPDK 22.11.11"``; does not start the EAL."""
     return rte_version().decode()
+
+
+def compiled():
+    """What the compiler knew: whether DPDK is private, its directory of plug-ins, the compiler, and the version of
+    Python whose limited API is used, such as ``"3.11"``, or None."""
+    return {
+        "private": AIFLOW_PRIVATE_DPDK != 0,
+        "plugins": RTE_EAL_PMD_PATH.decode(),
+        "compiler": AIFLOW_COMPILER.decode(),
+        "limited_api": f"{AIFLOW_PYTHON_API >> 24}.{AIFLOW_PYTHON_API >> 16 & 0xFF}" if AIFLOW_PYTHON_API else None,
+    }
 
 
 def start():

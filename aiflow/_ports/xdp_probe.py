@@ -7,6 +7,7 @@ import ctypes
 import os
 import socket
 
+from aiflow import _build
 from aiflow._ports import ethtool
 from aiflow._system import threads
 from aiflow._system.limits import CAP_BPF, CAP_NET_ADMIN, CAP_SYS_ADMIN, may
@@ -27,6 +28,11 @@ _WITHOUT_XDP = ("macvlan", "bridge", "dummy", "802.1Q VLAN Support", "vxlan")  #
 def try_xdp_socket(endpoint: Endpoint) -> None:
     """Raises PortError if this process cannot have an AF_XDP socket."""
     instead = f"use af_packet:{endpoint.target}"
+    if not _build.has_driver("net_af_xdp"):
+        raise PortError(
+            f"{endpoint}: the DPDK of this aiflow has no AF_XDP driver (wheels come without it); {instead}, or install "
+            "from source"
+        )
     if not may(CAP_NET_ADMIN) or not (may(CAP_BPF) or may(CAP_SYS_ADMIN)):
         raise PortError(f"{endpoint}: XDP needs root (CAP_NET_ADMIN, CAP_BPF); {instead}")
     try:

@@ -213,6 +213,19 @@ def unbind(context: click.Context, /, as_json: bool, **options: Any) -> None:
 
 
 @app.command()
+@json_option
+def doctor(as_json: bool) -> None:
+    """Show which DPDK and which drivers this aiflow is built from, and what keeps it from running.
+
+    The document of --json has four keys of its own: "build", "package", "python" and "runtime_directory".
+    """
+    from aiflow.cli.doctor import show_build
+
+    with Terminal(as_json).outcome("doctor") as outcome:
+        show_build(outcome)
+
+
+@app.command()
 @click.option(
     "--images", type=click.IntRange(1, 512), default=512, show_default=True, metavar="N", help="Number of photographs."
 )
