@@ -88,6 +88,29 @@ if not TYPE_CHECKING:
         "pair": "in_process",
     }
 
+    def _warn_of_the_other_project():
+        """Warn if the package index's project called aiflow is installed among our files: each overwrites the other."""
+        from os import listdir
+        from os.path import dirname
+
+        directory = dirname(__path__[0])
+        try:
+            names = listdir(directory)
+        except OSError:
+            return
+        found = [name for name in names if name.startswith("aiflow-") and name.endswith((".dist-info", ".egg-info"))]
+        if found:
+            import warnings
+
+            warnings.warn(
+                f"{directory} has files of another project called aiflow ({found[0]}), and it and aiflow-dpdk "
+                "overwrite each other: pip uninstall aiflow aiflow-dpdk, then install aiflow-dpdk alone",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+
+    _warn_of_the_other_project()
+
     def __getattr__(name):
         if name == "flow":  # programs know `aiflow.flow.FlowControl`
             return import_module(".flow", __name__)

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import aiflow
+
 
 def main() -> None:
     """Run the command line and exit: 0 all delivered, 1 not delivered, 2 bad usage, 130 interrupted."""
+    if "build_info" not in getattr(aiflow, "__all__", ()):
+        raise SystemExit(
+            f"aiflow: {aiflow.__path__[0]} has files of another project called aiflow, which have overwritten those of "
+            "aiflow-dpdk: pip uninstall aiflow aiflow-dpdk, then install aiflow-dpdk alone"
+        )
     from aiflow.cli import streams
 
     streams.provide()
