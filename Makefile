@@ -21,8 +21,8 @@ ON_PORTS := tests/cli $(addprefix tests/project/test_,install.py readme.py) test
 	shim.py) \
 	$(filter-out $(OF_PYTHON), $(wildcard tests/faults/test_*.py))
 
-.PHONY: help demo test test-ports bench soak lab fuzz lint sanitize setup fresh clean
-.PHONY: demo-here test-here test-ports-here bench-here soak-here sanitize-here
+.PHONY: help demo test test-ports bench soak lab fuzz lint sanitize setup fresh wheel wheel-test wheel-bench clean
+.PHONY: demo-here test-here test-ports-here bench-here soak-here sanitize-here wheel-in-bookworm wheel-in-trixie
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,9 +63,23 @@ setup: ## set-up only
 fresh: ## make demo and make test on a Debian made by debootstrap (root); SUITE=bookworm, trixie or sid
 	@tools/fresh.sh $(SUITE)
 
+wheel: ## a wheel with DPDK inside, in build/wheel/dist
+	@tools/setup.sh dev
+	@tools/wheel.sh
+
+wheel-test: wheel ## the wheel beside the system's DPDK, and on a clean Debian 12 and 13 made by debootstrap (root)
+	$(PY) -m pytest tests/project/test_wheel.py
+	@$(MAKE) --no-print-directory -j2 --output-sync=target wheel-in-bookworm wheel-in-trixie
+
+wheel-bench: wheel ## the wheel's throughput over that of this tree, in pairs
+	@bench/wheel-pairs.sh $(ARGS)
+
 clean: ## remove what was built, and the virtual environment
 	rm -rf build .venv *.egg-info
 	find aiflow -name '*.so' -delete
+
+wheel-in-bookworm wheel-in-trixie: wheel-in-%:
+	@tools/wheel-test.sh $*
 
 demo-here:
 	@tools/setup.sh demo
