@@ -6,6 +6,7 @@ PY := .venv/bin/python
 ARGS ?=
 SECONDS ?= 60
 SUITE ?= bookworm
+PYTHONS ?=
 RESULTS := bench-results
 IN_REACH := @tools/in-reach.sh $(MAKE) --no-print-directory
 
@@ -65,7 +66,7 @@ fresh: ## make demo and make test on a Debian made by debootstrap (root); SUITE=
 
 wheel: ## a wheel with DPDK inside, in build/wheel/dist
 	@tools/setup.sh dev
-	@tools/wheel.sh
+	@PYTHONS='$(PYTHONS)' tools/wheel.sh
 
 wheel-test: wheel ## the wheel beside the system's DPDK, and on a clean Debian 12 and 13 made by debootstrap (root)
 	$(PY) -m pytest tests/project/test_wheel.py

@@ -61,7 +61,7 @@ COMPILE_ARGS = [
 
 def flavour() -> str:
     """Name of this kind of build; each has object files of its own, so that flags never mix."""
-    chosen = {"sanitize": SANITIZE, "debug": DEBUG, "wheel": PRIVATE_DPDK, "abi3": LIMITED_API and not PRIVATE_DPDK}
+    chosen = {"sanitize": SANITIZE, "debug": DEBUG, "wheel": PRIVATE_DPDK, "abi3": LIMITED_API}
     return "-".join(name for name, wanted in chosen.items() if wanted)
 
 

@@ -8,8 +8,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 fail() { printf 'aiflow: %s\n' "$*" >&2; exit 1; }
-wheel=$(echo build/wheel/dist/*.whl)
-[ -f "$wheel" ] || fail "there is no wheel, or more than one, in build/wheel/dist: make wheel"
+wheel=$(echo build/wheel/dist/*-abi3-*.whl)
+[ -f "$wheel" ] || fail "there is no wheel in build/wheel/dist: make wheel"
 source tools/debian-root.sh
 tests="tests/ports/test_roundtrip.py tests/ports/test_between_processes.py tests/unit/test_encode.py"
 

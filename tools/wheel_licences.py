@@ -26,7 +26,7 @@ MEANT = {"libnuma": ["LGPL-2.1"]}
 
 COMMON = Path("/usr/share/common-licenses")
 UNKNOWN = """\
-aiflow: the wheel would bundle {name}, whose licence nobody has looked at. Choose drivers that do without it, or add its
+aiflow: the wheel would bundle {name}, whose licence is not known here. Choose drivers that do without it, or add its
 licence to EXPRESSIONS in tools/wheel_licences.py."""
 
 
