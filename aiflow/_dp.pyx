@@ -108,6 +108,15 @@ cdef class Loop(LoopDriver):
         """Can the port send large payloads by reference? Its driver must copy frames, and take chained mbufs."""
         return port.copies and port.multi_segs and port.frame_size > 2 * <int>AF_TAIL_LEAST and not self.faults
 
+    def prepare(self, Port port):
+        """Make what `open_port` needs. In any thread, before it.
+
+        A card reads only memory that DPDK has mapped for it. Frames on a mapping of our own would not leave.
+        """
+        pool = self.tx_pool
+        if pool is not None and pool.own_memory and port.needs_eal_memory:
+            self.tx_pool = Mempool(pool.name, pool.nb_mbufs, pool.data_room, -1, False)
+
     def open_port(self, Port port):
         """Poll this port from now on; returns its index. Between two iterations."""
         cdef uint32_t index = 0

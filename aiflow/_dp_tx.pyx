@@ -164,7 +164,8 @@ cdef class TxAgent(Agent):
             self.loop.references = Mempool("references", 255, 64, -1, True)  # a burst; the others lie in caches
         pool = self.loop.tx_pool
         if pool is not None and pool.data_room < port.frame_size:  # it was made for feedback alone
-            self.loop.tx_pool = Mempool(f"tx-{port.frame_size}", 3071, port.frame_size, -1, True)
+            own = pool.own_memory and not port.needs_eal_memory
+            self.loop.tx_pool = Mempool(f"tx-{port.frame_size}", 3071, port.frame_size, -1, own)
 
     def attach(self, Port port, uint32_t peer):
         cdef af_agent_port place

@@ -2,6 +2,7 @@
 
 from libc.stdint cimport uint16_t
 
+from aiflow._eal_device cimport Removal
 from aiflow._eal_init cimport (
     af_intr_gate, af_intr_gate_enter, af_intr_gate_leave, gate, register_thread, unregister_thread,
 )
@@ -22,6 +23,7 @@ cdef class Port:
     cdef readonly bint point_to_point  # exactly one peer is at the other end
     cdef readonly bint copies         # tx_burst copies the frame
     cdef readonly bint multi_segs     # tx_burst takes chained mbufs
+    cdef readonly bint needs_eal_memory  # a card, or a peer process, reads frames where they lie: in DPDK's own memory
     cdef readonly bint is_open
     cdef bint is_plugged              # the device is on its bus
     cdef readonly Mempool mempool     # pool of received frames; the port keeps it alive
@@ -33,6 +35,8 @@ cdef class Port:
     cdef bint rx_interrupts           # to be enabled before a sleep, and disabled after it
     cdef list held                    # closed after the port
     cdef int side                     # net_ring: index of this port in its pair
+    cdef object link_lock             # DPDK's control calls for a port are not for two threads at once
+    cdef Removal removal              # of a card: whether the kernel wants it back
 
     cdef _configure(self, Mempool mempool, frame_size, int nb_rxd, int nb_txd, rx_ring, tx_window, mark)
     cdef _start(self, mark)

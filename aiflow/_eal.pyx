@@ -6,7 +6,7 @@ The EAL starts with the first `Mempool` or `Port`. The functions of `_eal_init` 
 from libc.stdint cimport uint16_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
-from aiflow._eal_device cimport RingPair, plug_device, unplug_device
+from aiflow._eal_device cimport Removal, RingPair, plug_device, unplug_device
 from aiflow._eal_init cimport gate, log_mark, ours
 from aiflow._eal_mempool cimport Mempool
 from aiflow.librte.rte_eal cimport SOCKET_ID_ANY
@@ -27,9 +27,11 @@ import os
 from aiflow import _eal_args, _eal_mempool
 from aiflow._system import threads
 from aiflow._eal_init import (
-    compiled, connecting, dpdk_version, error, log_tail, memory_mode, register_thread, start, started,
+    compiled, connecting, dpdk_version, error, log_tail, logged, memory_mode, register_thread, start, started,
     unregister_thread,
 )
+from aiflow._eal_cards import card_advice
+from aiflow._eal_traits import OF_A_CARD, TRAITS
 from aiflow._eal_mempool import MAX_DATA_ROOM
 from aiflow.errors import ConfigError, EalError, PortError
 
@@ -62,17 +64,6 @@ os.register_at_fork(after_in_child=_forked)
 
 
 # --------------------------------------------------------------------------------------------------------------- ports
-
-# driver -> gated, kick, point_to_point, copies, multi_segs: see the fields of `Port`
-_TRAITS = {
-    "net_memif": (True, False, True, True, True),
-    "net_ring": (False, False, True, False, True),
-    "net_vhost": (False, False, True, True, True),
-    "net_virtio_user": (False, False, True, False, True),
-    "net_af_packet": (False, True, False, True, True),
-    "net_af_xdp": (False, True, False, True, False),
-}
-
 
 def nb_ports():
     """Number of open ports in this process, of other code too; parked and resting ones do not count."""
@@ -113,6 +104,8 @@ cdef class Port:
         self.is_plugged = False
         self.held = []
         self.wake_fds = []
+        self.removal = Removal()
+        self.link_lock = threads.unpatched("threading").RLock()  # a signal handler may come back to it
 
     @staticmethod
     def open(str name, str device, str devargs, Mempool mempool, *, str bus="vdev", frame_size=None,
@@ -167,6 +160,8 @@ cdef class Port:
                     af_intr_gate_hold(gate())
                 rc = plug_device(bus_c, device_c, devargs_c)
             try:
+                if rc < 0 and bus == "pci" and (advice := card_advice(log_tail(mark), memory_mode())):
+                    raise PortError(f"{name}: the card does not open: {advice}{logged(mark)}")
                 if rc < 0:
                     raise error(PortError, rc, f"{name}: driver {device.split(',')[0]} does not open", mark)
                 port.name = name
@@ -178,10 +173,13 @@ cdef class Port:
                     raise error(PortError, rc, f"{name}: {device} is not an Ethernet port", mark)
                 port.is_plugged = True
                 port.rx_interrupts = rx_interrupts
+                if bus == "pci":
+                    port.removal.begin(device_b)
                 try:
                     port._configure(mempool, frame_size, nb_rxd, nb_txd, rx_ring, tx_window, mark)
                 except BaseException:
                     port.is_plugged = False
+                    port.removal.end()
                     _unplug(bus_b, device_b)
                     raise
             finally:
@@ -266,8 +264,8 @@ cdef class Port:
         if rc < 0:
             raise error(PortError, rc, f"{self.name}: no device information", mark)
         self.driver = dev_info.driver_name.decode()
-        traits = _TRAITS.get(self.driver, (False, False, False, False, False))
-        self.gated, self.kick, self.point_to_point, self.copies, self.multi_segs = traits
+        self.gated, self.kick, self.point_to_point, self.copies, self.multi_segs = TRAITS.get(self.driver, OF_A_CARD)
+        self.needs_eal_memory = not self.copies and self.driver != "net_ring"
         if self.gated and not self.device.startswith("net_memif"):
             raise PortError(f"{self.name}: the name of a memif device must start with net_memif")
         socket_id = rte_eth_dev_socket_id(port_id)
@@ -275,10 +273,11 @@ cdef class Port:
         socket = self.socket_id if self.socket_id >= 0 else <unsigned int>SOCKET_ID_ANY
         memset(&conf, 0, sizeof(conf))
         conf.intr_conf.rxq = self.rx_interrupts
-        if dev_info.tx_offload_capa & RTE_ETH_TX_OFFLOAD_MULTI_SEGS:
+        # Only where payloads go out by reference: many cards send faster without it.
+        if self.driver in TRAITS and dev_info.tx_offload_capa & RTE_ETH_TX_OFFLOAD_MULTI_SEGS:
             conf.txmode.offloads = RTE_ETH_TX_OFFLOAD_MULTI_SEGS
             self.multi_segs = True
-        if self.driver not in _TRAITS and frame_size is not None and frame_size - 14 > 1500:
+        if self.driver not in TRAITS and frame_size is not None and frame_size - 14 > 1500:
             if frame_size - 14 > dev_info.max_mtu:
                 raise ConfigError(
                     f"{self.name}: frame_size={frame_size} is more than the {dev_info.max_mtu + 14} bytes this card "
@@ -338,6 +337,11 @@ cdef class Port:
             self.rx_interrupts = True
             self.wake_fds = [fd]
 
+    @property
+    def is_wanted_back(self):
+        """Whether the kernel waits for this card: it is being pulled, or its driver unbound. Close the port then."""
+        return self.removal.is_wanted()
+
     def close(self):
         """Stop and remove the port. The data plane must no longer use it. Does nothing if it is closed already."""
         self.stop()
@@ -355,7 +359,7 @@ cdef class Port:
         if self.gated:
             self.mempool = None  # memif holds no mbufs while it is stopped
         if self.is_plugged:
-            with _plug_lock, nogil:
+            with _plug_lock, self.link_lock, nogil:
                 af_intr_gate_hold(gate())  # no callback of this port is running, and none starts
                 rte_eth_dev_stop(port_id)
                 af_intr_gate_release(gate(), -gated)
@@ -388,6 +392,7 @@ cdef class Port:
         self.is_plugged = False
         if ours():
             with _plug_lock:
+                self.removal.end()
                 with nogil:
                     af_intr_gate_hold(gate())
                 try:
@@ -432,11 +437,16 @@ cdef class Port:
     def link(self):
         """Whether the link is up, and its speed in bit/s (None if the driver reports only a nominal speed)."""
         cdef rte_eth_link link
-        self._check_open()
+        cdef uint16_t port_id = self.port_id
+        cdef int rc
         memset(&link, 0, sizeof(link))
-        if rte_eth_link_get_nowait(self.port_id, &link) < 0:
+        with self.link_lock:
+            self._check_open()
+            with nogil:
+                rc = rte_eth_link_get_nowait(port_id, &link)
+        if rc < 0:
             return False, None
-        nominal = self.driver in _TRAITS or link.link_speed in (RTE_ETH_SPEED_NUM_NONE, RTE_ETH_SPEED_NUM_UNKNOWN)
+        nominal = self.driver in TRAITS or link.link_speed in (RTE_ETH_SPEED_NUM_NONE, RTE_ETH_SPEED_NUM_UNKNOWN)
         return link.link_status == RTE_ETH_LINK_UP, None if nominal else link.link_speed * 1_000_000
 
     def stats(self):

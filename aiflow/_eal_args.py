@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import math
@@ -26,6 +27,7 @@ __all__ = [
     "directory_held",
     "hugepages_usable",
     "memory_mib",
+    "narrow_iommu",
     "one_at_a_time",
     "open_files_limit_kept",
     "remove_stale_directories",
@@ -33,6 +35,7 @@ __all__ = [
     "without_realtime",
 ]
 
+_HEAP_MIB = 248  # the kernel's vfio maps each 4 KiB page for a card, and 65535 pages at most (dma_entry_limit)
 _HUGEPAGES_MIB = 64  # reserved at the start; the EAL takes more for pools
 _BESIDE_MIB = 192  # address space that DPDK maps at its start in addition to its heap, and stacks
 _DPDK_THREAD_NAMES = ("eal-", "dpdk-", "rte_", "vhost")
@@ -40,6 +43,8 @@ _DPDK_THREADS = 2  # largest number that DPDK starts with
 _RTE_MAX_LCORE = 128
 _MAP_HUGETLB = 0x40000
 _MADV_POPULATE_WRITE = 23
+_IOMMUS = Path("/sys/class/iommu")
+_ADDRESS_BITS = 47  # of this process's addresses; DPDK asks as much of an IOMMU (pci_device_iommu_support_va)
 _HUGEPAGES = "/sys/kernel/mm/hugepages"  # one for the machine; processes of any user can lock it
 _LOCK_TIMEOUT = 5.0  # seconds
 _STARTED = 10.0  # a starting process holds its lock before its directory is this old (seconds)
@@ -47,12 +52,12 @@ _LOCK = "aiflow-lock"
 
 
 def memory_mib() -> int:
-    """MiB of the EAL's own heap: AIFLOW_EAL_MEMORY, 256 by default.
+    """MiB of the EAL's own heap: AIFLOW_EAL_MEMORY, 248 by default.
 
     Without hugepages its size is fixed for the life of the process. Untouched pages cost no memory.
     """
     text = os.environ.get("AIFLOW_EAL_MEMORY")
-    return max(32, parse_size(text) >> 20) if text else 256
+    return max(32, parse_size(text) >> 20) if text else _HEAP_MIB
 
 
 def hugepages_usable(nbytes: int, *, touch: bool = False) -> bool:
@@ -181,6 +186,8 @@ def choose(prefix: str) -> tuple[str, list[str]]:
     if usable:
         # in-memory: no file in hugetlbfs that a killed process would leave behind
         arguments += ["--in-memory", "--single-file-segments", "-m", str(_HUGEPAGES_MIB)]
+        if narrow_iommu() and _sees_physical_addresses():
+            arguments += ["--iova-mode", "pa"]
     else:
         # 22.11 refuses --in-memory with --no-huge, 25.11 --single-file-segments, which --no-huge implies
         arguments += ["--no-huge", "--no-shconf", "-m", str(memory_mib())]
@@ -190,6 +197,30 @@ def choose(prefix: str) -> tuple[str, list[str]]:
     else:
         arguments += ["--no-pci"]
     return ("hugepages" if usable else "no-huge"), arguments
+
+
+def narrow_iommu() -> bool:
+    """Whether an Intel IOMMU of this machine is too narrow for addresses of a process; many have 39 bits.
+
+    DPDK then drives a card behind it with physical addresses only. It decides at its start, when it knows of no card.
+    """
+    for path in _IOMMUS.glob("*/intel-iommu/cap"):
+        with contextlib.suppress(OSError, ValueError):
+            if (int(path.read_text(), 16) >> 16 & 0x3F) + 1 < _ADDRESS_BITS:
+                return True
+    return False
+
+
+def _sees_physical_addresses() -> bool:
+    """Whether the kernel tells this process where its pages lie; otherwise DPDK does not start in that mode."""
+    touched = ctypes.create_string_buffer(b"x")
+    try:
+        with open("/proc/self/pagemap", "rb", buffering=0) as pages:
+            pages.seek(ctypes.addressof(touched) // mmap.PAGESIZE * 8)
+            entry = int.from_bytes(pages.read(8), "little")
+    except OSError:
+        return False
+    return entry & (1 << 55) - 1 != 0
 
 
 def start_possible(mode: str) -> None:

@@ -9,6 +9,15 @@ cdef int plug_device(const char *bus, const char *device, const char *devargs) n
 cdef int unplug_device(const char *bus, const char *device) noexcept nogil
 
 
+cdef class Removal:
+    cdef bytes device
+    cdef int *wanted                  # written by DPDK's interrupt thread; NULL: nothing is noted
+
+    cdef begin(self, bytes device)
+    cdef bint is_wanted(self) noexcept
+    cdef end(self)
+
+
 cdef class RingPair:
     cdef rte_ring *ring[2]            # port i receives from ring i; NULL until created
 

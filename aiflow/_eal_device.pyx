@@ -1,9 +1,13 @@
 # cython: language_level=3
 """Devices on DPDK's buses: plugging, unplugging, and the rings that a pair of net_ring devices shares."""
+from libc.stdlib cimport calloc, free
 from libc.string cimport strcmp, strlen
 from aiflow._eal_init cimport log_mark, ours
 from aiflow._eal_mempool cimport free_returned_pools
-from aiflow.librte.rte_eal cimport SOCKET_ID_ANY, rte_eal_hotplug_add, rte_eal_hotplug_remove, rte_vdev_init
+from aiflow.librte.rte_eal cimport (
+    RTE_DEV_EVENT_REMOVE, SOCKET_ID_ANY, rte_dev_event_callback_register, rte_dev_event_callback_unregister,
+    rte_dev_event_type, rte_eal_hotplug_add, rte_eal_hotplug_remove, rte_vdev_init,
+)
 from aiflow.librte.rte_eth_ring cimport rte_eth_from_rings
 from aiflow.librte.rte_mbuf cimport rte_mbuf, rte_pktmbuf_free
 from aiflow.librte.rte_ring cimport (
@@ -27,6 +31,37 @@ cdef int plug_device(const char *bus, const char *device, const char *devargs) n
 cdef int unplug_device(const char *bus, const char *device) noexcept nogil:
     """Remove a device from its bus."""
     return rte_eal_hotplug_remove(bus, device)
+
+
+cdef void note_event(const char *device, rte_dev_event_type event, void *wanted) noexcept nogil:
+    """Runs in DPDK's interrupt thread."""
+    if event == RTE_DEV_EVENT_REMOVE:
+        (<int *>wanted)[0] = 1
+
+
+cdef class Removal:
+    """Whether the kernel wants a device back: its driver is being unbound, or it is being pulled.
+
+    vfio asks the process, and waits until the device is closed.
+    """
+
+    cdef begin(self, bytes device):
+        """Take note from now on. Nothing is noted when there is no memory for it."""
+        self.device = device
+        self.wanted = <int *>calloc(1, sizeof(int))
+        if self.wanted != NULL and rte_dev_event_callback_register(device, note_event, self.wanted) < 0:
+            free(self.wanted)
+            self.wanted = NULL
+
+    cdef bint is_wanted(self) noexcept:
+        return self.wanted != NULL and self.wanted[0] != 0
+
+    cdef end(self):
+        """Take note no more, before the device is removed. A callback that runs now keeps its memory."""
+        cdef int *wanted = self.wanted
+        self.wanted = NULL
+        if wanted != NULL and rte_dev_event_callback_unregister(self.device, note_event, wanted) > 0:
+            free(wanted)
 
 
 cdef class RingPair:

@@ -36,6 +36,8 @@ class WatchedInterface:
     lost: AiflowError | None = None  # the interface is gone, and the port is closed
     down: PortError | None = None  # a fault that may end without us: it is down, for instance
 
+    how_lost = "the interface was removed (deleted, or moved to another network namespace)"
+
     def exists(self) -> bool:
         """Whether the interface that the port was opened on still exists."""
         if self.sockets:

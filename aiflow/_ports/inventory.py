@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aiflow._ports import netdev
 from aiflow._ports.local_drivers import DRIVERS, driver_of
-from aiflow._ports.pci_card import inspect_pci, network_cards
+from aiflow._ports.pci_card import driver_of_card, inspect_pci, network_cards
 from aiflow._ports.registry import live
 from aiflow._ports.runtime_dir import runtime_directory
 from aiflow.config import parse_endpoint, parse_endpoints
@@ -68,7 +68,7 @@ def _cards() -> list[_Row]:
         (endpoint,) = parse_endpoints(f"pci:{address}")
         try:
             inspect_pci(endpoint)
-            rows.append((endpoint.text, True, "bound for DPDK"))
+            rows.append((endpoint.text, True, f"bound to {driver_of_card(endpoint.target)}"))
         except PortError as exc:
             rows.append((endpoint.text, False, str(exc).partition(": ")[2]))
     return rows or [("pci:DBDF", False, "no network card on the PCI bus")]

@@ -141,6 +141,7 @@ class Opening:
     def _attach(self, port: Any, peer: int) -> None:
         with self._changing:
             agents = [user.agent for user in self._users]
+            self.loop.prepare(port)
             for agent in agents:
                 agent.prepare(port)
 

@@ -16,8 +16,9 @@ from typing import Any
 
 from aiflow import _eal
 from aiflow._ports import netdev, ring_pairs, xdp_ports
+from aiflow._ports.card_watch import WatchedCard
 from aiflow._ports.connection import Hooks
-from aiflow._ports.interface_watch import OPENED, WatchedInterface, spanning_tree_hints, watching
+from aiflow._ports.interface_watch import WatchedInterface, watching
 from aiflow._ports.local_drivers import driver_of
 from aiflow._ports.netdev import Interface
 from aiflow._ports.registry import owner_of
@@ -121,9 +122,8 @@ class PortSet:
         self._rings: list[tuple[Endpoint, str]] = []
         self._rendezvous: list[Rendezvous] = []
         self._listening: list[Endpoint] = []
-        self._watched: list[WatchedInterface] = []
+        self._watched: list[WatchedInterface | WatchedCard] = []
         self._watch: threads.Thread | None = None
-        self._opened = time.monotonic()
         self._watch_end = threads.Flag()
         self._closed = False
         self._pid = os.getpid()
@@ -181,6 +181,7 @@ class PortSet:
             (those of its ports: see `hints`).
         """
         rows = []
+        watched = self._watched_now()
         for endpoint in self.endpoints:
             if endpoint.scheme in SHARED_MEMORY:
                 driver = driver_of(endpoint.scheme)
@@ -194,24 +195,25 @@ class PortSet:
                     "nb_ports": endpoint.nb_ports,
                     "memory": _eal.memory_mode(),
                     "state": self._state(endpoint),
-                    "hints": [hint for each in self._watched if each.endpoint == endpoint for hint in each.hints()],
+                    "hints": [hint for each in watched if each.endpoint == endpoint for hint in each.hints()],
                 }
             )
         return rows
 
     def hints(self) -> list[str]:
         """Facts about these ports that may keep frames from getting through now, a sentence each."""
-        hints = [hint for each in self._watched for hint in each.hints()]
-        for port in self.ports():
-            if port.name.startswith("pci:"):
-                with contextlib.suppress(AiflowError):  # another thread is closing it
-                    if port.link()[0]:
-                        hints += spanning_tree_hints(port.name, self._opened, OPENED)
-                    else:
-                        hints.append(f"{port.name}: no link: it is not plugged in, or its other end is down")
+        hints = [hint for each in self._watched_now() for hint in each.hints()]
         for rendezvous in list(self._rendezvous):
             hints += rendezvous.hints()
         return hints
+
+    def _watched_now(self) -> list[WatchedInterface | WatchedCard]:
+        """What is watched; a card is asked for its link first."""
+        for watched in self._watched:
+            if isinstance(watched, WatchedCard) and watched.lost is None:
+                with contextlib.suppress(AiflowError):  # another thread is closing it
+                    watched.refresh()
+        return self._watched
 
     @property
     def is_gone(self) -> bool:
@@ -235,7 +237,8 @@ class PortSet:
             If another process has such a role on an interface.
         """
         for watched in self._watched:
-            self._claim(watched.endpoint, role)
+            if isinstance(watched, WatchedInterface):  # a card has one process anyway
+                self._claim(watched.endpoint, role)
 
     def _claim(self, endpoint: Endpoint, role: str) -> None:
         use = netdev.use_of(endpoint, role)
@@ -301,17 +304,17 @@ class PortSet:
             elif not watched.exists():
                 self._lose(watched)
             else:
-                watched.refresh()
+                with contextlib.suppress(PortError):  # another thread is closing it
+                    watched.refresh()
 
-    def _lose(self, watched: WatchedInterface) -> None:
-        """The interface has gone: close its port. The other ports of this side keep working."""
-        gone = f"{watched.endpoint}: the interface was removed (deleted, or moved to another network namespace)"
+    def _lose(self, watched: WatchedInterface | WatchedCard) -> None:
+        """The interface or card has gone: close its port. The other ports of this side keep working."""
         next_step = (
             "it is opened again when it is back"
             if watched.endpoint.scheme == "af_packet"
             else "close what uses it, and open it again when it is back"
         )
-        watched.lost = PortError(f"{gone}; {next_step}")
+        watched.lost = PortError(f"{watched.endpoint}: {watched.how_lost}; {next_step}")
         if not self._rendezvous and self.ports() == [watched.port]:
             self._fail(watched.lost)  # first, so that a slice in flight fails with this reason
         self._detach([watched.port], 0)
@@ -321,9 +324,9 @@ class PortSet:
         with contextlib.suppress(Warning):  # a filter may turn it into an error, which this thread cannot report
             warnings.warn(str(watched.lost), RuntimeWarning, stacklevel=2)
 
-    def _regain(self, watched: WatchedInterface) -> None:
+    def _regain(self, watched: WatchedInterface | WatchedCard) -> None:
         """Open the port again once an interface of that name is back."""
-        if watched.endpoint.scheme != "af_packet":
+        if not isinstance(watched, WatchedInterface) or watched.endpoint.scheme != "af_packet":
             return
         reported = watched.lost
         try:
@@ -379,7 +382,9 @@ class PortSet:
         return [port]
 
     def _open_pci(self, endpoint: Endpoint) -> list[Any]:
-        return [open_pci(endpoint, self._frame_size, self._pool)]
+        port = open_pci(endpoint, self._frame_size, self._pool)
+        self._watched.append(WatchedCard(endpoint, port))
+        return [port]
 
     def _open_vdev(self, endpoint: Endpoint) -> list[Any]:
         return [open_vdev(endpoint, self._frame_size, self._pool)]

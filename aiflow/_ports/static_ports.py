@@ -20,16 +20,18 @@ from aiflow._ports.packet_ring import (
     unacknowledged_frames,
     widen_send_buffer,
 )
-from aiflow._ports.pci_card import inspect_pci
+from aiflow._ports.pci_card import claim_uio, inspect_pci
 from aiflow._ports.xdp_probe import AF_XDP, XDP_ROOM, quiet_xdp
 from aiflow._system import threads
-from aiflow._system.descriptors import sockets_of
+from aiflow._system.descriptors import kept_devices, sockets_of
 from aiflow.config import Endpoint
 from aiflow.errors import ConfigError, PortError
 
 __all__ = ["open_af_packet", "open_af_xdp", "open_pci", "open_vdev"]
 
 _DEFAULT_ROOM = 2048  # bytes of an mbuf where the driver decides on the frame size
+_TAG_AND_FCS = 8  # bytes that a card may store beside the frame: a VLAN tag and the checksum
+_CARD_UNIT = 1024  # bytes: cards use so much of an mbuf as is a multiple of this (e1000, ixgbe; others: of 128)
 
 _finding_sockets = threads.unpatched("threading").Lock()  # one port opens at a time: new sockets belong to that one
 
@@ -125,12 +127,31 @@ def open_af_xdp(endpoint: Endpoint, interface: Interface, frame_size: int | None
 def open_pci(endpoint: Endpoint, frame_size: int | None, pool_for: Callable[..., Any]) -> Any:
     """Open a network card that DPDK drives."""
     socket_id = inspect_pci(endpoint)
-    pool = pool_for(max(frame_size or 0, _DEFAULT_ROOM), socket_id, 1, True)
+    # A frame that needs two mbufs is copied.
+    room = -(-((frame_size or 0) + _TAG_AND_FCS) // _CARD_UNIT) * _CARD_UNIT
+    pool = pool_for(min(max(room, _DEFAULT_ROOM), _eal.MAX_DATA_ROOM), socket_id, 1, True)
+    claim = claim_uio(endpoint)
+    try:
+        with kept_devices():
+            port = _open_card(endpoint, frame_size, pool)
+    except BaseException:
+        if claim is not None:
+            claim.close()
+        raise
+    if claim is not None:
+        port.hold(claim)
+    return port
+
+
+def _open_card(endpoint: Endpoint, frame_size: int | None, pool: Any) -> Any:
     try:
         return _eal.Port.open(
             endpoint.text, endpoint.target, "", pool, bus="pci", frame_size=frame_size, rx_interrupts=True
         )
-    except PortError:  # some drivers refuse receive interrupts, and some kernels
+    except PortError as exc:
+        if "does not open" in str(exc):
+            raise
+        # Some drivers refuse receive interrupts, and some kernels.
         return _eal.Port.open(endpoint.text, endpoint.target, "", pool, bus="pci", frame_size=frame_size)
 
 

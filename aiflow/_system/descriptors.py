@@ -21,6 +21,7 @@ __all__ = [
     "MORE_DESCRIPTORS",
     "Descriptor",
     "keep",
+    "kept_devices",
     "kept_sockets",
     "out_of_descriptors",
     "own_socket",
@@ -33,6 +34,7 @@ MORE_DESCRIPTORS = "close some files, or raise ulimit -n"
 
 _SO_DOMAIN = 39
 _MADV_DONTFORK = 10
+_DEVICES = ("/dev/vfio/", "anon_inode:[vfio-device]")  # an open group, and an open card
 _PAUSE = 0.02  # seconds
 
 
@@ -43,7 +45,7 @@ class _Closable(Protocol):
 _Kept = TypeVar("_Kept", bound=_Closable)
 
 _kept: weakref.WeakSet[Any] = weakref.WeakSet()
-_of_libraries: set[tuple[int, int]] = set()  # (descriptor, inode): the library that opened one closes it
+_of_libraries: set[tuple[int, str]] = set()  # (descriptor, what it is): the library that opened one closes it
 _making = threads.unpatched("threading").RLock()  # held while a descriptor is opened, and by fork: a child misses none
 
 
@@ -97,15 +99,29 @@ def pause_without_descriptor(exc: OSError) -> None:
         threads.unpatched("time").sleep(_PAUSE)
 
 
-def sockets_of(family: int) -> set[tuple[int, int]]:
-    """Descriptor and inode of the process's sockets of an address family. Raises OSError."""
+def sockets_of(family: int) -> set[tuple[int, str]]:
+    """The process's sockets of an address family: descriptor, and its name in /proc. Raises OSError."""
     libc, found = ctypes.CDLL(None), set()
     domain, size = ctypes.c_int(), ctypes.c_uint(4)
     for fd in map(int, os.listdir("/proc/self/fd")):
         # not by a socket object: that would set a timeout on descriptors of other code
         if not libc.getsockopt(fd, socket.SOL_SOCKET, _SO_DOMAIN, ctypes.byref(domain), ctypes.byref(size)):
             with contextlib.suppress(OSError):
-                found |= {(fd, os.fstat(fd).st_ino)} if domain.value == family else set()
+                found |= {(fd, _name(fd))} if domain.value == family else set()
+    return found
+
+
+def _name(fd: int) -> str:
+    """What a descriptor is, as in /proc/self/maps. Raises OSError."""
+    return os.readlink(f"/proc/self/fd/{fd}")
+
+
+def _devices() -> set[tuple[int, str]]:
+    """The process's descriptors of vfio. Raises OSError."""
+    found = set()
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        with contextlib.suppress(OSError):
+            found |= {(fd, name)} if (name := _name(fd)).startswith(_DEVICES) else set()
     return found
 
 
@@ -116,23 +132,39 @@ def kept_sockets(family: int) -> Iterator[None]:
     A mapping keeps a socket open as a descriptor does, and fork copies both. Without /proc, or without a free
     descriptor to list it, children do inherit them; the port is opened all the same.
     """
-    before: set[tuple[int, int]] | None = None
+    with _kept_from_children(lambda: sockets_of(family)):
+        yield
+
+
+@contextlib.contextmanager
+def kept_devices() -> Iterator[None]:
+    """Keep forked children from inheriting the cards that DPDK opens in this context: see `kept_sockets`.
+
+    A child with a copy would keep the card from every other process.
+    """
+    with _kept_from_children(_devices):
+        yield
+
+
+@contextlib.contextmanager
+def _kept_from_children(found: Callable[[], set[tuple[int, str]]]) -> Iterator[None]:
+    before: set[tuple[int, str]] | None = None
     with contextlib.suppress(OSError):
-        before = sockets_of(family)
+        before = found()
     try:
         yield
     finally:
         if before is not None:
             with contextlib.suppress(OSError):
-                _keep_from_children(sockets_of(family) - before)
+                _keep_from_children(found() - before)
 
 
-def _keep_from_children(sockets: set[tuple[int, int]]) -> None:
+def _keep_from_children(opened: set[tuple[int, str]]) -> None:
     """Raises OSError if they cannot all be kept."""
-    _of_libraries.update(sockets)
-    for fd, _ in sockets:
+    _of_libraries.update(opened)
+    for fd, _ in opened:
         os.set_inheritable(fd, False)
-    names = {f"socket:[{inode}]" for _, inode in sockets}
+    names = {name for _, name in opened}
     madvise = ctypes.CDLL(None).madvise
     with open("/proc/self/maps") as maps:
         for line in maps:
@@ -150,9 +182,9 @@ def _forked() -> None:
         with contextlib.suppress(OSError):
             opened.close()
     _kept.clear()
-    for fd, inode in _of_libraries:
+    for fd, name in _of_libraries:
         with contextlib.suppress(OSError):
-            if os.fstat(fd).st_ino == inode:
+            if _name(fd) == name:
                 os.close(fd)
     _of_libraries.clear()
 

@@ -30,6 +30,17 @@ cdef extern from "rte_dev.h" nogil:
     int rte_eal_hotplug_add(const char *busname, const char *devname, const char *drvargs) noexcept
     int rte_eal_hotplug_remove(const char *busname, const char *devname) noexcept
 
+    enum rte_dev_event_type:
+        RTE_DEV_EVENT_ADD
+        RTE_DEV_EVENT_REMOVE
+
+    ctypedef void (*rte_dev_event_cb_fn)(
+        const char *device_name, rte_dev_event_type event, void *cb_arg) noexcept
+    int rte_dev_event_callback_register(
+        const char *device_name, rte_dev_event_cb_fn cb_fn, void *cb_arg) noexcept
+    int rte_dev_event_callback_unregister(
+        const char *device_name, rte_dev_event_cb_fn cb_fn, void *cb_arg) noexcept
+
 
 cdef extern from "rte_bus_vdev.h" nogil:
     int rte_vdev_init(const char *name, const char *args) noexcept
