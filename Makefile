@@ -22,8 +22,10 @@ ON_PORTS := tests/cli $(addprefix tests/project/test_,install.py readme.py) test
 	shim.py) \
 	$(filter-out $(OF_PYTHON), $(wildcard tests/faults/test_*.py))
 
-.PHONY: help demo test test-ports bench soak lab fuzz lint sanitize setup fresh wheel wheel-test wheel-bench clean
-.PHONY: demo-here test-here test-ports-here bench-here soak-here sanitize-here wheel-in-bookworm wheel-in-trixie
+.PHONY: help demo test test-ports bench soak lab fuzz lint sanitize setup fresh clean
+.PHONY: nic-test nic-soak wheel wheel-test wheel-bench
+.PHONY: demo-here test-here test-ports-here bench-here soak-here sanitize-here nic-test-here nic-soak-here
+.PHONY: wheel-in-bookworm wheel-in-trixie
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,6 +59,12 @@ sanitize: ## the unit tests with AddressSanitizer and UndefinedBehaviorSanitizer
 lint: ## what tools/lint.sh lists: formats, types, spelling, limits; ARGS="ruff mypy" for some of it
 	@tools/setup.sh dev
 	tools/lint.sh $(ARGS)
+
+nic-test: ## pci: on Intel igb ports that QEMU emulates, on a Debian 13 (root); ARGS go to pytest
+	@tools/nic.sh test $(ARGS)
+
+nic-soak: ## the same machine: a million frames while its links come and go
+	@tools/nic.sh soak $(ARGS)
 
 setup: ## set-up only
 	@tools/setup.sh dev
@@ -111,3 +119,7 @@ soak-here:
 sanitize-here:
 	@tools/setup.sh dev
 	@tools/sanitize.sh $(ARGS)
+
+nic-test-here nic-soak-here:
+	@tools/setup.sh nic
+	@tools/nic/run.sh $(patsubst nic-%-here,%,$@) $(ARGS)

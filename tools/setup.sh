@@ -2,11 +2,11 @@
 # All set-up a target needs: Debian packages, a virtual environment in .venv, the compiled modules in place.
 # It returns at once when nothing changed.
 #
-# Usage: tools/setup.sh demo|ports|dev|bench        (extras of pyproject.toml; PYTHON=… names another interpreter)
+# Usage: tools/setup.sh demo|ports|dev|bench|nic      (extras of pyproject.toml; PYTHON=… names another interpreter)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 umask 022 # an ordinary user must be able to run the environment that root makes
-profile=${1:?usage: tools/setup.sh demo|ports|dev|bench}
+profile=${1:?usage: tools/setup.sh demo|ports|dev|bench|nic}
 venv=.venv
 stamps=$venv/stamps
 
@@ -22,7 +22,8 @@ wanted_packages() {
         ports) groups='build|test' ;;
         dev) groups='build|test|fuzz' ;;
         bench) groups='build|test|fuzz|bench' ;;
-        *) fail "unknown profile '$profile': demo, ports, dev or bench" ;;
+        nic) groups='build|nic' ;;
+        *) fail "unknown profile '$profile': demo, ports, dev, bench or nic" ;;
     esac
     awk -v groups="^($groups)\$" '/^[^#]/ && $2 ~ groups { print $1 }' tools/apt-packages.txt
 }
@@ -146,6 +147,11 @@ mkdir -p build
 exec 9>build/.lock
 flock 9 # two makes at once: the second finds it done
 make_venv
-if [ "$profile" = demo ] && [ ! -f $stamps/dev ]; then install_requirements demo; else install_requirements dev; fi
+case $profile in
+    demo | nic) extra=$profile ;;
+    *) extra=dev ;;
+esac
+[ ! -f $stamps/dev ] || extra=dev # it has all of the others
+install_requirements "$extra"
 [ "$profile" != bench ] || install_peers
 build_in_place

@@ -1,0 +1,24 @@
+#!/bin/bash
+# In the guest: runs pytest over tests/nic. The last step of the boot.
+cd "$1" || exit
+export HOME=/root LANG=C.UTF-8 PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+export PYTHONDONTWRITEBYTECODE=1
+share=/run/share
+touch $share/booted
+mkdir -p /dev/shm /dev/pts
+mount -t tmpfs shm /dev/shm
+mount -t devpts pts /dev/pts
+chmod 1777 /tmp /dev/shm
+path=$PWD
+while [ "$path" != / ]; do # one test is an ordinary user
+    chmod a+rx "$path"
+    path=$(dirname "$path")
+done
+ip link set lo up
+mapfile -t arguments <$share/arguments
+kind=${arguments[0]}
+echo "aiflow: booted after $(cut -d' ' -f1 /proc/uptime) s"
+.venv/bin/python -m pytest -c tests/nic/pytest.ini -p no:cacheprovider -m "$([ "$kind" = soak ] || echo not) soak" \
+    tests/nic "${arguments[@]:1}" >$share/results.txt 2>&1
+echo $? >$share/status
+dmesg >$share/dmesg.log

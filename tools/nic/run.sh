@@ -1,0 +1,128 @@
+#!/bin/bash
+# Boots an emulated machine with four Intel igb ports (82576) over this machine's files, and runs tests/nic in it.
+#
+# The guest's root is this machine's root, read-only over 9p, with its writes in memory: the package and its environment
+# run as they were built. Pure emulation: no KVM. What comes out lies in build/nic/share: console.log, results.txt,
+# wire.pcap.
+#
+#   hub 0: nic0, nic1, and a virtio card that the guest's kernel drives       hub 1: nic2, nic3
+#
+# The second serial port of the guest leads to QEMU's own monitor: the tests cut links and pull cards themselves.
+#
+# Usage: tools/nic/run.sh test|soak [PYTEST-ARGUMENT …]       as root, on a Debian whose QEMU has igb (8.0 and later)
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+kind=${1:-test}
+shift || true
+work=$PWD/build/nic
+share=$work/share
+seconds=${AIFLOW_NIC_SECONDS:-600}
+boot_seconds=90
+python=.venv/bin/python
+
+say() { printf 'aiflow: %s\n' "$*"; }
+fail() { printf 'aiflow: %s\n' "$*" >&2; exit 1; }
+apt() { DEBIAN_FRONTEND=noninteractive apt-get -qq "$@" >/dev/null; }
+
+has_igb() { qemu-system-x86_64 -device help 2>/dev/null | grep -q '"igb"'; }
+
+qemu_with_igb() {
+    has_igb && return
+    # Debian 12 has QEMU 7.2; its backports have a later one.
+    local site suite
+    suite=$(. /etc/os-release && echo "$VERSION_CODENAME")
+    site=$(apt-get indextargets --format '$(SITE) $(RELEASE)' 'Created-By: Packages' |
+        awk -v suite="$suite" '$2 == suite { print $1; exit }')
+    say "QEMU from $suite-backports"
+    echo "deb $site $suite-backports main" >/etc/apt/sources.list.d/aiflow-nic.list
+    apt update
+    apt install -y --no-install-recommends -t "$suite-backports" qemu-system-x86
+    has_igb || fail "this QEMU has no igb: it needs version 8.0 or later"
+}
+
+kernel() { # unpacks Debian's kernel and its modules, without installing them
+    local package
+    [ ! -f "$work/kernel/unpacked" ] || return 0
+    package=$(apt-cache depends linux-image-amd64 | sed -n 's/^ *Depends: \(linux-image-[^ ]*\).*/\1/p' | head -n 1)
+    [ -n "$package" ] || fail "apt knows no linux-image-amd64: run apt-get update"
+    rm -rf "$work/kernel"
+    mkdir -p "$work/kernel"
+    chmod 777 "$work/kernel" # apt downloads as a user of its own
+    (cd "$work/kernel" && apt download "$package")
+    dpkg-deb --fsys-tarfile "$work"/kernel/*.deb | tar -x -C "$work/kernel" --wildcards \
+        './boot/vmlinuz-*' '*/modules.builtin' '*/kernel/drivers/*' '*/kernel/fs/*' '*/kernel/net/*' '*/kernel/lib/*' \
+        '*/kernel/virt/*'
+    rm "$work"/kernel/*.deb
+    touch "$work/kernel/unpacked"
+}
+
+mkdir -p "$work"
+began=$SECONDS
+kernel & # while the pictures are cut
+unpacking=$!
+qemu_with_igb
+rm -rf "$share"
+mkdir -p "$share"
+$python tests/nic/images.py "$share/images.npz"
+wait "$unpacking" || fail "the kernel could not be unpacked"
+$python tools/nic/initramfs.py "$work/kernel" tools/nic/init.sh "$work/initrd"
+printf '%s\n' "$kind" "$@" >"$share/arguments"
+say "the machine is ready after $((SECONDS - began)) s"
+
+cards=()
+for number in 0 1 2 3; do
+    place=$((number + 8))
+    cards+=(-netdev "hubport,id=wire$number,hubid=$((number / 2))"
+        -device "pcie-root-port,id=slot$number,bus=pcie.0,chassis=$place,slot=$place,addr=$place"
+        -device "igb,id=nic$number,bus=slot$number,netdev=wire$number,mac=52:54:00:00:00:0$number,rombar=0")
+done
+machine() { # QEMU says of the hubs that they lead nowhere else
+    exec timeout --kill-after=10 "$seconds" \
+        qemu-system-x86_64 \
+        -M q35 -accel tcg,thread=multi -cpu max -smp 2 -m "${AIFLOW_NIC_MEMORY:-2560}" -nodefaults -no-user-config \
+        -display none -no-reboot -kernel "$work"/kernel/boot/vmlinuz-* -initrd "$work/initrd" \
+        -append "console=ttyS0 quiet panic=-1 intel_iommu=on hugepages=320 mitigations=off tsc=reliable \
+rcupdate.rcu_cpu_stall_timeout=8 aiflow.at=$PWD" \
+        -device "intel-iommu,intremap=on,aw-bits=${AIFLOW_NIC_IOMMU_BITS:-48}" \
+        -chardev "file,id=console,path=$share/console.log" -serial chardev:console \
+        -chardev "socket,id=guest,path=$work/monitor,server=on,wait=off" -serial chardev:guest \
+        -chardev "socket,id=monitor,path=$work/monitor" -mon chardev=monitor,mode=control \
+        -fsdev local,id=root,path=/,security_model=none,readonly=on,multidevs=remap \
+        -device virtio-9p-pci,fsdev=root,mount_tag=root \
+        -fsdev "local,id=share,path=$share,security_model=none" -device virtio-9p-pci,fsdev=share,mount_tag=share \
+        "${cards[@]}" \
+        -netdev hubport,id=wire4,hubid=0 -device virtio-net-pci,id=eth,netdev=wire4,mac=52:54:00:00:00:09 \
+        -object "filter-dump,id=tap,netdev=wire0,file=$share/wire.pcap,status=off" \
+        </dev/null 2> >(grep -v 'is not connected to host network' >&2)
+}
+
+began=$SECONDS
+status=0
+for attempt in 1 2 3; do # on a busy host an emulated processor may miss a timer while it starts, and wait for ever
+    rm -f "$work/monitor" "$share/booted"
+    machine &
+    guest=$!
+    since=$SECONDS
+    until [ -e "$share/booted" ] || [ $((SECONDS - since)) -ge "$boot_seconds" ] ||
+        grep -qs 'kthread timer wakeup' "$share/console.log" || ! kill -0 "$guest" 2>/dev/null; do
+        sleep 0.5
+    done
+    [ ! -e "$share/booted" ] && [ "$attempt" -lt 3 ] || break
+    say "the guest has not booted within $((SECONDS - since)) s: once more"
+    kill "$guest" 2>/dev/null || true
+    wait "$guest" 2>/dev/null || true
+done
+wait "$guest" || status=$?
+took=$((SECONDS - began))
+[ -f "$share/status" ] || {
+    tail -n 40 "$share/console.log" >&2
+    [ "$status" -ne 124 ] || fail "the guest did not end within $seconds s (AIFLOW_NIC_SECONDS)"
+    fail "the guest ended without a result (QEMU: $status)"
+}
+cat "$share/results.txt"
+[ "$(cat "$share/status")" -eq 0 ] || {
+    tail -n 15 "$share/console.log" >&2
+    fail "tests in the guest failed; $share has its console and dmesg"
+}
+[ "$kind" != test ] || [ $# -gt 0 ] || $python tests/nic/capture.py "$share/wire.pcap" "$share/images.npz"
+say "the guest ran for $took s"
