@@ -438,7 +438,7 @@ cdef class Port:
         """Whether the link is up, and its speed in bit/s (None if the driver reports only a nominal speed)."""
         cdef rte_eth_link link
         cdef uint16_t port_id = self.port_id
-        cdef int rc
+        cdef int rc = 0
         memset(&link, 0, sizeof(link))
         with self.link_lock:
             self._check_open()
