@@ -6,7 +6,6 @@ PY := .venv/bin/python
 ARGS ?=
 SECONDS ?= 60
 SUITE ?= bookworm
-PYTHONS ?=
 RESULTS := bench-results
 IN_REACH := @tools/in-reach.sh $(MAKE) --no-print-directory
 
@@ -23,7 +22,7 @@ ON_PORTS := tests/cli $(addprefix tests/project/test_,install.py readme.py) test
 	$(filter-out $(OF_PYTHON), $(wildcard tests/faults/test_*.py))
 
 .PHONY: help demo test test-ports bench soak lab fuzz lint sanitize setup fresh clean
-.PHONY: nic-test nic-soak wheel wheel-test wheel-bench
+.PHONY: nic-test nic-soak sdist-test wheel wheel-test wheel-bench
 .PHONY: demo-here test-here test-ports-here bench-here soak-here sanitize-here nic-test-here nic-soak-here
 .PHONY: wheel-in-bookworm wheel-in-trixie
 
@@ -74,13 +73,16 @@ fresh: ## make demo and make test on a Debian made by debootstrap (root); SUITE=
 
 wheel: ## a wheel with DPDK inside, in build/wheel/dist
 	@tools/setup.sh dev
-	@PYTHONS='$(PYTHONS)' tools/wheel.sh
+	@tools/wheel.sh
 
 wheel-test: wheel ## the wheel beside the system's DPDK, and on a clean Debian 12 and 13 made by debootstrap (root)
 	$(PY) -m pytest tests/project/test_wheel.py
 	@$(MAKE) --no-print-directory -j2 --output-sync=target wheel-in-bookworm wheel-in-trixie
 
-wheel-bench: wheel ## the wheel's throughput over that of this tree, in pairs
+sdist-test: ## the source distribution installed by pip on a Debian made by debootstrap (root); SUITE as for fresh
+	@tools/sdist-test.sh $(SUITE)
+
+wheel-bench: ## the wheel's throughput over that of this tree, in pairs
 	@bench/wheel-pairs.sh $(ARGS)
 
 clean: ## remove what was built, and the virtual environment

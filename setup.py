@@ -61,7 +61,7 @@ COMPILE_ARGS = [
 
 def flavour() -> str:
     """Name of this kind of build; each has object files of its own, so that flags never mix."""
-    chosen = {"sanitize": SANITIZE, "debug": DEBUG, "wheel": PRIVATE_DPDK, "abi3": LIMITED_API}
+    chosen = {"sanitize": SANITIZE, "debug": DEBUG, "private": PRIVATE_DPDK, "abi3": LIMITED_API}
     return "-".join(name for name, wanted in chosen.items() if wanted)
 
 
@@ -167,6 +167,8 @@ class BuildWithHeaders(build_py):
 
     def run(self) -> None:
         """Copy the packages, then the headers and the library."""
+        if self.editable_mode and PRIVATE_DPDK:
+            raise SystemExit("aiflow: AIFLOW_DPDK=private: is for wheels; an editable install uses the system's DPDK")
         super().run()
         if self.editable_mode:
             return

@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from aiflow import _eal
+from aiflow.errors import PortError
 
 __all__ = ["build_info", "has_driver"]
+
+_MAPS = Path("/proc/self/maps")
 
 _DRIVER = re.compile(rb'PMD_INFO_STRING= \{"name" ?: "(net_\w+)"')
 """What DPDK's build puts into the object of each driver; ``dpdk-pmdinfo.py`` reads the same."""
@@ -61,11 +64,13 @@ def _drivers() -> tuple[str, ...]:
 def _libraries() -> set[Path]:
     """The libraries of DPDK in this process, and the plug-ins that its start adds."""
     private, plugins = _eal.compiled()["private"], _eal.compiled()["plugins"]
-    lines = Path("/proc/self/maps").read_text().splitlines()
+    lines = _MAPS.read_text().splitlines()
     mapped = {Path(line.split(maxsplit=5)[-1]) for line in lines if "/" in line}
     if private:  # the system's DPDK may be in this process, too
         return {path for path in mapped if path.name.startswith("libaiflow_dpdk")}
     found = {path for path in mapped if path.name.startswith("librte_")}
+    if any(path.name.endswith(" (deleted)") for path in found):
+        raise PortError("DPDK's libraries were replaced while this process ran: restart it")
     if plugins:
         found |= {path.resolve() for path in Path(plugins).glob("librte_net_*.so*")}
     return {path for path in found if path.is_file()}

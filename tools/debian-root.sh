@@ -13,8 +13,8 @@ if [ "${1:-}" != --inside ]; then
     suite=${1:-bookworm}
     shift || true
     # Trees of runs that were killed. One that lives holds a lock on its tree, and a young one is about to take it.
-    for stale in $(find "$places" -maxdepth 1 -name 'aiflow-fresh-*' -type d -mmin +1); do
-        [ ! -e "$stale/kept" ] || continue
+    for stale in "$places"/aiflow-fresh-*; do
+        [ -n "$(find "$stale" -maxdepth 0 -type d -mmin +1 2>/dev/null)" ] && [ ! -e "$stale/kept" ] || continue
         flock -n "$stale" rm -rf --one-file-system "$stale" || true
     done
     root=$(mktemp -d "$places/aiflow-fresh-XXXXXX")

@@ -4,7 +4,7 @@
 
 prints the path of the library. A static DPDK in each compiled module would give each its own dead EAL. The library's
 symbols have a version of their own, and it binds to itself first. So it lives beside another DPDK in one process.
-Nothing but what aiflow calls is visible.
+Only ``rte_*``, ``__rte_*``, ``per_lcore_*`` and ``eal_timer_source`` are visible.
 
 Left out, for those who build from source: pcap (its library needs dbus and systemd), mlx4 and mlx5 (they need the
 system's rdma-core, whose providers are plug-ins), af_xdp (its BPF objects are under GPL-2, and need libxdp, libbpf and
@@ -48,23 +48,35 @@ def archives(directory: Path) -> tuple[list[Path], list[Path]]:
     return whole, sorted(set(directory.glob("librte_*.a")) - set(whole))
 
 
+def stamp_of(paths: list[Path], command: list[str]) -> str:
+    """What a library is made from. Times alone do not do: a package's files have the time of the package's build."""
+    lines = [shlex.join(command)]
+    for path in paths:
+        status = path.stat()
+        lines.append(f"{path} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}")
+    return "\n".join(lines) + "\n"
+
+
 def link(directory: Path) -> Path:
-    """Make the library in `directory`, unless it is newer than what it is made from."""
+    """Make the library in `directory`, unless it is there and made from the same files."""
     version, archived = pkg_config("--modversion", "libdpdk"), pkg_config("--variable=libdir", "libdpdk")
     if version is None or archived is None:
         raise SystemExit(NO_LIBDPDK)
     whole, called = archives(Path(archived))
     own = Path(__file__).with_suffix(".c")
     library = directory / f"libaiflow_dpdk-{version}.so"
-    made_from = [*whole, own, Path(__file__)]
-    if library.exists() and library.stat().st_mtime > max(path.stat().st_mtime for path in made_from):
+    compiler = shlex.split(os.environ.get("CC", "gcc"))
+    made_from = directory / "made-from"
+    stamp = stamp_of([*whole, *called, own, Path(__file__)], compiler)
+    if library.exists() and made_from.exists() and made_from.read_text() == stamp:
         return library
     directory.mkdir(parents=True, exist_ok=True)
+    made_from.unlink(missing_ok=True)  # first: a link that is cut short leaves half a library
     symbols = directory / "symbols.map"
     symbols.write_text(f"AIFLOW_DPDK_{version} {{ global: {EXPORTED} local: *; }};\n")
     subprocess.run(
         [
-            *shlex.split(os.environ.get("CC", "gcc")),
+            *compiler,
             *("-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-Werror", "-s", "-o", library, own),
             *(f"-Wl,{option}" for option in (f"-soname,{library.name}", f"--version-script={symbols}")),
             *(f"-Wl,{option}" for option in ("-Bsymbolic", "-z,defs", "-z,relro", "--wrap=dlopen")),
@@ -74,6 +86,7 @@ def link(directory: Path) -> Path:
         ],
         check=True,
     )
+    made_from.write_text(stamp)
     return library
 
 

@@ -18,13 +18,20 @@ import zipfile
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
-EXPRESSIONS = {"dpdk": "BSD-3-Clause", "libnuma": "LGPL-2.1-only"}
+from dpdk_flags import pkg_config
+
+EXPRESSIONS = {"dpdk": "BSD-3-Clause AND MIT", "libnuma": "LGPL-2.1-only"}
 """What this project has looked up, for the wheel's metadata. A library that is not here stops the build."""
+
+MISSED = {"dpdk": ["net_gve.licence"]}
+"""Licences of what we link that a copyright file does not mention: files of this directory."""
 
 MEANT = {"libnuma": ["LGPL-2.1"]}
 """Common licences that a copyright file names without their version."""
 
 COMMON = Path("/usr/share/common-licenses")
+NOT_DEBIANS = """\
+aiflow: {path} belongs to no package of Debian: a wheel needs Debian's own DPDK, whose licences and source it names."""
 UNKNOWN = """\
 aiflow: the wheel would bundle {name}, whose licence is not known here. Choose drivers that do without it, or add its
 licence to EXPRESSIONS in tools/wheel_licences.py."""
@@ -55,7 +62,11 @@ def _dpkg(*arguments: str) -> str:
 def package_of(name: str) -> str:
     """Debian's package of a library."""
     if name == "dpdk":
-        return "libdpdk-dev"
+        path = f"{pkg_config('--variable=libdir', 'libdpdk')}/librte_eal.a"
+        try:
+            return _dpkg("-S", path).partition(":")[0]
+        except subprocess.CalledProcessError:
+            raise SystemExit(NOT_DEBIANS.format(path=path)) from None
     return min(line.partition(":")[0] for line in _dpkg("-S", f"*/{name}.so.*").splitlines())
 
 
@@ -67,13 +78,14 @@ def licences_of(name: str) -> dict[str, str]:
     copyright_text = Path("/usr/share/doc", package, "copyright").read_text()
     source, version = _dpkg("-W", "-f", "${source:Package} ${source:Version}\n", package).split()[:2]
     texts = {each: (COMMON / each).read_text() for each in common_licences(name, copyright_text)}
+    texts |= {file: Path(__file__).with_name(file).read_text() for file in MISSED.get(name, [])}
     texts["SOURCE"] = f"Compiled by Debian from its source package {source} {version}: apt-get source {source}\n"
     return {"copyright": copyright_text, **texts}
 
 
 def with_licences(metadata: str, names: Iterable[str], files: Iterable[str]) -> str:
     """The METADATA of a wheel that also contains these libraries."""
-    wanted = " AND ".join(sorted({EXPRESSIONS[name] for name in names}))
+    wanted = " AND ".join(sorted({each for name in names for each in EXPRESSIONS[name].split(" AND ")}))
     metadata = re.sub(r"^License-Expression: .*$", rf"\g<0> AND {wanted}", metadata, count=1, flags=re.M)
     lines = "".join(f"License-File: {file}\n" for file in files)
     return re.sub(r"^License-File: LICENSE\n", rf"\g<0>{lines}", metadata, count=1, flags=re.M)

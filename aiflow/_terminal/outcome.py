@@ -32,6 +32,16 @@ def version() -> str:
     return aiflow.__version__
 
 
+def _advice_on(error: ImportError) -> ImportError:
+    """Return the error with advice, if the loader cannot find DPDK. Raises any other again."""
+    if "librte_" not in str(error):
+        raise error
+    return ImportError(
+        f"{error}: the DPDK that aiflow {version()} in {sys.modules['aiflow'].__path__[0]} was built with is missing. "
+        "Let the loader find it (ldconfig or LD_LIBRARY_PATH), or install aiflow again (docs/install.md)"
+    )
+
+
 class CommandError(Exception):
     """A command cannot continue. The message says what failed and what the user can do."""
 
@@ -114,6 +124,8 @@ class Terminal:
                 outcome.fail(error, error.exit_code)
             except (AiflowError, CommandError, OSError) as error:
                 outcome.fail(error)
+            except ImportError as error:
+                outcome.fail(_advice_on(error))
             except Exception as error:
                 self.say(traceback.format_exc().rstrip())
                 outcome.fail(error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import aiflow
+from aiflow.errors import PortError
 
 
 def test_this_build_says_what_it_is_made_of() -> None:
@@ -36,8 +38,34 @@ def test_doctor_shows_the_build(tmp_path: Path) -> None:
         assert said in shown.stdout
 
 
-def test_doctor_fails_where_local_endpoints_cannot_be(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
+@pytest.mark.parametrize("command", [["doctor"], ["ports"], ["send", "aiflow", "--ports", "local:x"]])
+def test_a_dpdk_that_is_gone_is_named_with_advice(tmp_path: Path, command: list[str]) -> None:
+    """As after an upgrade of the system: the loader finds another name than the one that the module needs."""
+    package = shutil.copytree(Path(aiflow.__file__).parent, tmp_path / "aiflow", symlinks=True)
+    for module in package.glob("_*.so"):
+        content = module.read_bytes()
+        module.unlink()  # a copy may share its file with the original
+        module.write_bytes(content.replace(b"librte_eal.so.", b"librte_eax.so."))
+    names = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    words = [sys.executable, "-P", "-m", "aiflow", *command]
+    shown = subprocess.run(words, env=names, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert shown.returncode == 1, shown.stderr
+    assert "librte_eax.so" in shown.stderr
+    assert "LD_LIBRARY_PATH" in shown.stderr
+    assert "Traceback" not in shown.stderr
+
+
+def test_a_replaced_dpdk_asks_for_a_new_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from aiflow import _build
+
+    maps = tmp_path / "maps"
+    maps.write_text("7f00-7f01 r-xp 0 08:01 1  /usr/lib/librte_eal.so.23.0 (deleted)\n")
+    monkeypatch.setattr(_build, "_MAPS", maps)
+    with pytest.raises(PortError, match="restart it"):
+        _build._libraries()
+
+
+def test_doctor_fails_where_local_endpoints_cannot_be() -> None:
     broken = {**os.environ, "AIFLOW_RUNTIME_DIR": "/proc/self/none"}
     shown = subprocess.run([*DOCTOR, "--json"], env=broken, capture_output=True, text=True, timeout=60)
     assert shown.returncode == 1

@@ -57,7 +57,7 @@ def test_it_is_one_small_wheel_with_all_licences(wheel: Path) -> None:
     assert wheel_check.faults(wheel) == []
 
 
-@pytest.mark.parametrize("lost", ["libnuma/copyright", "dpdk/copyright", "libnuma/LGPL-2.1"])
+@pytest.mark.parametrize("lost", ["libnuma/copyright", "dpdk/copyright", "libnuma/LGPL-2.1", "dpdk/net_gve.licence"])
 def test_a_lost_licence_is_found(site: Path, tmp_path: Path, lost: str) -> None:
     shutil.copytree(site, tmp_path / "site")
     (path,) = (tmp_path / "site").glob(f"*.dist-info/licenses/{lost}")
@@ -160,3 +160,16 @@ with aiflow.pair():
     print(sum("librte_net_" in line for line in open("/proc/self/maps")))
 """
     assert run(code.format(directory=str(system_directory())), site).strip() == "0"
+
+
+def test_the_page_of_drivers_says_what_is_in_the_wheel(site: Path) -> None:
+    page = (ROOT / "docs/drivers.md").read_text()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if "| net_" in line]
+    promised = {inside: set() for inside in ("yes", "no")}
+    for names, *cells in rows:
+        (inside,) = {"yes", "no"} & set(cells[:-1])
+        promised[inside] |= set(names.split(", "))
+    found = set(run("import aiflow; print(*aiflow.build_info()['drivers'])", site).split())
+    assert len(promised["yes"]) > 10
+    assert promised["yes"] <= found
+    assert not promised["no"] & found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
 
 import dpdk_flags  # noqa: E402
+import private_dpdk  # noqa: E402
 import wheel_check  # noqa: E402
 import wheel_licences  # noqa: E402
 
@@ -41,7 +43,7 @@ def test_an_unknown_library_stops_the_wheel() -> None:
 def test_the_metadata_names_every_licence() -> None:
     before = "Name: x\nLicense-Expression: Apache-2.0\nLicense-File: LICENSE\nRequires-Dist: y\n\nLicense-File: text"
     after = wheel_licences.with_licences(before, ["libnuma", "dpdk"], ["libnuma/copyright"])
-    assert "License-Expression: Apache-2.0 AND BSD-3-Clause AND LGPL-2.1-only\n" in after
+    assert "License-Expression: Apache-2.0 AND BSD-3-Clause AND LGPL-2.1-only AND MIT\n" in after
     assert "License-File: LICENSE\nLicense-File: libnuma/copyright\nRequires-Dist" in after
     assert after.endswith("\n\nLicense-File: text")
 
@@ -53,6 +55,7 @@ def unpacked(tmp_path: Path) -> Path:
     for file, text in {
         "LICENSE": "ours",
         "dpdk/copyright": "BSD",
+        "dpdk/net_gve.licence": "MIT",
         "libnuma/copyright": "see /usr/share/common-licenses/LGPL-2.1.",
         "libnuma/LGPL-2.1": "the text",
     }.items():
@@ -70,7 +73,9 @@ def test_a_wheel_with_all_its_licences_passes(unpacked: Path) -> None:
 
 
 @pytest.mark.unit
-@pytest.mark.parametrize("lost", ["LICENSE", "dpdk/copyright", "libnuma/copyright", "libnuma/LGPL-2.1"])
+@pytest.mark.parametrize(
+    "lost", ["LICENSE", "dpdk/copyright", "dpdk/net_gve.licence", "libnuma/copyright", "libnuma/LGPL-2.1"]
+)
 def test_every_missing_licence_is_a_fault(unpacked: Path, lost: str) -> None:
     (unpacked / "aiflow_dpdk-1.dist-info" / "licenses" / lost).unlink()
     assert len(list(wheel_check.licence_faults(unpacked))) == 1
@@ -82,7 +87,7 @@ def test_every_missing_licence_is_a_fault(unpacked: Path, lost: str) -> None:
     [
         ("aiflow_dpdk-1-cp311-abi3-manylinux_2_34_x86_64.whl", None),
         ("aiflow_dpdk-1-cp311-abi3-manylinux_2_17_x86_64.manylinux2014_x86_64.whl", None),
-        ("aiflow_dpdk-1-cp313-cp313-manylinux_2_34_x86_64.whl", None),
+        ("aiflow_dpdk-1-cp313-cp313-manylinux_2_34_x86_64.whl", "not cp311-abi3"),
         ("aiflow_dpdk-1-cp312-abi3-manylinux_2_34_x86_64.whl", "not cp311-abi3"),
         ("aiflow_dpdk-1-cp313-cp313t-manylinux_2_34_x86_64.whl", "not cp311-abi3"),
         ("aiflow_dpdk-1-cp311-abi3-manylinux_2_41_x86_64.whl", "Debian 12"),
@@ -93,6 +98,28 @@ def test_tags_are_checked(tmp_path: Path, name: str, fault: str | None) -> None:
     (tmp_path / name).touch()
     found = list(wheel_check.name_faults(tmp_path / name))
     assert (fault in found[0]) if fault else not found
+
+
+@pytest.mark.unit
+def test_modules_of_another_tree_are_faults(tmp_path: Path) -> None:
+    for file in ("tree/aiflow/a.py", "tree/aiflow/_b.pyx", "site/aiflow/_b.abi3.so", "site/aiflow/old.py"):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).touch()
+    found = list(wheel_check.module_faults(tmp_path / "site", tmp_path / "tree"))
+    assert found == ["aiflow/a is missing", "aiflow/old is not of this tree"]
+
+
+@pytest.mark.unit
+def test_a_private_dpdk_is_linked_again_when_an_archive_is_another(tmp_path: Path) -> None:
+    archive = tmp_path / "librte_x.a"
+    archive.write_text("one")
+    before = private_dpdk.stamp_of([archive], ["gcc"])
+    assert private_dpdk.stamp_of([archive], ["gcc"]) == before
+    times = archive.stat().st_mtime_ns
+    archive.write_text("two")
+    os.utime(archive, ns=(times, times))  # as a package's files have it
+    assert private_dpdk.stamp_of([archive], ["gcc"]) != before
+    assert private_dpdk.stamp_of([archive], ["clang"]) != before
 
 
 @pytest.mark.unit
