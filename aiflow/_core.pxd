@@ -52,11 +52,15 @@ cdef extern from "aiflow/rt/agent.h" nogil:
     enum:
         AF_DUE_UNKNOWN
         AF_MBUF_OVERHEAD
+        AF_REFER_ALL
+        AF_REFER_NONE
+        AF_REFER_OWNED
         AF_TAIL_LEAST
 
     struct af_span:
         const uint8_t *ptr
         uint64_t nbytes
+        void *owner
 
     struct af_budget:
         pass
@@ -83,7 +87,8 @@ cdef extern from "aiflow/rt/agent.h" nogil:
         af_load (*load)(const void *state, uint32_t port) noexcept nogil
 
     struct af_agent_port:
-        bint attached, point_to_point, kick, by_reference
+        bint attached, point_to_point, kick
+        uint8_t by_reference
         uint8_t mac[6]
         uint16_t frame_size
         uint32_t rx_ring, tx_window, peer

@@ -29,6 +29,7 @@ cdef class Loop(LoopDriver):
     cdef loop_port ports[PORTS]
     cdef uint32_t nb_ports
     cdef uint32_t nb_gated
+    cdef uint32_t nb_lending           # ports whose card reads lent memory
     cdef af_doorbell *bells[PORTS]     # of connections; NULL where there is none. Their ports keep them
     cdef int bell_uses[PORTS]          # ports that share each
     cdef bint to_ring[PORTS]           # its peer has got frames in this iteration
@@ -51,5 +52,5 @@ cdef class Loop(LoopDriver):
     cdef int receive(self, loop_port *port, uint32_t index, uint64_t now) noexcept nogil
     cdef void last_look(self, uint32_t index) noexcept nogil
     cdef void stage(self, loop_port *port, uint32_t index, uint64_t now) noexcept nogil
-    cdef void refer(self, rte_mbuf *m, const af_span *tail) noexcept nogil
+    cdef void refer(self, loop_port *port, rte_mbuf *m, const af_span *tail) noexcept nogil
     cdef void make_own(self, loop_port *port) noexcept nogil

@@ -4,7 +4,7 @@ A `Loop` polls ports for the Senders and Receivers on it. It passes received fra
 the frames that these write (include/aiflow/rt/demux.h). `_dp_driver.pyx` has the threads that drive it.
 """
 
-from libc.stdint cimport uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcpy, memset
 from aiflow._core cimport (
     AF_DUE_UNKNOWN, AF_MIN_PATH_FRAME, AF_NB_FAULTS, AF_TAIL_LEAST, af_cpu_budget_rest, af_demux_due, af_demux_find,
@@ -21,8 +21,8 @@ from aiflow.librte.rte_ethdev cimport (
     rte_eth_dev_rx_intr_disable, rte_eth_dev_rx_intr_enable, rte_eth_rx_burst, rte_eth_tx_burst,
 )
 from aiflow.librte.rte_mbuf cimport (
-    RTE_PKTMBUF_HEADROOM, rte_mbuf, rte_mbuf_ext_refcnt_set, rte_mbuf_ext_refcnt_update, rte_pktmbuf_alloc,
-    rte_pktmbuf_attach_extbuf, rte_pktmbuf_data_room_size, rte_pktmbuf_free, rte_pktmbuf_free_bulk, rte_pktmbuf_mtod,
+    RTE_PKTMBUF_HEADROOM, rte_mbuf, rte_mbuf_ext_refcnt_set, rte_mbuf_ext_refcnt_update, rte_mbuf_ext_shared_info,
+    rte_pktmbuf_alloc, rte_pktmbuf_attach_extbuf, rte_pktmbuf_data_room_size, rte_pktmbuf_free, rte_pktmbuf_free_bulk, rte_pktmbuf_mtod,
 )
 from aiflow.librte.rte_mempool cimport rte_mempool
 from aiflow._system import threads
@@ -105,8 +105,8 @@ cdef class Loop(LoopDriver):
             self._free_staged(index)
 
     def by_reference(self, Port port):
-        """Can the port send large payloads by reference? Its driver must copy frames, and take chained mbufs."""
-        return port.copies and port.multi_segs and port.frame_size > 2 * <int>AF_TAIL_LEAST and not self.faults
+        """Can the port send large payloads by reference? Its driver copies them, or the card reads lent memory."""
+        return (port.copies or port.lends) and port.multi_segs and port.frame_size > 2 * <int>AF_TAIL_LEAST and not self.faults
 
     def prepare(self, Port port):
         """Make what `open_port` needs. In any thread, before it.
@@ -133,6 +133,7 @@ cdef class Loop(LoopDriver):
         memset(slot, 0, sizeof(loop_port))
         slot.port_id = port.port_id
         slot.gated = port.gated
+        slot.lends = port.lends
         slot.pool = pool.ptr
         if pool is not port.mempool:
             self._keep(pool)
@@ -144,6 +145,7 @@ cdef class Loop(LoopDriver):
         slot.attached = True
         self.open_ports[index] = port
         self.nb_gated += port.gated
+        self.nb_lending += port.lends
         if index >= self.nb_ports:
             self.nb_ports = index + 1
         self._settle()
@@ -176,6 +178,7 @@ cdef class Loop(LoopDriver):
             self.tx_nombuf += self.ports[index].tx_nombuf
             self.ports[index].rx_nombuf = self.ports[index].tx_nombuf = 0
             self.nb_gated -= self.ports[index].gated
+            self.nb_lending -= self.ports[index].lends
             self._no_wakes(&self.ports[index], port.wake_fds)
             self.ports[index].attached = False
             self.open_ports[index] = None
@@ -367,7 +370,7 @@ cdef class Loop(LoopDriver):
             port.count -= nb_tx
             if nb_tx and port.bell >= 0:
                 self.to_ring[port.bell] = True
-            if port.count and self.references is not None:
+            if port.count and self.references is not None and not port.lends:
                 self.make_own(port)
         return nb_rx + nb_tx
 
@@ -436,12 +439,18 @@ cdef class Loop(LoopDriver):
                 impair(port.lines[OUT], m, now)
                 continue
             if tail != NULL and tail.nbytes:
-                self.refer(m, tail)
+                self.refer(port, m, tail)
             port.staged[port.count] = m
             port.count += 1
 
-    cdef void refer(self, rte_mbuf *m, const af_span *tail) noexcept nogil:
-        """Append the agent's bytes to a frame by reference: the driver makes the only copy."""
+    cdef void refer(self, loop_port *port, rte_mbuf *m, const af_span *tail) noexcept nogil:
+        """Append the agent's bytes to a frame by reference: the driver makes the only copy, or the card reads them.
+
+        A card may read them when the slice has ended, and its user has changed them. Then the checksum is wrong, or
+        the frame is a duplicate, and the receiver drops it. Their owner keeps the memory until then.
+        """
+        cdef rte_mbuf_ext_shared_info *owner = &self.lent
+        cdef uint64_t iova = RTE_BAD_IOVA
         cdef rte_mbuf *reference = rte_pktmbuf_alloc(self.references.ptr)
         cdef uint16_t nbytes = <uint16_t>tail.nbytes
         m.data_len -= nbytes
@@ -449,8 +458,12 @@ cdef class Loop(LoopDriver):
             memcpy(rte_pktmbuf_mtod(m) + m.data_len, tail.ptr, nbytes)
             m.data_len += nbytes
             return
-        rte_mbuf_ext_refcnt_update(&self.lent, 1)
-        rte_pktmbuf_attach_extbuf(reference, <void *>tail.ptr, RTE_BAD_IOVA, nbytes, &self.lent)
+        if port.lends:
+            owner = <rte_mbuf_ext_shared_info *>tail.owner
+            iova = <uintptr_t>tail.ptr  # the IOMMU knows it by this address
+        port.by_reference += 1
+        rte_mbuf_ext_refcnt_update(owner, 1)
+        rte_pktmbuf_attach_extbuf(reference, <void *>tail.ptr, iova, nbytes, owner)
         reference.data_len = nbytes
         m.next = reference
         m.nb_segs = 2

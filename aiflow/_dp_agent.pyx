@@ -228,6 +228,7 @@ cdef class Agent:
                 dest_mac = self.count_port(index, &counts)
                 rows.append(PortCounters(number=index, port_id=port.port_id, name=port.name, driver=port.driver,
                                          dest_mac=dest_mac, rx_nombuf=self.loop.ports[self.line_of[index]].rx_nombuf,
+                                         by_reference=self.loop.ports[self.line_of[index]].by_reference,
                                          tx_nombuf=self.loop.ports[self.line_of[index]].tx_nombuf, **<dict>counts))
         return rows
 

@@ -50,6 +50,8 @@ class PortCounters(NamedTuple):
         Received frames that were dropped because the pool had no mbuf to move them into. The loop counts them.
     tx_nombuf : int
         Times that the pool had no mbuf for a frame to send; the frame waits. The loop counts them.
+    by_reference : int
+        Frames sent whose payload was not copied out of the user's memory before the driver took it. The loop counts them.
     """
 
     number: int
@@ -76,6 +78,7 @@ class PortCounters(NamedTuple):
     arrived_before: int
     rx_nombuf: int
     tx_nombuf: int
+    by_reference: int
 
     @property
     def frames(self) -> int:

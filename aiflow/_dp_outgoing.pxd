@@ -19,5 +19,5 @@ cdef class Outgoing:
     cdef int _describe(self, bytes manifest, Py_ssize_t nb_elements) except -1
 
 
-cdef Outgoing of_buffers(list buffers, bytes manifest)
-cdef Outgoing of_rows(object buffer, Py_ssize_t nb_rows, bytes manifest)
+cdef Outgoing of_buffers(list buffers, bytes manifest, bint lends)
+cdef Outgoing of_rows(object buffer, Py_ssize_t nb_rows, bytes manifest, bint lends)

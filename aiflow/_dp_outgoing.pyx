@@ -9,10 +9,11 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
 from aiflow._core cimport (
-    AF_HEADER, AF_MAX_PORTS, AF_MBUF_OVERHEAD, AF_NB_TX_ERRORS, AF_TX_ASKING, AF_TX_DONE, AF_TX_QUEUED, af_extent,
-    af_manifest, af_manifest_measure, af_rx_need, af_span, af_tx_error_name,
+    AF_HEADER, AF_MAX_PORTS, AF_MBUF_OVERHEAD, AF_NB_TX_ERRORS, AF_TAIL_LEAST, AF_TX_ASKING, AF_TX_DONE, AF_TX_QUEUED,
+    af_extent, af_manifest, af_manifest_measure, af_rx_need, af_span, af_tx_error_name,
 )
 from aiflow._dp_driver cimport aiflow_set
+from aiflow._eal_regions cimport lend
 
 # Names of the C table (include/aiflow/tx/tx_state.h).
 ERRORS = tuple([af_tx_error_name(error).decode() for error in range(AF_NB_TX_ERRORS)])
@@ -212,8 +213,13 @@ cdef class Outgoing:
         self.finish()
 
 
-cdef Outgoing of_buffers(list buffers, bytes manifest):
-    """A slice of which each buffer is an element."""
+cdef void *owner_of(Py_buffer *buffer, bint lends) noexcept:
+    """What counts the frames that a card reads out of a buffer later; NULL where they are copied."""
+    return <void *>lend(buffer.buf, buffer.len) if lends and buffer.len >= <Py_ssize_t>AF_TAIL_LEAST else NULL
+
+
+cdef Outgoing of_buffers(list buffers, bytes manifest, bint lends):
+    """A slice of which each buffer is an element. `lends`: it may go over a card that reads memory where it lies."""
     cdef Outgoing out = Outgoing.__new__(Outgoing)
     cdef Py_ssize_t i
     out._take(buffers)
@@ -221,19 +227,23 @@ cdef Outgoing of_buffers(list buffers, bytes manifest):
     for i in range(out.nb_buffers):
         out.spans[i].ptr = <const uint8_t *>out.buffers[i].buf
         out.spans[i].nbytes = out.buffers[i].len
+        out.spans[i].owner = owner_of(&out.buffers[i], lends)
         out.s.nbytes += out.buffers[i].len
     return out
 
 
-cdef Outgoing of_rows(object buffer, Py_ssize_t nb_rows, bytes manifest):
+cdef Outgoing of_rows(object buffer, Py_ssize_t nb_rows, bytes manifest, bint lends):
     """A slice whose elements are the equal rows of one buffer."""
     cdef Outgoing out = Outgoing.__new__(Outgoing)
     cdef Py_ssize_t i, row_bytes
+    cdef void *owner
     out._take([buffer])
+    owner = owner_of(&out.buffers[0], lends)
     out._describe(manifest, nb_rows)
     row_bytes = out.buffers[0].len // nb_rows if nb_rows else 0
     for i in range(nb_rows):
         out.spans[i].ptr = <const uint8_t *>out.buffers[0].buf + i * row_bytes
         out.spans[i].nbytes = row_bytes
+        out.spans[i].owner = owner
     out.s.nbytes = nb_rows * row_bytes
     return out

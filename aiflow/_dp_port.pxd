@@ -31,4 +31,6 @@ cdef struct loop_port:
     rte_mbuf *staged[BURST]
     af_fault_line *lines[2]    # faults on the way OUT and IN; NULL unless asked for
     uint64_t rx_nombuf         # frames dropped: the pool had no mbuf to move them into
+    bint lends                 # its card reads payloads where they lie, after the burst
+    uint64_t by_reference      # frames whose payload was not copied
     uint64_t tx_nombuf         # times that the pool had no mbuf for a frame to send

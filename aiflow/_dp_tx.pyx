@@ -7,7 +7,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 from aiflow._core cimport (
-    AF_NB_DROPS, AF_OTHERS, AF_SENDS, af_agent_port, af_handoff, af_handoff_post, af_now_ns, af_pace_reset, af_tx,
+    AF_NB_DROPS, AF_OTHERS, AF_REFER_ALL, AF_REFER_OWNED, AF_SENDS, af_agent_port, af_handoff, af_handoff_post, af_now_ns, af_pace_reset, af_tx,
     af_tx_detach, af_tx_due, af_tx_enqueue, af_tx_fail_all, af_tx_init, af_tx_is_pressed, af_tx_load, af_tx_next_frame,
     af_tx_on_frame, af_tx_owns, af_tx_port, af_tx_slice, af_tx_tick,
 )
@@ -161,7 +161,8 @@ cdef class TxAgent(Agent):
     def prepare(self, Port port):
         """Make what `attach` needs. In any thread, before it."""
         if self.loop.by_reference(port) and self.loop.references is None:
-            self.loop.references = Mempool("references", 255, 64, -1, True)  # a burst; the others lie in caches
+            # A burst, and the rest lies in caches. A card keeps them until it has sent.
+            self.loop.references = Mempool("references", 4095 if port.lends else 255, 64, -1, True)
         pool = self.loop.tx_pool
         if pool is not None and pool.data_room < port.frame_size:  # it was made for feedback alone
             own = pool.own_memory and not port.needs_eal_memory
@@ -172,7 +173,8 @@ cdef class TxAgent(Agent):
         cdef int index = self.place(port, peer, &place)
         cdef af_tx_port *slot
         cdef uint32_t i
-        place.by_reference = self.loop.by_reference(port)
+        if self.loop.by_reference(port):
+            place.by_reference = AF_REFER_OWNED if port.lends else AF_REFER_ALL
         for i in range(self.side.nb):
             slot = &self.side.tx[i].ports[index]
             memset(slot, 0, sizeof(af_tx_port))
@@ -253,14 +255,18 @@ cdef class TxAgent(Agent):
         """
         if into is not None and len(into) > <Py_ssize_t>receiver:
             return into[receiver]
-        return self._post(of_buffers(buffers, manifest), plan, receiver, wait, into)
+        return self._post(of_buffers(buffers, manifest, self._lends()), plan, receiver, wait, into)
 
     def post_rows(self, buffer, Py_ssize_t nb_rows, bytes manifest, plan, uint32_t receiver=0, bint wait=False,
                   list into=None):
         """Send a slice whose elements are the `nb_rows` equal rows of one C-contiguous buffer."""
         if into is not None and len(into) > <Py_ssize_t>receiver:
             return into[receiver]
-        return self._post(of_rows(buffer, nb_rows, manifest), plan, receiver, wait, into)
+        return self._post(of_rows(buffer, nb_rows, manifest, self._lends()), plan, receiver, wait, into)
+
+    cdef bint _lends(self):
+        """Is a port of the loop one that reads `aiflow.empty` memory where it lies?"""
+        return (<Loop>self.loop).nb_lending > 0
 
     cdef _post(self, Outgoing out, plan, uint32_t receiver, bint wait, list into):
         cdef Loop loop

@@ -23,6 +23,7 @@ cdef class Port:
     cdef readonly bint point_to_point  # exactly one peer is at the other end
     cdef readonly bint copies         # tx_burst copies the frame
     cdef readonly bint multi_segs     # tx_burst takes chained mbufs
+    cdef readonly bint lends          # a card that reads the arrays of `aiflow.empty` where they lie
     cdef readonly bint needs_eal_memory  # a card, or a peer process, reads frames where they lie: in DPDK's own memory
     cdef readonly bint is_open
     cdef bint is_plugged              # the device is on its bus

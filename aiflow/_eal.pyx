@@ -6,9 +6,10 @@ The EAL starts with the first `Mempool` or `Port`. The functions of `_eal_init` 
 from libc.stdint cimport uint16_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
-from aiflow._eal_device cimport Removal, RingPair, plug_device, unplug_device
+from aiflow._eal_device cimport Removal, RingPair, plug_device, unplug
 from aiflow._eal_init cimport gate, log_mark, ours
 from aiflow._eal_mempool cimport Mempool
+from aiflow._eal_regions cimport card_closed, card_opened
 from aiflow.librte.rte_eal cimport SOCKET_ID_ANY
 from aiflow.librte.rte_ethdev cimport (
     RTE_ETH_LINK_UP, RTE_ETH_SPEED_NUM_NONE, RTE_ETH_SPEED_NUM_UNKNOWN, RTE_ETH_TX_OFFLOAD_MULTI_SEGS,
@@ -31,7 +32,7 @@ from aiflow._eal_init import (
     unregister_thread,
 )
 from aiflow._eal_cards import card_advice
-from aiflow._eal_traits import OF_A_CARD, TRAITS
+from aiflow._eal_traits import OF_A_CARD, TRAITS, may_lend
 from aiflow._eal_mempool import MAX_DATA_ROOM
 from aiflow.errors import ConfigError, EalError, PortError
 
@@ -169,18 +170,21 @@ cdef class Port:
                 port.device = device
                 rc = rte_eth_dev_get_port_by_name(device_c, &port.port_id)
                 if rc < 0:
-                    _unplug(bus_b, device_b)
+                    unplug(bus_b, device_b)
                     raise error(PortError, rc, f"{name}: {device} is not an Ethernet port", mark)
                 port.is_plugged = True
                 port.rx_interrupts = rx_interrupts
                 if bus == "pci":
                     port.removal.begin(device_b)
+                    port.lends = card_opened()
                 try:
                     port._configure(mempool, frame_size, nb_rxd, nb_txd, rx_ring, tx_window, mark)
                 except BaseException:
                     port.is_plugged = False
                     port.removal.end()
-                    _unplug(bus_b, device_b)
+                    if bus == "pci":
+                        card_closed()
+                    unplug(bus_b, device_b)
                     raise
             finally:
                 if gated:
@@ -235,7 +239,7 @@ cdef class Port:
                             nb_rxd - 1, mark)
                         port._start(mark)
                     except BaseException:
-                        _unplug(b"vdev", port.device.encode())
+                        unplug(b"vdev", port.device.encode())
                         raise
                     ports.append(port)
             except BaseException:
@@ -273,17 +277,16 @@ cdef class Port:
         socket = self.socket_id if self.socket_id >= 0 else <unsigned int>SOCKET_ID_ANY
         memset(&conf, 0, sizeof(conf))
         conf.intr_conf.rxq = self.rx_interrupts
-        # Only where payloads go out by reference: many cards send faster without it.
-        if self.driver in TRAITS and dev_info.tx_offload_capa & RTE_ETH_TX_OFFLOAD_MULTI_SEGS:
-            conf.txmode.offloads = RTE_ETH_TX_OFFLOAD_MULTI_SEGS
-            self.multi_segs = True
         if self.driver not in TRAITS and frame_size is not None and frame_size - 14 > 1500:
             if frame_size - 14 > dev_info.max_mtu:
-                raise ConfigError(
-                    f"{self.name}: frame_size={frame_size} is more than the {dev_info.max_mtu + 14} bytes this card "
-                    f"can send; use that size or less"
-                )
+                raise ConfigError(f"{self.name}: frame_size={frame_size} is more than the {dev_info.max_mtu + 14} bytes "
+                                  "this card can send; use that size or less")
             conf.rxmode.mtu = frame_size - 14
+        # Only where payloads go out by reference: many cards send faster without it.
+        self.lends &= may_lend(self.driver, frame_size)
+        if (self.driver in TRAITS or self.lends) and dev_info.tx_offload_capa & RTE_ETH_TX_OFFLOAD_MULTI_SEGS:
+            conf.txmode.offloads = RTE_ETH_TX_OFFLOAD_MULTI_SEGS
+            self.multi_segs = True
         with nogil:
             rc = rte_eth_dev_configure(port_id, 1, 1, &conf)
             if rc == 0:
@@ -393,10 +396,12 @@ cdef class Port:
         if ours():
             with _plug_lock:
                 self.removal.end()
+                if self.bus == "pci":
+                    card_closed()
                 with nogil:
                     af_intr_gate_hold(gate())
                 try:
-                    _unplug(self.bus.encode(), self.device.encode())
+                    unplug(self.bus.encode(), self.device.encode())
                 finally:
                     with nogil:
                         af_intr_gate_release(gate(), 0)
@@ -490,11 +495,3 @@ cdef class Port:
     def __repr__(self):
         state = f"{self.frame_size}-byte frames" if self.is_open else "closed"
         return f"<Port {self.name}: {self.driver}, {state}>"
-
-
-cdef _unplug(bytes bus, bytes device):
-    """Remove a device. A failure is ignored: the caller could not do anything about it."""
-    cdef const char *bus_c = bus
-    cdef const char *device_c = device
-    with nogil:
-        unplug_device(bus_c, device_c)

@@ -4,9 +4,8 @@ from aiflow._eal_init cimport ours  # first: it allows DPDK's experimental calls
 from aiflow.librte.rte_ring cimport rte_ring
 
 
-# Both return 0, or a negative errno.
-cdef int plug_device(const char *bus, const char *device, const char *devargs) noexcept nogil
-cdef int unplug_device(const char *bus, const char *device) noexcept nogil
+cdef int plug_device(const char *bus, const char *device, const char *devargs) noexcept nogil  # 0, or negative errno
+cdef unplug(bytes bus, bytes device)
 
 
 cdef class Removal:

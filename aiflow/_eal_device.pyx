@@ -28,9 +28,12 @@ cdef int plug_device(const char *bus, const char *device, const char *devargs) n
     return rte_eal_hotplug_add(bus, device, devargs)
 
 
-cdef int unplug_device(const char *bus, const char *device) noexcept nogil:
-    """Remove a device from its bus."""
-    return rte_eal_hotplug_remove(bus, device)
+cdef unplug(bytes bus, bytes device):
+    """Remove a device from its bus. A failure is ignored: the caller could not do anything about it."""
+    cdef const char *bus_c = bus
+    cdef const char *device_c = device
+    with nogil:
+        rte_eal_hotplug_remove(bus_c, device_c)
 
 
 cdef void note_event(const char *device, rte_dev_event_type event, void *wanted) noexcept nogil:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["OF_A_CARD", "TRAITS"]
+__all__ = ["OF_A_CARD", "TRAITS", "may_lend"]
 
 TRAITS = {
     "net_memif": (True, False, True, True, True),
@@ -16,3 +16,18 @@ TRAITS = {
 
 OF_A_CARD = (False, False, False, False, False)
 """The same fields of any other driver."""
+
+_LEAST_TO_LEND = 4096  # bytes of a frame; smaller ones are copied, which costs less
+_OTHER_MEMORY = ("net_mlx5", "mlx5_pci", "net_mlx4")  # they do not use the VFIO container of DPDK
+
+
+def may_lend(driver: str, frame_size: int | None) -> bool:
+    """Whether a driver could read payloads from arrays of `aiflow.empty`, and gains by it.
+
+    Parameters
+    ----------
+    driver : str
+    frame_size : int or None
+        As asked for; None for the frames of the usual MTU.
+    """
+    return driver not in TRAITS and driver not in _OTHER_MEMORY and (frame_size or 0) > _LEAST_TO_LEND

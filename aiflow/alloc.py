@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import mmap
 from typing import Any
 
 import numpy as np
+
+from aiflow._eal_regions import Memory
 
 __all__ = ["empty"]
 
@@ -13,8 +14,8 @@ __all__ = ["empty"]
 def empty(shape: int | tuple[int, ...], dtype: Any = np.uint8) -> np.ndarray[Any, Any]:
     """An uninitialised ndarray, page-aligned and on huge pages where the kernel gives them.
 
-    Where a driver takes payloads from foreign memory, sending such an array copies nothing. The drivers in use today
-    copy each payload once, from any array.
+    Network cards behind an IOMMU read such an array where it lies, in frames of more than 4 KiB (`frame_size=`): no
+    payload is copied. Then the kernel locks it in memory. Other drivers copy each payload once, from any array.
 
     Parameters
     ----------
@@ -36,8 +37,6 @@ def empty(shape: int | tuple[int, ...], dtype: Any = np.uint8) -> np.ndarray[Any
     count = int(np.prod(axes, dtype=np.int64))
     if not count or not dtype.itemsize:
         return np.empty(axes, dtype)
-    memory = mmap.mmap(-1, count * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE)
+    memory = Memory(count * dtype.itemsize)
     array: np.ndarray[Any, Any] = np.frombuffer(memory, np.uint8).view(dtype).reshape(axes)
     return array

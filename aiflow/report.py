@@ -151,6 +151,9 @@ class PortRow:
         Received frames dropped because the pool had no mbuf to move them into.
     tx_nombuf : int
         Times that the pool had no mbuf for a frame to send; the frame waits.
+    by_reference : int
+        Frames that the port sent by reference: the driver, or the card itself, read the payload out of the user's
+        memory.
     """
 
     port_id: int
@@ -177,6 +180,7 @@ class PortRow:
     switch: str | None = None
     rx_nombuf: int = 0
     tx_nombuf: int = 0
+    by_reference: int = 0
 
     @property
     def bytes(self) -> int:
@@ -266,4 +270,5 @@ def _row(port: PortFigures, lcore_id: int, now_ns: int) -> PortRow:
         switch=port.switch,
         rx_nombuf=counters.rx_nombuf,
         tx_nombuf=counters.tx_nombuf,
+        by_reference=counters.by_reference,
     )

@@ -1,10 +1,15 @@
 # rte_eal.h, rte_lcore.h, rte_errno.h, rte_log.h, rte_dev.h, rte_bus_vdev.h, rte_version.h: DPDK's environment
+from libc.stdint cimport uint64_t
 from libc.stdio cimport FILE
 
 
 cdef extern from "rte_eal.h" nogil:
     int rte_eal_init(int argc, char **argv) noexcept
     int rte_eal_has_hugepages() noexcept
+
+    enum rte_iova_mode:
+        RTE_IOVA_VA
+    rte_iova_mode rte_eal_iova_mode() noexcept
 
 
 cdef extern from "rte_errno.h" nogil:
@@ -48,6 +53,15 @@ cdef extern from "rte_bus_vdev.h" nogil:
 
 cdef extern from "rte_memory.h" nogil:
     int SOCKET_ID_ANY
+    int rte_extmem_register(
+        void *va_addr, size_t len, uint64_t *iova_addrs, unsigned int n_pages, size_t page_sz) noexcept
+    int rte_extmem_unregister(void *va_addr, size_t len) noexcept
+
+
+cdef extern from "rte_vfio.h" nogil:
+    int RTE_VFIO_DEFAULT_CONTAINER_FD
+    int rte_vfio_container_dma_map(int container_fd, uint64_t vaddr, uint64_t iova, uint64_t len) noexcept
+    int rte_vfio_container_dma_unmap(int container_fd, uint64_t vaddr, uint64_t iova, uint64_t len) noexcept
 
 
 cdef extern from "rte_version.h" nogil:

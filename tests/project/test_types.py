@@ -200,5 +200,5 @@ def test_a_row_of_the_port_table_is_flat() -> None:
         *("port_id", "dest_mac", "lcore_id", "tx_rate", "bandwidth_rate", "drop_rate", "buffer_occupancy"),
         *("port_score", "send_interval", "updated_time", "name", "driver", "frames", "nbytes", "frames_again"),
         *("frames_lost", "in_flight", "window", "rtt_ns", "rate_bps", "link_speed_bps", "switch", "rx_nombuf"),
-        "tx_nombuf",
+        *("tx_nombuf", "by_reference"),
     ]

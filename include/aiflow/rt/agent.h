@@ -21,6 +21,14 @@
 struct af_span {
 	const uint8_t *ptr;
 	uint64_t nbytes;
+	void *owner; /* counts the frames that may still be read from it after their burst; NULL: there may be none */
+};
+
+/* May payloads stay where they are? */
+enum af_reference {
+	AF_REFER_NONE, /* the port sends copies */
+	AF_REFER_ALL,  /* the driver has read them when its burst returns */
+	AF_REFER_OWNED /* a card reads them later: only those of memory with an owner */
 };
 
 #define AF_MBUF_OVERHEAD 320u /* bytes of an mbuf beside its frame: header, headroom and alignment */
@@ -67,7 +75,7 @@ struct af_agent_port {
 	bool attached;
 	bool point_to_point; /* a single peer is possible: there is no switch */
 	bool kick; /* the driver delivers frames only with the next burst (af_packet) */
-	bool by_reference; /* the driver takes large payloads from where they are */
+	uint8_t by_reference; /* enum af_reference, of large payloads */
 	uint8_t mac[6]; /* of the port */
 	uint16_t frame_size; /* largest frame that it takes */
 	uint32_t rx_ring; /* frames that it can queue on arrival */

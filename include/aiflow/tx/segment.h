@@ -29,9 +29,10 @@ af_tx_element_at(const struct af_tx_slice *s, uint32_t chunk)
  * payload that is contiguous in memory is not copied. Elements that share a frame and are not contiguous are copied
  * at once. Returns the element that follows. */
 static inline uint32_t
-af_tx_segment(const struct af_tx_slice *s, uint32_t e, uint64_t offset, bool by_reference, uint8_t *payload,
+af_tx_segment(const struct af_tx_slice *s, uint32_t e, uint64_t offset, uint8_t by_reference, uint8_t *payload,
 	      struct af_frame *f)
 {
+	bool stays = by_reference == AF_REFER_ALL || (by_reference && s->elements[e].owner);
 	uint32_t chunk = s->first_chunk[e], first = e;
 	uint64_t rest = s->elements[e].nbytes - offset;
 	const uint8_t *from = s->elements[e].ptr, *next = from;
@@ -43,7 +44,7 @@ af_tx_segment(const struct af_tx_slice *s, uint32_t e, uint64_t offset, bool by_
 		f->end = rest <= s->payload_bytes;
 		f->nbytes = rest < s->payload_bytes ? (uint32_t)rest : s->payload_bytes;
 		f->payload = s->elements[e].ptr + offset;
-		f->to = by_reference && f->nbytes >= AF_TAIL_LEAST ? NULL : payload;
+		f->to = stays && f->nbytes >= AF_TAIL_LEAST ? NULL : payload;
 		f->how = AF_COPY_STORE;
 		return f->end ? e + 1 : e;
 	}
@@ -55,7 +56,7 @@ af_tx_segment(const struct af_tx_slice *s, uint32_t e, uint64_t offset, bool by_
 	}
 	if (next) { /* contiguous, such as rows of a batch */
 		f->payload = from;
-		f->to = by_reference && f->nbytes >= AF_TAIL_LEAST ? NULL : payload;
+		f->to = stays && f->nbytes >= AF_TAIL_LEAST ? NULL : payload;
 		f->how = AF_COPY_STORE;
 	} else {
 		for (uint32_t i = first; i < e; i++) {
@@ -72,7 +73,7 @@ af_tx_segment(const struct af_tx_slice *s, uint32_t e, uint64_t offset, bool by_
 /* Fill in a chunk's frame. New data has a cursor, a retransmission has none. Returns the element that follows the
  * cursor's chunk. */
 static inline uint32_t
-af_tx_fill(struct af_tx_slice *s, uint32_t chunk, const struct af_cursor *at, bool by_reference, uint8_t *payload,
+af_tx_fill(struct af_tx_slice *s, uint32_t chunk, const struct af_cursor *at, uint8_t by_reference, uint8_t *payload,
 	   struct af_frame *f)
 {
 	if (chunk < s->nb_manifest) {
@@ -125,7 +126,7 @@ af_tx_send_chunk(struct af_tx *tx, uint32_t p, struct af_tx_slice *s, uint32_t c
 	f.number = af_tx_pktnum_take(&port->pn, now, s->id, chunk, false);
 	size = af_wire_seal(frame, port->dst, port->p.mac, &f);
 	if (f.payload != frame + AF_HEADER && !f.to)
-		tx->tail = (struct af_span){f.payload, f.nbytes};
+		tx->tail = (struct af_span){f.payload, f.nbytes, s->elements[f.element].owner};
 	if (at) {
 		s->taken[p] += f.nbytes;
 		af_dispatch_advance(tx, s, at, next, f.nbytes, af_payload_crc(&f, &tx->full));

@@ -1,0 +1,237 @@
+# cython: language_level=3
+"""Memory of `aiflow.empty`, which network cards may read where it lies.
+
+A region is mapped for DMA when a slice in it is first sent over a card that sends by reference. All cards behind an
+IOMMU share DPDK's default container, so one mapping serves them all. A region counts the frames that a driver still
+holds. While there are any, its memory stays, even if its array is gone. All functions run with the GIL, and keep it.
+"""
+from cpython.buffer cimport PyBuffer_FillInfo
+from libc.stdint cimport uint64_t, uintptr_t
+from libc.stdlib cimport calloc, free, realloc
+from libc.string cimport memmove
+from aiflow._eal_init cimport ours
+from aiflow.librte.rte_eal cimport (
+    RTE_IOVA_VA, RTE_VFIO_DEFAULT_CONTAINER_FD, rte_eal_iova_mode, rte_extmem_register, rte_extmem_unregister,
+    rte_vfio_container_dma_map, rte_vfio_container_dma_unmap,
+)
+from aiflow.librte.rte_mbuf cimport (
+    rte_mbuf_ext_refcnt_read, rte_mbuf_ext_refcnt_set, rte_mbuf_ext_shared_info,
+)
+
+
+cdef extern from "<sys/mman.h>" nogil:
+    enum:
+        PROT_READ
+        PROT_WRITE
+        MAP_PRIVATE
+        MAP_ANONYMOUS
+        MADV_HUGEPAGE
+    void *MAP_FAILED
+    void *mmap(void *addr, size_t length, int prot, int flags, int fd, long offset)
+    int munmap(void *addr, size_t length)
+    int madvise(void *addr, size_t length, int advice)
+
+
+cdef enum:
+    PAGE = 4096
+
+cdef enum region_state:
+    PLAIN     # no card knows of it
+    MAPPED    # cards may read it
+    AWAY      # it was mapped; the last card has been closed since
+    REFUSED   # it could not be mapped: its bytes are copied
+
+cdef struct region:
+    uintptr_t start
+    size_t nbytes     # whole pages
+    region_state state
+    rte_mbuf_ext_shared_info lent  # 1, and the frames that refer to it
+    region *next      # of those whose array is gone
+
+cdef region **regions = NULL  # by address
+cdef size_t nb_regions = 0
+cdef size_t room = 0
+cdef region *left = NULL      # their arrays are gone, and a driver held frames of them
+cdef int cards = 0
+
+
+cdef void given_back(void *addr, void *opaque) noexcept nogil:
+    """Never called: the region's own count is one of them."""
+
+
+cdef size_t place_of(uintptr_t address) noexcept:
+    """Index of the first region that begins after `address`."""
+    cdef size_t low = 0, high = nb_regions, middle
+    while low < high:
+        middle = low + (high - low) // 2
+        if regions[middle].start <= address:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+cdef bint map_region(region *r) noexcept:
+    """Map a region for all cards. False: too many regions, or the process may not lock as much memory."""
+    if rte_extmem_register(<void *>r.start, r.nbytes, NULL, 0, PAGE) < 0:
+        return False
+    if rte_vfio_container_dma_map(RTE_VFIO_DEFAULT_CONTAINER_FD, r.start, r.start, r.nbytes) < 0:
+        rte_extmem_unregister(<void *>r.start, r.nbytes)
+        return False
+    r.state = MAPPED
+    return True
+
+
+cdef void unmap_region(region *r, region_state state) noexcept:
+    if r.state == MAPPED:
+        rte_vfio_container_dma_unmap(RTE_VFIO_DEFAULT_CONTAINER_FD, r.start, r.start, r.nbytes)
+        rte_extmem_unregister(<void *>r.start, r.nbytes)
+        r.state = state
+
+
+cdef rte_mbuf_ext_shared_info *lend(const void *ptr, size_t nbytes) noexcept:
+    """What counts the frames that refer to these bytes; NULL if they are to be copied. For a slice that is posted."""
+    cdef uintptr_t start = <uintptr_t>ptr
+    cdef size_t at = place_of(start)
+    cdef region *r
+    if at == 0 or not cards or not ours():
+        return NULL
+    r = regions[at - 1]
+    if start + nbytes > r.start + r.nbytes:
+        return NULL
+    if (r.state == PLAIN or r.state == AWAY) and not map_region(r):
+        r.state = REFUSED
+    return &r.lent if r.state == MAPPED else NULL
+
+
+cdef bint card_opened() noexcept:
+    """A card was plugged. False: it must not send by reference.
+
+    A slice that is in flight while the last card goes, and another comes, has been told that it is lent.
+    """
+    global cards
+    cdef size_t i
+    cdef bint all_mapped = rte_eal_iova_mode() == RTE_IOVA_VA
+    cards += 1
+    for i in range(nb_regions):
+        if regions[i].state == AWAY and not (all_mapped and map_region(regions[i])):
+            all_mapped = False
+    return all_mapped
+
+
+cdef void card_closed() noexcept:
+    """A card was stopped, and will be unplugged. DPDK would map the regions of now for a card that comes later."""
+    global cards
+    cdef size_t i
+    cdef region *r
+    cards -= 1
+    if cards == 0:
+        for i in range(nb_regions):
+            unmap_region(regions[i], AWAY)
+        r = left
+        while r != NULL:
+            unmap_region(r, AWAY)
+            r = r.next
+    sweep()
+
+
+cdef void end_region(region *r) noexcept:
+    unmap_region(r, PLAIN)
+    munmap(<void *>r.start, r.nbytes + PAGE)
+    free(r)
+
+
+cdef void sweep() noexcept:
+    """Give back the memory that no driver holds any more."""
+    cdef region **place = &left
+    cdef region *r
+    while place[0] != NULL:
+        r = place[0]
+        if rte_mbuf_ext_refcnt_read(&r.lent) == 1:
+            place[0] = r.next
+            end_region(r)
+        else:
+            place = &r.next
+
+
+cdef class Memory:
+    """Zeroed, page-aligned memory that is on huge pages where the kernel gives them. It exports a buffer.
+
+    Parameters
+    ----------
+    nbytes : int
+        At least 1.
+    """
+
+    cdef region *region
+    cdef size_t nbytes
+
+    def __init__(self, size_t nbytes):
+        global regions, nb_regions, room
+        cdef region **more
+        cdef region *r
+        cdef void *base
+        cdef size_t at
+        if self.region != NULL or nbytes == 0:
+            raise ValueError("Memory is made once, of at least one byte")
+        if ours():
+            sweep()
+        if nb_regions == room:
+            more = <region **>realloc(regions, (2 * room + 64) * sizeof(region *))
+            if more == NULL:
+                raise MemoryError(f"no memory for an array of {nbytes} bytes")
+            regions = more
+            room = 2 * room + 64
+        r = <region *>calloc(1, sizeof(region))
+        if r == NULL:
+            raise MemoryError(f"no memory for an array of {nbytes} bytes")
+        r.nbytes = (nbytes + PAGE - 1) // PAGE * PAGE
+        # One page more: no frame lies in two regions.
+        base = mmap(NULL, r.nbytes + PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+        if base == MAP_FAILED:
+            free(r)
+            raise MemoryError(f"no memory for an array of {nbytes} bytes")
+        madvise(base, r.nbytes, MADV_HUGEPAGE)
+        r.start = <uintptr_t>base
+        r.lent.free_cb = given_back
+        rte_mbuf_ext_refcnt_set(&r.lent, 1)
+        at = place_of(r.start)
+        memmove(&regions[at + 1], &regions[at], (nb_regions - at) * sizeof(region *))
+        regions[at] = r
+        nb_regions += 1
+        self.region = r
+        self.nbytes = nbytes
+
+    def __getbuffer__(self, Py_buffer *view, int flags):
+        PyBuffer_FillInfo(view, self, <void *>self.region.start, self.nbytes, 0, flags)
+
+    def __dealloc__(self):
+        global nb_regions, left
+        cdef region *r = self.region
+        cdef size_t at
+        if r == NULL:
+            return
+        at = place_of(r.start)
+        memmove(&regions[at - 1], &regions[at], (nb_regions - at) * sizeof(region *))
+        nb_regions -= 1
+        self.region = NULL
+        if r.state == MAPPED and not ours():
+            return  # a forked child, or the end of the process: DPDK is out of reach
+        if rte_mbuf_ext_refcnt_read(&r.lent) == 1:
+            end_region(r)
+        else:
+            r.next = left
+            left = r
+
+
+def counts():
+    """Regions that have an array, those mapped for cards, and those without an array that a driver still holds."""
+    cdef size_t i
+    cdef uint64_t mapped = 0, held = 0
+    cdef region *r = left
+    for i in range(nb_regions):
+        mapped += regions[i].state == MAPPED
+    while r != NULL:
+        held += 1
+        r = r.next
+    return {"arrays": nb_regions, "mapped": mapped, "held": held}

@@ -1,0 +1,117 @@
+"""Cards read the arrays of `aiflow.empty` where they lie: slices by reference, and what becomes of their memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from consoles import Console
+
+Pair = tuple[Console, Console]
+
+BY_REFERENCE = "answer = sum(row.by_reference for row in tx.port_table)"
+LENT = """
+lent = {name: aiflow.empty(image.shape, image.dtype) for name, image in list(images.items())[:16]}
+for name, array in lent.items():
+    array[:] = images[name]
+"""
+COUNTS = "from aiflow import _eal_regions; import gc; gc.collect(); answer = _eal_regions.counts()"
+
+
+def open_pair(pair: Pair, ports: list[str], frame_size: str = "9014") -> None:
+    a, b = pair
+    b.run(f"rx = aiflow.Receiver({ports[1]!r}, frame_size={frame_size})")
+    a.run(f"tx = aiflow.Sender({ports[0]!r}, frame_size={frame_size})")
+
+
+def send(pair: Pair, what: str, expected: str = "dict(list(images.items())[:16])") -> dict[str, Any]:
+    """Send one slice; it must arrive identically."""
+    a, b = pair
+    b.start(f"with rx.recv(timeout=60) as got: answer = same(got, {expected})")
+    facts: dict[str, Any] = a.run(f"answer = facts(tx.send({what}, timeout=60))")
+    assert b.finish()
+    return facts
+
+
+def check_both_ways_of_memory(pair: Pair, ports: list[str]) -> None:
+    a, _ = pair
+    open_pair(pair, ports)
+    send(pair, "dict(list(images.items())[:16])")
+    assert a.run(BY_REFERENCE) == 0
+    a.run(LENT)
+    facts = send(pair, "lent")
+    by_reference = a.run(BY_REFERENCE)
+    assert facts["sent"] * 0.8 < by_reference <= facts["sent"]
+    assert a.run(COUNTS)["mapped"] == 16
+    send(pair, "dict(list(images.items())[:16])")
+    assert a.run(BY_REFERENCE) == by_reference
+    a.run("del lent, array; tx.close()")
+    assert a.run(COUNTS) == {"arrays": 0, "mapped": 0, "held": 0}
+
+
+def test_only_lent_memory_goes_by_reference(pair: Pair, ports: list[str]) -> None:
+    check_both_ways_of_memory(pair, ports)
+
+
+def test_frames_of_the_usual_mtu_are_copied_from_lent_memory(pair: Pair, ports: list[str]) -> None:
+    open_pair(pair, ports, "None")
+    pair[0].run(LENT)
+    send(pair, "lent")
+    assert pair[0].run(BY_REFERENCE) == 0
+    pair[0].run("del lent, array")
+
+
+def test_memory_that_is_freed_and_reused_while_the_card_holds_frames(pair: Pair, ports: list[str]) -> None:
+    """The card's ring keeps the last frames. Their memory stays, however often arrays come and go."""
+    a, _ = pair
+    open_pair(pair, ports)
+    for _ in range(6):
+        a.run(LENT)
+        send(pair, "lent")
+        a.run("for array in lent.values(): array[:] = 0xEE\ndel lent, array")
+        counts = a.run(COUNTS)
+        assert counts["arrays"] == 0
+        assert counts["held"] > 0
+    assert a.run(COUNTS)["held"] < 64
+    a.run("tx.close()")
+    assert a.run(COUNTS) == {"arrays": 0, "mapped": 0, "held": 0}
+
+
+def test_memory_is_mapped_again_for_a_card_that_opens_again(pair: Pair, ports: list[str]) -> None:
+    a, _ = pair
+    open_pair(pair, ports)
+    a.run(LENT)
+    send(pair, "lent")
+    a.run("tx.close()")
+    assert a.run(COUNTS) == {"arrays": 16, "mapped": 0, "held": 0}
+    a.run(f"tx = aiflow.Sender({ports[0]!r}, frame_size=9014)")
+    assert a.run(COUNTS)["mapped"] == 16
+    send(pair, "lent")
+    assert a.run(BY_REFERENCE) > 0
+    a.run("del lent, array")
+
+
+def test_rows_of_a_lent_batch(pair: Pair, ports: list[str]) -> None:
+    a, b = pair
+    open_pair(pair, ports)
+    fill = "rows = {}((64, 30000)); rows[:] = (np.arange(64 * 30000) % 251).reshape(64, 30000)"
+    a.run(fill.format("aiflow.empty"))
+    b.run(fill.format("np.empty"))
+    b.start("with rx.recv(timeout=60) as got: answer = bool((got.as_arrays()['rows'] == rows).all())")
+    a.run("tx.send_batch('rows', rows, timeout=60)")
+    assert b.finish()
+    assert a.run(BY_REFERENCE) > 0
+    a.run("del rows")
+
+
+@pytest.fixture(scope="module")
+def no_huge() -> Iterator[Pair]:
+    """Two processes that use no hugepages."""
+    with Console(AIFLOW_MEMORY="no-huge") as a, Console(AIFLOW_MEMORY="no-huge") as b:
+        yield a, b
+
+
+def test_reference_without_hugepages(no_huge: Pair, ports: list[str]) -> None:
+    check_both_ways_of_memory(no_huge, ports)
+    no_huge[1].run("rx.close()")
