@@ -22,7 +22,8 @@ from aiflow.librte.rte_ethdev cimport (
 )
 from aiflow.librte.rte_mbuf cimport (
     RTE_PKTMBUF_HEADROOM, rte_mbuf, rte_mbuf_ext_refcnt_set, rte_mbuf_ext_refcnt_update, rte_mbuf_ext_shared_info,
-    rte_pktmbuf_alloc, rte_pktmbuf_attach_extbuf, rte_pktmbuf_data_room_size, rte_pktmbuf_free, rte_pktmbuf_free_bulk, rte_pktmbuf_mtod,
+    rte_pktmbuf_alloc, rte_pktmbuf_attach_extbuf, rte_pktmbuf_data_room_size, rte_pktmbuf_free, rte_pktmbuf_free_bulk,
+    rte_pktmbuf_mtod,
 )
 from aiflow.librte.rte_mempool cimport rte_mempool
 from aiflow._system import threads
@@ -106,7 +107,8 @@ cdef class Loop(LoopDriver):
 
     def by_reference(self, Port port):
         """Can the port send large payloads by reference? Its driver copies them, or the card reads lent memory."""
-        return (port.copies or port.lends) and port.multi_segs and port.frame_size > 2 * <int>AF_TAIL_LEAST and not self.faults
+        return ((port.copies or port.lends) and port.multi_segs and port.frame_size > 2 * <int>AF_TAIL_LEAST
+                and not self.faults)
 
     def prepare(self, Port port):
         """Make what `open_port` needs. In any thread, before it.

@@ -51,7 +51,7 @@ class PortCounters(NamedTuple):
     tx_nombuf : int
         Times that the pool had no mbuf for a frame to send; the frame waits. The loop counts them.
     by_reference : int
-        Frames sent whose payload was not copied out of the user's memory before the driver took it. The loop counts them.
+        Frames sent whose payload the driver, or the card, read out of the user's memory. The loop counts them.
     """
 
     number: int

@@ -7,9 +7,10 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 from aiflow._core cimport (
-    AF_NB_DROPS, AF_OTHERS, AF_REFER_ALL, AF_REFER_OWNED, AF_SENDS, af_agent_port, af_handoff, af_handoff_post, af_now_ns, af_pace_reset, af_tx,
-    af_tx_detach, af_tx_due, af_tx_enqueue, af_tx_fail_all, af_tx_init, af_tx_is_pressed, af_tx_load, af_tx_next_frame,
-    af_tx_on_frame, af_tx_owns, af_tx_port, af_tx_slice, af_tx_tick,
+    AF_NB_DROPS, AF_OTHERS, AF_REFER_ALL, AF_REFER_OWNED, AF_SENDS, af_agent_port, af_handoff,
+    af_handoff_post, af_now_ns, af_pace_reset, af_tx, af_tx_detach, af_tx_due, af_tx_enqueue, af_tx_fail_all,
+    af_tx_init, af_tx_is_pressed, af_tx_load, af_tx_next_frame, af_tx_on_frame, af_tx_owns, af_tx_port, af_tx_slice,
+    af_tx_tick,
 )
 from aiflow._dp_agent cimport MOST_MACHINES, Agent, agent_counts, name_bytes, sample_rows, session_numbers
 from aiflow._dp_driver cimport aiflow_lock, aiflow_set, aiflow_unlock

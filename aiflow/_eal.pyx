@@ -279,8 +279,8 @@ cdef class Port:
         conf.intr_conf.rxq = self.rx_interrupts
         if self.driver not in TRAITS and frame_size is not None and frame_size - 14 > 1500:
             if frame_size - 14 > dev_info.max_mtu:
-                raise ConfigError(f"{self.name}: frame_size={frame_size} is more than the {dev_info.max_mtu + 14} bytes "
-                                  "this card can send; use that size or less")
+                raise ConfigError(f"{self.name}: frame_size={frame_size} is more than the {dev_info.max_mtu + 14} "
+                                  "bytes this card can send; use that size or less")
             conf.rxmode.mtu = frame_size - 14
         # Only where payloads go out by reference: many cards send faster without it.
         self.lends &= may_lend(self.driver, frame_size)

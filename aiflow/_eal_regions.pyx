@@ -34,6 +34,7 @@ cdef extern from "<sys/mman.h>" nogil:
 
 cdef enum:
     PAGE = 4096
+    HUGE = 2 << 20
 
 cdef enum region_state:
     PLAIN     # no card knows of it
@@ -57,6 +58,24 @@ cdef int cards = 0
 
 cdef void given_back(void *addr, void *opaque) noexcept nogil:
     """Never called: the region's own count is one of them."""
+
+
+cdef void *mapping(size_t nbytes) noexcept:
+    """New memory: large arrays begin on a huge page. NULL: there is none."""
+    cdef size_t align = HUGE if nbytes >= HUGE else PAGE
+    cdef size_t length = nbytes + align  # one page more, at least: no frame lies in two regions
+    cdef void *base = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+    cdef uintptr_t start, end
+    if base == MAP_FAILED:
+        return NULL
+    start = (<uintptr_t>base + align - 1) // align * align
+    end = start + nbytes + PAGE
+    if start > <uintptr_t>base:
+        munmap(base, start - <uintptr_t>base)
+    if <uintptr_t>base + length > end:
+        munmap(<void *>end, <uintptr_t>base + length - end)
+    madvise(<void *>start, nbytes, MADV_HUGEPAGE)
+    return <void *>start
 
 
 cdef size_t place_of(uintptr_t address) noexcept:
@@ -186,12 +205,10 @@ cdef class Memory:
         if r == NULL:
             raise MemoryError(f"no memory for an array of {nbytes} bytes")
         r.nbytes = (nbytes + PAGE - 1) // PAGE * PAGE
-        # One page more: no frame lies in two regions.
-        base = mmap(NULL, r.nbytes + PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
-        if base == MAP_FAILED:
+        base = mapping(r.nbytes)
+        if base == NULL:
             free(r)
             raise MemoryError(f"no memory for an array of {nbytes} bytes")
-        madvise(base, r.nbytes, MADV_HUGEPAGE)
         r.start = <uintptr_t>base
         r.lent.free_cb = given_back
         rte_mbuf_ext_refcnt_set(&r.lent, 1)

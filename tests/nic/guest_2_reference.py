@@ -1,4 +1,8 @@
-"""Cards read the arrays of `aiflow.empty` where they lie: slices by reference, and what becomes of their memory."""
+"""Cards read the arrays of `aiflow.empty` where they lie: slices by reference, and what becomes of their memory.
+
+QEMU's igb drops a frame whose segment is not contiguous in the guest's physical memory. A real card does not. So the
+pictures lie in one array, as large as a huge page.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +16,14 @@ Pair = tuple[Console, Console]
 
 BY_REFERENCE = "answer = sum(row.by_reference for row in tx.port_table)"
 LENT = """
-lent = {name: aiflow.empty(image.shape, image.dtype) for name, image in list(images.items())[:16]}
-for name, array in lent.items():
-    array[:] = images[name]
+block = aiflow.empty(2 << 20)
+lent, place = {}, 0
+for name, image in list(images.items())[:7]:
+    lent[name] = block[place : place + image.nbytes].reshape(image.shape)
+    lent[name][:] = image
+    place += image.nbytes
 """
+FREE = "block[:] = 0xEE\ndel lent, block"
 COUNTS = "from aiflow import _eal_regions; import gc; gc.collect(); answer = _eal_regions.counts()"
 
 
@@ -25,7 +33,7 @@ def open_pair(pair: Pair, ports: list[str], frame_size: str = "9014") -> None:
     a.run(f"tx = aiflow.Sender({ports[0]!r}, frame_size={frame_size})")
 
 
-def send(pair: Pair, what: str, expected: str = "dict(list(images.items())[:16])") -> dict[str, Any]:
+def send(pair: Pair, what: str, expected: str = "dict(list(images.items())[:7])") -> dict[str, Any]:
     """Send one slice; it must arrive identically."""
     a, b = pair
     b.start(f"with rx.recv(timeout=60) as got: answer = same(got, {expected})")
@@ -37,16 +45,17 @@ def send(pair: Pair, what: str, expected: str = "dict(list(images.items())[:16])
 def check_both_ways_of_memory(pair: Pair, ports: list[str]) -> None:
     a, _ = pair
     open_pair(pair, ports)
-    send(pair, "dict(list(images.items())[:16])")
+    send(pair, "dict(list(images.items())[:7])")
     assert a.run(BY_REFERENCE) == 0
     a.run(LENT)
     facts = send(pair, "lent")
     by_reference = a.run(BY_REFERENCE)
     assert facts["sent"] * 0.8 < by_reference <= facts["sent"]
-    assert a.run(COUNTS)["mapped"] == 16
-    send(pair, "dict(list(images.items())[:16])")
+    assert a.run(COUNTS)["mapped"] == 1
+    send(pair, "dict(list(images.items())[:7])")
     assert a.run(BY_REFERENCE) == by_reference
-    a.run("del lent, array; tx.close()")
+    a.run(FREE)
+    a.run("tx.close()")
     assert a.run(COUNTS) == {"arrays": 0, "mapped": 0, "held": 0}
 
 
@@ -59,7 +68,7 @@ def test_frames_of_the_usual_mtu_are_copied_from_lent_memory(pair: Pair, ports: 
     pair[0].run(LENT)
     send(pair, "lent")
     assert pair[0].run(BY_REFERENCE) == 0
-    pair[0].run("del lent, array")
+    pair[0].run(FREE)
 
 
 def test_memory_that_is_freed_and_reused_while_the_card_holds_frames(pair: Pair, ports: list[str]) -> None:
@@ -69,11 +78,11 @@ def test_memory_that_is_freed_and_reused_while_the_card_holds_frames(pair: Pair,
     for _ in range(6):
         a.run(LENT)
         send(pair, "lent")
-        a.run("for array in lent.values(): array[:] = 0xEE\ndel lent, array")
+        a.run(FREE)
         counts = a.run(COUNTS)
         assert counts["arrays"] == 0
         assert counts["held"] > 0
-    assert a.run(COUNTS)["held"] < 64
+    assert a.run(COUNTS)["held"] <= 4
     a.run("tx.close()")
     assert a.run(COUNTS) == {"arrays": 0, "mapped": 0, "held": 0}
 
@@ -84,18 +93,18 @@ def test_memory_is_mapped_again_for_a_card_that_opens_again(pair: Pair, ports: l
     a.run(LENT)
     send(pair, "lent")
     a.run("tx.close()")
-    assert a.run(COUNTS) == {"arrays": 16, "mapped": 0, "held": 0}
+    assert a.run(COUNTS) == {"arrays": 1, "mapped": 0, "held": 0}
     a.run(f"tx = aiflow.Sender({ports[0]!r}, frame_size=9014)")
-    assert a.run(COUNTS)["mapped"] == 16
+    assert a.run(COUNTS)["mapped"] == 1
     send(pair, "lent")
     assert a.run(BY_REFERENCE) > 0
-    a.run("del lent, array")
+    a.run(FREE)
 
 
 def test_rows_of_a_lent_batch(pair: Pair, ports: list[str]) -> None:
     a, b = pair
     open_pair(pair, ports)
-    fill = "rows = {}((64, 30000)); rows[:] = (np.arange(64 * 30000) % 251).reshape(64, 30000)"
+    fill = "rows = {}((64, 32768)); rows[:] = (np.arange(64 * 32768) % 251).reshape(64, 32768)"
     a.run(fill.format("aiflow.empty"))
     b.run(fill.format("np.empty"))
     b.start("with rx.recv(timeout=60) as got: answer = bool((got.as_arrays()['rows'] == rows).all())")
