@@ -1,0 +1,57 @@
+"""Memory of `aiflow.empty` where no card is: no region is mapped, and its life is that of its arrays."""
+
+from __future__ import annotations
+
+import gc
+
+import numpy as np
+import pytest
+
+import aiflow
+from aiflow import _eal_regions
+
+
+def arrays() -> int:
+    gc.collect()
+    return _eal_regions.counts()["arrays"]
+
+
+@pytest.mark.parametrize("nbytes", [1, 4096, 4097, (2 << 20) - 1, 2 << 20, (2 << 20) + 1])
+def test_memory_ends_with_its_last_view(nbytes: int) -> None:
+    before = arrays()
+    array = aiflow.empty(nbytes)
+    array[:] = 7
+    assert array.ctypes.data % (2 << 20 if nbytes >= 2 << 20 else 4096) == 0
+    view = array[nbytes // 2 :]
+    del array
+    assert arrays() == before + 1
+    assert (view == 7).all()
+    del view
+    assert arrays() == before
+
+
+def test_many_arrays_end_in_any_order() -> None:
+    before = arrays()
+    held = [aiflow.empty(5000) for _ in range(300)]
+    for number in np.random.default_rng(1).permutation(300):
+        held[number][:] = number % 251
+    assert all((array == number % 251).all() for number, array in enumerate(held))
+    del held[::2]
+    assert arrays() == before + 150
+    del held
+    assert arrays() == before
+
+
+def test_other_ports_map_nothing_and_count_their_references() -> None:
+    """memif copies in its burst: all memory goes by reference, and frees at once."""
+    images = aiflow.empty((16, 100_000))
+    images[:] = 5
+    with aiflow.Receiver("local:lending") as rx, aiflow.Sender("local:lending") as tx:
+        ticket = tx.send({str(number): image for number, image in enumerate(images)}, wait=False)
+        with rx.recv(timeout=30) as got:
+            assert all((element.array == 5).all() for element in got)
+        ticket.result(timeout=30)
+        assert tx.port_table[0].by_reference > 0
+        assert rx.port_table[0].by_reference == 0
+        counts = _eal_regions.counts()
+        assert counts["mapped"] == counts["held"] == 0
