@@ -94,7 +94,7 @@ small_elements_share_a_frame(void)
 static void
 long_payloads_stay_where_they_are_by_reference(void)
 {
-	struct af_span element = {(const uint8_t *)"x", 100000};
+	struct af_span element = {.ptr = (const uint8_t *)"x", .nbytes = 100000};
 	uint32_t first_chunk[] = {0};
 	struct af_tx_slice s = {
 		.elements = &element, .nb_elements = 1, .payload_bytes = 16000, .first_chunk = first_chunk};
@@ -107,6 +107,14 @@ long_payloads_stay_where_they_are_by_reference(void)
 	CHECK(f.to == payload);
 	element.nbytes = 16000 + AF_TAIL_LEAST - 1; /* a short rest is copied */
 	af_tx_segment(&s, 0, 16000, true, payload, &f);
+	CHECK(f.to == payload);
+	element.nbytes = 100000;
+	af_tx_segment(&s, 0, 16000, AF_REFER_OWNED, payload, &f); /* a card reads only memory that has an owner */
+	CHECK(f.to == payload);
+	element.owner = &s;
+	af_tx_segment(&s, 0, 16000, AF_REFER_OWNED, payload, &f);
+	CHECK(!f.to && f.payload == element.ptr + 16000);
+	af_tx_segment(&s, 0, 16000, AF_REFER_NONE, payload, &f);
 	CHECK(f.to == payload);
 }
 
