@@ -122,5 +122,10 @@ def no_huge() -> Iterator[Pair]:
 
 
 def test_reference_without_hugepages(no_huge: Pair, ports: list[str]) -> None:
+    a, b = no_huge
+    open_pair(no_huge, ports, "None")  # as in guest_3_memory.py
+    send(no_huge, "dict(list(images.items())[:7])")
+    a.run("tx.close()")
+    b.run("rx.close()")
     check_both_ways_of_memory(no_huge, ports)
     no_huge[1].run("rx.close()")
