@@ -188,7 +188,7 @@ rig_slice(uint32_t n, const uint64_t *sizes)
 
 		for (uint64_t i = 0; i < sizes[e]; i++)
 			bytes[i] = (uint8_t)check_random(256);
-		elements[e] = (struct af_span){bytes, sizes[e]};
+		elements[e] = (struct af_span){.ptr = bytes, .nbytes = sizes[e]};
 		memcpy(s->manifest + AF_MANIFEST_HEADER + e * AF_RUN_HEADER, &run, sizeof run);
 		s->nbytes += sizes[e];
 	}

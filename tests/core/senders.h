@@ -116,7 +116,7 @@ make_slice(struct af_tx_slice *s, int index)
 	for (uint64_t i = s->nbytes & ~7ull; i < s->nbytes; i++)
 		((uint8_t *)bytes)[i] = (uint8_t)draw(256);
 	for (uint64_t e = 0, offset = 0; e < n; offset += sizes[e++])
-		elements[e] = (struct af_span){elements[n].ptr + offset, sizes[e]};
+		elements[e] = (struct af_span){.ptr = elements[n].ptr + offset, .nbytes = sizes[e]};
 	m.nb_runs = AF_BE32(nb_runs);
 	m.nb_elements = AF_BE32(n);
 	m.nbytes = AF_BE64(s->nbytes);

@@ -144,7 +144,7 @@ make_slice(struct af_tx_slice *s, int sender)
 
 		for (uint64_t i = 0; i < each; i++)
 			bytes[i] = (uint8_t)(i * 31 + (uint64_t)(e * 7 + sender));
-		elements[e] = (struct af_span){bytes, each};
+		elements[e] = (struct af_span){.ptr = bytes, .nbytes = each};
 	}
 	s->elements = elements;
 	s->nb_elements = (uint32_t)o.elements;
