@@ -35,13 +35,16 @@ def card_advice(log: str, mode: str | None) -> str:
         return (
             "without an IOMMU (uio_pci_generic, igb_uio, vfio's no-IOMMU mode), or with one of fewer than 48 address "
             "bits, a card needs hugepages: as root, sysctl vm.nr_hugepages=256, and run as root without "
-            "AIFLOW_MEMORY=no-huge. Or bind it to vfio-pci, with the IOMMU enabled (intel_iommu=on or amd_iommu=on on "
+            "AIFLOW_MEMORY=no-huge. Or bind it to vfio-pci (aiflow ports bind), with the IOMMU enabled (intel_iommu=on or amd_iommu=on on "
             "the kernel's command line)"
         )
     if "Device or resource busy" in log:
         return "another process has the card open: end that one, or take another card"
     if "is not viable" in log:
-        return "another device of its IOMMU group is bound to another driver: bind that one to vfio-pci, too"
+        return (
+            "another device of its IOMMU group is bound to another driver: give that one to vfio-pci, too (as root: "
+            "aiflow ports bind DBDF)"
+        )
     if "VFIO" in log and "not loaded" in log:
         return "vfio-pci was loaded after this process had started DPDK: start the process again"
     return ""

@@ -9,6 +9,7 @@ import os
 import time
 from pathlib import Path
 
+from aiflow._ports.interface_use import Network, read_network, why_in_use
 from aiflow._system import threads
 from aiflow._system.cpus import numa_node
 from aiflow._system.descriptors import Descriptor, keep
@@ -18,7 +19,7 @@ from aiflow.errors import PortError
 __all__ = ["claim_uio", "driver_of_card", "inspect_pci", "network_cards"]
 
 PCI_DEVICES = Path("/sys/bus/pci/devices")
-ROUTES = Path("/proc/net/route")
+INTERFACES = Path("/sys/class/net")
 VFIO = Path("/dev/vfio")
 
 _NETWORK_CLASS = 0x02
@@ -92,7 +93,7 @@ def _try_group(endpoint: Endpoint, device: Path) -> None:
         if (driver := driver_of_card(other)) not in _BESIDE_VFIO:
             raise PortError(
                 f"{endpoint}: {other} is in the same IOMMU group, and the kernel's {driver} driver has it: a group has "
-                f"one user. As root: dpdk-devbind.py --bind=vfio-pci {other}, or put the card into another slot"
+                f"one user. As root: aiflow ports bind {other}, or put the card into another slot"
             )
     file = VFIO / group.name
     if not file.exists():
@@ -161,22 +162,14 @@ def _how_to_bind(endpoint: Endpoint, device: Path, driver: str) -> str:
     """Why DPDK cannot drive the card now, and what to do."""
     state = f"is bound to the kernel's {driver} driver" if driver else "is bound to no driver"
     interfaces = sorted(path.name for pattern in ("net/*", "virtio*/net/*") for path in device.glob(pattern))
-    as_it_is = " or ".join(f"af_packet:{name}" for name in interfaces)
-    if routed := [name for name in interfaces if _is_routed(name)]:
-        return (
-            f"{endpoint}: the card {state}, and the machine's network goes through it ({', '.join(routed)} is up and "
-            f"has a route): DPDK would take it away. Use {as_it_is}, or another card"
-        )
-    instead = f", or use {as_it_is} as it is" if interfaces else ""
+    network = Network()
+    with contextlib.suppress(OSError):
+        network = read_network() if interfaces else network
+    for name in (name for name in interfaces if name in network.numbers):
+        if why := why_in_use(name, INTERFACES, network):
+            return f"{endpoint}: the card {state}. DPDK would take it away, and {why}"
+    instead = f", or use {' or '.join(f'af_packet:{name}' for name in interfaces)} as it is" if interfaces else ""
     return (
         f"{endpoint}: the card {state}, and DPDK needs it bound to vfio-pci. As root: modprobe vfio-pci && "
         f"aiflow ports bind {endpoint.target} (the kernel loses the card until `aiflow ports unbind`){instead}"
     )
-
-
-def _is_routed(name: str) -> bool:
-    """Whether a route uses the interface, or a bridge, bond or VLAN on top of it."""
-    above = {name, *(path.name.removeprefix("upper_") for path in Path(f"/sys/class/net/{name}").glob("upper_*"))}
-    with contextlib.suppress(OSError):
-        return any(line.split()[0] in above for line in ROUTES.read_text().splitlines()[1:] if line.strip())
-    return False

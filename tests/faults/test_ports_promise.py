@@ -20,6 +20,7 @@ from wait import wait_for
 
 import aiflow
 from aiflow._ports import netdev, pci_card
+from aiflow._ports.interface_use import Network, Route
 from aiflow._ports.inventory import available
 from aiflow.config import parse_endpoint
 from aiflow.errors import PeerLost, PortError
@@ -308,15 +309,17 @@ def test_nobody_is_told_to_unbind_the_card_that_the_network_goes_through(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, below: str
 ) -> None:
     card(tmp_path, "0000:3b:00.0", "eth5", below=below)
-    routes = tmp_path / "route"
-    routes.write_text("Iface\tDestination\tGateway\neth5\t00000000\t0102A8C0\n")
+    (tmp_path / "net/eth5").mkdir(parents=True)
+    (tmp_path / "net/eth5/ifindex").write_text("7\n")
+    network = Network({"eth5": 7}, {}, [Route(7, "default via 192.168.1.2")])
     monkeypatch.setattr(pci_card, "PCI_DEVICES", tmp_path)
-    monkeypatch.setattr(pci_card, "ROUTES", routes)
-    with pytest.raises(PortError, match="network goes through it") as caught:
+    monkeypatch.setattr(pci_card, "INTERFACES", tmp_path / "net")
+    monkeypatch.setattr(pci_card, "read_network", lambda: network)
+    with pytest.raises(PortError, match="eth5 carries the host's default route") as caught:
         pci_card.inspect_pci(parse_endpoint("pci:0000:3b:00.0"))
     assert "bind" not in str(caught.value).replace("is bound to", "")
-    assert "Use af_packet:eth5" in str(caught.value)
-    routes.write_text("Iface\tDestination\tGateway\neth0\t00000000\t0102A8C0\n")
+    assert "Use another card, or af_packet:eth5" in str(caught.value)
+    network = Network({"eth5": 7}, {}, [Route(3, "default via 192.168.1.2")])
     with pytest.raises(PortError, match=r"aiflow ports bind 0000:3b:00\.0 .*or use af_packet:eth5 as it is"):
         pci_card.inspect_pci(parse_endpoint("pci:0000:3b:00.0"))
 
