@@ -2,38 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import machine
 import pytest
 from consoles import Console
 
-from aiflow.cli.app import run
-
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-class Done(NamedTuple):
-    """How a command ended."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-def ports(*words: str) -> Done:
-    """Run `aiflow ports` with these words, in this process: another one takes seconds to start here."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = run(["ports", *words])
-    return Done(code, out.getvalue(), err.getvalue())
+def ports(*words: str) -> machine.Done:
+    """Run `aiflow ports` with these words."""
+    return machine.aiflow("ports", *words)
 
 
 def override(address: str) -> str:
