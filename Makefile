@@ -22,8 +22,9 @@ ON_PORTS := tests/cli $(addprefix tests/project/test_,install.py readme.py) test
 	$(filter-out $(OF_PYTHON), $(wildcard tests/faults/test_*.py))
 
 .PHONY: help demo test test-ports bench soak lab fuzz lint sanitize setup fresh clean
-.PHONY: nic-test nic-soak sdist-test wheel wheel-test wheel-bench
-.PHONY: demo-here test-here test-ports-here bench-here soak-here sanitize-here nic-test-here nic-soak-here
+.PHONY: nic-test nic-soak nic-boot sdist-test wheel wheel-test wheel-bench
+.PHONY: demo-here test-here test-ports-here bench-here soak-here sanitize-here nic-test-here nic-soak-here \
+	nic-boot-here
 .PHONY: wheel-in-bookworm wheel-in-trixie
 
 help: ## this list
@@ -64,6 +65,9 @@ nic-test: ## pci: on Intel igb ports that QEMU emulates, on a Debian 13 (root); 
 
 nic-soak: ## the same machine: a million frames while its links come and go
 	@tools/nic.sh soak $(ARGS)
+
+nic-boot: ## start that machine ten times, and run nothing in it; ARGS=3 for another number
+	@tools/nic.sh boot $(ARGS)
 
 setup: ## set-up only
 	@tools/setup.sh dev
@@ -122,6 +126,6 @@ sanitize-here:
 	@tools/setup.sh dev
 	@tools/sanitize.sh $(ARGS)
 
-nic-test-here nic-soak-here:
+nic-test-here nic-soak-here nic-boot-here:
 	@tools/setup.sh nic
 	@tools/nic/run.sh $(patsubst nic-%-here,%,$@) $(ARGS)

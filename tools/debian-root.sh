@@ -73,6 +73,7 @@ if [ -d /usr/local/share/ca-certificates ]; then
 fi
 [ ! -f /etc/pip.conf ] || cp /etc/pip.conf "$root/etc/pip.conf"
 
+echo force-unsafe-io >"$root/etc/dpkg/dpkg.cfg.d/aiflow" # it is thrown away: no package waits for the disk
 mount --make-rprivate /
 mount --bind "$root" "$root" # ip netns exec wants / to be a mount
 mount -t proc proc "$root/proc"

@@ -10,6 +10,7 @@
 # The second serial port of the guest leads to QEMU's own monitor: the tests cut links and pull cards themselves.
 #
 # Usage: tools/nic/run.sh test|soak [PYTEST-ARGUMENT …]       as root, on a Debian whose QEMU has igb (8.0 and later)
+#        tools/nic/run.sh boot [TIMES]                        boots it, and runs nothing; 10 times
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 kind=${1:-test}
@@ -96,21 +97,43 @@ rcupdate.rcu_cpu_stall_timeout=8 aiflow.at=$PWD" \
         </dev/null 2> >(grep -v 'is not connected to host network' >&2)
 }
 
-began=$SECONDS
-status=0
-for attempt in 1 2 3; do # on a busy host an emulated processor may miss a timer while it starts, and wait for ever
+start() { # whether the machine has booted; $guest is its process
+    local since=$SECONDS
     rm -f "$work/monitor" "$share/booted"
     machine &
     guest=$!
-    since=$SECONDS
-    until [ -e "$share/booted" ] || [ $((SECONDS - since)) -ge "$boot_seconds" ] ||
-        grep -qs 'kthread timer wakeup' "$share/console.log" || ! kill -0 "$guest" 2>/dev/null; do
-        sleep 0.5
+    until [ -e "$share/booted" ]; do
+        if [ $((SECONDS - since)) -ge "$boot_seconds" ] || ! kill -0 "$guest" 2>/dev/null ||
+            grep -qs 'kthread timer wakeup' "$share/console.log"; then
+            say "the guest has not booted within $((SECONDS - since)) s"
+            kill "$guest" 2>/dev/null || true
+            wait "$guest" 2>/dev/null || true
+            return 1
+        fi
+        sleep 0.2
     done
-    [ ! -e "$share/booted" ] && [ "$attempt" -lt 3 ] || break
-    say "the guest has not booted within $((SECONDS - since)) s: once more"
-    kill "$guest" 2>/dev/null || true
-    wait "$guest" 2>/dev/null || true
+}
+
+if [ "$kind" = boot ]; then
+    failed=0
+    for ((number = 1; number <= ${1:-10}; number++)); do
+        if start; then
+            wait "$guest" || true
+            say "boot $number: $(sed -n 's/^aiflow: booted //p' "$share/console.log")"
+        else
+            failed=$((failed + 1))
+            cp "$share/console.log" "$work/console-$number.log"
+        fi
+    done
+    say "$failed of $((number - 1)) boots failed; $work has the consoles of those"
+    exit $((failed > 0))
+fi
+
+began=$SECONDS
+status=0
+for attempt in 1 2 3; do # on a busy host an emulated processor may miss a timer while it starts, and wait for ever
+    ! start || break
+    [ "$attempt" -lt 3 ] || break
 done
 wait "$guest" || status=$?
 took=$((SECONDS - began))
