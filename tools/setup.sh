@@ -107,6 +107,12 @@ install_requirements() {
     mv "$stamps/$extra.new" "$stamps/$extra"
 }
 
+# The photographs in scikit-image, without the packages that its code needs: their installation takes half a minute.
+install_photographs() {
+    $venv/bin/python -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("skimage") is None)' ||
+        pip install --no-deps --no-compile scikit-image
+}
+
 # The peers of the benchmarks. One that cannot be installed here is missing from the tables, no more.
 install_peers() {
     local wanted line failed=
@@ -154,4 +160,5 @@ esac
 [ ! -f $stamps/dev ] || extra=dev # it has all of the others
 install_requirements "$extra"
 [ "$profile" != bench ] || install_peers
+[ "$profile" != nic ] || install_photographs
 build_in_place

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+from pathlib import Path
 
 import machine
 from consoles import Console
@@ -41,6 +42,8 @@ def test_a_card_that_the_machine_needs(long_lived: tuple[Console, Console]) -> N
     address = machine.cards()[2]
     machine.bind(address, "igb")
     (interface,) = (path.name for path in (machine.DEVICES / address / "net").iterdir())
+    # IPv6 would add its route between the two questions
+    Path(f"/proc/sys/net/ipv6/conf/{interface}/disable_ipv6").write_text("1")
     machine.shell("ip", "address", "add", "192.0.2.1/24", "dev", interface)
     machine.shell("ip", "link", "set", interface, "up")
     said = why_not(long_lived[0], f"pci:{address}")

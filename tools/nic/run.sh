@@ -11,6 +11,7 @@
 #
 # Usage: tools/nic/run.sh test|soak [PYTEST-ARGUMENT …]       as root, on a Debian whose QEMU has igb (8.0 and later)
 #        tools/nic/run.sh boot [TIMES]                        boots it, and runs nothing; 10 times
+#        AIFLOW_NIC_KERNEL=…                                  more words for the kernel's command line
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 kind=${1:-test}
@@ -20,6 +21,8 @@ share=$work/share
 seconds=${AIFLOW_NIC_SECONDS:-600}
 boot_seconds=90
 python=.venv/bin/python
+level=quiet
+[ "$kind" != boot ] || level=loglevel=7
 
 say() { printf 'aiflow: %s\n' "$*"; }
 fail() { printf 'aiflow: %s\n' "$*" >&2; exit 1; }
@@ -82,7 +85,7 @@ machine() { # QEMU says of the hubs that they lead nowhere else
         qemu-system-x86_64 \
         -M q35 -accel tcg,thread=multi -cpu max -smp 2 -m "${AIFLOW_NIC_MEMORY:-2560}" -nodefaults -no-user-config \
         -display none -no-reboot -kernel "$work"/kernel/boot/vmlinuz-* -initrd "$work/initrd" \
-        -append "console=ttyS0 quiet panic=-1 intel_iommu=on hugepages=320 mitigations=off tsc=reliable \
+        -append "console=ttyS0 $level ${AIFLOW_NIC_KERNEL:-} panic=-1 intel_iommu=on hugepages=320 mitigations=off tsc=reliable \
 rcupdate.rcu_cpu_stall_timeout=8 aiflow.at=$PWD" \
         -device "intel-iommu,intremap=on,aw-bits=${AIFLOW_NIC_IOMMU_BITS:-48}" \
         -chardev "file,id=console,path=$share/console.log" -serial chardev:console \
