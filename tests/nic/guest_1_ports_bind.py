@@ -13,6 +13,13 @@ import pytest
 from consoles import Console
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+EXAMPLE = f"""
+import contextlib, io, runpy, sys
+sys.argv = ["{{name}}_array.py", "{{endpoint}}"]
+with contextlib.redirect_stdout(io.StringIO()) as printed:
+    runpy.run_path(f"{EXAMPLES}/{{name}}_array.py", run_name="__main__")
+answer = printed.getvalue()
+"""
 
 
 def ports(*words: str) -> machine.Done:
@@ -126,7 +133,9 @@ def test_an_ordinary_user_is_told_to_use_root(card: str) -> None:
     assert machine.driver(card) == "igb"
 
 
-def test_the_steps_of_the_page_lead_from_two_cards_to_a_slice(card: str, cards: list[str]) -> None:
+def test_the_steps_of_the_page_lead_from_two_cards_to_a_slice(
+    card: str, cards: list[str], pair: tuple[Console, Console]
+) -> None:
     """docs/nic.md: bind, examples/recv_array.py and send_array.py, unbind. nic2 and nic3 share a wire."""
     both = [cards[2], card]
     machine.bind(cards[2], "igb")
@@ -134,16 +143,13 @@ def test_the_steps_of_the_page_lead_from_two_cards_to_a_slice(card: str, cards: 
     try:
         done = ports("bind", *both)
         assert done.returncode == 0, done.stderr
-        receive, send = ([sys.executable, EXAMPLES / f"{name}_array.py"] for name in ("recv", "send"))
-        with subprocess.Popen([*receive, f"pci:{card}"], stdout=subprocess.PIPE, text=True) as receiver:
-            assert receiver.stdout is not None
-            assert receiver.stdout.readline() == f"receiving on pci:{card}\n"
-            report = subprocess.run(
-                [*send, f"pci:{cards[2]}"], stdout=subprocess.PIPE, text=True, check=True, timeout=120
-            ).stdout
-            received, _ = receiver.communicate(timeout=60)
-        assert f"pci:{cards[2]} (net_e1000_igb)" in report
-        assert [line.split()[0] for line in received.splitlines()] == ["cam-0", "cam-1"]
+        a, b = pair
+        b.start(EXAMPLE.format(name="recv", endpoint=f"pci:{card}"))
+        a.start(EXAMPLE.format(name="send", endpoint=f"pci:{cards[2]}"))
+        assert f"pci:{cards[2]} (net_e1000_igb)" in a.finish()
+        first, *received = b.finish().splitlines()
+        assert first == f"receiving on pci:{card}"
+        assert [line.split()[0] for line in received] == ["cam-0", "cam-1"]
         assert ports("unbind", *both).returncode == 0
         assert [machine.driver(address) for address in both] == ["igb", "igb"]
     finally:

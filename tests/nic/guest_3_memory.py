@@ -10,8 +10,8 @@ from consoles import Console
 
 @pytest.fixture(scope="module")
 def no_huge() -> Iterator[tuple[Console, Console]]:
-    """Two processes that use no hugepages, with DPDK's default heap."""
-    with Console(AIFLOW_MEMORY="no-huge") as a, Console(AIFLOW_MEMORY="no-huge") as b:
+    """Two processes that use no hugepages: one with DPDK's default heap, one with a small one, which starts faster."""
+    with Console(AIFLOW_MEMORY="no-huge") as a, Console(AIFLOW_MEMORY="no-huge", AIFLOW_EAL_MEMORY="64MiB") as b:
         yield a, b
 
 
