@@ -85,8 +85,8 @@ machine() { # QEMU says of the hubs that they lead nowhere else
         qemu-system-x86_64 \
         -M q35 -accel tcg,thread=multi -cpu max -smp 2 -m "${AIFLOW_NIC_MEMORY:-2560}" -nodefaults -no-user-config \
         -display none -no-reboot -kernel "$work"/kernel/boot/vmlinuz-* -initrd "$work/initrd" \
-        -append "console=ttyS0 $level ${AIFLOW_NIC_KERNEL:-} panic=-1 intel_iommu=on hugepages=320 mitigations=off tsc=reliable \
-rcupdate.rcu_cpu_stall_timeout=8 aiflow.at=$PWD" \
+        -append "console=ttyS0 $level ${AIFLOW_NIC_KERNEL:-} panic=-1 intel_iommu=on hugepages=320 mitigations=off \
+tsc=reliable rcupdate.rcu_cpu_stall_timeout=8 aiflow.at=$PWD" \
         -device "intel-iommu,intremap=on,aw-bits=${AIFLOW_NIC_IOMMU_BITS:-48}" \
         -chardev "file,id=console,path=$share/console.log" -serial chardev:console \
         -chardev "socket,id=guest,path=$work/monitor,server=on,wait=off" -serial chardev:guest \
