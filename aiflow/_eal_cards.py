@@ -35,8 +35,8 @@ def card_advice(log: str, mode: str | None) -> str:
         return (
             "without an IOMMU (uio_pci_generic, igb_uio, vfio's no-IOMMU mode), or with one of fewer than 48 address "
             "bits, a card needs hugepages: as root, sysctl vm.nr_hugepages=256, and run as root without "
-            "AIFLOW_MEMORY=no-huge. Or bind it to vfio-pci (aiflow ports bind), with the IOMMU enabled (intel_iommu=on or "
-            "amd_iommu=on on the kernel's command line)"
+            "AIFLOW_MEMORY=no-huge. Or bind it to vfio-pci (aiflow ports bind), with the IOMMU enabled (intel_iommu=on "
+            "or amd_iommu=on on the kernel's command line)"
         )
     if "Device or resource busy" in log:
         return "another process has the card open: end that one, or take another card"
