@@ -38,7 +38,7 @@ ROOMS = {
     "_wire": Room("_wire", ("_core",)),
     "_faults": Room("_faults", ("errors", "config", "_wire")),
     "_eal": Room(r"_eal\w*", ("errors", "config", "_system", "librte")),
-    "_build": Room("_build", ("_eal",)),
+    "_build": Room("_build", ("errors", "_eal")),
     "_dp": Room(r"_dp\w*", ("errors", "_system", "librte", "_core", "_wire", "_faults", "_eal")),
     "_ports": Room(r"_ports(\..*)?", ("errors", "config", "_system", "_wire", "_eal", "_build")),
     "_policy": Room(r"_policy(\..*)?|scheduler|flow", ("errors", "config"), compiled=False),
