@@ -66,9 +66,8 @@ def _libraries() -> set[Path]:
     private, plugins = _eal.compiled()["private"], _eal.compiled()["plugins"]
     lines = _MAPS.read_text().splitlines()
     mapped = {Path(line.split(maxsplit=5)[-1]) for line in lines if "/" in line}
-    if private:  # the system's DPDK may be in this process, too
-        return {path for path in mapped if path.name.startswith("libaiflow_dpdk")}
-    found = {path for path in mapped if path.name.startswith("librte_")}
+    ours = "libaiflow_dpdk" if private else "librte_"  # the system's DPDK may be in a wheel's process, too
+    found = {path for path in mapped if path.name.startswith(ours)}
     if any(path.name.endswith(" (deleted)") for path in found):
         raise PortError("DPDK's libraries were replaced while this process ran: restart it")
     if plugins:

@@ -55,12 +55,16 @@ def test_a_dpdk_that_is_gone_is_named_with_advice(tmp_path: Path, command: list[
     assert "Traceback" not in shown.stderr
 
 
-def test_a_replaced_dpdk_asks_for_a_new_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("private", "library"), [(False, "librte_eal.so.23.0"), (True, "libaiflow_dpdk-22.11.so")])
+def test_a_replaced_dpdk_asks_for_a_new_start(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, private: bool, library: str
+) -> None:
     from aiflow import _build
 
     maps = tmp_path / "maps"
-    maps.write_text("7f00-7f01 r-xp 0 08:01 1  /usr/lib/librte_eal.so.23.0 (deleted)\n")
+    maps.write_text(f"7f00-7f01 r-xp 0 08:01 1  /usr/lib/{library} (deleted)\n")
     monkeypatch.setattr(_build, "_MAPS", maps)
+    monkeypatch.setattr(_build._eal, "compiled", lambda: {"private": private, "plugins": None})
     with pytest.raises(PortError, match="restart it"):
         _build._libraries()
 
