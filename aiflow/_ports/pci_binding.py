@@ -339,6 +339,9 @@ class PciBinding:
         self._check_there(device)
         if change.after is not None and device.driver != change.after:
             raise PortError(f"{change.address}: {change.after or 'no driver'} did not take the card; {_LOOK}")
+        if change.after is None and not device.driver:  # the kernel reports no error if it knows no driver
+            probe = Write(self.sysfs.bus / "drivers_probe", change.address)
+            raise PortError(f"{change.address}: no driver took the card: modprobe its driver, then {probe}")
 
     def _check_there(self, device: PciDevice) -> None:
         if not device.exists:

@@ -94,6 +94,19 @@ def test_a_card_that_another_program_bound_goes_to_the_driver_of_the_kernels_cho
     assert world.override() == ""
 
 
+def test_a_card_that_no_driver_takes_back_is_an_error(world: World) -> None:
+    world.bind()
+    shutil.rmtree(world.records)
+    shutil.rmtree(world.tree.driver("igb"))
+    pattern = rf"^{CARD}: no driver took the card: modprobe its driver, then echo {CARD} > .*/drivers_probe$"
+    for _ in range(2):
+        with pytest.raises(PortError, match=pattern):
+            world.unbind()
+        assert (world.driver(), world.override()) == ("", "")
+    world.tree.load("igb")
+    assert world.unbind() == ["igb"]
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"driver": 3}', '{"driver": "igb", "override": ""}'])
 def test_a_damaged_record_is_no_record(world: World, text: str) -> None:
     world.bind()
