@@ -13,6 +13,8 @@ import errno
 import json
 import os
 import shlex
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -320,13 +322,21 @@ class PciBinding:
         try:
             self._write_all(device, change)
         except BaseException as exc:
-            undone = self._undo(device, change)
-            if isinstance(exc, PortError):
-                raise PortError(f"{exc}. {undone}") from exc
-            raise
+            with _interrupts_dropped():
+                undone = self._undo(device, change)
+            raise _with_end(exc, undone) from exc.__cause__
 
     def _unbind(self, device: PciDevice, change: Change) -> None:
-        self._write_all(device, change)
+        try:
+            self._write_all(device, change)
+        except BaseException as exc:
+            if change.before and device.exists and not device.driver:
+                repeat = f"aiflow ports unbind {change.address}"
+                raise _with_end(exc, f"The card has no driver now; repeat the command: {repeat}") from exc.__cause__
+            raise
+        if not device.driver and change.after is None:  # the kernel reports no error if it knows no driver
+            probe = Write(self.sysfs.bus / "drivers_probe", change.address)
+            raise PortError(f"{change.address}: no driver took the card: modprobe its driver, then {probe}")
         self._record(device.address).unlink(missing_ok=True)
 
     def _write_all(self, device: PciDevice, change: Change) -> None:
@@ -339,9 +349,6 @@ class PciBinding:
         self._check_there(device)
         if change.after is not None and device.driver != change.after:
             raise PortError(f"{change.address}: {change.after or 'no driver'} did not take the card; {_LOOK}")
-        if change.after is None and not device.driver:  # the kernel reports no error if it knows no driver
-            probe = Write(self.sysfs.bus / "drivers_probe", change.address)
-            raise PortError(f"{change.address}: no driver took the card: modprobe its driver, then {probe}")
 
     def _check_there(self, device: PciDevice) -> None:
         if not device.exists:
@@ -434,3 +441,25 @@ class PciBinding:
                     f"{self._record(device.address)}: {exc.strerror}; the former driver is noted there"
                 ) from exc
             return None
+
+
+def _with_end(exc: BaseException, state: str) -> BaseException:
+    """The fault that stopped a change, with the state of the card, a sentence: for an interrupt, as a note."""
+    if isinstance(exc, PortError):
+        return PortError(f"{exc}. {state}")
+    exc.add_note(state)
+    return exc
+
+
+@contextlib.contextmanager
+def _interrupts_dropped() -> Iterator[None]:
+    """Ignore Ctrl-C and its like in the body: the command ends afterwards anyway."""
+    before = {}
+    if threading.current_thread() is threading.main_thread():  # in which Python raises KeyboardInterrupt
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            before[number] = signal.signal(number, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -63,15 +63,16 @@ class Outcome:
         self.exit_code = DELIVERED
 
     def fail(self, error: BaseException | str, exit_code: int = NOT_DELIVERED) -> None:
-        """Record the reason why the command did not succeed completely."""
+        """Record the reason why the command did not succeed completely; notes of an exception belong to it."""
         self.exit_code = exit_code
+        message = ". ".join([str(error), *getattr(error, "__notes__", ())])
         self.document["error"] = {
             "type": type(error).__name__ if isinstance(error, BaseException) else None,
-            "message": str(error),
+            "message": message,
         }
         if isinstance(error, AiflowError):
             self.document["error"]["delivered"] = error.delivered
-        self.terminal.say(f"aiflow: {error}", style="bold red")
+        self.terminal.say(f"aiflow: {message}", style="bold red")
 
 
 class Terminal:
@@ -116,8 +117,8 @@ class Terminal:
         with _end_as_interrupt():
             try:
                 yield outcome
-            except KeyboardInterrupt:
-                outcome.fail("interrupted", INTERRUPTED)
+            except KeyboardInterrupt as error:
+                outcome.fail(". ".join(["interrupted", *getattr(error, "__notes__", ())]), INTERRUPTED)
             except (ConfigError, click.UsageError) as error:
                 outcome.fail(error, BAD_USAGE)
             except click.ClickException as error:

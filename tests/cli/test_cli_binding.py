@@ -105,6 +105,16 @@ def test_cards_before_one_that_fails_are_reported(world: World, capsys: pytest.C
     assert "0000:3b:00.1: vfio-pci did not take the card" in document["error"]["message"]
 
 
+def test_an_interrupt_tells_the_state_of_the_card(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    def stop(number: int) -> None:
+        if number == 3:
+            raise KeyboardInterrupt
+
+    world.tree.before_write = stop
+    assert run(["ports", "bind", CARD]) == 130
+    assert capsys.readouterr().err == "aiflow: interrupted. It is bound to igb again\n"
+
+
 def test_the_drivers_of_the_command_are_those_that_can_be_bound(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["ports", "bind", "--help"]) == 0
     assert f"[{'|'.join(pci_binding.BINDABLE)}]" in capsys.readouterr().out

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import re
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -348,21 +350,22 @@ def test_a_driver_that_does_not_take_the_card_leaves_it_as_it_was(world: World) 
     assert not list(world.records.glob("*.json"))
 
 
-@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), KeyboardInterrupt()], ids=["EIO", "interrupt"])
+@pytest.mark.parametrize("expected", [PortError, KeyboardInterrupt])
 @pytest.mark.parametrize("number", [1, 2, 3])
-def test_wherever_a_bind_stops_the_card_is_as_it_was(world: World, number: int, error: BaseException) -> None:
+def test_wherever_a_bind_stops_the_card_is_as_it_was(world: World, number: int, expected: type[BaseException]) -> None:
     def stop(at: int) -> None:
         if at == number:
-            raise error
+            raise OSError(errno.EIO, "Input/output error") if expected is PortError else KeyboardInterrupt
 
     world.tree.before_write = stop
-    expected = KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else PortError
     with pytest.raises(expected) as caught:
         world.bind()
     assert (world.driver(), world.override()) == ("igb", "")
     assert not list(world.records.glob("*.json"))
     if expected is PortError:
         assert re.search(r"`echo .* > .*` failed \(Input/output error\); dmesg.*igb again$", str(caught.value))
+    else:
+        assert caught.value.__notes__ == ["It is bound to igb again"]
 
 
 def test_a_bind_that_cannot_be_undone_says_what_to_type(world: World) -> None:
@@ -372,6 +375,36 @@ def test_a_bind_that_cannot_be_undone_says_what_to_type(world: World) -> None:
     assert f"echo {CARD} > {world.tree.driver('igb')}/bind" in str(caught.value)
     world.tree.refusing.clear()
     assert world.unbind() == ["igb"]  # the record is still there
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_second_interrupt_does_not_stop_the_undoing(world: World, number: signal.Signals) -> None:
+    def stop(at: int) -> None:
+        if at == 3:
+            raise KeyboardInterrupt
+        if at > 3:
+            os.kill(os.getpid(), number)  # ends the tests if it is delivered
+
+    world.tree.before_write = stop
+    with pytest.raises(KeyboardInterrupt) as caught:
+        world.bind()
+    assert caught.value.__notes__ == ["It is bound to igb again"]
+    assert world.tree.nb_writes > 4
+    assert (world.driver(), world.override()) == ("igb", "")
+
+
+def test_an_interrupted_bind_that_cannot_be_undone_says_what_to_type(world: World) -> None:
+    def stop(at: int) -> None:
+        if at == 3:
+            world.tree.refusing.add("igb")
+            raise KeyboardInterrupt
+
+    world.tree.before_write = stop
+    with pytest.raises(KeyboardInterrupt) as caught:
+        world.bind()
+    (note,) = caught.value.__notes__
+    assert "It could not be restored" in note
+    assert f"echo {CARD} > {world.tree.driver('igb')}/bind" in note
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])
@@ -415,11 +448,27 @@ def test_the_first_card_stays_bound_if_the_second_fails(world: World) -> None:
 def test_an_unbind_that_fails_can_be_repeated(world: World) -> None:
     world.bind()
     world.tree.refusing.add("igb")
-    with pytest.raises(PortError, match="drivers/igb/bind"):
+    said = rf"drivers/igb/bind.* The card has no driver now; repeat the command: aiflow ports unbind {CARD}$"
+    with pytest.raises(PortError, match=said):
         world.unbind()
     world.tree.refusing.clear()
     assert world.unbind() == ["igb"]
     assert world.override() == ""
+
+
+@pytest.mark.parametrize(("number", "notes"), [(1, 0), (2, 0), (3, 1)])
+def test_an_interrupted_unbind_says_that_the_card_has_no_driver(world: World, number: int, notes: int) -> None:
+    world.bind()
+
+    def stop(at: int) -> None:
+        if at == 3 + number:
+            raise KeyboardInterrupt
+
+    world.tree.before_write = stop
+    with pytest.raises(KeyboardInterrupt) as caught:
+        world.unbind()
+    assert len(getattr(caught.value, "__notes__", ())) == notes
+    assert world.unbind() == ["igb"]
 
 
 # ----------------------------------------------------------------------------------------------------- the real machine
