@@ -71,7 +71,7 @@ class Change:
     after : str or None
         The driver that it will have. None: one that the kernel chooses.
     writes : tuple of Write
-        In this order. Empty: nothing is to be done.
+        In this order. Empty: nothing is to be done, but a record that was left over is removed.
     notes : tuple of str
         Facts that the user should know.
     former : str or None
@@ -300,9 +300,10 @@ class PciBinding:
             If this process may not do it, the card has changed meanwhile, or a driver does not take it.
         """
         device = self.sysfs.device(change.address)
-        if not change.writes:
+        if change.writes:
+            self._check_rights()
+        elif change.binds or not os.access(self._record(change.address), os.W_OK):
             return change.before
-        self._check_rights()
         with self._locked():
             if device.driver != change.before:
                 raise PortError(

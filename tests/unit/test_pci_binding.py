@@ -141,6 +141,16 @@ def test_an_override_left_over_is_cleared_and_one_of_the_users_stays(world: Worl
     assert world.binding.plan_unbind([CARD])[0].writes == ()
 
 
+@pytest.mark.parametrize("override", ["", "vfio-pci"])
+def test_unbind_drops_the_record_of_a_card_that_another_program_gave_back(world: World, override: str) -> None:
+    world.bind()
+    world.tree.write(world.tree.device(CARD).path / "driver_override", override or "\n")
+    world.tree.write(world.tree.driver("vfio-pci") / "unbind", CARD)
+    (world.tree.device(CARD).path / "driver").symlink_to(world.tree.driver("igb"))
+    assert world.unbind() == ["igb"]
+    assert not list(world.records.glob("*.json"))
+
+
 @pytest.mark.parametrize("text", [CARD, "3b:00.0", "pci:0000:3B:00.0", "3b:0.0"])
 def test_every_form_of_an_address(world: World, text: str) -> None:
     assert [change.address for change in world.binding.plan_bind([text, CARD])] == [CARD]
