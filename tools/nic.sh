@@ -19,9 +19,11 @@ skip() {
 [ "$(id -u)" -eq 0 ] || skip "needs root: the guest reads this machine's files as they are"
 command -v apt-get >/dev/null || skip "needs Debian's packages of QEMU and of a kernel"
 wanted=${AIFLOW_NIC_SUITE:-trixie}
+arguments=
+[ $# -eq 0 ] || arguments=$(printf '%q ' "$@") # make's shell takes the quotes off again
 here=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
 case $here in
-    "$wanted" | forky | sid) exec tools/in-reach.sh make --no-print-directory "nic-$kind-here" ;;
+    "$wanted" | forky | sid) exec tools/in-reach.sh make --no-print-directory "nic-$kind-here" "ARGS=$arguments" ;;
 esac
 command -v debootstrap >/dev/null || skip "needs debootstrap here: apt-get install debootstrap"
-exec tools/fresh.sh "$wanted" "nic-$kind ARGS='$*'"
+exec tools/fresh.sh "$wanted" "nic-$kind ARGS=$(printf %q "$arguments")"

@@ -45,10 +45,13 @@ def test_a_card_that_the_machine_needs(long_lived: tuple[Console, Console]) -> N
     # IPv6 would add its route between the two questions
     Path(f"/proc/sys/net/ipv6/conf/{interface}/disable_ipv6").write_text("1")
     machine.shell("ip", "address", "add", "192.0.2.1/24", "dev", interface)
-    machine.shell("ip", "link", "set", interface, "up")
-    said = why_not(long_lived[0], f"pci:{address}")
-    assert f"{interface} carries the host's route" in said
-    machine.shell("ip", "link", "set", interface, "down")
+    try:
+        machine.shell("ip", "link", "set", interface, "up")
+        said = why_not(long_lived[0], f"pci:{address}")
+        assert f"{interface} carries the host's route" in said
+    finally:
+        machine.shell("ip", "link", "set", interface, "down")
+        machine.shell("ip", "address", "flush", "dev", interface)
 
 
 def test_a_card_without_a_driver(long_lived: tuple[Console, Console]) -> None:

@@ -119,10 +119,13 @@ def test_links_that_come_back_in_mid_slice_lose_nothing(pair: Pair, ports: list[
     begin(pair)
     for _ in range(2):
         cables.link("nic0", False)
+        assert not pair[0].run("answer = ticket.done()")
         time.sleep(1)
         cables.link("nic0", True)
         time.sleep(1.5)
-    assert end(pair)["elements"] == 256
+    facts = end(pair)
+    assert facts["elements"] == 256
+    assert facts["again"] > 0  # what was on the wire at the cut
 
 
 def test_no_link_is_a_hint_of_the_error(pair: Pair, ports: list[str], cables: Monitor) -> None:

@@ -54,11 +54,13 @@ def test_a_pulled_card_costs_a_port_and_no_image(
     a.run("tx.send(images, timeout=60)")
     assert b.finish()
     monitor.run("device_del", id="nic2")
-    b.start("for _ in range(3):\n    with rx.recv(timeout=60) as got: answer = same(got, images)")
+    b.start("answer = []\nfor _ in range(3):\n    with rx.recv(timeout=60) as got: answer.append(same(got, images))")
     for _ in range(3):
-        a.run("tx.send(images, timeout=60)")
+        facts = a.run("answer = facts(tx.send(images, timeout=60))")
         time.sleep(1)
-    assert b.finish()
+    assert b.finish() == [True] * 3
+    assert set(facts["ports"]) == {ports[0]}
+    assert a.run("answer = [row['state'] for row in tx.describe()]") == ["up", "removed"]
     until(lambda: not (machine.DEVICES / cards[2]).exists(), "the kernel has given the card up", 30)
     a.run("tx.close()")
     b.run("rx.close()")

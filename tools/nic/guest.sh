@@ -15,6 +15,7 @@ while [ "$path" != / ]; do # one test is an ordinary user
     path=$(dirname "$path")
 done
 ip link set lo up
+while read -r line; do export "${line?}"; done <$share/environment
 mapfile -t arguments <$share/arguments
 kind=${arguments[0]}
 echo "aiflow: booted after $(cut -d' ' -f1 /proc/uptime) s"

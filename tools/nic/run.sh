@@ -12,6 +12,9 @@
 # Usage: tools/nic/run.sh test|soak [PYTEST-ARGUMENT …]       as root, on a Debian whose QEMU has igb (8.0 and later)
 #        tools/nic/run.sh boot [TIMES]                        boots it, and runs nothing; 10 times
 #        AIFLOW_NIC_KERNEL=…                                  more words for the kernel's command line
+#        AIFLOW_NIC_MEMORY=2560                               the guest's MiB
+#        AIFLOW_NIC_IOMMU_BITS=48                             width of the card's addresses: 48, or 39
+#        AIFLOW_SOAK_FRAMES=1e6                               as in CONTRIBUTING.md; the guest gets it
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 kind=${1:-test}
@@ -28,6 +31,16 @@ say() { printf 'aiflow: %s\n' "$*"; }
 fail() { printf 'aiflow: %s\n' "$*" >&2; exit 1; }
 apt() { DEBIAN_FRONTEND=noninteractive apt-get -qq "$@" >/dev/null; }
 
+backports=/etc/apt/sources.list.d/aiflow-nic.list # while QEMU is installed from there
+guest=
+finish() {
+    [ -z "$guest" ] || { kill "$guest" 2>/dev/null && wait "$guest" 2>/dev/null; } || true
+    rm -f "$backports"
+}
+trap finish EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM HUP
+
 has_igb() { qemu-system-x86_64 -device help 2>/dev/null | grep -q '"igb"'; }
 
 qemu_with_igb() {
@@ -38,9 +51,10 @@ qemu_with_igb() {
     site=$(apt-get indextargets --format '$(SITE) $(RELEASE)' 'Created-By: Packages' |
         awk -v suite="$suite" '$2 == suite { print $1; exit }')
     say "QEMU from $suite-backports"
-    echo "deb $site $suite-backports main" >/etc/apt/sources.list.d/aiflow-nic.list
+    echo "deb $site $suite-backports main" >"$backports"
     apt update
     apt install -y --no-install-recommends -t "$suite-backports" qemu-system-x86
+    rm "$backports"
     has_igb || fail "this QEMU has no igb: it needs version 8.0 or later"
 }
 
@@ -62,15 +76,16 @@ kernel() { # unpacks Debian's kernel and its modules, without installing them
 
 mkdir -p "$work"
 began=$SECONDS
+qemu_with_igb
 kernel & # while the pictures are cut
 unpacking=$!
-qemu_with_igb
 rm -rf "$share"
 mkdir -p "$share"
 $python tests/nic/images.py "$share/images.npz"
 wait "$unpacking" || fail "the kernel could not be unpacked"
 $python tools/nic/initramfs.py "$work/kernel" tools/nic/init.sh "$work/initrd"
 printf '%s\n' "$kind" "$@" >"$share/arguments"
+env | grep '^AIFLOW_SOAK_' >"$share/environment" || true
 say "the machine is ready after $((SECONDS - began)) s"
 
 cards=()
@@ -109,8 +124,9 @@ start() { # whether the machine has booted; $guest is its process
         if [ $((SECONDS - since)) -ge "$boot_seconds" ] || ! kill -0 "$guest" 2>/dev/null ||
             grep -qs 'kthread timer wakeup' "$share/console.log"; then
             say "the guest has not booted within $((SECONDS - since)) s"
-            kill "$guest" 2>/dev/null || true
-            wait "$guest" 2>/dev/null || true
+            tail -n 20 "$share/console.log" >&2 || true
+            finish
+            guest=
             return 1
         fi
         sleep 0.2
@@ -122,6 +138,7 @@ if [ "$kind" = boot ]; then
     for ((number = 1; number <= ${1:-10}; number++)); do
         if start; then
             wait "$guest" || true
+            guest=
             say "boot $number: $(sed -n 's/^aiflow: booted //p' "$share/console.log")"
         else
             failed=$((failed + 1))
@@ -138,16 +155,19 @@ for attempt in 1 2 3; do # on a busy host an emulated processor may miss a timer
     ! start || break
     [ "$attempt" -lt 3 ] || break
 done
+[ -n "$guest" ] || fail "the guest did not boot; $share has its console"
 wait "$guest" || status=$?
+guest=
 took=$((SECONDS - began))
 [ -f "$share/status" ] || {
+    [ ! -f "$share/results.txt" ] || cat "$share/results.txt"
     tail -n 40 "$share/console.log" >&2
     [ "$status" -ne 124 ] || fail "the guest did not end within $seconds s (AIFLOW_NIC_SECONDS)"
     fail "the guest ended without a result (QEMU: $status)"
 }
 cat "$share/results.txt"
 [ "$(cat "$share/status")" -eq 0 ] || {
-    tail -n 15 "$share/console.log" >&2
+    tail -n 30 "$share/dmesg.log" >&2
     fail "tests in the guest failed; $share has its console and dmesg"
 }
 [ "$kind" != test ] || [ $# -gt 0 ] || $python tests/nic/capture.py "$share/wire.pcap" "$share/images.npz"
