@@ -20,8 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aiflow._ports.interface_use import Network, read_network, why_in_use
-from aiflow._ports.pci_device import DPDK_DRIVERS, PciDevice, Sysfs
+from aiflow._ports.interface_use import Network, read_network
+from aiflow._ports.pci_device import DPDK_DRIVERS, SHARED_WITH_KERNEL, PciDevice, Sysfs
+from aiflow._ports.pci_use import why_group_is_shared, why_kept
 from aiflow._system.descriptors import Descriptor
 from aiflow._system.filelock import lock, write_owner
 from aiflow.config import parse_endpoint
@@ -35,8 +36,6 @@ BINDABLE = ("vfio-pci", "uio_pci_generic")
 RECORDS = Path("/run/aiflow-pci")
 """Directory with a file for each bound card: the driver it had before."""
 
-_SHARED_WITH_KERNEL = ("mlx5_core", "mlx4_core")  # DPDK drives these cards beside the kernel's driver
-_HARMLESS = (*DPDK_DRIVERS, "pci-stub")  # drivers that keep no card busy and do no DMA
 _LOOK = "dmesg | tail shows the kernel's reason"
 
 
@@ -131,8 +130,12 @@ class PciBinding:
             If a card must not, or cannot, be bound. The message says why and what to do.
         """
         devices = self._devices(addresses)
-        together = {device.address for device in devices}
-        return [self._plan_bind(device, driver, together) for device in devices]
+        changes = [self._plan_bind(device, driver) for device in devices]
+        planned = {change.address: change.after for change in changes}
+        for device, change in zip(devices, changes, strict=True):
+            if change.writes and change.after == "vfio-pci" and (why := why_group_is_shared(device, planned)):
+                raise PortError(f"{device.address}: {why}")
+        return changes
 
     def plan_unbind(self, addresses: Sequence[str]) -> list[Change]:
         """Plan to give cards back to the kernel. Nothing is written. See `plan_bind`."""
@@ -168,11 +171,11 @@ class PciBinding:
             return f"Similar addresses of network cards: {', '.join(near)}"
         return f"The network cards are {', '.join(cards)}" if cards else "There is no network card on the PCI bus"
 
-    def _plan_bind(self, device: PciDevice, asked: str, together: set[str]) -> Change:
+    def _plan_bind(self, device: PciDevice, asked: str) -> Change:
         address, before = device.address, device.driver
         if before in DPDK_DRIVERS and asked in ("", before):
             return Change(address, before, before, notes=(f"it is bound to {before} already",))
-        if before in _SHARED_WITH_KERNEL:
+        if before in SHARED_WITH_KERNEL:
             if asked:
                 raise PortError(
                     f"{address}: DPDK drives this card together with the kernel's {before}, not over {asked}. "
@@ -184,8 +187,6 @@ class PciBinding:
         self._check_free(device)
         driver, notes = self._choose(device, asked)
         self._check_loaded(address, driver)
-        if driver == "vfio-pci":
-            self._check_neighbours(device, together)
         if device.physical_function:
             notes.append(f"it is a virtual function of {device.physical_function}")
         record = self._recall(device) if before in DPDK_DRIVERS else None
@@ -222,40 +223,8 @@ class PciBinding:
 
     def _check_free(self, device: PciDevice) -> None:
         """Raises PortError while the host or a process uses the card."""
-        address, driver = device.address, device.driver
-        if driver in DPDK_DRIVERS:
-            if holders := device.holders():
-                raise PortError(f"{address}: busy, in use by process {', '.join(holders)}. Close its ports first")
-            return
-        if functions := device.virtual_functions:
-            raise PortError(
-                f"{address}: {driver or 'the kernel'} has made virtual functions on it ({', '.join(functions)}), which "
-                f"would vanish. Bind one of these, or remove them: echo 0 > {device.path}/sriov_numvfs"
-            )
-        interfaces = device.interfaces
-        if driver and driver not in _HARMLESS and not interfaces:
-            raise PortError(
-                f"{address}: bound to the kernel's {driver}, but without an interface here. It may be in another "
-                "network namespace, whose routes cannot be seen. Move it back: "
-                "ip netns exec NAMESPACE ip link set dev IFNAME netns 1"
-            )
-        network = self.network() if interfaces else Network()
-        for name in interfaces:
-            if why := why_in_use(name, self.sysfs.root / "class/net", network):
-                raise PortError(f"{address}: {why}")
-
-    def _check_neighbours(self, device: PciDevice, together: set[str]) -> None:
-        """Raises PortError if a driver of the kernel has another device of the IOMMU group: vfio would refuse both."""
-        others = [
-            f"{other.address} ({other.driver})"
-            for other in device.neighbours()
-            if other.driver and other.driver not in _HARMLESS and other.address not in together
-        ]
-        if others:
-            raise PortError(
-                f"{device.address}: shares IOMMU group {device.group} with {', '.join(others)}, and vfio-pci needs the "
-                "whole group. Bind these together with it, unbind them, or put the card into another slot"
-            )
+        if why := why_kept(device, self.network):
+            raise PortError(f"{device.address}: {why}")
 
     def _plan_unbind(self, device: PciDevice) -> Change:
         address, before, override = device.address, device.driver, device.override

@@ -7,12 +7,22 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["DPDK_DRIVERS", "PciDevice", "Sysfs"]
+__all__ = ["BESIDE_VFIO", "DPDK_DRIVERS", "SHARED_WITH_KERNEL", "UIO_DRIVERS", "PciDevice", "Sysfs"]
 
-DPDK_DRIVERS = ("vfio-pci", "uio_pci_generic", "igb_uio")
+UIO_DRIVERS = ("uio_pci_generic", "igb_uio")
+"""Kernel drivers that hand a device to DPDK without an IOMMU."""
+
+DPDK_DRIVERS = ("vfio-pci", *UIO_DRIVERS)
 """Kernel drivers that hand a device to DPDK."""
 
-_NETWORK_CLASS, _BRIDGE_CLASS = 0x02, 0x06
+SHARED_WITH_KERNEL = {"mlx5_core": "mlx5_eth", "mlx4_core": "net_mlx4"}
+"""Kernel drivers beside which DPDK drives a card, and DPDK's driver for it."""
+
+BESIDE_VFIO = ("vfio-pci", "pci-stub")
+"""Drivers that leave the IOMMU group of their device to vfio: they do no DMA (``driver_managed_dma`` in Linux)."""
+
+_NETWORK_CLASS = 0x02
+_PCI_BRIDGES = (0x0604, 0x0609)
 
 
 class Sysfs:
@@ -24,11 +34,14 @@ class Sysfs:
         Where sysfs is. Default: ``/sys``.
     proc : Path, optional
         Where procfs is. Default: ``/proc``.
+    dev : Path, optional
+        Where the device files are. Default: ``/dev``.
     """
 
-    def __init__(self, root: Path = Path("/sys"), proc: Path = Path("/proc")) -> None:
+    def __init__(self, root: Path = Path("/sys"), proc: Path = Path("/proc"), dev: Path = Path("/dev")) -> None:
         self.root = root
         self.proc = proc
+        self.dev = dev
 
     @property
     def bus(self) -> Path:
@@ -86,8 +99,11 @@ class PciDevice:
     @property
     def pci_class(self) -> int:
         """Base class of the device (PCI Code and ID Assignment); -1 if it cannot be read."""
+        return self._class(16)
+
+    def _class(self, shift: int) -> int:
         try:
-            return int(self.sysfs.read(self.path / "class"), 16) >> 16
+            return int(self.sysfs.read(self.path / "class"), 16) >> shift
         except ValueError:
             return -1
 
@@ -98,8 +114,8 @@ class PciDevice:
 
     @property
     def is_bridge(self) -> bool:
-        """Whether it is a bridge. The kernel's driver of a bridge does no DMA for itself."""
-        return self.pci_class == _BRIDGE_CLASS
+        """Whether it leads to another PCI bus. The kernel's driver of such a bridge does no DMA for itself."""
+        return self._class(8) in _PCI_BRIDGES
 
     @property
     def identity(self) -> str:
@@ -128,6 +144,12 @@ class PciDevice:
         return "" if self.sysfs.read(self.path / "iommu_group/name") == "vfio-noiommu" else self._link("iommu_group")
 
     @property
+    def group_file(self) -> Path | None:
+        """The file that a process opens to use the IOMMU group; None if it is in no group."""
+        number = self._link("iommu_group")
+        return self.sysfs.dev / "vfio" / (number if self.group else f"noiommu-{number}") if number else None
+
+    @property
     def physical_function(self) -> str:
         """Address of the card that this virtual function belongs to; "" if it is none."""
         return self._link("physfn")
@@ -144,11 +166,11 @@ class PciDevice:
         return [device for device in found if device.address != self.address and not device.is_bridge]
 
     def device_files(self) -> list[str]:
-        """Files under /dev through which a process holds the device."""
-        files = [f"/dev/{path.name}" for path in self.path.glob("uio/uio*")]
-        files += [f"/dev/vfio/devices/{path.name}" for path in self.path.glob("vfio-dev/vfio*")]
-        if number := self._link("iommu_group"):
-            files.append(f"/dev/vfio/{number}" if self.group else f"/dev/vfio/noiommu-{number}")
+        """Device files through which a process holds the device."""
+        files = [f"{self.sysfs.dev}/{path.name}" for path in self.path.glob("uio/uio*")]
+        files += [f"{self.sysfs.dev}/vfio/devices/{path.name}" for path in self.path.glob("vfio-dev/vfio*")]
+        if file := self.group_file:
+            files.append(str(file))
         return files
 
     def holders(self) -> list[str]:

@@ -259,8 +259,32 @@ def test_other_devices_of_the_iommu_group_must_go_along(world: World) -> None:
     world.tree.load("pcieport")
     world.tree.add("0000:3a:00.0", "pcieport", group="12", pci_class="0x060400")
     world.tree.add("0000:3b:00.2", group="12")  # bound to no driver
-    refused(world, rf"shares IOMMU group 12 with {OTHER} \(igb\), and vfio-pci needs the whole group")
+    said = refused(world, rf"shares IOMMU group 12 with {OTHER} \(igb\), and vfio-pci needs the whole group")
+    assert f"As root: aiflow ports bind {CARD} {OTHER}. Or put" in said
     assert world.bind(CARD, OTHER) == ["vfio-pci", "vfio-pci"]
+
+
+def test_a_neighbour_that_goes_along_must_get_vfio_too(world: World) -> None:
+    world.tree.add(OTHER, "igb", "eth2", group="12")
+    world.bind(OTHER, driver="uio_pci_generic")
+    world.tree.written.clear()
+    for addresses in ((CARD,), (CARD, OTHER)):
+        with pytest.raises(PortError, match=rf"shares IOMMU group 12 with {OTHER} \(uio_pci_generic\)") as caught:
+            world.bind(*addresses)
+        assert f"aiflow ports bind --driver vfio-pci {CARD} {OTHER}. Or put" in str(caught.value)
+    assert world.tree.written == []
+    assert world.bind(CARD, OTHER, driver="vfio-pci") == ["vfio-pci", "vfio-pci"]
+
+
+@pytest.mark.parametrize("pci_class", ["0x040300", "0x060100"])
+def test_a_neighbour_that_is_no_network_card_is_taken_from_its_driver_by_hand(world: World, pci_class: str) -> None:
+    world.tree.load("snd_hda_intel")
+    sound = "0000:3b:00.3"
+    world.tree.add(sound, "snd_hda_intel", group="12", pci_class=pci_class)
+    command = f"echo {sound} > {world.tree.driver('snd_hda_intel')}/unbind"
+    assert f"As root: {command}; aiflow ports bind {CARD}. Or put" in refused(world, rf"{sound} \(snd_hda_intel\)")
+    world.tree.write(world.tree.driver("snd_hda_intel") / "unbind", sound)
+    assert world.bind() == ["vfio-pci"]
 
 
 def test_if_one_of_several_is_refused_none_is_changed(world: World) -> None:

@@ -1,0 +1,81 @@
+"""Why a network card must stay with its driver, and why vfio does not open its IOMMU group. For binding and opening."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from aiflow._ports.interface_use import Network, why_in_use
+from aiflow._ports.pci_device import BESIDE_VFIO, DPDK_DRIVERS, PciDevice
+from aiflow.errors import PortError
+
+__all__ = ["why_group_is_shared", "why_kept"]
+
+
+def why_kept(device: PciDevice, network: Callable[[], Network]) -> str:
+    """Why the host or a process needs a card as it is, and what the user can do; "" if neither does.
+
+    Parameters
+    ----------
+    device : PciDevice
+    network : callable
+        Returns a snapshot of the network namespace.
+
+    Raises
+    ------
+    PortError
+        If the network cannot be read.
+    """
+    driver, interfaces = device.driver, device.interfaces
+    if driver in DPDK_DRIVERS:
+        holders = device.holders()
+        return f"busy, in use by process {', '.join(holders)}. Close its ports first" if holders else ""
+    if functions := device.virtual_functions:
+        return (
+            f"{driver or 'the kernel'} has made virtual functions on it ({', '.join(functions)}), which would vanish. "
+            f"Bind one of these, or remove them: echo 0 > {device.path}/sriov_numvfs"
+        )
+    if driver and driver not in BESIDE_VFIO and not interfaces:
+        return (
+            f"bound to the kernel's {driver}, but without an interface here. It may be in another network namespace, "
+            "whose routes cannot be seen. Move it back: ip netns exec NAMESPACE ip link set dev IFNAME netns 1"
+        )
+    if not interfaces:
+        return ""
+    try:
+        seen = network()
+    except OSError as exc:
+        raise PortError(
+            f"{device.address}: the host's routes cannot be read ({exc.strerror}), and one may go over it; try again"
+        ) from exc
+    every = (why_in_use(name, device.sysfs.root / "class/net", seen) for name in interfaces)
+    return next((why for why in every if why), "")
+
+
+def why_group_is_shared(device: PciDevice, planned: Mapping[str, str | None] | None = None) -> str:
+    """Why vfio would refuse the card's IOMMU group, and what the user can do; "" if it would not.
+
+    Parameters
+    ----------
+    device : PciDevice
+    planned : mapping of str to str, optional
+        Drivers that devices are about to get, by address.
+    """
+    planned = planned or {}
+    drivers = {other: planned.get(other.address) or other.driver for other in device.neighbours()}
+    taken = [other for other, driver in drivers.items() if driver and driver not in BESIDE_VFIO]
+    if not taken:
+        return ""
+    cards = [other.address for other in taken if other.is_network_card]
+    choice = "--driver vfio-pci " if any(drivers[other] in DPDK_DRIVERS for other in taken) else ""
+    commands = [
+        f"echo {other.address} > {device.sysfs.driver(other.driver)}/unbind"
+        for other in taken
+        if not other.is_network_card  # which aiflow does not bind
+    ]
+    if cards or planned:
+        commands.append(f"aiflow ports bind {choice}{' '.join([device.address, *cards])}")
+    return (
+        f"shares IOMMU group {device.group} with "
+        f"{', '.join(f'{other.address} ({drivers[other]})' for other in taken)}, and vfio-pci needs the whole group. "
+        f"As root: {'; '.join(commands)}. Or put the card into another slot"
+    )
