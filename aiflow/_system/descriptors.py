@@ -34,7 +34,7 @@ MORE_DESCRIPTORS = "close some files, or raise ulimit -n"
 
 _SO_DOMAIN = 39
 _MADV_DONTFORK = 10
-_DEVICES = ("/dev/vfio/", "anon_inode:[vfio-device]")  # an open group, and an open card
+_DEVICES = ("/dev/vfio/", "anon_inode:[vfio-device]", "/dev/uio")  # an open group, an open card of vfio, one of uio
 _PAUSE = 0.02  # seconds
 
 
@@ -117,7 +117,7 @@ def _name(fd: int) -> str:
 
 
 def _devices() -> set[tuple[int, str]]:
-    """The process's descriptors of vfio. Raises OSError."""
+    """The process's descriptors of vfio and uio. Raises OSError."""
     found = set()
     for fd in map(int, os.listdir("/proc/self/fd")):
         with contextlib.suppress(OSError):
