@@ -15,7 +15,7 @@ __all__ = ["build_info", "has_driver"]
 
 _MAPS = Path("/proc/self/maps")
 
-_DRIVER = re.compile(rb'PMD_INFO_STRING= \{"name" ?: "(net_\w+)"')
+_DRIVER = re.compile(rb'PMD_INFO_STRING= \{"name" ?: "(net_\w+|mlx5_eth)"')
 """What DPDK's build puts into the object of each driver; ``dpdk-pmdinfo.py`` reads the same."""
 
 
