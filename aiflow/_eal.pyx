@@ -29,7 +29,7 @@ from aiflow import _eal_args, _eal_mempool
 from aiflow._system import threads
 from aiflow._eal_init import (
     compiled, connecting, dpdk_version, error, log_tail, logged, memory_mode, register_thread, start, started,
-    unregister_thread,
+    unregister_thread, uses_physical_addresses, vfio_is_ready,
 )
 from aiflow._eal_cards import card_advice
 from aiflow._eal_traits import OF_A_CARD, TRAITS, may_lend
@@ -39,6 +39,7 @@ from aiflow.errors import ConfigError, EalError, PortError
 __all__ = [
     "MAX_DATA_ROOM", "Mempool", "Port", "compiled", "connecting", "dpdk_version", "log_tail", "memory_mode",
     "mempools", "nb_ports", "next_serial", "register_thread", "start", "started", "unpark", "unregister_thread",
+    "uses_physical_addresses", "vfio_is_ready",
 ]
 
 

@@ -25,13 +25,16 @@ __all__ = [
     "advice",
     "choose",
     "directory_held",
+    "heap_bytes",
     "hugepages_usable",
+    "is_narrow",
     "memory_mib",
     "narrow_iommu",
     "one_at_a_time",
     "open_files_limit_kept",
     "remove_stale_directories",
     "start_possible",
+    "uses_physical_addresses",
     "without_realtime",
 ]
 
@@ -44,6 +47,7 @@ _RTE_MAX_LCORE = 128
 _MAP_HUGETLB = 0x40000
 _MADV_POPULATE_WRITE = 23
 _IOMMUS = Path("/sys/class/iommu")
+_IOMMU_GROUPS = Path("/sys/kernel/iommu_groups")
 _ADDRESS_BITS = 47  # of this process's addresses; DPDK asks as much of an IOMMU (pci_device_iommu_support_va)
 _HUGEPAGES = "/sys/kernel/mm/hugepages"  # one for the machine; processes of any user can lock it
 _LOCK_TIMEOUT = 5.0  # seconds
@@ -58,6 +62,11 @@ def memory_mib() -> int:
     """
     text = os.environ.get("AIFLOW_EAL_MEMORY")
     return max(32, parse_size(text) >> 20) if text else _HEAP_MIB
+
+
+def heap_bytes(mode: str) -> int:
+    """Size of the EAL's heap in a memory mode: what it reserves at its start."""
+    return (_HUGEPAGES_MIB if mode == "hugepages" else memory_mib()) << 20
 
 
 def hugepages_usable(nbytes: int, *, touch: bool = False) -> bool:
@@ -204,11 +213,19 @@ def narrow_iommu() -> bool:
 
     DPDK then drives a card behind it with physical addresses only. It decides at its start, when it knows of no card.
     """
-    for path in _IOMMUS.glob("*/intel-iommu/cap"):
-        with contextlib.suppress(OSError, ValueError):
-            if (int(path.read_text(), 16) >> 16 & 0x3F) + 1 < _ADDRESS_BITS:
-                return True
+    return any(is_narrow(iommu) for iommu in _IOMMUS.glob("*"))
+
+
+def is_narrow(iommu: Path) -> bool:
+    """Whether an IOMMU is too narrow, by its directory in sysfs: see `narrow_iommu`."""
+    with contextlib.suppress(OSError, ValueError):
+        return (int((iommu / "intel-iommu/cap").read_text(), 16) >> 16 & 0x3F) + 1 < _ADDRESS_BITS
     return False
+
+
+def uses_physical_addresses(mode: str) -> bool:
+    """Whether DPDK will start with physical addresses, which cards without an IOMMU need; as rte_eal_init decides."""
+    return mode == "hugepages" and _sees_physical_addresses() and (narrow_iommu() or not any(_IOMMU_GROUPS.glob("*")))
 
 
 def _sees_physical_addresses() -> bool:

@@ -11,8 +11,8 @@ from libc.stdlib cimport malloc
 from libc.string cimport strdup
 from posix.unistd cimport getpid
 from aiflow.librte.rte_eal cimport (
-    LCORE_ID_ANY, rte_eal_init, rte_errno, rte_lcore_id, rte_log_set_global_level, rte_openlog_stream, rte_strerror,
-    rte_thread_register, rte_thread_unregister, rte_version,
+    LCORE_ID_ANY, RTE_IOVA_VA, rte_eal_init, rte_eal_iova_mode, rte_errno, rte_lcore_id, rte_log_set_global_level,
+    rte_openlog_stream, rte_strerror, rte_thread_register, rte_thread_unregister, rte_version, rte_vfio_is_enabled,
 )
 from aiflow.librte.rte_interrupts cimport (
     RTE_INTR_HANDLE_EXT, RTE_INTR_INSTANCE_F_PRIVATE, rte_intr_callback_register, rte_intr_fd_set, rte_intr_handle,
@@ -166,6 +166,16 @@ cdef bint ours() noexcept nogil:
 def started():
     """True once the EAL runs in this process."""
     return ours()
+
+
+def vfio_is_ready():
+    """Whether DPDK found vfio when it started, the only time that it looks; it logs nothing if not."""
+    return ours() and rte_vfio_is_enabled(b"vfio") != 0
+
+
+def uses_physical_addresses():
+    """Whether DPDK has started with physical addresses for cards."""
+    return ours() and rte_eal_iova_mode() != RTE_IOVA_VA
 
 
 def memory_mode():

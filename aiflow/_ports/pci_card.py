@@ -2,58 +2,44 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import os
+import resource
 import time
 from pathlib import Path
 
-from aiflow._ports.interface_use import Network, read_network, why_in_use
-from aiflow._system import threads
+from aiflow import _build, _eal, _eal_args
+from aiflow._eal_cards import locked_memory_advice, no_iommu_advice
+from aiflow._ports.interface_use import read_network
+from aiflow._ports.pci_device import DPDK_DRIVERS, SHARED_WITH_KERNEL, UIO_DRIVERS, PciDevice, Sysfs
+from aiflow._ports.pci_use import why_group_is_shared, why_kept
+from aiflow._system import limits, threads
 from aiflow._system.cpus import numa_node
 from aiflow._system.descriptors import Descriptor, keep
 from aiflow.config import Endpoint
-from aiflow.errors import PortError
+from aiflow.errors import AiflowError, PortError
 
 __all__ = ["claim_uio", "driver_of_card", "inspect_pci", "network_cards"]
 
-PCI_DEVICES = Path("/sys/bus/pci/devices")
-INTERFACES = Path("/sys/class/net")
-VFIO = Path("/dev/vfio")
+SYSFS = Sysfs()
 
-_NETWORK_CLASS = 0x02
-_UIO_DRIVERS = ("uio_pci_generic", "igb_uio")
-_DPDK_KERNEL_DRIVERS = ("vfio-pci", *_UIO_DRIVERS, "mlx5_core", "mlx4_core")
-_BESIDE_VFIO = ("vfio-pci", "pci-stub", "pcieport", "")  # drivers of other devices in a group that vfio may open
-_FREE_WITHIN = 0.5  # seconds: a process that has just ended may still hold its card
+_FREE_WITHIN = 0.5  # seconds: a process that has just ended may still hold its card, and an inspection holds it briefly
+_CAP_IPC_LOCK = 14
 
 
 def network_cards() -> list[str]:
     """PCI addresses of the network cards."""
-    found = []
-    for device in sorted(PCI_DEVICES.glob("*")):
-        try:
-            if _pci_class(device) == _NETWORK_CLASS:
-                found.append(device.name)
-        except (OSError, ValueError):
-            continue
-    return found
-
-
-def _pci_class(device: Path) -> int:
-    """Raises OSError or ValueError if it cannot be read."""
-    return int((device / "class").read_text(), 16) >> 16
+    return [card.address for card in SYSFS.network_cards()]
 
 
 def driver_of_card(address: str) -> str:
     """The kernel's driver that a PCI device is bound to; "" for none."""
-    link = PCI_DEVICES / address / "driver"
-    return link.resolve().name if link.exists() else ""
+    return SYSFS.device(address).driver
 
 
 def inspect_pci(endpoint: Endpoint) -> int:
-    """Check that DPDK could drive a PCI device; returns its NUMA node, or -1.
+    """Check that DPDK could drive a PCI device in this process; returns its NUMA node, or -1.
 
     Raises
     ------
@@ -61,74 +47,133 @@ def inspect_pci(endpoint: Endpoint) -> int:
         If it is missing, is no network card, is bound to a driver that keeps it, or may not be opened. The message
         tells how to rebind it, unless the machine would lose its network.
     """
-    device = PCI_DEVICES / endpoint.target
-    if not device.is_dir():
+    device = SYSFS.device(endpoint.target)
+    if not device.exists:
         address = endpoint.target.partition(":")[2]
-        alike = " or ".join(sorted(f"pci:{path.name}" for path in PCI_DEVICES.glob(f"*:{address}")))
+        alike = " or ".join(sorted(f"pci:{path.name}" for path in (SYSFS.bus / "devices").glob(f"*:{address}")))
         instead = f"is {alike} meant? " if alike else ""
         raise PortError(
             f"{endpoint}: no such PCI device {endpoint.target}; {instead}lspci -D, or "
             "`aiflow ports`, lists them with their domain"
         )
-    try:
-        pci_class = _pci_class(device)
-    except (OSError, ValueError):
-        pci_class = _NETWORK_CLASS
-    if pci_class != _NETWORK_CLASS:
+    if device.pci_class >= 0 and not device.is_network_card:
         raise PortError(
-            f"{endpoint}: not a network card (PCI class 0x{pci_class:02x}); the command `aiflow ports` lists the cards"
+            f"{endpoint}: not a network card (PCI class 0x{device.pci_class:02x}); the command `aiflow ports` lists "
+            "the cards"
         )
-    driver = driver_of_card(device.name)
-    if driver not in _DPDK_KERNEL_DRIVERS:
-        raise PortError(_how_to_bind(endpoint, device, driver))
-    if driver == "vfio-pci":
+    driver = device.driver
+    if driver in SHARED_WITH_KERNEL:
+        _check_shared(endpoint, device)
+    elif driver not in DPDK_DRIVERS:
+        raise PortError(_how_to_bind(endpoint, device))
+    elif driver in UIO_DRIVERS:
+        _try_uio(endpoint, device)
+    else:
         _try_group(endpoint, device)
-    return numa_node(device)
+    return numa_node(device.path)
 
 
-def _try_group(endpoint: Endpoint, device: Path) -> None:
+def _check_shared(endpoint: Endpoint, device: PciDevice) -> None:
+    """Raise PortError if our DPDK lacks its driver for a card that the kernel keeps."""
+    if not _build.has_driver(SHARED_WITH_KERNEL[device.driver]):
+        raise PortError(
+            f"{endpoint}: the card is the kernel's {device.driver}'s, beside which DPDK's {device.driver[:4]} driver "
+            f"would use it, and the DPDK of this aiflow lacks that: build aiflow from source, with rdma-core"
+            f"{_as_it_is(device)}"
+        )
+
+
+# --------------------------------------------------------------------------------------------------------- vfio and uio
+
+
+def _try_group(endpoint: Endpoint, device: PciDevice) -> None:
     """Raise PortError if the card's IOMMU group cannot be opened: DPDK's log has the fault, and no remedy."""
-    group = (device / "iommu_group").resolve()
-    for other in sorted(path.name for path in (group / "devices").glob("*") if path.name != device.name):
-        if (driver := driver_of_card(other)) not in _BESIDE_VFIO:
-            raise PortError(
-                f"{endpoint}: {other} is in the same IOMMU group, and the kernel's {driver} driver has it: a group has "
-                f"one user. As root: aiflow ports bind {other}, or put the card into another slot"
-            )
-    file = VFIO / group.name
-    if not file.exists():
-        file = VFIO / f"noiommu-{group.name}"
-    deadline = time.monotonic() + _FREE_WITHIN
-    while True:
-        try:
-            os.close(os.open(file, os.O_RDWR | os.O_CLOEXEC))
-            return
-        except OSError as exc:
-            fault = exc
-        if fault.errno != errno.EBUSY or time.monotonic() > deadline:
-            break
-        threads.unpatched("time").sleep(0.02)
-    if fault.errno == errno.EBUSY:
-        if os.getpid() in (pids := _users(file)):  # for another card of the group: DPDK opens a group once
-            return
-        users = " and ".join(f"process {pid}" for pid in pids) or "another process"
-        raise PortError(f"{endpoint}: busy, {users} has {file} open; end that one, or take another card")
-    if fault.errno in (errno.EACCES, errno.EPERM):
+    if why := why_group_is_shared(device):
+        raise PortError(f"{endpoint}: {why}")
+    file = device.group_file
+    if file is None:
+        raise PortError(f"{endpoint}: the card is in no IOMMU group; bind it to vfio-pci again")
+    _try_container(endpoint)
+    fault = _fault_of_opening(file)
+    if fault is not None and fault.errno == errno.EBUSY:
+        holders = device.holders()
+        if not any(_is_own(holder) for holder in holders):  # for another card of the group: DPDK opens a group once
+            users = " and ".join(f"process {holder}" for holder in holders) or "another process"
+            raise PortError(f"{endpoint}: busy, {users} has {file} open; end that one, or take another card")
+    elif fault is not None and fault.errno in (errno.EACCES, errno.EPERM):
+        if not device.group:  # the kernel asks for CAP_SYS_RAWIO
+            raise PortError(f"{endpoint}: no permission for {file}: vfio without an IOMMU needs root and hugepages")
         raise PortError(
             f"{endpoint}: no permission for {file}; run as root, or give it to your user (as root: chown "
             f"{os.geteuid()} {file}), and raise ulimit -l, since the card's memory is locked"
         )
-    raise PortError(f"{endpoint}: {file}: {fault.strerror}; bind the card to vfio-pci again")
+    elif fault is not None:
+        raise PortError(f"{endpoint}: {file}: {fault.strerror}; bind the card to vfio-pci again")
+    _check_memory(endpoint, device)
 
 
-def _users(file: Path) -> list[int]:
-    """Processes that have a file open, as far as this one may look."""
-    found = []
-    for directory in Path("/proc").glob("[0-9]*/fd"):
-        with contextlib.suppress(OSError):
-            if any(os.readlink(entry.path) == str(file) for entry in os.scandir(directory)):
-                found.append(int(directory.parent.name))
-    return sorted(found)
+def _try_container(endpoint: Endpoint) -> None:
+    """Raise PortError if /dev/vfio/vfio, which every process of vfio opens, cannot be opened."""
+    file = SYSFS.dev / "vfio" / "vfio"
+    fault = _fault_of_opening(file)
+    if fault is not None:
+        raise PortError(
+            f"{endpoint}: {file}: {fault.strerror}; as root: modprobe vfio-pci && chmod 666 {file}. In a container, "
+            f"pass the device to it (--device {file})"
+        )
+    if _eal.started() and not _eal.vfio_is_ready():
+        raise PortError(
+            f"{endpoint}: vfio was not there yet when this process started DPDK (vfio-pci was not loaded, or {file} "
+            "could not be opened): start the process again"
+        )
+
+
+def _fault_of_opening(file: Path) -> OSError | None:
+    """Open a file of vfio for a moment. A busy one is tried again."""
+    deadline = time.monotonic() + _FREE_WITHIN
+    while True:
+        try:
+            os.close(os.open(file, os.O_RDWR | os.O_CLOEXEC))
+            return None
+        except OSError as exc:
+            if exc.errno != errno.EBUSY or time.monotonic() > deadline:
+                return exc
+        threads.unpatched("time").sleep(0.02)
+
+
+def _is_own(holder: str) -> bool:
+    return holder.partition(" ")[0] == str(os.getpid())
+
+
+def _try_uio(endpoint: Endpoint, device: PciDevice) -> None:
+    """Raise PortError if a card of uio cannot be opened.
+
+    Its file is not opened: closing it would take the bus from the card of another process (uio_pci_generic's release).
+    """
+    files = [Path(file) for file in device.device_files() if Path(file).name.startswith("uio")]
+    for file in (*files, device.path / "config"):
+        if not os.access(file, os.R_OK | os.W_OK):
+            raise PortError(f"{endpoint}: no permission for {file}: {device.driver} needs root and hugepages")
+    claim = claim_uio(endpoint)
+    if claim is not None:
+        claim.close()
+    _check_memory(endpoint, device)
+
+
+def _check_memory(endpoint: Endpoint, device: PciDevice) -> None:
+    """Raise PortError if the kernel would not give the card this process's memory."""
+    try:
+        mode = _eal.memory_mode() or _eal_args.choose("")[0]
+    except AiflowError as exc:
+        raise PortError(f"{endpoint}: {exc}") from exc
+    if device.driver in UIO_DRIVERS or not device.group or _eal_args.is_narrow(device.path / "iommu"):
+        physical = _eal.uses_physical_addresses() if _eal.started() else _eal_args.uses_physical_addresses(mode)
+        if not physical:
+            raise PortError(f"{endpoint}: {no_iommu_advice()}")
+        return
+    limit, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    if limit != resource.RLIM_INFINITY and limit < _eal_args.heap_bytes(mode) and not limits.may(_CAP_IPC_LOCK):
+        raise PortError(f"{endpoint}: {locked_memory_advice(mode)}. It is {limit >> 10} KiB now")
 
 
 def claim_uio(endpoint: Endpoint) -> Descriptor | None:
@@ -142,34 +187,54 @@ def claim_uio(endpoint: Endpoint) -> Descriptor | None:
     Raises
     ------
     PortError
-        If another aiflow process has it.
+        If another process has it, or it cannot be locked.
     """
-    if driver_of_card(endpoint.target) not in _UIO_DRIVERS:
+    device = SYSFS.device(endpoint.target)
+    if device.driver not in UIO_DRIVERS:
         return None
-    path = PCI_DEVICES / endpoint.target / "config"
-    file = keep(lambda: Descriptor(os.open(path, os.O_RDONLY | os.O_CLOEXEC)))
+    path = device.path / "config"
     try:
-        fcntl.flock(file.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        claim = keep(lambda: Descriptor(os.open(path, os.O_RDONLY | os.O_CLOEXEC)))
+    except OSError as exc:
+        raise PortError(f"{endpoint}: {path}: {exc.strerror}; bind the card again, or take another one") from exc
+    deadline = time.monotonic() + _FREE_WITHIN
+    try:
+        while not _lock(endpoint, claim) or device.holders():
+            if time.monotonic() > deadline:
+                users = " and ".join(f"process {holder}" for holder in device.holders()) or "another aiflow process"
+                raise PortError(f"{endpoint}: busy, {users} uses it; end that one, or take another card")
+            threads.unpatched("time").sleep(0.05)
+    except BaseException:
+        claim.close()
+        raise
+    return claim
+
+
+def _lock(endpoint: Endpoint, claim: Descriptor) -> bool:
+    """Whether no other aiflow process has the card locked."""
+    try:
+        fcntl.flock(claim.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        file.close()
-        raise PortError(
-            f"{endpoint}: busy, another aiflow process uses it; end that one, or take another card"
-        ) from None
-    return file
+        return False
+    except OSError as exc:
+        raise PortError(f"{endpoint}: the card cannot be locked ({exc.strerror}); try again") from exc
+    return True
 
 
-def _how_to_bind(endpoint: Endpoint, device: Path, driver: str) -> str:
+def _how_to_bind(endpoint: Endpoint, device: PciDevice) -> str:
     """Why DPDK cannot drive the card now, and what to do."""
+    driver = device.driver
     state = f"is bound to the kernel's {driver} driver" if driver else "is bound to no driver"
-    interfaces = sorted(path.name for pattern in ("net/*", "virtio*/net/*") for path in device.glob(pattern))
-    network = Network()
-    with contextlib.suppress(OSError):
-        network = read_network() if interfaces else network
-    for name in (name for name in interfaces if name in network.numbers):
-        if why := why_in_use(name, INTERFACES, network):
-            return f"{endpoint}: the card {state}. DPDK would take it away, and {why}"
-    instead = f", or use {' or '.join(f'af_packet:{name}' for name in interfaces)} as it is" if interfaces else ""
+    if why := why_kept(device, read_network):
+        return f"{endpoint}: the card {state}. DPDK would take it away, and {why}"
     return (
         f"{endpoint}: the card {state}, and DPDK needs it bound to vfio-pci. As root: modprobe vfio-pci && "
-        f"aiflow ports bind {endpoint.target} (the kernel loses the card until `aiflow ports unbind`){instead}"
+        f"aiflow ports bind {endpoint.target} (the kernel loses the card until `aiflow ports unbind`)"
+        f"{_as_it_is(device)}"
     )
+
+
+def _as_it_is(device: PciDevice) -> str:
+    """What else can be used of a card that the kernel has."""
+    names = " or ".join(f"af_packet:{name}" for name in device.interfaces)
+    return f", or use {names} as it is" if names else ""

@@ -36,8 +36,8 @@ def why_kept(device: PciDevice, network: Callable[[], Network]) -> str:
         )
     if driver and driver not in BESIDE_VFIO and not interfaces:
         return (
-            f"bound to the kernel's {driver}, but without an interface here. It may be in another network namespace, "
-            "whose routes cannot be seen. Move it back: ip netns exec NAMESPACE ip link set dev IFNAME netns 1"
+            f"the kernel's {driver} drives it without an interface here. It may be in another network namespace, whose "
+            "routes cannot be seen. Move it back: ip netns exec NAMESPACE ip link set dev IFNAME netns 1"
         )
     if not interfaces:
         return ""

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from aiflow import _eal
+from aiflow._eal_cards import CARD_IS_BUSY
 from aiflow._ports import xdp_ports
 from aiflow._ports.netdev import Interface, claim_fanout
 from aiflow._ports.packet_ring import (
@@ -133,7 +134,13 @@ def open_pci(endpoint: Endpoint, frame_size: int | None, pool_for: Callable[...,
     claim = claim_uio(endpoint)
     try:
         with kept_devices():
-            port = _open_card(endpoint, frame_size, pool)
+            try:
+                port = _open_card(endpoint, frame_size, pool)
+            except PortError as exc:
+                if CARD_IS_BUSY not in str(exc):
+                    raise
+                inspect_pci(endpoint)  # another process may only have inspected it; this one waits until it is free
+                port = _open_card(endpoint, frame_size, pool)
     except BaseException:
         if claim is not None:
             claim.close()

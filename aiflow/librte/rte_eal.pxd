@@ -60,6 +60,7 @@ cdef extern from "rte_memory.h" nogil:
 
 cdef extern from "rte_vfio.h" nogil:
     int RTE_VFIO_DEFAULT_CONTAINER_FD
+    int rte_vfio_is_enabled(const char *modname) noexcept
     int rte_vfio_container_dma_map(int container_fd, uint64_t vaddr, uint64_t iova, uint64_t len) noexcept
     int rte_vfio_container_dma_unmap(int container_fd, uint64_t vaddr, uint64_t iova, uint64_t len) noexcept
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from interfaces import one_slice, promise, veth
 from netns import Namespace
+from pci_tree import PciTree
 from subprocesses import run
 from wait import wait_for
 
@@ -295,25 +296,16 @@ def test_a_process_that_gave_up_the_right_after_opening_is_not_told_to_have_it(h
 # ----------------------------------------------------------------------------------------------------------------- PCI
 
 
-def card(devices: Path, address: str, interface: str, *, below: str = "") -> None:
-    """A network card of the kernel's in a copy of sysfs."""
-    (devices / address / below / "net" / interface).mkdir(parents=True)
-    (devices / address / "class").write_text("0x020000\n")
-    (devices / "virtio-pci").mkdir(exist_ok=True)
-    (devices / address / "driver").symlink_to(devices / "virtio-pci")
-
-
 @unit
 @pytest.mark.parametrize("below", ["", "virtio0"])
 def test_nobody_is_told_to_unbind_the_card_that_the_network_goes_through(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, below: str
 ) -> None:
-    card(tmp_path, "0000:3b:00.0", "eth5", below=below)
-    (tmp_path / "net/eth5").mkdir(parents=True)
-    (tmp_path / "net/eth5/ifindex").write_text("7\n")
+    tree = PciTree(tmp_path, "virtio-pci")
+    (tree.add("0000:3b:00.0", "virtio-pci") / below / "net/eth5").mkdir(parents=True)
+    tree.interface("eth5", number=7)
     network = Network({"eth5": 7}, {}, [Route(7, "default via 192.168.1.2")])
-    monkeypatch.setattr(pci_card, "PCI_DEVICES", tmp_path)
-    monkeypatch.setattr(pci_card, "INTERFACES", tmp_path / "net")
+    monkeypatch.setattr(pci_card, "SYSFS", tree)
     monkeypatch.setattr(pci_card, "read_network", lambda: network)
     with pytest.raises(PortError, match="eth5 carries the host's default route") as caught:
         pci_card.inspect_pci(parse_endpoint("pci:0000:3b:00.0"))
@@ -325,10 +317,23 @@ def test_nobody_is_told_to_unbind_the_card_that_the_network_goes_through(
 
 
 @unit
+def test_no_card_is_offered_that_aiflow_ports_bind_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = PciTree(tmp_path, "virtio-pci")
+    device = tree.add("0000:3b:00.0", "virtio-pci")  # its interface is in a container
+    monkeypatch.setattr(pci_card, "SYSFS", tree)
+    with pytest.raises(PortError, match=r"take it away, and the kernel's virtio-pci .* another network namespace"):
+        pci_card.inspect_pci(parse_endpoint("pci:0000:3b:00.0"))
+    (device / "virtfn0").symlink_to("../0000:3b:10.0")
+    with pytest.raises(PortError, match=r"virtio-pci has made virtual functions on it \(0000:3b:10\.0\)"):
+        pci_card.inspect_pci(parse_endpoint("pci:0000:3b:00.0"))
+
+
+@unit
 def test_an_address_without_its_domain_names_the_card_that_is_meant(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    card(tmp_path, "10000:3b:00.0", "eth5")
-    monkeypatch.setattr(pci_card, "PCI_DEVICES", tmp_path)
+    tree = PciTree(tmp_path, "virtio-pci")
+    tree.add("10000:3b:00.0", "virtio-pci", "eth5")
+    monkeypatch.setattr(pci_card, "SYSFS", tree)
     with pytest.raises(PortError, match=r"is pci:10000:3b:00\.0 meant\?"):
         pci_card.inspect_pci(parse_endpoint("pci:3b:00.0"))

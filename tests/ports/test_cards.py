@@ -5,23 +5,29 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 import select
+import threading
 from pathlib import Path
 
 import pytest
 from mbufs import everything_returned
+from pci_tree import PciTree
 
 import aiflow
-from aiflow import _eal_args
-from aiflow._eal_cards import card_advice
-from aiflow._ports import pci_card
-from aiflow._system import descriptors
+from aiflow import _build, _eal, _eal_args
+from aiflow._eal_cards import CARD_IS_BUSY, card_advice
+from aiflow._ports import pci_card, static_ports
+from aiflow._ports.inventory import available
+from aiflow._system import descriptors, limits
 from aiflow.config import parse_endpoint
 from aiflow.errors import PortError
 
 unit = pytest.mark.unit
-CARD = parse_endpoint("pci:3b:00.0")
+ADDRESS = "0000:3b:00.0"
+CARD = parse_endpoint(f"pci:{ADDRESS}")
 
 
 @unit
@@ -60,65 +66,237 @@ def test_an_iommu_of_39_bits_is_noticed(
     assert _eal_args.narrow_iommu() is narrow
 
 
-def a_card(devices: Path, address: str, driver: str, group: Path) -> Path:
-    """A network card in a copy of sysfs."""
-    device = devices / address
-    device.mkdir(parents=True)
-    (device / "class").write_text("0x020000\n")
-    (device / "config").write_bytes(bytes(64))
-    (devices / driver).mkdir(exist_ok=True)
-    (device / "driver").symlink_to(devices / driver)
-    (group / "devices").mkdir(parents=True, exist_ok=True)
-    (group / "devices" / address).mkdir()
-    (device / "iommu_group").symlink_to(group)
-    return device
+@pytest.fixture
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PciTree:
+    """A made-up bus with one card, in IOMMU group 7, and a process that has not started DPDK and may lock memory."""
+    tree = PciTree(tmp_path, "igb", "snd_hda_intel", "vfio-pci", "uio_pci_generic", "mlx5_core")
+    tree.add(ADDRESS, "vfio-pci", group="7")
+    (tree.dev / "vfio").mkdir(parents=True)
+    for name in ("vfio", "7"):
+        (tree.dev / "vfio" / name).touch()
+    monkeypatch.setattr(pci_card, "SYSFS", tree)
+    monkeypatch.setattr(pci_card, "read_network", tree.network)
+    monkeypatch.setattr(_eal, "started", lambda: False)
+    monkeypatch.setattr(_eal, "memory_mode", lambda: None)
+    monkeypatch.setenv("AIFLOW_MEMORY", "no-huge")
+    monkeypatch.setattr(limits, "may", lambda capability: True)
+    return tree
 
 
 @pytest.fixture
-def bus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of sysfs, and of /dev/vfio beside it."""
-    monkeypatch.setattr(pci_card, "PCI_DEVICES", tmp_path / "devices")
-    monkeypatch.setattr(pci_card, "VFIO", tmp_path / "vfio")
-    (tmp_path / "vfio").mkdir()
-    return tmp_path
+def no_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy card does not become free."""
+    monkeypatch.setattr(pci_card, "_FREE_WITHIN", 0.0)
+
+
+def on_uio(tree: PciTree, monkeypatch: pytest.MonkeyPatch, *, physical: bool = True) -> Path:
+    """Give the card to uio; returns its device file. `physical`: as in a process that knows physical addresses."""
+    tree.write(tree.device(ADDRESS).path / "driver_override", "uio_pci_generic")
+    tree.write(tree.driver("vfio-pci") / "unbind", ADDRESS)
+    tree.write(tree.bus / "drivers_probe", ADDRESS)
+    (tree.device(ADDRESS).path / "uio/uio3").mkdir(parents=True)
+    (tree.dev / "uio3").touch()
+    if physical:
+        monkeypatch.setattr(_eal_args, "uses_physical_addresses", lambda mode: True)
+    return tree.dev / "uio3"
+
+
+def refused(pattern: str) -> str:
+    """The card cannot be opened, and `aiflow ports` says the same; returns why."""
+    with pytest.raises(PortError, match=pattern) as caught:
+        pci_card.inspect_pci(CARD)
+    ((endpoint, usable, note),) = [row for row in available() if row[0] == CARD.text]
+    assert not usable
+    assert f"{endpoint}: {note}" == str(caught.value)
+    return note
 
 
 @unit
-def test_a_card_whose_group_can_be_opened_is_taken(bus: Path) -> None:
-    a_card(bus / "devices", "0000:3b:00.0", "vfio-pci", bus / "7")
-    a_card(bus / "devices", "0000:3b:00.1", "vfio-pci", bus / "7")
-    (bus / "vfio" / "7").touch()
+def test_a_card_whose_group_can_be_opened_is_taken(tree: PciTree) -> None:
+    tree.add("0000:3b:00.1", "vfio-pci", group="7")
+    tree.add("0000:3a:00.0", "pcieport", group="7", pci_class="0x060400")
     assert pci_card.inspect_pci(CARD) == -1
+    assert (CARD.text, True, "bound to vfio-pci") in available()
 
 
 @unit
-def test_a_card_that_shares_its_group_with_a_card_of_the_kernel_is_refused(bus: Path) -> None:
-    a_card(bus / "devices", "0000:3b:00.0", "vfio-pci", bus / "7")
-    a_card(bus / "devices", "0000:3b:00.1", "igb", bus / "7")
-    (bus / "vfio" / "7").touch()
-    told = r"0000:3b:00\.1 is in the same IOMMU group.*igb driver has it.*aiflow ports bind 0000:3b:00\.1"
-    with pytest.raises(PortError, match=told):
+@pytest.mark.parametrize(
+    ("driver", "pci_class", "command"),
+    [
+        ("igb", "0x020000", f"aiflow ports bind {ADDRESS} 0000:3b:00.1"),
+        ("uio_pci_generic", "0x020000", f"aiflow ports bind --driver vfio-pci {ADDRESS} 0000:3b:00.1"),
+        ("snd_hda_intel", "0x040300", "/drivers/snd_hda_intel/unbind. Or"),
+    ],
+)
+def test_a_card_that_shares_its_group_is_refused(tree: PciTree, driver: str, pci_class: str, command: str) -> None:
+    tree.add("0000:3b:00.1", driver, group="7", pci_class=pci_class)
+    assert command in refused(rf"shares IOMMU group 7 with 0000:3b:00\.1 \({driver}\)")
+
+
+@unit
+def test_a_group_without_a_file_is_refused(tree: PciTree) -> None:
+    (tree.dev / "vfio/7").unlink()
+    refused("No such file.*bind the card to vfio-pci again")
+
+
+@unit
+def test_a_container_of_vfio_that_cannot_be_opened_is_refused(tree: PciTree) -> None:
+    (tree.dev / "vfio/vfio").unlink()
+    refused(r"vfio/vfio: No such file.*modprobe vfio-pci.*--device")
+
+
+@unit
+@pytest.mark.parametrize(("name", "words"), [("", "chown"), ("vfio-noiommu", "needs root and hugepages")])
+def test_what_a_user_without_rights_is_told(
+    tree: PciTree, monkeypatch: pytest.MonkeyPatch, name: str, words: str
+) -> None:
+    (tree.device(ADDRESS).path / "iommu_group/name").write_text(name)
+    file = tree.dev / "vfio" / ("noiommu-7" if name else "7")
+    file.touch()
+    real = os.open
+
+    def denied(path: str | os.PathLike[str], flags: int) -> int:
+        if path == file:  # root may open everything
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        return real(path, flags)
+
+    monkeypatch.setattr(os, "open", denied)
+    assert words in refused(f"no permission for {file}")
+
+
+@unit
+def test_a_process_that_started_dpdk_before_vfio_is_told_to_start_again(
+    tree: PciTree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _eal.start()
+    monkeypatch.setattr(_eal, "started", lambda: True)
+    if _eal.vfio_is_ready():
+        pytest.skip("this machine has vfio")
+    refused("vfio was not there yet when this process started DPDK .*: start the process again")
+
+
+@unit
+@pytest.mark.parametrize(("mib", "fits"), [(8, False), (300, True)])
+def test_a_process_that_may_not_lock_its_heap_is_told(
+    tree: PciTree, monkeypatch: pytest.MonkeyPatch, mib: int, fits: bool
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (mib << 20, mib << 20))
+    pci_card.inspect_pci(CARD)  # one with CAP_IPC_LOCK may
+    monkeypatch.setattr(limits, "may", lambda capability: False)
+    if fits:
         pci_card.inspect_pci(CARD)
+    else:
+        refused("heap of 248 MiB .* raise ulimit -l .*It is 8192 KiB now")
 
 
 @unit
-def test_a_group_without_a_file_is_refused(bus: Path) -> None:
-    a_card(bus / "devices", "0000:3b:00.0", "vfio-pci", bus / "7")
-    with pytest.raises(PortError, match=r"No such file.*bind the card to vfio-pci again"):
-        pci_card.inspect_pci(CARD)
+def test_a_narrow_iommu_needs_hugepages(tree: PciTree) -> None:
+    cap = tree.device(ADDRESS).path / "iommu/intel-iommu/cap"
+    cap.parent.mkdir(parents=True)
+    cap.write_text("d2008c40660462\n")
+    refused("fewer than 48 address bits, a card needs hugepages")
 
 
 @unit
-def test_a_card_of_uio_has_one_process(bus: Path) -> None:
-    a_card(bus / "devices", "0000:3b:00.0", "uio_pci_generic", bus / "7")
+def test_a_card_of_uio_has_one_process(tree: PciTree, monkeypatch: pytest.MonkeyPatch, no_wait: None) -> None:
+    on_uio(tree, monkeypatch)
+    assert pci_card.inspect_pci(CARD) == -1
     first = pci_card.claim_uio(CARD)
     assert first is not None
     with pytest.raises(PortError, match="busy, another aiflow process"):
         pci_card.claim_uio(CARD)
+    refused("busy, another aiflow process")
     first.close()
+    assert pci_card.inspect_pci(CARD) == -1
     again = pci_card.claim_uio(CARD)
     assert again is not None
     again.close()
+
+
+@unit
+def test_a_card_of_uio_that_another_program_uses_is_busy(
+    tree: PciTree, monkeypatch: pytest.MonkeyPatch, no_wait: None
+) -> None:
+    on_uio(tree, monkeypatch)
+    tree.hold(4711, "testpmd", "uio3")
+    refused(r"busy, process 4711 \(testpmd\) uses it")
+    with pytest.raises(PortError, match="busy"):
+        pci_card.claim_uio(CARD)
+
+
+@unit
+def test_a_card_of_uio_that_becomes_free_is_waited_for(tree: PciTree, monkeypatch: pytest.MonkeyPatch) -> None:
+    on_uio(tree, monkeypatch)
+    first = pci_card.claim_uio(CARD)
+    assert first is not None
+    threading.Timer(0.1, first.close).start()
+    second = pci_card.claim_uio(CARD)
+    assert second is not None
+    second.close()
+
+
+@unit
+def test_a_card_of_uio_that_cannot_be_locked_is_a_port_error(tree: PciTree, monkeypatch: pytest.MonkeyPatch) -> None:
+    on_uio(tree, monkeypatch)
+    (tree.device(ADDRESS).path / "config").unlink()
+    with pytest.raises(PortError, match="config: No such file"):
+        pci_card.claim_uio(CARD)
+
+
+@unit
+def test_uio_needs_rights_and_physical_addresses(tree: PciTree, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = on_uio(tree, monkeypatch, physical=False)
+    refused("a card needs hugepages")
+    file.unlink()
+    refused(f"no permission for {file}: uio_pci_generic needs root and hugepages")
+
+
+@unit
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_connectx_card_needs_its_driver_in_dpdk(tree: PciTree, monkeypatch: pytest.MonkeyPatch, inside: bool) -> None:
+    tree.add("0000:5e:00.0", "mlx5_core", "eth5")
+    monkeypatch.setattr(_build, "has_driver", lambda name: inside and name == "mlx5_eth")
+    endpoint = parse_endpoint("pci:5e:00.0")
+    if inside:
+        assert pci_card.inspect_pci(endpoint) == -1
+    else:
+        with pytest.raises(PortError, match=r"lacks that: build aiflow from source.*or use af_packet:eth5 as it is"):
+            pci_card.inspect_pci(endpoint)
+
+
+@unit
+def test_the_driver_of_connectx_is_found_in_dpdks_libraries() -> None:
+    libraries = {path.name.partition(".")[0] for path in _build._libraries()}
+    assert _build.has_driver("mlx5_eth") is ("librte_net_mlx5" in libraries)
+    assert _build.has_driver("net_mlx4") is ("librte_net_mlx4" in libraries)
+
+
+@unit
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_card_that_another_process_inspects_is_tried_once_more(
+    tree: PciTree, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    busy = PortError(f"{CARD}: the card does not open: {CARD_IS_BUSY}")
+    answers: list[object] = [busy] * times + ["a port"]
+
+    def open_card(*_: object) -> object:
+        answer = answers.pop(0)
+        if isinstance(answer, PortError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(static_ports, "_open_card", open_card)
+    if times == 1:
+        assert static_ports.open_pci(CARD, None, lambda *_: None) == "a port"
+    else:
+        with pytest.raises(PortError, match="another process has the card open"):
+            static_ports.open_pci(CARD, None, lambda *_: None)
+
+
+@unit
+def test_an_open_card_of_uio_is_among_those_that_a_child_closes() -> None:
+    for name in ("/dev/uio0", "/dev/vfio/7", "/dev/vfio/vfio", "anon_inode:[vfio-device]"):
+        assert name.startswith(descriptors._DEVICES)
 
 
 @unit

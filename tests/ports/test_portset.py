@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pci_tree import PciTree
 from subprocesses import run
 
 from aiflow import _eal
@@ -447,13 +448,13 @@ def test_pci_devices_that_are_not_there_or_no_network_card_are_told_apart() -> N
 def test_fault_55_pci_card_not_bound_for_dpdk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, driver: str, why: str
 ) -> None:
-    device = tmp_path / "0000:3b:00.0"
-    (device / "net" / "eth5").mkdir(parents=True)
-    (device / "class").write_text("0x020000\n")
-    if driver:
-        (tmp_path / driver).mkdir()
-        (device / "driver").symlink_to(tmp_path / driver)
-    monkeypatch.setattr(pci_card, "PCI_DEVICES", tmp_path)
+    tree = PciTree(tmp_path, "virtio-pci")
+    device = tree.add("0000:3b:00.0", driver, "eth5")
+    if not driver:
+        (device / "net" / "eth5").mkdir(parents=True)
+        tree.interface("eth5")
+    monkeypatch.setattr(pci_card, "SYSFS", tree)
+    monkeypatch.setattr(pci_card, "read_network", tree.network)
     with pytest.raises(PortError, match=why) as caught:
         pci_card.inspect_pci(parse_endpoint("pci:3b:00.0"))
     assert "aiflow ports bind 0000:3b:00.0" in str(caught.value)

@@ -27,7 +27,7 @@ class PciTree(Sysfs):
     """
 
     def __init__(self, directory: Path, *drivers: str) -> None:
-        super().__init__(directory / "sys", directory / "proc")
+        super().__init__(directory / "sys", directory / "proc", directory / "dev")
         self.written: list[str] = []
         self.nb_writes = 0  # attempts
         self.refusing: set[str] = set()
@@ -57,6 +57,7 @@ class PciTree(Sysfs):
         (path / "vendor").write_text("0x8086\n")
         (path / "device").write_text("0x10c9\n")
         (path / "driver_override").write_text("(null)\n")
+        (path / "config").write_bytes(bytes(64))
         self.native[address], self.names[address] = driver, list(interfaces)
         if group:
             members = self.root / "kernel/iommu_groups" / group / "devices"
@@ -79,10 +80,10 @@ class PciTree(Sysfs):
         return self.numbers[name]
 
     def hold(self, pid: int, comm: str, file: str) -> None:
-        """Add a process that has a file open."""
+        """Add a process that has a file open; without a slash at its begin, one below /dev."""
         (self.proc / str(pid) / "fd").mkdir(parents=True)
         (self.proc / str(pid) / "comm").write_text(f"{comm}\n")
-        (self.proc / str(pid) / "fd/3").symlink_to(file)
+        (self.proc / str(pid) / "fd/3").symlink_to(self.dev / file if not file.startswith("/") else file)
 
     def network(self, *routes: tuple[str, str], **addresses: str) -> Network:
         """The network with routes, as (interface, text), and an address for interfaces."""
