@@ -119,6 +119,21 @@ def test_a_forked_child_does_not_keep_the_card(pair: tuple[Console, Console], po
         a.run(f"os.kill({child}, 9); os.waitpid({child}, 0)")
 
 
+def test_a_process_that_started_dpdk_before_vfio_is_told_to_start_again(ports: list[str]) -> None:
+    """DPDK looks for vfio at its start only. Here that finds an empty directory, in a mount namespace of its own."""
+    with Console("unshare", "--mount", AIFLOW_MEMORY="no-huge", AIFLOW_EAL_MEMORY="64MiB") as late:
+        late.run(
+            """
+            from aiflow import _eal
+            import subprocess
+            subprocess.run(["mount", "-t", "tmpfs", "none", "/dev/vfio"], check=True)
+            _eal.start()
+            subprocess.run(["umount", "/dev/vfio"], check=True)
+            """
+        )
+        assert "start the process again" in late.error(f"aiflow.Sender({ports[0]!r})")
+
+
 USER = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all")
 SMALL = {"AIFLOW_MEMORY": "no-huge", "AIFLOW_EAL_MEMORY": "64MiB", "HOME": "/tmp", "AIFLOW_RUNTIME_DIR": "/tmp/user"}
 
