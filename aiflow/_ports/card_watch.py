@@ -32,7 +32,10 @@ class WatchedCard:
 
     def refresh(self) -> None:
         """Ask the driver for the link. Raises AiflowError if the port is being closed."""
-        had_link, self.link = self.link, self.port.link()[0]
+        port = self.port  # the watching thread may remove it meanwhile
+        if port is None:
+            return
+        had_link, self.link = self.link, port.link()[0]
         if self.link and not had_link:
             self.up_since, self.came_up = time.monotonic(), True
 

@@ -20,6 +20,7 @@ import aiflow
 from aiflow import _build, _eal, _eal_args
 from aiflow._eal_cards import CARD_IS_BUSY, card_advice
 from aiflow._ports import pci_card, static_ports
+from aiflow._ports.card_watch import WatchedCard
 from aiflow._ports.inventory import available
 from aiflow._system import descriptors, limits
 from aiflow.config import parse_endpoint
@@ -297,6 +298,13 @@ def test_a_card_that_another_process_inspects_is_tried_once_more(
 def test_an_open_card_of_uio_is_among_those_that_a_child_closes() -> None:
     for name in ("/dev/uio0", "/dev/vfio/7", "/dev/vfio/vfio", "anon_inode:[vfio-device]"):
         assert name.startswith(descriptors._DEVICES)
+
+
+@unit
+def test_the_state_of_a_card_can_be_asked_for_while_it_goes() -> None:
+    watched = WatchedCard(CARD)  # whose port another thread has just taken away
+    watched.refresh()
+    assert watched.state == "up"  # as last seen
 
 
 @unit
