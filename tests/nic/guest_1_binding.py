@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -150,7 +151,7 @@ def test_an_ordinary_user_needs_two_rights(pair: tuple[Console, Console], ports:
             machine.shell("chown", "65534", str(group))
             said = user.error(open_it)
             assert "ulimit -l" in said
-        with Console("prlimit", "--memlock=134217728", *USER, **SMALL) as user:
+            resource.prlimit(user.pid, resource.RLIMIT_MEMLOCK, (128 << 20, 128 << 20))
             b.run(f"rx = aiflow.Receiver({ports[1]!r})")
             b.start("answer = same(rx.recv(timeout=60), images)")
             user.run(open_it)

@@ -6,10 +6,8 @@ pictures lie in one array, as large as a huge page.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
-import pytest
 from consoles import Console
 
 Pair = tuple[Console, Console]
@@ -112,20 +110,3 @@ def test_rows_of_a_lent_batch(pair: Pair, ports: list[str]) -> None:
     assert b.finish()
     assert a.run(BY_REFERENCE) > 0
     a.run("del rows")
-
-
-@pytest.fixture(scope="module")
-def no_huge() -> Iterator[Pair]:
-    """Two processes that use no hugepages."""
-    with Console(AIFLOW_MEMORY="no-huge") as a, Console(AIFLOW_MEMORY="no-huge") as b:
-        yield a, b
-
-
-def test_reference_without_hugepages(no_huge: Pair, ports: list[str]) -> None:
-    a, b = no_huge
-    open_pair(no_huge, ports, "None")  # as in guest_3_memory.py
-    send(no_huge, "dict(list(images.items())[:7])")
-    a.run("tx.close()")
-    b.run("rx.close()")
-    check_both_ways_of_memory(no_huge, ports)
-    no_huge[1].run("rx.close()")

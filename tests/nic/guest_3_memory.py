@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 from consoles import Console
+from guest_2_reference import check_both_ways_of_memory
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +33,11 @@ def test_a_slice_without_hugepages(no_huge: tuple[Console, Console], ports: list
     a.run("from aiflow import _eal; answer = tx.close()")
     assert a.run("answer = _eal.memory_mode()") == "no-huge"
     b.run("rx.close()")
+
+
+def test_slices_by_reference_without_hugepages(no_huge: tuple[Console, Console], ports: list[str]) -> None:
+    check_both_ways_of_memory(no_huge, ports)
+    no_huge[1].run("rx.close()")
 
 
 def test_a_heap_of_too_many_pages_is_refused_with_its_limit(ports: list[str]) -> None:

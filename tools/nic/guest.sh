@@ -15,6 +15,8 @@ while [ "$path" != / ]; do # one test is an ordinary user
     path=$(dirname "$path")
 done
 ip link set lo up
+# QEMU's igb drops a frame whose segment is not contiguous in the guest's memory; DPDK's heap is shared memory
+echo force >/sys/kernel/mm/transparent_hugepage/shmem_enabled
 while read -r line; do export "${line?}"; done <$share/environment
 mapfile -t arguments <$share/arguments
 kind=${arguments[0]}

@@ -7,13 +7,16 @@
 #
 #   hub 0: nic0, nic1, and a virtio card that the guest's kernel drives       hub 1: nic2, nic3
 #
+# It has one processor. With two, one boot or run in four failed with QEMU 10.0: the timer's interrupt stayed in service
+# for ever, or the assertion in iotlb_to_section failed.
+#
 # The second serial port of the guest leads to QEMU's own monitor: the tests cut links and pull cards themselves.
 #
 # Usage: tools/nic/run.sh test|soak [PYTEST-ARGUMENT …]       as root, on a Debian whose QEMU has igb (8.0 and later)
 #        tools/nic/run.sh boot [TIMES]                        boots it, and runs nothing; 10 times
 #        AIFLOW_NIC_KERNEL=…                                  more words for the kernel's command line
 #        AIFLOW_NIC_MEMORY=2560                               the guest's MiB
-#        AIFLOW_NIC_IOMMU_BITS=48                             width of the card's addresses: 48, or 39
+#        AIFLOW_NIC_IOMMU_BITS=48                             width of the cards' addresses: 48, or 39 as in soak
 #        AIFLOW_SOAK_FRAMES=1e6                               as in CONTRIBUTING.md; the guest gets it
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -24,6 +27,8 @@ share=$work/share
 seconds=${AIFLOW_NIC_SECONDS:-600}
 boot_seconds=90
 python=.venv/bin/python
+address_bits=48
+[ "$kind" != soak ] || address_bits=39 # as many machines have
 level=quiet
 [ "$kind" != boot ] || level=loglevel=7
 
@@ -88,6 +93,10 @@ printf '%s\n' "$kind" "$@" >"$share/arguments"
 env | grep '^AIFLOW_SOAK_' >"$share/environment" || true
 say "the machine is ready after $((SECONDS - began)) s"
 
+# The kernel measures the processor's clock and tests its timer while it starts: on a busy host with wrong results.
+gcc -O2 -o "$work/clock" tools/nic/clock.c
+khz=$("$work/clock")
+
 cards=()
 for number in 0 1 2 3; do
     place=$((number + 8))
@@ -98,11 +107,11 @@ done
 machine() { # QEMU says of the hubs that they lead nowhere else
     exec timeout --kill-after=10 "$seconds" \
         qemu-system-x86_64 \
-        -M q35 -accel tcg,thread=multi -cpu max -smp 2 -m "${AIFLOW_NIC_MEMORY:-2560}" -nodefaults -no-user-config \
+        -M q35 -accel tcg,thread=multi -cpu max -smp 1 -m "${AIFLOW_NIC_MEMORY:-2560}" -nodefaults -no-user-config \
         -display none -no-reboot -kernel "$work"/kernel/boot/vmlinuz-* -initrd "$work/initrd" \
         -append "console=ttyS0 $level ${AIFLOW_NIC_KERNEL:-} panic=-1 intel_iommu=on hugepages=320 mitigations=off \
-tsc=reliable rcupdate.rcu_cpu_stall_timeout=8 aiflow.at=$PWD" \
-        -device "intel-iommu,intremap=on,aw-bits=${AIFLOW_NIC_IOMMU_BITS:-48}" \
+tsc=reliable tsc_early_khz=$khz no_timer_check rcupdate.rcu_cpu_stall_timeout=8 aiflow.at=$PWD" \
+        -device "intel-iommu,intremap=on,aw-bits=${AIFLOW_NIC_IOMMU_BITS:-$address_bits}" \
         -chardev "file,id=console,path=$share/console.log" -serial chardev:console \
         -chardev "socket,id=guest,path=$work/monitor,server=on,wait=off" -serial chardev:guest \
         -chardev "socket,id=monitor,path=$work/monitor" -mon chardev=monitor,mode=control \
@@ -115,14 +124,15 @@ tsc=reliable rcupdate.rcu_cpu_stall_timeout=8 aiflow.at=$PWD" \
         </dev/null 2> >(grep -v 'is not connected to host network' >&2)
 }
 
+lost_an_interrupt() { grep -qs 'kthread timer wakeup' "$share/console.log"; }
+
 start() { # whether the machine has booted; $guest is its process
     local since=$SECONDS
-    rm -f "$work/monitor" "$share/booted"
+    rm -f "$work/monitor" "$share/booted" "$share/status" "$share/results.txt" "$share/dmesg.log"
     machine &
     guest=$!
     until [ -e "$share/booted" ]; do
-        if [ $((SECONDS - since)) -ge "$boot_seconds" ] || ! kill -0 "$guest" 2>/dev/null ||
-            grep -qs 'kthread timer wakeup' "$share/console.log"; then
+        if [ $((SECONDS - since)) -ge "$boot_seconds" ] || ! kill -0 "$guest" 2>/dev/null || lost_an_interrupt; then
             say "the guest has not booted within $((SECONDS - since)) s"
             tail -n 20 "$share/console.log" >&2 || true
             finish
@@ -131,6 +141,23 @@ start() { # whether the machine has booted; $guest is its process
         fi
         sleep 0.2
     done
+}
+
+to_its_end() { # waits for the guest, unless it hangs
+    while kill -0 "$guest" 2>/dev/null; do
+        if lost_an_interrupt; then
+            say "the guest hangs: QEMU has lost an interrupt"
+            [ ! -f "$share/results.txt" ] || cat "$share/results.txt"
+            finish
+            guest=
+            return 1
+        fi
+        sleep 0.5
+    done
+    status=0
+    wait "$guest" || status=$?
+    guest=
+    [ "$status" -ne 134 ] || { say "QEMU ended with a failed assertion" && return 1; }
 }
 
 if [ "$kind" = boot ]; then
@@ -149,15 +176,12 @@ if [ "$kind" = boot ]; then
     exit $((failed > 0))
 fi
 
-began=$SECONDS
-status=0
-for attempt in 1 2 3; do # on a busy host an emulated processor may miss a timer while it starts, and wait for ever
-    ! start || break
-    [ "$attempt" -lt 3 ] || break
+for attempt in 1 2 3; do # on a busy host QEMU's processor may lose an interrupt, and then waits for ever
+    began=$SECONDS
+    if start && to_its_end; then break; fi
+    status=
 done
-[ -n "$guest" ] || fail "the guest did not boot; $share has its console"
-wait "$guest" || status=$?
-guest=
+[ -n "$status" ] || fail "the guest hung each time; $share has the console of the last"
 took=$((SECONDS - began))
 [ -f "$share/status" ] || {
     [ ! -f "$share/results.txt" ] || cat "$share/results.txt"
