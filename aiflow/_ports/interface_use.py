@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import ipaddress
 import os
 import socket
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ __all__ = ["Network", "Route", "read_network", "why_in_use"]
 
 # linux/netlink.h, linux/rtnetlink.h, linux/if_addr.h
 _NETLINK_ROUTE = 0
-_NLM_F_REQUEST, _NLM_F_DUMP = 0x1, 0x300
+_NLM_F_REQUEST, _NLM_F_DUMP_INTR, _NLM_F_DUMP = 0x1, 0x10, 0x300
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _RTM_NEWADDR, _RTM_GETADDR, _RTM_NEWROUTE, _RTM_GETROUTE = 20, 22, 24, 26
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
@@ -32,6 +33,7 @@ _NEXT_HOP = struct.Struct("=HBBi")  # length, flags, hops, interface
 _ATTRIBUTE = struct.Struct("=HH")  # length, type
 _IFF_UP = 0x1
 _FEW = 3
+_TRIES = 10  # of a dump that a change interrupts
 
 
 class Route(NamedTuple):
@@ -107,24 +109,36 @@ def _via(attributes: Mapping[int, bytes]) -> str:
     return f" via {ipaddress.ip_address(gateway)}" if len(gateway) in (4, 16) else ""
 
 
-def _dump(request: int, answer: int, body: bytes) -> Iterator[bytes]:
+def _dump(request: int, answer: int, body: bytes) -> list[bytes]:
     """Bodies of the messages that answer a dump request. Raises OSError."""
     sockets: Any = threads.unpatched("socket")
-    with sockets.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_ROUTE) as sock:
-        size = _HEADER.size + len(body)
-        sock.send(_HEADER.pack(size, request, _NLM_F_REQUEST | _NLM_F_DUMP, 1, 0) + body)
-        while True:
-            rest = sock.recv(1 << 16)
-            while len(rest) >= _HEADER.size:
-                length, kind, _, _, _ = _HEADER.unpack_from(rest)
-                if kind == _NLMSG_DONE:
-                    return
-                if kind == _NLMSG_ERROR:
-                    number = -struct.unpack_from("=i", rest, _HEADER.size)[0]
+    for _ in range(_TRIES):
+        with sockets.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_ROUTE) as sock:
+            size = _HEADER.size + len(body)
+            sock.send(_HEADER.pack(size, request, _NLM_F_REQUEST | _NLM_F_DUMP, 1, 0) + body)
+            found, is_whole = _answers(lambda: sock.recv(1 << 16), answer)
+        if is_whole:
+            return found
+    raise OSError(errno.EAGAIN, "the routes and addresses change all the time")
+
+
+def _answers(receive: Callable[[], bytes], answer: int) -> tuple[list[bytes], bool]:
+    """Bodies of a dump's messages, and whether they are consistent: the kernel says if a change came between."""
+    found: list[bytes] = []
+    is_whole = True
+    while True:
+        rest = receive()
+        while len(rest) >= _HEADER.size:
+            length, kind, flags, _, _ = _HEADER.unpack_from(rest)
+            is_whole = is_whole and not flags & _NLM_F_DUMP_INTR
+            if kind in (_NLMSG_ERROR, _NLMSG_DONE):
+                number = -struct.unpack_from("=i", rest, _HEADER.size)[0] if length >= _HEADER.size + 4 else 0
+                if number > 0:
                     raise OSError(number, os.strerror(number))
-                if kind == answer:
-                    yield rest[_HEADER.size : length]
-                rest = rest[max(_aligned(length), _HEADER.size) :]
+                return found, is_whole
+            if kind == answer:
+                found.append(rest[_HEADER.size : length])
+            rest = rest[max(_aligned(length), _HEADER.size) :]
 
 
 def _attributes(rest: bytes) -> Iterator[tuple[int, bytes]]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import socket
-from collections.abc import Iterator
+import struct
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from netns import Namespace, Net
 from pci_tree import CARD, PciTree
 
+from aiflow._ports import interface_use
 from aiflow._ports.interface_use import Network, read_network
 from aiflow._ports.pci_binding import PciBinding
 from aiflow.errors import PortError
@@ -38,6 +41,52 @@ def test_the_loopback_has_its_address_and_no_route() -> None:
     assert network.numbers["lo"] == number
     assert set(network.addresses.get(number, ())) <= {"127.0.0.1/8", "::1/128"}
     assert not [route for route in network.routes if route.interface == number and route.text.startswith("127.")]
+
+
+NEWROUTE, ERROR, DONE = 24, 2, 3
+
+
+def message(kind: int, body: bytes, *, interrupted: bool = False) -> bytes:
+    """A message of a dump: linux/netlink.h."""
+    return struct.pack("=IHHII", 16 + len(body), kind, 0x12 if interrupted else 0x2, 1, 0) + body
+
+
+def answers(*messages: bytes) -> tuple[list[bytes], bool]:
+    return interface_use._answers(iter(messages).__next__, NEWROUTE)
+
+
+@pytest.mark.unit
+def test_a_dump_that_a_change_interrupted_is_noticed() -> None:
+    done = message(DONE, bytes(4))
+    first, second = message(NEWROUTE, b"1234"), message(NEWROUTE, b"5678")
+    assert answers(first + second, done) == ([b"1234", b"5678"], True)
+    assert answers(first, message(NEWROUTE, b"5678", interrupted=True), done) == ([b"1234", b"5678"], False)
+    assert answers(first + message(DONE, bytes(4), interrupted=True)) == ([b"1234"], False)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("kind", [ERROR, DONE])
+def test_a_dump_that_fails_is_an_error(kind: int) -> None:
+    with pytest.raises(OSError, match="busy") as caught:
+        answers(message(NEWROUTE, b"1234"), message(kind, struct.pack("=i", -errno.EBUSY)))
+    assert caught.value.errno == errno.EBUSY
+
+
+@pytest.mark.unit
+def test_an_interrupted_dump_is_repeated_and_given_up_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, interrupted = interface_use._answers, [True, True, False]
+
+    def some(receive: Callable[[], bytes], answer: int) -> tuple[list[bytes], bool]:
+        found, _ = real(receive, answer)
+        return found, not interrupted.pop(0)
+
+    monkeypatch.setattr(interface_use, "_answers", some)
+    body = struct.pack("=BBBBI", 0, 0, 0, 0, 0)
+    assert isinstance(interface_use._dump(22, 20, body), list)
+    assert interrupted == []
+    interrupted += [True] * 10
+    with pytest.raises(OSError, match="change all the time"):
+        interface_use._dump(22, 20, body)
 
 
 @pytest.mark.root
