@@ -145,6 +145,33 @@ a_chunk_is_retransmitted_as_it_was(void)
 }
 
 static void
+a_card_retransmits_copies(void)
+{
+	static uint8_t bytes[8000], frame[4200];
+	static const uint64_t sizes[] = {100};
+	struct af_tx_slice *posted = begin(1, sizes);
+	uint32_t first_chunk[] = {0};
+	struct af_span element = {.ptr = bytes, .nbytes = sizeof bytes, .owner = bytes}, none = {0};
+	struct af_tx_slice s = {.elements = &element,
+				.nb_elements = 1,
+				.payload_bytes = 4000,
+				.first_chunk = first_chunk,
+				.nb_chunks = 3};
+
+	memset(bytes, 7, sizeof bytes);
+	rig.tx.ports[0].p.by_reference = AF_REFER_OWNED;
+	CHECK_EQUAL(af_tx_send_chunk(&rig.tx, 0, &s, 1, NULL, false, rig.now, frame), AF_HEADER + 4000);
+	CHECK(rig.tx.tail.ptr == bytes + 4000 && rig.tx.tail.owner == bytes);
+	rig.tx.tail = none;
+	CHECK_EQUAL(af_tx_send_chunk(&rig.tx, 0, &s, 1, NULL, true, rig.now, frame), AF_HEADER + 4000);
+	CHECK(!rig.tx.tail.nbytes && !memcmp(frame + AF_HEADER, bytes + 4000, 4000));
+	rig.tx.ports[0].p.by_reference = AF_REFER_ALL; /* the driver copies it now, as it did */
+	CHECK_EQUAL(af_tx_send_chunk(&rig.tx, 0, &s, 1, NULL, true, rig.now, frame), AF_HEADER + 4000);
+	CHECK(rig.tx.tail.ptr == bytes + 4000);
+	end(posted);
+}
+
+static void
 nothing_but_the_manifest_goes_before_the_grant(void)
 {
 	struct af_tx_slice *s = begin(10, mixed);
@@ -306,7 +333,8 @@ windows_and_gaps_are_kept(void)
 
 CASES(CASE(the_element_of_a_chunk_is_found), CASE(pieces_of_an_element_cover_it), CASE(small_elements_share_a_frame),
       CASE(long_payloads_stay_where_they_are_by_reference), CASE(a_chunk_is_retransmitted_as_it_was),
-      CASE(nothing_but_the_manifest_goes_before_the_grant), CASE(the_last_frame_carries_the_digest_of_all_bytes),
+      CASE(a_card_retransmits_copies), CASE(nothing_but_the_manifest_goes_before_the_grant),
+      CASE(the_last_frame_carries_the_digest_of_all_bytes),
       CASE(lost_chunks_go_before_new_ones_and_acknowledged_ones_never), CASE(pieces_of_a_manifest_join_to_it),
       CASE(a_goodbye_is_repeated_until_it_is_answered), CASE(goodbyes_without_end_find_room_behind_a_probe),
       CASE(windows_and_gaps_are_kept))

@@ -121,7 +121,10 @@ af_tx_send_chunk(struct af_tx *tx, uint32_t p, struct af_tx_slice *s, uint32_t c
 	struct af_tx_port *port = &tx->ports[p];
 	struct af_frame f = {
 		.path = (uint16_t)p, .session = tx->session, .slice = s->id, .timestamp_ns = now + tx->clock_offset_ns};
-	uint32_t size, next = af_tx_fill(s, chunk, at, port->p.by_reference, frame + AF_HEADER, &f);
+	/* Where a card cannot read lent memory, it would fail again. */
+	bool copies = is_retransmit && port->p.by_reference == AF_REFER_OWNED;
+	uint8_t by_reference = copies ? AF_REFER_NONE : port->p.by_reference;
+	uint32_t size, next = af_tx_fill(s, chunk, at, by_reference, frame + AF_HEADER, &f);
 
 	f.number = af_tx_pktnum_take(&port->pn, now, s->id, chunk, false);
 	size = af_wire_seal(frame, port->dst, port->p.mac, &f);
