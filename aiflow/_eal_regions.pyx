@@ -32,6 +32,11 @@ cdef extern from "<sys/mman.h>" nogil:
     int madvise(void *addr, size_t length, int advice)
 
 
+cdef extern from "aiflow/rt/agent.h" nogil:
+    enum:
+        AF_LENT_AT_REST
+
+
 cdef enum:
     PAGE = 4096
     HUGE = 2 << 20
@@ -46,7 +51,7 @@ cdef struct region:
     uintptr_t start
     size_t nbytes     # whole pages
     region_state state
-    rte_mbuf_ext_shared_info lent  # 1, and the frames that refer to it
+    rte_mbuf_ext_shared_info lent  # AF_LENT_AT_REST, and the frames that refer to it
     region *next      # of those whose array is gone
 
 cdef region **regions = NULL  # by address
@@ -166,7 +171,7 @@ cdef void sweep() noexcept:
     cdef region *r
     while place[0] != NULL:
         r = place[0]
-        if rte_mbuf_ext_refcnt_read(&r.lent) == 1:
+        if rte_mbuf_ext_refcnt_read(&r.lent) == AF_LENT_AT_REST:
             place[0] = r.next
             end_region(r)
         else:
@@ -211,7 +216,7 @@ cdef class Memory:
             raise MemoryError(f"no memory for an array of {nbytes} bytes")
         r.start = <uintptr_t>base
         r.lent.free_cb = given_back
-        rte_mbuf_ext_refcnt_set(&r.lent, 1)
+        rte_mbuf_ext_refcnt_set(&r.lent, AF_LENT_AT_REST)
         at = place_of(r.start)
         memmove(&regions[at + 1], &regions[at], (nb_regions - at) * sizeof(region *))
         regions[at] = r
@@ -234,7 +239,7 @@ cdef class Memory:
         self.region = NULL
         if r.state == MAPPED and not ours():
             return  # a forked child, or the end of the process: DPDK is out of reach
-        if rte_mbuf_ext_refcnt_read(&r.lent) == 1:
+        if rte_mbuf_ext_refcnt_read(&r.lent) == AF_LENT_AT_REST:
             end_region(r)
         else:
             r.next = left

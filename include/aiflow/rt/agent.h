@@ -32,6 +32,9 @@ enum af_reference {
 };
 
 #define AF_MBUF_OVERHEAD 320u /* bytes of an mbuf beside its frame: header, headroom and alignment */
+/* Count of lent memory that no frame refers to. DPDK's update is not atomic while the count is 1: two loops that begin
+ * to send from the same memory would both write 2. With 2 for its owner, the count is never 1. */
+#define AF_LENT_AT_REST 2u
 #define AF_TAIL_LEAST 2048u /* bytes: smaller payloads are copied, because a reference costs more */
 
 /* What a sender may put in flight on a port that other senders use, too. */
