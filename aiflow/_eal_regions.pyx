@@ -54,7 +54,7 @@ cdef struct region:
     rte_mbuf_ext_shared_info lent  # AF_LENT_AT_REST, and the frames that refer to it
     region *next      # of those whose array is gone
 
-cdef region **regions = NULL  # by address
+cdef region **regions = NULL  # the highest address first: the kernel places new ones below
 cdef size_t nb_regions = 0
 cdef size_t room = 0
 cdef region *left = NULL      # their arrays are gone, and a driver held frames of them
@@ -79,16 +79,16 @@ cdef void *mapping(size_t nbytes) noexcept:
         munmap(base, start - <uintptr_t>base)
     if <uintptr_t>base + length > end:
         munmap(<void *>end, <uintptr_t>base + length - end)
-    madvise(<void *>start, nbytes, MADV_HUGEPAGE)
+    madvise(<void *>start, end - start, MADV_HUGEPAGE)  # all of it, or the kernel would keep two mappings an array
     return <void *>start
 
 
 cdef size_t place_of(uintptr_t address) noexcept:
-    """Index of the first region that begins after `address`."""
+    """Index of the first region that does not begin after `address`."""
     cdef size_t low = 0, high = nb_regions, middle
     while low < high:
         middle = low + (high - low) // 2
-        if regions[middle].start <= address:
+        if regions[middle].start > address:
             low = middle + 1
         else:
             high = middle
@@ -118,9 +118,9 @@ cdef rte_mbuf_ext_shared_info *lend(const void *ptr, size_t nbytes) noexcept:
     cdef uintptr_t start = <uintptr_t>ptr
     cdef size_t at = place_of(start)
     cdef region *r
-    if at == 0 or not cards or not ours():
+    if at == nb_regions or not cards or not ours():
         return NULL
-    r = regions[at - 1]
+    r = regions[at]
     if start + nbytes > r.start + r.nbytes:
         return NULL
     if (r.state == PLAIN or r.state == AWAY) and not map_region(r):
@@ -234,8 +234,8 @@ cdef class Memory:
         if r == NULL:
             return
         at = place_of(r.start)
-        memmove(&regions[at - 1], &regions[at], (nb_regions - at) * sizeof(region *))
         nb_regions -= 1
+        memmove(&regions[at], &regions[at + 1], (nb_regions - at) * sizeof(region *))
         self.region = NULL
         if r.state == MAPPED and not ours():
             return  # a forked child, or the end of the process: DPDK is out of reach

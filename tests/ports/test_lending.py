@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -40,6 +41,21 @@ def test_many_arrays_end_in_any_order() -> None:
     assert arrays() == before + 150
     del held
     assert arrays() == before
+
+
+def mappings() -> int:
+    return len(Path("/proc/self/maps").read_text().splitlines())
+
+
+def test_small_arrays_share_mappings_of_the_kernel() -> None:
+    """A process has 65,530 by default; each array once took two."""
+    before = mappings()
+    held = [aiflow.empty(4096) for _ in range(2000)]
+    for array in held:
+        array[:] = 1
+    assert mappings() < before + 100
+    del held
+    assert mappings() < before + 100
 
 
 def test_other_ports_map_nothing_and_count_their_references() -> None:
