@@ -70,6 +70,6 @@ def _libraries() -> set[Path]:
     found = {path for path in mapped if path.name.startswith(ours)}
     if any(path.name.endswith(" (deleted)") for path in found):
         raise PortError("DPDK's libraries were replaced while this process ran: restart it")
-    if plugins:
+    if plugins and not private:  # a private DPDK loads none
         found |= {path.resolve() for path in Path(plugins).glob("librte_net_*.so*")}
     return {path for path in found if path.is_file()}

@@ -69,6 +69,18 @@ def test_a_replaced_dpdk_asks_for_a_new_start(
         _build._libraries()
 
 
+def test_a_private_dpdk_counts_no_drivers_of_the_system(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from aiflow import _build
+
+    for name in ("libaiflow_dpdk-22.11.so", "librte_eal.so.23", "librte_net_mlx5.so.23"):
+        (tmp_path / name).touch()
+    maps = tmp_path / "maps"
+    maps.write_text("".join(f"7f00-7f01 r-xp 0 08:01 1  {path}\n" for path in tmp_path.glob("lib*")))
+    monkeypatch.setattr(_build, "_MAPS", maps)
+    monkeypatch.setattr(_build._eal, "compiled", lambda: {"private": True, "plugins": str(tmp_path)})
+    assert _build._libraries() == {tmp_path / "libaiflow_dpdk-22.11.so"}
+
+
 def test_doctor_fails_where_local_endpoints_cannot_be() -> None:
     broken = {**os.environ, "AIFLOW_RUNTIME_DIR": "/proc/self/none"}
     shown = subprocess.run([*DOCTOR, "--json"], env=broken, capture_output=True, text=True, timeout=60)
