@@ -3,7 +3,7 @@
 # user there: aiflow demo, then the tests of round trips. tools/debian-root.sh says what that Debian has of this
 # machine.
 #
-# Usage: tools/wheel-test.sh SUITE           as root; SUITE is bookworm (Python 3.11) or trixie (3.13)
+# Usage: tools/wheel-test.sh SUITE           as root; SUITE is bookworm (Python 3.11), trixie (3.13) or sid (3.14)
 #        KEEP=1 keeps the tree.
 set -euo pipefail
 cd "$(dirname "$0")/.."
