@@ -47,6 +47,7 @@ _RTE_MAX_LCORE = 128
 _MAP_HUGETLB = 0x40000
 _MADV_POPULATE_WRITE = 23
 _IOMMUS = Path("/sys/class/iommu")
+_PCI_DRIVERS = Path("/sys/bus/pci/drivers")
 _IOMMU_GROUPS = Path("/sys/kernel/iommu_groups")
 _ADDRESS_BITS = 47  # of this process's addresses; DPDK asks as much of an IOMMU (pci_device_iommu_support_va)
 _HUGEPAGES = "/sys/kernel/mm/hugepages"  # one for the machine; processes of any user can lock it
@@ -195,7 +196,7 @@ def choose(prefix: str) -> tuple[str, list[str]]:
     if usable:
         # in-memory: no file in hugetlbfs that a killed process would leave behind
         arguments += ["--in-memory", "--single-file-segments", "-m", str(_HUGEPAGES_MIB)]
-        if narrow_iommu() and _sees_physical_addresses():
+        if (narrow_iommu() or _cards_without_iommu()) and _sees_physical_addresses():
             arguments += ["--iova-mode", "pa"]
     else:
         # 22.11 refuses --in-memory with --no-huge, 25.11 --single-file-segments, which --no-huge implies
@@ -225,7 +226,23 @@ def is_narrow(iommu: Path) -> bool:
 
 def uses_physical_addresses(mode: str) -> bool:
     """Whether DPDK will start with physical addresses, which cards without an IOMMU need; as rte_eal_init decides."""
-    return mode == "hugepages" and _sees_physical_addresses() and (narrow_iommu() or not any(_IOMMU_GROUPS.glob("*")))
+    asked_for = narrow_iommu() or _cards_without_iommu()
+    return mode == "hugepages" and _sees_physical_addresses() and (asked_for or not any(_IOMMU_GROUPS.glob("*")))
+
+
+def _cards_without_iommu() -> bool:
+    """Whether a card is bound for DPDK that no IOMMU isolates. It needs physical addresses.
+
+    DPDK would not see that at its start, when it knows of no card. It takes the groups of vfio's no-IOMMU mode for an
+    IOMMU.
+    """
+    if any(any(_PCI_DRIVERS.glob(f"{driver}/*:*")) for driver in ("uio_pci_generic", "igb_uio")):
+        return True
+    for name in _IOMMU_GROUPS.glob("*/name"):
+        with contextlib.suppress(OSError):
+            if name.read_text().strip() == "vfio-noiommu":
+                return True
+    return False
 
 
 def _sees_physical_addresses() -> bool:

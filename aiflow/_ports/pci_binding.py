@@ -204,7 +204,8 @@ class PciBinding:
         unsafe = self.sysfs.read(self.sysfs.root / "module/vfio/parameters/enable_unsafe_noiommu_mode") == "Y"
         if device.group:
             if asked == "uio_pci_generic":
-                return asked, ["it has an IOMMU: vfio-pci would isolate it; uio_pci_generic needs root and iommu=pt"]
+                note = "it has an IOMMU: vfio-pci would isolate it; uio_pci_generic needs root, hugepages and iommu=pt"
+                return asked, [note]
             return "vfio-pci", []
         without = "no IOMMU isolates it"
         if asked == "vfio-pci" and not unsafe:

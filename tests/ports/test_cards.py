@@ -67,6 +67,36 @@ def test_an_iommu_of_39_bits_is_noticed(
     assert _eal_args.narrow_iommu() is narrow
 
 
+@unit
+@pytest.mark.parametrize("kind", ["", "an IOMMU", "uio", "no-IOMMU mode"])
+def test_dpdk_starts_with_physical_addresses_where_a_card_needs_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    groups, drivers = tmp_path / "iommu_groups", tmp_path / "drivers"
+    if kind:
+        (groups / "7").mkdir(parents=True)
+    (drivers / "uio_pci_generic").mkdir(parents=True)
+    (drivers / "uio_pci_generic" / "bind").touch()
+    if kind == "uio":
+        (drivers / "uio_pci_generic" / ADDRESS).touch()
+    if kind == "no-IOMMU mode":
+        (groups / "7" / "name").write_text("vfio-noiommu\n")
+    monkeypatch.setattr(_eal_args, "_IOMMUS", tmp_path / "none")
+    monkeypatch.setattr(_eal_args, "_IOMMU_GROUPS", groups)
+    monkeypatch.setattr(_eal_args, "_PCI_DRIVERS", drivers)
+    monkeypatch.setattr(_eal_args, "_sees_physical_addresses", lambda: True)
+    monkeypatch.setattr(_eal_args, "hugepages_usable", lambda nbytes, touch=False: True)
+    monkeypatch.setattr(limits, "hugepage_limit", lambda: None)
+    monkeypatch.setattr(limits, "file_limit", lambda: None)
+    monkeypatch.setattr(limits, "address_space_left", lambda: None)
+    monkeypatch.delenv("AIFLOW_MEMORY", raising=False)
+    mode, arguments = _eal_args.choose("x")
+    assert mode == "hugepages"
+    assert ("--iova-mode" in arguments) is (kind in ("uio", "no-IOMMU mode"))
+    assert _eal_args.uses_physical_addresses(mode) is (kind != "an IOMMU")
+    assert not _eal_args.uses_physical_addresses("no-huge")
+
+
 @pytest.fixture
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PciTree:
     """A made-up bus with one card, in IOMMU group 7, and a process that has not started DPDK and may lock memory."""
