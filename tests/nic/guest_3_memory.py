@@ -8,6 +8,8 @@ import pytest
 from consoles import Console
 from guest_2_reference import check_both_ways_of_memory
 
+import aiflow
+
 
 @pytest.fixture(scope="module")
 def no_huge() -> Iterator[tuple[Console, Console]]:
@@ -42,6 +44,9 @@ def test_slices_by_reference_without_hugepages(no_huge: tuple[Console, Console],
 
 def test_a_heap_of_too_many_pages_is_refused_with_its_limit(ports: list[str]) -> None:
     with Console(AIFLOW_MEMORY="no-huge", AIFLOW_EAL_MEMORY="288MiB") as console:
+        if str(aiflow.build_info()["dpdk"]).startswith("22."):  # it maps adjoining pages as one
+            console.run(f"aiflow.Sender({ports[0]!r}).close()")
+            return
         said = console.error(f"aiflow.Sender({ports[0]!r})")
         assert "dma_entry_limit" in said
         assert "AIFLOW_EAL_MEMORY" in said
