@@ -6,10 +6,10 @@ The EAL starts with the first `Mempool` or `Port`. The functions of `_eal_init` 
 from libc.stdint cimport uint16_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
-from aiflow._eal_device cimport Removal, RingPair, plug_device, unplug
+from aiflow._eal_device cimport Removal, RingPair, plug_device, unplug, unplug_port
 from aiflow._eal_init cimport gate, log_mark, ours
 from aiflow._eal_mempool cimport Mempool
-from aiflow._eal_regions cimport card_closed, card_opened
+from aiflow._eal_regions cimport card_opened
 from aiflow.librte.rte_eal cimport SOCKET_ID_ANY
 from aiflow.librte.rte_ethdev cimport (
     RTE_ETH_LINK_UP, RTE_ETH_SPEED_NUM_NONE, RTE_ETH_SPEED_NUM_UNKNOWN, RTE_ETH_TX_OFFLOAD_MULTI_SEGS,
@@ -183,9 +183,7 @@ cdef class Port:
                 except BaseException:
                     port.is_plugged = False
                     port.removal.end()
-                    if bus == "pci":
-                        card_closed()
-                    unplug(bus_b, device_b)
+                    unplug_port(bus_b, device_b, port.port_id)
                     raise
             finally:
                 if gated:
@@ -397,12 +395,10 @@ cdef class Port:
         if ours():
             with _plug_lock:
                 self.removal.end()
-                if self.bus == "pci":
-                    card_closed()
                 with nogil:
                     af_intr_gate_hold(gate())
                 try:
-                    unplug(self.bus.encode(), self.device.encode())
+                    unplug_port(self.bus.encode(), self.device.encode(), self.port_id)
                 finally:
                     with nogil:
                         af_intr_gate_release(gate(), 0)

@@ -1,13 +1,16 @@
 # cython: language_level=3
 """Devices on DPDK's buses: plugging, unplugging, and the rings that a pair of net_ring devices shares."""
+from libc.stdint cimport uint16_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport strcmp, strlen
 from aiflow._eal_init cimport log_mark, ours
 from aiflow._eal_mempool cimport free_returned_pools
+from aiflow._eal_regions cimport card_closed, sweep
 from aiflow.librte.rte_eal cimport (
     RTE_DEV_EVENT_REMOVE, SOCKET_ID_ANY, rte_dev_event_callback_register, rte_dev_event_callback_unregister,
     rte_dev_event_type, rte_eal_hotplug_add, rte_eal_hotplug_remove, rte_vdev_init,
 )
+from aiflow.librte.rte_ethdev cimport rte_eth_dev_close
 from aiflow.librte.rte_eth_ring cimport rte_eth_from_rings
 from aiflow.librte.rte_mbuf cimport rte_mbuf, rte_pktmbuf_free
 from aiflow.librte.rte_ring cimport (
@@ -34,6 +37,19 @@ cdef unplug(bytes bus, bytes device):
     cdef const char *device_c = device
     with nogil:
         rte_eal_hotplug_remove(bus_c, device_c)
+
+
+cdef unplug_port(bytes bus, bytes device, uint16_t port_id):
+    """Remove the device of a stopped port from its bus.
+
+    Some drivers read frames until they are closed. So lent memory is unmapped after that, and given back at the end.
+    """
+    if bus == b"pci":
+        with nogil:
+            rte_eth_dev_close(port_id)
+        card_closed()
+    unplug(bus, device)
+    sweep()
 
 
 cdef void note_event(const char *device, rte_dev_event_type event, void *wanted) noexcept nogil:

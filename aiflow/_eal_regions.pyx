@@ -18,6 +18,8 @@ from aiflow.librte.rte_mbuf cimport (
     rte_mbuf_ext_refcnt_read, rte_mbuf_ext_refcnt_set, rte_mbuf_ext_shared_info,
 )
 
+import warnings
+
 
 cdef extern from "<sys/mman.h>" nogil:
     enum:
@@ -59,6 +61,7 @@ cdef size_t nb_regions = 0
 cdef size_t room = 0
 cdef region *left = NULL      # their arrays are gone, and a driver held frames of them
 cdef int cards = 0
+cdef size_t nb_lost = 0         # they could not be unmapped
 
 
 cdef void given_back(void *addr, void *opaque) noexcept nogil:
@@ -106,11 +109,14 @@ cdef bint map_region(region *r) noexcept:
     return True
 
 
-cdef void unmap_region(region *r, region_state state) noexcept:
+cdef bint unmap_region(region *r, region_state state) noexcept:
+    """False: cards may still read the region, and DPDK would map it for later ones. Its memory must stay."""
     if r.state == MAPPED:
-        rte_vfio_container_dma_unmap(RTE_VFIO_DEFAULT_CONTAINER_FD, r.start, r.start, r.nbytes)
+        if rte_vfio_container_dma_unmap(RTE_VFIO_DEFAULT_CONTAINER_FD, r.start, r.start, r.nbytes) < 0:
+            return False
         rte_extmem_unregister(<void *>r.start, r.nbytes)
         r.state = state
+    return True
 
 
 cdef rte_mbuf_ext_shared_info *lend(const void *ptr, size_t nbytes) noexcept:
@@ -144,7 +150,7 @@ cdef bint card_opened() noexcept:
 
 
 cdef void card_closed() noexcept:
-    """A card was stopped, and will be unplugged. DPDK would map the regions of now for a card that comes later."""
+    """A card was closed, and will be unplugged. DPDK would map the regions of now for a card that comes later."""
     global cards
     cdef size_t i
     cdef region *r
@@ -156,11 +162,17 @@ cdef void card_closed() noexcept:
         while r != NULL:
             unmap_region(r, AWAY)
             r = r.next
-    sweep()
 
 
 cdef void end_region(region *r) noexcept:
-    unmap_region(r, PLAIN)
+    global nb_lost
+    if not unmap_region(r, PLAIN):
+        nb_lost += 1
+        if nb_lost == 1:
+            warnings.warn(
+                f"DPDK cannot unmap an array of {r.nbytes} bytes, so a card might still read it: its memory stays with "
+                "the process. Restart the process if that is too much", RuntimeWarning, stacklevel=1)
+        return  # neither the memory nor the count in `r` may have another use
     munmap(<void *>r.start, r.nbytes + PAGE)
     free(r)
 
@@ -247,7 +259,10 @@ cdef class Memory:
 
 
 def counts():
-    """Regions that have an array, those mapped for cards, and those without an array that a driver still holds."""
+    """Regions that have an array, those mapped for cards, and those without an array.
+
+    A driver still holds frames of the last, or DPDK could not unmap them.
+    """
     cdef size_t i
     cdef uint64_t mapped = 0, held = 0
     cdef region *r = left
@@ -256,4 +271,4 @@ def counts():
     while r != NULL:
         held += 1
         r = r.next
-    return {"arrays": nb_regions, "mapped": mapped, "held": held}
+    return {"arrays": nb_regions, "mapped": mapped, "held": held + nb_lost}
