@@ -18,6 +18,7 @@ from aiflow.librte.rte_mbuf cimport (
     rte_mbuf_ext_refcnt_read, rte_mbuf_ext_refcnt_set, rte_mbuf_ext_shared_info,
 )
 
+import resource
 import warnings
 
 
@@ -42,12 +43,13 @@ cdef extern from "aiflow/rt/agent.h" nogil:
 cdef enum:
     PAGE = 4096
     HUGE = 2 << 20
+    MOST_MAPPED = 256  # EAL_VFIO_MAX_USER_MEM_MAPS of DPDK
 
 cdef enum region_state:
     PLAIN     # no card knows of it
     MAPPED    # cards may read it
     AWAY      # it was mapped; the last card has been closed since
-    REFUSED   # it could not be mapped: its bytes are copied
+    REFUSED   # it could not be mapped: its bytes are copied, until another is unmapped or a card comes
 
 cdef struct region:
     uintptr_t start
@@ -61,7 +63,9 @@ cdef size_t nb_regions = 0
 cdef size_t room = 0
 cdef region *left = NULL      # their arrays are gone, and a driver held frames of them
 cdef int cards = 0
-cdef size_t nb_lost = 0         # they could not be unmapped
+cdef size_t nb_refused = 0    # regions in that state, at least
+cdef bint told = False        # of a refusal
+cdef size_t nb_lost = 0       # regions that could not be unmapped
 
 
 cdef void given_back(void *addr, void *opaque) noexcept nogil:
@@ -119,6 +123,34 @@ cdef bint unmap_region(region *r, region_state state) noexcept:
     return True
 
 
+cdef void refuse(region *r) noexcept:
+    """Do not try again for each slice: the kernel locks page after page up to its limit."""
+    global nb_refused, told
+    r.state = REFUSED
+    nb_refused += 1
+    if not told:
+        told = True
+        limit, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+        warnings.warn(
+            f"a card cannot read an array of {r.nbytes >> 10} KiB where it lies, so aiflow copies what it sends of it. "
+            f"The kernel locks such arrays in memory ({locked(limit)}), and DPDK maps {MOST_MAPPED} at most: "
+            "raise the limit, or send slices of fewer and larger arrays of aiflow.empty", RuntimeWarning, stacklevel=1)
+
+
+def locked(limit):
+    return "ulimit -l is unlimited" if limit == resource.RLIM_INFINITY else f"ulimit -l is {limit >> 10} KiB"
+
+
+cdef void retry() noexcept:
+    """There may be room for regions that were refused."""
+    global nb_refused
+    cdef size_t i
+    for i in range(nb_regions if nb_refused else 0):
+        if regions[i].state == REFUSED:
+            regions[i].state = PLAIN
+    nb_refused = 0
+
+
 cdef rte_mbuf_ext_shared_info *lend(const void *ptr, size_t nbytes) noexcept:
     """What counts the frames that refer to these bytes; NULL if they are to be copied. For a slice that is posted."""
     cdef uintptr_t start = <uintptr_t>ptr
@@ -129,8 +161,8 @@ cdef rte_mbuf_ext_shared_info *lend(const void *ptr, size_t nbytes) noexcept:
     r = regions[at]
     if start + nbytes > r.start + r.nbytes:
         return NULL
-    if (r.state == PLAIN or r.state == AWAY) and not map_region(r):
-        r.state = REFUSED
+    if r.state == PLAIN and not map_region(r):
+        refuse(r)
     return &r.lent if r.state == MAPPED else NULL
 
 
@@ -143,6 +175,7 @@ cdef bint card_opened() noexcept:
     cdef size_t i
     cdef bint all_mapped = rte_eal_iova_mode() == RTE_IOVA_VA
     cards += 1
+    retry()
     for i in range(nb_regions):
         if regions[i].state == AWAY and not (all_mapped and map_region(regions[i])):
             all_mapped = False
@@ -166,6 +199,7 @@ cdef void card_closed() noexcept:
 
 cdef void end_region(region *r) noexcept:
     global nb_lost
+    cdef bint mapped = r.state == MAPPED
     if not unmap_region(r, PLAIN):
         nb_lost += 1
         if nb_lost == 1:
@@ -175,6 +209,8 @@ cdef void end_region(region *r) noexcept:
         return  # neither the memory nor the count in `r` may have another use
     munmap(<void *>r.start, r.nbytes + PAGE)
     free(r)
+    if mapped:
+        retry()
 
 
 cdef void sweep() noexcept:
