@@ -13,7 +13,7 @@ from aiflow._core cimport (
     af_extent, af_manifest, af_manifest_measure, af_rx_need, af_span, af_tx_error_name,
 )
 from aiflow._dp_driver cimport aiflow_set
-from aiflow._eal_regions cimport lend
+from aiflow._eal_regions cimport lend, sweep
 
 # Names of the C table (include/aiflow/tx/tx_state.h).
 ERRORS = tuple([af_tx_error_name(error).decode() for error in range(AF_NB_TX_ERRORS)])
@@ -39,6 +39,7 @@ cdef class Outgoing:
         for i in range(n):
             PyBuffer_Release(&buffers[i])
         free(buffers)
+        sweep()
 
     cdef int _take(self, list buffers) except -1:
         """Hold every buffer. The caller has checked that they are C-contiguous."""

@@ -154,8 +154,10 @@ cdef void retry() noexcept:
 cdef rte_mbuf_ext_shared_info *lend(const void *ptr, size_t nbytes) noexcept:
     """What counts the frames that refer to these bytes; NULL if they are to be copied. For a slice that is posted."""
     cdef uintptr_t start = <uintptr_t>ptr
-    cdef size_t at = place_of(start)
+    cdef size_t at
     cdef region *r
+    sweep()
+    at = place_of(start)
     if at == nb_regions or not cards or not ours():
         return NULL
     r = regions[at]
@@ -217,6 +219,8 @@ cdef void sweep() noexcept:
     """Give back the memory that no driver holds any more."""
     cdef region **place = &left
     cdef region *r
+    if not ours():
+        return
     while place[0] != NULL:
         r = place[0]
         if rte_mbuf_ext_refcnt_read(&r.lent) == AF_LENT_AT_REST:
@@ -246,8 +250,7 @@ cdef class Memory:
         cdef size_t at
         if self.region != NULL or nbytes == 0:
             raise ValueError("Memory is made once, of at least one byte")
-        if ours():
-            sweep()
+        sweep()
         if nb_regions == room:
             more = <region **>realloc(regions, (2 * room + 64) * sizeof(region *))
             if more == NULL:

@@ -15,7 +15,11 @@ def empty(shape: int | tuple[int, ...], dtype: Any = np.uint8) -> np.ndarray[Any
     """An uninitialised ndarray, page-aligned and on huge pages where the kernel gives them.
 
     Network cards behind an IOMMU read such an array where it lies, in frames of more than 4 KiB (`frame_size=`): no
-    payload is copied. Then the kernel locks it in memory. Other drivers copy each payload once, from any array.
+    payload is copied. Arrays below 64 KiB are copied. Other drivers copy each payload once, from any array.
+
+    The first `send` of an array over a card locks all of it in memory, within `ulimit -l`: that takes time.
+    The card keeps its last frames until it sends others. So the memory of an array that is gone comes back when the
+    next slices are sent, or when the port is closed.
 
     Parameters
     ----------
