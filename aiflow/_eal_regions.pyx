@@ -11,8 +11,8 @@ from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memmove
 from aiflow._eal_init cimport ours
 from aiflow.librte.rte_eal cimport (
-    RTE_IOVA_VA, RTE_VFIO_DEFAULT_CONTAINER_FD, rte_eal_iova_mode, rte_extmem_register, rte_extmem_unregister,
-    rte_vfio_container_dma_map, rte_vfio_container_dma_unmap,
+    RTE_IOVA_VA, RTE_VFIO_DEFAULT_CONTAINER_FD, rte_eal_iova_mode, rte_vfio_container_dma_map,
+    rte_vfio_container_dma_unmap,
 )
 from aiflow.librte.rte_mbuf cimport (
     rte_mbuf_ext_refcnt_read, rte_mbuf_ext_refcnt_set, rte_mbuf_ext_shared_info,
@@ -43,6 +43,7 @@ cdef extern from "aiflow/rt/agent.h" nogil:
 cdef enum:
     PAGE = 4096
     HUGE = 2 << 20
+    LEAST = 64 << 10   # bytes of a region that is lent: the few mappings are for those that gain most
     MOST_MAPPED = 256  # EAL_VFIO_MAX_USER_MEM_MAPS of DPDK
 
 cdef enum region_state:
@@ -104,10 +105,7 @@ cdef size_t place_of(uintptr_t address) noexcept:
 
 cdef bint map_region(region *r) noexcept:
     """Map a region for all cards. False: too many regions, or the process may not lock as much memory."""
-    if rte_extmem_register(<void *>r.start, r.nbytes, NULL, 0, PAGE) < 0:
-        return False
     if rte_vfio_container_dma_map(RTE_VFIO_DEFAULT_CONTAINER_FD, r.start, r.start, r.nbytes) < 0:
-        rte_extmem_unregister(<void *>r.start, r.nbytes)
         return False
     r.state = MAPPED
     return True
@@ -118,7 +116,6 @@ cdef bint unmap_region(region *r, region_state state) noexcept:
     if r.state == MAPPED:
         if rte_vfio_container_dma_unmap(RTE_VFIO_DEFAULT_CONTAINER_FD, r.start, r.start, r.nbytes) < 0:
             return False
-        rte_extmem_unregister(<void *>r.start, r.nbytes)
         r.state = state
     return True
 
@@ -161,7 +158,7 @@ cdef rte_mbuf_ext_shared_info *lend(const void *ptr, size_t nbytes) noexcept:
     if at == nb_regions or not cards or not ours():
         return NULL
     r = regions[at]
-    if start + nbytes > r.start + r.nbytes:
+    if start + nbytes > r.start + r.nbytes or r.nbytes < LEAST:
         return NULL
     if r.state == PLAIN and not map_region(r):
         refuse(r)

@@ -53,9 +53,6 @@ cdef extern from "rte_bus_vdev.h" nogil:
 
 cdef extern from "rte_memory.h" nogil:
     int SOCKET_ID_ANY
-    int rte_extmem_register(
-        void *va_addr, size_t len, uint64_t *iova_addrs, unsigned int n_pages, size_t page_sz) noexcept
-    int rte_extmem_unregister(void *va_addr, size_t len) noexcept
 
 
 cdef extern from "rte_vfio.h" nogil:
