@@ -29,7 +29,6 @@ cdef class Loop(LoopDriver):
     cdef loop_port ports[PORTS]
     cdef uint32_t nb_ports
     cdef uint32_t nb_gated
-    cdef uint32_t nb_lending           # ports whose card reads lent memory
     cdef af_doorbell *bells[PORTS]     # of connections; NULL where there is none. Their ports keep them
     cdef int bell_uses[PORTS]          # ports that share each
     cdef bint to_ring[PORTS]           # its peer has got frames in this iteration

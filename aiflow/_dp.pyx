@@ -147,7 +147,6 @@ cdef class Loop(LoopDriver):
         slot.attached = True
         self.open_ports[index] = port
         self.nb_gated += port.gated
-        self.nb_lending += port.lends
         if index >= self.nb_ports:
             self.nb_ports = index + 1
         self._settle()
@@ -180,7 +179,6 @@ cdef class Loop(LoopDriver):
             self.tx_nombuf += self.ports[index].tx_nombuf
             self.ports[index].rx_nombuf = self.ports[index].tx_nombuf = 0
             self.nb_gated -= self.ports[index].gated
-            self.nb_lending -= self.ports[index].lends
             self._no_wakes(&self.ports[index], port.wake_fds)
             self.ports[index].attached = False
             self.open_ports[index] = None
@@ -483,4 +481,5 @@ cdef class Loop(LoopDriver):
                 m.data_len += reference.data_len
                 m.next = NULL
                 m.nb_segs = 1
+                port.by_reference -= 1
                 rte_pktmbuf_free(reference)

@@ -161,9 +161,15 @@ cdef class TxAgent(Agent):
 
     def prepare(self, Port port):
         """Make what `attach` needs. In any thread, before it."""
-        if self.loop.by_reference(port) and self.loop.references is None:
+        cdef Loop loop = <Loop?>self.loop
+        if loop.by_reference(port):
             # A burst, and the rest lies in caches. A card keeps them until it has sent.
-            self.loop.references = Mempool("references", 4095 if port.lends else 255, 64, -1, True)
+            wanted = 4095 if port.lends else 255
+            pool = loop.references
+            if pool is None or pool.nb_mbufs < wanted:
+                loop.references = Mempool("references", wanted, 64, -1, True)
+            if pool is not None and pool is not loop.references:
+                loop._keep(pool)  # frames of it are out
         pool = self.loop.tx_pool
         if pool is not None and pool.data_room < port.frame_size:  # it was made for feedback alone
             own = pool.own_memory and not port.needs_eal_memory
@@ -266,8 +272,14 @@ cdef class TxAgent(Agent):
         return self._post(of_rows(buffer, nb_rows, manifest, self._lends()), plan, receiver, wait, into)
 
     cdef bint _lends(self):
-        """Is a port of the loop one that reads `aiflow.empty` memory where it lies?"""
-        return (<Loop>self.loop).nb_lending > 0
+        """Does a card that we send over read the memory of `aiflow.empty` where it lies?"""
+        cdef uint32_t i
+        cdef const af_tx_port *port
+        for i in range(self.side.tx[0].nb_ports):
+            port = &self.side.tx[0].ports[i]
+            if port.p.attached and port.p.by_reference == AF_REFER_OWNED:
+                return True
+        return False
 
     cdef _post(self, Outgoing out, plan, uint32_t receiver, bint wait, list into):
         cdef Loop loop

@@ -282,10 +282,10 @@ cdef class Port:
                                   "bytes this card can send; use that size or less")
             conf.rxmode.mtu = frame_size - 14
         # Only where payloads go out by reference: many cards send faster without it.
-        self.lends &= may_lend(self.driver, frame_size)
-        if (self.driver in TRAITS or self.lends) and dev_info.tx_offload_capa & RTE_ETH_TX_OFFLOAD_MULTI_SEGS:
-            conf.txmode.offloads = RTE_ETH_TX_OFFLOAD_MULTI_SEGS
-            self.multi_segs = True
+        if self.driver in TRAITS or self.lends and may_lend(self.driver, frame_size):
+            conf.txmode.offloads = dev_info.tx_offload_capa & RTE_ETH_TX_OFFLOAD_MULTI_SEGS
+        self.multi_segs |= conf.txmode.offloads != 0
+        self.lends &= self.multi_segs
         with nogil:
             rc = rte_eth_dev_configure(port_id, 1, 1, &conf)
             if rc == 0:

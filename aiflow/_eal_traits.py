@@ -18,7 +18,8 @@ OF_A_CARD = (False, False, False, False, False)
 """The same fields of any other driver."""
 
 _LEAST_TO_LEND = 4096  # bytes of a frame; smaller ones are copied, which costs less
-_OTHER_MEMORY = ("net_mlx5", "mlx5_pci", "net_mlx4", "net_mana")  # they do not use the VFIO container of DPDK
+_OTHER_MEMORY = ("net_mlx5", "mlx5_pci", "net_mlx4", "net_mana", "net_nbl", "net_ntnic")
+# They do not use DPDK's own VFIO container.
 
 
 def may_lend(driver: str, frame_size: int | None) -> bool:
