@@ -6,9 +6,11 @@ IOMMU share DPDK's default container, so one mapping serves them all. A region c
 holds. While there are any, its memory stays, even if its array is gone. All functions run with the GIL, and keep it.
 """
 from cpython.buffer cimport PyBuffer_FillInfo
+from cpython.pyport cimport PY_SSIZE_T_MAX
 from libc.stdint cimport uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memmove
+from posix.unistd cimport _SC_PAGESIZE, sysconf
 from aiflow._eal_init cimport ours
 from aiflow.librte.rte_eal cimport (
     RTE_IOVA_VA, RTE_VFIO_DEFAULT_CONTAINER_FD, rte_eal_iova_mode, rte_vfio_container_dma_map,
@@ -41,7 +43,6 @@ cdef extern from "aiflow/rt/agent.h" nogil:
 
 
 cdef enum:
-    PAGE = 4096
     HUGE = 2 << 20
     LEAST = 64 << 10   # bytes of a region that is lent: the few mappings are for those that gain most
     MOST_MAPPED = 256  # EAL_VFIO_MAX_USER_MEM_MAPS of DPDK
@@ -59,6 +60,7 @@ cdef struct region:
     rte_mbuf_ext_shared_info lent  # AF_LENT_AT_REST, and the frames that refer to it
     region *next      # of those whose array is gone
 
+cdef size_t PAGE = sysconf(_SC_PAGESIZE)
 cdef region **regions = NULL  # the highest address first: the kernel places new ones below
 cdef size_t nb_regions = 0
 cdef size_t room = 0
@@ -239,14 +241,16 @@ cdef class Memory:
     cdef region *region
     cdef size_t nbytes
 
-    def __init__(self, size_t nbytes):
+    def __cinit__(self, size_t nbytes):
         global regions, nb_regions, room
         cdef region **more
         cdef region *r
         cdef void *base
         cdef size_t at
-        if self.region != NULL or nbytes == 0:
-            raise ValueError("Memory is made once, of at least one byte")
+        if nbytes == 0:
+            raise ValueError("Memory is of at least one byte")
+        if nbytes > <size_t>PY_SSIZE_T_MAX - 2 * HUGE:
+            raise MemoryError(f"no memory for an array of {nbytes} bytes")
         sweep()
         if nb_regions == room:
             more = <region **>realloc(regions, (2 * room + 64) * sizeof(region *))

@@ -43,6 +43,24 @@ def test_many_arrays_end_in_any_order() -> None:
     assert arrays() == before
 
 
+@pytest.mark.parametrize("nbytes", [2**62, 2**63 - 1, 2**63, 2**64 - 1])
+def test_memory_that_no_machine_has(nbytes: int) -> None:
+    before = arrays()
+    with pytest.raises(MemoryError, match=f"array of {nbytes} bytes"):
+        _eal_regions.Memory(nbytes)
+    assert arrays() == before
+
+
+def test_memory_is_made_once_of_at_least_one_byte() -> None:
+    with pytest.raises(ValueError, match="at least one byte"):
+        _eal_regions.Memory(0)
+    with pytest.raises(TypeError):
+        _eal_regions.Memory.__new__(_eal_regions.Memory)
+    memory = _eal_regions.Memory(5)
+    memory.__init__(7)  # type: ignore[misc]
+    assert memoryview(memory).nbytes == 5
+
+
 def mappings() -> int:
     return len(Path("/proc/self/maps").read_text().splitlines())
 
