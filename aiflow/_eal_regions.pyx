@@ -3,7 +3,8 @@
 
 A region is mapped for DMA when a slice in it is first sent over a card that sends by reference. All cards behind an
 IOMMU share DPDK's default container, so one mapping serves them all. A region counts the frames that a driver still
-holds. While there are any, its memory stays, even if its array is gone. All functions run with the GIL, and keep it.
+holds. While there are any, its memory stays, even if its array is gone. All functions run with the GIL. Only
+`map_region` gives it up for a while.
 """
 from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.pyport cimport PY_SSIZE_T_MAX
@@ -17,7 +18,7 @@ from aiflow.librte.rte_eal cimport (
     rte_vfio_container_dma_unmap,
 )
 from aiflow.librte.rte_mbuf cimport (
-    rte_mbuf_ext_refcnt_read, rte_mbuf_ext_refcnt_set, rte_mbuf_ext_shared_info,
+    rte_mbuf_ext_refcnt_read, rte_mbuf_ext_refcnt_set, rte_mbuf_ext_refcnt_update, rte_mbuf_ext_shared_info,
 )
 
 import resource
@@ -49,6 +50,7 @@ cdef enum:
 
 cdef enum region_state:
     PLAIN     # no card knows of it
+    MAPPING   # a thread is about to: see `map_region`
     MAPPED    # cards may read it
     AWAY      # it was mapped; the last card has been closed since
     REFUSED   # it could not be mapped: its bytes are copied, until another is unmapped or a card comes
@@ -106,11 +108,22 @@ cdef size_t place_of(uintptr_t address) noexcept:
 
 
 cdef bint map_region(region *r) noexcept:
-    """Map a region for all cards. False: too many regions, or the process may not lock as much memory."""
-    if rte_vfio_container_dma_map(RTE_VFIO_DEFAULT_CONTAINER_FD, r.start, r.start, r.nbytes) < 0:
-        return False
-    r.state = MAPPED
-    return True
+    """Map a region for all cards. False: too many regions, or the process may not lock as much memory.
+
+    It takes a while, as the kernel locks page after page. Other threads run, and copy what they send of the region. It
+    counts us as a frame, so that it stays.
+    """
+    cdef region_state before = r.state
+    cdef int rc
+    r.state = MAPPING
+    rte_mbuf_ext_refcnt_update(&r.lent, 1)
+    with nogil:
+        rc = rte_vfio_container_dma_map(RTE_VFIO_DEFAULT_CONTAINER_FD, r.start, r.start, r.nbytes)
+    rte_mbuf_ext_refcnt_update(&r.lent, -1)
+    r.state = before if rc < 0 else MAPPED
+    if not cards:
+        unmap_region(r, before)  # the last one has gone meanwhile
+    return r.state == MAPPED
 
 
 cdef bint unmap_region(region *r, region_state state) noexcept:
@@ -162,7 +175,7 @@ cdef rte_mbuf_ext_shared_info *lend(const void *ptr, size_t nbytes) noexcept:
     r = regions[at]
     if start + nbytes > r.start + r.nbytes or r.nbytes < LEAST:
         return NULL
-    if r.state == PLAIN and not map_region(r):
+    if r.state == PLAIN and not map_region(r) and cards:
         refuse(r)
     return &r.lent if r.state == MAPPED else NULL
 
@@ -173,14 +186,19 @@ cdef bint card_opened() noexcept:
     A slice that is in flight while the last card goes, and another comes, has been told that it is lent.
     """
     global cards
-    cdef size_t i
-    cdef bint all_mapped = rte_eal_iova_mode() == RTE_IOVA_VA
+    cdef size_t i = 0
     cards += 1
     retry()
-    for i in range(nb_regions):
-        if regions[i].state == AWAY and not (all_mapped and map_region(regions[i])):
-            all_mapped = False
-    return all_mapped
+    if rte_eal_iova_mode() != RTE_IOVA_VA:
+        return False
+    while i < nb_regions:
+        if regions[i].state != AWAY:
+            i += 1
+        elif map_region(regions[i]):
+            i = 0  # arrays may have come and gone meanwhile
+        else:
+            return False
+    return True
 
 
 cdef void card_closed() noexcept:
