@@ -55,7 +55,7 @@ def test_memory_is_made_once_of_at_least_one_byte() -> None:
     with pytest.raises(ValueError, match="at least one byte"):
         _eal_regions.Memory(0)
     with pytest.raises(TypeError):
-        _eal_regions.Memory.__new__(_eal_regions.Memory)
+        _eal_regions.Memory.__new__(_eal_regions.Memory)  # type: ignore[call-arg]
     memory = _eal_regions.Memory(5)
     memory.__init__(7)  # type: ignore[misc]
     assert memoryview(memory).nbytes == 5
