@@ -1,4 +1,4 @@
-"""Memory of `aiflow.empty` where no card is: no region is mapped, and its life is that of its arrays."""
+"""Memory of `aiflow.empty` where no card is: its life is that of its arrays. For cards see tests/nic/."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_small_arrays_share_mappings_of_the_kernel() -> None:
     assert mappings() < before + 100
 
 
-def test_other_ports_map_nothing_and_count_their_references() -> None:
+def test_other_ports_count_their_references() -> None:
     """memif copies in its burst: all memory goes by reference, and frees at once."""
     images = aiflow.empty((16, 100_000))
     images[:] = 5
@@ -87,5 +87,3 @@ def test_other_ports_map_nothing_and_count_their_references() -> None:
         ticket.result(timeout=30)
         assert tx.port_table[0].by_reference > 0
         assert rx.port_table[0].by_reference == 0
-        counts = _eal_regions.counts()
-        assert counts["mapped"] == counts["held"] == 0
