@@ -22,7 +22,9 @@ mapfile -t arguments <$share/arguments
 kind=${arguments[0]}
 echo "aiflow: booted after $(cut -d' ' -f1 /proc/uptime) s"
 [ "$kind" != boot ] || exit
-.venv/bin/python -m pytest -c tests/nic/pytest.ini -p no:cacheprovider -m "$([ "$kind" = soak ] || echo not) soak" \
-    tests/nic "${arguments[@]:1}" >$share/results.txt 2>&1
+selected=(-m "not soak")
+[ "$kind" != soak ] || selected=(-m soak -s) # it prints its figures
+.venv/bin/python -m pytest -c tests/nic/pytest.ini -p no:cacheprovider "${selected[@]}" tests/nic "${arguments[@]:1}" \
+    >$share/results.txt 2>&1
 echo $? >$share/status
 dmesg >$share/dmesg.log
