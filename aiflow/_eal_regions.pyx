@@ -236,13 +236,14 @@ cdef void sweep() noexcept:
     """Give back the memory that no driver holds any more."""
     cdef region **place = &left
     cdef region *r
-    if not ours():
+    if left == NULL or not ours():
         return
     while place[0] != NULL:
         r = place[0]
         if rte_mbuf_ext_refcnt_read(&r.lent) == AF_LENT_AT_REST:
             place[0] = r.next
             end_region(r)
+            place = &left  # it may have warned: other threads ran
         else:
             place = &r.next
 
