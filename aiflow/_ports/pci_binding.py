@@ -189,7 +189,8 @@ class PciBinding:
         self._check_loaded(address, driver)
         if device.physical_function:
             notes.append(f"it is a virtual function of {device.physical_function}")
-        record = self._recall(device) if before in DPDK_DRIVERS else None
+        # a card without a driver may be one that a bind or unbind left half-way: its record still holds
+        record = self._recall(device) if not before or before in DPDK_DRIVERS else None
         former = record["driver"] if record else None if before in DPDK_DRIVERS else before
         former_override = record["override"] if record else "" if device.override in DPDK_DRIVERS else device.override
         writes = [Write(device.path / "driver_override", driver)]
@@ -347,7 +348,7 @@ class PciBinding:
         if failed or device.driver != change.before:
             how = " and ".join(failed) or "without an error of the kernel"
             return f"It could not be restored: {how}. As root: {'; '.join(map(str, writes))}"
-        if change.before not in DPDK_DRIVERS:
+        if change.former == change.before:  # otherwise `unbind` still needs the record
             self._record(device.address).unlink(missing_ok=True)
         return f"It is bound to {change.before} again" if change.before else "It is bound to no driver, as before"
 

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -152,3 +153,42 @@ def test_an_interrupted_unbind_says_that_the_card_has_no_driver(world: World, nu
         world.unbind()
     assert len(getattr(caught.value, "__notes__", ())) == notes
     assert world.unbind() == ["igb"]
+
+
+def failed_unbind(world: World) -> None:
+    world.bind()
+    world.tree.refusing.add("igb")
+    with pytest.raises(PortError, match="The card has no driver now"):
+        world.unbind()
+    world.tree.refusing.clear()
+
+
+def killed_bind(world: World) -> None:
+    child = os.fork()
+    if child == 0:
+        world.tree.before_write = lambda at: os.kill(os.getpid(), signal.SIGKILL) if at == 3 else None
+        world.bind()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+def bind_without_undo(world: World) -> None:
+    world.tree.refusing |= {"vfio-pci", "igb"}
+    with pytest.raises(PortError, match="It could not be restored"):
+        world.bind()
+    world.tree.refusing.clear()
+
+
+@pytest.mark.parametrize("stop", [failed_unbind, killed_bind, bind_without_undo])
+def test_a_bind_after_one_that_stopped_half_way_keeps_the_former_driver(
+    world: World, stop: Callable[[World], None]
+) -> None:
+    stop(world)
+    assert world.driver() == ""
+    world.tree.refusing.add("vfio-pci")
+    with pytest.raises(PortError, match=r"It is bound to no driver, as before$"):
+        world.bind()
+    world.tree.refusing.clear()
+    assert world.bind() == ["vfio-pci"]
+    assert world.unbind() == ["igb"]
+    assert (world.driver(), world.override()) == ("igb", "")
