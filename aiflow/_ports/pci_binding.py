@@ -133,7 +133,8 @@ class PciBinding:
         changes = [self._plan_bind(device, driver) for device in devices]
         planned = {change.address: change.after for change in changes}
         for device, change in zip(devices, changes, strict=True):
-            if change.writes and change.after == "vfio-pci" and (why := why_group_is_shared(device, planned)):
+            to_vfio = change.writes and change.after == "vfio-pci"
+            if to_vfio and (why := why_group_is_shared(device, self.network, planned)):
                 raise PortError(f"{device.address}: {why}")
         return changes
 

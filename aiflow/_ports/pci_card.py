@@ -88,7 +88,7 @@ def _check_shared(endpoint: Endpoint, device: PciDevice) -> None:
 
 def _try_group(endpoint: Endpoint, device: PciDevice) -> None:
     """Raise PortError if the card's IOMMU group cannot be opened: DPDK's log has the fault, and no remedy."""
-    if why := why_group_is_shared(device):
+    if why := why_group_is_shared(device, read_network):
         raise PortError(f"{endpoint}: {why}")
     file = device.group_file
     if file is None:

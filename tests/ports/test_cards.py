@@ -156,12 +156,20 @@ def test_a_card_whose_group_can_be_opened_is_taken(tree: PciTree) -> None:
     [
         ("igb", "0x020000", f"aiflow ports bind {ADDRESS} 0000:3b:00.1"),
         ("uio_pci_generic", "0x020000", f"aiflow ports bind --driver vfio-pci {ADDRESS} 0000:3b:00.1"),
-        ("snd_hda_intel", "0x040300", "/drivers/snd_hda_intel/unbind. Or"),
+        ("snd_hda_intel", "0x040300", "another slot. Or, only if the machine can do without 0000:3b:00.1"),
     ],
 )
 def test_a_card_that_shares_its_group_is_refused(tree: PciTree, driver: str, pci_class: str, command: str) -> None:
-    tree.add("0000:3b:00.1", driver, group="7", pci_class=pci_class)
+    tree.add("0000:3b:00.1", driver, *["eth2"] * (driver == "igb"), group="7", pci_class=pci_class)
     assert command in refused(rf"shares IOMMU group 7 with 0000:3b:00\.1 \({driver}\)")
+
+
+@unit
+def test_a_disk_in_the_group_is_not_offered_to_be_taken(tree: PciTree) -> None:
+    tree.load("nvme")
+    tree.add("0000:3b:00.1", "nvme", group="7", pci_class="0x010802")
+    said = refused(r"shares IOMMU group 7 with 0000:3b:00\.1 \(nvme\).*Put the card into another.*disks are behind")
+    assert "echo" not in said
 
 
 @unit

@@ -280,9 +280,34 @@ def test_a_neighbour_that_is_no_network_card_is_taken_from_its_driver_by_hand(wo
     sound = "0000:3b:00.3"
     world.tree.add(sound, "snd_hda_intel", group="12", pci_class=pci_class)
     command = f"echo {sound} > {world.tree.driver('snd_hda_intel')}/unbind"
-    assert f"As root: {command}; aiflow ports bind {CARD}. Or put" in refused(world, rf"{sound} \(snd_hda_intel\)")
+    said = refused(world, rf"{sound} \(snd_hda_intel\).* Put the card into another slot\. Or, only if the machine")
+    assert f"can do without {sound} (USB may have the keyboard), as root: {command}; aiflow ports bind {CARD}" in said
     world.tree.write(world.tree.driver("snd_hda_intel") / "unbind", sound)
     assert world.bind() == ["vfio-pci"]
+
+
+@pytest.mark.parametrize(
+    ("driver", "pci_class", "why"),
+    [
+        ("nvme", "0x010802", "disks are behind it"),
+        ("ahci", "0x010601", "disks are behind it"),
+        ("mlx5_core", "0x020000", "a card stays with mlx5_core"),
+        ("e1000e", "0x020000", "eth2 carries the host's default route"),
+    ],
+)
+def test_a_neighbour_that_must_stay_is_not_offered_to_be_taken(
+    world: World, driver: str, pci_class: str, why: str
+) -> None:
+    for name in (driver, "xhci_hcd"):
+        world.tree.load(name)
+    world.tree.add(OTHER, driver, *["eth2"] * (pci_class == "0x020000"), group="12", pci_class=pci_class)
+    world.tree.add("0000:3b:00.2", "xhci_hcd", group="12", pci_class="0x0c0330")
+    if driver == "e1000e":
+        world.routes = [("eth2", "default via 10.0.0.1")]
+    for addresses in [(CARD,), (CARD, OTHER)][: 1 + (driver == "mlx5_core")]:
+        said = refused(world, f"Put the card into another slot. {OTHER}: {why}", *addresses)
+        assert "echo" not in said
+        assert "ports bind" not in said
 
 
 def test_if_one_of_several_is_refused_none_is_changed(world: World) -> None:
