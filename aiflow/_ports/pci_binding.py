@@ -310,6 +310,13 @@ class PciBinding:
         if not device.driver and change.after is None:  # the kernel reports no error if it knows no driver
             probe = Write(self.sysfs.bus / "drivers_probe", change.address)
             raise PortError(f"{change.address}: no driver took the card: modprobe its driver, then {probe}")
+        if change.after is None and (took := device.driver) in DPDK_DRIVERS:  # by its parameter ids=, or its new_id
+            unbind = Write(self.sysfs.driver(took) / "unbind", change.address)
+            raise PortError(
+                f"{change.address}: {took} took the card again, as it is told to take such cards (by its parameter "
+                f"ids=). Take that out, or, as root: {unbind}; echo {change.address} > "
+                f"{self.sysfs.bus}/drivers/DRIVER/bind, with its former DRIVER"
+            )
         self._record(device.address).unlink(missing_ok=True)
 
     def _write_all(self, device: PciDevice, change: Change) -> None:

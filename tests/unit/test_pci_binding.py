@@ -107,6 +107,17 @@ def test_a_card_that_no_driver_takes_back_is_an_error(world: World) -> None:
     assert world.unbind() == ["igb"]
 
 
+def test_a_card_that_vfio_takes_again_was_not_given_back(world: World) -> None:
+    world.bind()
+    shutil.rmtree(world.records)
+    world.tree.native[CARD] = "vfio-pci"  # as with its parameter ids=
+    with pytest.raises(PortError, match=r"^0000:3b:00\.0: vfio-pci took the card again.*ids=") as caught:
+        world.unbind()
+    assert f"echo {CARD} > {world.tree.driver('vfio-pci')}/unbind; echo {CARD} > " in str(caught.value)
+    assert "/drivers/DRIVER/bind" in str(caught.value)
+    assert world.driver() == "vfio-pci"
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"driver": 3}', '{"driver": "igb", "override": ""}'])
 def test_a_damaged_record_is_no_record(world: World, text: str) -> None:
     world.bind()
