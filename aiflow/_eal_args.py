@@ -49,6 +49,7 @@ _MADV_POPULATE_WRITE = 23
 _IOMMUS = Path("/sys/class/iommu")
 _PCI_DRIVERS = Path("/sys/bus/pci/drivers")
 _IOMMU_GROUPS = Path("/sys/kernel/iommu_groups")
+_UNSAFE_VFIO = Path("/sys/module/vfio/parameters/enable_unsafe_noiommu_mode")
 _ADDRESS_BITS = 47  # of this process's addresses; DPDK asks as much of an IOMMU (pci_device_iommu_support_va)
 _HUGEPAGES = "/sys/kernel/mm/hugepages"  # one for the machine; processes of any user can lock it
 _LOCK_TIMEOUT = 5.0  # seconds
@@ -231,11 +232,14 @@ def uses_physical_addresses(mode: str) -> bool:
 
 
 def _cards_without_iommu() -> bool:
-    """Whether a card is bound for DPDK that no IOMMU isolates. It needs physical addresses.
+    """Whether a card is bound for DPDK that needs physical addresses, mostly as no IOMMU isolates it.
 
     DPDK would not see that at its start, when it knows of no card. It takes the groups of vfio's no-IOMMU mode for an
-    IOMMU.
+    IOMMU. While that mode is on, it needs them for every card of vfio, also behind an IOMMU (pci_device_iova_mode).
     """
+    with contextlib.suppress(OSError):
+        if _UNSAFE_VFIO.read_text().strip() == "Y" and any(_PCI_DRIVERS.glob("vfio-pci/*:*")):
+            return True
     if any(any(_PCI_DRIVERS.glob(f"{driver}/*:*")) for driver in ("uio_pci_generic", "igb_uio")):
         return True
     for name in _IOMMU_GROUPS.glob("*/name"):

@@ -203,7 +203,7 @@ class PciBinding:
     def _choose(self, device: PciDevice, asked: str) -> tuple[str, list[str]]:
         """A driver, and what the user should know of it."""
         address = device.address
-        unsafe = self.sysfs.read(self.sysfs.root / "module/vfio/parameters/enable_unsafe_noiommu_mode") == "Y"
+        unsafe = self.sysfs.vfio_is_unsafe
         if device.group:
             if asked == "uio_pci_generic":
                 note = "it has an IOMMU: vfio-pci would isolate it; uio_pci_generic needs root, hugepages and iommu=pt"

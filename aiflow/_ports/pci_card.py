@@ -166,10 +166,19 @@ def _check_memory(endpoint: Endpoint, device: PciDevice) -> None:
         mode = _eal.memory_mode() or _eal_args.choose("")[0]
     except AiflowError as exc:
         raise PortError(f"{endpoint}: {exc}") from exc
-    if device.driver in UIO_DRIVERS or not device.group or _eal_args.is_narrow(device.path / "iommu"):
+    isolated = device.group and device.driver not in UIO_DRIVERS
+    narrow = _eal_args.is_narrow(device.path / "iommu")
+    # while that mode is on, DPDK asks for physical addresses for every card of vfio (pci_device_iova_mode)
+    if not isolated or narrow or SYSFS.vfio_is_unsafe:
         physical = _eal.uses_physical_addresses() if _eal.started() else _eal_args.uses_physical_addresses(mode)
+        if not physical and isolated and not narrow:
+            raise PortError(
+                f"{endpoint}: vfio's unsafe no-IOMMU mode is on, and DPDK then takes the card for one without IOMMU, "
+                f"which it has. As root, unless another card needs that mode: echo 0 > {SYSFS.unsafe_vfio}"
+            )
         if not physical:
             raise PortError(f"{endpoint}: {no_iommu_advice()}")
+    if not isolated:
         return
     limit, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     if limit != resource.RLIM_INFINITY and limit < _eal_args.heap_bytes(mode) and not limits.may(_CAP_IPC_LOCK):

@@ -48,6 +48,16 @@ class Sysfs:
         """The PCI bus."""
         return self.root / "bus/pci"
 
+    @property
+    def unsafe_vfio(self) -> Path:
+        """The parameter of vfio's unsafe no-IOMMU mode."""
+        return self.root / "module/vfio/parameters/enable_unsafe_noiommu_mode"
+
+    @property
+    def vfio_is_unsafe(self) -> bool:
+        """Whether vfio takes cards that no IOMMU isolates."""
+        return self.read(self.unsafe_vfio) == "Y"
+
     def device(self, address: str) -> PciDevice:
         """The device with an address, whether it exists or not."""
         return PciDevice(self, address)

@@ -68,7 +68,7 @@ def test_an_iommu_of_39_bits_is_noticed(
 
 
 @unit
-@pytest.mark.parametrize("kind", ["", "an IOMMU", "uio", "no-IOMMU mode"])
+@pytest.mark.parametrize("kind", ["", "an IOMMU", "uio", "no-IOMMU mode", "a card in unsafe mode", "no card in it"])
 def test_dpdk_starts_with_physical_addresses_where_a_card_needs_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
@@ -81,6 +81,11 @@ def test_dpdk_starts_with_physical_addresses_where_a_card_needs_them(
         (drivers / "uio_pci_generic" / ADDRESS).touch()
     if kind == "no-IOMMU mode":
         (groups / "7" / "name").write_text("vfio-noiommu\n")
+    (drivers / "vfio-pci").mkdir()
+    if kind != "no card in it":
+        (drivers / "vfio-pci" / ADDRESS).touch()
+    (tmp_path / "unsafe").write_text("Y\n" if kind in ("a card in unsafe mode", "no card in it") else "N\n")
+    monkeypatch.setattr(_eal_args, "_UNSAFE_VFIO", tmp_path / "unsafe")
     monkeypatch.setattr(_eal_args, "_IOMMUS", tmp_path / "none")
     monkeypatch.setattr(_eal_args, "_IOMMU_GROUPS", groups)
     monkeypatch.setattr(_eal_args, "_PCI_DRIVERS", drivers)
@@ -92,8 +97,8 @@ def test_dpdk_starts_with_physical_addresses_where_a_card_needs_them(
     monkeypatch.delenv("AIFLOW_MEMORY", raising=False)
     mode, arguments = _eal_args.choose("x")
     assert mode == "hugepages"
-    assert ("--iova-mode" in arguments) is (kind in ("uio", "no-IOMMU mode"))
-    assert _eal_args.uses_physical_addresses(mode) is (kind != "an IOMMU")
+    assert ("--iova-mode" in arguments) is (kind in ("uio", "no-IOMMU mode", "a card in unsafe mode"))
+    assert _eal_args.uses_physical_addresses(mode) is (kind not in ("an IOMMU", "no card in it"))
     assert not _eal_args.uses_physical_addresses("no-huge")
 
 
@@ -234,6 +239,20 @@ def test_a_narrow_iommu_needs_hugepages(tree: PciTree) -> None:
     cap.parent.mkdir(parents=True)
     cap.write_text("d2008c40660462\n")
     refused("fewer than 48 address bits, a card needs hugepages")
+
+
+@unit
+@pytest.mark.parametrize(("text", "physical", "usable"), [("Y", False, False), ("Y", True, True), ("N", False, True)])
+def test_while_vfio_is_unsafe_a_card_behind_an_iommu_needs_physical_addresses(
+    tree: PciTree, monkeypatch: pytest.MonkeyPatch, text: str, physical: bool, usable: bool
+) -> None:
+    monkeypatch.setattr(_eal_args, "uses_physical_addresses", lambda mode: physical)
+    tree.unsafe_vfio.parent.mkdir(parents=True)
+    tree.unsafe_vfio.write_text(f"{text}\n")
+    if usable:
+        pci_card.inspect_pci(CARD)
+    else:
+        refused(f"unsafe no-IOMMU mode is on.* echo 0 > {tree.unsafe_vfio}$")
 
 
 @unit
