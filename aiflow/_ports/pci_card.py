@@ -93,7 +93,7 @@ def _try_group(endpoint: Endpoint, device: PciDevice) -> None:
     file = device.group_file
     if file is None:
         raise PortError(f"{endpoint}: the card is in no IOMMU group; bind it to vfio-pci again")
-    _try_container(endpoint)
+    _try_container(endpoint, file)
     fault = _fault_of_opening(file)
     if fault is not None and fault.errno == errno.EBUSY:
         holders = device.holders()
@@ -101,6 +101,12 @@ def _try_group(endpoint: Endpoint, device: PciDevice) -> None:
             users = " and ".join(f"process {holder}" for holder in holders) or "another process"
             raise PortError(f"{endpoint}: busy, {users} has {file} open; end that one, or take another card")
     elif fault is not None and fault.errno in (errno.EACCES, errno.EPERM):
+        if os.geteuid() == 0:
+            more = "" if device.group else " --cap-add SYS_RAWIO"
+            raise PortError(
+                f"{endpoint}: no permission for {file}, though this is root. In a container, pass the device to it "
+                f"(--device {file}{more}). A rootless one needs it to be its user's (chown, on the host)"
+            )
         if not device.group:  # the kernel asks for CAP_SYS_RAWIO
             raise PortError(f"{endpoint}: no permission for {file}: vfio without an IOMMU needs root and hugepages")
         raise PortError(
@@ -108,18 +114,21 @@ def _try_group(endpoint: Endpoint, device: PciDevice) -> None:
             f"{os.geteuid()} {file}), and raise ulimit -l, since the card's memory is locked"
         )
     elif fault is not None:
-        raise PortError(f"{endpoint}: {file}: {fault.strerror}; bind the card to vfio-pci again")
+        raise PortError(
+            f"{endpoint}: {file}: {fault.strerror}. In a container, pass the device to it (--device {file}). Elsewhere "
+            "bind the card to vfio-pci again"
+        )
     _check_memory(endpoint, device)
 
 
-def _try_container(endpoint: Endpoint) -> None:
+def _try_container(endpoint: Endpoint, group_file: Path) -> None:
     """Raise PortError if /dev/vfio/vfio, which every process of vfio opens, cannot be opened."""
     file = SYSFS.dev / "vfio" / "vfio"
     fault = _fault_of_opening(file)
     if fault is not None:
         raise PortError(
             f"{endpoint}: {file}: {fault.strerror}; as root: modprobe vfio-pci && chmod 666 {file}. In a container, "
-            f"pass the device to it (--device {file})"
+            f"pass the devices to it (--device {file} --device {group_file})"
         )
     if _eal.started() and not _eal.vfio_is_ready():
         raise PortError(
@@ -152,8 +161,14 @@ def _try_uio(endpoint: Endpoint, device: PciDevice) -> None:
     """
     files = [Path(file) for file in device.device_files() if Path(file).name.startswith("uio")]
     for file in (*files, device.path / "config"):
-        if not os.access(file, os.R_OK | os.W_OK):
-            raise PortError(f"{endpoint}: no permission for {file}: {device.driver} needs root and hugepages")
+        if os.access(file, os.R_OK | os.W_OK):
+            continue
+        if os.geteuid() == 0 or not file.exists():
+            what = "cannot be written, though this is root" if file.exists() else "is missing"
+            raise PortError(
+                f"{endpoint}: {file} {what}: a container needs --privileged, and hugepages, for {device.driver}"
+            )
+        raise PortError(f"{endpoint}: no permission for {file}: {device.driver} needs root and hugepages")
     claim = claim_uio(endpoint)
     if claim is not None:
         claim.close()
