@@ -203,20 +203,19 @@ class PciBinding:
     def _choose(self, device: PciDevice, asked: str) -> tuple[str, list[str]]:
         """A driver, and what the user should know of it."""
         address = device.address
-        unsafe = self.sysfs.vfio_is_unsafe
         if device.group:
             if asked == "uio_pci_generic":
                 note = "it has an IOMMU: vfio-pci would isolate it; uio_pci_generic needs root, hugepages and iommu=pt"
                 return asked, [note]
             return "vfio-pci", []
         without = "no IOMMU isolates it"
-        if asked == "vfio-pci" and not unsafe:
+        if asked == "vfio-pci" and not self.sysfs.vfio_is_unsafe:
             raise PortError(
                 f"{address}: {without}, so vfio-pci cannot take it. Turn the IOMMU on (VT-d or AMD-Vi in the firmware, "
                 "intel_iommu=on on the kernel's command line), or use --driver uio_pci_generic, or, as root: "
-                "echo 1 > /sys/module/vfio/parameters/enable_unsafe_noiommu_mode"
+                f"echo 1 > {self.sysfs.unsafe_vfio}"
             )
-        if unsafe and asked != "uio_pci_generic":
+        if (asked or device.driver_to_bind) == "vfio-pci":
             return "vfio-pci", [f"{without}: vfio-pci runs in its unsafe no-IOMMU mode, for root with hugepages"]
         return "uio_pci_generic", [f"{without}: uio_pci_generic instead of vfio-pci, for root with hugepages"]
 

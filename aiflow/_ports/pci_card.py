@@ -185,7 +185,13 @@ def _check_memory(endpoint: Endpoint, device: PciDevice) -> None:
     narrow = _eal_args.is_narrow(device.path / "iommu")
     # while that mode is on, DPDK asks for physical addresses for every card of vfio (pci_device_iova_mode)
     if not isolated or narrow or SYSFS.vfio_is_unsafe:
-        physical = _eal.uses_physical_addresses() if _eal.started() else _eal_args.uses_physical_addresses(mode)
+        at_start = _eal_args.uses_physical_addresses(mode)
+        physical = _eal.uses_physical_addresses() if _eal.started() else at_start
+        if not physical and at_start:
+            raise PortError(
+                f"{endpoint}: the card needs physical addresses, and DPDK started without them, mostly as the card was "
+                "not bound yet: start the process again"
+            )
         if not physical and isolated and not narrow:
             raise PortError(
                 f"{endpoint}: vfio's unsafe no-IOMMU mode is on, and DPDK then takes the card for one without IOMMU, "
@@ -251,8 +257,10 @@ def _how_to_bind(endpoint: Endpoint, device: PciDevice) -> str:
     state = f"is bound to the kernel's {driver} driver" if driver else "is bound to no driver"
     if why := why_kept(device, read_network):
         return f"{endpoint}: the card {state}. DPDK would take it away, and {why}"
+    module = device.driver_to_bind
+    why = "" if device.group else ", as no IOMMU isolates it"
     return (
-        f"{endpoint}: the card {state}, and DPDK needs it bound to vfio-pci. As root: modprobe vfio-pci && "
+        f"{endpoint}: the card {state}, and DPDK needs it bound to {module}{why}. As root: modprobe {module} && "
         f"aiflow ports bind {endpoint.target} (the kernel loses the card until `aiflow ports unbind`)"
         f"{_as_it_is(device)}"
     )

@@ -160,6 +160,11 @@ class PciDevice:
         return self.sysfs.dev / "vfio" / (number if self.group else f"noiommu-{number}") if number else None
 
     @property
+    def driver_to_bind(self) -> str:
+        """The driver to bind it to for DPDK."""
+        return "vfio-pci" if self.group or self.sysfs.vfio_is_unsafe else "uio_pci_generic"
+
+    @property
     def physical_function(self) -> str:
         """Address of the card that this virtual function belongs to; "" if it is none."""
         return self._link("physfn")

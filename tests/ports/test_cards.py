@@ -9,6 +9,7 @@ import errno
 import os
 import resource
 import select
+import shutil
 import threading
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from aiflow._eal_cards import CARD_IS_BUSY, card_advice
 from aiflow._ports import pci_card, static_ports
 from aiflow._ports.card_watch import WatchedCard
 from aiflow._ports.inventory import available
+from aiflow._ports.pci_binding import PciBinding
 from aiflow._system import descriptors, limits
 from aiflow.config import parse_endpoint
 from aiflow.errors import PortError
@@ -170,6 +172,23 @@ def test_a_card_that_shares_its_group_is_refused(tree: PciTree, driver: str, pci
 
 
 @unit
+@pytest.mark.parametrize(
+    ("group", "unsafe", "module"),
+    [("9", False, "vfio-pci"), ("", False, "uio_pci_generic"), ("", True, "vfio-pci")],
+)
+def test_the_module_that_a_bind_needs_is_named(tree: PciTree, group: str, unsafe: bool, module: str) -> None:
+    tree.add("0000:3c:00.0", "igb", "eth2", group=group)
+    if unsafe:
+        tree.unsafe_vfio.parent.mkdir(parents=True)
+        tree.unsafe_vfio.write_text("Y\n")
+    (note,) = [note for endpoint, _, note in available() if endpoint == "pci:0000:3c:00.0"]
+    assert f"As root: modprobe {module} && aiflow ports bind 0000:3c:00.0 (" in note
+    shutil.rmtree(tree.driver(({"vfio-pci", "uio_pci_generic"} - {module}).pop()))
+    (change,) = PciBinding(tree, tree.proc / "records", tree.network).plan_bind(["0000:3c:00.0"])
+    assert change.after == module
+
+
+@unit
 def test_a_disk_in_the_group_is_not_offered_to_be_taken(tree: PciTree) -> None:
     tree.load("nvme")
     tree.add("0000:3b:00.1", "nvme", group="7", pci_class="0x010802")
@@ -262,6 +281,19 @@ def test_while_vfio_is_unsafe_a_card_behind_an_iommu_needs_physical_addresses(
         pci_card.inspect_pci(CARD)
     else:
         refused(f"unsafe no-IOMMU mode is on.* echo 0 > {tree.unsafe_vfio}$")
+
+
+@unit
+@pytest.mark.parametrize("after", [True, False])
+def test_a_process_that_started_dpdk_before_the_card_was_bound_is_told_to_start_again(
+    tree: PciTree, monkeypatch: pytest.MonkeyPatch, after: bool
+) -> None:
+    on_uio(tree, monkeypatch, physical=False)
+    monkeypatch.setattr(_eal, "started", lambda: True)
+    monkeypatch.setattr(_eal, "memory_mode", lambda: "hugepages")
+    monkeypatch.setattr(_eal, "uses_physical_addresses", lambda: False)
+    monkeypatch.setattr(_eal_args, "uses_physical_addresses", lambda mode: after)
+    refused("start the process again$" if after else "a card needs hugepages")
 
 
 @unit

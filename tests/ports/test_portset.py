@@ -449,7 +449,7 @@ def test_fault_55_pci_card_not_bound_for_dpdk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, driver: str, why: str
 ) -> None:
     tree = PciTree(tmp_path, "virtio-pci")
-    device = tree.add("0000:3b:00.0", driver, "eth5")
+    device = tree.add("0000:3b:00.0", driver, "eth5", group="7")
     if not driver:
         (device / "net" / "eth5").mkdir(parents=True)
         tree.interface("eth5")
