@@ -90,6 +90,13 @@ def _try_group(endpoint: Endpoint, device: PciDevice) -> None:
     """Raise PortError if the card's IOMMU group cannot be opened: DPDK's log has the fault, and no remedy."""
     if why := why_group_is_shared(device, read_network):
         raise PortError(f"{endpoint}: {why}")
+    parent = SYSFS.device(device.physical_function)
+    if device.physical_function and parent.driver == "vfio-pci":
+        raise PortError(
+            f"{endpoint}: needs a VF token, which aiflow does not have: it is a virtual function of {parent.address}, "
+            f"which vfio-pci has, too. As root: echo 0 > {parent.path}/sriov_numvfs; aiflow ports unbind "
+            f"{parent.address}; then make the functions again, with the kernel's driver"
+        )
     file = device.group_file
     if file is None:
         raise PortError(f"{endpoint}: the card is in no IOMMU group; bind it to vfio-pci again")

@@ -28,14 +28,16 @@ def why_kept(device: PciDevice, network: Callable[[], Network]) -> str:
         If the network cannot be read.
     """
     driver, interfaces = device.driver, device.interfaces
-    if driver in DPDK_DRIVERS:
-        holders = device.holders()
-        return f"busy, in use by process {', '.join(holders)}. Close its ports first" if holders else ""
+    if driver in DPDK_DRIVERS and (holders := device.holders()):
+        return f"busy, in use by process {', '.join(holders)}. Close its ports first"
     if functions := device.virtual_functions:
+        instead = "Remove them first" if driver in DPDK_DRIVERS else "Bind one of these, or remove them"
         return (
             f"{driver or 'the kernel'} has made virtual functions on it ({', '.join(functions)}), which would vanish. "
-            f"Bind one of these, or remove them: echo 0 > {device.path}/sriov_numvfs"
+            f"{instead}: echo 0 > {device.path}/sriov_numvfs"
         )
+    if driver in DPDK_DRIVERS:
+        return ""
     if driver and driver not in BESIDE_VFIO and not interfaces:
         return (
             f"the kernel's {driver} drives it without an interface here. It may be in another network namespace, whose "

@@ -197,6 +197,17 @@ def test_a_disk_in_the_group_is_not_offered_to_be_taken(tree: PciTree) -> None:
 
 
 @unit
+@pytest.mark.parametrize(("driver", "usable"), [("vfio-pci", False), ("igb", True)])
+def test_a_virtual_function_of_a_card_of_vfio_needs_a_token(tree: PciTree, driver: str, usable: bool) -> None:
+    parent = tree.add("0000:3b:10.0", driver, *["eth2"] * (driver == "igb"), group="8")
+    (tree.device(ADDRESS).path / "physfn").symlink_to(parent)
+    if usable:
+        pci_card.inspect_pci(CARD)
+    else:
+        refused(r"needs a VF token.*sriov_numvfs; aiflow ports unbind 0000:3b:10\.0;")
+
+
+@unit
 def test_a_group_without_a_file_is_refused(tree: PciTree) -> None:
     (tree.dev / "vfio/7").unlink()
     refused(rf"No such file.*In a container.*--device {tree.dev}/vfio/7\).*bind the card to vfio-pci again")

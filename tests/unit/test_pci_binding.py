@@ -263,6 +263,20 @@ def test_a_card_with_virtual_functions_is_refused_and_a_virtual_function_is_not(
     assert world.bind("3b:10.0") == ["vfio-pci"]
 
 
+@pytest.mark.parametrize("driver", ["vfio-pci", "uio_pci_generic"])
+def test_a_card_of_dpdk_with_virtual_functions_is_not_given_back(world: World, driver: str) -> None:
+    world.bind(driver=driver)
+    function = world.tree.device(CARD).path / "virtfn0"
+    function.symlink_to("../0000:3b:10.0")
+    with pytest.raises(
+        PortError, match=rf"{driver} has made virtual functions on it \(0000:3b:10\.0\).* Remove them first"
+    ):
+        world.unbind()
+    assert world.driver() == driver
+    function.unlink()
+    assert world.unbind() == ["igb"]
+
+
 def test_other_devices_of_the_iommu_group_must_go_along(world: World) -> None:
     world.tree.add(OTHER, "igb", "eth2", group="12")
     world.tree.load("pcieport")
