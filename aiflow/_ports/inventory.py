@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+
 from aiflow._ports import netdev
 from aiflow._ports.local_drivers import DRIVERS, driver_of
-from aiflow._ports.pci_card import driver_of_card, inspect_pci, network_cards
+from aiflow._ports.pci_card import driver_of_card, inspect_pci, memory_mode, network_cards
 from aiflow._ports.registry import live
 from aiflow._ports.runtime_dir import runtime_directory
 from aiflow.config import parse_endpoint, parse_endpoints
@@ -64,10 +66,11 @@ def _interface(name: str) -> list[_Row]:
 
 def _cards() -> list[_Row]:
     rows = []
+    mode = functools.cache(memory_mode)
     for address in network_cards():
         (endpoint,) = parse_endpoints(f"pci:{address}")
         try:
-            inspect_pci(endpoint)
+            inspect_pci(endpoint, mode)
             rows.append((endpoint.text, True, f"bound to {driver_of_card(endpoint.target)}"))
         except PortError as exc:
             rows.append((endpoint.text, False, str(exc).partition(": ")[2]))

@@ -7,6 +7,7 @@ import fcntl
 import os
 import resource
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from aiflow import _build, _eal, _eal_args
@@ -20,7 +21,7 @@ from aiflow._system.descriptors import Descriptor, keep
 from aiflow.config import Endpoint
 from aiflow.errors import AiflowError, PortError
 
-__all__ = ["claim_uio", "driver_of_card", "inspect_pci", "network_cards"]
+__all__ = ["claim_uio", "driver_of_card", "inspect_pci", "memory_mode", "network_cards"]
 
 SYSFS = Sysfs()
 
@@ -38,8 +39,25 @@ def driver_of_card(address: str) -> str:
     return SYSFS.device(address).driver
 
 
-def inspect_pci(endpoint: Endpoint) -> int:
+def memory_mode() -> str:
+    """The EAL's memory mode in this process, now or after its start. Raises ConfigError or EalError.
+
+    Before the start this takes hugepages for a moment: not while another process starts with them.
+    """
+    if mode := _eal.memory_mode():
+        return mode
+    with _eal_args.one_at_a_time():
+        return _eal_args.choose("")[0]
+
+
+def inspect_pci(endpoint: Endpoint, mode: Callable[[], str] = memory_mode) -> int:
     """Check that DPDK could drive a PCI device in this process; returns its NUMA node, or -1.
+
+    Parameters
+    ----------
+    endpoint : Endpoint
+    mode : callable, optional
+        Returns what `memory_mode` does; one that remembers it is faster for several cards.
 
     Raises
     ------
@@ -68,8 +86,10 @@ def inspect_pci(endpoint: Endpoint) -> int:
         raise PortError(_how_to_bind(endpoint, device))
     elif driver in UIO_DRIVERS:
         _try_uio(endpoint, device)
+        _check_memory(endpoint, device, mode)
     else:
         _try_group(endpoint, device)
+        _check_memory(endpoint, device, mode)
     return numa_node(device.path)
 
 
@@ -125,7 +145,6 @@ def _try_group(endpoint: Endpoint, device: PciDevice) -> None:
             f"{endpoint}: {file}: {fault.strerror}. In a container, pass the device to it (--device {file}). Elsewhere "
             "bind the card to vfio-pci again"
         )
-    _check_memory(endpoint, device)
 
 
 def _try_container(endpoint: Endpoint, group_file: Path) -> None:
@@ -179,13 +198,12 @@ def _try_uio(endpoint: Endpoint, device: PciDevice) -> None:
     claim = claim_uio(endpoint)
     if claim is not None:
         claim.close()
-    _check_memory(endpoint, device)
 
 
-def _check_memory(endpoint: Endpoint, device: PciDevice) -> None:
+def _check_memory(endpoint: Endpoint, device: PciDevice, mode_of_memory: Callable[[], str]) -> None:
     """Raise PortError if the kernel would not give the card this process's memory."""
     try:
-        mode = _eal.memory_mode() or _eal_args.choose("")[0]
+        mode = mode_of_memory()
     except AiflowError as exc:
         raise PortError(f"{endpoint}: {exc}") from exc
     isolated = device.group and device.driver not in UIO_DRIVERS

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import resource
 import select
@@ -270,6 +271,35 @@ def test_a_process_that_may_not_lock_its_heap_is_told(
         pci_card.inspect_pci(CARD)
     else:
         refused("heap of 248 MiB .* raise ulimit -l .*It is 8192 KiB now")
+
+
+@unit
+def test_hugepages_for_cards_are_tried_once_under_the_lock_of_a_start(
+    tree: PciTree, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    locked = []
+
+    def usable(nbytes: int, *, touch: bool = False) -> bool:
+        if touch:
+            other = os.open(tmp_path, os.O_RDONLY)
+            try:
+                fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                locked.append(False)
+            except BlockingIOError:
+                locked.append(True)
+            finally:
+                os.close(other)
+        return True
+
+    monkeypatch.setattr(_eal_args, "_HUGEPAGES", str(tmp_path))
+    monkeypatch.setattr(_eal_args, "hugepages_usable", usable)
+    monkeypatch.setenv("AIFLOW_MEMORY", "hugepages")
+    tree.add("0000:3b:00.1", "vfio-pci", group="7")
+    rows = [(endpoint, usable) for endpoint, usable, _ in available() if endpoint.startswith("pci:")]
+    assert rows == [(CARD.text, True), ("pci:0000:3b:00.1", True)]
+    assert locked == [True]
+    pci_card.inspect_pci(CARD)
+    assert locked == [True, True]
 
 
 @unit
