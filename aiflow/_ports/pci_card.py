@@ -81,7 +81,7 @@ def inspect_pci(endpoint: Endpoint, mode: Callable[[], str] = memory_mode) -> in
         )
     driver = device.driver
     if driver in SHARED_WITH_KERNEL:
-        _check_shared(endpoint, device)
+        _check_shared(endpoint, device, mode)
     elif driver not in DPDK_DRIVERS:
         raise PortError(_how_to_bind(endpoint, device))
     elif driver in UIO_DRIVERS:
@@ -93,14 +93,26 @@ def inspect_pci(endpoint: Endpoint, mode: Callable[[], str] = memory_mode) -> in
     return numa_node(device.path)
 
 
-def _check_shared(endpoint: Endpoint, device: PciDevice) -> None:
-    """Raise PortError if our DPDK lacks its driver for a card that the kernel keeps."""
+def _check_shared(endpoint: Endpoint, device: PciDevice, mode: Callable[[], str]) -> None:
+    """Raise PortError if DPDK cannot use a card that the kernel keeps: it lacks the driver, a file or the memory."""
     if not _build.has_driver(SHARED_WITH_KERNEL[device.driver]):
         raise PortError(
             f"{endpoint}: the card is the kernel's {device.driver}'s, beside which DPDK's {device.driver[:4]} driver "
             f"would use it, and the DPDK of this aiflow lacks that: build aiflow from source, with rdma-core"
             f"{_as_it_is(device)}"
         )
+    files = device.verbs_files()
+    if not files:
+        raise PortError(
+            f"{endpoint}: the card has no file /dev/infiniband/uverbs*. As root: modprobe -a {device.driver[:4]}_ib "
+            f"ib_uverbs{_as_it_is(device)}"
+        )
+    for file in files:
+        if not file.exists():
+            raise PortError(f"{endpoint}: {file} is missing. In a container, pass the device to it (--device {file})")
+        if not os.access(file, os.R_OK | os.W_OK):
+            raise PortError(f"{endpoint}: no permission for {file}. As root: chmod 666 {file}")
+    _check_lockable(endpoint, _mode(endpoint, mode))
 
 
 # --------------------------------------------------------------------------------------------------------- vfio and uio
@@ -123,8 +135,12 @@ def _try_group(endpoint: Endpoint, device: PciDevice) -> None:
     _try_container(endpoint, file)
     fault = _fault_of_opening(file)
     if fault is not None and fault.errno == errno.EBUSY:
+        if any(map(_is_own, device.holders())):  # for another card of the group: DPDK opens a group once
+            return
+        fault = _fault_of_opening(file, within=_FREE_WITHIN)
+    if fault is not None and fault.errno == errno.EBUSY:
         holders = device.holders()
-        if not any(_is_own(holder) for holder in holders):  # for another card of the group: DPDK opens a group once
+        if not any(map(_is_own, holders)):
             users = " and ".join(f"process {holder}" for holder in holders) or "another process"
             raise PortError(f"{endpoint}: busy, {users} has {file} open; end that one, or take another card")
     elif fault is not None and fault.errno in (errno.EACCES, errno.EPERM):
@@ -163,15 +179,15 @@ def _try_container(endpoint: Endpoint, group_file: Path) -> None:
         )
 
 
-def _fault_of_opening(file: Path) -> OSError | None:
-    """Open a file of vfio for a moment. A busy one is tried again."""
-    deadline = time.monotonic() + _FREE_WITHIN
+def _fault_of_opening(file: Path, within: float = 0.0) -> OSError | None:
+    """Open a file of vfio for a moment. A busy one is tried again for some seconds."""
+    deadline = time.monotonic() + within
     while True:
         try:
             os.close(os.open(file, os.O_RDWR | os.O_CLOEXEC))
             return None
         except OSError as exc:
-            if exc.errno != errno.EBUSY or time.monotonic() > deadline:
+            if exc.errno != errno.EBUSY or time.monotonic() >= deadline:
                 return exc
         threads.unpatched("time").sleep(0.02)
 
@@ -202,10 +218,7 @@ def _try_uio(endpoint: Endpoint, device: PciDevice) -> None:
 
 def _check_memory(endpoint: Endpoint, device: PciDevice, mode_of_memory: Callable[[], str]) -> None:
     """Raise PortError if the kernel would not give the card this process's memory."""
-    try:
-        mode = mode_of_memory()
-    except AiflowError as exc:
-        raise PortError(f"{endpoint}: {exc}") from exc
+    mode = _mode(endpoint, mode_of_memory)
     isolated = device.group and device.driver not in UIO_DRIVERS
     narrow = _eal_args.is_narrow(device.path / "iommu")
     # while that mode is on, DPDK asks for physical addresses for every card of vfio (pci_device_iova_mode)
@@ -224,8 +237,19 @@ def _check_memory(endpoint: Endpoint, device: PciDevice, mode_of_memory: Callabl
             )
         if not physical:
             raise PortError(f"{endpoint}: {no_iommu_advice()}")
-    if not isolated:
-        return
+    if isolated:
+        _check_lockable(endpoint, mode)
+
+
+def _mode(endpoint: Endpoint, mode: Callable[[], str]) -> str:
+    try:
+        return mode()
+    except AiflowError as exc:
+        raise PortError(f"{endpoint}: {exc}") from exc
+
+
+def _check_lockable(endpoint: Endpoint, mode: str) -> None:
+    """Raise PortError if this process may not lock DPDK's heap, as an IOMMU or RDMA does."""
     limit, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     if limit != resource.RLIM_INFINITY and limit < _eal_args.heap_bytes(mode) and not limits.may(_CAP_IPC_LOCK):
         raise PortError(f"{endpoint}: {locked_memory_advice(mode)}. It is {limit >> 10} KiB now")

@@ -188,6 +188,12 @@ class PciDevice:
             files.append(str(file))
         return files
 
+    def verbs_files(self) -> list[Path]:
+        """Device files of RDMA through which a process uses a card that its kernel driver keeps."""
+        return [
+            self.sysfs.dev / "infiniband" / path.name for path in sorted(self.path.glob("infiniband_verbs/uverbs*"))
+        ]
+
     def holders(self) -> list[str]:
         """Processes that have one of its files open, such as ``4711 (python3)``. Without root only the user's own."""
         files, found = set(self.device_files()), []

@@ -249,6 +249,29 @@ def test_what_a_user_without_rights_is_told(
 
 
 @unit
+@pytest.mark.parametrize("own", [True, False])
+def test_a_group_that_this_process_has_open_is_not_waited_for(
+    tree: PciTree, monkeypatch: pytest.MonkeyPatch, own: bool
+) -> None:
+    real, tries = os.open, []
+
+    def busy(path: str | os.PathLike[str], flags: int) -> int:
+        if path == tree.dev / "vfio/7":
+            tries.append(path)
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+        return real(path, flags)
+
+    monkeypatch.setattr(os, "open", busy)
+    tree.hold(os.getpid() if own else 4711, "python3", "vfio/7")
+    if own:
+        pci_card.inspect_pci(CARD)
+        assert len(tries) == 1
+    else:
+        refused(r"busy, process 4711 \(python3\) has")
+        assert len(tries) > 4  # it may just have ended
+
+
+@unit
 def test_a_process_that_started_dpdk_before_vfio_is_told_to_start_again(
     tree: PciTree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -395,12 +418,45 @@ def test_uio_needs_rights_and_physical_addresses(tree: PciTree, monkeypatch: pyt
     refused(f"{file} is missing: a container needs --privileged")
 
 
+def with_verbs(tree: PciTree, address: str) -> Path:
+    """Give a card its file of RDMA; returns that."""
+    (tree.device(address).path / "infiniband_verbs/uverbs0").mkdir(parents=True)
+    (tree.dev / "infiniband").mkdir()
+    (tree.dev / "infiniband/uverbs0").touch()
+    return tree.dev / "infiniband/uverbs0"
+
+
+@unit
+def test_a_connectx_card_needs_its_file_of_rdma_and_lockable_memory(
+    tree: PciTree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree.add("0000:5e:00.0", "mlx5_core", "eth5")
+    monkeypatch.setattr(_build, "has_driver", lambda name: True)
+
+    def said() -> str:
+        with pytest.raises(PortError) as caught:
+            pci_card.inspect_pci(parse_endpoint("pci:5e:00.0"))
+        return str(caught.value)
+
+    assert "modprobe -a mlx5_ib ib_uverbs, or use af_packet:eth5 as it is" in said()
+    file = with_verbs(tree, "0000:5e:00.0")
+    pci_card.inspect_pci(parse_endpoint("pci:5e:00.0"))
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (8 << 20, 8 << 20))
+    monkeypatch.setattr(limits, "may", lambda capability: False)
+    assert "raise ulimit -l" in said()
+    monkeypatch.setattr(os, "access", lambda path, mode: path != file)
+    assert f"no permission for {file}. As root: chmod 666 {file}" in said()
+    file.unlink()
+    assert f"--device {file})" in said()
+
+
 @unit
 @pytest.mark.parametrize("inside", [True, False])
 def test_a_connectx_card_needs_its_driver_in_dpdk(tree: PciTree, monkeypatch: pytest.MonkeyPatch, inside: bool) -> None:
     tree.add("0000:5e:00.0", "mlx5_core", "eth5")
     monkeypatch.setattr(_build, "has_driver", lambda name: inside and name == "mlx5_eth")
     endpoint = parse_endpoint("pci:5e:00.0")
+    with_verbs(tree, "0000:5e:00.0")
     if inside:
         assert pci_card.inspect_pci(endpoint) == -1
     else:
