@@ -107,10 +107,20 @@ def one_at_a_time() -> Iterator[None]:
     within 5 s, or cannot be taken, the start proceeds without it.
     """
     with contextlib.ExitStack() as until_started:
-        if os.environ.get("AIFLOW_MEMORY") != "no-huge" and hugepages_usable(_HUGEPAGES_MIB << 20):
+        if os.environ.get("AIFLOW_MEMORY") != "no-huge" and _has_hugepages():
             with contextlib.suppress(OSError):
                 _lock_hugepages(until_started)
         yield
+
+
+def _has_hugepages() -> bool:
+    """Whether the machine has any, free or not. A trial would take them from a process that starts now."""
+    for name in ("nr_hugepages", "nr_overcommit_hugepages"):
+        for path in Path(_HUGEPAGES).glob(f"hugepages-*/{name}"):
+            with contextlib.suppress(OSError, ValueError):
+                if int(path.read_text()):
+                    return True
+    return False
 
 
 def _lock_hugepages(until_started: contextlib.ExitStack) -> None:

@@ -214,16 +214,18 @@ def test_hugepages_for_cards_are_tried_once_under_the_lock_of_a_start(
     locked = []
 
     def usable(nbytes: int, *, touch: bool = False) -> bool:
-        if touch:
-            other = os.open(tmp_path, os.O_RDONLY)
-            try:
-                fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                locked.append(False)
-            except BlockingIOError:
-                locked.append(True)
-            finally:
-                os.close(other)
+        other = os.open(tmp_path, os.O_RDONLY)
+        try:
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            locked.append(False)
+        except BlockingIOError:
+            locked.append(True)
+        finally:
+            os.close(other)
         return True
+
+    (tmp_path / "hugepages-2048kB").mkdir()
+    (tmp_path / "hugepages-2048kB/nr_hugepages").write_text("64\n")
 
     monkeypatch.setattr(_eal_args, "_HUGEPAGES", str(tmp_path))
     monkeypatch.setattr(_eal_args, "hugepages_usable", usable)
