@@ -32,19 +32,37 @@ def ports(cards: list[str]) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def long_lived() -> Iterator[tuple[Console, Console]]:
-    """Two processes for all tests: a start takes seconds here."""
-    with Console() as a, Console() as b:
-        yield a, b
+def processes() -> Iterator[list[Console]]:
+    """The two of `long_lived`; none before the first test, and after a failure."""
+    consoles: list[Console] = []
+    yield consoles
+    for console in consoles:
+        console.close()
 
 
 @pytest.fixture
-def pair(long_lived: tuple[Console, Console]) -> Iterator[tuple[Console, Console]]:
-    """The sender's process and the receiver's. After the test no port of theirs is open, and every mbuf is back."""
+def long_lived(processes: list[Console]) -> tuple[Console, Console]:
+    """Two processes for all tests: a start takes seconds here."""
+    while len(processes) < 2:
+        processes.append(Console())
+    return processes[0], processes[1]
+
+
+@pytest.fixture
+def pair(long_lived: tuple[Console, Console], processes: list[Console]) -> Iterator[tuple[Console, Console]]:
+    """The sender's process and the receiver's. After the test no port of theirs is open, and every mbuf is back.
+
+    If not, they end. They may still run statements, and the next test would take the answers for its own.
+    """
     yield long_lived
-    for console in long_lived:
-        left = console.run(LEFT)
-        assert left == {"ports": [], "mbufs": {}}
+    try:
+        for console in long_lived:
+            left = console.run(LEFT)
+            assert left == {"ports": [], "mbufs": {}}
+    except BaseException:
+        while processes:
+            processes.pop().close()
+        raise
 
 
 LEFT = """
