@@ -24,7 +24,7 @@ echo "aiflow: booted after $(cut -d' ' -f1 /proc/uptime) s"
 [ "$kind" != boot ] || exit
 selected=(-m "not soak")
 [ "$kind" != soak ] || selected=(-m soak -s) # it prints its figures
-.venv/bin/python -m pytest -c tests/nic/pytest.ini -p no:cacheprovider "${selected[@]}" tests/nic "${arguments[@]:1}" \
+.venv/bin/python -m pytest -c tests/nic/pytest.ini -p no:cacheprovider "${selected[@]}" "${arguments[@]:1}" \
     >$share/results.txt 2>&1
 echo $? >$share/status
 dmesg >$share/dmesg.log

@@ -2,20 +2,20 @@
 # Boots an emulated machine with four Intel igb ports (82576) over this machine's files, and runs tests/nic in it.
 #
 # The guest's root is this machine's root, read-only over 9p, with its writes in memory: the package and its environment
-# run as they were built. Pure emulation: no KVM. What comes out lies in build/nic/share: console.log, results.txt,
-# wire.pcap.
+# run as they were built. Pure emulation: no KVM. What comes out lies in build/nic/share1 (and share2): console.log,
+# results.txt, wire.pcap.
 #
 #   hub 0: nic0, nic1, and a virtio card that the guest's kernel drives       hub 1: nic2, nic3
 #
 # It has one processor. With two, one boot or run in four failed with QEMU 10.0: the timer's interrupt stayed in service
-# for ever, or the assertion in iotlb_to_section failed.
+# for ever, or the assertion in iotlb_to_section failed. So that two cores are used, all tests run in two machines.
 #
 # The second serial port of the guest leads to QEMU's own monitor: the tests cut links and pull cards themselves.
 #
 # Usage: tools/nic/run.sh test|soak [PYTEST-ARGUMENT …]       as root, on a Debian whose QEMU has igb (8.0 and later)
 #        tools/nic/run.sh boot [TIMES]                        boots it, and runs nothing; 10 times
 #        AIFLOW_NIC_KERNEL=…                                  more words for the kernel's command line
-#        AIFLOW_NIC_MEMORY=2560                               the guest's MiB
+#        AIFLOW_NIC_MEMORY=2560                               a guest's MiB
 #        AIFLOW_NIC_IOMMU_BITS=48                             width of the cards' addresses: 48, or 39 as in soak
 #        AIFLOW_SOAK_FRAMES=1e6                               as in CONTRIBUTING.md; the guest gets it
 set -euo pipefail
@@ -23,7 +23,6 @@ cd "$(dirname "$0")/../.."
 kind=${1:-test}
 shift || true
 work=$PWD/build/nic
-share=$work/share
 seconds=${AIFLOW_NIC_SECONDS:-600}
 boot_seconds=90
 python=.venv/bin/python
@@ -38,8 +37,15 @@ apt() { DEBIAN_FRONTEND=noninteractive apt-get -qq "$@" >/dev/null; }
 
 backports=/etc/apt/sources.list.d/aiflow-nic.list # while QEMU is installed from there
 guest=
-finish() {
+end_guest() {
     [ -z "$guest" ] || { kill "$guest" 2>/dev/null && wait "$guest" 2>/dev/null; } || true
+    guest=
+}
+finish() {
+    local children
+    children=$(jobs -p)
+    # shellcheck disable=SC2086
+    [ -z "$children" ] || { kill $children 2>/dev/null && wait $children 2>/dev/null; } || true
     rm -f "$backports"
 }
 trap finish EXIT
@@ -84,13 +90,9 @@ began=$SECONDS
 qemu_with_igb
 kernel & # while the pictures are cut
 unpacking=$!
-rm -rf "$share"
-mkdir -p "$share"
-$python tests/nic/images.py "$share/images.npz"
+$python tests/nic/images.py "$work/images.npz"
 wait "$unpacking" || fail "the kernel could not be unpacked"
 $python tools/nic/initramfs.py "$work/kernel" tools/nic/init.sh "$work/initrd"
-printf '%s\n' "$kind" "$@" >"$share/arguments"
-env | grep '^AIFLOW_SOAK_' >"$share/environment" || true
 say "the machine is ready after $((SECONDS - began)) s"
 
 # The kernel measures the processor's clock and tests its timer while it starts: on a busy host with wrong results.
@@ -113,8 +115,8 @@ machine() { # QEMU says of the hubs that they lead nowhere else
 tsc=reliable tsc_early_khz=$khz no_timer_check rcupdate.rcu_cpu_stall_timeout=8 aiflow.at=$PWD" \
         -device "intel-iommu,intremap=on,aw-bits=${AIFLOW_NIC_IOMMU_BITS:-$address_bits}" \
         -chardev "file,id=console,path=$share/console.log" -serial chardev:console \
-        -chardev "socket,id=guest,path=$work/monitor,server=on,wait=off" -serial chardev:guest \
-        -chardev "socket,id=monitor,path=$work/monitor" -mon chardev=monitor,mode=control \
+        -chardev "socket,id=guest,path=$monitor,server=on,wait=off" -serial chardev:guest \
+        -chardev "socket,id=monitor,path=$monitor" -mon chardev=monitor,mode=control \
         -fsdev local,id=root,path=/,security_model=none,readonly=on,multidevs=remap \
         -device virtio-9p-pci,fsdev=root,mount_tag=root \
         -fsdev "local,id=share,path=$share,security_model=none" -device virtio-9p-pci,fsdev=share,mount_tag=share \
@@ -124,19 +126,29 @@ tsc=reliable tsc_early_khz=$khz no_timer_check rcupdate.rcu_cpu_stall_timeout=8 
         </dev/null 2> >(grep -v 'is not connected to host network' >&2)
 }
 
+prepare() { # NUMBER [PYTEST-ARGUMENT …]: what machine NUMBER shares with this one
+    share=$work/share$1
+    monitor=$work/monitor$1
+    shift
+    rm -rf "$share"
+    mkdir -p "$share"
+    ln "$work/images.npz" "$share"
+    printf '%s\n' "$kind" "$@" >"$share/arguments"
+    env | grep '^AIFLOW_SOAK_' >"$share/environment" || true
+}
+
 lost_an_interrupt() { grep -qs 'kthread timer wakeup' "$share/console.log"; }
 
 start() { # whether the machine has booted; $guest is its process
     local since=$SECONDS
-    rm -f "$work/monitor" "$share/booted" "$share/status" "$share/results.txt" "$share/dmesg.log"
+    rm -f "$monitor" "$share/booted" "$share/status" "$share/results.txt" "$share/dmesg.log"
     machine &
     guest=$!
     until [ -e "$share/booted" ]; do
         if [ $((SECONDS - since)) -ge "$boot_seconds" ] || ! kill -0 "$guest" 2>/dev/null || lost_an_interrupt; then
             say "the guest has not booted within $((SECONDS - since)) s"
             tail -n 20 "$share/console.log" >&2 || true
-            finish
-            guest=
+            end_guest
             return 1
         fi
         sleep 0.2
@@ -148,8 +160,7 @@ to_its_end() { # waits for the guest, unless it hangs
         if lost_an_interrupt; then
             say "the guest hangs: QEMU has lost an interrupt"
             [ ! -f "$share/results.txt" ] || cat "$share/results.txt"
-            finish
-            guest=
+            end_guest
             return 1
         fi
         sleep 0.5
@@ -160,8 +171,33 @@ to_its_end() { # waits for the guest, unless it hangs
     [ "$status" -ne 134 ] || { say "QEMU ended with a failed assertion" && return 1; }
 }
 
+run_tests() { # NUMBER [PYTEST-ARGUMENT …]: in machine NUMBER, which starts again if it hangs
+    local status='' attempt began=$SECONDS
+    trap end_guest EXIT
+    trap 'exit 143' TERM
+    prepare "$@"
+    for attempt in 1 2 3; do # on a busy host QEMU's processor may lose an interrupt, and then waits for ever
+        if start && to_its_end; then break; fi
+        status=''
+    done
+    [ -n "$status" ] || fail "the guest hung each time; $share has the console of the last"
+    [ -f "$share/status" ] || {
+        [ ! -f "$share/results.txt" ] || cat "$share/results.txt"
+        tail -n 40 "$share/console.log" >&2
+        [ "$status" -ne 124 ] || fail "the guest did not end within $seconds s (AIFLOW_NIC_SECONDS)"
+        fail "the guest ended without a result (QEMU: $status)"
+    }
+    cat "$share/results.txt"
+    [ "$(cat "$share/status")" -eq 0 ] || {
+        tail -n 30 "$share/dmesg.log" >&2
+        fail "tests in the guest failed; $share has its console and dmesg"
+    }
+    say "machine $1 ran for $((SECONDS - began)) s"
+}
+
 if [ "$kind" = boot ]; then
     failed=0
+    prepare 1
     for ((number = 1; number <= ${1:-10}; number++)); do
         if start; then
             wait "$guest" || true
@@ -176,23 +212,19 @@ if [ "$kind" = boot ]; then
     exit $((failed > 0))
 fi
 
-for attempt in 1 2 3; do # on a busy host QEMU's processor may lose an interrupt, and then waits for ever
-    began=$SECONDS
-    if start && to_its_end; then break; fi
-    status=
-done
-[ -n "$status" ] || fail "the guest hung each time; $share has the console of the last"
-took=$((SECONDS - began))
-[ -f "$share/status" ] || {
-    [ ! -f "$share/results.txt" ] || cat "$share/results.txt"
-    tail -n 40 "$share/console.log" >&2
-    [ "$status" -ne 124 ] || fail "the guest did not end within $seconds s (AIFLOW_NIC_SECONDS)"
-    fail "the guest ended without a result (QEMU: $status)"
-}
-cat "$share/results.txt"
-[ "$(cat "$share/status")" -eq 0 ] || {
-    tail -n 30 "$share/dmesg.log" >&2
-    fail "tests in the guest failed; $share has its console and dmesg"
-}
-[ "$kind" != test ] || [ $# -gt 0 ] || $python tests/nic/capture.py "$share/wire.pcap" "$share/images.npz"
-say "the guest ran for $took s"
+# In the background, so that a signal ends the wait, and then the machines.
+if [ "$kind" = soak ] || [ $# -gt 0 ]; then
+    run_tests 1 tests/nic "$@" &
+    wait $!
+    exit
+fi
+run_tests 1 tests/nic/guest_2_slices.py tests/nic/guest_3_memory.py tests/nic/guest_4_gone.py &
+first=$!
+run_tests 2 tests/nic/guest_1_*.py tests/nic/guest_2_reference.py >"$work/machine2.log" 2>&1 &
+second=$!
+failed=0
+wait "$first" || failed=1
+wait "$second" || failed=1
+cat "$work/machine2.log"
+[ "$failed" -eq 0 ] || exit 1
+$python tests/nic/capture.py "$work/share1/wire.pcap" "$work/images.npz"
