@@ -18,6 +18,9 @@ _MAPS = Path("/proc/self/maps")
 _DRIVER = re.compile(rb'PMD_INFO_STRING= \{"name" ?: "(net_\w+|mlx5_eth)"')
 """What DPDK's build puts into the object of each driver; ``dpdk-pmdinfo.py`` reads the same."""
 
+_OTHER_NAMES = {"mlx5_eth": "net_mlx5"}
+"""Drivers whose object has another name than DPDK's pages."""
+
 
 def build_info() -> dict[str, Any]:
     """What this aiflow is built from. Nothing is started.
@@ -58,7 +61,7 @@ def _drivers() -> tuple[str, ...]:
     found = set()
     for library in _libraries():
         found |= {match.decode() for match in _DRIVER.findall(library.read_bytes())}
-    return tuple(sorted(found))
+    return tuple(sorted(_OTHER_NAMES.get(name, name) for name in found))
 
 
 def _libraries() -> set[Path]:

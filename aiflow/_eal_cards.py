@@ -6,7 +6,7 @@ import errno
 
 from aiflow import _eal_args
 
-__all__ = ["CARD_IS_BUSY", "card_advice", "locked_memory_advice", "no_iommu_advice"]
+__all__ = ["CARD_IS_BUSY", "card_advice", "locked_memory_advice", "narrow_iommu_advice", "no_iommu_advice"]
 
 CARD_IS_BUSY = "another process has the card open"
 """In the advice on a card that another process uses."""
@@ -57,6 +57,14 @@ def no_iommu_advice() -> str:
         "a card needs hugepages: as root, sysctl vm.nr_hugepages=256, and run as root without AIFLOW_MEMORY=no-huge. "
         "Or bind it to vfio-pci (aiflow ports bind), with the IOMMU enabled (intel_iommu=on or amd_iommu=on on the "
         "kernel's command line)"
+    )
+
+
+def narrow_iommu_advice() -> str:
+    """What to do if a card needs physical addresses although an IOMMU isolates it."""
+    return (
+        "its IOMMU has fewer than 48 address bits, as many of Intel's, so the card needs root and hugepages: as root, "
+        "sysctl vm.nr_hugepages=256, and run as root without AIFLOW_MEMORY=no-huge"
     )
 
 

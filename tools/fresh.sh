@@ -14,7 +14,7 @@ source tools/debian-root.sh
 
 echo "aiflow: what the README asks for first: git and make"
 inside 'apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends \
-    git make ca-certificates >/dev/null 2>&1'
+    git make ca-certificates >/dev/null'
 inside 'if command -v gcc || command -v pkg-config || command -v python3 ||
     ls /usr/include/dpdk 2>/dev/null; then echo "not fresh" >&2; exit 1; fi'
 git clone --quiet --no-hardlinks "file://$PWD" "$root/root/aiflow"

@@ -10,7 +10,7 @@ cd "$(dirname "$0")/.."
 fail() { printf 'aiflow: %s\n' "$*" >&2; exit 1; }
 if [ "${1:-}" != --inside ]; then
     tools/setup.sh dev
-    rm -rf dist build/sdist
+    rm -rf dist/aiflow_dpdk-*.tar.gz build/sdist
     .venv/bin/python -c 'from setuptools import build_meta; build_meta.build_sdist("dist")' >/dev/null
 fi
 sdist=$(echo dist/aiflow_dpdk-*.tar.gz)
@@ -19,7 +19,7 @@ source tools/debian-root.sh
 tests="tests/ports/test_roundtrip.py tests/ports/test_between_processes.py tests/unit/test_encode.py"
 
 inside 'apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends \
-    ca-certificates gcc libc6-dev libdpdk-dev pkg-config python3-dev python3-venv >/dev/null 2>&1'
+    ca-certificates gcc libc6-dev libdpdk-dev pkg-config python3-dev python3-venv >/dev/null'
 inside 'useradd --create-home user && python3 -m venv /opt/venv'
 cp "$sdist" "$root/opt/"
 cp -r tests pyproject.toml "$root/home/user/"

@@ -14,7 +14,7 @@ source tools/debian-root.sh
 tests="tests/ports/test_roundtrip.py tests/ports/test_between_processes.py tests/unit/test_encode.py"
 
 inside 'apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends \
-    python3-venv ca-certificates >/dev/null 2>&1'
+    python3-venv ca-certificates >/dev/null'
 inside 'if command -v gcc || command -v pkg-config || ls /usr/include/dpdk 2>/dev/null ||
     ldconfig -p | grep -E "librte_|libnuma|libbpf|libxdp"; then echo "not clean" >&2; exit 1; fi'
 inside 'useradd --create-home user && python3 -m venv /opt/venv'

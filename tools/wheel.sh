@@ -15,6 +15,7 @@ platform=manylinux_2_34_x86_64
 newest_glibc=2.36 # Debian 12's
 unset AIFLOW_DEBUG AIFLOW_SANITIZE CFLAGS CPPFLAGS LDFLAGS # this shell's flags are not for others' machines
 
+[ "$(uname -m)" = x86_64 ] || fail "the wheel is for x86_64: on $(uname -m), install from source"
 glibc=$(getconf GNU_LIBC_VERSION | cut -d' ' -f2)
 [ "$(printf '%s\n' "$glibc" "$newest_glibc" | sort -V | tail -n 1)" = "$newest_glibc" ] ||
     fail "a wheel made with glibc $glibc would not run on older machines: make it on Debian 12 (glibc $newest_glibc)"

@@ -50,6 +50,8 @@ def module_faults(site: Path, tree: Path = ROOT) -> Iterator[str]:
     found = {_without_suffixes(path.relative_to(site)) for path in (site / "aiflow").rglob("*") if _is_module(path)}
     for name in sorted(found ^ wanted):
         yield f"{name} is {'not of this tree' if name in found else 'missing'}"
+    for path in (site / "aiflow").rglob("*.cpython-*.so"):
+        yield f"{path.name} is for one version of Python"
 
 
 def _is_source(path: Path) -> bool:

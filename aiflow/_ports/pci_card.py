@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from aiflow import _build, _eal, _eal_args
-from aiflow._eal_cards import locked_memory_advice, no_iommu_advice
+from aiflow._eal_cards import locked_memory_advice, narrow_iommu_advice, no_iommu_advice
 from aiflow._ports.interface_use import read_network
 from aiflow._ports.pci_device import DPDK_DRIVERS, SHARED_WITH_KERNEL, UIO_DRIVERS, PciDevice, Sysfs
 from aiflow._ports.pci_use import why_group_is_shared, why_kept
@@ -180,7 +180,7 @@ def _try_container(endpoint: Endpoint, group_file: Path) -> None:
 
 
 def _fault_of_opening(file: Path, within: float = 0.0) -> OSError | None:
-    """Open a file of vfio for a moment. A busy one is tried again for some seconds."""
+    """Open a file of vfio for a moment. A busy one is tried again for half a second."""
     deadline = time.monotonic() + within
     while True:
         try:
@@ -236,7 +236,7 @@ def _check_memory(endpoint: Endpoint, device: PciDevice, mode_of_memory: Callabl
                 f"which it has. As root, unless another card needs that mode: echo 0 > {SYSFS.unsafe_vfio}"
             )
         if not physical:
-            raise PortError(f"{endpoint}: {no_iommu_advice()}")
+            raise PortError(f"{endpoint}: {narrow_iommu_advice() if isolated else no_iommu_advice()}")
     if isolated:
         _check_lockable(endpoint, mode)
 

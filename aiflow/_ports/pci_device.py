@@ -15,7 +15,7 @@ UIO_DRIVERS = ("uio_pci_generic", "igb_uio")
 DPDK_DRIVERS = ("vfio-pci", *UIO_DRIVERS)
 """Kernel drivers that hand a device to DPDK."""
 
-SHARED_WITH_KERNEL = {"mlx5_core": "mlx5_eth", "mlx4_core": "net_mlx4"}
+SHARED_WITH_KERNEL = {"mlx5_core": "net_mlx5", "mlx4_core": "net_mlx4"}
 """Kernel drivers beside which DPDK drives a card, and DPDK's driver for it."""
 
 BESIDE_VFIO = ("vfio-pci", "pci-stub")

@@ -32,10 +32,10 @@ def version() -> str:
     return aiflow.__version__
 
 
-def _advice_on(error: ImportError) -> ImportError:
-    """Return the error with advice, if the loader cannot find DPDK. Raises any other again."""
-    if "librte_" not in str(error):
-        raise error
+def _advice_on(error: ImportError) -> ImportError | None:
+    """Return the error with advice, if the loader cannot find DPDK, else None."""
+    if "librte_" not in str(error) and "libaiflow_dpdk" not in str(error):
+        return None
     return ImportError(
         f"{error}: the DPDK that aiflow {version()} in {sys.modules['aiflow'].__path__[0]} was built with is missing. "
         "Let the loader find it (ldconfig or LD_LIBRARY_PATH), or install aiflow again (docs/install.md)"
@@ -125,11 +125,11 @@ class Terminal:
                 outcome.fail(error, error.exit_code)
             except (AiflowError, CommandError, OSError) as error:
                 outcome.fail(error)
-            except ImportError as error:
-                outcome.fail(_advice_on(error))
             except Exception as error:
-                self.say(traceback.format_exc().rstrip())
-                outcome.fail(error)
+                advised = _advice_on(error) if isinstance(error, ImportError) else None
+                if advised is None:
+                    self.say(traceback.format_exc().rstrip())
+                outcome.fail(advised or error)
         outcome.document["exit_code"] = outcome.exit_code
         if self.as_json:
             self._write(outcome.document)

@@ -357,7 +357,7 @@ def test_a_connectx_card_needs_its_file_of_rdma_and_lockable_memory(
 @pytest.mark.parametrize("inside", [True, False])
 def test_a_connectx_card_needs_its_driver_in_dpdk(tree: PciTree, monkeypatch: pytest.MonkeyPatch, inside: bool) -> None:
     tree.add("0000:5e:00.0", "mlx5_core", "eth5")
-    monkeypatch.setattr(_build, "has_driver", lambda name: inside and name == "mlx5_eth")
+    monkeypatch.setattr(_build, "has_driver", lambda name: inside and name == "net_mlx5")
     endpoint = parse_endpoint("pci:5e:00.0")
     with_verbs(tree, "0000:5e:00.0")
     if inside:
@@ -369,7 +369,7 @@ def test_a_connectx_card_needs_its_driver_in_dpdk(tree: PciTree, monkeypatch: py
 
 def test_the_driver_of_connectx_is_found_in_dpdks_libraries() -> None:
     libraries = {path.name.partition(".")[0] for path in _build._libraries()}
-    assert _build.has_driver("mlx5_eth") is ("librte_net_mlx5" in libraries)
+    assert _build.has_driver("net_mlx5") is ("librte_net_mlx5" in libraries)
     assert _build.has_driver("net_mlx4") is ("librte_net_mlx4" in libraries)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -53,6 +54,17 @@ def test_a_dpdk_that_is_gone_is_named_with_advice(tmp_path: Path, command: list[
     assert "librte_eax.so" in shown.stderr
     assert "LD_LIBRARY_PATH" in shown.stderr
     assert "Traceback" not in shown.stderr
+
+
+def test_another_import_error_leaves_a_document_too(tmp_path: Path) -> None:
+    package = shutil.copytree(Path(aiflow.__file__).parent, tmp_path / "aiflow", symlinks=True)
+    (package / "_eal_args.py").unlink()
+    words = [sys.executable, "-P", "-m", "aiflow", "doctor", "--json"]
+    names = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    shown = subprocess.run(words, env=names, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert shown.returncode == 1, shown.stderr
+    assert "_eal_args" in json.loads(shown.stdout)["error"]["message"]
+    assert "Traceback" in shown.stderr
 
 
 @pytest.mark.parametrize(("private", "library"), [(False, "librte_eal.so.23.0"), (True, "libaiflow_dpdk-22.11.so")])

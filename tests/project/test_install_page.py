@@ -44,8 +44,10 @@ def commands(text: str) -> Iterator[str]:
     """Our commands in a document: in blocks of a shell, and in inline code."""
     for block in re.findall(r"^```(?:sh|ini)\n(.*?)^```", text, re.M | re.S):
         for line in block.replace("\\\n", " ").splitlines():
+            if line.startswith("podman"):  # the command follows the image's name
+                line = "aiflow " + line.rpartition(" aiflow ")[2] if line.startswith("podman run") else ""
             for match in re.finditer(r"(?:^|[\s/=])aiflow(?= )(.*?)(?=$|[&;|#>])", line):
-                if "podman" not in line[: match.start()] and "User" not in line:
+                if "User" not in line:
                     yield match[1].strip()
     inline = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
     for code in re.findall(r"`((?:sudo )?[^`\s]*aiflow [^`]+)`", inline):

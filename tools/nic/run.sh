@@ -27,7 +27,10 @@ seconds=${AIFLOW_NIC_SECONDS:-600}
 boot_seconds=90
 python=.venv/bin/python
 address_bits=48
-[ "$kind" != soak ] || address_bits=39 # as many machines have
+if [ "$kind" = soak ]; then
+    address_bits=39                  # as many machines have
+    seconds=${AIFLOW_NIC_SECONDS:-0} # no limit
+fi
 level=quiet
 [ "$kind" != boot ] || level=loglevel=7
 
@@ -69,15 +72,18 @@ qemu_with_igb() {
     has_igb || fail "this QEMU has no igb: it needs version 8.0 or later"
 }
 
-kernel() { # unpacks Debian's kernel and its modules, without installing them
+download_kernel() {
     local package
-    [ ! -f "$work/kernel/unpacked" ] || return 0
     package=$(apt-cache depends linux-image-amd64 | sed -n 's/^ *Depends: \(linux-image-[^ ]*\).*/\1/p' | head -n 1)
-    [ -n "$package" ] || fail "apt knows no linux-image-amd64: run apt-get update"
+    [ -n "$package" ] && (cd "$work/kernel" && apt download "$package")
+}
+
+kernel() { # unpacks Debian's kernel and its modules, without installing them
+    [ ! -f "$work/kernel/unpacked" ] || return 0
     rm -rf "$work/kernel"
     mkdir -p "$work/kernel"
     chmod 777 "$work/kernel" # apt downloads as a user of its own
-    (cd "$work/kernel" && apt download "$package")
+    download_kernel || { apt update && download_kernel; } || fail "apt has no linux-image-amd64" # its lists grow old
     dpkg-deb --fsys-tarfile "$work"/kernel/*.deb | tar -x -C "$work/kernel" --wildcards \
         './boot/vmlinuz-*' '*/modules.builtin' '*/kernel/drivers/*' '*/kernel/fs/*' '*/kernel/net/*' '*/kernel/lib/*' \
         '*/kernel/virt/*'
