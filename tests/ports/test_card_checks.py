@@ -242,7 +242,7 @@ def test_a_narrow_iommu_needs_hugepages(tree: PciTree) -> None:
     cap = tree.device(ADDRESS).path / "iommu/intel-iommu/cap"
     cap.parent.mkdir(parents=True)
     cap.write_text("d2008c40660462\n")
-    refused("fewer than 48 address bits, a card needs hugepages")
+    refused("fewer than 48 address bits, as many of Intel.s, so the card needs root and hugepages")
 
 
 @pytest.mark.parametrize(("text", "physical", "usable"), [("Y", False, False), ("Y", True, True), ("N", False, True)])
