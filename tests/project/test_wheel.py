@@ -36,6 +36,7 @@ def wheel() -> Path:
         made = found[0].stat().st_mtime
         if any(path.stat().st_mtime > made for path in sources if "__pycache__" not in path.parts):
             pytest.skip("the wheel in build/wheel/dist is older than this tree: make wheel")
+    assert found, "no wheel in build/wheel/dist: make wheel"
     return found[0]
 
 
