@@ -251,6 +251,17 @@ cdef extern from "aiflow/rt/sampler.h" nogil:
     bint af_sampler_read(af_sampler *sampler, af_sample *older, af_sample *newer) noexcept
 
 
+cdef extern from "aiflow/rt/chrono.h" nogil:
+    enum:
+        AF_CHRONO_STATES
+
+    struct af_chrono:
+        pass
+
+    void af_chrono_note(af_chrono *chrono, uint32_t state, uint64_t now) noexcept
+    void af_chrono_read(const af_chrono *chrono, uint64_t now, uint64_t *ns) noexcept
+
+
 cdef extern from "aiflow/path/pacer.h" nogil:
     struct af_pace:
         bint rate_based
@@ -266,9 +277,14 @@ cdef extern from "aiflow/tx/tx_agent.h" nogil:
         AF_TX_ASKING
         AF_TX_DONE
         AF_NB_TX_ERRORS
+        AF_NB_TX_WAITS
         AF_OTHERS
 
     const char *af_tx_error_name(unsigned error) noexcept
+    const char *af_tx_wait_name(unsigned wait) noexcept
+
+    struct af_tx_ended:
+        uint64_t slices, elements, bytes, frames, retransmits, ns, failed
 
     struct af_dispatch:
         uint32_t ports
@@ -317,6 +333,7 @@ cdef extern from "aiflow/tx/tx_agent.h" nogil:
         uint64_t began[2]
         af_candidate candidates[AF_MAX_PORTS]
         af_pace pace
+        af_chrono flight
         af_tx_pktnum pn
 
     struct af_tx:
@@ -341,6 +358,8 @@ cdef extern from "aiflow/tx/tx_agent.h" nogil:
         void *retransmit
         uint64_t drops[AF_NB_DROPS]
         uint64_t feedbacks, probes
+        af_tx_ended ended
+        af_chrono waits
         af_sampler sampler
 
     int af_tx_init(af_tx *tx) noexcept
@@ -384,6 +403,9 @@ cdef extern from "aiflow/wire/verdict.h" nogil:
 
 
 cdef extern from "aiflow/rx/rx_agent.h" nogil:
+    enum:
+        AF_NB_RX_WAITS
+
     uint64_t af_rx_need(const af_extent *extent, uint64_t manifest_bytes, uint64_t nb_chunks, uint64_t nb_data,
                         uint64_t mbuf_bytes) noexcept
 
@@ -432,8 +454,10 @@ cdef extern from "aiflow/rx/rx_agent.h" nogil:
         uint64_t starving_ns, starving_bytes, progress_bytes, progress_total
         uint64_t drops[AF_NB_DROPS]
         uint64_t slices, elements, bytes
+        af_chrono waits
         af_sampler sampler
 
+    const char *af_rx_wait_name(unsigned wait) noexcept
     void af_rx_init(af_rx *rx) noexcept
     void af_rx_free(af_rx *rx) noexcept
     void af_rx_hear_verdicts(af_rx *rx) noexcept

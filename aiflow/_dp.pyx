@@ -326,13 +326,16 @@ cdef class Loop(LoopDriver):
     cdef int iterate(self) noexcept nogil:
         """One iteration: a burst in and a burst out of every port. Returns the frames and events."""
         cdef uint32_t i
-        cdef uint64_t rest_ns
+        cdef uint64_t rest_ns, begun
         cdef int work = 0
         if self.cpu_budget.cores > 0:
             rest_ns = af_cpu_budget_rest(&self.cpu_budget, self.now)
             if rest_ns:
                 af_handoff_rest(&self.handoff, rest_ns)
+                begun = self.now
                 self.now = af_now_ns()
+                self.rested_ns += self.now - begun
+        begun = self.now
         if af_handoff_take_posted(&self.handoff):
             for i in range(self.nb_users):
                 self.users[i].collect(self.users[i].side, self.now)
@@ -346,6 +349,8 @@ cdef class Loop(LoopDriver):
             af_intr_gate_leave(self.gate)
         self.ring_peers()
         self.now = af_now_ns()
+        if work:
+            self.busy_ns += self.now - begun
         if af_demux_tick(&self.demux, self.now):
             aiflow_lock(&self.handoff)
             for i in range(self.nb_users):

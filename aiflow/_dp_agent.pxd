@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from aiflow._core cimport af_agent, af_agent_port, af_numbers, af_sampler
+from aiflow._core cimport af_agent, af_agent_port, af_chrono, af_numbers, af_sampler
 from aiflow._dp cimport Loop, loop_user
 from aiflow._dp_port cimport PORTS
 from aiflow._eal cimport Port
@@ -27,6 +27,7 @@ cdef struct agent_counts:
     uint64_t arrived
     uint64_t sent_before
     uint64_t arrived_before
+    uint64_t busy_ns
 
 
 cdef enum:
@@ -54,4 +55,5 @@ cdef class Agent:
 
 cdef af_numbers *session_numbers() noexcept
 cdef char *name_bytes(object name, char *out) except NULL
+cdef list chrono_ns(const af_chrono *chrono)
 cdef sample_rows(af_sampler *sampler, uint32_t nb_ports)

@@ -10,9 +10,9 @@ from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 from posix.unistd cimport getpid
 from aiflow._core cimport (
-    AF_MOST_AGENTS, AF_NAME_BYTES, AF_NB_DROPS, af_agent_port, af_demux_add, af_demux_plug, af_demux_remove,
-    af_demux_unplug, af_handoff_post, af_handoff_wake, af_numbers, af_numbers_init, af_sample, af_sampler,
-    af_sampler_read,
+    AF_CHRONO_STATES, AF_MOST_AGENTS, AF_NAME_BYTES, AF_NB_DROPS, af_agent_port, af_chrono, af_chrono_read,
+    af_demux_add, af_demux_plug, af_demux_remove, af_demux_unplug, af_handoff_post, af_handoff_wake, af_now_ns,
+    af_numbers, af_numbers_init, af_sample, af_sampler, af_sampler_read,
 )
 from aiflow._dp cimport Loop
 from aiflow._dp_frame cimport CHAINED, TAGGED
@@ -55,6 +55,13 @@ cdef sample_rows(af_sampler *sampler, uint32_t nb_ports):
         return None
     return ((older.ns, [older.ports[i] for i in range(nb_ports)]),
             (newer.ns, [newer.ports[i] for i in range(nb_ports)]))
+
+
+cdef list chrono_ns(const af_chrono *chrono):
+    """Nanoseconds in each state of a chronograph until now."""
+    cdef uint64_t ns[AF_CHRONO_STATES]
+    af_chrono_read(chrono, af_now_ns(), ns)
+    return [ns[i] for i in range(<uint32_t>AF_CHRONO_STATES)]
 
 
 cdef class Agent:

@@ -52,6 +52,8 @@ class PortCounters(NamedTuple):
         Times that the pool had no mbuf for a frame to send; the frame waits. The loop counts them.
     by_reference : int
         Frames sent whose payload the driver, or the card, read out of the user's memory. The loop counts them.
+    busy_ns : int
+        Time in which frames were in flight, ns. Sender: of the receiver for which it is longest.
     """
 
     number: int
@@ -79,6 +81,7 @@ class PortCounters(NamedTuple):
     rx_nombuf: int
     tx_nombuf: int
     by_reference: int
+    busy_ns: int = 0
 
     @property
     def frames(self) -> int:

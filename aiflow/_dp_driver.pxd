@@ -30,6 +30,8 @@ cdef class LoopDriver:
     cdef bint dozes_alone      # the worker: rw. It sleeps without listening to the ports
     cdef uint64_t now          # likewise: the time of this iteration
     cdef unsigned int lcore    # DPDK's number of the worker, for its mempool caches; a driving caller borrows it
+    cdef readonly uint64_t busy_ns    # likewise: time of iterations that moved frames
+    cdef readonly uint64_t rested_ns  # likewise: time of rests of the CPU budget
     cdef int last_cpu          # the CPU that the loop was driven on last; -1: none
     cdef public bint spins     # a waiting caller polls without a pause
     cdef readonly bint stopped

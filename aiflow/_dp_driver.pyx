@@ -160,6 +160,11 @@ cdef class LoopDriver:
         return self.last_cpu if self.last_cpu >= 0 else None
 
     @property
+    def thread_id(self):
+        """The kernel's number of the worker thread; None before `start`."""
+        return None if self.thread is None else self.thread.native_id
+
+    @property
     def max_cores(self):
         """The most processor time that the loop takes, in cores; None: no limit. To be set before `start`."""
         return self.cpu_budget.cores or None

@@ -145,6 +145,11 @@ cdef class Incoming:
         return (self.s.whole_ns - self.s.first_ns) / 1e9
 
     @property
+    def times(self):
+        """ns on the monotonic clock: its first frame arrived, and its last."""
+        return self.s.first_ns, self.s.whole_ns
+
+    @property
     def manifest(self):
         """The manifest, as it was sent."""
         return (<char *>self.s.manifest)[:self.s.manifest_bytes]

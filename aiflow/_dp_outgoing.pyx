@@ -195,6 +195,11 @@ cdef class Outgoing:
                 rows.append((index, self.s.port_frames[index], self.s.port_bytes[index]))
         return rows
 
+    @property
+    def times(self):
+        """ns on the monotonic clock: posted, a receiver was there, granted, ended; 0 for what did not come."""
+        return self.s.posted_ns, self.s.joined_ns, self.s.granted_ns, self.s.done_ns
+
     # ---- its end ----
 
     def finish(self):

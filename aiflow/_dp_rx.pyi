@@ -1,13 +1,17 @@
 """Data plane of a Receiver."""
 
+from collections.abc import Callable
 from typing import Any
 
 from aiflow._dp_agent import Agent
 from aiflow._dp_incoming import Incoming, Store
 
+WAITS: tuple[str, ...]
+
 class RxAgent(Agent):
     mbuf_bytes: int
     pools: Any
+    on_end: Callable[[Incoming], object] | None
     def __init__(
         self,
         name: str,
@@ -34,3 +38,6 @@ class RxAgent(Agent):
     def close(self, reason: bytes = ...) -> None: ...
     def drops(self) -> dict[str, int]: ...
     def counters(self) -> dict[str, int]: ...
+    def waits(self) -> dict[str, int]: ...
+    @property
+    def behind_ns(self) -> int: ...

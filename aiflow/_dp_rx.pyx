@@ -8,15 +8,17 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 from aiflow._core cimport (
-    AF_RECEIVES, af_agent_port, af_handoff, af_now_ns, af_rx, af_rx_detach, af_rx_due, af_rx_fail_pending, af_rx_free,
+    AF_NB_RX_WAITS, AF_RECEIVES, af_agent_port, af_chrono, af_chrono_note, af_handoff, af_now_ns, af_rx,
+    af_rx_detach, af_rx_due, af_rx_fail_pending, af_rx_free,
     af_rx_hear_verdicts, af_rx_init, af_rx_next_frame, af_rx_on_frame, af_rx_owes, af_rx_owes_bye, af_rx_owns,
-    af_rx_part, af_rx_port, af_rx_slice, af_rx_tick,
+    af_rx_part, af_rx_port, af_rx_slice, af_rx_tick, af_rx_wait_name,
 )
-from aiflow._dp_agent cimport Agent, agent_counts, name_bytes, sample_rows, session_numbers
+from aiflow._dp_agent cimport Agent, agent_counts, chrono_ns, name_bytes, sample_rows, session_numbers
 from aiflow._dp_driver cimport aiflow_lock, aiflow_unlock
 from aiflow._dp_incoming cimport Incoming, Store, release_mbuf
 from aiflow._eal cimport Mempool, Port
 
+WAITS = tuple([af_rx_wait_name(wait).decode() for wait in range(AF_NB_RX_WAITS)])  # of the C table
 LAST_WORDS_S = 0.1  # the longest wait for due feedback frames to leave, when a Receiver closes
 
 
@@ -25,6 +27,7 @@ cdef struct receiver_side:
     af_rx *rx
     af_rx_slice *ready         # whole slices that no caller has taken; the handoff's lock guards them
     af_rx_slice **ready_tail
+    af_chrono behind           # in state 1, slices are ready; likewise guarded
 
 
 cdef void collect(void *side, uint64_t now) noexcept nogil:
@@ -38,6 +41,7 @@ cdef void publish(void *side) noexcept nogil:
         receiver.ready_tail = receiver.rx.ready_tail
         receiver.rx.ready = NULL
         receiver.rx.ready_tail = &receiver.rx.ready
+        af_chrono_note(&receiver.behind, 1, af_now_ns())
 
 
 cdef bint unfinished(void *side) noexcept nogil:
@@ -69,6 +73,7 @@ cdef class RxAgent(Agent):
     cdef readonly Store store
     cdef public object pools  # keeps_mbufs: `aiflow._engine.ReceiverPools`, until it is closed
     cdef dict pool_of         # keeps_mbufs: port → Mempool that its payloads stay in
+    cdef public object on_end  # called with each Incoming that a caller takes; None: nothing is
     cdef list held   # weak references to every Incoming that a user may still hold
     cdef Py_ssize_t most_held
 
@@ -191,6 +196,7 @@ cdef class RxAgent(Agent):
             self.side.ready = s.next
             if self.side.ready == NULL:
                 self.side.ready_tail = &self.side.ready
+                af_chrono_note(&self.side.behind, 0, af_now_ns())
         aiflow_unlock(handoff)
         if s == NULL:
             return None
@@ -205,6 +211,8 @@ cdef class RxAgent(Agent):
         self.held.append(PyWeakref_NewRef(incoming, None))
         if into is not None:
             into.append(incoming)
+        if self.on_end is not None:
+            self.on_end(incoming)
         return incoming
 
     @property
@@ -219,6 +227,7 @@ cdef class RxAgent(Agent):
         """
         if not self.loop.pid_is_ours():
             return
+        self.on_end = None
         if self.rx.confirms:
             self.loop.between(lambda: self._fail_pending(reason))
         self._wait_for(self._said_all)
@@ -266,6 +275,15 @@ cdef class RxAgent(Agent):
         """Slices, elements and bytes handed over; senders that left without a BYE."""
         return {"slices": self.rx.slices, "elements": self.rx.elements, "bytes": self.rx.bytes,
                 "senders_gone": self.rx.nb_gone}
+
+    def waits(self):
+        """ns by what arrives: `WAITS`."""
+        return dict(zip(WAITS, chrono_ns(&self.rx.waits)))
+
+    @property
+    def behind_ns(self):
+        """Time in which a whole slice waited for a caller to take it."""
+        return chrono_ns(&self.side.behind)[1]
 
     cdef object count_port(self, uint32_t index, agent_counts *out):
         cdef af_rx_port *slot = &self.rx.ports[index]

@@ -8,6 +8,7 @@ from aiflow._dp_outgoing import Outgoing
 from aiflow._eal import Port
 
 MOST_RECEIVERS: int
+WAITS: tuple[str, ...]
 
 # The agent knows the decisions of the policy by their form only.
 class _Pace(Protocol):
@@ -35,6 +36,7 @@ class _Plan(Protocol):
     def shortest(self) -> bool: ...
 
 class TxAgent(Agent):
+    on_end: Callable[[Outgoing], object] | None
     def __init__(
         self,
         name: str,
@@ -86,3 +88,4 @@ class TxAgent(Agent):
     def answers(self) -> dict[int, list[tuple[int, int]]]: ...
     def drops(self) -> dict[str, int]: ...
     def counters(self) -> dict[str, int]: ...
+    def peers(self) -> list[dict[str, Any]]: ...

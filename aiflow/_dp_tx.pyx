@@ -7,12 +7,12 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 from aiflow._core cimport (
-    AF_NB_DROPS, AF_OTHERS, AF_REFER_ALL, AF_REFER_OWNED, AF_SENDS, af_agent_port, af_handoff,
+    AF_NB_DROPS, AF_NB_TX_WAITS, AF_OTHERS, AF_REFER_ALL, AF_REFER_OWNED, AF_SENDS, af_agent_port, af_handoff,
     af_handoff_post, af_now_ns, af_pace_reset, af_tx, af_tx_detach, af_tx_due, af_tx_enqueue, af_tx_fail_all,
-    af_tx_init, af_tx_is_pressed, af_tx_load, af_tx_next_frame, af_tx_on_frame, af_tx_owns, af_tx_port, af_tx_slice,
-    af_tx_tick,
+    af_tx_init, af_tx_is_pressed, af_tx_load, af_tx_next_frame, af_tx_on_frame, af_tx_owns, af_tx_port,
+    af_tx_slice, af_tx_tick, af_tx_wait_name,
 )
-from aiflow._dp_agent cimport MOST_MACHINES, Agent, agent_counts, name_bytes, sample_rows, session_numbers
+from aiflow._dp_agent cimport MOST_MACHINES, Agent, agent_counts, chrono_ns, name_bytes, sample_rows, session_numbers
 from aiflow._dp_driver cimport aiflow_lock, aiflow_set, aiflow_unlock
 from aiflow._dp cimport Loop
 from aiflow._dp_outgoing cimport Outgoing, of_buffers, of_rows
@@ -23,6 +23,7 @@ from aiflow._wire import DROPS
 from aiflow.errors import ConfigError
 
 MOST_RECEIVERS = MOST_MACHINES
+WAITS = tuple([af_tx_wait_name(wait).decode() for wait in range(AF_NB_TX_WAITS)])  # of the C table
 
 
 def _added(one, other):
@@ -94,6 +95,7 @@ cdef class TxAgent(Agent):
     cdef set in_flight  # Outgoing objects that may not have ended
     cdef object pace_of
     cdef object guard   # `_fail_all` runs once at a time
+    cdef public object on_end  # called with each Outgoing that has ended; None: nothing is
     cdef bint death     # set by `note_death`, until ports are detached or attached
 
     def __cinit__(self):
@@ -328,6 +330,8 @@ cdef class TxAgent(Agent):
 
     def forget(self, out):
         """Drop the reference to a slice that has ended."""
+        if self.on_end is not None and out in self.in_flight:
+            self.on_end(out)
         self.in_flight.discard(out)
 
     def close(self, double timeout):
@@ -438,6 +442,16 @@ cdef class TxAgent(Agent):
                 counts["spurious"] += tx.ports[p].pn.spurious
         return counts
 
+    def peers(self):
+        """Of each receiver: name, joined, free_bytes of its memory, waits (ns by `WAITS`), ended (sums)."""
+        return [self._peer(i) for i in range(self.side.nb)]
+
+    def _peer(self, uint32_t i):
+        cdef af_tx *tx = self.side.tx[i]
+        wanted = (<const char *>tx.to).decode("utf-8", "replace")
+        return {"name": self.last_receiver(i) or wanted, "joined": bool(tx.open), "free_bytes": tx.peer_free_bytes,
+                "waits": dict(zip(WAITS, chrono_ns(&tx.waits))), "ended": tx.ended}
+
     cdef object count_port(self, uint32_t index, agent_counts *out):
         """Of all receivers together."""
         cdef af_tx_port *slot
@@ -460,6 +474,7 @@ cdef class TxAgent(Agent):
             out.arrived += slot.arrived
             out.sent_before += slot.began[0]
             out.arrived_before += slot.began[1]
+            out.busy_ns = max(out.busy_ns, chrono_ns(&slot.flight)[1])
             out.usable |= slot.open and not slot.suspended
             if slot.open and dest_mac is None:
                 dest_mac = bytes(slot.dst[:6])

@@ -197,6 +197,7 @@ af_rx_tick(void *state, uint64_t now)
 		if (silent > rx->peer_timeout_ns)
 			af_rx_count_out(rx, session);
 	}
+	af_chrono_note(&rx->waits, rx->flowing ? AF_RX_ARRIVING : rx->waiting ? AF_RX_NO_MEMORY : AF_RX_IDLE, now);
 	rx->ticked_ns = now;
 	changed = rx->changed;
 	rx->changed = false;

@@ -6,6 +6,7 @@
 
 #include "aiflow/path/pktnum.h"
 #include "aiflow/rt/agent.h"
+#include "aiflow/rt/chrono.h"
 #include "aiflow/rt/numbers.h"
 #include "aiflow/rt/sampler.h"
 #include "aiflow/rx/arena.h"
@@ -38,6 +39,26 @@ enum af_rx_state {
 	AF_RX_WHOLE,   /* nothing is missing; an older slice is not done yet */
 	AF_RX_VOID
 };
+
+/* What arrives at a receiver. */
+/* clang-format off */
+#define AF_RX_WAIT_LIST(X) \
+	X(AF_RX_IDLE, "idle")          /* no slice that was granted */ \
+	X(AF_RX_ARRIVING, "arriving")  /* chunks of a granted slice */ \
+	X(AF_RX_NO_MEMORY, "memory")   /* nothing, and a slice waits for memory */
+/* clang-format on */
+
+enum af_rx_wait { AF_RX_WAIT_LIST(AF_TABLE_SYMBOL) AF_NB_RX_WAITS };
+
+_Static_assert(AF_NB_RX_WAITS <= AF_CHRONO_STATES, "a chronograph has a time for each");
+
+static inline const char *
+af_rx_wait_name(unsigned wait)
+{
+	static const char *const names[] = {AF_RX_WAIT_LIST(AF_TABLE_NAME)};
+
+	return wait < AF_NB_RX_WAITS ? names[wait] : "";
+}
 
 struct af_rx_element {
 	uint64_t offset;      /* in the slice's block */
@@ -230,6 +251,7 @@ struct af_rx {
 	uint64_t drops[AF_NB_DROPS]; /* frames, by enum af_drop */
 	uint64_t courtesy_ns; /* when a sender of another receiver was answered last */
 	uint64_t slices, elements, bytes; /* handed over */
+	struct af_chrono waits; /* by enum af_rx_wait */
 	struct af_sampler sampler;
 };
 

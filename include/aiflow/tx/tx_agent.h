@@ -243,6 +243,33 @@ af_tx_load(const void *state, uint32_t p)
 				.busy = port->open && af_tx_busy(tx)};
 }
 
+/* What the slices wait for. One whose frames are on their way counts before those that can do nothing. */
+static inline enum af_tx_wait
+af_tx_waits_for(const struct af_tx *tx)
+{
+	enum af_tx_wait wait = tx->queue ? AF_TX_BY_PATH : AF_TX_BY_USER;
+
+	if (!tx->open)
+		return tx->queue ? AF_TX_BY_PEER : AF_TX_BY_USER;
+	for (uint32_t id = tx->first_id; id != tx->next_id; id++) {
+		const struct af_tx_slice *s = tx->slots[id % AF_TX_SLICES].slice;
+		enum af_tx_wait this = AF_TX_BY_PATH;
+
+		if (!s)
+			continue;
+		if (s->held)
+			this = AF_TX_BY_VERDICT;
+		else if (!s->inlined && s->nb_acked >= s->nb_manifest &&
+			 atomic_load_explicit(&s->state, memory_order_relaxed) == AF_TX_ASKING)
+			this = AF_TX_BY_MEMORY;
+		if (this == AF_TX_BY_PATH)
+			return this;
+		if (wait != AF_TX_BY_MEMORY)
+			wait = this;
+	}
+	return wait;
+}
+
 static inline bool
 af_tx_tick(void *state, uint64_t now)
 {
@@ -256,13 +283,16 @@ af_tx_tick(void *state, uint64_t now)
 		af_tx_discover(tx, now);
 	af_tx_watch_suspect(tx, now);
 	af_tx_report_death(tx, now);
-	for (uint32_t p = 0; p < tx->nb_ports; p++)
+	for (uint32_t p = 0; p < tx->nb_ports; p++) {
 		af_tx_watch_path(tx, &tx->ports[p], now);
+		af_chrono_note(&tx->ports[p].flight, tx->ports[p].open && tx->ports[p].pn.in_flight, now);
+	}
 	if (tx->open && af_tx_is_stalled(tx, now))
 		af_tx_lose_session(tx, AF_TX_STALLED, now);
 	af_tx_report_trouble(tx, now);
 	af_tx_activate(tx, now);
 	af_tx_check_silence(tx, now);
+	af_chrono_note(&tx->waits, af_tx_waits_for(tx), now);
 	changed = tx->changed;
 	tx->changed = false;
 	return changed;

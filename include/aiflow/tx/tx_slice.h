@@ -5,6 +5,23 @@
 #include "aiflow/tx/tx_state.h"
 
 static inline void
+af_tx_count_end(struct af_tx_ended *ended, const struct af_tx_slice *s)
+{
+	uint64_t since = s->joined_ns > s->posted_ns ? s->joined_ns : s->posted_ns;
+
+	if (s->error != AF_TX_OK) {
+		ended->failed++;
+		return;
+	}
+	ended->slices++;
+	ended->elements += s->nb_elements;
+	ended->bytes += s->nbytes;
+	ended->frames += s->frames;
+	ended->retransmits += s->retransmits;
+	ended->ns += s->done_ns > since ? s->done_ns - since : 0;
+}
+
+static inline void
 af_tx_end(struct af_tx *tx, struct af_tx_slice *s, int error, uint64_t detail, uint64_t now)
 {
 	free(s->first_chunk);
@@ -14,6 +31,7 @@ af_tx_end(struct af_tx *tx, struct af_tx_slice *s, int error, uint64_t detail, u
 	s->error = error;
 	s->detail = detail;
 	s->done_ns = now;
+	af_tx_count_end(&tx->ended, s);
 	tx->changed = true;
 	/* The last access: a waiting thread may free the slice from here on. */
 	atomic_store_explicit(&s->state, error == AF_TX_OK ? AF_TX_DONE : AF_TX_FAILED, memory_order_release);

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 
 #include "aiflow/rt/agent.h"
+#include "aiflow/rt/chrono.h"
 #include "aiflow/rt/numbers.h"
 #include "aiflow/wire/manifest.h"
 #include "aiflow/rt/sampler.h"
@@ -62,6 +63,36 @@ af_tx_error_name(unsigned error)
 
 	return error < AF_NB_TX_ERRORS ? names[error] : "";
 }
+
+/* What a sender's slices wait for. */
+/* clang-format off */
+#define AF_TX_WAIT_LIST(X) \
+	X(AF_TX_BY_USER, "application")      /* there is no slice */ \
+	X(AF_TX_BY_PEER, "receiver")         /* no session exists */ \
+	X(AF_TX_BY_PATH, "path")             /* frames that may be sent, or are in flight */ \
+	X(AF_TX_BY_MEMORY, "memory")         /* the receiver has all of a manifest, and has granted nothing yet */ \
+	X(AF_TX_BY_VERDICT, "confirmation")  /* the receiver has all of it, and its user has not confirmed it */
+/* clang-format on */
+
+enum af_tx_wait { AF_TX_WAIT_LIST(AF_TABLE_SYMBOL) AF_NB_TX_WAITS };
+
+_Static_assert(AF_NB_TX_WAITS <= AF_CHRONO_STATES, "a chronograph has a time for each");
+
+static inline const char *
+af_tx_wait_name(unsigned wait)
+{
+	static const char *const names[] = {AF_TX_WAIT_LIST(AF_TABLE_NAME)};
+
+	return wait < AF_NB_TX_WAITS ? names[wait] : "";
+}
+
+/* The slices that have ended. Sums over those that were delivered, except `failed`. */
+struct af_tx_ended {
+	uint64_t slices, elements, bytes;
+	uint64_t frames, retransmits; /* that carried them */
+	uint64_t ns; /* from when a receiver was there for one until its end */
+	uint64_t failed; /* slices that were not delivered */
+};
 
 /* The scheduler's decision for one slice, which the loop follows. control: rw before posting, dataplane: ro */
 struct af_dispatch {
@@ -162,6 +193,7 @@ struct af_tx_port {
 	uint32_t backoff; /* doublings of the PTO */
 	uint32_t answered; /* probes in a row, while suspended */
 	struct af_pace pace;
+	struct af_chrono flight; /* in state 1, frames are in flight */
 	uint64_t arrived; /* frames below pn.seen that the receiver has counted */
 	uint64_t began[2]; /* control: rw. pn.seen and `arrived` when the newest slice began; 0: the path is newer */
 	struct af_tx_pktnum pn;
@@ -242,6 +274,8 @@ struct af_tx {
 	uint64_t drops[AF_NB_DROPS]; /* frames, by enum af_drop */
 	uint64_t feedbacks, probes; /* received, sent */
 	uint64_t suspensions; /* of paths */
+	struct af_tx_ended ended;
+	struct af_chrono waits; /* by enum af_tx_wait */
 	struct af_sampler sampler;
 };
 

@@ -1,0 +1,60 @@
+/* A chronograph: how long something was in each of a few states. The loop notes the state, and any thread reads the
+ * times. They say what bounds a transfer, as those of TCP do (tcp_chrono_start in Linux's net/ipv4/tcp_output.c).
+ *
+ * A time costs a comparison while the state stays the same. The time of the present state is added when it is read.
+ */
+#ifndef AIFLOW_CHRONO_H
+#define AIFLOW_CHRONO_H
+
+#include <stdatomic.h>
+#include <stdint.h>
+
+#define AF_CHRONO_STATES 5u
+
+struct af_chrono {
+	/* dataplane: w, control: ro */
+	_Atomic uint32_t turns; /* changes of the state, twice: odd while one is written */
+	_Atomic uint32_t state; /* the present one, below AF_CHRONO_STATES */
+	_Atomic uint64_t since_ns; /* it began then; 0: nothing was noted yet */
+	_Atomic uint64_t ns[AF_CHRONO_STATES]; /* in each state, the present stay excluded */
+};
+
+/* The state is this one from now on. */
+static inline void
+af_chrono_note(struct af_chrono *chrono, uint32_t state, uint64_t now)
+{
+	uint64_t since = atomic_load_explicit(&chrono->since_ns, memory_order_relaxed);
+	uint32_t was = atomic_load_explicit(&chrono->state, memory_order_relaxed);
+
+	if (since && was == state)
+		return;
+	atomic_fetch_add_explicit(&chrono->turns, 1, memory_order_acq_rel);
+	if (since && now > since)
+		atomic_store_explicit(&chrono->ns[was],
+				      atomic_load_explicit(&chrono->ns[was], memory_order_relaxed) + now - since,
+				      memory_order_relaxed);
+	atomic_store_explicit(&chrono->since_ns, now, memory_order_relaxed);
+	atomic_store_explicit(&chrono->state, state, memory_order_relaxed);
+	atomic_fetch_add_explicit(&chrono->turns, 1, memory_order_release);
+}
+
+/* Nanoseconds in each state so far. Any thread. */
+static inline void
+af_chrono_read(const struct af_chrono *chrono, uint64_t now, uint64_t ns[AF_CHRONO_STATES])
+{
+	for (;;) {
+		uint32_t turns = atomic_load_explicit(&chrono->turns, memory_order_acquire);
+		uint64_t since = atomic_load_explicit(&chrono->since_ns, memory_order_relaxed);
+		uint32_t state = atomic_load_explicit(&chrono->state, memory_order_relaxed);
+
+		for (uint32_t i = 0; i < AF_CHRONO_STATES; i++)
+			ns[i] = atomic_load_explicit(&chrono->ns[i], memory_order_relaxed);
+		if (since && now > since)
+			ns[state] += now - since;
+		atomic_thread_fence(memory_order_acquire);
+		if (!(turns & 1) && atomic_load_explicit(&chrono->turns, memory_order_relaxed) == turns)
+			return;
+	}
+}
+
+#endif
