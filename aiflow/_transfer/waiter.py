@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Callable
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -33,6 +34,18 @@ class Waiter:
 
     def __init__(self, agent: Any) -> None:
         self._agent = agent
+        self._since: dict[int, int] = {}  # calls that wait, by a number of their own, and since when
+        self._waited_ns = 0
+
+    def waited(self) -> tuple[int, int]:
+        """How many calls wait now, and for how many ns all calls have waited, those included."""
+        now, waiting = time.monotonic_ns(), list(self._since.values())
+        return len(waiting), self._waited_ns + sum(now - since for since in waiting)
+
+    def _ended(self, call: int) -> None:
+        since = self._since.pop(call, None)
+        if since is not None:
+            self._waited_ns += time.monotonic_ns() - since
 
     def until(self, condition: Callable[[], bool], timeout: float | None) -> bool:
         """Block until `condition()`, at most `timeout` seconds (None: without end). Returns its last value."""
@@ -45,7 +58,12 @@ class Waiter:
             left = SIGNALS_S if deadline is None else min(SIGNALS_S, deadline - time.monotonic())
             if left <= 0:
                 return False
-            loop.wait(generation, left)
+            me = get_ident()  # after an interrupt at a bad moment, this thread's next wait mends the account
+            self._since[me] = time.monotonic_ns()
+            try:
+                loop.wait(generation, left)
+            finally:
+                self._ended(me)
 
     async def until_async(self, condition: Callable[[], bool], timeout: float | None) -> bool:
         """`until` for an event loop; may be cancelled."""
@@ -65,11 +83,13 @@ class Waiter:
             try:
                 if condition():
                     return True
+                self._since[id(future)] = time.monotonic_ns()
                 await asyncio.wait_for(future, left)
             except TimeoutError:
                 continue
             finally:
                 sleepers.ignore(loop, aio, future)
+                self._ended(id(future))
         return True
 
 
