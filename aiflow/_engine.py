@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from aiflow._eal import Mempool
+from aiflow._observe import exposition, server, trace
 from aiflow._transfer.demand import Speeds
 from aiflow._transfer.waiter import Waiter
 from aiflow.monitor import LinkSpeeds, Monitor
-from aiflow.options import Scheduling
+from aiflow.options import Scheduling, Telemetry
 from aiflow.report import PortTable, port_table
 from aiflow.shared_ports import MBUFS_PER_PORT, OwnPorts, Ports
 
@@ -50,7 +53,27 @@ class Engine:
 
     def leave(self) -> None:
         """Use the ports no more; they close when they are the agent's own. Idempotent."""
+        server.forget(self)
+        exposition.forget(self)
         self.ports._leave(self.agent)
+
+    def show(self, name: str, endpoints: tuple[Any, ...], asked: Mapping[str, Any], telemetry: Telemetry) -> None:
+        """Show the figures to readers outside from now on, until `leave`.
+
+        Parameters
+        ----------
+        name : str
+            Of the Sender or Receiver.
+        endpoints : tuple of Endpoint
+        asked : mapping
+            Options that explain the figures.
+        telemetry : Telemetry
+            ``metrics_port`` serves them for Prometheus, too.
+        """
+        server.note(self, name, endpoints, asked)
+        exposition.note(self, telemetry.metrics_port)
+        if trace.trace() is not None:
+            self.agent.on_end = partial(trace.sent if self.agent.role == "sender" else trace.received, name)
 
     def port_table(self) -> PortTable:
         """A snapshot of the port path table."""

@@ -17,8 +17,8 @@ from aiflow.errors import ConfigError
 __all__ = [
     "FAULTS", "FLOW_CONTROLS", "IDLE", "INTERVAL_S", "MAX_PORTS", "PARTITIONS", "PLACEMENTS", "POLICIES", "SCHEMES",
     "SCORE_WEIGHTS", "Endpoint", "check_scheduling", "parse_choice", "parse_endpoint", "parse_endpoints", "parse_idle",
-    "parse_link_speeds", "parse_max_cores", "parse_memory", "parse_names", "parse_partition", "parse_rate",
-    "parse_seconds", "parse_size", "parse_switch_limits", "parse_switches", "parse_timeout",
+    "parse_link_speeds", "parse_listen", "parse_max_cores", "parse_memory", "parse_names", "parse_partition",
+    "parse_rate", "parse_seconds", "parse_size", "parse_switch_limits", "parse_switches", "parse_timeout",
 ]  # fmt: skip
 
 MAX_PORTS = 32
@@ -136,6 +136,14 @@ def parse_max_cores(max_cores: float | None) -> float | None:
     if isinstance(max_cores, bool) or not isinstance(max_cores, (int, float)) or not 0.001 <= max_cores < 1e6:
         raise ConfigError(f"max_cores={max_cores!r}: give cores from 0.001 on, such as 0.5, or None for no limit")
     return float(max_cores)
+
+
+def parse_listen(value: int | str) -> tuple[str, int]:
+    """Check ``metrics_port=``: ``9100``, or ``"ADDRESS:PORT"``. Without an address, only this host can connect."""
+    address, _, number = str(value).rpartition(":")
+    if isinstance(value, bool) or not number.isascii() or not number.isdecimal() or not 0 <= int(number) < 65536:
+        raise ConfigError(f"metrics_port={value!r}: give a port such as 9100, or 'ADDRESS:PORT'")
+    return address.strip("[]") or "127.0.0.1", int(number)
 
 
 def parse_seconds(value: Any, what: str) -> float:

@@ -12,7 +12,15 @@ from dataclasses import dataclass
 from typing import Any, TypedDict, TypeVar
 
 from aiflow._policy.flow_control import FlowControl
-from aiflow.config import INTERVAL_S, SCORE_WEIGHTS, check_scheduling, parse_idle, parse_max_cores, parse_switch_limits
+from aiflow.config import (
+    INTERVAL_S,
+    SCORE_WEIGHTS,
+    check_scheduling,
+    parse_idle,
+    parse_listen,
+    parse_max_cores,
+    parse_switch_limits,
+)
 from aiflow.errors import ConfigError
 
 __all__ = ["FlatKeywords", "FlowControl", "Polling", "Scheduling", "SenderKeywords", "Telemetry"]
@@ -97,10 +105,23 @@ class Telemetry:
         shares and the gaps; under ``"credit"`` no more than 0.998 of it is sent. Default: the driver's speed.
     monitor_interval : float
         Seconds between two samples of the port table's rates; 0 measures nothing. Default: 0.1.
+    metrics_port : int or str, optional
+        Serve the figures of this process for Prometheus, at ``http://127.0.0.1:PORT/metrics`` or at ``"ADDRESS:PORT"``.
+        Senders and Receivers may share a port. Needs the extra ``metrics``. Default: they are not served.
+
+    Raises
+    ------
+    ConfigError
+        A field cannot be used as given.
     """
 
     link_speed: str | float | Sequence[str | float] | None = None
     monitor_interval: float = INTERVAL_S
+    metrics_port: int | str | None = None
+
+    def __post_init__(self) -> None:
+        if self.metrics_port is not None:
+            parse_listen(self.metrics_port)
 
 
 class FlatKeywords(TypedDict, total=False):
@@ -110,6 +131,7 @@ class FlatKeywords(TypedDict, total=False):
     max_cores: float | None
     link_speed: str | float | Sequence[str | float] | None
     monitor_interval: float
+    metrics_port: int | str | None
 
 
 class SenderKeywords(FlatKeywords, total=False):
@@ -129,7 +151,11 @@ _FIELDS: dict[type, dict[str, str]] = {  # flat keyword → field
         "switch_limits": "switch_limits",
     },
     Polling: {"idle": "idle", "max_cores": "max_cores"},
-    Telemetry: {"link_speed": "link_speed", "monitor_interval": "monitor_interval"},
+    Telemetry: {
+        "link_speed": "link_speed",
+        "monitor_interval": "monitor_interval",
+        "metrics_port": "metrics_port",
+    },
 }
 
 Group = TypeVar("Group", Scheduling, Polling, Telemetry)

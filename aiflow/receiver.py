@@ -105,7 +105,8 @@ class Receiver:
     faults : dict or list of dict, optional
         Faults made on purpose, for tests: see `aiflow.config.FAULTS`.
     **flat
-        Fields of `Polling` and `Telemetry` as keywords: ``idle``, ``max_cores``, ``link_speed``, ``monitor_interval``.
+        Fields of `Polling` and `Telemetry`: ``idle``, ``max_cores``, ``link_speed``, ``monitor_interval``,
+        ``metrics_port``.
 
     Raises
     ------
@@ -183,6 +184,7 @@ class Receiver:
             self._engine.leave()
             raise
         note(agent, self.name, self.memory)
+        self._engine.show(self.name, self.endpoints, {"confirm": confirm, "assemble": self.assemble}, telemetry)
 
     # ---- receiving ----
 

@@ -81,8 +81,8 @@ class Sender:
     faults : dict or list of dict, optional
         Faults made on purpose, for tests: see `aiflow.config.FAULTS`.
     **flat
-        Fields of `Scheduling`, `Polling` and `Telemetry` as keywords: ``place``, ``score_weights``, ``switches``,
-        ``switch_limits``, ``idle``, ``max_cores``, ``link_speed``, ``monitor_interval``.
+        Fields of `Scheduling`, `Polling`, `Telemetry`: ``place``, ``score_weights``, ``switches``, ``switch_limits``,
+        ``idle``, ``max_cores``, ``link_speed``, ``monitor_interval``, ``metrics_port``.
 
     Raises
     ------
@@ -156,6 +156,7 @@ class Sender:
             engine.leave()
             raise
         note_sender(agent)
+        engine.show(self.name, self.endpoints, {"policy": scheduling.policy, "slice_ms": slice_ms}, telemetry)
 
     # ---- sending ----
 

@@ -47,12 +47,13 @@ ROOMS = {
     "_transfer": Room(r"_transfer(\..*)?", ("errors", "config", "_system", "_dp", "_policy", "report")),
     "_encode": Room("_encode", ("errors", "_transfer")),
     "slices": Room("slices|shards", ("errors", "_policy", "_transfer")),
+    "_observe": Room(r"_observe(\..*)?", ("errors", "config", "_system", "_ports")),
     "options": Room("options", ("errors", "config", "_policy")),
     "sides": Room(
         "sender|receiver|shared_ports|_engine|_poster|alloc|names",
         (
             *("errors", "config", "_system", "_eal", "_dp", "_ports", "_policy", "monitor", "report", "_transfer"),
-            *("_encode", "slices", "options"),
+            *("_encode", "slices", "_observe", "options"),
         ),
     ),
     "face": Room("in_process|__init__", ("errors", "_build", "report", "_transfer", "slices", "options", "sides")),
@@ -60,7 +61,7 @@ ROOMS = {
     "_samples": Room(r"_samples(\..*)?", ("_terminal",)),
     "cli": Room(
         r"cli(\..*)?",
-        ("errors", "config", "_system", "_ports", "_transfer", "face", "_terminal", "_samples"),
+        ("errors", "config", "_system", "_ports", "_transfer", "_observe", "face", "_terminal", "_samples"),
     ),
     "lab": Room(r"lab(\..*)?", ("errors", "config", "_faults", "_eal", "face", "_terminal", "_samples")),
     "__main__": Room("__main__", ("cli",)),

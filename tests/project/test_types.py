@@ -126,6 +126,7 @@ FLAT = [
     (aiflow.Polling(), {"max_cores": 0.5}),
     (aiflow.Telemetry(), {"link_speed": "1gbit"}),
     (aiflow.Telemetry(), {"monitor_interval": 0}),
+    (aiflow.Telemetry(), {"metrics_port": 9105}),
 ]
 
 

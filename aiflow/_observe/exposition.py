@@ -1,0 +1,179 @@
+"""The figures as Prometheus metrics: a collector over the same table, and an HTTP server for it.
+
+The package prometheus_client does both. It comes with the extra ``metrics``, and is imported here only.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from aiflow._observe.figures import FIGURES, Figure, of_level
+from aiflow._observe.snapshot import snapshot
+from aiflow._system import threads
+from aiflow.config import parse_listen
+from aiflow.errors import ConfigError
+
+__all__ = ["INSTALL", "Collector", "Exporter", "forget", "note"]
+
+INSTALL = "install with: pip install 'aiflow-dpdk[metrics]'"
+"""Advice for error messages."""
+
+_LABELS = {
+    "side": ("pid", "role", "name"),
+    "peer": ("pid", "role", "name", "peer"),
+    "port": ("pid", "role", "name", "port", "driver"),
+}
+
+
+class Collector:
+    """A collector for prometheus_client: each scrape takes one snapshot.
+
+    Parameters
+    ----------
+    documents : callable
+        Returns the snapshots of the processes to show.
+    """
+
+    def __init__(self, documents: Callable[[], Iterable[dict[str, Any]]]) -> None:
+        self._documents = documents
+
+    def collect(self) -> Iterator[Any]:
+        """Yield the metric families."""
+        documents = list(self._documents())
+        for figure in FIGURES:
+            family = _family(figure)
+            for document in documents:
+                for labels, value in _samples(figure, document):
+                    family.add_metric(labels, value)
+            if family.samples:
+                yield family
+
+    def describe(self) -> Iterator[Any]:
+        """Yield the families without samples: registering takes no snapshot."""
+        return map(_family, FIGURES)
+
+
+def _family(figure: Figure) -> Any:
+    from prometheus_client import core
+
+    kind = core.CounterMetricFamily if figure.kind == "counter" else core.GaugeMetricFamily
+    labels = [*_LABELS[figure.level], *([figure.label] if figure.label else [])]
+    return kind(f"aiflow_{figure.name}", f"{figure.help}.", labels=labels)
+
+
+def _samples(figure: Figure, document: Mapping[str, Any]) -> Iterator[tuple[list[str], float]]:
+    pid = str(document["pid"])
+    for side in document["sides"]:
+        role, name = side["role"], side["name"]
+        if figure not in of_level(figure.level, role):
+            continue
+        views = [side] if figure.level == "side" else side[f"{figure.level}s"]
+        own = {"side": (), "peer": ("name",), "port": ("name", "driver")}[figure.level]
+        for view in views:
+            more = [view[key] for key in own]
+            value = view["figures"].get(figure.name)
+            if isinstance(value, Mapping):
+                yield from (([pid, role, name, *more, str(key)], each) for key, each in value.items())
+            elif value is not None:
+                yield [pid, role, name, *more], value
+
+
+class Exporter:
+    """An HTTP server for Prometheus, with a registry of its own: only aiflow's figures are in it.
+
+    Parameters
+    ----------
+    listen : int or str
+        See `aiflow.config.parse_listen`. Port 0 takes a free one.
+    documents : callable
+        Returns the snapshots to show.
+
+    Raises
+    ------
+    ConfigError
+        prometheus_client is not installed, or the address cannot be used.
+
+    Attributes
+    ----------
+    address : str
+    port : int
+    """
+
+    def __init__(self, listen: int | str, documents: Callable[[], Iterable[dict[str, Any]]]) -> None:
+        self.address, port = parse_listen(listen)
+        try:
+            import prometheus_client
+        except ImportError:
+            raise ConfigError(f"metrics_port= needs prometheus_client; {INSTALL}") from None
+        registry = prometheus_client.CollectorRegistry(auto_describe=False)
+        registry.register(Collector(documents))
+        try:
+            self._server, self._thread = prometheus_client.start_http_server(port, self.address, registry)
+        except OSError as exc:
+            raise ConfigError(
+                f"metrics_port={listen!r}: {exc.strerror or exc}; choose a free port, and an address of this host"
+            ) from exc
+        self.port: int = self._server.server_address[1]
+
+    def close(self) -> None:
+        """Stop serving. Idempotent."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def abandon(self) -> None:
+        """Close a forked child's copy of the socket: its parent goes on."""
+        self._server.socket.close()
+
+
+_exporters: dict[tuple[str, int], Exporter] = {}
+_users: dict[tuple[str, int], set[int]] = {}
+_lock = threads.unpatched("threading").RLock()
+
+
+def note(engine: Any, listen: int | str | None) -> None:
+    """Serve this process's figures while the Sender or Receiver is open; several share one server.
+
+    Parameters
+    ----------
+    engine : aiflow._engine.Engine
+    listen : int or str, optional
+        ``metrics_port=``; None does nothing.
+
+    Raises
+    ------
+    ConfigError
+        As `Exporter`.
+    """
+    if listen is None:
+        return
+    key = parse_listen(listen)
+    with _lock:
+        if key not in _exporters:
+            _exporters[key] = Exporter(listen, lambda: [snapshot()])
+        _users.setdefault(key, set()).add(id(engine))
+
+
+def forget(engine: Any) -> None:
+    """The last user of a server closes it. Idempotent."""
+    with _lock:
+        for key, users in list(_users.items()):
+            users.discard(id(engine))
+            if not users:
+                del _users[key]
+                _exporters.pop(key).close()
+
+
+def _forked() -> None:
+    """Runs in every forked child: the server is the parent's."""
+    global _lock
+    _lock = threads.unpatched("threading").RLock()
+    for exporter in _exporters.values():
+        exporter.abandon()
+    _exporters.clear()
+    _users.clear()
+
+
+os.register_at_fork(after_in_child=_forked)
