@@ -226,6 +226,74 @@ def doctor(as_json: bool) -> None:
 
 
 @app.command()
+@click.option("--once", is_flag=True, help="Print one view and end. Also when stdout is no terminal.")
+@click.option(
+    "--interval",
+    type=click.FloatRange(0.1, 60),
+    default=1.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Time between two looks; rates are those of this time.",
+)
+@json_option
+def top(as_json: bool, **options: Any) -> None:
+    """Watch the running Senders and Receivers of this user: rates, loss, windows, memory, and what each waits for.
+
+    Keys: s sorts (by rate, loss, use of the loop, name), p pauses, q ends. NO_COLOR=1 leaves the colours out.
+
+    The document of --json has a key of its own, "sides": a list with the figures and rates of each. Exit codes: 0, or 1
+    if no Sender or Receiver is open.
+    """
+    from aiflow.cli.top import show_top
+
+    with Terminal(as_json).outcome("top") as outcome:
+        show_top(outcome, **options)
+
+
+@app.command()
+@click.option(
+    "--seconds",
+    type=click.FloatRange(0.5, 600),
+    default=5.0,
+    show_default=True,
+    help="How long to watch.",
+)
+@json_option
+def diagnose(as_json: bool, **options: Any) -> None:
+    """Say what bounds each running transfer of this user, with the numbers behind it and what to change.
+
+    The verdict is one of link, port, sender-cpu, receiver-cpu, reader, memory, disk, application; or unclear, or idle.
+    Run it on the host of both ends, or of one: it then knows less, and says "unclear" more often.
+
+    The document of --json has a key of its own, "flows". Exit codes: 0, or 1 if no Sender or Receiver is open.
+    """
+    from aiflow.cli.diagnose import show_diagnosis
+
+    with Terminal(as_json).outcome("diagnose") as outcome:
+        show_diagnosis(outcome, **options)
+
+
+@app.command()
+@click.option(
+    "--listen",
+    default="127.0.0.1:9105",
+    show_default=True,
+    metavar="[ADDRESS:]PORT",
+    help="Where to serve http://ADDRESS:PORT/metrics. Other hosts need an address that they can reach.",
+)
+@json_option
+def metrics(as_json: bool, **options: Any) -> None:
+    """Serve the figures of all Senders and Receivers of this user for Prometheus, until Ctrl-C.
+
+    Needs the extra metrics: pip install 'aiflow-dpdk[metrics]'. The document of --json is printed at the end.
+    """
+    from aiflow.cli.metrics import serve_metrics
+
+    with Terminal(as_json).outcome("metrics") as outcome:
+        serve_metrics(outcome, **options)
+
+
+@app.command()
 @click.option(
     "--images", type=click.IntRange(1, 512), default=512, show_default=True, metavar="N", help="Number of photographs."
 )

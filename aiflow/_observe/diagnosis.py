@@ -1,0 +1,370 @@
+"""What bounds a run: a verdict from two snapshots of a Sender and its Receiver, or of one of them.
+
+`RULES` is the table. Each rule gives a cause a strength between 0 and 1 from measured shares of the time. The strongest
+cause wins if it is strong enough and no other comes near; else the verdict is "unclear". A wrong name is worse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from aiflow._observe.kernel import CpuLimit, Thread
+
+__all__ = ["CAUSES", "Cpu", "End", "Measures", "Verdict", "measures", "verdict"]
+
+STRONG = 0.5
+"""The least strength of a verdict."""
+
+NEAR = 0.1
+"""Two causes whose strengths differ by less than this are unclear."""
+
+CAUSES = {
+    "link": "the links carry no more: add ports or faster links, or compress before you send",
+    "port": "one port is slower than the others, and each slice waits for it: check its link, or use policy='pull'",
+    "sender-cpu": "the sender has too little CPU: raise its CPU limit or max_cores=, or give it a core of its own",
+    "receiver-cpu": "the receiver has too little CPU: raise its CPU limit or max_cores=, or give it a core of its own",
+    "reader": "the program that reads the slices is slower than they arrive: let it do less for each, or add readers",
+    "memory": "slices wait for memory while the reader waits for slices: raise the Receiver's memory=",
+    "disk": "the program waits for its disk: use a faster one, or write less",
+    "application": "the sending program offers less than the ports carry: nothing in aiflow is to be changed",
+}
+"""The verdicts, and what to do."""
+
+
+class Cpu(NamedTuple):
+    """Shares of the time, of one process, between two snapshots.
+
+    Attributes
+    ----------
+    loop_run, loop_delay : float
+        The loop's worker ran; it was ready and had no CPU.
+    run, delay : float
+        The same of the busiest thread, the worker included.
+    disk : float
+        Share of looks at which a thread waited for the disk.
+    throttled : float
+        Share of the time in which the cgroup's limit stopped threads.
+    limit : float or None
+        That limit, in cores.
+    """
+
+    loop_run: float
+    loop_delay: float
+    run: float
+    delay: float
+    disk: float
+    throttled: float
+    limit: float | None
+
+
+class End(NamedTuple):
+    """One end of a flow at two moments: two ``sides`` of snapshots, the seconds between, and its CPU shares."""
+
+    before: Mapping[str, Any]
+    after: Mapping[str, Any]
+    seconds: float
+    cpu: Cpu | None
+
+
+class Measures(NamedTuple):
+    """Shares of the time, from 0 to 1, and rates. NaN: not known, because that end is not on this host.
+
+    Attributes
+    ----------
+    offered : float
+        The Sender had a slice to send.
+    path, grant, confirmation : float
+        It waited for the delivery of granted data; for memory; for the user's confirmation there.
+    sender_busy, receiver_busy : float
+        The loop moved frames, or had frames and no CPU.
+    sender_starved, receiver_starved : float
+        The busiest thread was ready and had no CPU, or the cgroup's limit or max_cores= stopped it.
+    reader_waits : float
+        The reader's calls waited for a slice.
+    memory_waits : float
+        A slice waited for the Receiver's memory.
+    behind : float
+        A whole slice waited for the reader.
+    sender_disk, receiver_disk : float
+        A thread waited for the disk.
+    busiest_port, other_ports : float
+        Frames were in flight: on the port where this was longest, and on the mean of the others. One port: NaN.
+    goodput_bps : float
+        Element bits per second.
+    has_links : bool
+        The ports have links whose speed may be the limit: they are not shared memory.
+    """
+
+    offered: float
+    path: float
+    grant: float
+    confirmation: float
+    sender_busy: float
+    receiver_busy: float
+    sender_starved: float
+    receiver_starved: float
+    reader_waits: float
+    memory_waits: float
+    behind: float
+    sender_disk: float
+    receiver_disk: float
+    busiest_port: float
+    other_ports: float
+    goodput_bps: float
+    has_links: bool
+
+
+class Verdict(NamedTuple):
+    """What bounds the run.
+
+    Attributes
+    ----------
+    cause : str
+        A key of `CAUSES`; "unclear", or "idle" when nothing was sent.
+    text : str
+        The verdict and its numbers, a sentence.
+    advice : str
+    strengths : dict
+        Of each cause.
+    measures : Measures
+    """
+
+    cause: str
+    text: str
+    advice: str
+    strengths: dict[str, float]
+    measures: Measures
+
+
+NAN = float("nan")
+SHARED = ("net_memif", "net_ring", "net_vhost", "net_virtio_user")  # drivers whose frames cross no link
+
+
+def cpu_shares(
+    before: Mapping[int, Thread],
+    after: Mapping[int, Thread],
+    seconds: float,
+    loop: int | None,
+    disk: float,
+    limits: tuple[CpuLimit, CpuLimit],
+) -> Cpu:
+    """Shares of the time between two looks at the threads of a process; the parameters are those of `Cpu`."""
+    shares = {
+        number: ((now.run - before[number].run) / 1e9 / seconds, (now.delay - before[number].delay) / 1e9 / seconds)
+        for number, now in after.items()
+        if number in before
+    }
+    loop_run, loop_delay = shares.get(loop or 0, (0.0, 0.0))
+    run, delay = max(shares.values(), key=lambda pair: pair[0] + pair[1], default=(0.0, 0.0))
+    throttled = (limits[1].throttled_us - limits[0].throttled_us) / 1e6 / seconds
+    return Cpu(loop_run, loop_delay, run, delay, disk, min(max(throttled, 0.0), 1.0), limits[1].cores)
+
+
+def _share(end: End | None, name: str, state: str = "") -> float:
+    """Growth of a time of a side, as a share of the time."""
+    if end is None:
+        return NAN
+    now, then = end.after["figures"][name], end.before["figures"][name]
+    if state:
+        now, then = now[state], then.get(state, 0.0)
+    share: float = (now - then) / end.seconds
+    return min(max(share, 0.0), 1.0)
+
+
+def _peer_shares(end: End | None, state: str) -> float:
+    """The same of a Sender's waits: of the receiver for which it is longest."""
+    if end is None:
+        return NAN
+    before = {peer["name"]: peer["figures"]["wait_seconds"] for peer in end.before["peers"]}
+    shares = [
+        (peer["figures"]["wait_seconds"][state] - before[peer["name"]][state]) / end.seconds
+        for peer in end.after["peers"]
+        if peer["name"] in before
+    ]
+    return min(max(max(shares, default=0.0), 0.0), 1.0)
+
+
+def _ports(end: End | None) -> tuple[float, float]:
+    """Busy shares of the busiest port, and of the others on average."""
+    if end is None:
+        return NAN, NAN
+    before = {port["name"]: port["figures"] for port in end.before["ports"]}
+    shares = sorted(
+        (port["figures"]["port_busy_seconds"] - before[port["name"]]["port_busy_seconds"]) / end.seconds
+        for port in end.after["ports"]
+        if port["name"] in before and port["figures"]["port_usable"]
+    )
+    if len(shares) < 2:
+        return NAN, NAN
+    return shares[-1], sum(shares[:-1]) / (len(shares) - 1)
+
+
+def _starved(end: End | None) -> float:
+    """How much of the time this end wanted a CPU and had none."""
+    if end is None:
+        return NAN
+    rest = _share(end, "loop_rest_seconds")
+    if end.cpu is None:
+        return rest
+    return min(max(end.cpu.delay, end.cpu.throttled if end.cpu.limit is not None else 0.0, rest), 1.0)
+
+
+def measures(sender: End | None, receiver: End | None) -> Measures:
+    """The shares behind a verdict.
+
+    Parameters
+    ----------
+    sender, receiver : End or None
+        The two ends, as far as they are on this host.
+    """
+    busiest, others = _ports(sender)
+    end = receiver or sender
+    rate = 0.0
+    if end is not None:
+        rate = 8 * (end.after["figures"]["bytes"] - end.before["figures"]["bytes"]) / end.seconds
+    return Measures(
+        offered=1.0 - _peer_shares(sender, "application") if sender is not None else NAN,
+        path=_peer_shares(sender, "path"),
+        grant=_peer_shares(sender, "memory"),
+        confirmation=_peer_shares(sender, "confirmation"),
+        sender_busy=_share(sender, "loop_busy_seconds"),
+        receiver_busy=_share(receiver, "loop_busy_seconds"),
+        sender_starved=_starved(sender),
+        receiver_starved=_starved(receiver),
+        reader_waits=_share(receiver, "caller_wait_seconds"),
+        memory_waits=_share(receiver, "arrival_seconds", "memory"),
+        behind=_share(receiver, "reader_behind_seconds"),
+        sender_disk=sender.cpu.disk if sender is not None and sender.cpu is not None else NAN,
+        receiver_disk=receiver.cpu.disk if receiver is not None and receiver.cpu is not None else NAN,
+        busiest_port=busiest,
+        other_ports=others,
+        goodput_bps=max(rate, 0.0),
+        has_links=sender is not None and any(port["driver"] not in SHARED for port in sender.after["ports"]),
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------- rules
+
+
+def _known(value: float, otherwise: float = 0.0) -> float:
+    """A share that may be NaN, because its end is elsewhere."""
+    return otherwise if value != value else value
+
+
+def _between(value: float, least: float, most: float) -> float:
+    """0 up to `least`, 1 from `most` on, and a line between."""
+    return min(max((_known(value) - least) / (most - least), 0.0), 1.0)
+
+
+def _sender_cpu(m: Measures) -> float:
+    alone = _between(m.sender_busy, 0.75, 0.95) * (1 - _between(m.receiver_busy, 0.75, 0.95))
+    return max(_between(m.sender_starved, 0.1, 0.6), alone * _known(m.path))
+
+
+def _receiver_cpu(m: Measures) -> float:
+    alone = _between(m.receiver_busy, 0.75, 0.95) * (1 - _between(m.sender_busy, 0.75, 0.95))
+    return max(_between(m.receiver_starved, 0.1, 0.6), alone * _known(m.path, 1.0))
+
+
+def _cpu(m: Measures) -> float:
+    busy = max(_between(m.sender_busy, 0.75, 0.95), _between(m.receiver_busy, 0.75, 0.95))
+    return max(_sender_cpu(m), _receiver_cpu(m), busy)
+
+
+def _reader(m: Measures) -> float:
+    if m.reader_waits != m.reader_waits:
+        return 0.0
+    stopped = max(_known(m.behind), _known(m.grant) + _known(m.confirmation), _known(m.memory_waits))
+    return min(1 - m.reader_waits, stopped)
+
+
+def _evenness(m: Measures) -> float:
+    """How much of the busiest port's time the others are busy, too; 1 for one port."""
+    if m.busiest_port != m.busiest_port or m.busiest_port <= 0:
+        return 1.0
+    return min(m.other_ports / m.busiest_port, 1.0)
+
+
+def _waits_for_frames(m: Measures) -> float:
+    """The Sender waits for frames that are on their way, and neither CPU is the reason."""
+    return _known(m.path) * (1 - _cpu(m)) * (1 - _known(m.receiver_disk)) if m.has_links else 0.0
+
+
+def _disk(m: Measures) -> float:
+    reads = min(_known(m.sender_disk), 1 - _known(m.offered, 1.0))
+    writes = min(_known(m.receiver_disk), 1 - _known(m.reader_waits, 1.0))
+    return _between(max(reads, writes), 0.1, 0.5)
+
+
+class Rule(NamedTuple):
+    """How strong a cause is, and the measures to show with it."""
+
+    strength: Callable[[Measures], float]
+    shows: tuple[str, ...]
+
+
+RULES: dict[str, Rule] = {
+    "link": Rule(
+        lambda m: _waits_for_frames(m) * _between(_evenness(m), 0.5, 0.8), ("path", "sender_busy", "receiver_busy")
+    ),
+    "port": Rule(
+        lambda m: _waits_for_frames(m) * (1 - _between(_evenness(m), 0.5, 0.8)), ("path", "busiest_port", "other_ports")
+    ),
+    "sender-cpu": Rule(_sender_cpu, ("sender_busy", "sender_starved", "receiver_busy")),
+    "receiver-cpu": Rule(
+        lambda m: _receiver_cpu(m) * (1 - _disk(m)), ("receiver_busy", "receiver_starved", "sender_busy")
+    ),
+    "reader": Rule(
+        lambda m: _reader(m) * (1 - _between(m.receiver_starved, 0.1, 0.6)) * (1 - _disk(m)),
+        ("reader_waits", "behind", "grant", "confirmation"),
+    ),
+    "memory": Rule(
+        lambda m: min(2 * min(max(_known(m.grant), _known(m.memory_waits)), _known(m.reader_waits)), 1.0),
+        ("grant", "memory_waits", "reader_waits"),
+    ),
+    "disk": Rule(_disk, ("receiver_disk", "sender_disk", "reader_waits")),
+    "application": Rule(
+        lambda m: (1 - _known(m.offered, 1.0)) * (1 - _between(m.sender_starved, 0.1, 0.6)) * (1 - _disk(m)),
+        ("offered", "sender_starved", "reader_waits"),
+    ),
+}
+"""Cause → its rule. The order does not matter."""
+
+
+WORDS = {
+    "offered": "the sender had a slice to send for {} of the time",
+    "path": "it waited for the delivery of granted data for {}",
+    "grant": "it waited for memory of the receiver for {}",
+    "confirmation": "it waited for the confirmation of the receiver's user for {}",
+    "sender_busy": "the sender's loop was busy for {}",
+    "receiver_busy": "the receiver's loop was busy for {}",
+    "sender_starved": "the sender wanted a CPU and had none for {}",
+    "receiver_starved": "the receiver wanted a CPU and had none for {}",
+    "reader_waits": "the reader waited for slices for {}",
+    "memory_waits": "a slice waited for memory for {}",
+    "behind": "a whole slice waited for the reader for {}",
+    "sender_disk": "the sending program waited for its disk for {}",
+    "receiver_disk": "the receiving program waited for its disk for {}",
+    "busiest_port": "the busiest port had frames in flight for {}",
+    "other_ports": "the other ports for {} on average",
+}
+"""Measure → its words."""
+
+
+def told(m: Measures, names: tuple[str, ...]) -> str:
+    """These measures in words, as far as they are known."""
+    known = [(name, getattr(m, name)) for name in names]
+    return "; ".join(WORDS[name].format(f"{share:.0%}") for name, share in known if share == share)
+
+
+def verdict(m: Measures) -> Verdict:
+    """The verdict of these measures."""
+    strengths = {cause: round(rule.strength(m), 3) for cause, rule in RULES.items()}
+    if m.goodput_bps <= 0 and _known(m.offered) < 0.01:
+        return Verdict("idle", "nothing was sent", "start the transfer, then look again", strengths, m)
+    first, second, *_ = sorted(strengths, key=lambda cause: -strengths[cause])
+    if strengths[first] < STRONG or strengths[first] - strengths[second] < NEAR:
+        near = f"the nearest are {first} ({strengths[first]:.2f}) and {second} ({strengths[second]:.2f})"
+        return Verdict("unclear", near, "look for longer (--seconds), or on the other end's host", strengths, m)
+    return Verdict(first, told(m, RULES[first].shows), CAUSES[first], strengths, m)

@@ -1,0 +1,103 @@
+"""Watches the processes of this user for some seconds, and gives a verdict for each flow."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from aiflow._observe import kernel
+from aiflow._observe.diagnosis import End, Verdict, cpu_shares, measures, verdict
+from aiflow._observe.readers import changes, gather
+
+__all__ = ["Flow", "watch"]
+
+LOOK_S = 0.02
+"""Seconds between two looks at the states of the threads."""
+
+
+class Flow(NamedTuple):
+    """A Sender and its Receiver, or the one of them that is on this host.
+
+    Attributes
+    ----------
+    sender, receiver : str
+        Names; "" for an end that is not on this host.
+    verdict : Verdict
+    """
+
+    sender: str
+    receiver: str
+    verdict: Verdict
+
+
+class _Process:
+    """What the kernel says of one process over the time."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.threads = kernel.threads_of(pid)
+        self.limit = kernel.cpu_limit(pid)
+        self.looks = 0
+        self.in_disk = 0
+
+    def look(self) -> None:
+        """Note whether a thread waits for the disk now."""
+        self.looks += 1
+        self.in_disk += "D" in kernel.states(self.pid).values()
+
+    def end(self, before: dict[str, Any], after: dict[str, Any], seconds: float) -> End:
+        """The shares of a side of this process."""
+        limits = self.limit, kernel.cpu_limit(self.pid)
+        disk = self.in_disk / self.looks if self.looks else 0.0
+        threads = kernel.threads_of(self.pid)
+        return End(before, after, seconds, cpu_shares(self.threads, threads, seconds, after["thread"], disk, limits))
+
+
+def watch(seconds: float) -> list[Flow]:
+    """Watch for some seconds, and give a verdict for each flow.
+
+    Parameters
+    ----------
+    seconds : float
+
+    Returns
+    -------
+    list of Flow
+        One for each Sender and each receiver that it is joined to, and one for each other Receiver.
+    """
+    older = {document["pid"]: document for document in gather()}
+    processes = {pid: _Process(pid) for pid in older}
+    until = time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0:
+        for process in processes.values():
+            process.look()
+        time.sleep(min(LOOK_S, left))
+    newer = {document["pid"]: document for document in gather()}
+    senders: list[tuple[str, list[str], End]] = []
+    receivers: dict[str, list[End]] = {}
+    for pid, document in newer.items():
+        if pid not in older:
+            continue
+        for before, after, between in changes(older[pid], document):
+            end = processes[pid].end(before, after, between)
+            if after["role"] == "sender":
+                joined = [peer["name"] for peer in after["peers"] if peer["figures"]["peer_joined"]]
+                senders.append((after["name"], joined, end))
+            else:
+                receivers.setdefault(after["name"], []).append(end)
+    return list(_flows(senders, receivers))
+
+
+def _flows(senders: list[tuple[str, list[str], End]], receivers: dict[str, list[End]]) -> Iterator[Flow]:
+    met = set()
+    for name, joined, end in senders:
+        for peer in joined or [""]:
+            found = receivers.get(peer, [])
+            receiver = found[0] if len(found) == 1 else None  # several of one name: which it is cannot be known
+            met |= {peer} if receiver is not None else set()
+            yield Flow(name, peer, verdict(measures(end, receiver)))
+    for name, ends in receivers.items():
+        if name not in met:
+            for end in ends:
+                yield Flow("", name, verdict(measures(None, end)))
