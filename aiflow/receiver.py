@@ -179,12 +179,12 @@ class Receiver:
         self._ports = self._engine.ports = used
         try:
             self._engine.join(f"Receiver {self.name!r}")
+            self._engine.show(self.name, self.endpoints, {"confirm": confirm, "assemble": self.assemble}, telemetry)
             self._closed = self._ended = False
         except BaseException:
             self._engine.leave()
             raise
         note(agent, self.name, self.memory)
-        self._engine.show(self.name, self.endpoints, {"confirm": confirm, "assemble": self.assemble}, telemetry)
 
     # ---- receiving ----
 

@@ -151,12 +151,12 @@ class Sender:
         self._ports = self._context.ports = engine.ports = used
         try:
             engine.join(f"Sender {self.name!r}")
+            engine.show(self.name, self.endpoints, {"policy": scheduling.policy, "slice_ms": slice_ms}, telemetry)
             self._context.closed = self._ended = False
         except BaseException:
             engine.leave()
             raise
         note_sender(agent)
-        engine.show(self.name, self.endpoints, {"policy": scheduling.policy, "slice_ms": slice_ms}, telemetry)
 
     # ---- sending ----
 
