@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 SORTS = ("rate", "loss", "use", "name")
 """What the key s goes through."""
 
+LOG_COLUMNS = 160
+"""Width of a view that goes to no terminal."""
+
 Rows = list[dict[str, Any]]
 
 
@@ -44,7 +47,10 @@ def show_top(outcome: Outcome, *, once: bool, interval: float) -> None:
         if not rows:
             outcome.fail("no Sender or Receiver of this user is open", NOT_DELIVERED)
         elif not terminal.as_json:
-            terminal.console().print(view(rows, "rate"), soft_wrap=False)
+            console = terminal.console()
+            if not console.is_terminal and "COLUMNS" not in os.environ:
+                console.width = LOG_COLUMNS
+            console.print(view(rows, "rate"), soft_wrap=False)
         return
     _live(terminal, interval)
 
@@ -70,9 +76,7 @@ def rows_of(older: list[dict[str, Any]], newer: list[dict[str, Any]]) -> Rows:
                 row[views] = [
                     {
                         **each,
-                        "rates": per_second(
-                            were.get(each["name"], each["figures"]), each["figures"], level, role, seconds
-                        ),
+                        "rates": per_second(were.get(each["name"], {}), each["figures"], level, role, seconds),
                     }
                     for each in side[views]
                 ]

@@ -157,8 +157,12 @@ class Prometheus:
         )
         self.log = (directory / "log").open("w")
         self.process = subprocess.Popen(
-            [program, f"--config.file={config}", f"--storage.tsdb.path={directory / 'data'}"]
-            + [f"--web.listen-address=127.0.0.1:{port}"],
+            [
+                program,
+                f"--config.file={config}",
+                f"--storage.tsdb.path={directory / 'data'}",
+                f"--web.listen-address=127.0.0.1:{port}",
+            ],
             stdout=self.log,
             stderr=self.log,
         )
