@@ -21,7 +21,7 @@ NEAR = 0.1
 
 CAUSES = {
     "link": "the links carry no more: add ports or faster links, or compress before you send",
-    "port": "one port is slower than the others, and each slice waits for it: check its link, or use policy='pull'",
+    "port": "one port is much slower than the others: check its link, or leave it out",
     "sender-cpu": "the sender has too little CPU: raise its CPU limit or max_cores=, or give it a core of its own",
     "receiver-cpu": "the receiver has too little CPU: raise its CPU limit or max_cores=, or give it a core of its own",
     "reader": "the program that reads the slices is slower than they arrive: let it do less for each, or add readers",
@@ -90,6 +90,10 @@ class Measures(NamedTuple):
         A thread waited for the disk.
     busiest_port, other_ports : float
         Frames were in flight: on the port where this was longest, and on the mean of the others. One port: NaN.
+    slowest_port : float
+        Bytes of the port that sent least ÷ the mean of the others, by the links' speeds where they are known.
+    slow_port : str
+        The name of the port that is slow, if one is.
     goodput_bps : float
         Element bits per second.
     has_links : bool
@@ -111,6 +115,8 @@ class Measures(NamedTuple):
     receiver_disk: float
     busiest_port: float
     other_ports: float
+    slowest_port: float
+    slow_port: str
     goodput_bps: float
     has_links: bool
 
@@ -176,28 +182,35 @@ def _peer_shares(end: End | None, state: str) -> float:
     """The same of a Sender's waits: of the receiver for which it is longest."""
     if end is None:
         return NAN
-    before = {peer["name"]: peer["figures"]["wait_seconds"] for peer in end.before["peers"]}
     shares = [
-        (peer["figures"]["wait_seconds"][state] - before[peer["name"]][state]) / end.seconds
-        for peer in end.after["peers"]
-        if peer["name"] in before
+        (peer["figures"]["wait_seconds"][state] - was["figures"]["wait_seconds"][state]) / end.seconds
+        for was, peer in zip(end.before["peers"], end.after["peers"], strict=True)
     ]
     return min(max(max(shares, default=0.0), 0.0), 1.0)
 
 
-def _ports(end: End | None) -> tuple[float, float]:
-    """Busy shares of the busiest port, and of the others on average."""
+def _ports(end: End | None) -> tuple[float, float, float, str]:
+    """Busy shares of the busiest port and, on average, of the others; the slowest one's relative rate, and its name."""
     if end is None:
-        return NAN, NAN
+        return NAN, NAN, NAN, ""
     before = {port["name"]: port["figures"] for port in end.before["ports"]}
-    shares = sorted(
-        (port["figures"]["port_busy_seconds"] - before[port["name"]]["port_busy_seconds"]) / end.seconds
-        for port in end.after["ports"]
-        if port["name"] in before and port["figures"]["port_usable"]
-    )
-    if len(shares) < 2:
-        return NAN, NAN
-    return shares[-1], sum(shares[:-1]) / (len(shares) - 1)
+    ports = [port for port in end.after["ports"] if port["name"] in before and port["figures"]["port_usable"]]
+    if len(ports) < 2:
+        return NAN, NAN, NAN, ""
+    found = []
+    speeds = [port["figures"].get("port_link_speed_bits_per_second") for port in ports]
+    for port, speed in zip(ports, speeds, strict=True):
+        now, then = port["figures"], before[port["name"]]
+        busy = (now["port_busy_seconds"] - then["port_busy_seconds"]) / end.seconds
+        nbytes = now["port_transmit_bytes"] - then["port_transmit_bytes"]
+        found.append((busy, nbytes / speed if all(speeds) else nbytes, port["name"]))
+    found.sort()
+    others = sum(busy for busy, _, _ in found[:-1]) / (len(found) - 1)
+    _, slowest, name = min(found, key=lambda each: each[1])
+    mean = (sum(rate for _, rate, _ in found) - slowest) / (len(found) - 1)
+    busiest, _, last = found[-1]
+    # One that the others wait for is the busiest. Where all are busy, it is the one that carries least.
+    return busiest, others, slowest / mean if mean else 1.0, last if others < 0.7 * busiest else name
 
 
 def _starved(end: End | None) -> float:
@@ -218,7 +231,7 @@ def measures(sender: End | None, receiver: End | None) -> Measures:
     sender, receiver : End or None
         The two ends, as far as they are on this host.
     """
-    busiest, others = _ports(sender)
+    busiest, others, slowest, slow = _ports(sender)
     end = receiver or sender
     rate = 0.0
     if end is not None:
@@ -239,6 +252,8 @@ def measures(sender: End | None, receiver: End | None) -> Measures:
         receiver_disk=receiver.cpu.disk if receiver is not None and receiver.cpu is not None else NAN,
         busiest_port=busiest,
         other_ports=others,
+        slowest_port=slowest,
+        slow_port=slow,
         goodput_bps=max(rate, 0.0),
         has_links=sender is not None and any(port["driver"] not in SHARED for port in sender.after["ports"]),
     )
@@ -280,10 +295,10 @@ def _reader(m: Measures) -> float:
 
 
 def _evenness(m: Measures) -> float:
-    """How much of the busiest port's time the others are busy, too; 1 for one port."""
+    """How alike the ports are, by the time in which they are busy and by what they send; 1 for one port."""
     if m.busiest_port != m.busiest_port or m.busiest_port <= 0:
         return 1.0
-    return min(m.other_ports / m.busiest_port, 1.0)
+    return min(m.other_ports / m.busiest_port, m.slowest_port, 1.0)
 
 
 def _waits_for_frames(m: Measures) -> float:
@@ -309,7 +324,8 @@ RULES: dict[str, Rule] = {
         lambda m: _waits_for_frames(m) * _between(_evenness(m), 0.5, 0.8), ("path", "sender_busy", "receiver_busy")
     ),
     "port": Rule(
-        lambda m: _waits_for_frames(m) * (1 - _between(_evenness(m), 0.5, 0.8)), ("path", "busiest_port", "other_ports")
+        lambda m: _waits_for_frames(m) * (1 - _between(_evenness(m), 0.5, 0.8)),
+        ("path", "slow_port", "slowest_port", "busiest_port", "other_ports"),
     ),
     "sender-cpu": Rule(_sender_cpu, ("sender_busy", "sender_starved", "receiver_busy")),
     "receiver-cpu": Rule(
@@ -348,14 +364,17 @@ WORDS = {
     "receiver_disk": "the receiving program waited for its disk for {}",
     "busiest_port": "the busiest port had frames in flight for {}",
     "other_ports": "the other ports for {} on average",
+    "slowest_port": "the port that sent least sent {} of the mean of the others",
+    "slow_port": "the slow port is {}",
 }
 """Measure → its words."""
 
 
-def told(m: Measures, names: tuple[str, ...]) -> str:
+def in_words(m: Measures, names: tuple[str, ...]) -> str:
     """These measures in words, as far as they are known."""
     known = [(name, getattr(m, name)) for name in names]
-    return "; ".join(WORDS[name].format(f"{share:.0%}") for name, share in known if share == share)
+    told = [(name, share if isinstance(share, str) else f"{share:.0%}") for name, share in known if share == share]
+    return "; ".join(WORDS[name].format(text) for name, text in told if text)
 
 
 def verdict(m: Measures) -> Verdict:
@@ -367,4 +386,4 @@ def verdict(m: Measures) -> Verdict:
     if strengths[first] < STRONG or strengths[first] - strengths[second] < NEAR:
         near = f"the nearest are {first} ({strengths[first]:.2f}) and {second} ({strengths[second]:.2f})"
         return Verdict("unclear", near, "look for longer (--seconds), or on the other end's host", strengths, m)
-    return Verdict(first, told(m, RULES[first].shows), CAUSES[first], strengths, m)
+    return Verdict(first, in_words(m, RULES[first].shows), CAUSES[first], strengths, m)

@@ -71,15 +71,15 @@ def rows_of(older: list[dict[str, Any]], newer: list[dict[str, Any]]) -> Rows:
             role = side["role"]
             row = {"pid": document["pid"], "program": document["program"], **side}
             row["rates"] = per_second(then["figures"], side["figures"], "side", role, seconds)
-            for level, views in (("peer", "peers"), ("port", "ports")):
-                were = {each["name"]: each["figures"] for each in then[views]}
-                row[views] = [
-                    {
-                        **each,
-                        "rates": per_second(were.get(each["name"], {}), each["figures"], level, role, seconds),
-                    }
-                    for each in side[views]
-                ]
+            were = {port["name"]: port["figures"] for port in then["ports"]}  # one that came since counts from zero
+            row["ports"] = [
+                {**port, "rates": per_second(were.get(port["name"], {}), port["figures"], "port", role, seconds)}
+                for port in side["ports"]
+            ]
+            row["peers"] = [  # in the order of to=; a name is not known before one joins
+                {**peer, "rates": per_second(was["figures"], peer["figures"], "peer", role, seconds)}
+                for was, peer in zip(then["peers"], side["peers"], strict=True)
+            ]
             rows.append(row)
     return rows
 
