@@ -41,6 +41,8 @@ class Cpu(NamedTuple):
         The loop's worker ran; it was ready and had no CPU.
     run, delay : float
         The same of the busiest thread, the worker included.
+    user_delay : float
+        The longest such delay of another thread than the worker.
     disk : float
         Share of looks at which a thread waited for the disk.
     throttled : float
@@ -53,6 +55,7 @@ class Cpu(NamedTuple):
     loop_delay: float
     run: float
     delay: float
+    user_delay: float
     disk: float
     throttled: float
     limit: float | None
@@ -163,8 +166,9 @@ def cpu_shares(
     }
     loop_run, loop_delay = shares.get(loop or 0, (0.0, 0.0))
     run, delay = max(shares.values(), key=lambda pair: pair[0] + pair[1], default=(0.0, 0.0))
+    user_delay = max((pair[1] for number, pair in shares.items() if number != loop), default=0.0)
     throttled = (limits[1].throttled_us - limits[0].throttled_us) / 1e6 / seconds
-    return Cpu(loop_run, loop_delay, run, delay, disk, min(max(throttled, 0.0), 1.0), limits[1].cores)
+    return Cpu(loop_run, loop_delay, run, delay, user_delay, disk, min(max(throttled, 0.0), 1.0), limits[1].cores)
 
 
 def _share(end: End | None, name: str, state: str = "") -> float:
@@ -213,14 +217,19 @@ def _ports(end: End | None) -> tuple[float, float, float, str]:
     return busiest, others, slowest / mean if mean else 1.0, last if others < 0.7 * busiest else name
 
 
-def _starved(end: End | None) -> float:
-    """How much of the time this end wanted a CPU and had none."""
+def _starved(end: End | None, in_aiflow: float) -> float:
+    """How much of the time this end wanted a CPU and had none.
+
+    While the user's thread is not in aiflow, as `in_aiflow` says, the loop's worker has little to do: then only the
+    user's threads count.
+    """
     if end is None:
         return NAN
     rest = _share(end, "loop_rest_seconds")
     if end.cpu is None:
         return rest
-    return min(max(end.cpu.delay, end.cpu.throttled if end.cpu.limit is not None else 0.0, rest), 1.0)
+    delay = in_aiflow * end.cpu.delay + (1 - in_aiflow) * end.cpu.user_delay
+    return min(max(delay, end.cpu.throttled if end.cpu.limit is not None else 0.0, rest), 1.0)
 
 
 def measures(sender: End | None, receiver: End | None) -> Measures:
@@ -233,19 +242,21 @@ def measures(sender: End | None, receiver: End | None) -> Measures:
     """
     busiest, others, slowest, slow = _ports(sender)
     end = receiver or sender
+    offered = 1.0 - _peer_shares(sender, "application") if sender is not None else NAN
+    reader_waits = _share(receiver, "caller_wait_seconds")
     rate = 0.0
     if end is not None:
         rate = 8 * (end.after["figures"]["bytes"] - end.before["figures"]["bytes"]) / end.seconds
     return Measures(
-        offered=1.0 - _peer_shares(sender, "application") if sender is not None else NAN,
+        offered=offered,
         path=_peer_shares(sender, "path"),
         grant=_peer_shares(sender, "memory"),
         confirmation=_peer_shares(sender, "confirmation"),
         sender_busy=_share(sender, "loop_busy_seconds"),
         receiver_busy=_share(receiver, "loop_busy_seconds"),
-        sender_starved=_starved(sender),
-        receiver_starved=_starved(receiver),
-        reader_waits=_share(receiver, "caller_wait_seconds"),
+        sender_starved=_starved(sender, offered),
+        receiver_starved=_starved(receiver, reader_waits),
+        reader_waits=reader_waits,
         memory_waits=_share(receiver, "arrival_seconds", "memory"),
         behind=_share(receiver, "reader_behind_seconds"),
         sender_disk=sender.cpu.disk if sender is not None and sender.cpu is not None else NAN,
@@ -274,12 +285,14 @@ def _between(value: float, least: float, most: float) -> float:
 
 def _sender_cpu(m: Measures) -> float:
     alone = _between(m.sender_busy, 0.75, 0.95) * (1 - _between(m.receiver_busy, 0.75, 0.95))
-    return max(_between(m.sender_starved, 0.1, 0.6), alone * _known(m.path))
+    matters = max(_known(m.path, 1.0), 1 - _known(m.offered))  # while it waits for memory it needs no CPU
+    return max(_between(m.sender_starved, 0.1, 0.6), alone) * min(matters, 1.0)
 
 
 def _receiver_cpu(m: Measures) -> float:
     alone = _between(m.receiver_busy, 0.75, 0.95) * (1 - _between(m.sender_busy, 0.75, 0.95))
-    return max(_between(m.receiver_starved, 0.1, 0.6), alone * _known(m.path, 1.0))
+    matters = max(_known(m.path, 1.0), 1 - _known(m.reader_waits, 1.0))  # while nothing comes it needs none
+    return max(_between(m.receiver_starved, 0.1, 0.6), alone) * min(matters, 1.0)
 
 
 def _cpu(m: Measures) -> float:
