@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from aiflow._observe.kernel import CpuLimit, Thread
+from aiflow._observe.kernel import Thread
 
 __all__ = ["CAUSES", "Cpu", "End", "Measures", "Verdict", "measures", "verdict"]
 
@@ -37,28 +37,17 @@ class Cpu(NamedTuple):
 
     Attributes
     ----------
-    loop_run, loop_delay : float
-        The loop's worker ran; it was ready and had no CPU.
-    run, delay : float
-        The same of the busiest thread, the worker included.
-    user_delay : float
-        The longest such delay of another thread than the worker.
+    starved : float
+        The thread that had the least of the CPU that it wanted was ready and had none.
+    user_starved : float
+        The same, without the loop's worker.
     disk : float
         Share of looks at which a thread waited for the disk.
-    throttled : float
-        Share of the time in which the cgroup's limit stopped threads.
-    limit : float or None
-        That limit, in cores.
     """
 
-    loop_run: float
-    loop_delay: float
-    run: float
-    delay: float
-    user_delay: float
+    starved: float
+    user_starved: float
     disk: float
-    throttled: float
-    limit: float | None
 
 
 class End(NamedTuple):
@@ -82,7 +71,7 @@ class Measures(NamedTuple):
     sender_busy, receiver_busy : float
         The loop moved frames, or had frames and no CPU.
     sender_starved, receiver_starved : float
-        The busiest thread was ready and had no CPU, or the cgroup's limit or max_cores= stopped it.
+        A thread that wants a CPU nearly all the time was ready and had none, or the loop rested because of max_cores=.
     reader_waits : float
         The reader's calls waited for a slice.
     memory_waits : float
@@ -150,25 +139,35 @@ NAN = float("nan")
 SHARED = ("net_memif", "net_ring", "net_vhost", "net_virtio_user")  # drivers whose frames cross no link
 
 
+def _between(value: float, least: float, most: float) -> float:
+    """0 up to `least`, 1 from `most` on, and a line between. NaN counts as 0."""
+    return min(max((_known(value) - least) / (most - least), 0.0), 1.0)
+
+
+def _known(value: float, otherwise: float = 0.0) -> float:
+    """A share that may be NaN, because its end is elsewhere."""
+    return otherwise if value != value else value
+
+
 def cpu_shares(
-    before: Mapping[int, Thread],
-    after: Mapping[int, Thread],
-    seconds: float,
-    loop: int | None,
-    disk: float,
-    limits: tuple[CpuLimit, CpuLimit],
+    before: Mapping[int, Thread], after: Mapping[int, Thread], seconds: float, loop: int | None, disk: float
 ) -> Cpu:
-    """Shares of the time between two looks at the threads of a process; the parameters are those of `Cpu`."""
-    shares = {
-        number: ((now.run - before[number].run) / 1e9 / seconds, (now.delay - before[number].delay) / 1e9 / seconds)
-        for number, now in after.items()
-        if number in before
-    }
-    loop_run, loop_delay = shares.get(loop or 0, (0.0, 0.0))
-    run, delay = max(shares.values(), key=lambda pair: pair[0] + pair[1], default=(0.0, 0.0))
-    user_delay = max((pair[1] for number, pair in shares.items() if number != loop), default=0.0)
-    throttled = (limits[1].throttled_us - limits[0].throttled_us) / 1e6 / seconds
-    return Cpu(loop_run, loop_delay, run, delay, user_delay, disk, min(max(throttled, 0.0), 1.0), limits[1].cores)
+    """Shares of the time between two looks at the threads of a process; `loop` is the number of the loop's worker.
+
+    A thread that also sleeps gets through its work, late as it may be. So its waits for a CPU count only if it runs or
+    waits for one nearly all the time. A cgroup's limit shows as such waits, too.
+    """
+    starved, user_starved = 0.0, 0.0
+    for number, now in after.items():
+        if number not in before:
+            continue
+        run = (now.run - before[number].run) / 1e9 / seconds
+        delay = (now.delay - before[number].delay) / 1e9 / seconds
+        wants = delay * _between(run + delay, 0.6, 0.85)
+        starved = max(starved, wants)
+        if number != loop:
+            user_starved = max(user_starved, wants)
+    return Cpu(min(starved, 1.0), min(user_starved, 1.0), disk)
 
 
 def _share(end: End | None, name: str, state: str = "") -> float:
@@ -225,11 +224,10 @@ def _starved(end: End | None, in_aiflow: float) -> float:
     """
     if end is None:
         return NAN
-    rest = _share(end, "loop_rest_seconds")
+    rest = _share(end, "loop_rest_seconds")  # of max_cores=
     if end.cpu is None:
         return rest
-    delay = in_aiflow * end.cpu.delay + (1 - in_aiflow) * end.cpu.user_delay
-    return min(max(delay, end.cpu.throttled if end.cpu.limit is not None else 0.0, rest), 1.0)
+    return max(in_aiflow * end.cpu.starved + (1 - in_aiflow) * end.cpu.user_starved, rest)
 
 
 def measures(sender: End | None, receiver: End | None) -> Measures:
@@ -271,16 +269,6 @@ def measures(sender: End | None, receiver: End | None) -> Measures:
 
 
 # ------------------------------------------------------------------------------------------------------------- rules
-
-
-def _known(value: float, otherwise: float = 0.0) -> float:
-    """A share that may be NaN, because its end is elsewhere."""
-    return otherwise if value != value else value
-
-
-def _between(value: float, least: float, most: float) -> float:
-    """0 up to `least`, 1 from `most` on, and a line between."""
-    return min(max((_known(value) - least) / (most - least), 0.0), 1.0)
 
 
 def _sender_cpu(m: Measures) -> float:

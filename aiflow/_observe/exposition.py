@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from aiflow._observe.figures import FIGURES, Figure, of_level
+from aiflow._observe.catalogue import FIGURES, Figure, of_level
 from aiflow._observe.snapshot import snapshot
 from aiflow._system import threads
 from aiflow.config import parse_listen

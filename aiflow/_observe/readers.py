@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from aiflow._observe.figures import of_level
+from aiflow._observe.catalogue import of_level
 from aiflow._observe.server import PATTERN
 from aiflow._ports.runtime_dir import runtime_directory
 from aiflow._system.descriptors import own_socket
@@ -106,7 +106,7 @@ def per_second(older: dict[str, Any], newer: dict[str, Any], level: str, role: s
     older, newer : dict
         ``figures`` of the two snapshots.
     level, role : str
-        As in `aiflow._observe.figures.Figure`.
+        As in `aiflow._observe.catalogue.Figure`.
     seconds : float
         Between them.
     """

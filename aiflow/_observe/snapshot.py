@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Mapping
 from typing import Any
 
-from aiflow._observe.figures import values
+from aiflow._observe.catalogue import values
 from aiflow._system import threads
 
 __all__ = ["FORMAT", "forget", "nb_sides", "note", "snapshot"]
@@ -47,7 +47,7 @@ class Side:
 
 
 class _SideView:
-    """What the sources of `aiflow._observe.figures` read of a Sender or Receiver."""
+    """What the sources of `aiflow._observe.catalogue` read of a Sender or Receiver."""
 
     def __init__(self, engine: Any) -> None:
         self.agent = agent = engine.agent

@@ -37,7 +37,6 @@ class _Process:
     def __init__(self, pid: int) -> None:
         self.pid = pid
         self.threads = kernel.threads_of(pid)
-        self.limit = kernel.cpu_limit(pid)
         self.looks = 0
         self.in_disk = 0
 
@@ -48,10 +47,9 @@ class _Process:
 
     def end(self, before: dict[str, Any], after: dict[str, Any], seconds: float) -> End:
         """The shares of a side of this process."""
-        limits = self.limit, kernel.cpu_limit(self.pid)
         disk = self.in_disk / self.looks if self.looks else 0.0
         threads = kernel.threads_of(self.pid)
-        return End(before, after, seconds, cpu_shares(self.threads, threads, seconds, after["thread"], disk, limits))
+        return End(before, after, seconds, cpu_shares(self.threads, threads, seconds, after["thread"], disk))
 
 
 def watch(seconds: float) -> list[Flow]:

@@ -25,7 +25,7 @@ from peer import Peer
 from wait import PATIENCE_S, settle, wait_for
 
 import aiflow
-from aiflow._observe import exposition, figures
+from aiflow._observe import catalogue, exposition
 
 parser = pytest.importorskip("prometheus_client.parser", reason="the extra metrics is not installed")
 
@@ -85,7 +85,7 @@ def test_a_process_serves_its_figures(endpoint: str) -> None:
 
 @pytest.mark.unit
 def test_names_follow_prometheus_s_conventions() -> None:
-    for figure in figures.FIGURES:
+    for figure in catalogue.FIGURES:
         assert re.fullmatch(r"[a-z][a-z_]*", figure.name)
         assert not figure.name.endswith("_total")  # the client adds it
         if figure.unit not in ("", "ratio"):  # base units, and the unit at the end

@@ -21,7 +21,7 @@ from subprocesses import environment
 from wait import PATIENCE_S, settle, wait_for
 
 import aiflow
-from aiflow._observe import figures, readers, server
+from aiflow._observe import catalogue, readers, server
 from aiflow._ports.runtime_dir import runtime_directory
 
 NBYTES = 300_000
@@ -81,11 +81,11 @@ def test_every_figure_of_the_table_has_a_value_in_a_run(endpoint: str) -> None:
             found = side(document, role)
             views = {"side": [found], "peer": found["peers"], "port": found["ports"]}
             for level, shown in views.items():
-                wanted = {figure.name for figure in figures.of_level(level, role)}
+                wanted = {figure.name for figure in catalogue.of_level(level, role)}
                 assert not wanted or shown
                 for view in shown:
                     assert set(view["figures"]) == wanted
-    names = [figure.name for figure in figures.FIGURES]
+    names = [figure.name for figure in catalogue.FIGURES]
     assert len(set(names)) == len(names)
 
 
@@ -184,9 +184,9 @@ def test_without_a_runtime_directory_ports_open_all_the_same(tmp_path: Path) -> 
 
 def test_what_a_killed_process_left_is_removed() -> None:
     code = "import aiflow, os, signal\nrx = aiflow.Receiver('ring:x')\nos.kill(os.getpid(), signal.SIGKILL)"
-    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, timeout=PATIENCE_S)
-    assert done.returncode == -9
-    left = [path for path in runtime_directory().glob(server.PATTERN) if path not in sockets()]
+    killed = subprocess.Popen([sys.executable, "-c", code], env=environment())
+    assert killed.wait(PATIENCE_S) == -9
+    left = list(runtime_directory().glob(f"observe-{killed.pid}-*"))
     assert left
     readers.gather()
     assert not any(path.exists() for path in left)
