@@ -81,8 +81,11 @@ def diagnosed(aiflow: Any, pids: set[int]) -> dict[str, Any]:
 
     assert settle(runs, PATIENCE_S)
     time.sleep(1)  # a receiver that is slow fills up first
-    (flow,) = aiflow("diagnose", "--json", "--seconds", SECONDS).ends(0)["flows"]
-    print(flow["cause"], flow["numbers"], flow["strengths"])
+    for _ in range(3):  # on a loaded machine it may say "unclear", and never a wrong name
+        (flow,) = aiflow("diagnose", "--json", "--seconds", SECONDS).ends(0)["flows"]
+        print(flow["cause"], flow["numbers"], flow["strengths"])
+        if flow["cause"] != "unclear":
+            break
     assert (flow["sender"], flow["receiver"]) == ("one", "other")
     found: dict[str, Any] = flow
     return found
