@@ -17,7 +17,7 @@ from pathlib import Path
 
 from aiflow._system import limits, threads
 from aiflow._system.descriptors import Descriptor, keep
-from aiflow._system.filelock import is_own_directory, lock
+from aiflow._system.filelock import holder, is_own_directory, lock
 from aiflow.config import parse_size
 from aiflow.errors import ConfigError, EalError
 
@@ -33,6 +33,7 @@ __all__ = [
     "one_at_a_time",
     "open_files_limit_kept",
     "remove_stale_directories",
+    "stale_directories",
     "start_possible",
     "uses_physical_addresses",
     "without_realtime",
@@ -369,17 +370,26 @@ def remove_stale_directories() -> list[str]:
     A live process holds a lock there. Process ids prove nothing if containers share the directory.
     """
     removed = []
-    with contextlib.suppress(OSError):
-        for path in _runtime_root().glob("aiflow-*"):
-            with contextlib.suppress(OSError):
-                if not is_own_directory(path) or time.time() - path.stat().st_mtime < _STARTED:
-                    continue
-                held = lock(path / _LOCK)
-                if held is not None:
-                    shutil.rmtree(path, ignore_errors=True)
-                    held.close()
-                    removed.append(path.name)
+    for path in stale_directories():
+        with contextlib.suppress(OSError):
+            held = lock(path / _LOCK)
+            if held is not None:
+                shutil.rmtree(path, ignore_errors=True)
+                held.close()
+                removed.append(path.name)
     return removed
+
+
+def stale_directories() -> list[Path]:
+    """What `remove_stale_directories` would remove."""
+    found = []
+    with contextlib.suppress(OSError):
+        for path in sorted(_runtime_root().glob("aiflow-*")):
+            with contextlib.suppress(OSError):
+                old = time.time() - path.stat().st_mtime >= _STARTED
+                if old and is_own_directory(path) and holder(path / _LOCK) is None:
+                    found.append(path)
+    return found
 
 
 @contextlib.contextmanager

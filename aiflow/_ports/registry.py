@@ -25,7 +25,7 @@ from aiflow._system.filelock import holder, is_own_directory, leads_to, lock, wr
 from aiflow.config import Endpoint
 from aiflow.errors import PortError
 
-__all__ = ["SCHEMES", "Claim", "Live", "elsewhere", "live", "owner_of"]
+__all__ = ["SCHEMES", "Claim", "Live", "elsewhere", "live", "owner_of", "stale", "sweep"]
 
 SCHEMES = ("local", "memif", "vhost")
 """Schemes of endpoints that have names here."""
@@ -76,11 +76,31 @@ def _sweep(root: Path, keep_: Path) -> None:
             path.rmdir()  # no lock is needed: an owner that is creating or deleting it tolerates ENOENT
 
 
+def stale(root: Path) -> list[Path]:
+    """What `sweep` would remove from a runtime directory, `root`."""
+    names = [path for scheme in SCHEMES for path in root.glob(f"{scheme}-*/") if holder(path / "lock") is None]
+    locks = (path for path in root.glob("sock-*.lock") if _SOCKET_LOCK.fullmatch(path.name) and holder(path) is None)
+    return sorted([*names, *(path for path in locks if path.with_suffix("").exists() or _is_old(path))])
+
+
+def sweep(root: Path) -> list[Path]:
+    """Remove what dead processes left in a runtime directory, `root`; returns what is gone."""
+    before = stale(root)
+    _sweep(root, root)
+    return [path for path in before if not path.exists()]
+
+
+def _is_old(path: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return time.time() - path.stat().st_mtime >= _FRESH
+    return False
+
+
 def _sweep_socket(path: Path) -> None:
     """Remove a server's socket and its lock at `path`. Raises OSError if the lock is held."""
     if not _SOCKET_LOCK.fullmatch(path.name):
         return
-    if not path.with_suffix("").exists() and time.time() - path.stat().st_mtime < _FRESH:
+    if not path.with_suffix("").exists() and not _is_old(path):
         return  # its owner may be about to lock it
     held = lock(path)
     if held is not None:

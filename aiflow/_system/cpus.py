@@ -6,12 +6,12 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-__all__ = ["cpus_near", "numa_node", "settle"]
+__all__ = ["cpu_list", "cpus_near", "numa_node", "settle"]
 
 _NODES = Path("/sys/devices/system/node")
 
 
-def _cpu_list(text: str) -> set[int]:
+def cpu_list(text: str) -> set[int]:
     """CPUs of a kernel list such as ``0-3,8,10-11``."""
     cpus: set[int] = set()
     for span in text.strip().split(","):
@@ -48,7 +48,7 @@ def cpus_near(sockets: Iterable[int], nodes: Path = _NODES) -> set[int] | None:
     if len(known) != 1 or not (nodes / "node1").is_dir():
         return None
     try:
-        return _cpu_list((nodes / f"node{known.pop()}" / "cpulist").read_text()) or None
+        return cpu_list((nodes / f"node{known.pop()}" / "cpulist").read_text()) or None
     except (OSError, ValueError):
         return None
 

@@ -12,6 +12,7 @@ from pathlib import Path
 __all__ = [
     "address_space_left",
     "address_space_words",
+    "cgroups",
     "file_limit",
     "hugepage_limit",
     "may",
@@ -27,11 +28,20 @@ PROC = Path("/proc/self")
 _UNLIMITED = 1 << 60  # cgroup v1 writes the largest number of pages
 
 
-def _cgroups(controller: str) -> Iterator[Path]:
-    """Directories of the cgroups that limit one resource of this process, from its own cgroup upwards."""
+def cgroups(controller: str, below: Path = Path("/")) -> Iterator[Path]:
+    """Directories of the cgroups that limit one resource of this process, from its own cgroup upwards.
+
+    Parameters
+    ----------
+    controller : str
+        Such as ``memory``.
+    below : Path, optional
+        Where the host's files are.
+    """
     with contextlib.suppress(OSError):
-        mounts = [line.split() for line in (PROC / "mountinfo").read_text().splitlines()]
-        for line in (PROC / "cgroup").read_text().splitlines():
+        proc = below / PROC.relative_to("/")
+        mounts = [line.split() for line in (proc / "mountinfo").read_text().splitlines()]
+        for line in (proc / "cgroup").read_text().splitlines():
             number, controllers, path = line.split(":", 2)
             for mount in mounts:
                 dash = mount.index("-")
@@ -39,7 +49,7 @@ def _cgroups(controller: str) -> Iterator[Path]:
                 if kind == "cgroup2" if number == "0" else kind == "cgroup" and controller in options:
                     if number != "0" and controller not in controllers.split(","):
                         continue
-                    root = Path(mount[4])
+                    root = below / mount[4].lstrip("/")
                     inside = os.path.relpath(path, mount[3])  # the part that a container sees
                     own = root / inside if not inside.startswith("..") else root
                     yield from (directory for directory in (own, *own.parents) if directory.is_relative_to(root))
@@ -47,7 +57,7 @@ def _cgroups(controller: str) -> Iterator[Path]:
 
 def _least(controller: str, *names: str) -> int | None:
     limits = []
-    for directory in _cgroups(controller):
+    for directory in cgroups(controller):
         for name in names:
             with contextlib.suppress(OSError, ValueError):
                 limits.append(int((directory / name).read_text()))
