@@ -213,16 +213,24 @@ def unbind(context: click.Context, /, as_json: bool, **options: Any) -> None:
 
 
 @app.command()
+@click.option(
+    "--fix", is_flag=True, help="Mend what is safe: this user's own files that nothing uses. Says what it does."
+)
 @json_option
-def doctor(as_json: bool) -> None:
-    """Show which DPDK and which drivers this aiflow is built from, and what keeps it from running.
+def doctor(as_json: bool, fix: bool) -> None:
+    """Look at this machine: what keeps aiflow from running, or from running faster, and the command that mends it.
 
-    The document of --json has four keys of its own: "build", "package", "python" and "runtime_directory".
+    The last line is a round trip over local:. Each other line is a check: ok, could be better, or broken.
+
+    The document of --json has six keys of its own: "build", "package", "python", "runtime_directory", "fixed" and
+    "checks", a list of "check", "state", "text", "command" and "as_root".
+
+    Exit codes: 0 nothing is broken; 1 something is; 2 bad usage.
     """
-    from aiflow.cli.doctor import show_build
+    from aiflow.cli.doctor import examine
 
     with Terminal(as_json).outcome("doctor") as outcome:
-        show_build(outcome)
+        examine(outcome, fix)
 
 
 @app.command()

@@ -57,11 +57,12 @@ ROOMS = {
         ),
     ),
     "face": Room("in_process|__init__", ("errors", "_build", "report", "_transfer", "slices", "options", "sides")),
+    "_checks": Room(r"_checks(\..*)?", ("errors", "_system", "_eal", "_ports", "face")),
     "_terminal": Room(r"_terminal(\..*)?", ("errors", "config", "face")),
     "_samples": Room(r"_samples(\..*)?", ("_terminal",)),
     "cli": Room(
         r"cli(\..*)?",
-        ("errors", "config", "_system", "_ports", "_transfer", "_observe", "face", "_terminal", "_samples"),
+        ("errors", "config", "_system", "_ports", "_transfer", "_observe", "face", "_checks", "_terminal", "_samples"),
     ),
     "lab": Room(r"lab(\..*)?", ("errors", "config", "_faults", "_eal", "face", "_terminal", "_samples")),
     "__main__": Room("__main__", ("cli",)),

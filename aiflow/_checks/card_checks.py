@@ -1,0 +1,136 @@
+"""Network cards: the IOMMU and vfio, the driver each card is bound to, and the right to use it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+from aiflow._checks.finding import Finding, better, broken, ok
+from aiflow._checks.host import CAP_BPF, CAP_NET_ADMIN, CAP_NET_RAW, CAP_SYS_ADMIN, Host
+from aiflow._ports.pci_device import DPDK_DRIVERS, PciDevice
+from aiflow.errors import PortError
+
+__all__ = ["cards", "iommu", "rights"]
+
+_WITH_RIGHTS = (
+    'sudo setpriv --reuid "$(id -u)" --regid "$(id -g)" --init-groups '
+    "--inh-caps=+net_raw,+net_admin --ambient-caps=+net_raw,+net_admin bash"
+)
+_NOIOMMU = "/sys/module/vfio/parameters/enable_unsafe_noiommu_mode"
+
+
+def rights(host: Host) -> Iterator[Finding]:
+    """The capabilities of this process; local endpoints need none."""
+    if not host.may(CAP_NET_RAW):
+        text = "no CAP_NET_RAW, which af_packet: needs; local: needs no right. The command starts a shell that has it"
+        yield better(text, _WITH_RIGHTS)
+    elif not host.may(CAP_NET_ADMIN):
+        text = "CAP_NET_RAW, but no CAP_NET_ADMIN: buffers of af_packet: stay below net.core.wmem_max"
+        yield better(text, _WITH_RIGHTS)
+    elif not (host.may(CAP_BPF) or host.may(CAP_SYS_ADMIN)):
+        yield ok("CAP_NET_RAW and CAP_NET_ADMIN: local: and af_packet: can be used. af_xdp: needs root")
+    else:
+        yield ok("local:, af_packet: and af_xdp: can be used")
+
+
+def iommu(host: Host) -> Iterator[Finding]:
+    """The IOMMU, which isolates a card of this user, and the kernel's vfio-pci."""
+    if not host.cards():
+        yield ok("not needed: no network card on the PCI bus")
+        return
+    if not host.sysfs.driver("vfio-pci").is_dir():
+        yield better(
+            "the kernel's vfio-pci is not loaded: no card can be bound to it", "modprobe vfio-pci", as_root=True
+        )
+    groups = host.path("/sys/kernel/iommu_groups")
+    isolated = groups.is_dir() and any(groups.iterdir())
+    unsafe = host.read(_NOIOMMU) == "Y"
+    if not isolated:
+        # AMD's is on by default, so the firmware is the first place to look; Intel's often waits for the option
+        vendor = "intel_iommu=on " if "GenuineIntel" in host.read("/proc/cpuinfo") else ""
+        first = "VT-d" if vendor else "AMD-Vi or SMMU"
+        option = "" if vendor and vendor.strip() in host.read("/proc/cmdline") else vendor
+        text = f"none is on: pci: needs root and hugepages, and a card can write to all memory. Turn on {first} in the "
+        text += f"firmware{', then run the command and restart' if option else ''}"
+        yield better(text, _boot_option(f"{option}iommu=pt") if option else "", as_root=bool(option))
+    elif unsafe:
+        yield better(
+            "vfio runs in its unsafe no-IOMMU mode, although there is one", f"echo 0 > {_NOIOMMU}", as_root=True
+        )
+    elif host.sysfs.driver("vfio-pci").is_dir():
+        yield ok(f"{len(list(groups.iterdir()))} groups, and vfio-pci is loaded")
+
+
+def cards(host: Host) -> Iterator[Finding]:
+    """The driver of each network card, and whether this user may open it."""
+    found = host.cards()
+    if not found:
+        text = "no network card on the PCI bus: there is nothing to bind. Endpoints are local: and the interfaces below"
+        yield better(text, "aiflow ports")
+    for card in found:
+        yield _bound(host, card) if card.driver in DPDK_DRIVERS else _kernel_s(host, card)
+    yield from _left_records(host)
+
+
+def _bound(host: Host, card: PciDevice) -> Finding:
+    """A card that is bound for DPDK."""
+    name = f"pci:{card.address}"
+    if holders := card.holders():
+        return ok(f"{name} is in use by process {', '.join(holders)}")
+    if card.driver != "vfio-pci":
+        if host.uid:
+            again = f"aiflow ports unbind {card.address} && aiflow ports bind --driver vfio-pci {card.address}"
+            return broken(f"{name} is bound to {card.driver}: only root can use it", again, as_root=True)
+        return ok(f"{name} is bound to {card.driver}; it needs root and hugepages")
+    file = next((file for file in card.device_files() if "devices" not in file), "")
+    if not file or not host.path(file).exists():
+        return broken(
+            f"{name} is bound to vfio-pci, but {file or '/dev/vfio'} is missing", "modprobe vfio-pci", as_root=True
+        )
+    if not host.may_use(file):
+        text = f"{name} is bound to vfio-pci, but this user may not open {file}"
+        return broken(text, f"chown {host.uid} {file}", as_root=True)
+    return ok(f"{name} is bound to vfio-pci, and this user may open {file}")
+
+
+def _kernel_s(host: Host, card: PciDevice) -> Finding:
+    """A card of the kernel's."""
+    who = f"{card.address} ({', '.join(card.interfaces) or 'no interface'}, {card.driver or 'no driver'})"
+    try:
+        (change,) = host.binding.plan_bind([card.address])
+    except (PortError, OSError) as exc:
+        why = str(exc).removeprefix(f"{card.address}: ")
+        if "modprobe" in why:
+            return better(
+                f"{who} is not bound for DPDK: {why.partition('. As root')[0]}", "modprobe vfio-pci", as_root=True
+            )
+        if "IOMMU group" in why or "virtual functions" in why:
+            return better(f"{who} cannot be bound for DPDK: {why}")
+        return ok(f"{who} stays with the kernel: {why}")
+    if not change.writes:
+        return ok(f"{who}: {'; '.join(change.notes)}")
+    text = f"{who} is not bound for DPDK, and the host does not use it: as pci:{card.address} it is faster"
+    return better(text, f"aiflow ports bind {card.address}", as_root=True)
+
+
+def _left_records(host: Host) -> Iterator[Finding]:
+    """Records of `aiflow ports bind` whose card is gone, or is the kernel's again."""
+    for path in sorted(host.binding.records.glob("*.json")):
+        card = host.sysfs.device(path.stem)
+        if card.driver in DPDK_DRIVERS:
+            continue
+        state = "is bound for DPDK no more" if card.exists else "is not on the bus"
+        text = f"{host.shown(path)} remembers a card that {state}"
+        if card.exists and card.override in DPDK_DRIVERS:
+            yield better(f"{text}, and that no other driver may take", f"aiflow ports unbind {path.stem}", as_root=True)
+        else:
+            with contextlib.suppress(OSError):
+                os.stat(path)
+                yield better(text, f"rm {host.shown(path)}", as_root=True)
+
+
+def _boot_option(words: str) -> str:
+    """A command that adds words to the kernel's command line, as Debian does it."""
+    grub = "/etc/default/grub"
+    return f"sed -i 's/^GRUB_CMDLINE_LINUX=\"/&{words} /' {grub} && update-grub"

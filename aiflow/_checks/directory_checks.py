@@ -1,0 +1,110 @@
+"""The directory of local endpoint names: whether it can be used, who looks elsewhere, what dead processes left."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from aiflow import _eal_args
+from aiflow._checks.finding import Finding, better, broken, ok
+from aiflow._checks.host import Host
+from aiflow._ports import registry
+from aiflow._ports.runtime_dir import candidates, runtime_directory
+from aiflow._system.filelock import is_own_directory
+from aiflow.errors import PortError
+
+__all__ = ["directory", "peers", "stale_files"]
+
+_VARIABLE = b"AIFLOW_RUNTIME_DIR="
+
+
+def directory(host: Host) -> Iterator[Finding]:
+    """The runtime directory of this process."""
+    del host  # the rules are those of the user who runs this
+    try:
+        yield ok(str(runtime_directory()))
+    except PortError as exc:
+        path = Path(os.environ.get("AIFLOW_RUNTIME_DIR") or candidates()[0]).absolute()
+        if is_own_directory(path) and path.stat().st_mode & 0o077:
+            yield broken(f"{path} can be entered by other users", f"chmod 700 {path}", fix=lambda: _close(path))
+        else:
+            yield broken(str(exc), f"export AIFLOW_RUNTIME_DIR=/tmp/aiflow-{os.getuid()}")
+
+
+def _close(path: Path) -> str:
+    """Let only the owner enter a directory of this user's."""
+    opened = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.fchmod(opened, stat.S_IRWXU)
+    finally:
+        os.close(opened)
+    return f"chmod 700 {path}"
+
+
+def peers(host: Host) -> Iterator[Finding]:
+    """Whether the other processes of this user look into the same directory."""
+    try:
+        own = runtime_directory()
+    except PortError:
+        yield ok("not looked at: the runtime directory cannot be used")
+        return
+    others = {Path(f"/run/user/{os.getuid()}/aiflow"), Path(f"/tmp/aiflow-{os.getuid()}"), *candidates()}
+    others |= set(_directories_of_processes(host))
+    found = False
+    for path in sorted(others):
+        if not is_own_directory(path) or _same(path, own):
+            continue
+        if names := [each.endpoint for each in registry.live(path)]:
+            found = True
+            text = f"receivers wait in {path}, too ({', '.join(names)}): who looks into {own} does not see them"
+            yield better(text, f"export AIFLOW_RUNTIME_DIR={path}")
+    if not found:
+        how = "AIFLOW_RUNTIME_DIR is set" if os.environ.get("AIFLOW_RUNTIME_DIR") else "the default"
+        yield ok(f"no receiver of this user waits elsewhere; {how}: {own}")
+
+
+def _directories_of_processes(host: Host) -> Iterator[Path]:
+    """Directories that other processes of this user have in their environment."""
+    for path in host.path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if path.stat().st_uid != host.uid:
+                continue
+            for variable in path.read_bytes().split(b"\0"):
+                if variable.startswith(_VARIABLE):
+                    yield Path(os.fsdecode(variable.removeprefix(_VARIABLE)))
+
+
+def _same(one: Path, other: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return os.path.samefile(one, other)
+    return False
+
+
+def stale_files(host: Host) -> Iterator[Finding]:
+    """Names and directories of processes that were killed."""
+    del host
+    with contextlib.suppress(PortError):
+        root = runtime_directory()
+        if left := registry.stale(root):
+            text = f"killed receivers left {_counted(left)} in {root}: {', '.join(path.name for path in left[:4])}"
+            yield better(text, "aiflow doctor --fix", fix=lambda: _swept(root))
+    if left := _eal_args.stale_directories():
+        text = f"killed processes left {_counted(left)} of DPDK in {left[0].parent}"
+        yield better(text, "aiflow doctor --fix", fix=_remove_of_dpdk)
+    if not left:
+        yield ok("none")
+
+
+def _swept(root: Path) -> str:
+    return f"removed from {root}: {', '.join(path.name for path in registry.sweep(root)) or 'nothing'}"
+
+
+def _remove_of_dpdk() -> str:
+    return f"removed directories of DPDK: {', '.join(_eal_args.remove_stale_directories()) or 'none'}"
+
+
+def _counted(left: list[Path]) -> str:
+    return f"{len(left)} file{'s' if len(left) > 1 else ''} or directories"
