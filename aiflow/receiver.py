@@ -16,7 +16,7 @@ from aiflow._engine import Engine, ReceiverPools
 from aiflow._system import limits, threads
 from aiflow._transfer.context import fresh
 from aiflow._transfer.holdings import finish_ended, listed, note
-from aiflow._transfer.reasons import joined, of_drops, of_pools
+from aiflow._transfer.reasons import joined, of_drops, of_pools, of_strangers
 from aiflow.config import parse_choice, parse_memory, parse_seconds, parse_timeout
 from aiflow.errors import ConfigError, PoolExhausted, SliceTimeout, not_copied
 from aiflow.monitor import LinkSpeeds
@@ -309,7 +309,7 @@ class Receiver:
         if got < total:
             facts.append(f"{got} of {total} bytes of the newest slice have arrived")
         elif not self._agent.nb_sessions:
-            facts.append("no sender has been heard yet")
+            facts += ["no sender has been heard yet", *of_strangers(drops)]
         text = f"no whole slice arrived within {timeout} s: check the sender, or wait longer"
         return SliceTimeout(text + joined(facts))
 

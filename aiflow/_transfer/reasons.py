@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-__all__ = ["joined", "of_drops", "of_pools"]
+__all__ = ["joined", "of_drops", "of_pools", "of_strangers"]
 
 _WORDS = {
     "vlan": "came with a VLAN tag: let the switch send this port its frames untagged",
@@ -17,6 +17,9 @@ _WORDS = {
     "header": "have a header that contradicts itself",
     "kind": "are of a kind that this build does not know: install the same aiflow on both sides",
     "dst_mac": "are for another MAC address",
+    "busy": "found no room to note their sender or slice: close senders that are not needed, or give more memory=",
+    "conflict": "brought other bytes for a part that was here: buffers were changed while they were sent",
+    "manifest": "have a part of a manifest that contradicts the rest: install the same aiflow on both sides",
     "rx_nombuf": "found no free mbuf in the pool",
 }
 """Reasons that hint at a fault. Others (duplicates, frames of other protocols) belong to an ordinary run."""
@@ -32,6 +35,21 @@ def of_drops(drops: Mapping[str, int]) -> list[str]:
     """
     telling = sorted((reason for reason in _WORDS if drops.get(reason)), key=lambda reason: -drops[reason])
     return [_counted(drops[reason], _WORDS[reason]) for reason in telling]
+
+
+def of_strangers(drops: Mapping[str, int]) -> list[str]:
+    """A clause when no other side was heard, and the link carries frames of others; else nothing.
+
+    Parameters
+    ----------
+    drops : mapping of str to int
+        As for `of_drops`; only ``foreign`` and ``broadcast`` count.
+    """
+    strange = drops.get("foreign", 0) + drops.get("broadcast", 0)
+    if not strange:
+        return []
+    noun = "frame of another protocol has" if strange == 1 else "frames of other protocols have"
+    return [f"{strange} {noun} come: the link works, and no aiflow is heard on it. Check the name, and VLANs"]
 
 
 def of_pools(counts: Mapping[str, int]) -> list[str]:

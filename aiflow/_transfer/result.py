@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aiflow._transfer.manifest import spans_of
-from aiflow._transfer.reasons import joined, of_drops, of_pools
+from aiflow._transfer.reasons import joined, of_drops, of_pools, of_strangers
 from aiflow._transfer.verdicts import heard
 from aiflow.errors import (
     AiflowError,
@@ -116,7 +116,7 @@ def waits_for(whole: Any, known: Known) -> str:
     """What a slice that has not ended waits for, in words."""
     outgoing = next((part for part in whole.parts if not part.done), whole.parts[0])
     if not outgoing.has_receiver:
-        return f"no receiver has answered on {known.where}" + joined(known.facts())
+        return f"no receiver has answered on {known.where}" + joined(known.facts() + of_strangers(known.drops))
     if outgoing.is_queued:
         first = [f"of the first, the receiver {known.memory}"] if known.memory else []
         return "slices before it are in flight, or wait for the confirmation of the receiver's user" + joined(first)
@@ -196,7 +196,7 @@ def failure(whole: Any, known: Known, name_of: NameOf, waited_for: str = "") -> 
         "no_peer": (
             PeerLost,
             f"no receiver answered on {where} for {peer_timeout} s: start one with Receiver(…) on its side, "
-            "or check the names and the link" + joined(known.facts()),
+            "or check the names and the link" + joined(known.facts() + of_strangers(known.drops)),
         ),
         "silent": (
             PeerLost,
