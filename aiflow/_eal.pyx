@@ -28,8 +28,8 @@ import os
 from aiflow import _eal_args, _eal_mempool
 from aiflow._system import threads
 from aiflow._eal_init import (
-    compiled, connecting, dpdk_version, error, log_tail, logged, memory_mode, register_thread, start, started,
-    unregister_thread, uses_physical_addresses, vfio_is_ready,
+    compiled, connecting, dpdk_version, error, forward_log, log_tail, logged, memory_mode, register_thread, start,
+    started, unregister_thread, uses_physical_addresses, vfio_is_ready,
 )
 from aiflow._eal_cards import card_advice
 from aiflow._eal_traits import OF_A_CARD, TRAITS, may_lend
@@ -37,9 +37,9 @@ from aiflow._eal_mempool import MAX_DATA_ROOM
 from aiflow.errors import ConfigError, EalError, PortError
 
 __all__ = [
-    "MAX_DATA_ROOM", "Mempool", "Port", "compiled", "connecting", "dpdk_version", "log_tail", "memory_mode",
-    "mempools", "nb_ports", "next_serial", "register_thread", "start", "started", "unpark", "unregister_thread",
-    "uses_physical_addresses", "vfio_is_ready",
+    "MAX_DATA_ROOM", "Mempool", "Port", "compiled", "connecting", "dpdk_version", "forward_log", "log_tail",
+    "memory_mode", "mempools", "nb_ports", "next_serial", "register_thread", "start", "started", "unpark",
+    "unregister_thread", "uses_physical_addresses", "vfio_is_ready",
 ]
 
 

@@ -26,6 +26,7 @@ import time
 from functools import partial
 from aiflow import _eal_args
 from aiflow._system import threads
+from aiflow._system.log import logger
 from aiflow.errors import AiflowError, EalError, PoolExhausted, PortError
 
 
@@ -44,6 +45,7 @@ cdef extern from "aiflow/rt/log_tail.h" nogil:
     FILE *af_log_open(af_log *log, int echo)
     FILE *af_log_stderr(FILE *stream)
     size_t af_log_since(af_log *log, uint64_t mark, char *out)
+    size_t af_log_take(af_log *log, uint64_t *mark, char *out)
 
 
 cdef extern from *:
@@ -75,10 +77,12 @@ cdef af_intr_gate the_gate
 cdef af_log dpdk_log
 cdef FILE *stream = NULL  # of DPDK's log
 cdef bint log_is_open = False
+cdef uint64_t forwarded = 0  # how much of the log `forward_log` has handed on
 cdef bint init_was_called = False
 cdef bint process_ends = False
 cdef int owner_pid = 0  # the process that started the EAL; 0: not started
 
+_log, _dpdk_log = logger("eal"), logger("dpdk")
 _lock = threads.unpatched("threading").Lock()  # held while a thread starts the EAL
 _memory_mode = None
 _failed = None            # why an earlier start failed: rte_eal_init runs once, even if it fails
@@ -124,8 +128,25 @@ def log_tail(since=0):
     return PyBytes_FromStringAndSize(out, size).decode("utf-8", "replace")
 
 
+def forward_log():
+    """Hand what DPDK has logged since the last call to `logging`, as ``aiflow.dpdk``; a line is at level INFO.
+
+    The control plane calls it when DPDK has started or failed, and when ports open and close. DPDK's own threads write
+    into the ring only: they must not wait for Python.
+    """
+    cdef char out[16384]
+    cdef size_t size
+    if not log_is_open:
+        return
+    size = af_log_take(&dpdk_log, &forwarded, out)
+    text = PyBytes_FromStringAndSize(out, size).decode("utf-8", "replace")
+    for line in filter(None, map(str.strip, text.splitlines())):
+        _dpdk_log.info("%s", line)
+
+
 def logged(mark):
     """The last lines since `mark`, without repeats, for an error message."""
+    forward_log()
     lines = list(dict.fromkeys(line.strip() for line in log_tail(mark).splitlines() if line.strip()))
     return "; DPDK says: " + " | ".join(lines[-4:]) if lines else ""
 
@@ -236,11 +257,13 @@ def start():
                            "more processor time, or stop real-time threads that keep it from its cores; then try again")
         _starting = None
         mode, failure = outcome["end"]
+        forward_log()
         if failure is not None:
             if init_was_called:
                 _failed = str(failure)
             raise failure
         _memory_mode = mode
+        _log.info("%s started, memory: %s", dpdk_version(), mode)
 
 
 def _start(outcome):
@@ -267,7 +290,8 @@ def _initialise():
     cdef bint debug = os.environ.get("AIFLOW_LOG", "") == "debug"
 
     prefix = f"aiflow-{os.getpid()}-{os.urandom(3).hex()}"
-    _eal_args.remove_stale_directories()
+    if removed := _eal_args.remove_stale_directories():
+        _log.info("removed what killed processes left: %s", ", ".join(removed))
     mode, arguments = _eal_args.choose(prefix)
     _eal_args.start_possible(mode)
     if not log_is_open:

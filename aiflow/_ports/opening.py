@@ -12,12 +12,16 @@ import weakref
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+from aiflow import _eal
 from aiflow._ports.portset import PortSet
 from aiflow._system import threads
+from aiflow._system.log import logger
 from aiflow.config import Endpoint
 from aiflow.errors import ConfigError
 
 __all__ = ["SHAREABLE", "Opening", "User", "loop_of", "opened", "opening_of"]
+
+_log = logger("ports")
 
 SHAREABLE = ("af_packet", "af_xdp", "pci", "vdev")
 """Schemes whose ports all agents of a process share, without being told."""
@@ -154,6 +158,8 @@ class Opening:
             self.loop.between(attach)
             self._up.append((port, peer))
         self._changed()
+        _log.info("%s: open, driver %s, frames up to %d bytes", port.name, port.driver, port.frame_size)
+        _eal.forward_log()
 
     def _detach(self, ports: list[Any], _peer: int) -> None:
         with self._changing:
@@ -168,6 +174,9 @@ class Opening:
 
             self.loop.between(detach)
         self._changed()
+        for port in ports:
+            _log.info("%s: closed", port.name)
+        _eal.forward_log()
 
     def _changed(self) -> None:
         for listener in list(self.listeners):

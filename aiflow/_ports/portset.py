@@ -30,11 +30,14 @@ from aiflow._ports.static_ports import open_af_packet, open_af_xdp, open_pci, op
 from aiflow._ports.xdp_probe import AF_XDP
 from aiflow._system import threads
 from aiflow._system.descriptors import kept_sockets
+from aiflow._system.log import logger
 from aiflow._wire import MAX_FRAME, MIN_PATH_FRAME
 from aiflow.config import Endpoint, parse_endpoints
 from aiflow.errors import AiflowError, ConfigError, PortError
 
 __all__ = ["SHARED_MEMORY", "PortSet"]
+
+_log = logger("ports")
 
 _RING_FRAME = 9216  # bytes; nothing is copied, so that any size would do
 SHARED_MEMORY = ("local", "memif", "vhost")
@@ -323,6 +326,7 @@ class PortSet:
         watched.port = None
         with contextlib.suppress(Warning):  # a filter may turn it into an error, which this thread cannot report
             warnings.warn(str(watched.lost), RuntimeWarning, stacklevel=2)
+        _log.warning("%s", watched.lost)
 
     def _regain(self, watched: WatchedInterface | WatchedCard) -> None:
         """Open the port again once an interface of that name is back."""

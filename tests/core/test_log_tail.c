@@ -22,6 +22,9 @@ what_was_written_since_a_mark_is_read(void)
 	CHECK_EQUAL(af_log_since(&tail, 0, text), 18);
 	CHECK(!memcmp(text, "EAL: one\nEAL: two\n", 18));
 	CHECK_EQUAL(af_log_since(&tail, tail.written, text), 0);
+	CHECK_EQUAL(af_log_take(&tail, &mark, text), 9);
+	CHECK_EQUAL(mark, 18);
+	CHECK_EQUAL(af_log_take(&tail, &mark, text), 0);
 	fclose(stream);
 }
 

@@ -64,18 +64,26 @@ af_log_stderr(FILE *stream)
 	return before;
 }
 
-/* Copy the bytes since `mark` to `out`, at most AF_LOG_BYTES. Returns their number. */
+/* Copy the bytes since `mark` to `out`, at most AF_LOG_BYTES, and move `mark` behind them. Returns their number. */
 static inline size_t
-af_log_since(struct af_log *log, uint64_t mark, char *out)
+af_log_take(struct af_log *log, uint64_t *mark, char *out)
 {
 	size_t size;
 
 	pthread_mutex_lock(&log->lock);
-	size = log->written - mark > AF_LOG_BYTES ? AF_LOG_BYTES : (size_t)(log->written - mark);
+	size = log->written - *mark > AF_LOG_BYTES ? AF_LOG_BYTES : (size_t)(log->written - *mark);
 	for (size_t i = 0; i < size; i++)
 		out[i] = log->ring[(log->written - size + i) % AF_LOG_BYTES];
+	*mark = log->written;
 	pthread_mutex_unlock(&log->lock);
 	return size;
+}
+
+/* As af_log_take, for a mark that stays. */
+static inline size_t
+af_log_since(struct af_log *log, uint64_t mark, char *out)
+{
+	return af_log_take(log, &mark, out);
 }
 
 #endif
