@@ -99,7 +99,7 @@ def send(as_json: bool, **options: Any) -> None:
     The exit code is 0 only if `aiflow recv` has written and synced every file. Names, permission bits and modification
     times are kept. Owners, setuid, setgid and sticky bits, ACLs, extended attributes and the mode of DIRECTORY itself
     are not kept. A symbolic link to a file is sent as the file, a hard link as a separate file. Other links, sockets,
-    pipes and devices are skipped and listed.
+    pipes and devices are skipped and listed. Holes of sparse files are not sent, and are holes at the receiver.
 
     Memory use is limited to three times --slice-bytes. Larger files are split into parts, which `aiflow recv` joins.
     The receiver's --memory must hold one slice.
@@ -138,8 +138,7 @@ def recv(as_json: bool, **options: Any) -> None:
     directory keeps its mode.
 
     A slice is confirmed to its sender after its files are written and synced. If a file cannot be written, its sender
-    is told and the transfer continues; the exit code is then 1. Long runs of zeros become holes, in files that fit into
-    one slice.
+    is told and the transfer continues; the exit code is then 1. Long runs of zeros become holes.
     """
     from aiflow.cli.recv import receive_into
 

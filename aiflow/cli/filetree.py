@@ -21,19 +21,23 @@ import numpy as np
 import numpy.typing as npt
 
 from aiflow._transfer.filemarks import FileMark, Marked
+from aiflow.cli.holes import data_ranges, is_sparse
 
 _ATTEMPTS = 3
-_CHANGED = "it changed while it was being read; repeat the transfer when it no longer changes"
+CHANGED = "it changed while it was being read; repeat the transfer when it no longer changes"
 MOST_IN_FLIGHT = 2  # slices: the receiver writes one to its disk, one is in transit
 _READ_BYTES = 16 << 20  # limit of one read: signals such as Ctrl-C are handled between reads
 
 
 @dataclass(frozen=True)
 class Found:
-    """A regular file: its path below the directory, and its size when it was found."""
+    """A regular file: its path below the directory, and its size, time, mode and inode when it was found."""
 
     path: str
     nbytes: int
+    mtime_ns: int = field(default=0, compare=False)
+    mode: int = field(default=0, compare=False)
+    inode: int = field(default=0, compare=False)
 
 
 @dataclass
@@ -76,33 +80,31 @@ def walk(root: Path) -> FileTree:
     """Find every file below `root`. Links to directories are not followed: they could form a loop."""
     tree = FileTree(root)
     top = os.fsencode(root)
-
-    def unlisted(error: OSError) -> None:
-        tree.unreadable[_shown(os.path.relpath(error.filename, top))] = error.strerror or str(error)
-
-    for directory, below, names in os.walk(top, onerror=unlisted):
-        below.sort()
-        above = os.path.relpath(directory, top)
-        prefix = b"" if above == b"." else above + b"/"
-        for name in (*below, *names):
-            _note(tree, prefix + name, os.path.join(directory, name))
+    waiting = [b""]
+    while waiting:
+        prefix = waiting.pop()
+        try:
+            with os.scandir(os.path.join(top, prefix)) as entries:
+                waiting += [prefix + entry.name + b"/" for entry in entries if _note(tree, prefix + entry.name, entry)]
+        except OSError as error:
+            tree.unreadable[_shown(prefix[:-1] or b".")] = error.strerror or str(error)
     tree.files.sort(key=lambda file: file.path)
     tree.directories.sort(key=lambda directory: directory.stream, reverse=True)
     return tree
 
 
-def _note(tree: FileTree, relative: bytes, path: bytes) -> None:
-    """Add one directory entry to `tree`."""
+def _note(tree: FileTree, relative: bytes, entry: os.DirEntry[bytes]) -> bool:
+    """Add one directory entry to `tree`. Return whether it is a directory to list."""
     shown = _shown(relative)
-    linked = os.path.islink(path)
+    linked = entry.is_symlink()
     try:
-        status = os.stat(path)
+        status = entry.stat()
     except OSError as error:
         if linked:
             tree.left_out[shown] = "a link to nothing"
         else:
             tree.unreadable[shown] = error.strerror or str(error)
-        return
+        return False
     is_directory = stat.S_ISDIR(status.st_mode)
     if is_directory and linked:
         tree.left_out[shown] = "a link to a directory"
@@ -114,7 +116,9 @@ def _note(tree: FileTree, relative: bytes, path: bytes) -> None:
         mark = FileMark("directory", status.st_mode & 0o777, status.st_mtime_ns)
         tree.directories.append(Marked(shown, b"", mark))
     else:
-        tree.files.append(Found(shown, status.st_size))
+        mode = status.st_mode & 0o777
+        tree.files.append(Found(shown, status.st_size, status.st_mtime_ns, mode, status.st_ino))
+    return is_directory and not linked
 
 
 _KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
@@ -194,7 +198,7 @@ class SliceReader:
     def _block(self) -> npt.NDArray[np.uint8]:
         """Block of the current slice."""
         turn = self._nb_slices % (MOST_IN_FLIGHT + 1)
-        if turn == len(self._blocks):
+        while turn >= len(self._blocks):  # a slice of holes alone takes no block
             self._blocks.append(self._empty(self._block_bytes))
         return self._blocks[turn]
 
@@ -224,7 +228,8 @@ class SliceReader:
             with self._opened(path) as (fd, before):
                 if self._at + before.st_size > self._block_bytes:
                     yield from self._flush()
-                if before.st_size > self._block_bytes:
+                if before.st_size > self._block_bytes or is_sparse(before):
+                    yield from self._flush()
                     yield from self._parts(path, fd, before)
                     return
                 room = self._block()[self._at :]
@@ -247,26 +252,50 @@ class SliceReader:
                 else:
                     self._tree.unreadable[path] = _wrong_size(before.st_size, f"more than {nbytes}")
                     return
-        self._tree.unreadable[path] = _CHANGED
+        self._tree.unreadable[path] = CHANGED
 
     def _parts(self, path: str, fd: int, before: os.stat_result) -> Iterator[FileSlice]:
-        """Read a file larger than a slice. If it changes meanwhile, skip the rest: the file cannot be complete."""
+        """Read a file that is larger than a slice, or sparse. If it changes meanwhile, skip the rest of it."""
         total = before.st_size
-        for offset in range(0, total, self._block_bytes):
-            if path in self._abandoned:
-                return
-            place = self._block()[: total - offset]
-            end = offset + _fill(fd, place, offset)
-            ends = offset + len(place) == total
-            more = ends and os.pread(fd, 1, total)
-            if not _same(before, os.fstat(fd)):
-                self._tree.unreadable[path] = _CHANGED
-                return
-            if more or end < offset + len(place):
-                self._tree.unreadable[path] = _wrong_size(total, f"more than {total}" if more else str(end))
-                return
+        collected, at, reached = FileSlice(), 0, 0
+
+        def part(content: npt.NDArray[np.uint8] | bytes, offset: int) -> None:
             mark = FileMark("part", before.st_mode & 0o777, before.st_mtime_ns, offset, total)
-            yield self._next(FileSlice([Marked(path, place, mark)], [Found(path, total)] if ends else []))
+            collected.elements.append(Marked(path, content, mark))
+
+        for begin, end in [*(data_ranges(fd, total) if is_sparse(before) else [(0, total)]), (total, total)]:
+            if begin > reached:  # a part of no bytes ends a hole
+                if not reached:
+                    part(b"", 0)
+                part(b"", begin)
+            reached = begin
+            while reached < end:
+                place = self._block()[at : at + end - reached]
+                nbytes = _fill(fd, place, reached)
+                if nbytes < len(place):
+                    changed = not _same(before, os.fstat(fd))
+                    self._tree.unreadable[path] = CHANGED if changed else _wrong_size(total, str(reached + nbytes))
+                    return
+                part(place, reached)
+                at += nbytes
+                reached += nbytes
+                if at == self._block_bytes and reached < total:
+                    if path in self._abandoned:
+                        return
+                    if not _same(before, os.fstat(fd)):
+                        self._tree.unreadable[path] = CHANGED
+                        return
+                    yield self._next(collected)
+                    collected, at = FileSlice(), 0
+        if path in self._abandoned:
+            return
+        more = os.pread(fd, 1, total)
+        if more or not _same(before, os.fstat(fd)):
+            changed = not _same(before, os.fstat(fd))
+            self._tree.unreadable[path] = CHANGED if changed else _wrong_size(total, f"more than {total}")
+            return
+        collected.ending.append(Found(path, total))
+        yield self._next(collected)
 
     @contextlib.contextmanager
     def _opened(self, path: str) -> Iterator[tuple[int, os.stat_result]]:

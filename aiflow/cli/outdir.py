@@ -170,6 +170,8 @@ class OutDirectory:
                 file = self._begin(stream, total, mark)
             elif key in self._failed:
                 raise WriteError(*self._failed[key])
+            if file is not None and not len(view) and file.nbytes < mark.offset <= file.total:
+                file.skip_to(mark.offset)  # a part without bytes ends a hole
             if file is None or file.nbytes != mark.offset:
                 raise unfit(
                     stream,

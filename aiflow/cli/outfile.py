@@ -32,7 +32,7 @@ class OutFile:
     path : tuple of str
         The name reserved for it.
     total : int
-        Its final size in bytes.
+        Its final size in bytes; -1 while it is not known.
     nbytes : int
         Bytes written so far.
     temporary : str
@@ -58,15 +58,20 @@ class OutFile:
         self.temporary, self.file = open_temporary(self.directory, mode)
 
     def append(self, view: memoryview) -> None:
-        """Write the next bytes. If `view` is the whole file, long runs of zeros become holes."""
+        """Write the next bytes. Long runs of zeros become holes."""
         end = 0
-        for begin, end in _runs(view) if len(view) == self.total else [(0, len(view))]:
+        for begin, end in _runs(view):
             at = begin
             while at < end:
                 at += os.pwrite(self.file.fd, view[at : min(at + _WRITE_BYTES, end)], self.nbytes + at)
         self.nbytes += len(view)
         if end < len(view):
             os.ftruncate(self.file.fd, self.nbytes)
+
+    def skip_to(self, offset: int) -> None:
+        """Let a hole follow, up to `offset`."""
+        os.ftruncate(self.file.fd, offset)
+        self.nbytes = offset
 
     def replaces(self) -> bool:
         """Return whether a file of an earlier run has the name."""

@@ -270,7 +270,7 @@ def test_fault_43_a_killed_senders_half_file_is_removed_and_ends_with_1(
 ) -> None:
     (tmp_path / "source").mkdir()
     with open(tmp_path / "source" / "big", "wb") as file:
-        file.truncate(8 << 30)  # sparse: more than can arrive before the kill
+        os.posix_fallocate(file.fileno(), 0, 2 << 30)  # more than can arrive before the kill, and no hole
     out = tmp_path / "out"
     recv = aiflow("recv", out, "--ports", endpoint, "--json")
     send = aiflow("send", tmp_path / "source", "--ports", endpoint, "--slice-bytes", "4MiB", "--json")
