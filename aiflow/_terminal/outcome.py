@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
 DELIVERED, NOT_DELIVERED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
 
 _SAMPLE_SECONDS = 0.1
+
+
+def no_color() -> bool:
+    """Return whether the user wants no colours and bars (https://no-color.org)."""
+    return os.environ.get("NO_COLOR", "") != ""
 
 
 def version() -> str:
@@ -89,11 +95,14 @@ class Terminal:
         self._consoles: dict[bool, Console] = {}
 
     def console(self, *, stderr: bool = False) -> Console:
-        """Return the console for stdout or stderr."""
+        """Return the console for stdout or stderr. Without a terminal, or with NO_COLOR, it prints plain text."""
         if stderr not in self._consoles:
             from aiflow._terminal.console import SafeConsole
 
-            self._consoles[stderr] = SafeConsole(stderr=stderr, highlight=False, soft_wrap=True)
+            color_system: Literal["auto"] | None = None if no_color() else "auto"
+            self._consoles[stderr] = SafeConsole(
+                stderr=stderr, highlight=False, soft_wrap=True, color_system=color_system
+            )
         return self._consoles[stderr]
 
     def say(self, text: str, style: str = "") -> None:
@@ -147,8 +156,8 @@ class Terminal:
 
     @contextlib.contextmanager
     def bar(self, text: str, total: int | None, *, in_bytes: bool = True) -> Iterator[Bar]:
-        """Show a progress bar on stderr while the body runs."""
-        if self.as_json:
+        """Show a progress bar on stderr while the body runs, if stderr is a terminal that can redraw a line."""
+        if self.as_json or no_color() or os.environ.get("TERM") == "dumb" or not sys.stderr.isatty():
             yield Bar(None, None)
             return
         from rich import progress as rich
@@ -164,7 +173,7 @@ class Terminal:
 
 
 class Bar:
-    """A progress bar; it shows nothing with ``--json``."""
+    """A progress bar; it shows nothing with ``--json``, and without a terminal."""
 
     def __init__(self, progress: Progress | None, task: TaskID | None) -> None:
         self._progress = progress

@@ -6,6 +6,7 @@ import io
 import json
 import multiprocessing
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -144,41 +145,57 @@ def test_a_small_demo_on_one_port_and_a_single_slice(tmp_path: Path) -> None:
 
 
 class RunningDemo:
-    """A demo that goes on for long."""
+    """A demo that goes on for long, on a terminal, where it shows what it does."""
 
     def __init__(self, tmp_path: Path) -> None:
+        self._terminal, other_end = os.openpty()
+        self._text = ""
+        environment = {**os.environ, "TERM": "xterm", "NO_COLOR": ""}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "aiflow", "demo", "--images", "64", "--ports", "2", "--seconds", "60"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+            stdout=subprocess.DEVNULL,
+            stderr=other_end,
+            env=environment,
             cwd=tmp_path,
         )
+        os.close(other_end)
+
+    def _read(self, wanted: str | None) -> None:
+        """Read what it shows, up to `wanted` or to its end."""
+        deadline = time.monotonic() + 120
+        while wanted is None or wanted not in self._text:
+            assert time.monotonic() < deadline, self._text
+            if select.select([self._terminal], [], [], 1)[0]:
+                try:
+                    self._text += os.read(self._terminal, 65536).decode(errors="replace")
+                except OSError:  # no process has the other end any more
+                    break
 
     def peers(self) -> dict[str, int]:
         """Wait until the first slice has arrived; find the receiver and the sender, which are started in this order."""
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            if line.startswith("sending 64 photographs"):
-                break
+        self._read("sending further slices")
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         pids = sorted(int(pid) for pid in children if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text())
         return dict(zip(("receiver", "sender"), pids, strict=True))
 
     def ends(self, exit_code: int) -> str:
-        _, stderr = self.process.communicate(timeout=120)
-        assert self.process.returncode == exit_code, stderr
-        assert "Traceback" not in stderr
-        return stderr
+        self._read(None)
+        assert self.process.wait(60) == exit_code, self._text
+        assert "Traceback" not in self._text
+        return self._text
+
+    def close(self) -> None:
+        """End it, if it has not ended."""
+        self.process.kill()
+        self.process.wait()
+        os.close(self._terminal)
 
 
 @pytest.fixture
 def running_demo(tmp_path: Path) -> Iterator[RunningDemo]:
     demo = RunningDemo(tmp_path)
     yield demo
-    if demo.process.poll() is None:
-        demo.process.kill()
-    demo.process.communicate()
+    demo.close()
 
 
 def gone(pid: int) -> bool:
