@@ -93,9 +93,15 @@ class Terminal:
     def __init__(self, as_json: bool) -> None:
         self.as_json = as_json
         self._consoles: dict[bool, Console] = {}
+        self._stdout_is_left = False
+
+    def leave_stdout(self) -> None:
+        """Print the result to stderr from now on: stdout carries something else."""
+        self._stdout_is_left = True
 
     def console(self, *, stderr: bool = False) -> Console:
         """Return the console for stdout or stderr. Without a terminal, or with NO_COLOR, it prints plain text."""
+        stderr = stderr or self._stdout_is_left
         if stderr not in self._consoles:
             from aiflow._terminal.console import SafeConsole
 

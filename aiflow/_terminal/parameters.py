@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import click
@@ -11,6 +12,17 @@ from aiflow.config import parse_size
 from aiflow.errors import ConfigError
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document to stdout, nothing else.")
+
+
+class DirectoryOrStream(click.Path):
+    """A directory, or ``-`` for a standard stream."""
+
+    def __init__(self, *, exists: bool = False) -> None:
+        super().__init__(exists=exists, file_okay=False, readable=exists, path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return a Path. ``./-`` is a directory of that name."""
+        return Path("-") if value == "-" else super().convert(value, param, ctx)
 
 
 def size(_context: click.Context, _parameter: click.Parameter, value: str) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from aiflow._terminal.outcome import Terminal, version
-from aiflow._terminal.parameters import json_option, size, utf8
+from aiflow._terminal.parameters import DirectoryOrStream, json_option, size, utf8
 from aiflow._terminal.text import printable
 
 COMMANDS_ELSEWHERE = {"lab": "aiflow.lab.commands:lab"}
@@ -79,7 +79,7 @@ def app() -> None:
 
 
 @app.command()
-@click.argument("directory", type=click.Path(exists=True, file_okay=False, readable=True, path_type=Path))
+@click.argument("directory", type=DirectoryOrStream(exists=True))
 @_ports
 @click.option("--to", metavar="NAME", callback=utf8, help="Receiver to send to, if several answer.")
 @_name
@@ -92,9 +92,19 @@ def app() -> None:
     show_default=True,
     help="Maximum size of one slice.",
 )
+@click.option("--resume", is_flag=True, help="Leave out the files that the receiver has from an earlier run.")
+@click.option("--watch", is_flag=True, help="Also send new and changed files as they appear, until Ctrl-C.")
+@click.option(
+    "--settle",
+    type=click.FloatRange(min=0),
+    default=0.5,
+    show_default=True,
+    metavar="SECONDS",
+    help="With --watch: time for which a new file must rest.",
+)
 @json_option
 def send(as_json: bool, **options: Any) -> None:
-    """Send every file below DIRECTORY, and its directories, empty ones too.
+    """Send every file below DIRECTORY, and its directories, empty ones too. With -, send the bytes of stdin.
 
     The exit code is 0 only if `aiflow recv` has written and synced every file. Names, permission bits and modification
     times are kept. Owners, setuid, setgid and sticky bits, ACLs, extended attributes and the mode of DIRECTORY itself
@@ -103,6 +113,14 @@ def send(as_json: bool, **options: Any) -> None:
 
     Memory use is limited to three times --slice-bytes. Larger files are split into parts, which `aiflow recv` joins.
     The receiver's --memory must hold one slice.
+
+    --resume asks the receiver for each file. It has a file if path, size, permission bits and modification time are the
+    same, to the nanosecond, and sets this time only when the file is on its disk.
+
+    --watch sends a file when no process has it open for writing and it has rested for --settle seconds. A file that was
+    renamed into place counts like one that was written there. For files of other users and on network file systems,
+    where the kernel does not say who has a file open, it must rest for 5 s. Removed files stay at the receiver. If the
+    receiver ends, the next one is waited for. Ctrl-C ends with 0 if nothing is in transit.
     """
     from aiflow.cli.send import send_directory
 
@@ -111,7 +129,7 @@ def send(as_json: bool, **options: Any) -> None:
 
 
 @app.command()
-@click.argument("outdir", type=click.Path(file_okay=False, path_type=Path))
+@click.argument("outdir", type=DirectoryOrStream())
 @_ports
 @click.option(
     "--slices",
@@ -133,9 +151,12 @@ def send(as_json: bool, **options: Any) -> None:
 def recv(as_json: bool, **options: Any) -> None:
     """Write received elements to files in OUTDIR, under the names they were sent with. OUTDIR is created if missing.
 
+    With -, write them to stdout: the stream of `aiflow send -` as it is, files and directories as a tar archive. Then a
+    slice is confirmed when stdout has taken it.
+
     Nothing is written outside OUTDIR: links in it are not followed, and names such as `..` are replaced. An existing
-    file is replaced when the new one is complete. A second file of the same name in one run gets a number. An existing
-    directory keeps its mode.
+    file is replaced when the new one is complete. A second file of the same name in one run gets a number, unless the
+    same sender sends a file once more. An existing directory keeps its mode.
 
     A slice is confirmed to its sender after its files are written and synced. If a file cannot be written, its sender
     is told and the transfer continues; the exit code is then 1. Long runs of zeros become holes.

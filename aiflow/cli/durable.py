@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from aiflow._system.descriptors import Descriptor
@@ -46,8 +47,14 @@ class Unsynced:
         if place not in self._directories and len(self._directories) <= _ONE_BY_ONE:
             self._directories[place] = copied(directory)
 
-    def sync(self) -> dict[str, OSError]:
+    def sync(self, then: Callable[[dict[str, OSError]], bool] | None = None) -> dict[str, OSError]:
         """Wait until every recorded change is on the disk.
+
+        Parameters
+        ----------
+        then : callable, optional
+            Called when the changes are on the disk, with what failed. If it returns True, it has changed some of the
+            files once more, and they are synced once more.
 
         Returns
         -------
@@ -56,10 +63,9 @@ class Unsynced:
         """
         failed: dict[str, OSError] = {}
         try:
-            if len(self._files) + len(self._directories) > _ONE_BY_ONE:
-                self._sync_systems(failed)
-            else:
-                self._sync_each(failed)
+            self._sync_all(failed)
+            if then is not None and then(failed):
+                self._sync_all(failed)
         finally:
             self._forget()
         return failed
@@ -77,6 +83,12 @@ class Unsynced:
             self._systems[status.st_dev] = copied(directory)
         self._touched.add(status.st_dev)
         return status.st_dev, status.st_ino
+
+    def _sync_all(self, failed: dict[str, OSError]) -> None:
+        if len(self._files) + len(self._directories) > _ONE_BY_ONE:
+            self._sync_systems(failed)
+        else:
+            self._sync_each(failed)
 
     def _sync_each(self, failed: dict[str, OSError]) -> None:
         for stream, file in self._files:

@@ -4,14 +4,19 @@ Every system call is relative to an open directory (openat), and no symbolic lin
 or appears during the run. A file has no name until it is complete (O_TMPFILE). A reader never sees an incomplete file,
 and the kernel removes the files of a killed run. On file systems without O_TMPFILE, files are written under a temporary
 name and renamed.
+
+A file gets the sender's modification time after its content is on the disk. A file with this time, size and mode is
+thus whole, even after a power failure: `aiflow send --resume` relies on it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,16 +26,18 @@ from aiflow.cli.durable import Unsynced, copied, fsync
 from aiflow.cli.outfile import OutFile, can_link_unnamed, on_disk, open_directory, sweep
 from aiflow.cli.outnames import OutNames
 from aiflow.cli.safe_paths import safe_path
-from aiflow.cli.write_errors import WriteError, explained, unfit
+from aiflow.cli.write_errors import NotWritten, WriteError, explained, unfit
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from aiflow._transfer.filemarks import FileMark
 
-__all__ = ["OutDirectory", "WriteError"]
+__all__ = ["NotWritten", "OutDirectory", "WriteError"]
 
 _COARSEST_NS = 2 * 10**9  # coarsest resolution of times in file systems (FAT)
+_USUAL_NS = range(315532800 * 10**9, 2**31 * 10**9)  # times that every file system has: from 1980 to 2038
+_OUT_OF_RANGE = "its time is outside the range of the file system"
 
 
 class OutDirectory:
@@ -49,6 +56,8 @@ class OutDirectory:
         Files and directories whose mode or time differs from the sender's, and the reason.
     nb_files, nbytes : int
         Completed files, and their bytes.
+    nb_kept : int
+        Files of earlier runs that a sender has asked for, and that are kept.
     """
 
     def __init__(self, path: Path) -> None:
@@ -57,6 +66,7 @@ class OutDirectory:
         self.unkept: dict[str, str] = {}
         self.nb_files = 0
         self.nbytes = 0
+        self.nb_kept = 0
         self._names = OutNames()
         # Directories made in this run, and the sender that set the mode; keys of OutNames, as in _swept and _told.
         self._made: dict[tuple[str, ...], int | None] = {}
@@ -64,8 +74,10 @@ class OutDirectory:
         # Arguments of the WriteError of files in parts that failed: more parts may arrive. The error object itself
         # would keep its stack frames alive, and with them the bytes of a slice.
         self._failed: dict[tuple[int, str], tuple[str, str]] = {}
+        self._resuming: set[int] = set()  # senders that have asked for files of an earlier run
         self._unsynced = Unsynced()
         self._fresh: list[tuple[str, int]] = []  # streams completed since the last sync, and their bytes
+        self._undated: list[tuple[str, tuple[str, ...], int]] = []  # stream, path and time of files since the last sync
         self._grown: set[tuple[int, str]] = set()  # incomplete files that got a part since the last sync
         self._root = Descriptor(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
         self._swept: set[tuple[str, ...]] = set()  # directories of earlier runs that were entered
@@ -80,7 +92,7 @@ class OutDirectory:
         ----------
         stream : str
             Its name, any string. It gets a number (``a.jpg`` → ``a~2.jpg``) if a file of this run, a directory or a
-            symbolic link has the name. A file of an earlier run is replaced.
+            symbolic link has the name. A file of an earlier run is replaced, and one that the same sender sent before.
         content : buffer
             Its bytes, contiguous. Not referenced after the call.
         mark : FileMark, optional
@@ -97,6 +109,8 @@ class OutDirectory:
         ------
         WriteError
             The disk is full, or another system error occurred. The incomplete file is removed.
+        NotWritten
+            The element asks for a file of an earlier run (`aiflow.cli.resume`), and there is none.
         """
         view = memoryview(content)
         view = view.cast("B") if view.nbytes else memoryview(b"")  # cast rejects a zero in the shape
@@ -105,7 +119,7 @@ class OutDirectory:
         try:
             if mark is not None and mark.kind == "directory":
                 return self._set_directory(stream, mark, sender)
-            file = self._begin(stream, len(view), mark)
+            file = self._begin(stream, len(view), mark, sender)
             try:
                 file.append(view)
                 return self._finish(stream, file, mark)
@@ -124,7 +138,7 @@ class OutDirectory:
             Streams that may not be on the disk, and the reason. Their files may exist, and are not counted. A file
             that lost a part is never completed.
         """
-        unsynced = self._unsynced.sync()
+        unsynced = self._unsynced.sync(self._date)
         failed = {stream: self._explained(error, stream, 0) for stream, error in unsynced.items()}
         for key in self._grown:
             error = failed.get(key[1])
@@ -160,14 +174,16 @@ class OutDirectory:
     def _write_part(self, stream: str, view: memoryview, mark: FileMark, sender: int) -> Path | None:
         """Write one part. Parts arrive in order, as slices do; the first one starts the file anew."""
         key = sender, stream
-        file = self._unfinished.pop(key, None)
         total = -1 if mark.size is None else mark.size
+        if not len(view) and mark.offset == total > 0 and key not in self._unfinished and key not in self._failed:
+            return self._find(stream, mark, sender)
+        file = self._unfinished.pop(key, None)
         try:
             if mark.offset == 0:
                 self._failed.pop(key, None)
                 if file is not None:
                     self._drop(file)
-                file = self._begin(stream, total, mark)
+                file = self._begin(stream, total, mark, sender)
             elif key in self._failed:
                 raise WriteError(*self._failed[key])
             if file is not None and not len(view) and file.nbytes < mark.offset <= file.total:
@@ -178,7 +194,9 @@ class OutDirectory:
                     f"its part at byte {mark.offset} arrived without those before it; repeat the transfer, "
                     "with the receiver started first",
                 )
-            if file.total != total or mark.offset + len(view) > total:
+            if file.total < 0:  # a stream, whose size comes with its end
+                file.total = total
+            if file.total != total or (total >= 0 and mark.offset + len(view) > total):
                 raise unfit(stream, "its parts do not agree on its size; repeat the transfer")
             file.append(view)
             if file.nbytes == total:
@@ -197,14 +215,17 @@ class OutDirectory:
         self._grown.add(key)
         return None
 
-    def _begin(self, stream: str, total: int, mark: FileMark | None) -> OutFile:
+    def _begin(self, stream: str, total: int, mark: FileMark | None, sender: int) -> OutFile:
         """Reserve a name and open a file. A file with a mode is private until it is complete."""
+        owner = hash((sender, stream)) if mark is not None and sender else 0
         *above, name = safe_path(stream)
         directory, parent = self._descend(tuple(above), mark is not None)
         file = OutFile(directory, (), total)
         try:
-            file.path = (*parent, self._names.vacant(directory, parent, name))
-            self._names.take(file.path)
+            path = (*parent, self._names.vacant(directory, parent, name, owner))
+            file.is_newer = self._names.is_taken(path)
+            file.path = path
+            self._names.take(path, owner)
             file.open(0o666 if mark is None or mark.mode is None else 0o600, self._unnamed)
         except BaseException:
             self._drop(file)
@@ -214,7 +235,9 @@ class OutDirectory:
     def _finish(self, stream: str, file: OutFile, mark: FileMark | None) -> Path:
         path = "/".join(file.path)
         if mark is not None:
-            self._keep(file.file, path, mark, mark.mode)
+            self._keep(file.file, path, None, mark.mode)
+            if mark.mtime_ns is not None:
+                self._undated.append((stream, file.path, mark.mtime_ns))
         self._unsynced.file(stream, file.file, file.directory)
         self._unsynced.directory(file.directory)
         copied(file.file).close()  # some file systems report a full disk at close: check it before linking
@@ -234,21 +257,77 @@ class OutDirectory:
         return Path(path)
 
     def _drop(self, file: OutFile) -> None:
-        """Remove an incomplete file, and free its name."""
+        """Remove an incomplete file, and free its name, unless a file before it has the name."""
         file.discard()
-        self._names.release(file.path)
+        if not file.is_newer:
+            self._names.release(file.path)
 
-    def _keep(self, descriptor: Descriptor, path: str, mark: FileMark, mode: int | None) -> None:
-        """Set the permission bits (never more) and the modification time of `mark`."""
-        try:
+    def _keep(self, descriptor: Descriptor, path: str, mtime_ns: int | None, mode: int | None) -> None:
+        """Set the permission bits (never more) and the modification time."""
+        with self._noting(path):
             if mode is not None:
                 os.fchmod(descriptor.fd, mode & 0o777)
-            if mark.mtime_ns is not None:
-                os.utime(descriptor.fd, ns=(time.time_ns(), mark.mtime_ns))
-                if abs(os.fstat(descriptor.fd).st_mtime_ns - mark.mtime_ns) > _COARSEST_NS:
-                    self.unkept[path] = "its time is outside the range of the file system"
+            if mtime_ns is not None:
+                os.utime(descriptor.fd, ns=(time.time_ns(), mtime_ns))
+                if abs(os.fstat(descriptor.fd).st_mtime_ns - mtime_ns) > _COARSEST_NS:
+                    self.unkept[path] = _OUT_OF_RANGE
+
+    @contextlib.contextmanager
+    def _noting(self, path: str) -> Iterator[None]:
+        """Note a mode or a time that cannot be set."""
+        try:
+            yield
         except (OSError, OverflowError) as error:
             self.unkept[path] = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+
+    def _date(self, failed: Mapping[str, OSError]) -> bool:
+        """Set the times of files whose content is on the disk. Return whether there was one."""
+        undated, self._undated = self._undated, []
+        now, above, directory = time.time_ns(), None, copied(self._root)
+        try:
+            for stream, path, mtime_ns in undated:
+                if stream in failed:
+                    continue
+                with self._noting("/".join(path)):
+                    if path[:-1] != above:
+                        directory.close()
+                        above, directory = path[:-1], self._reopened(path[:-1])
+                    name = on_disk(path[-1])
+                    os.utime(name, ns=(now, mtime_ns), dir_fd=directory.fd, follow_symlinks=False)
+                    if mtime_ns not in _USUAL_NS:
+                        status = os.stat(name, dir_fd=directory.fd, follow_symlinks=False)
+                        if abs(status.st_mtime_ns - mtime_ns) > _COARSEST_NS:
+                            self.unkept["/".join(path)] = _OUT_OF_RANGE
+        finally:
+            directory.close()
+        return bool(undated)
+
+    def _find(self, stream: str, mark: FileMark, sender: int) -> Path:
+        """Find the file that an earlier run wrote for a stream: of its path, size, mode and time.
+
+        Raises
+        ------
+        NotWritten
+            There is none, or it is another one.
+        """
+        path = safe_path(stream)
+        self._resuming.add(sender)
+        try:
+            directory = self._reopened(path[:-1])
+            try:
+                status = os.stat(on_disk(path[-1]), dir_fd=directory.fd, follow_symlinks=False)
+            finally:
+                directory.close()
+        except OSError:
+            raise NotWritten from None
+        found = status.st_size, status.st_mtime_ns, status.st_mode & 0o7777
+        if not stat.S_ISREG(status.st_mode) or found != (mark.size, mark.mtime_ns, mark.mode):
+            raise NotWritten
+        if self._names.is_taken(path):  # another sender's
+            raise NotWritten
+        self._names.take(path, hash((sender, stream)) if sender else 0)
+        self.nb_kept += 1
+        return Path(*path)
 
     # ---- directories ----
 
@@ -261,6 +340,10 @@ class OutDirectory:
             mode = mark.mode
             if key not in self._made:
                 self.unkept.pop(shown, None)  # set by an earlier mark of this sender
+                if sender in self._resuming:  # an interrupted copy left it writable, with the time of its last file
+                    was_left = mode is not None and now == mode | 0o700
+                    self._keep(directory, shown, mark.mtime_ns, mode if was_left else None)
+                    now = stat.S_IMODE(os.fstat(directory.fd).st_mode) & 0o777
                 if mode is not None and mode & 0o777 != now:
                     self.unkept[shown] = f"the directory existed before, and keeps its mode {now:03o}"
             else:
@@ -269,7 +352,7 @@ class OutDirectory:
                     self._made[key] = sender
                 elif mode is not None:  # bits that both allow; the owner keeps access
                     mode = now & (mode if first == sender else mode | 0o700)
-                self._keep(directory, shown, mark, mode)
+                self._keep(directory, shown, mark.mtime_ns, mode)
             self._unsynced.directory(directory, stream)
         finally:
             directory.close()
@@ -294,6 +377,19 @@ class OutDirectory:
         except BaseException:
             directory.close()
             raise
+
+    def _reopened(self, path: tuple[str, ...]) -> Descriptor:
+        """Open a directory below the output directory that is there; OSError if it is not."""
+        directory = copied(self._root)
+        for name in path:
+            try:
+                below = open_directory(directory, name)
+            finally:
+                directory.close()
+            if below is None:
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+            directory = below
+        return directory
 
     def _enter(
         self, directory: Descriptor, above: tuple[str, ...], component: str, private: bool

@@ -37,6 +37,8 @@ class OutFile:
         Bytes written so far.
     temporary : str
         Its temporary name in `directory`; "" if it has none.
+    is_newer : bool
+        A file of this run has the name, and is replaced.
     """
 
     directory: Descriptor
@@ -45,6 +47,7 @@ class OutFile:
     nbytes: int = 0
     file: Descriptor = field(default_factory=lambda: Descriptor(-1))
     temporary: str = ""
+    is_newer: bool = False
 
     def open(self, mode: int, unnamed: bool) -> None:
         """Create the file, with no name if `unnamed` and the file system can, else with a temporary one."""

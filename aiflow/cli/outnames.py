@@ -21,7 +21,7 @@ class OutNames:
 
     def __init__(self) -> None:
         self._folding: set[Components] = set()  # keys of directories in which "A" and "a" are the same name
-        self._taken: set[Components] = set()  # keys of files begun or completed in this run
+        self._taken: dict[Components, int] = {}  # keys of files begun or completed in this run, and their owners
         self._numbers: dict[Components, int] = {}  # last number tried for a name that was taken
 
     def key(self, path: Components) -> Components:
@@ -39,13 +39,13 @@ class OutNames:
         """Return whether a file of this run has the name."""
         return self.key(path) in self._taken
 
-    def take(self, path: Components) -> None:
-        """Reserve a name for a file of this run."""
-        self._taken.add(self.key(path))
+    def take(self, path: Components, owner: int = 0) -> None:
+        """Reserve a name for a file of this run. Its `owner`, unless 0, may replace it."""
+        self._taken[self.key(path)] = owner
 
     def release(self, path: Components) -> None:
         """Free a reserved name."""
-        self._taken.discard(self.key(path))
+        self._taken.pop(self.key(path), None)
 
     def inherit_folding(self, above: Components, path: Components) -> None:
         """Note a new directory: it treats case as its parent does."""
@@ -67,8 +67,13 @@ class OutNames:
                 self._numbers[key] = number
             yield component if number == 1 else numbered(component, number)
 
-    def vacant(self, directory: Descriptor, above: Components, component: str) -> str:
-        """Choose a name for a file in `directory`: a free one, or that of a regular file of an earlier run."""
+    def vacant(self, directory: Descriptor, above: Components, component: str, owner: int = 0) -> str:
+        """Choose a name for a file in `directory`: a free one, or that of a regular file of an earlier run.
+
+        A file of this run is replaced by its `owner` only: a sender that sends a file once more.
+        """
+        if owner and self._taken.get(self.key((*above, component))) == owner:
+            return component
         for name in self.candidates(above, component):
             if not self.is_taken((*above, name)):
                 try:

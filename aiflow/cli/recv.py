@@ -6,7 +6,10 @@ cannot be written. Other files are not affected, and the failed ones are listed 
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +21,8 @@ from aiflow._terminal.outcome import Bar, Outcome
 from aiflow._terminal.text import printable, shown_path
 from aiflow.cli.durable import make_durably
 from aiflow.cli.figures import bytes_text, count, first_few, port_rows, print_table, rate_text
-from aiflow.cli.outdir import OutDirectory, WriteError
+from aiflow.cli.outdir import NotWritten, OutDirectory, WriteError
+from aiflow.cli.tarout import TarOut
 
 if TYPE_CHECKING:
     from aiflow import Element, Receiver, TimeSlice
@@ -38,22 +42,17 @@ def receive_into(
     Parameters
     ----------
     outcome : Outcome
-        Receives ``slices``, ``files``, ``nbytes``, ``seconds``, ``renamed`` (pairs of stream and path), ``unfinished``,
-        ``not_written`` and ``unkept`` (both path → reason) and ``ports``.
+        Receives ``slices``, ``files``, ``nbytes``, ``kept``, ``seconds``, ``renamed`` (pairs of stream and path),
+        ``unfinished``, ``not_written`` and ``unkept`` (both path → reason) and ``ports``.
     outdir, ports, slices, name, timeout, memory
         See ``aiflow recv --help``.
     """
     from aiflow import Receiver
 
     document = outcome.document
-    document.update(outdir=shown_path(outdir), slices=0, files=0, nbytes=0, seconds=0.0)
+    document.update(outdir=shown_path(outdir), slices=0, files=0, nbytes=0, kept=0, seconds=0.0)
     document.update(renamed=[], unfinished=[], not_written={}, unkept={}, ports=[])
-    try:
-        make_durably(outdir)
-        out = OutDirectory(outdir)
-    except OSError as error:
-        raise click.UsageError(f"{shown_path(outdir)} is not writable: {error.strerror or error}") from error
-    with out:
+    with _opened(outcome, outdir) as out:
         try:
             with Receiver(
                 list(ports),
@@ -69,8 +68,15 @@ def receive_into(
                 nb_gone = rx.counters.get("senders_gone", 0)
         finally:
             document.update(files=out.nb_files, nbytes=out.nbytes, renamed=out.renamed, unfinished=out.unfinished())
-            document.update(unkept=out.unkept)
+            document.update(unkept=out.unkept, kept=out.nb_kept)
             _say_what_differs(outcome)
+        _report_failures(outcome, nb_gone)
+    _show(outcome)
+
+
+def _report_failures(outcome: Outcome, nb_gone: int) -> None:
+    """Say what did not arrive, or was not written."""
+    document = outcome.document
     if nb_gone:
         outcome.fail(f"{count(nb_gone, 'sender')} ended without closing: files may be missing; repeat the transfer")
     if document["unfinished"]:
@@ -81,13 +87,37 @@ def receive_into(
         others = f" ({count(nb_others, 'other file')} could not be written either)" if nb_others else ""
         text = next(iter(document["not_written"].values())) + others
         outcome.fail(WriteError(text, text))
-    _show(outcome)
+
+
+@contextlib.contextmanager
+def _opened(outcome: Outcome, outdir: Path) -> Iterator[OutDirectory | TarOut]:
+    """Open the output directory; for ``-``, keep stdout for the bytes that arrive, and write text to stderr."""
+    if str(outdir) == "-":
+        if outcome.terminal.as_json:
+            raise click.UsageError("--json and - both write to stdout: leave one of them out")
+        if os.isatty(1):
+            raise click.UsageError("stdout is a terminal: write `aiflow recv - … | tar x`, or name a directory")
+        outcome.terminal.leave_stdout()
+        with contextlib.closing(os.fdopen(os.dup(1), "wb", buffering=0)) as stdout:
+            os.dup2(2, 1)  # what a library prints must not get into the stream
+            out = TarOut(stdout.fileno())
+            yield out
+            if outcome.exit_code == 0:
+                out.finish()
+        return
+    try:
+        make_durably(outdir)
+        directory = OutDirectory(outdir)
+    except OSError as error:
+        raise click.UsageError(f"{shown_path(outdir)} is not writable: {error.strerror or error}") from error
+    with directory:
+        yield directory
 
 
 class _Receiving:
     """One run: the received slices and their totals."""
 
-    def __init__(self, outcome: Outcome, rx: Receiver, out: OutDirectory, bar: Bar) -> None:
+    def __init__(self, outcome: Outcome, rx: Receiver, out: OutDirectory | TarOut, bar: Bar) -> None:
         self._document = outcome.document
         self._rx = rx
         self._out = out
@@ -122,6 +152,8 @@ class _Receiving:
         for element in time_slice:
             try:
                 self._out.write(element.stream, payload(element), element.mark, time_slice.instance)
+            except NotWritten as error:  # an answer, not a failure
+                failed[element.number] = error.reason
             except WriteError as error:
                 failed[element.number] = error.reason
                 self._document["not_written"][element.stream] = str(error)
@@ -161,9 +193,10 @@ def _show(outcome: Outcome) -> None:
     if outcome.terminal.as_json:
         return
     document = outcome.document
+    kept = f"; {count(document['kept'], 'file')} had arrived before" if document["kept"] else ""
     rate = f", {rate_text(document['nbytes'] * 8 / document['seconds'])} to disk" if document["seconds"] else ""
     outcome.terminal.tell(
         f"received {count(document['slices'], 'slice')} and wrote {count(document['files'], 'file')}, "
-        f"{bytes_text(document['nbytes'])}, to {document['outdir']}{rate}"
+        f"{bytes_text(document['nbytes'])}, to {document['outdir']}{rate}{kept}"
     )
     print_table(outcome.terminal.console(), document["ports"])

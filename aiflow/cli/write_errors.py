@@ -38,6 +38,13 @@ class WriteError(CommandError):
         self.reason = reason
 
 
+class NotWritten(WriteError):
+    """The answer to a sender that resumes: a file was not written by an earlier run, and must be sent."""
+
+    def __init__(self) -> None:
+        super().__init__("it was not written by an earlier run", "it was not written by an earlier run")
+
+
 def explained(
     error: OSError, stream: str, nbytes: int, where: str, free_bytes: Callable[[], int], nb_files: int
 ) -> WriteError:

@@ -27,7 +27,7 @@ from aiflow._terminal.outcome import Bar, Outcome, Terminal
 from aiflow._transfer.filemarks import FileMark, Marked
 from aiflow.cli.filetree import FileSlice
 from aiflow.cli.recv import receive_into
-from aiflow.cli.send import _first
+from aiflow.cli.sending import first
 
 PART_BYTES = 1 << 20
 
@@ -359,4 +359,4 @@ def test_the_bar_follows_a_first_slice_that_gets_a_new_ticket() -> None:
             return Moving()
 
     in_flight.append((FileSlice(), Lost()))
-    assert _first(Outcome(RecordingTerminal(), "send"), Again(), in_flight, None) == 5  # type: ignore[arg-type]
+    assert first(Outcome(RecordingTerminal(), "send"), Again(), in_flight, None) == 5  # type: ignore[arg-type]

@@ -1,0 +1,194 @@
+"""`aiflow send --resume`: what the receiver has written and synced does not travel twice, and nothing is missing."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from outfiles import A, B, below, part
+from programs import DEADLINE, content
+from wait import wait_for
+
+from aiflow._transfer.filemarks import FileMark
+from aiflow.cli import durable
+from aiflow.cli.outdir import NotWritten, OutDirectory
+
+NB_FILES = 300
+FILE_BYTES = 64 << 10
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """More files than arrive before the end of the first run."""
+    for directory in ("a", "b/c"):
+        (tmp_path / "source" / directory).mkdir(parents=True)
+    for number in range(NB_FILES):
+        path = tmp_path / "source" / ("a", "b/c")[number % 2] / f"{number:04}"
+        path.write_bytes(os.urandom(FILE_BYTES))
+        os.utime(path, ns=(0, 10**18 + 7 * number))
+    (tmp_path / "source" / "empty").write_bytes(b"")
+    return tmp_path / "source"
+
+
+@pytest.mark.parametrize("victim", ["send", "recv", "both"])
+def test_a_broken_transfer_goes_on_where_it_ended(
+    aiflow: Any, endpoint: str, source: Path, tmp_path: Path, victim: str
+) -> None:
+    out = tmp_path / "out"
+    recv = aiflow("recv", out, "-p", endpoint, "--memory", "4MiB")
+    send = aiflow("send", source, "-p", endpoint, "--slice-bytes", "256KiB")
+    wait_for(lambda: sum(path.is_file() for path in out.rglob("*")) > 20, "the first files", DEADLINE)
+    for program in {"send": [send], "recv": [recv], "both": [send, recv]}[victim]:
+        program.process.send_signal(signal.SIGKILL)
+    for program in (send, recv):
+        program.process.kill() if victim != "send" else None
+        program.process.communicate(timeout=DEADLINE)
+    there = {name for name, octets in content(out).items() if octets}
+    assert 20 < len(there) < NB_FILES, "the test needs a broken transfer"
+    again = aiflow("recv", out, "-p", endpoint, "--json")
+    sent = aiflow("send", source, "-p", endpoint, "--resume", "--json").ends(0)
+    received = again.ends(0)
+    assert content(out) == content(source)
+    assert sent["kept"] == received["kept"] >= len(there) - 16  # of the slices that were not synced yet
+    assert sent["nbytes"] == (NB_FILES - sent["kept"]) * FILE_BYTES
+    assert received["renamed"] == []
+    for path in source.rglob("*"):
+        arrived = out / path.relative_to(source)
+        assert (arrived.stat().st_mtime_ns, arrived.stat().st_mode) == (path.stat().st_mtime_ns, path.stat().st_mode)
+
+
+def test_a_complete_transfer_sends_no_file_twice(aiflow: Any, endpoint: str, source: Path, tmp_path: Path) -> None:
+    for kept in (0, NB_FILES):
+        recv = aiflow("recv", tmp_path / "out", "-p", endpoint, "--json")
+        sent = aiflow("send", source, "-p", endpoint, "--resume", "--json").ends(0)
+        assert (sent["kept"], recv.ends(0)["kept"]) == (kept, kept)
+    assert sent["nbytes"] == 0
+
+
+def test_a_changed_file_is_sent_and_replaces_the_old_one(
+    aiflow: Any, endpoint: str, source: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    recv = aiflow("recv", out, "-p", endpoint, "--json")
+    aiflow("send", source, "-p", endpoint, "--json").ends(0)
+    recv.ends(0)
+    (source / "a" / "0000").write_bytes(b"x" * FILE_BYTES)  # of the same size
+    (source / "a" / "0002").chmod(0o600)
+    (source / "b" / "c" / "0001").unlink()
+    (out / "b" / "c" / "0003").unlink()
+    again = aiflow("recv", out, "-p", endpoint, "--json")
+    aiflow("send", source, "-p", endpoint, "--resume", "--json").ends(0)
+    received = again.ends(0)
+    assert (received["files"], received["renamed"]) == (4, [])  # 0000, 0002, 0003 and the empty file
+    assert (out / "b" / "c" / "0001").exists()  # what is removed here stays there
+    (out / "b" / "c" / "0001").unlink()
+    assert content(out) == content(source)
+
+
+# ---- without a port ----
+
+
+def question(octets: bytes, mtime_ns: int, mode: int = 0o644) -> FileMark:
+    return FileMark("part", mode, mtime_ns, len(octets), len(octets))
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Path:
+    with OutDirectory(tmp_path) as out:
+        out.write("sub/file", b"content", FileMark("file", 0o644, 10**18), A)
+        assert out.sync() == {}
+    return tmp_path
+
+
+@pytest.mark.unit
+@pytest.mark.usefixtures("both_ways_to_write")
+@pytest.mark.parametrize(
+    ("stream", "mark", "kept"),
+    [
+        ("sub/file", question(b"content", 10**18), True),
+        ("sub/file", question(b"content", 10**18 + 1), False),
+        ("sub/file", question(b"short", 10**18), False),
+        ("sub/file", question(b"content", 10**18, 0o600), False),
+        ("sub/none", question(b"content", 10**18), False),
+        ("none/file", question(b"content", 10**18), False),
+        ("sub", question(b"content", 10**18), False),
+        ("link/file", question(b"content", 10**18), False),
+        ("linked", question(b"content", 10**18), False),
+        ("sub/../sub/file", question(b"content", 10**18), False),
+    ],
+)
+def test_a_file_is_kept_if_path_size_mode_and_time_are_the_same(
+    written: Path, stream: str, mark: FileMark, kept: bool
+) -> None:
+    (written / "link").symlink_to("sub")
+    (written / "linked").symlink_to("sub/file")
+    with OutDirectory(written) as out:
+        if kept:
+            assert str(out.write(stream, b"", mark, A)) == stream
+        else:
+            with pytest.raises(NotWritten):
+                out.write(stream, b"", mark, A)
+        assert (out.nb_kept, out.nb_files, out.unfinished()) == (int(kept), 0, [])
+    assert below(written)["sub/file"] == b"content"
+
+
+@pytest.mark.unit
+def test_a_file_has_its_time_only_when_its_content_is_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power failure before that leaves a file that no question finds."""
+    seen = []
+    really = durable.fsync
+
+    def fsync(descriptor: Any) -> None:
+        seen.append((tmp_path / "file").stat().st_mtime_ns)
+        really(descriptor)
+
+    monkeypatch.setattr(durable, "fsync", fsync)
+    with OutDirectory(tmp_path) as out:
+        out.write("file", b"x", FileMark("file", 0o644, 10**18), A)
+        assert (tmp_path / "file").stat().st_mtime_ns != 10**18
+        out.sync()
+    assert seen[0] != 10**18
+    assert seen[-1] == 10**18  # and the time is synced, too
+
+
+@pytest.mark.unit
+def test_a_file_that_could_not_be_synced_keeps_another_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_descriptor: Any) -> None:
+        raise OSError(5, "Input/output error")
+
+    mark = FileMark("file", 0o644, 10**18)
+    with OutDirectory(tmp_path) as out, monkeypatch.context() as patched:
+        patched.setattr(durable, "fsync", refuse)
+        out.write("file", b"x", mark, A)
+        assert list(out.sync()) == ["file"]
+    with OutDirectory(tmp_path) as out, pytest.raises(NotWritten):
+        out.write("file", b"", question(b"x", 10**18), A)
+
+
+@pytest.mark.unit
+@pytest.mark.usefixtures("both_ways_to_write")
+def test_a_file_that_its_sender_sends_once_more_is_replaced_and_no_other(tmp_path: Path) -> None:
+    mark = FileMark("file", 0o644, 10**18)
+    with OutDirectory(tmp_path) as out:
+        out.write("file", b"first", mark, A)
+        out.write("file", b"of another", mark, B)
+        out.write("file", b"second", mark, A)
+        out.write("parts", b"abc", part(0, 3), A)
+        out.write("parts", b"a", part(0, 3), A)
+        out.write("parts", b"bc", part(1, 3), A)
+        out.sync()
+    assert below(tmp_path) == {"file": b"second", "file~2": b"of another", "parts": b"abc"}
+
+
+@pytest.mark.unit
+def test_a_replacement_that_fails_leaves_the_name_to_the_file_before(tmp_path: Path) -> None:
+    with OutDirectory(tmp_path) as out:
+        out.write("file", b"abc", part(0, 3), A)
+        out.write("file", b"x", part(0, 3), A)  # and never ends
+        out.write("file", b"of another", FileMark("file", 0o644, None), B)
+    assert below(tmp_path) == {"file": b"abc", "file~2": b"of another"}

@@ -1,0 +1,226 @@
+"""`aiflow send --watch`: a new file is sent when it is whole, once, and Ctrl-C is the end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from programs import DEADLINE, content
+from wait import wait_for
+
+from aiflow.cli.watch import NewFiles, file_system_of, is_open_for_writing
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    (tmp_path / "source").mkdir()
+    return tmp_path / "source"
+
+
+def until_watching(send: Any) -> None:
+    send.says("watching")
+
+
+def test_new_files_arrive_and_ctrl_c_ends_with_0(aiflow: Any, endpoint: str, source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (source / "before").write_bytes(b"before")
+    recv = aiflow("recv", out, "-p", endpoint, "--json")
+    send = aiflow("send", source, "--watch", "-p", endpoint, "--json")
+    wait_for(lambda: (out / "before").exists(), "the file that was there", DEADLINE)
+    (source / "sub" / "below").mkdir(parents=True)
+    (source / "sub" / "below" / "file").write_bytes(b"new")
+    (source / "empty").mkdir(mode=0o750)
+    wait_for(lambda: (out / "sub/below/file").exists() and (out / "empty").exists(), "the new ones", DEADLINE)
+    (tmp_path / "elsewhere").write_bytes(b"renamed")
+    (tmp_path / "elsewhere").rename(source / "renamed")
+    wait_for(lambda: (out / "renamed").exists(), "a file renamed into place", DEADLINE)
+    (source / "before").write_bytes(b"changed")
+    wait_for(lambda: (out / "before").read_bytes() == b"changed", "the change", DEADLINE)
+    send.process.send_signal(signal.SIGINT)
+    sent = send.ends(0)
+    assert (sent["files"], sent["not_delivered"]) == (4, {})
+    assert recv.ends(0)["renamed"] == []
+    assert content(out) == content(source)
+    for path in source.rglob("*"):
+        assert (out / path.relative_to(source)).stat().st_mode == path.stat().st_mode
+
+
+def test_a_file_that_is_open_is_not_sent_before_it_is_closed(
+    aiflow: Any, endpoint: str, source: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    aiflow("recv", out, "-p", endpoint)
+    send = aiflow("send", source, "--watch", "--settle", 0.1, "-p", endpoint, "--json")
+    until_watching(send)
+    with open(source / "slow", "wb") as slow:
+        slow.write(b"first ")
+        slow.flush()
+        for number in range(3):  # others pass it
+            (source / str(number)).write_bytes(b"x")
+            wait_for(lambda number=number: (out / str(number)).exists(), "another file", DEADLINE)
+        time.sleep(1)
+        assert not (out / "slow").exists()
+        slow.write(b"last")
+    wait_for(lambda: (out / "slow").exists(), "the file that was closed", DEADLINE)
+    assert (out / "slow").read_bytes() == b"first last"
+    with open(source / "never", "wb"):
+        time.sleep(0.5)
+        send.process.send_signal(signal.SIGTERM)
+        sent = send.ends(0)
+    assert sent["files"] == 4
+    assert sent["left_out"] == {"never": "a file that was not whole yet"}
+
+
+def test_a_receiver_that_ends_is_replaced_by_the_next(aiflow: Any, endpoint: str, source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    recv = aiflow("recv", out, "-p", endpoint)
+    send = aiflow("send", source, "--watch", "-p", endpoint, "--json")
+    (source / "a").write_bytes(b"a" * 1000)
+    wait_for(lambda: (out / "a").exists(), "the first file", DEADLINE)
+    recv.process.kill()
+    recv.process.wait()
+    (source / "b").write_bytes(b"b" * 1000)
+    time.sleep(1)
+    aiflow("recv", out, "-p", endpoint)
+    wait_for(lambda: (out / "b").exists(), "the second file", DEADLINE)
+    time.sleep(0.5)
+    send.process.send_signal(signal.SIGINT)
+    assert send.ends(0)["not_delivered"] == {}
+    assert content(out) == content(source)
+
+
+def test_a_file_that_was_refused_is_sent_when_it_changes(
+    aiflow: Any, endpoint: str, source: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    limited = ("bash", "-c", 'ulimit -f 1800; exec "$@"', "bash")  # KiB: no file may be larger
+    aiflow("recv", out, "-p", endpoint, prefix=limited, AIFLOW_MEMORY="no-huge")
+    send = aiflow("send", source, "--watch", "-p", endpoint, "--json")
+    for name in ("large", "other"):
+        (source / name).write_bytes(os.urandom(2 << 20))
+    send.says("large was not delivered: it is larger than a file may be")
+    (source / "large").write_bytes(b"small")
+    wait_for(lambda: (out / "large").exists(), "the file that changed", DEADLINE)
+    send.process.send_signal(signal.SIGINT)
+    sent = send.ends(1)
+    assert list(sent["not_delivered"]) == ["other"]
+    assert content(out) == {"large": b"small"}
+
+
+def test_ctrl_c_without_a_receiver_ends_with_130(aiflow: Any, endpoint: str, source: Path) -> None:
+    (source / "a").write_bytes(b"a")
+    send = aiflow("send", source, "--watch", "-p", endpoint)
+    send.says("Waiting for a receiver")
+    send.process.send_signal(signal.SIGINT)
+    _, stderr = send.text(130)
+    assert "interrupted" in stderr
+
+
+# ---- without a port ----
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def names(new: NewFiles) -> list[str]:
+    return [file.path for file in new.look().files]
+
+
+@pytest.mark.unit
+def test_a_file_that_was_sent_is_new_again_when_it_changes(source: Path) -> None:
+    new = NewFiles(source, 0)
+    (source / "a").write_bytes(b"a")
+    (file,) = new.look().files
+    assert names(new) == ["a"]  # as long as it is not sent
+    new.sent(file)
+    assert names(new) == []
+    (source / "a").write_bytes(b"aa")
+    assert names(new) == ["a"]
+    (source / "a").unlink()
+    assert names(new) == []
+    (source / "b").write_bytes(b"aa")
+    (source / "b").rename(source / "a")
+    assert names(new) == ["a"]
+
+
+@pytest.mark.unit
+def test_a_file_rests_before_it_is_sent(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    new = NewFiles(source, 2, clock, wall_clock=lambda: 0.0)  # files come from the future: their age says nothing
+    (source / "a").write_bytes(b"a")
+    assert names(new) == []
+    clock.now += 1.5
+    (source / "a").write_bytes(b"ab")
+    assert names(new) == []
+    clock.now += 1.5
+    assert names(new) == []
+    assert list(new.pending) == ["a"]
+    clock.now += 1
+    assert names(new) == ["a"]
+    old = NewFiles(source, 2, clock)
+    os.utime(source / "a", (0, 0))
+    assert names(old) == ["a"]  # it has rested since 1970
+
+
+@pytest.mark.unit
+def test_where_the_kernel_does_not_say_a_file_rests_longer(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aiflow.cli.watch.file_system_of", lambda _: "nfs4")
+    clock = Clock()
+    new = NewFiles(source, 0, clock)
+    (source / "a").write_bytes(b"a")
+    os.utime(source / "a", (0, 0))
+    assert names(new) == []
+    clock.now += 4.9
+    assert names(new) == []
+    clock.now += 0.2
+    assert names(new) == ["a"]
+
+
+@pytest.mark.unit
+def test_the_kernel_says_who_has_a_file_open(source: Path) -> None:
+    path = source / "a"
+    path.write_bytes(b"a")
+    if file_system_of(source) not in ("ext4", "tmpfs", "xfs", "btrfs", "overlay"):
+        pytest.skip("a file system without leases")
+    assert is_open_for_writing(os.fsencode(path)) is False
+    with open(path, "rb"):
+        assert is_open_for_writing(os.fsencode(path)) is False
+    writer = subprocess.Popen(
+        [sys.executable, "-c", "import sys; f = open(sys.argv[1], 'ab'); print(flush=True); input()", path],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert writer.stdout is not None
+    writer.stdout.readline()
+    assert is_open_for_writing(os.fsencode(path)) is True
+    writer.communicate("\n")
+    assert is_open_for_writing(os.fsencode(path)) is False
+    assert is_open_for_writing(os.fsencode(source / "none")) is None
+
+
+@pytest.mark.unit
+def test_looking_takes_a_small_part_of_the_time(source: Path) -> None:
+    ticks = iter([0.0, 2.0])
+    new = NewFiles(source, 0, clock=lambda: next(ticks))
+    new.look()
+    assert new.interval == pytest.approx(38)
+
+
+@pytest.mark.unit
+def test_a_batch_has_the_directories_above_its_files(source: Path) -> None:
+    new = NewFiles(source, 0)
+    (source / "a" / "b").mkdir(parents=True)
+    (source / "c").mkdir()
+    assert sorted(mark.stream for mark in new.look().directories) == ["a", "a/b", "c"]
+    (source / "a" / "b" / "file").write_bytes(b"x")
+    assert sorted(mark.stream for mark in new.look().directories) == ["a", "a/b"]
