@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from aiflow._terminal.described import GroupWithExamples
 from aiflow._terminal.outcome import Terminal, version
 from aiflow._terminal.parameters import DirectoryOrStream, json_option, size, utf8
 from aiflow._terminal.text import printable
@@ -30,6 +31,7 @@ _ports = click.option(
     required=True,
     metavar="ENDPOINT",
     callback=utf8,
+    shell_complete=lambda _context, _parameter, incomplete: _endpoints(incomplete),
     help=f"{ENDPOINTS}. Can be given several times.",
 )
 _name = click.option(
@@ -46,8 +48,16 @@ _dry_run = click.option(
 )
 
 
-class CommandGroup(click.Group):
+def _endpoints(incomplete: str) -> list[Any]:
+    from aiflow.cli.completion import endpoints
+
+    return endpoints(incomplete)
+
+
+class CommandGroup(GroupWithExamples):
     """A group that also has the commands in `COMMANDS_ELSEWHERE`."""
+
+    group_class = GroupWithExamples
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of all commands, sorted."""
@@ -322,6 +332,15 @@ def metrics(as_json: bool, **options: Any) -> None:
 
 
 @app.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print a script that lets SHELL complete commands, options and endpoints, names of running receivers included."""
+    from aiflow.cli.completion import script
+
+    click.echo(script(shell, app))
+
+
+@app.command()
 @click.option(
     "--images", type=click.IntRange(1, 512), default=512, show_default=True, metavar="N", help="Number of photographs."
 )
@@ -374,6 +393,8 @@ def run(arguments: Sequence[str] | None = None, invoke: Callable[..., Any] = app
         The exit code.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if "_AIFLOW_COMPLETE" in os.environ:
+        import_module("aiflow.cli.completion")  # has a bash script of its own
     try:
         try:
             code = int(invoke(arguments, prog_name="aiflow", standalone_mode=False) or 0)

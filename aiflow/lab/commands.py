@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from aiflow._terminal.described import GroupWithExamples
 from aiflow._terminal.outcome import Outcome, Terminal
 from aiflow._terminal.parameters import json_option, size
 from aiflow.errors import ConfigError
@@ -57,7 +58,7 @@ _port_rate = click.option(
 )
 
 
-@click.group()
+@click.group(cls=GroupWithExamples)
 def lab() -> None:
     """Emulate a cluster on this machine, and run the published experiments on it. Needs root.
 
