@@ -32,18 +32,22 @@ class Unsynced:
         self._systems: dict[int, Descriptor] = {}  # one directory of each file system, kept open
         self._touched: set[int] = set()
 
-    def file(self, stream: str, file: Descriptor, directory: Descriptor) -> None:
-        """Record a write for `stream` to a file that is, or will be, in `directory`."""
+    def file(
+        self, stream: str, file: Descriptor, directory: Descriptor, device_inode: tuple[int, int] | None = None
+    ) -> None:
+        """Record a write for `stream` to a file that is, or will be, in `directory`, of `device_inode` if known."""
         self._streams.append(stream)
-        self._system(directory)
+        self._system(directory, device_inode)
         if len(self._files) <= _ONE_BY_ONE:  # one above the limit is enough to switch
             self._files.append((stream, copied(file)))
 
-    def directory(self, directory: Descriptor, stream: str | None = None) -> None:
+    def directory(
+        self, directory: Descriptor, stream: str | None = None, device_inode: tuple[int, int] | None = None
+    ) -> None:
         """Record a directory with a new name, or with a new mode for `stream`."""
         if stream is not None:
             self._streams.append(stream)
-        place = self._system(directory)
+        place = self._system(directory, device_inode)
         if place not in self._directories and len(self._directories) <= _ONE_BY_ONE:
             self._directories[place] = copied(directory)
 
@@ -76,13 +80,16 @@ class Unsynced:
         while self._systems:
             self._systems.popitem()[1].close()
 
-    def _system(self, directory: Descriptor) -> tuple[int, int]:
+    def _system(self, directory: Descriptor, device_inode: tuple[int, int] | None = None) -> tuple[int, int]:
         """Record the file system of `directory`. Return device and inode of the directory."""
-        status = os.fstat(directory.fd)
-        if status.st_dev not in self._systems:
-            self._systems[status.st_dev] = copied(directory)
-        self._touched.add(status.st_dev)
-        return status.st_dev, status.st_ino
+        if device_inode is None:
+            status = os.fstat(directory.fd)
+            device_inode = status.st_dev, status.st_ino
+        device = device_inode[0]
+        if device not in self._systems:
+            self._systems[device] = copied(directory)
+        self._touched.add(device)
+        return device_inode
 
     def _sync_all(self, failed: dict[str, OSError]) -> None:
         if len(self._files) + len(self._directories) > _ONE_BY_ONE:

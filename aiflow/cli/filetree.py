@@ -26,6 +26,7 @@ from aiflow.cli.holes import data_ranges, is_sparse
 _ATTEMPTS = 3
 CHANGED = "it changed while it was being read; repeat the transfer when it no longer changes"
 MOST_IN_FLIGHT = 2  # slices: the receiver writes one to its disk, one is in transit
+_MOST_FILES = 2048  # in a slice: the receiver writes some while the next ones are read
 _READ_BYTES = 16 << 20  # limit of one read: signals such as Ctrl-C are handled between reads
 
 
@@ -226,15 +227,15 @@ class SliceReader:
         attempts = 0
         while attempts < _ATTEMPTS:
             with self._opened(path) as (fd, before):
-                if self._at + before.st_size > self._block_bytes:
+                if self._at + before.st_size > self._block_bytes or len(self._collected.elements) >= _MOST_FILES:
                     yield from self._flush()
                 if before.st_size > self._block_bytes or is_sparse(before):
                     yield from self._flush()
                     yield from self._parts(path, fd, before)
                     return
                 room = self._block()[self._at :]
-                nbytes = _fill(fd, room[: before.st_size], 0)
-                if nbytes == before.st_size:  # the file may be larger than its size says
+                nbytes = os.preadv(fd, [room.data[: before.st_size + 1]], 0) if before.st_size < _READ_BYTES else 0
+                if nbytes != before.st_size or not nbytes:  # not just its size: read until there is no more
                     nbytes += _fill(fd, room[nbytes:], nbytes)
                 more = nbytes == len(room) and os.pread(fd, 1, nbytes)
                 if not _same(before, os.fstat(fd)):

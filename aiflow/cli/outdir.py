@@ -16,7 +16,7 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +26,7 @@ from aiflow.cli.durable import Unsynced, copied, fsync
 from aiflow.cli.outfile import OutFile, can_link_unnamed, on_disk, open_directory, sweep
 from aiflow.cli.outnames import OutNames
 from aiflow.cli.safe_paths import safe_path
+from aiflow.cli.wholefiles import WholeFiles
 from aiflow.cli.write_errors import NotWritten, WriteError, explained, unfit
 
 if TYPE_CHECKING:
@@ -84,8 +85,9 @@ class OutDirectory:
         self._told: set[tuple[tuple[str, ...], str]] = set()  # directories listed in `renamed`, and their streams
         self._look_at((), self._root)
         self._unnamed = self._can_link_unnamed()
+        self._whole = WholeFiles(self._names, self._unsynced, self._descend) if self._unnamed else None
 
-    def write(self, stream: str, content: Buffer, mark: FileMark | None = None, sender: int = 0) -> Path | None:
+    def write(self, stream: str, content: Buffer, mark: FileMark | None = None, sender: int = 0) -> str | None:
         """Write one element.
 
         Parameters
@@ -102,8 +104,8 @@ class OutDirectory:
 
         Returns
         -------
-        Path or None
-            The file or directory, relative to the output directory; None for a part before the last one.
+        str or None
+            The path of the file or directory, relative to the output directory; None for a part before the last one.
 
         Raises
         ------
@@ -119,6 +121,11 @@ class OutDirectory:
         try:
             if mark is not None and mark.kind == "directory":
                 return self._set_directory(stream, mark, sender)
+            if self._whole is not None and mark is not None:
+                path = self._whole.write(stream, view, mark, hash((sender, stream)) if sender else 0)
+                if path is not None:
+                    self._note(stream, path, len(view), mark)
+                    return stream
             file = self._begin(stream, len(view), mark, sender)
             try:
                 file.append(view)
@@ -146,6 +153,8 @@ class OutDirectory:
                 self._drop(self._unfinished.pop(key))
                 self._failed[key] = str(error), error.reason
         self._grown.clear()
+        if self._whole is not None:
+            self._whole.forget()
         lost = [nbytes for stream, nbytes in self._fresh if stream in failed]
         self.nb_files -= len(lost)
         self.nbytes -= sum(lost)
@@ -161,6 +170,8 @@ class OutDirectory:
         while self._unfinished:
             self._drop(self._unfinished.popitem()[1])
         self._unsynced.close()
+        if self._whole is not None:
+            self._whole.forget()
         self._root.close()
 
     def __enter__(self) -> OutDirectory:
@@ -171,7 +182,7 @@ class OutDirectory:
 
     # ---- a file ----
 
-    def _write_part(self, stream: str, view: memoryview, mark: FileMark, sender: int) -> Path | None:
+    def _write_part(self, stream: str, view: memoryview, mark: FileMark, sender: int) -> str | None:
         """Write one part. Parts arrive in order, as slices do; the first one starts the file anew."""
         key = sender, stream
         total = -1 if mark.size is None else mark.size
@@ -232,12 +243,10 @@ class OutDirectory:
             raise
         return file
 
-    def _finish(self, stream: str, file: OutFile, mark: FileMark | None) -> Path:
+    def _finish(self, stream: str, file: OutFile, mark: FileMark | None) -> str:
         path = "/".join(file.path)
         if mark is not None:
             self._keep(file.file, path, None, mark.mode)
-            if mark.mtime_ns is not None:
-                self._undated.append((stream, file.path, mark.mtime_ns))
         self._unsynced.file(stream, file.file, file.directory)
         self._unsynced.directory(file.directory)
         copied(file.file).close()  # some file systems report a full disk at close: check it before linking
@@ -249,12 +258,18 @@ class OutDirectory:
             file.rename()
         file.directory.close()
         file.file.close()
-        self.nb_files += 1
-        self.nbytes += file.nbytes
-        self._fresh.append((stream, file.nbytes))
+        self._note(stream, file.path, file.nbytes, mark)
         if path != stream:
             self.renamed.append((stream, path))
-        return Path(path)
+        return path
+
+    def _note(self, stream: str, path: tuple[str, ...], nbytes: int, mark: FileMark | None) -> None:
+        """Note a file that is complete, but for its time."""
+        if mark is not None and mark.mtime_ns is not None:
+            self._undated.append((stream, path, mark.mtime_ns))
+        self.nb_files += 1
+        self.nbytes += nbytes
+        self._fresh.append((stream, nbytes))
 
     def _drop(self, file: OutFile) -> None:
         """Remove an incomplete file, and free its name, unless a file before it has the name."""
@@ -264,21 +279,19 @@ class OutDirectory:
 
     def _keep(self, descriptor: Descriptor, path: str, mtime_ns: int | None, mode: int | None) -> None:
         """Set the permission bits (never more) and the modification time."""
-        with self._noting(path):
+        try:
             if mode is not None:
                 os.fchmod(descriptor.fd, mode & 0o777)
             if mtime_ns is not None:
                 os.utime(descriptor.fd, ns=(time.time_ns(), mtime_ns))
                 if abs(os.fstat(descriptor.fd).st_mtime_ns - mtime_ns) > _COARSEST_NS:
                     self.unkept[path] = _OUT_OF_RANGE
-
-    @contextlib.contextmanager
-    def _noting(self, path: str) -> Iterator[None]:
-        """Note a mode or a time that cannot be set."""
-        try:
-            yield
         except (OSError, OverflowError) as error:
-            self.unkept[path] = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            self._note_unkept(path, error)
+
+    def _note_unkept(self, path: str, error: OSError | OverflowError) -> None:
+        """Note a mode or a time that cannot be set."""
+        self.unkept[path] = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
 
     def _date(self, failed: Mapping[str, OSError]) -> bool:
         """Set the times of files whose content is on the disk. Return whether there was one."""
@@ -288,7 +301,7 @@ class OutDirectory:
             for stream, path, mtime_ns in undated:
                 if stream in failed:
                     continue
-                with self._noting("/".join(path)):
+                try:
                     if path[:-1] != above:
                         directory.close()
                         above, directory = path[:-1], self._reopened(path[:-1])
@@ -298,11 +311,13 @@ class OutDirectory:
                         status = os.stat(name, dir_fd=directory.fd, follow_symlinks=False)
                         if abs(status.st_mtime_ns - mtime_ns) > _COARSEST_NS:
                             self.unkept["/".join(path)] = _OUT_OF_RANGE
+                except (OSError, OverflowError) as error:
+                    self._note_unkept("/".join(path), error)
         finally:
             directory.close()
         return bool(undated)
 
-    def _find(self, stream: str, mark: FileMark, sender: int) -> Path:
+    def _find(self, stream: str, mark: FileMark, sender: int) -> str:
         """Find the file that an earlier run wrote for a stream: of its path, size, mode and time.
 
         Raises
@@ -327,11 +342,11 @@ class OutDirectory:
             raise NotWritten
         self._names.take(path, hash((sender, stream)) if sender else 0)
         self.nb_kept += 1
-        return Path(*path)
+        return "/".join(path)
 
     # ---- directories ----
 
-    def _set_directory(self, stream: str, mark: FileMark, sender: int) -> Path:
+    def _set_directory(self, stream: str, mark: FileMark, sender: int) -> str:
         """Create a directory and set its mode and time. A directory of an earlier run keeps both."""
         directory, path = self._descend(safe_path(stream), True)
         key, shown = self._names.key(path), "/".join(path)
@@ -359,7 +374,7 @@ class OutDirectory:
         if shown != stream and (key, stream) not in self._told:
             self._told.add((key, stream))  # it arrives with the first and with the last slice
             self.renamed.append((stream, shown))
-        return Path(*path)
+        return shown
 
     def _descend(self, wanted: tuple[str, ...], private: bool) -> tuple[Descriptor, tuple[str, ...]]:
         """Open the directory `wanted`, created if missing. Return it and its path, which may differ.

@@ -15,10 +15,10 @@ from aiflow._system.descriptors import Descriptor
 from aiflow.cli.safe_paths import is_temporary, temporary_name
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_UNNAMED = os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC
+UNNAMED = os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC
 _NAMED = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_NO_UNNAMED = {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL}  # errors of file systems without O_TMPFILE
-_HOLE_BYTES = 64 << 10  # a shorter run of zeros is written
+NO_UNNAMED = {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL}  # errors of file systems without O_TMPFILE
+HOLE_BYTES = 64 << 10  # a shorter run of zeros is written
 _WRITE_BYTES = 16 << 20  # limit of one write: signals such as Ctrl-C are handled between writes
 
 
@@ -53,10 +53,10 @@ class OutFile:
         """Create the file, with no name if `unnamed` and the file system can, else with a temporary one."""
         if unnamed:
             try:
-                self.file = Descriptor(os.open(".", _UNNAMED, mode, dir_fd=self.directory.fd))
+                self.file = Descriptor(os.open(".", UNNAMED, mode, dir_fd=self.directory.fd))
                 return
             except OSError as error:
-                if error.errno not in _NO_UNNAMED:
+                if error.errno not in NO_UNNAMED:
                     raise
         self.temporary, self.file = open_temporary(self.directory, mode)
 
@@ -116,7 +116,7 @@ def can_link_unnamed(directory: Descriptor) -> bool:
     """Test whether an unnamed file can get a name here. This needs O_TMPFILE, /proc and the right to link."""
     name = temporary_name()
     try:
-        file = Descriptor(os.open(".", _UNNAMED, 0o600, dir_fd=directory.fd))
+        file = Descriptor(os.open(".", UNNAMED, 0o600, dir_fd=directory.fd))
         try:
             os.link(f"/proc/self/fd/{file.fd}", name, dst_dir_fd=directory.fd, follow_symlinks=True)
             os.unlink(name, dir_fd=directory.fd)
@@ -130,9 +130,9 @@ def can_link_unnamed(directory: Descriptor) -> bool:
 def _runs(view: memoryview) -> Iterator[tuple[int, int]]:
     """Yield begin and end of each part of `view` that must be written: everything except blocks of zeros."""
     begin: int | None = None
-    for at in range(0, len(view), _HOLE_BYTES):
-        block = view[at : at + _HOLE_BYTES]
-        if len(block) < _HOLE_BYTES or np.frombuffer(block, np.uint8).any():
+    for at in range(0, len(view), HOLE_BYTES):
+        block = view[at : at + HOLE_BYTES]
+        if len(block) < HOLE_BYTES or np.frombuffer(block, np.uint8).any():
             begin = at if begin is None else begin
         elif begin is not None:
             yield begin, at

@@ -24,6 +24,11 @@ class OutNames:
         self._taken: dict[Components, int] = {}  # keys of files begun or completed in this run, and their owners
         self._numbers: dict[Components, int] = {}  # last number tried for a name that was taken
 
+    @property
+    def folds(self) -> bool:
+        """Whether names that differ in case are the same in one of the directories."""
+        return bool(self._folding)
+
     def key(self, path: Components) -> Components:
         """Return one key for all paths that the file system treats as the same."""
         if not self._folding:

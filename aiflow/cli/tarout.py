@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import tarfile
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aiflow._terminal.text import printable
@@ -56,7 +55,7 @@ class TarOut:
         self._is_archive = False
         self._taken: dict[str, int] = {}  # path of an element → number of elements with it
 
-    def write(self, stream: str, content: Buffer, mark: FileMark | None = None, sender: int = 0) -> Path | None:
+    def write(self, stream: str, content: Buffer, mark: FileMark | None = None, sender: int = 0) -> str | None:
         """Write one element; the parameters are those of `OutDirectory.write`.
 
         Raises
@@ -109,7 +108,7 @@ class TarOut:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _write_part(self, stream: str, view: memoryview, mark: FileMark) -> Path | None:
+    def _write_part(self, stream: str, view: memoryview, mark: FileMark) -> str | None:
         """Write a part of a file, whose header comes first, or of a stream of unknown size, which has none."""
         if mark.offset == 0 and self._part is None:
             self._part = stream, 0, mark.size
@@ -133,18 +132,18 @@ class TarOut:
         self._part = None
         return self._complete(stream, nbytes)
 
-    def _member(self, stream: str, view: memoryview, mark: FileMark | None, size: int) -> Path:
+    def _member(self, stream: str, view: memoryview, mark: FileMark | None, size: int) -> str:
         self._header(stream, mark, size)
         self._put(view)
         self._pad(size)
         if mark is not None and mark.kind == "directory":
-            return Path(stream)
+            return stream
         return self._complete(stream, size)
 
-    def _complete(self, stream: str, nbytes: int) -> Path:
+    def _complete(self, stream: str, nbytes: int) -> str:
         self.nb_files += 1
         self.nbytes += nbytes
-        return Path(*safe_path(stream))
+        return "/".join(safe_path(stream))
 
     def _header(self, stream: str, mark: FileMark | None, size: int) -> None:
         """Write the header of a member."""
