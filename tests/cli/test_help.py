@@ -9,8 +9,10 @@ import re
 import select
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -221,3 +223,29 @@ def test_a_bar_is_shown_on_a_terminal_only(endpoint: str, tmp_path: Path, variab
     assert (ESCAPE in text, "sending" in text) == ((not variables), (not variables))
     assert ESCAPE not in stdout + stderr
     assert "receiving ━" not in stderr
+
+
+# ---- Ctrl-C ----
+
+
+@pytest.mark.parametrize("moment", ["before the command", "at the end of the interpreter"])
+def test_ctrl_c_shows_no_traceback(moment: str) -> None:
+    early = """
+        from aiflow.cli import main, streams
+        def interrupted():
+            raise KeyboardInterrupt
+        streams.provide = interrupted
+    """
+    late = """
+        import atexit, os, signal
+        from aiflow.cli import main
+        atexit.register(os.kill, os.getpid(), signal.SIGINT)
+    """
+    script = textwrap.dedent(early if moment.startswith("before") else late) + "main()\n"
+    ended = subprocess.run(
+        [sys.executable, "-c", script, "--version"], env=environment(), capture_output=True, text=True, timeout=DEADLINE
+    )
+    if moment.startswith("before"):
+        assert (ended.returncode, ended.stderr) == (130, "aiflow: interrupted\n")
+    else:
+        assert (ended.returncode, ended.stderr) == (-signal.SIGINT, "")
