@@ -22,7 +22,10 @@ class DirectoryOrStream(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Return a Path. ``./-`` is a directory of that name."""
-        return Path("-") if value == "-" else super().convert(value, param, ctx)
+        if value == "-":
+            return Path("-")
+        path: Any = super().convert(value, param, ctx)
+        return path.absolute() if str(path) == "-" else path
 
 
 def size(_context: click.Context, _parameter: click.Parameter, value: str) -> int:

@@ -318,7 +318,9 @@ class OutDirectory:
         return bool(undated)
 
     def _find(self, stream: str, mark: FileMark, sender: int) -> str:
-        """Find the file that an earlier run wrote for a stream: of its path, size, mode and time.
+        """Find the file that was written for a stream before: of its path, size, mode and time.
+
+        It may be of this run: its sender has died, and the one that resumes is another instance.
 
         Raises
         ------
@@ -337,8 +339,6 @@ class OutDirectory:
             raise NotWritten from None
         found = status.st_size, status.st_mtime_ns, status.st_mode & 0o7777
         if not stat.S_ISREG(status.st_mode) or found != (mark.size, mark.mtime_ns, mark.mode):
-            raise NotWritten
-        if self._names.is_taken(path):  # another sender's
             raise NotWritten
         self._names.take(path, hash((sender, stream)) if sender else 0)
         self.nb_kept += 1

@@ -6,6 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import click
+
 from aiflow._terminal.outcome import Outcome
 from aiflow._terminal.text import printable, shown_path
 from aiflow.cli.figures import bytes_text, count, first_few, port_rows, print_table, rate_text
@@ -37,6 +39,8 @@ def send_directory(
         See ``aiflow send --help``.
     """
     parse_endpoints(ports)  # a usage error, even without any file to send
+    if str(directory) == "-" and (watch or resume):
+        raise click.UsageError("--watch and --resume are for directories: leave them out with -")
     document = outcome.document
     document.update(
         directory=shown_path(directory), files=0, nbytes=0, kept=0, seconds=0.0, goodput_bps=None, slices=[], ports=[],

@@ -136,6 +136,19 @@ def test_a_file_is_kept_if_path_size_mode_and_time_are_the_same(
 
 
 @pytest.mark.unit
+@pytest.mark.usefixtures("both_ways_to_write")
+def test_a_file_of_a_sender_that_died_in_this_run_is_kept(tmp_path: Path) -> None:
+    with OutDirectory(tmp_path) as out:
+        out.write("file", b"content", FileMark("file", 0o644, 10**18), A)
+        with pytest.raises(NotWritten):  # it is not on the disk yet
+            out.write("file", b"", question(b"content", 10**18), B)
+        out.sync()
+        out.write("file", b"", question(b"content", 10**18), B)
+        out.write("file", b"changed", FileMark("file", 0o644, 10**18), B)
+    assert below(tmp_path) == {"file": b"changed"}
+
+
+@pytest.mark.unit
 def test_a_file_has_its_time_only_when_its_content_is_on_the_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

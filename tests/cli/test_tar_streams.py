@@ -17,6 +17,7 @@ import pytest
 from outfiles import A, B, below, part
 from programs import DEADLINE
 from subprocesses import environment
+from wait import wait_for
 
 from aiflow._transfer.filemarks import FileMark
 from aiflow.cli.outdir import OutDirectory
@@ -163,14 +164,13 @@ def test_a_reader_that_goes_ends_both_with_1(endpoint: str) -> None:
         assert "Traceback" not in stderr
 
 
-def test_a_sender_that_is_killed_leaves_a_stream_that_is_not_whole(endpoint: str) -> None:
+def test_a_sender_that_is_killed_leaves_a_stream_that_is_not_whole(endpoint: str, tmp_path: Path) -> None:
+    arrived = tmp_path / "arrived"
     with shells(
-        recv=f"{AIFLOW} recv - -p {endpoint} | wc -c",
-        send=f"head -c 16M /dev/zero; sleep 600) | exec {AIFLOW} send - -p {endpoint}".join(["(", ""]),
+        recv=f"{AIFLOW} recv - -p {endpoint} >{arrived}",
+        send=f"(head -c 16M /dev/zero; sleep 600) | exec {AIFLOW} send - -p {endpoint}",
     ) as running:
-        import time
-
-        time.sleep(5)
+        wait_for(lambda: arrived.exists() and arrived.stat().st_size == 16 << 20, "the first bytes", DEADLINE)
         os.killpg(running["send"].pid, signal.SIGKILL)
         _, stderr = ends(running["recv"], 1)
     assert f"the end of {STREAM} never arrived" in stderr
@@ -178,10 +178,25 @@ def test_a_sender_that_is_killed_leaves_a_stream_that_is_not_whole(endpoint: str
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [(["recv", "-", "--json"], "--json and - both write to stdout")],
+    [
+        (["recv", "-", "--json"], "--json and - both write to stdout"),
+        (["send", "-", "--watch"], "--watch and --resume are for directories"),
+        (["send", "-", "--resume"], "--watch and --resume are for directories"),
+    ],
 )
-def test_stdout_carries_one_thing(endpoint: str, aiflow: Any, arguments: list[str], said: str) -> None:
+def test_what_a_stream_cannot_have_is_bad_usage(endpoint: str, aiflow: Any, arguments: list[str], said: str) -> None:
     assert said in aiflow(*arguments, "-p", endpoint).text(2)[1]
+
+
+def test_a_directory_called_dash_can_be_sent(endpoint: str, source: Path, tmp_path: Path) -> None:
+    source.rename(tmp_path / "-")
+    with shells(
+        recv=f"cd {tmp_path}; mkdir x; cd x; {AIFLOW} recv ./- -p {endpoint} --json",
+        send=f"cd {tmp_path}; {AIFLOW} send ./- -p {endpoint} --json",
+    ) as running:
+        ends(running["send"], 0)
+        ends(running["recv"], 0)
+    assert below(tmp_path / "x" / "-") == below(tmp_path / "-")
 
 
 # ---- without a port ----
