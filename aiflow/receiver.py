@@ -459,5 +459,12 @@ class Receiver:
         raise not_copied(self, "open another one there, on endpoints of its own")
 
     def __repr__(self) -> str:
-        state = "closed" if self._closed else f"{self._agent.nb_sessions} senders"
-        return f"<Receiver {self.name!r} on {', '.join(map(str, self.endpoints))}: {state}>"
+        return f"<Receiver {self.name!r} on {', '.join(map(str, self.endpoints))}: {self._state()}>"
+
+    def _state(self) -> str:
+        return "closed" if self._closed else f"{self._agent.nb_sessions} senders"
+
+    def _repr_html_(self) -> str:
+        from aiflow._html import views  # only notebooks need it
+
+        return views.of_side(self, f"Receiver {self.name}", f"{self._state()}, {self.memory_used:,} bytes held")

@@ -86,6 +86,11 @@ class SliceReport:
             lines += [f"  → {to.name}: {to.elements} elements, {to.nbytes:,} bytes" for to in self.receivers]
         return "\n".join(lines)
 
+    def _repr_html_(self) -> str:
+        from aiflow._html import views  # only notebooks need it
+
+        return views.of_report(self)
+
 
 COLUMNS = np.dtype(
     [
@@ -232,12 +237,9 @@ class PortTable:
         )
 
     def _repr_html_(self) -> str:
-        import html  # only notebooks need it
+        from aiflow._html import views  # only notebooks need it
 
-        head, *rows = self._cells()
-        th = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
-        body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-        return f"<table><thead><tr>{th}</tr></thead><tbody>{body}</tbody></table>"
+        return views.of_port_table(self._cells())
 
 
 def port_table(monitor: Monitor) -> PortTable:

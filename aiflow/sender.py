@@ -449,6 +449,13 @@ class Sender:
         raise not_copied(self, "open another one there, on the same endpoints")
 
     def __repr__(self) -> str:
+        return f"<Sender {', '.join(map(str, self.endpoints))}: {self._state()}>"
+
+    def _state(self) -> str:
         joined = ", ".join(map(repr, self.receivers))
-        state = "closed" if self._context.closed else f"to {joined}" if joined else "looking for a receiver"
-        return f"<Sender {', '.join(map(str, self.endpoints))}: {state}>"
+        return "closed" if self._context.closed else f"to {joined}" if joined else "looking for a receiver"
+
+    def _repr_html_(self) -> str:
+        from aiflow._html import views  # only notebooks need it
+
+        return views.of_side(self, f"Sender {self.name}", self._state())

@@ -183,6 +183,11 @@ class TimeSlice(ElementSequence):
     def __repr__(self) -> str:
         return f"<TimeSlice {self.slice_id} from {self.sender!r}: {self._length} elements, {self.nbytes} bytes>"
 
+    def _repr_html_(self) -> str:
+        from aiflow._html import views  # only notebooks need it
+
+        return views.of_slice(self, f"slice {self.slice_id} from {self.sender}")
+
 
 class Shard(ElementSequence):
     """One part of a time slice, from `TimeSlice.shards`: a view with the interface of the slice.
@@ -219,6 +224,11 @@ class Shard(ElementSequence):
             f"<Shard {self.index} of {self.nb_shards}, slice {self.slice_id} from {self.sender!r}: "
             f"{self._length} elements, {self.nbytes} bytes>"
         )
+
+    def _repr_html_(self) -> str:
+        from aiflow._html import views  # only notebooks need it
+
+        return views.of_slice(self, f"shard {self.index} of {self.nb_shards}, slice {self.slice_id} from {self.sender}")
 
 
 def _spans_of(numbers: np.ndarray[Any, Any], spans: Sequence[Span]) -> list[Span]:

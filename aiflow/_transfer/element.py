@@ -177,6 +177,11 @@ class Element(Exporter, Received):
     def __repr__(self) -> str:
         return f"<Element {self.number} stream={self.stream!r} {self.dtype}{list(self.shape)} {self.nbytes} bytes>"
 
+    def _repr_html_(self) -> str:
+        from aiflow._html import views  # only notebooks need it
+
+        return views.of_element(self)
+
 
 def _shaped(buffer: Any, run: Run) -> np.ndarray[Any, Any]:
     form = run.form
