@@ -1,0 +1,125 @@
+"""The documentation site: Sphinx reads the Markdown files of the checkout where they are. `make docs` runs it.
+
+The pages have no directives of Sphinx, so they read the same on a code host and in an editor. `CHAPTERS` below is the
+table of contents. Only docs/site/ has pages for the site alone: the reference, which is made from docstrings.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+import aiflow  # noqa: E402
+
+CHAPTERS = {
+    "Start": ["docs/tutorial", "docs/install", "examples/quickstart", "docs/concepts"],
+    "How to": ["docs/nic", "docs/containers", "docs/jupyter", "docs/receivers", "docs/troubleshooting"],
+    "Reference": [
+        "docs/api",
+        "docs/site/python",
+        "docs/site/commands",
+        "docs/site/examples",
+        "docs/drivers",
+        "docs/limits",
+        "docs/glossary",
+    ],
+    "Explanation": ["docs/delivery", "docs/design", "docs/wire", "docs/faults"],
+    "Figures": ["docs/performance", "docs/experiments", "examples/experiments", "bench/README"],
+    "Project": ["README", "CONTRIBUTING", "CHANGELOG", "SECURITY"],
+}
+HOME = "docs/index"
+
+project = "aiflow"
+version = release = aiflow.__version__
+author = "the aiflow authors"
+language = "en"
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.intersphinx",
+    "sphinx_click",
+    "sphinx_copybutton",
+]
+root_doc = HOME
+include_patterns = ["*.md", "docs/*.md", "docs/site/*.md", "bench/README.md", "examples/*.ipynb"]
+exclude_patterns = ["CODE_OF_CONDUCT.md", "RELEASING.md"]
+CHAPTERS = {
+    chapter: [page for page in pages if any((ROOT / page).with_suffix(end).exists() for end in (".md", ".ipynb"))]
+    for chapter, pages in CHAPTERS.items()
+}  # troubleshooting comes from a later change
+
+# ---- Markdown ----
+myst_heading_anchors = 4  # as a code host makes them
+myst_links_external_new_tab = False
+suppress_warnings = [
+    "myst.header",  # README begins with a level that it does not continue
+]
+nb_execution_mode = "force" if os.environ.get("AIFLOW_DOCS_NOTEBOOKS") != "off" else "off"
+nb_execution_timeout = 120
+nb_execution_raise_on_error = True
+nb_execution_show_tb = True
+nb_merge_streams = True
+myst_enable_extensions: list[str] = []
+
+# ---- docstrings ----
+autodoc_typehints = "none"  # numpydoc has the types
+autodoc_member_order = "bysource"
+autodoc_class_signature = "mixed"
+napoleon_google_docstring = False
+napoleon_use_rtype = False
+napoleon_use_ivar = True
+napoleon_preprocess_types = False
+default_role = "code"  # `name` in a docstring
+intersphinx_mapping: dict[str, tuple[str, str | None]] = {}
+
+# ---- HTML ----
+html_theme = "furo"
+html_title = f"aiflow {release}"
+html_static_path = ["static"]
+html_css_files = ["site.css"]
+html_copy_source = False
+html_show_sphinx = False
+html_show_copyright = False
+html_permalinks_icon = "#"
+pygments_style = "tango"
+pygments_dark_style = "monokai"
+templates_path: list[str] = []
+copybutton_exclude = ".linenos, .gp, .go"
+
+# ---- links: make docs checks those between pages; a link to another site needs a network ----
+linkcheck_ignore = [r"https?://(?!localhost)"]
+
+
+def _contents() -> str:
+    return "\n".join(
+        "\n".join(["```{toctree}", ":hidden:", f":caption: {chapter}", "", *(f"/{page}" for page in pages), "```", ""])
+        for chapter, pages in CHAPTERS.items()
+    )
+
+
+def _read(_app: object, docname: str, content: list[str]) -> None:
+    """Add the table of contents to the home page, and lead links to directories to pages."""
+    if docname == HOME:
+        content[0] += "\n" + _contents()
+    if not docname.startswith("examples/"):
+        content[0] = re.sub(r"\]\((?:\.\./)?examples/?\)", "](/docs/site/examples.md)", content[0])
+
+
+def _redirect(app: object, error: Exception | None) -> None:
+    """The site's own address leads to the home page."""
+    if error is None:
+        page = f'<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" content="0; url={HOME}.html">'
+        Path(app.outdir, "index.html").write_text(f'{page}<title>aiflow</title><a href="{HOME}.html">aiflow</a>\n')  # type: ignore[attr-defined]
+
+
+def setup(app: object) -> None:
+    """Connect the two functions above."""
+    app.connect("source-read", _read)  # type: ignore[attr-defined]
+    app.connect("build-finished", _redirect)  # type: ignore[attr-defined]
