@@ -1,0 +1,85 @@
+"""Screenshots of the documentation site in a headless Chromium, at two widths, on light and dark.
+
+Usage: tools/screenshots.py [--out DIR] [--chromium PATH] [PAGE ...]       after make docs
+
+It needs the extra `docs`, and Debian's package chromium. It also looks for what a picture shows and a build does not:
+a page that is wider than its window, a picture that did not load, and messages on the browser's console. Each is
+printed, and the script ends with 1 where there is one. It reads files, and opens no connection.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from playwright.sync_api import Browser, sync_playwright
+
+ROOT = Path(__file__).resolve().parents[1]
+SITE = ROOT / "build/docs/html"
+WIDTHS = (1280, 400)
+SCHEMES = ("light", "dark")
+PICTURED = ("docs/index", "docs/tutorial", "docs/api", "docs/site/python", "examples/quickstart", "docs/performance")
+
+TOO_WIDE = """() => {
+    const width = document.documentElement.clientWidth;
+    if (document.documentElement.scrollWidth <= width) return [];
+    const clips = node => /auto|scroll|hidden/.test(getComputedStyle(node).overflowX);
+    const scrolls = node => node && (clips(node) || scrolls(node.parentElement));
+    return [...document.querySelectorAll("article *")]
+        .filter(node => node.getBoundingClientRect().right > width + 1 && !scrolls(node.parentElement))
+        .slice(0, 3).map(node => node.tagName + ": " + node.textContent.trim().slice(0, 60));
+}"""
+UNLOADED = "() => [...document.images].filter(image => !image.complete || !image.naturalWidth).map(image => image.src)"
+
+
+def faults_of(browser: Browser, path: Path, width: int, scheme: str, picture: Path | None) -> Iterator[str]:
+    """Open one page, and yield what is wrong with it. Save its picture, if one is wanted."""
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page = context.new_page()
+    said: list[str] = []
+    page.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.goto(path.as_uri())
+    page.evaluate(f"document.body.dataset.theme = {scheme!r}")
+    wide = page.evaluate(TOO_WIDE)
+    yield from (f"wider than {width} pixels: {what}" for what in wide)
+    yield from (f"a picture did not load: {source}" for source in page.evaluate(UNLOADED))
+    yield from (f"the console says: {text}" for text in said)
+    if picture is not None:
+        page.screenshot(path=picture, full_page=True, clip=None)
+    context.close()
+
+
+def main() -> int:
+    """Take the pictures of some pages, and check all."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=ROOT / "build/docs/screenshots")
+    parser.add_argument("--chromium", default=shutil.which("chromium") or "/usr/bin/chromium")
+    parser.add_argument("pages", nargs="*", default=PICTURED, metavar="PAGE", help="pages to picture: docs/index …")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    nb_faults = 0
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=options.chromium, args=["--no-sandbox"])
+        for path in sorted(SITE.rglob("*.html")):
+            name = str(path.relative_to(SITE).with_suffix(""))
+            if name == "index":  # leads to docs/index
+                continue
+            for width in WIDTHS:
+                for scheme in SCHEMES:
+                    pictured = name in options.pages
+                    if scheme == SCHEMES[1] and not pictured:
+                        continue
+                    picture = options.out / f"{name.replace('/', '-')}-{width}-{scheme}.png" if pictured else None
+                    for fault in faults_of(browser, path, width, scheme, picture):
+                        print(f"{name}, {scheme}: {fault}")
+                        nb_faults += 1
+        browser.close()
+    return int(nb_faults > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
