@@ -22,7 +22,7 @@ ON_PORTS := tests/cli $(addprefix tests/project/test_,install.py readme.py) test
 	$(filter-out $(OF_PYTHON), $(wildcard tests/faults/test_*.py))
 
 .PHONY: help demo test test-ports bench soak lab fuzz lint sanitize setup fresh clean
-.PHONY: nic-test nic-soak nic-boot sdist-test wheel wheel-test wheel-bench
+.PHONY: docs docs-pictures nic-test nic-soak nic-boot sdist-test wheel wheel-test wheel-bench
 .PHONY: demo-here test-here test-ports-here bench-here soak-here sanitize-here nic-test-here nic-soak-here \
 	nic-boot-here
 .PHONY: wheel-in-bookworm wheel-in-trixie
@@ -59,6 +59,14 @@ sanitize: ## the unit tests with AddressSanitizer and UndefinedBehaviorSanitizer
 lint: ## what tools/lint.sh lists: formats, types, spelling, limits; ARGS="ruff mypy" for some of it
 	@tools/setup.sh dev
 	tools/lint.sh $(ARGS)
+
+docs: ## the documentation site, in build/docs/html; warnings and dead links are errors
+	@tools/setup.sh dev
+	@tools/docs.sh
+
+docs-pictures: docs ## screenshots of the site by a headless Chromium, in build/docs/screenshots
+	@tools/setup.sh docs
+	$(PY) tools/screenshots.py $(ARGS)
 
 nic-test: ## pci: on Intel igb ports that QEMU emulates, on a Debian 13 (root); ARGS go to pytest
 	@tools/nic.sh test $(ARGS)

@@ -2,11 +2,11 @@
 # All set-up a target needs: Debian packages, a virtual environment in .venv, the compiled modules in place.
 # It returns at once when nothing changed.
 #
-# Usage: tools/setup.sh demo|ports|dev|bench|nic      (extras of pyproject.toml; PYTHON=… names another interpreter)
+# Usage: tools/setup.sh demo|ports|dev|bench|nic|docs      (extras of pyproject.toml; PYTHON=… names an interpreter)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 umask 022 # an ordinary user must be able to run the environment that root makes
-profile=${1:?usage: tools/setup.sh demo|ports|dev|bench|nic}
+profile=${1:?usage: tools/setup.sh demo|ports|dev|bench|nic|docs}
 venv=.venv
 stamps=$venv/stamps
 
@@ -23,7 +23,8 @@ wanted_packages() {
         dev) groups='build|test|fuzz' ;;
         bench) groups='build|test|fuzz|bench' ;;
         nic) groups='build|nic' ;;
-        *) fail "unknown profile '$profile': demo, ports, dev, bench or nic" ;;
+        docs) groups='build|docs' ;;
+        *) fail "unknown profile '$profile': demo, ports, dev, bench, nic or docs" ;;
     esac
     awk -v groups="^($groups)\$" '/^[^#]/ && $2 ~ groups { print $1 }' tools/apt-packages.txt
 }
@@ -154,7 +155,7 @@ exec 9>build/.lock
 flock 9 # two makes at once: the second finds it done
 make_venv
 case $profile in
-    demo | nic) extra=$profile ;;
+    demo | nic | docs) extra=$profile ;;
     *) extra=dev ;;
 esac
 [ ! -f $stamps/dev ] || extra=dev # it has all of the others
