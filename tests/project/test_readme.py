@@ -16,22 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from code_blocks import as_pattern
 from wait import wait_for
 
 README = Path(__file__).parents[2] / "README.md"
 (RECEIVER, RECEIVER_PRINTS), (SENDER, SENDER_PRINTS) = re.findall(
     r"^```python\n(.*?)^```\n```text\n(.*?)^```", README.read_text(), re.M | re.S
 )
-
-
-def as_pattern(output: str) -> str:
-    """What a program prints: times, rates, and counts of frames with their bytes differ from run to run."""
-    pattern = re.escape(output)
-    pattern = re.sub(r"\d+\\\.\d+", r"\\d+\\.\\d+", pattern)
-    pattern = re.sub(r"\d+(\\ frames,\\ )[\d,]+(\\ bytes)", r"\\d+\1[\\d,]+\2", pattern)
-    pattern = re.sub(r"\d+(\\ (?:frames|retransmitted))", r"\\d+\1", pattern)
-    # where the sender had to wait for its receiver, it says so
-    return pattern.replace(r"\ ms\ =", r"\ ms(?:\ after\ \d+\.\d+\ s\ of\ connecting)?\ =")
 
 
 @dataclass
