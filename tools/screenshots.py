@@ -1,6 +1,6 @@
 """Screenshots of the documentation site in a headless Chromium, at two widths, on light and dark.
 
-Usage: tools/screenshots.py [--out DIR] [--chromium PATH] [PAGE ...]       after make docs
+Usage: tools/screenshots.py [--documents] [--out DIR] [--chromium PATH] [PAGE ...]       after make docs
 
 It needs the extra `docs`, and Debian's package chromium. It also looks for what a picture shows and a build does not:
 a page that is wider than its window, a picture that did not load, and messages on the browser's console. Each is
@@ -12,7 +12,8 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 
 from playwright.sync_api import Browser, sync_playwright
@@ -21,6 +22,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SITE = ROOT / "build/docs/html"
 WIDTHS = (1280, 400)
 SCHEMES = ("light", "dark")
+OF_DOCUMENTS = {"notebook.png": ("examples/quickstart", "what-a-slice-looks-like")}
+"""Pictures in docs/: name → page, and the section of it that the picture shows."""
 PICTURED = ("docs/index", "docs/tutorial", "docs/api", "docs/site/python", "examples/quickstart", "docs/performance")
 
 TOO_WIDE = """() => {
@@ -49,8 +52,31 @@ def faults_of(browser: Browser, path: Path, width: int, scheme: str, picture: Pa
     yield from (f"a picture did not load: {source}" for source in page.evaluate(UNLOADED))
     yield from (f"the console says: {text}" for text in said)
     if picture is not None:
-        page.screenshot(path=picture, full_page=True, clip=None)
+        page.screenshot(path=picture, full_page=True)
     context.close()
+
+
+def save_section(browser: Browser, page_name: str, anchor: str, picture: Path) -> None:
+    """Save the picture of one section of a page, as it looks on a wide light screen."""
+    context = browser.new_context(
+        viewport={"width": 1280, "height": 900}, color_scheme="light", device_scale_factor=1.5
+    )
+    page = context.new_page()
+    page.goto((SITE / f"{page_name}.html").as_uri())
+    page.locator(f"section#{anchor}").screenshot(path=picture)
+    context.close()
+
+
+def look_at_all(browser: Browser, out: Path, pictured: Sequence[str]) -> Iterator[str]:
+    """Open every page at both widths, and those of `pictured` on dark, too. Yields what is wrong."""
+    out.mkdir(parents=True, exist_ok=True)
+    for path in sorted(SITE.rglob("*.html")):
+        name = str(path.relative_to(SITE).with_suffix(""))
+        if name == "index":  # leads to docs/index
+            continue
+        for width, scheme in product(WIDTHS, SCHEMES if name in pictured else SCHEMES[:1]):
+            picture = out / f"{name.replace('/', '-')}-{width}-{scheme}.png" if name in pictured else None
+            yield from (f"{name}, {scheme}: {fault}" for fault in faults_of(browser, path, width, scheme, picture))
 
 
 def main() -> int:
@@ -58,27 +84,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "build/docs/screenshots")
     parser.add_argument("--chromium", default=shutil.which("chromium") or "/usr/bin/chromium")
+    parser.add_argument("--documents", action="store_true", help="make the pictures in docs/ anew, and no others")
     parser.add_argument("pages", nargs="*", default=PICTURED, metavar="PAGE", help="pages to picture: docs/index …")
     options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
-    nb_faults = 0
+    faults = []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=options.chromium, args=["--no-sandbox"])
-        for path in sorted(SITE.rglob("*.html")):
-            name = str(path.relative_to(SITE).with_suffix(""))
-            if name == "index":  # leads to docs/index
-                continue
-            for width in WIDTHS:
-                for scheme in SCHEMES:
-                    pictured = name in options.pages
-                    if scheme == SCHEMES[1] and not pictured:
-                        continue
-                    picture = options.out / f"{name.replace('/', '-')}-{width}-{scheme}.png" if pictured else None
-                    for fault in faults_of(browser, path, width, scheme, picture):
-                        print(f"{name}, {scheme}: {fault}")
-                        nb_faults += 1
+        if options.documents:
+            for name, (page, anchor) in OF_DOCUMENTS.items():
+                save_section(browser, page, anchor, ROOT / "docs" / name)
+        else:
+            faults = list(look_at_all(browser, options.out, options.pages))
         browser.close()
-    return int(nb_faults > 0)
+    print("\n".join(faults), end="\n" if faults else "")
+    return int(bool(faults))
 
 
 if __name__ == "__main__":
