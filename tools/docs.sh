@@ -1,6 +1,6 @@
 #!/bin/bash
-# Builds the documentation site in build/docs/html. A warning of Sphinx is an error, and so is a dead link between pages.
-# The notebooks run, so their outputs are those of this tree. AIFLOW_DOCS_NOTEBOOKS=off leaves them out.
+# Builds the documentation site in build/docs/html. A warning of Sphinx is an error, and so is a dead link between
+# pages. The notebooks run, so their outputs are those of this tree. AIFLOW_DOCS_NOTEBOOKS=off leaves them out.
 #
 # Usage: tools/docs.sh [OPTION OF sphinx-build ...]
 set -euo pipefail

@@ -39,7 +39,8 @@ def test_every_document_is_a_page_and_no_link_is_dead(site: Path) -> None:
 
 
 def test_every_document_is_in_the_table_of_contents(site: Path) -> None:
-    contents = (site / "docs/index.html").read_text().partition('class="sidebar-tree"')[2].partition("</aside>")[0]
+    home = (site / "docs/index.html").read_text()
+    contents = home.partition('class="sidebar-tree"')[2].partition('class="toc-drawer"')[0]
     listed = {Path(f"docs/{link}") for link in re.findall(r'href="([^"#]+\.html)"', contents)}
     names = {os.path.normpath(path) for path in listed}
     missing = [
