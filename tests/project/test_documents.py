@@ -106,4 +106,5 @@ def test_the_documents_pass() -> None:
 
 
 def test_the_readme_is_short() -> None:
-    assert len((ROOT / "README.md").read_text().splitlines()) <= 120
+    shown = [line for line in (ROOT / "README.md").read_text().splitlines() if not line.startswith("<!--")]
+    assert len(shown) <= 120
