@@ -75,6 +75,7 @@ napoleon_preprocess_types = False
 default_role = "code"  # `name` in a docstring
 
 # ---- HTML ----
+smartquotes = False  # they make one dash of --json
 html_theme = "furo"
 html_title = f"aiflow {release}"
 html_static_path = ["static"]
