@@ -96,7 +96,7 @@ class LivePlot:
             axes.plot(samples[-len(line) :], [rate / power for rate in line], label=label, linewidth=1.6)
         axes.set_xlabel("seconds")
         axes.set_ylabel(unit)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.3 * top / power or 1.0)  # the legend stands above the lines
         axes.grid(alpha=0.3)
         if rates:
             axes.legend(loc="upper left", fontsize="small", ncols=2)

@@ -47,7 +47,7 @@ def of_report(report: Any) -> str:
 
 def of_port_table(cells: list[list[str]]) -> str:
     """A `PortTable`: its head and rows, as text."""
-    head, *rows = cells
+    head, *rows = [["–" if cell == "nan" else cell for cell in row] for row in cells]
     return block(table(head, rows, left=4) if rows else note("No port is up yet."))
 
 
