@@ -65,15 +65,15 @@ class LivePlot:
     def _sample(self) -> None:
         """Take one sample: the bytes of each port since the sample before."""
         rates = {}
+        now = time.monotonic()  # one for all ports: rates times times are the bytes that went over them
         for side in self._sides:
             for row in side.port_table:
                 label = f"{row.name} of {side.name}" if len(self._sides) > 1 else row.name
-                now = time.monotonic()
                 then, nbytes = self._before.get(label, (now, row.nbytes))
                 self._before[label] = now, row.nbytes
                 if now > then:  # a port that was opened again counts from 0
                     rates[label] = 8 * max(0, row.nbytes - nbytes) / (now - then)
-        self._samples.append((time.monotonic() - self._began, rates))
+        self._samples.append((now - self._began, rates))
 
     def figure(self) -> Figure:
         """Draw what was sampled.

@@ -34,15 +34,16 @@ def test_the_rates_add_up_to_the_bytes_of_each_port(monkeypatch: pytest.MonkeyPa
                 ticket = tx.send({"x": np.zeros(100_000)}, wait=False)
                 rx.recv(timeout=30).release()
                 ticket.result(timeout=30)
-                time.sleep(0.1)
+                time.sleep(0.1)  # so that several drawings have a part of it
+            wait_for(lambda: len(drawn) > 3, "drawings")
         after = {row.name: row.nbytes for row in tx.port_table}
         assert threading.active_count() == len([t for t in threading.enumerate() if t.name != "aiflow-live"])
         spans = np.diff(plot.times)
         for name, rates in plot.rates.items():
             sent = after[name] - before[name]
-            assert float(np.sum(np.array(rates[1:]) * spans)) / 8 == pytest.approx(sent, rel=0.2)
+            drawn_bytes = float(np.sum(np.array(rates[1:]) * spans)) / 8
+            assert drawn_bytes == pytest.approx(sent, rel=0.05)  # probes and feedback go on
         assert sum(after.values()) - sum(before.values()) > 5 * 800_000
-    assert len(drawn) >= 5
     (axes,) = plot.figure().axes
     assert {line.get_label() for line in axes.lines} == set(after)
     assert axes.get_ylabel().endswith("bit/s")
