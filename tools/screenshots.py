@@ -63,7 +63,10 @@ def save_section(browser: Browser, page_name: str, anchor: str, picture: Path) -
     )
     page = context.new_page()
     page.goto((SITE / f"{page_name}.html").as_uri())
-    page.locator(f"section#{anchor}").screenshot(path=picture)
+    section = f"section#{anchor}"
+    page.add_style_tag(content=f"{section} > :is(h2, p) {{ display: none }}")  # the cells alone
+    page.add_style_tag(content=f"{section} {{ padding: 1em; border: 1px solid #bbb; border-radius: 6px }}")
+    page.locator(section).screenshot(path=picture)
     context.close()
 
 

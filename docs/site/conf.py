@@ -14,6 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from docutils import nodes  # noqa: E402
 from sphinx.application import Sphinx  # noqa: E402
 
 import aiflow  # noqa: E402
@@ -104,6 +105,13 @@ def _read(_app: Sphinx, docname: str, content: list[str]) -> None:
         content[0] = re.sub(r"\]\((?:\.\./)?examples/?\)", "](/docs/site/examples.md)", content[0])
 
 
+def _dashes(_app: Sphinx, tree: nodes.document) -> None:
+    """Set the dash between a parameter and its text; `smartquotes` would do it, and more."""
+    for text in list(tree.findall(nodes.Text)):
+        if " -- " in text and not isinstance(text.parent, nodes.literal | nodes.literal_block):
+            text.parent.replace(text, nodes.Text(text.replace(" -- ", " – ")))
+
+
 def _redirect(app: Sphinx, error: Exception | None) -> None:
     """The site's own address leads to the home page."""
     if error is None:
@@ -112,6 +120,7 @@ def _redirect(app: Sphinx, error: Exception | None) -> None:
 
 
 def setup(app: Sphinx) -> None:
-    """Connect the two functions above."""
+    """Connect the functions above."""
     app.connect("source-read", _read)
+    app.connect("doctree-read", _dashes)
     app.connect("build-finished", _redirect)
