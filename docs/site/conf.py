@@ -21,12 +21,13 @@ import aiflow  # noqa: E402
 
 CHAPTERS = {
     "Start": ["docs/tutorial", "docs/install", "examples/quickstart", "docs/concepts"],
-    "How to": ["docs/nic", "docs/containers", "docs/jupyter", "docs/receivers"],
+    "How to": ["docs/nic", "docs/containers", "docs/jupyter", "docs/receivers", "docs/shell", "docs/observe"],
     "Reference": [
         "docs/api",
         "docs/site/python",
         "docs/site/commands",
         "docs/site/examples",
+        "docs/troubleshooting",
         "docs/drivers",
         "docs/limits",
         "docs/glossary",
