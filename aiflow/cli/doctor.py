@@ -28,7 +28,7 @@ def examine(outcome: Outcome, fix: bool) -> None:
         Do what is safe: only files of this user that nothing uses are changed.
     """
     import aiflow
-    from aiflow._checks.catalogue import CHECKS
+    from aiflow._checks.checks import CHECKS
     from aiflow._checks.finding import BROKEN
     from aiflow._checks.host import Host
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pci_tree import PciTree
 
-from aiflow._checks.catalogue import CHECKS
+from aiflow._checks.checks import CHECKS
 from aiflow._checks.finding import Finding
 from aiflow._checks.host import Host
 

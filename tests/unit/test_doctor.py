@@ -11,7 +11,7 @@ import pytest
 from host_tree import CARD, KERNEL_S, USER, HostTree
 
 from aiflow._checks import directory_checks
-from aiflow._checks.catalogue import CHECKS
+from aiflow._checks.checks import CHECKS
 from aiflow._checks.host import Host
 
 pytestmark = pytest.mark.unit
