@@ -28,6 +28,8 @@ def rights(host: Host) -> Iterator[Finding]:
     elif not host.may(CAP_NET_ADMIN):
         text = "CAP_NET_RAW, but no CAP_NET_ADMIN: buffers of af_packet: stay below net.core.wmem_max"
         yield better(text, _WITH_RIGHTS)
+    elif "net_af_xdp" not in host.build["drivers"]:
+        yield ok("local: and af_packet: can be used. af_xdp: needs a build from source: this DPDK lacks its driver")
     elif not (host.may(CAP_BPF) or host.may(CAP_SYS_ADMIN)):
         yield ok("CAP_NET_RAW and CAP_NET_ADMIN: local: and af_packet: can be used. af_xdp: needs root")
     else:

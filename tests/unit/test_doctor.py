@@ -166,6 +166,14 @@ def test_a_planted_fault_is_the_only_one(tree: HostTree, fault: str) -> None:
     assert set(tree.faults()) <= related
 
 
+@pytest.mark.parametrize(("drivers", "said"), [([], "build from source"), (["net_af_xdp"], "af_xdp: can be used")])
+def test_all_rights_do_not_give_a_driver_that_the_build_lacks(tree: HostTree, drivers: list[str], said: str) -> None:
+    tree.build["drivers"] = [*tree.build["drivers"], *drivers]
+    tree.status(capabilities=(1 << 40) - 1, cpus="0-7")
+    (finding,) = tree.findings()["rights"]
+    assert said in finding.text
+
+
 def test_a_card_that_the_host_needs_stays_with_the_kernel(tree: HostTree) -> None:
     texts = [finding.text for finding in tree.findings()["NIC binding"]]
     assert any(KERNEL_S in text and "carries the host's default route" in text for text in texts)
