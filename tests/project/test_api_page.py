@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -46,9 +47,15 @@ def test_every_method_and_property_is_on_the_page(name: str) -> None:
 
 
 def test_each_row_of_names_is_a_public_name() -> None:
-    named = re.findall(r"^\| `(\w+)", section("Names"), flags=re.MULTILINE)
+    named = re.findall(r"^\| `(?!aiflow\.)(\w+)", section("Names"), flags=re.MULTILINE)
     assert len(named) > 18
     assert [name for name in named if name not in aiflow.__all__] == []
+
+
+def test_each_row_of_a_module_is_in_it() -> None:
+    rows = re.findall(r"^\| `aiflow\.(\w+)\.(\w+)", section("Names"), flags=re.MULTILINE)
+    assert rows
+    assert [row for row in rows if not hasattr(import_module(f"aiflow.{row[0]}"), row[1])] == []
 
 
 @pytest.mark.parametrize("name", ["Sender", "Receiver"])
