@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["PortCounters"]
+__all__ = ["PortCounters", "added"]
+
+Samples = tuple[tuple[int, list[dict[str, int]]], ...]
+"""Older and newer: a time in ns, and the counters of each port."""
 
 
 class PortCounters(NamedTuple):
@@ -92,3 +95,11 @@ class PortCounters(NamedTuple):
     def nbytes(self) -> int:
         """Bytes in the direction of the data, headers included."""
         return self.rx_bytes if self.receives else self.tx_bytes
+
+
+def added(one: Samples, other: Samples) -> Samples:
+    """Add the samples of two receivers. Both are taken in the same tick."""
+    return tuple(
+        (ns, [{key: port[key] + theirs[key] for key in port} for port, theirs in zip(ports, others, strict=True)])
+        for (ns, ports), (_, others) in zip(one, other, strict=True)
+    )

@@ -17,6 +17,7 @@ from aiflow._dp_driver cimport aiflow_lock, aiflow_set, aiflow_unlock
 from aiflow._dp cimport Loop
 from aiflow._dp_outgoing cimport Outgoing, of_buffers, of_rows
 from aiflow._eal cimport Mempool, Port
+from aiflow._dp_counters import added
 from aiflow._dp_outgoing import CANCELLED
 from aiflow._system import threads
 from aiflow._wire import DROPS
@@ -24,12 +25,6 @@ from aiflow.errors import ConfigError
 
 MOST_RECEIVERS = MOST_MACHINES
 WAITS = tuple([af_tx_wait_name(wait).decode() for wait in range(AF_NB_TX_WAITS)])  # of the C table
-
-
-def _added(one, other):
-    """Add the samples of two receivers. Both are taken in the same tick."""
-    return tuple((ns, [{key: port[key] + theirs[key] for key in port} for port, theirs in zip(ports, others)])
-                 for (ns, ports), (_, others) in zip(one, other))
 
 
 # What the loop shares with the callers that post.
@@ -448,8 +443,8 @@ cdef class TxAgent(Agent):
 
     def _peer(self, uint32_t i):
         cdef af_tx *tx = self.side.tx[i]
-        wanted = (<const char *>tx.to).decode("utf-8", "replace")
-        return {"name": self.last_receiver(i) or wanted, "joined": bool(tx.open), "free_bytes": tx.peer_free_bytes,
+        return {"name": self.last_receiver(i) or (<const char *>tx.to).decode("utf-8", "replace"),
+                "joined": bool(tx.open), "free_bytes": tx.peer_free_bytes,
                 "waits": dict(zip(WAITS, chrono_ns(&tx.waits))), "ended": tx.ended}
 
     cdef object count_port(self, uint32_t index, agent_counts *out):
@@ -488,7 +483,7 @@ cdef class TxAgent(Agent):
             pair = sample_rows(&self.side.tx[i].sampler, self.nb_ports)
             if pair is None:
                 return None
-            total = pair if total is None else _added(total, pair)
+            total = pair if total is None else added(total, pair)
         return total
 
     def answers(self):
