@@ -9,8 +9,8 @@ from libc.string cimport memset
 from aiflow._core cimport (
     AF_NB_DROPS, AF_NB_TX_WAITS, AF_OTHERS, AF_REFER_ALL, AF_REFER_OWNED, AF_SENDS, af_agent_port, af_handoff,
     af_handoff_post, af_now_ns, af_pace_reset, af_tx, af_tx_detach, af_tx_due, af_tx_enqueue, af_tx_fail_all,
-    af_tx_init, af_tx_is_pressed, af_tx_load, af_tx_next_frame, af_tx_on_frame, af_tx_owns, af_tx_port,
-    af_tx_slice, af_tx_tick, af_tx_wait_name,
+    af_tx_init, af_tx_is_pressed, af_tx_load, af_tx_next_frame, af_tx_on_frame, af_tx_owns, af_tx_port, af_tx_slice,
+    af_tx_tick, af_tx_wait_name,
 )
 from aiflow._dp_agent cimport MOST_MACHINES, Agent, agent_counts, chrono_ns, name_bytes, sample_rows, session_numbers
 from aiflow._dp_driver cimport aiflow_lock, aiflow_set, aiflow_unlock
@@ -471,8 +471,7 @@ cdef class TxAgent(Agent):
             out.arrived_before += slot.began[1]
             out.busy_ns = max(out.busy_ns, chrono_ns(&slot.flight)[1])
             out.usable |= slot.open and not slot.suspended
-            if slot.open and dest_mac is None:
-                dest_mac = bytes(slot.dst[:6])
+            dest_mac = dest_mac or (bytes(slot.dst[:6]) if slot.open else None)
         return dest_mac
 
     def samples(self):
