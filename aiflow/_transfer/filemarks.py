@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 __all__ = ["ELEMENT", "FileMark", "Marked"]
 
 ELEMENT = 0
-_KINDS = ("element", "file", "part", "directory")  # in the order of enum af_run_kind
-_MODE, _MTIME, _OFFSET, _SIZE = 1, 2, 3, 4  # enum af_mark
+_KINDS = ("element", "file", "part", "directory", "question")  # in the order of enum af_run_kind
+_MODE, _MTIME, _OFFSET, _SIZE, _HOLE = 1, 2, 3, 4, 5  # enum af_mark
 
 
 class FileMark(NamedTuple):
@@ -22,7 +22,8 @@ class FileMark(NamedTuple):
     Attributes
     ----------
     kind : str
-        "file", "part" (of a file that is larger than a slice) or "directory" (an element of no bytes).
+        "file", "part" (of a file that is larger than a slice, or sparse), or one without bytes: "directory", or
+        "question" (`aiflow.cli.resume`).
     mode : int or None
         Permission bits.
     mtime_ns : int or None
@@ -30,7 +31,9 @@ class FileMark(NamedTuple):
     offset : int
         Where a part begins in its file, in bytes.
     size : int or None
-        Bytes of the whole file, of a part.
+        Bytes of the whole file, of a part or a question.
+    hole : int
+        Zeros that follow a part, and are not sent.
     """
 
     kind: str
@@ -38,6 +41,7 @@ class FileMark(NamedTuple):
     mtime_ns: int | None = None
     offset: int = 0
     size: int | None = None
+    hole: int = 0
 
     def encode(self) -> tuple[int, bytes]:
         """The run's kind, and its marks as a manifest carries them."""
@@ -50,6 +54,8 @@ class FileMark(NamedTuple):
             marks += struct.pack(">BBQ", _OFFSET, 8, self.offset)
         if self.size is not None:
             marks += struct.pack(">BBQ", _SIZE, 8, self.size)
+        if self.hole:
+            marks += struct.pack(">BBQ", _HOLE, 8, self.hole)
         return _KINDS.index(self.kind), marks
 
     @staticmethod
@@ -61,7 +67,10 @@ class FileMark(NamedTuple):
             key, length = marks[at], marks[at + 1]
             found[key] = int.from_bytes(marks[at + 2 : at + 2 + length], "big", signed=key == _MTIME)
             at += 2 + length
-        return FileMark(_KINDS[kind], found.get(_MODE), found.get(_MTIME), found.get(_OFFSET, 0), found.get(_SIZE))
+        return FileMark(
+            _KINDS[kind], found.get(_MODE), found.get(_MTIME), found.get(_OFFSET, 0), found.get(_SIZE),
+            found.get(_HOLE, 0),
+        )  # fmt: skip
 
 
 class Marked(NamedTuple):

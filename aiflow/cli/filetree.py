@@ -26,7 +26,7 @@ from aiflow.cli.holes import data_ranges, is_sparse
 _ATTEMPTS = 3
 CHANGED = "it changed while it was being read; repeat the transfer when it no longer changes"
 MOST_IN_FLIGHT = 2  # slices: the receiver writes one to its disk, one is in transit
-_MOST_FILES = 2048  # in a slice: the receiver writes some while the next ones are read
+_MOST_ELEMENTS = 2048  # in a slice: the receiver writes some while the next ones are read
 _READ_BYTES = 16 << 20  # limit of one read: signals such as Ctrl-C are handled between reads
 
 
@@ -227,7 +227,7 @@ class SliceReader:
         attempts = 0
         while attempts < _ATTEMPTS:
             with self._opened(path) as (fd, before):
-                if self._at + before.st_size > self._block_bytes or len(self._collected.elements) >= _MOST_FILES:
+                if self._at + before.st_size > self._block_bytes or len(self._collected.elements) >= _MOST_ELEMENTS:
                     yield from self._flush()
                 if before.st_size > self._block_bytes or is_sparse(before):
                     yield from self._flush()
@@ -264,11 +264,16 @@ class SliceReader:
             mark = FileMark("part", before.st_mode & 0o777, before.st_mtime_ns, offset, total)
             collected.elements.append(Marked(path, content, mark))
 
+        def hole(nbytes: int) -> None:
+            """Let a hole follow the last part, or an empty part at the beginning of a file or a slice."""
+            if not collected.elements:
+                part(b"", reached)
+            *_, last = collected.elements
+            collected.elements[-1] = last._replace(mark=last.mark._replace(hole=nbytes))
+
         for begin, end in [*(data_ranges(fd, total) if is_sparse(before) else [(0, total)]), (total, total)]:
-            if begin > reached:  # a part of no bytes ends a hole
-                if not reached:
-                    part(b"", 0)
-                part(b"", begin)
+            if begin > reached:
+                hole(begin - reached)
             reached = begin
             while reached < end:
                 place = self._block()[at : at + end - reached]
@@ -280,7 +285,7 @@ class SliceReader:
                 part(place, reached)
                 at += nbytes
                 reached += nbytes
-                if at == self._block_bytes and reached < total:
+                if (at == self._block_bytes or len(collected.elements) == _MOST_ELEMENTS) and reached < total:
                     if path in self._abandoned:
                         return
                     if not _same(before, os.fstat(fd)):

@@ -118,6 +118,10 @@ class OutDirectory:
         view = view.cast("B") if view.nbytes else memoryview(b"")  # cast rejects a zero in the shape
         if mark is not None and mark.kind == "part":
             return self._write_part(stream, view, mark, sender)
+        if mark is not None and (self._unfinished or self._failed):
+            self._forget_parts(sender, stream)  # they never continue: the sender begins anew
+        if mark is not None and mark.kind == "question":
+            return self._find(stream, mark, sender)
         try:
             if mark is not None and mark.kind == "directory":
                 return self._set_directory(stream, mark, sender)
@@ -183,22 +187,21 @@ class OutDirectory:
     # ---- a file ----
 
     def _write_part(self, stream: str, view: memoryview, mark: FileMark, sender: int) -> str | None:
-        """Write one part. Parts arrive in order, as slices do; the first one starts the file anew."""
+        """Write one part. Parts arrive in order, as slices do; the first one starts the file anew.
+
+        Every part says where it begins and how long the hole behind it is. A part that is missing is thus always
+        noticed, and never taken for a hole.
+        """
         key = sender, stream
         total = -1 if mark.size is None else mark.size
-        if not len(view) and mark.offset == total > 0 and key not in self._unfinished and key not in self._failed:
-            return self._find(stream, mark, sender)
+        if mark.offset == 0:
+            self._forget_parts(sender, stream)
         file = self._unfinished.pop(key, None)
         try:
             if mark.offset == 0:
-                self._failed.pop(key, None)
-                if file is not None:
-                    self._drop(file)
                 file = self._begin(stream, total, mark, sender)
             elif key in self._failed:
                 raise WriteError(*self._failed[key])
-            if file is not None and not len(view) and file.nbytes < mark.offset <= file.total:
-                file.skip_to(mark.offset)  # a part without bytes ends a hole
             if file is None or file.nbytes != mark.offset:
                 raise unfit(
                     stream,
@@ -207,9 +210,12 @@ class OutDirectory:
                 )
             if file.total < 0:  # a stream, whose size comes with its end
                 file.total = total
-            if file.total != total or (total >= 0 and mark.offset + len(view) > total):
-                raise unfit(stream, "its parts do not agree on its size; repeat the transfer")
+            end = mark.offset + len(view) + mark.hole
+            if (file.total, file.mtime_ns) != (total, mark.mtime_ns) or end > (total if total >= 0 else 1 << 63):
+                raise unfit(stream, "its parts do not agree on its size and time; repeat the transfer")
             file.append(view)
+            if mark.hole:
+                file.skip_to(end)
             if file.nbytes == total:
                 return self._finish(stream, file, mark)
             self._unsynced.file(stream, file.file, file.directory)
@@ -231,7 +237,7 @@ class OutDirectory:
         owner = hash((sender, stream)) if mark is not None and sender else 0
         *above, name = safe_path(stream)
         directory, parent = self._descend(tuple(above), mark is not None)
-        file = OutFile(directory, (), total)
+        file = OutFile(directory, (), total, mtime_ns=None if mark is None else mark.mtime_ns)
         try:
             path = (*parent, self._names.vacant(directory, parent, name, owner))
             file.is_newer = self._names.is_taken(path)
@@ -270,6 +276,13 @@ class OutDirectory:
         self.nb_files += 1
         self.nbytes += nbytes
         self._fresh.append((stream, nbytes))
+
+    def _forget_parts(self, sender: int, stream: str) -> None:
+        """Remove what has arrived of a file in parts."""
+        self._failed.pop((sender, stream), None)
+        file = self._unfinished.pop((sender, stream), None)
+        if file is not None:
+            self._drop(file)
 
     def _drop(self, file: OutFile) -> None:
         """Remove an incomplete file, and free its name, unless a file before it has the name."""
@@ -329,6 +342,8 @@ class OutDirectory:
         """
         path = safe_path(stream)
         self._resuming.add(sender)
+        if mark.size is None:
+            raise NotWritten  # the question that must be refused
         try:
             directory = self._reopened(path[:-1])
             try:

@@ -39,6 +39,8 @@ class OutFile:
         Its temporary name in `directory`; "" if it has none.
     is_newer : bool
         A file of this run has the name, and is replaced.
+    mtime_ns : int or None
+        The sender's time of its first part.
     """
 
     directory: Descriptor
@@ -48,6 +50,7 @@ class OutFile:
     file: Descriptor = field(default_factory=lambda: Descriptor(-1))
     temporary: str = ""
     is_newer: bool = False
+    mtime_ns: int | None = None
 
     def open(self, mode: int, unnamed: bool) -> None:
         """Create the file, with no name if `unnamed` and the file system can, else with a temporary one."""

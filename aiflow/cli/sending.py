@@ -86,17 +86,18 @@ class Sending:
         """Return the bytes that have arrived, for a progress bar."""
         return self._nbytes_before + sum(ticket.progress[0] for _, ticket in tuple(self._in_flight))
 
-    def ask(self, question: FileSlice) -> set[str]:
-        """Send a slice of questions. Return the streams that the receiver refused."""
+    def ask(self, question: FileSlice) -> dict[int, str]:
+        """Send a slice of questions. Return the numbers of those that the receiver refused, and the reasons."""
         self.finish()
         self._in_flight.append((question, self._tx.send(question.elements, wait=False)))
         try:
             self._report()
         except DeliveryError as error:
-            refused = set(error.failed)
+            refused = error.failed_elements
         else:
-            refused = set()
-        self._in_flight.clear()
+            refused = {}
+        finally:
+            self._in_flight.clear()  # after an interrupt, too: an answer says nothing about a delivery
         self._nb_settled += 1
         return refused
 

@@ -51,7 +51,8 @@ class TarOut:
         self._fd = fd
         self._sender: int | None = None  # the only one: two streams cannot share a descriptor
         self._broken = ""  # why nothing can be written any more
-        self._part: tuple[str, int, int | None] | None = None  # unfinished: stream, bytes written, size if it is known
+        self._part: tuple[str, int] | None = None  # unfinished: stream, bytes written
+        self._told: tuple[int | None, int | None] = None, None  # its size, if it is known, and time
         self._is_archive = False
         self._taken: dict[str, int] = {}  # path of an element → number of elements with it
 
@@ -71,8 +72,8 @@ class TarOut:
             raise unfit(stream, "stdout takes what one sender sends; start another `aiflow recv` for this one")
         if self._broken:
             raise unfit(stream, self._broken)
-        if mark is not None and mark.kind == "part" and mark.offset == mark.size and not self._part and mark.size:
-            raise NotWritten  # of a sender that resumes: stdout has no files of earlier runs
+        if mark is not None and mark.kind == "question":
+            raise NotWritten  # stdout has no files of earlier runs
         try:
             if mark is not None and mark.kind == "part":
                 return self._write_part(stream, view, mark)
@@ -111,20 +112,23 @@ class TarOut:
     def _write_part(self, stream: str, view: memoryview, mark: FileMark) -> str | None:
         """Write a part of a file, whose header comes first, or of a stream of unknown size, which has none."""
         if mark.offset == 0 and self._part is None:
-            self._part = stream, 0, mark.size
+            self._part = stream, 0
+            self._told = mark.size, mark.mtime_ns
             if mark.size is not None:
                 self._header(stream, mark, mark.size)
-        name, nbytes, size = self._part or ("", 0, None)
-        if name == stream and size is not None and not len(view) and nbytes < mark.offset <= size:
-            nbytes = self._zeros(nbytes, mark.offset)  # a part without bytes ends a hole
-            self._part = stream, nbytes, size
-        if name != stream or nbytes != mark.offset or (size is not None and mark.size != size):
+        name, nbytes = self._part or ("", 0)
+        size, mtime_ns = self._told
+        if name == stream and nbytes and not mark.offset:
+            raise unfit(stream, "its sender begins anew, and what was written stays written; repeat the transfer")
+        if name != stream or nbytes != mark.offset:
             raise unfit(stream, f"its part at byte {mark.offset} arrived without those before it; repeat the transfer")
-        nbytes += len(view)
-        if mark.size is not None and nbytes > mark.size:
-            raise unfit(stream, "its parts do not agree on its size; repeat the transfer")
+        nbytes += len(view) + mark.hole
+        changed = size is not None and (size, mtime_ns) != (mark.size, mark.mtime_ns)
+        if changed or (mark.size is not None and nbytes > mark.size):
+            raise unfit(stream, "its parts do not agree on its size and time; repeat the transfer")
         self._put(view)
-        self._part = stream, nbytes, size
+        self._zeros(mark.hole)
+        self._part = stream, nbytes
         if nbytes != mark.size:
             return None
         if size is not None:
@@ -176,12 +180,11 @@ class TarOut:
             self.renamed.append((stream, path))
         return path
 
-    def _zeros(self, begin: int, end: int) -> int:
-        zeros = memoryview(bytes(_WRITE_BYTES))
-        while begin < end:
-            self._put(zeros[: end - begin])
-            begin += min(end - begin, _WRITE_BYTES)
-        return end
+    def _zeros(self, nbytes: int) -> None:
+        zeros = memoryview(bytes(min(nbytes, _WRITE_BYTES)))
+        while nbytes:
+            self._put(zeros[:nbytes])
+            nbytes -= min(nbytes, _WRITE_BYTES)
 
     def _pad(self, size: int) -> None:
         self._put(memoryview(bytes(-size % _BLOCK)))

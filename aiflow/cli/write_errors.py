@@ -38,11 +38,14 @@ class WriteError(CommandError):
         self.reason = reason
 
 
+NOT_WRITTEN = "it was not written by an earlier run"
+
+
 class NotWritten(WriteError):
     """The answer to a sender that resumes: a file was not written by an earlier run, and must be sent."""
 
     def __init__(self) -> None:
-        super().__init__("it was not written by an earlier run", "it was not written by an earlier run")
+        super().__init__(NOT_WRITTEN, NOT_WRITTEN)
 
 
 def explained(

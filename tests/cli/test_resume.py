@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from outfiles import A, B, below, part
-from programs import DEADLINE, content
+from programs import DEADLINE, content, unnamed_bytes
 from wait import wait_for
 
+from aiflow import DeliveryError, Receiver
 from aiflow._transfer.filemarks import FileMark
 from aiflow.cli import durable
-from aiflow.cli.outdir import NotWritten, OutDirectory
+from aiflow.cli.filetree import FileSlice
+from aiflow.cli.outdir import NotWritten, OutDirectory, WriteError
+from aiflow.cli.sending import Sending
+from aiflow.cli.tarout import TarOut
 
 NB_FILES = 300
 FILE_BYTES = 64 << 10
@@ -88,11 +93,105 @@ def test_a_changed_file_is_sent_and_replaces_the_old_one(
     assert content(out) == content(source)
 
 
+@pytest.mark.parametrize("confirm", ["held", "release"])
+def test_a_program_that_confirms_everything_gets_every_file(
+    aiflow: Any, endpoint: str, source: Path, confirm: Literal["held", "release"]
+) -> None:
+    """It knows nothing of files, so its confirmation of a question is no answer."""
+    arrived: dict[str, bytes] = {}
+    with Receiver(endpoint, confirm=confirm, until="bye", timeout=DEADLINE) as rx:
+        send = aiflow("send", source, "-p", endpoint, "--resume", "--json")
+        for time_slice in rx:
+            with time_slice:
+                for element in time_slice:
+                    if element.mark is not None and element.mark.kind == "file":
+                        arrived[element.stream] = element.array.tobytes()
+    sent = send.ends(0)
+    assert (sent["kept"], sent["files"]) == (0, NB_FILES + 1)
+    assert arrived == content(source)
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Path:
+    """A file of many slices."""
+    (tmp_path / "source").mkdir()
+    file = tmp_path / "source" / "large"
+    file.write_bytes(os.urandom(64 << 20))
+    os.utime(file, ns=(0, 10**18))
+    return file
+
+
+WATCH = ("--watch", "--settle", 0.1, "--slice-bytes", "256KiB")
+
+
+def stopped_with_a_piece(recv: Any, out: Path) -> None:
+    """Stop a receiver that has the beginning of a file."""
+    wait_for(lambda: out.exists() and unnamed_bytes(recv.process.pid, out) >= 1 << 20, "the first bytes", DEADLINE)
+    recv.process.send_signal(signal.SIGSTOP)
+
+
+def test_a_file_that_changes_in_transit_arrives_whole(aiflow: Any, endpoint: str, large: Path, tmp_path: Path) -> None:
+    """A question about it is not the end of what has arrived of it before."""
+    out = tmp_path / "out"
+    recv = aiflow("recv", out, "-p", endpoint, "--json")
+    send = aiflow("send", large.parent, *WATCH, "--resume", "-p", endpoint, "--json")
+    stopped_with_a_piece(recv, out)
+    os.utime(large, ns=(0, 10**18 + 1))
+    recv.process.send_signal(signal.SIGCONT)
+    wait_for((out / "large").exists, "the file", DEADLINE)
+    wait_for(lambda: (out / "large").stat().st_mtime_ns == 10**18 + 1, "its time", DEADLINE)
+    send.process.send_signal(signal.SIGINT)
+    sent, received = send.ends(0), recv.ends(0)
+    assert (sent["files"], sent["kept"], received["kept"], sent["not_delivered"]) == (1, 0, 0, {})
+    assert (out / "large").read_bytes() == large.read_bytes()
+
+
+def test_a_file_arrives_whole_at_a_receiver_that_was_silent(
+    aiflow: Any, endpoint: str, large: Path, tmp_path: Path
+) -> None:
+    """The sender takes it for gone, and then asks what it has."""
+    out = tmp_path / "out"
+    recv = aiflow("recv", out, "-p", endpoint, "--json")
+    send = aiflow("send", large.parent, *WATCH, "-p", endpoint, "--json")
+    stopped_with_a_piece(recv, out)
+    send.says("Waiting for a receiver")
+    recv.process.send_signal(signal.SIGCONT)
+    wait_for((out / "large").exists, "the file", DEADLINE)
+    wait_for(lambda: (out / "large").stat().st_mtime_ns == 10**18, "its time", DEADLINE)
+    send.process.send_signal(signal.SIGINT)
+    sent = send.ends(0)
+    recv.text(0)
+    assert (sent["files"], sent["kept"], sent["not_delivered"]) == (1, 0, {})
+    assert (out / "large").read_bytes() == large.read_bytes()
+
+
 # ---- without a port ----
 
 
+def test_an_interrupted_question_says_nothing_about_a_delivery() -> None:
+    class Interrupted:
+        def result(self, _timeout: float | None) -> None:
+            self.result = self.refuse  # type: ignore[method-assign]
+            raise KeyboardInterrupt
+
+        def refuse(self, _timeout: float | None) -> None:
+            raise DeliveryError("refused", failed={"a": "it was not written by an earlier run"})
+
+    class Asking:
+        def send(self, _elements: object, *, wait: bool) -> Interrupted:
+            return Interrupted()
+
+    undelivered = {"a": "not sent"}
+    sending = Sending(None, Asking(), None, undelivered)  # type: ignore[arg-type]
+    sending._nb_settled = 1  # there is a receiver
+    with pytest.raises(KeyboardInterrupt):
+        sending.ask(FileSlice())
+    sending.finish_within(2)
+    assert undelivered == {"a": "not sent"}
+
+
 def question(octets: bytes, mtime_ns: int, mode: int = 0o644) -> FileMark:
-    return FileMark("part", mode, mtime_ns, len(octets), len(octets))
+    return FileMark("question", mode, mtime_ns, size=len(octets))
 
 
 @pytest.fixture
@@ -146,6 +245,68 @@ def test_a_file_of_a_sender_that_died_in_this_run_is_kept(tmp_path: Path) -> Non
         out.write("file", b"", question(b"content", 10**18), B)
         out.write("file", b"changed", FileMark("file", 0o644, 10**18), B)
     assert below(tmp_path) == {"file": b"changed"}
+
+
+@pytest.mark.unit
+@pytest.mark.usefixtures("both_ways_to_write")
+@pytest.mark.parametrize("begun", [part(0, 7), FileMark("part", 0o644, 10**18, 0, 7)], ids=["other time", "same time"])
+def test_a_question_is_never_the_end_of_a_file(tmp_path: Path, begun: FileMark) -> None:
+    with OutDirectory(tmp_path) as out:
+        out.write("file", b"con", begun, A)
+        out.sync()
+        with pytest.raises(NotWritten):
+            out.write("file", b"", question(b"content", 10**18), A)
+        assert (out.unfinished(), out.nb_kept) == ([], 0)
+        with pytest.raises(WriteError, match="without those before it"):
+            out.write("file", b"tent", FileMark("part", 0o644, 10**18, 3, 7), A)
+        out.write("file", b"content", FileMark("file", 0o644, 10**18), A)
+        out.sync()
+        out.write("file", b"", question(b"content", 10**18), A)
+    assert below(tmp_path) == {"file": b"content"}
+
+
+@pytest.mark.unit
+def test_a_question_about_nothing_is_refused(written: Path) -> None:
+    (written / "?").write_bytes(b"")
+    with OutDirectory(written) as out, pytest.raises(NotWritten):
+        out.write("?", b"", FileMark("question"), A)
+    with open(os.devnull, "wb") as null, pytest.raises(NotWritten):
+        TarOut(null.fileno()).write("?", b"", FileMark("question"), A)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("to", ["a directory", "an archive"])
+@pytest.mark.parametrize(
+    ("late", "why"),
+    [
+        (FileMark("part", 0o644, 1, 20, 20), "without those before it"),
+        (FileMark("part", 0o644, 1, 15, 20, hole=5), "without those before it"),
+        (FileMark("part", 0o644, 1, 10, 20, hole=11), "do not agree"),
+        (FileMark("part", 0o644, 1, 10, 21, hole=11), "do not agree"),
+        (FileMark("part", 0o644, 2, 10, 20, hole=10), "do not agree"),
+    ],
+)
+def test_a_part_that_is_missing_is_no_hole(tmp_path: Path, to: str, late: FileMark, why: str) -> None:
+    with contextlib.ExitStack() as stack:
+        out: OutDirectory | TarOut = stack.enter_context(OutDirectory(tmp_path))
+        if to == "an archive":
+            out = TarOut(stack.enter_context(open(os.devnull, "wb")).fileno())
+        out.write("file", b"0123456789", FileMark("part", 0o644, 1, 0, 20), A)
+        with pytest.raises(WriteError, match=why):
+            out.write("file", b"", late, A)
+        assert out.nb_files == 0
+    assert below(tmp_path) == {}
+
+
+@pytest.mark.unit
+@pytest.mark.usefixtures("both_ways_to_write")
+def test_a_file_that_comes_whole_replaces_what_came_of_it_in_parts(tmp_path: Path) -> None:
+    with OutDirectory(tmp_path) as out:
+        out.write("file", b"con", part(0, 7), A)
+        out.write("file", b"small", FileMark("file", 0o644, 10**18), A)
+        assert out.unfinished() == []
+        out.write("file", b"of another", FileMark("file", 0o644, 10**18), B)
+    assert below(tmp_path) == {"file": b"small", "file~2": b"of another"}
 
 
 @pytest.mark.unit

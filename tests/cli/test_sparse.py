@@ -81,3 +81,10 @@ def test_zeros_of_a_file_in_parts_become_holes(tmp_path: Path) -> None:
                 out.write(stream, content, mark, A)
     assert (target / "file").read_bytes() == (source / "file").read_bytes()
     assert (target / "file").stat().st_blocks * 512 <= 2 * MIB
+
+
+def test_a_slice_of_a_file_with_many_holes_has_few_elements(tmp_path: Path) -> None:
+    sparse(tmp_path / "file", 5000 * 65536, [(begin * 65536, begin * 65536 + 4096) for begin in range(5000)])
+    slices = list(SliceReader(walk(tmp_path), 256 * MIB))
+    assert [len(file_slice.elements) for file_slice in slices] == [2048, 2048, 5000 - 2 * 2048 + 2]
+    assert sum(file_slice.nbytes for file_slice in slices) == 5000 * 4096

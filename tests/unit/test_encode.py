@@ -81,7 +81,9 @@ def test_files_have_the_same_manifest_either_way() -> None:
     files = [
         Marked("a", b"one", FileMark("file", 0o644, 1)),
         Marked("b", GRID, FileMark("part", 0o644, 1, 10, 99)),
+        Marked("c", b"", FileMark("part", 0o644, 1, 10, 99, hole=89)),
         Marked("d", b"", FileMark("directory")),
+        Marked("e", b"", FileMark("question", 0o644, 1, size=99)),
         GRID,
     ]
     assert _encode.encode(files)[0] == by_the_oracle(files)[0]

@@ -35,8 +35,9 @@
 enum af_run_kind {
 	AF_RUN_ELEMENT,
 	AF_RUN_FILE,
-	AF_RUN_PART,      /* of a file: AF_MARK_OFFSET and AF_MARK_SIZE say which */
+	AF_RUN_PART,      /* of a file: AF_MARK_OFFSET and AF_MARK_SIZE say which; AF_MARK_HOLE what follows it */
 	AF_RUN_DIRECTORY, /* no bytes: a directory, which may be empty */
+	AF_RUN_QUESTION,  /* no bytes: does the receiver have this file? */
 	AF_NB_RUN_KINDS
 };
 
@@ -46,6 +47,7 @@ enum af_mark {
 	AF_MARK_MTIME,  /* i64: nanoseconds since 1970 */
 	AF_MARK_OFFSET, /* u64: offset of a part in its file */
 	AF_MARK_SIZE,   /* u64: bytes of the whole file */
+	AF_MARK_HOLE,   /* u64: zeros that follow a part, and are not sent */
 	AF_NB_MARKS
 };
 
@@ -206,7 +208,7 @@ enum af_unknown {
 static inline enum af_unknown
 af_run_unknown(const struct af_run_cursor *c, uint32_t *value)
 {
-	static const uint8_t sizes[AF_NB_MARKS] = {0, 4, 8, 8, 8};
+	static const uint8_t sizes[AF_NB_MARKS] = {0, 4, 8, 8, 8, 8};
 	const uint8_t *at = c->marks, *end = c->marks + c->run.marks_len;
 
 	*value = c->run.kind;
