@@ -55,6 +55,7 @@ class TarOut:
         self._told: tuple[int | None, int | None] = None, None  # its size, if it is known, and time
         self._is_archive = False
         self._taken: dict[str, int] = {}  # path of an element → number of elements with it
+        self._files: dict[str, str] = {}  # stream of a file → its path: a file that is sent once more keeps it
 
     def write(self, stream: str, content: Buffer, mark: FileMark | None = None, sender: int = 0) -> str | None:
         """Write one element; the parameters are those of `OutDirectory.write`.
@@ -152,7 +153,10 @@ class TarOut:
     def _header(self, stream: str, mark: FileMark | None, size: int) -> None:
         """Write the header of a member."""
         is_directory = mark is not None and mark.kind == "directory"
-        member = tarfile.TarInfo(self._name(stream, is_directory))
+        is_file = mark is not None and not is_directory
+        member = tarfile.TarInfo((is_file and self._files.get(stream)) or self._name(stream, is_directory))
+        if is_file:
+            self._files[stream] = member.name  # of two members of a name, the later one replaces the other
         member.type = tarfile.DIRTYPE if is_directory else tarfile.REGTYPE
         member.size = size
         member.mode = (0o755 if is_directory else 0o644) if mark is None or mark.mode is None else mark.mode & 0o777

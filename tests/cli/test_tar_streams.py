@@ -277,6 +277,21 @@ def test_parts_and_holes_become_one_member(archive: tuple[TarOut, Any]) -> None:
 
 
 @pytest.mark.unit
+def test_a_file_that_is_sent_once_more_is_a_member_of_the_same_name(archive: tuple[TarOut, Any]) -> None:
+    tar, members = archive
+    for stream in ("a", "../b", "b", "_/b"):
+        tar.write(stream, b"first", FileMark("file"), A)
+    for stream in ("a", "../b"):
+        tar.write(stream, b"second", FileMark("file"), A)
+    tar.write("a", b"of a program", None, A)
+    renamed = dict(tar.renamed)
+    found = members()
+    assert found["a"] == found[renamed["../b"]] == b"second"
+    assert sorted(found.values()) == [b"first", b"first", b"of a program", b"second", b"second"]
+    assert len(tar.renamed) == len(renamed)
+
+
+@pytest.mark.unit
 def test_a_stream_or_an_archive_has_one_sender(archive: tuple[TarOut, Any]) -> None:
     tar, members = archive
     tar.write("a", b"a", None, A)
