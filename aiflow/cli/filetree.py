@@ -32,13 +32,14 @@ _READ_BYTES = 16 << 20  # limit of one read: signals such as Ctrl-C are handled 
 
 @dataclass(frozen=True)
 class Found:
-    """A regular file: its path below the directory, and its size, time, mode and inode when it was found."""
+    """A regular file: its path below the directory, and its size, time, mode, inode and device when it was found."""
 
     path: str
     nbytes: int
     mtime_ns: int = field(default=0, compare=False)
     mode: int = field(default=0, compare=False)
     inode: int = field(default=0, compare=False)
+    device: int = field(default=0, compare=False)
 
 
 @dataclass
@@ -56,6 +57,9 @@ class FileTree:
         Skipped paths and their types: sockets, pipes, devices, links to directories, dangling links.
     unreadable : dict of str to str
         Paths that cannot be sent, and the reason.
+    is_whole : callable
+        ``is_whole(fd, file)`` returns whether an open file may be sent as it was found. It is asked before and after
+        the file is read, and after each slice of it. By default every file may.
     """
 
     root: Path
@@ -63,6 +67,7 @@ class FileTree:
     directories: list[Marked] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
     unreadable: dict[str, str] = field(default_factory=dict)
+    is_whole: Callable[[int, Found], bool] = lambda _fd, _file: True
 
     @property
     def nbytes(self) -> int:
@@ -117,8 +122,8 @@ def _note(tree: FileTree, relative: bytes, entry: os.DirEntry[bytes]) -> bool:
         mark = FileMark("directory", status.st_mode & 0o777, status.st_mtime_ns)
         tree.directories.append(Marked(shown, b"", mark))
     else:
-        mode = status.st_mode & 0o777
-        tree.files.append(Found(shown, status.st_size, status.st_mtime_ns, mode, status.st_ino))
+        mode, inode, device = status.st_mode & 0o777, status.st_ino, status.st_dev
+        tree.files.append(Found(shown, status.st_size, status.st_mtime_ns, mode, inode, device))
     return is_directory and not linked
 
 
@@ -185,7 +190,7 @@ class SliceReader:
     def __iter__(self) -> Iterator[FileSlice]:
         for file in self._tree.files:
             try:
-                yield from self._file(file.path)
+                yield from self._file(file)
             except OSError as error:
                 self._tree.unreadable[file.path] = error.strerror or str(error)
         self._collected.elements += self._tree.directories
@@ -222,23 +227,25 @@ class SliceReader:
         self._blocks = []
         self._nb_slices = 0
 
-    def _file(self, path: str) -> Iterator[FileSlice]:
+    def _file(self, file: Found) -> Iterator[FileSlice]:
         """Read one file, repeatedly if it changes. If it does not fit, return the collected slice first."""
-        attempts = 0
+        attempts, path = 0, file.path
         while attempts < _ATTEMPTS:
             with self._opened(path) as (fd, before):
+                if not self._tree.is_whole(fd, file):
+                    break
                 if self._at + before.st_size > self._block_bytes or len(self._collected.elements) >= _MOST_ELEMENTS:
                     yield from self._flush()
                 if before.st_size > self._block_bytes or is_sparse(before):
                     yield from self._flush()
-                    yield from self._parts(path, fd, before)
+                    yield from self._parts(file, fd, before)
                     return
                 room = self._block()[self._at :]
                 nbytes = os.preadv(fd, [room.data[: before.st_size + 1]], 0) if before.st_size < _READ_BYTES else 0
                 if nbytes != before.st_size or not nbytes:  # not just its size: read until there is no more
                     nbytes += _fill(fd, room[nbytes:], nbytes)
                 more = nbytes == len(room) and os.pread(fd, 1, nbytes)
-                if not _same(before, os.fstat(fd)):
+                if not self._is_same(file, fd, before):
                     attempts += 1
                 elif not more:
                     mark = FileMark("file", before.st_mode & 0o777, before.st_mtime_ns)
@@ -255,9 +262,15 @@ class SliceReader:
                     return
         self._tree.unreadable[path] = CHANGED
 
-    def _parts(self, path: str, fd: int, before: os.stat_result) -> Iterator[FileSlice]:
+    def _is_same(self, file: Found, fd: int, before: os.stat_result) -> bool:
+        """Return whether a file is as it was before it was read."""
+        after = os.fstat(fd)
+        same = (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns)
+        return same and self._tree.is_whole(fd, file)
+
+    def _parts(self, file: Found, fd: int, before: os.stat_result) -> Iterator[FileSlice]:
         """Read a file that is larger than a slice, or sparse. If it changes meanwhile, skip the rest of it."""
-        total = before.st_size
+        path, total = file.path, before.st_size
         collected, at, reached = FileSlice(), 0, 0
 
         def part(content: npt.NDArray[np.uint8] | bytes, offset: int) -> None:
@@ -279,7 +292,7 @@ class SliceReader:
                 place = self._block()[at : at + end - reached]
                 nbytes = _fill(fd, place, reached)
                 if nbytes < len(place):
-                    changed = not _same(before, os.fstat(fd))
+                    changed = not self._is_same(file, fd, before)
                     self._tree.unreadable[path] = CHANGED if changed else _wrong_size(total, str(reached + nbytes))
                     return
                 part(place, reached)
@@ -288,7 +301,7 @@ class SliceReader:
                 if (at == self._block_bytes or len(collected.elements) == _MOST_ELEMENTS) and reached < total:
                     if path in self._abandoned:
                         return
-                    if not _same(before, os.fstat(fd)):
+                    if not self._is_same(file, fd, before):
                         self._tree.unreadable[path] = CHANGED
                         return
                     yield self._next(collected)
@@ -296,8 +309,8 @@ class SliceReader:
         if path in self._abandoned:
             return
         more = os.pread(fd, 1, total)
-        if more or not _same(before, os.fstat(fd)):
-            changed = not _same(before, os.fstat(fd))
+        changed = not self._is_same(file, fd, before)
+        if more or changed:
             self._tree.unreadable[path] = CHANGED if changed else _wrong_size(total, f"more than {total}")
             return
         collected.ending.append(Found(path, total))
@@ -336,7 +349,3 @@ def _fill(fd: int, into: npt.NDArray[np.uint8], offset: int) -> int:
             break
         at += nbytes
     return at
-
-
-def _same(before: os.stat_result, after: os.stat_result) -> bool:
-    return (before.st_size, before.st_mtime_ns, before.st_ino) == (after.st_size, after.st_mtime_ns, after.st_ino)

@@ -22,12 +22,13 @@ from aiflow.cli.write_errors import NOT_WRITTEN
 _QUESTIONS = 4096  # in one slice: its answer has room for a reason for each run of refused files
 
 
-def leave_out(outcome: Outcome, sending: Sending, tree: FileTree, undelivered: dict[str, str]) -> None:
-    """Remove what the receiver has from `tree`."""
+def leave_out(outcome: Outcome, sending: Sending, tree: FileTree, undelivered: dict[str, str]) -> list[Found]:
+    """Remove what the receiver has from `tree`, and return it."""
     kept = _leave_out_written(sending, tree)
     for file in kept:
         undelivered.pop(file.path, None)
     outcome.document["kept"] += len(kept)
+    return kept
 
 
 def _leave_out_written(sending: Sending, tree: FileTree) -> list[Found]:

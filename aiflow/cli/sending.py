@@ -73,7 +73,7 @@ class Sending:
     def finish_within(self, seconds: float) -> None:
         """Wait a moment for the slices in flight, after an interrupt."""
         self._timeout = seconds
-        if self._nb_settled:
+        if self._nb_settled or self._tx.receivers:
             with contextlib.suppress(AiflowError):
                 self.finish()
 

@@ -6,6 +6,9 @@ sees a file that was renamed into place like one that was written there.
 A file is whole, and sent, when no process has it open for writing and it has rested for ``--settle`` seconds. The
 kernel says whether a file is open: it refuses a read lease on it (fcntl(2), F_SETLEASE). Where the kernel cannot say,
 on network file systems and for files of other users, a file must rest for `UNSURE_SECONDS`.
+
+A batch may take long, so that a file can change between the look and its turn. It is thus compared with what the look
+saw when it is opened and after it is read, and the kernel is asked once more.
 """
 
 from __future__ import annotations
@@ -33,6 +36,8 @@ UNSURE_SECONDS = 5.0
 _INTERVAL_SECONDS = 0.2  # between two looks, at least
 _END_SECONDS = 2.0  # after an interrupt, for what is in transit
 _NOT_SENT = "not sent"
+_NOT_WHOLE = "a file that was not whole yet"
+_TOO_LATE = "new or changed since the last look"
 _SHARE = 0.05  # of the time may be spent on looking
 
 # On these, i_writecount of the kernel counts the writers of all processes that have the file system mounted.
@@ -65,28 +70,35 @@ def send_new_files(
     new = NewFiles(directory, settle)
     lease_breaks_ignored = signal.signal(signal.SIGIO, signal.SIG_IGN)  # its default ends the process
     outcome.terminal.say(f"watching {printable(str(directory))}; Ctrl-C ends")
-    idle = True
     try:
         while True:
             tree = new.look()
+            say_left_out(outcome, tree)
+            outcome.document["left_out"] = new.left_out
             for path, reason in tree.unreadable.items():
                 undelivered[path] = reason
                 outcome.terminal.say(f"aiflow: {printable(path)} cannot be sent: {reason}", style="red")
             tree.unreadable.clear()
             if tree.files or tree.directories:
-                idle = False
                 _send_batch(outcome, sending, new, tree, undelivered, slice_bytes, resume)
-                idle = True
-            outcome.document["left_out"] = new.left_out
             time.sleep(new.interval)
     except KeyboardInterrupt:
-        if not idle:
-            sending.finish_within(_END_SECONDS)
-            if _NOT_SENT in undelivered.values():
-                raise
+        _look_once_more(outcome, new, undelivered)
+        if _NOT_SENT in undelivered.values():
+            raise
     finally:
         signal.signal(signal.SIGIO, lease_breaks_ignored)
-        outcome.document["left_out"] = {**new.left_out, **dict.fromkeys(new.pending, "a file that was not whole yet")}
+
+
+def _look_once_more(outcome: Outcome, new: NewFiles, undelivered: dict[str, str]) -> None:
+    """List what is not sent at the end."""
+    tree = new.look()
+    late = dict.fromkeys(new.pending, _NOT_WHOLE)
+    late.update(dict.fromkeys([*(file.path for file in tree.files), *tree.empty], _TOO_LATE))
+    tree.left_out.update((path, what) for path, what in late.items() if path not in undelivered)
+    undelivered.update(tree.unreadable)
+    say_left_out(outcome, tree)
+    outcome.document["left_out"] = {**new.left_out, **tree.left_out}
 
 
 def _send_batch(
@@ -99,38 +111,50 @@ def _send_batch(
     resume: bool,
 ) -> None:
     """Send new files. If the receiver goes away, wait for the next one, which is asked for what it has."""
-    say_left_out(outcome, tree)
-    files, nb_before = list(tree.files), outcome.document["files"]
+    files = list(tree.files)
+    kept: set[str] = set()
     undelivered.update((file.path, _NOT_SENT) for file in files)
     undelivered.update((directory, _NOT_SENT) for directory in tree.empty)
-    while True:
-        try:
-            if resume:
-                leave_out(outcome, sending, tree, undelivered)
-            send_slices(sending, tree, slice_bytes)
-            break
-        except PeerLost as lost:
-            outcome.terminal.say(f"aiflow: {lost}. Waiting for a receiver; Ctrl-C ends", style="yellow")
-            sending.expect_receiver()
-            tree.files[:] = [file for file in tree.files if file.path in undelivered]
-            resume = True
+    try:
+        while True:
+            try:
+                if resume:
+                    kept.update(file.path for file in leave_out(outcome, sending, tree, undelivered))
+                send_slices(sending, tree, slice_bytes)
+                break
+            except PeerLost as lost:
+                outcome.terminal.say(f"aiflow: {lost}. Waiting for a receiver; Ctrl-C ends", style="yellow")
+                sending.expect_receiver()
+                tree.files[:] = [file for file in tree.files if file.path in undelivered]
+                tree.unreadable.clear()
+                resume = True
+    except KeyboardInterrupt:
+        sending.finish_within(_END_SECONDS)
+        raise
+    finally:
+        _note_ends(new, tree, files, undelivered)
+    for path in [file.path for file in files if file.path in undelivered]:
+        outcome.terminal.say(f"aiflow: {printable(path)} was not delivered: {undelivered[path]}", style="red")
+    without = {*undelivered, *tree.unreadable, *kept}
+    sent = [file for file in files if file.path not in without]
+    if sent and not outcome.terminal.as_json:
+        others = f" and {count(len(sent) - 1, 'other file')}" if len(sent) > 1 else ""
+        nbytes = sum(file.nbytes for file in sent)
+        outcome.terminal.tell(f"sent {printable(sent[-1].path)}{others}, {bytes_text(nbytes)}")
+
+
+def _note_ends(new: NewFiles, tree: FileTree, files: list[Found], undelivered: dict[str, str]) -> None:
+    """Note which files of a batch are not new any more."""
     for file in files:
         reason = tree.unreadable.get(file.path)
         if reason is None:
-            new.sent(file)
+            if undelivered.get(file.path) != _NOT_SENT:
+                new.sent(file)
         elif reason == CHANGED or not os.path.lexists(os.path.join(os.fsencode(tree.root), file.path.encode())):
             undelivered.pop(file.path, None)  # it is looked at once more, or gone
         else:
             new.sent(file)
             undelivered[file.path] = reason
-    for path in [file.path for file in files if file.path in undelivered]:
-        outcome.terminal.say(f"aiflow: {printable(path)} was not delivered: {undelivered[path]}", style="red")
-    nb_sent = outcome.document["files"] - nb_before
-    if nb_sent and not outcome.terminal.as_json:
-        delivered = [file for file in files if file.path not in undelivered]
-        others = f" and {count(nb_sent - 1, 'other file')}" if nb_sent > 1 else ""
-        nbytes = sum(file.nbytes for file in delivered)
-        outcome.terminal.tell(f"sent {delivered[-1].path if delivered else ''}{others}, {bytes_text(nbytes)}")
 
 
 class NewFiles:
@@ -171,7 +195,7 @@ class NewFiles:
         self._sent: dict[str, tuple[int, int, int]] = {}  # path → state in which it was sent
         self._directories: set[str] = set()
         self._unreadable: dict[str, str] = {}
-        self._is_local = file_system_of(root) in _LOCAL
+        self._local: dict[int, bool] = {}  # device → whether its file system is local: mounts may be below the root
 
     def sent(self, file: Found) -> None:
         """Note that a file was sent, or can never be: it is new again when it changes."""
@@ -181,45 +205,59 @@ class NewFiles:
         """Return the whole new files, the new directories, and the directories above both."""
         began = self._clock()
         seen = walk(self._root)
-        new = FileTree(self._root)
+        new = FileTree(self._root, is_whole=self._is_still_whole)
+        self._local.clear()  # the device number of a mount may be given to another
         new.left_out = {path: what for path, what in seen.left_out.items() if path not in self.left_out}
-        self.left_out = seen.left_out
         new.unreadable = {
             path: reason
             for path, reason in seen.unreadable.items()
             if path not in self._unreadable and reason != os.strerror(errno.ENOENT)  # it has just gone
         }
-        self._unreadable = seen.unreadable
-        pending, self.pending = self.pending, {}
-        sent, self._sent = self._sent, {}
+        sent: dict[str, tuple[int, int, int]] = {}
+        pending: dict[str, tuple[tuple[int, int, int], float]] = {}
         for file in seen.files:
             state = _state(file)
-            if sent.get(file.path) == state:
-                self._sent[file.path] = state
+            if self._sent.get(file.path) == state:
+                sent[file.path] = state
                 continue
-            before, since = pending.get(file.path, (None, began))
+            before, since = self.pending.get(file.path, (None, began))
             if before != state:
                 since = began
             if self._is_whole(file, began - since):
                 new.files.append(file)
             else:
-                self.pending[file.path] = state, since
+                pending[file.path] = state, since
         above = {path for file in new.files for path in _above(file.path)}
         for directory in seen.directories:
             if directory.stream in above or directory.stream not in self._directories:
                 new.directories.append(directory)
-        self._directories = {directory.stream for directory in seen.directories}
+        directories = {directory.stream for directory in seen.directories}
+        # At once, and last: after an interrupt of this look there is one more.
+        self._sent, self.pending, self._directories = sent, pending, directories
+        self.left_out, self._unreadable = seen.left_out, seen.unreadable
         self.interval = max(_INTERVAL_SECONDS, (self._clock() - began) * (1 - _SHARE) / _SHARE)
         return new
 
     def _is_whole(self, file: Found, rested: float) -> bool:
         """Return whether a file that was seen in one state for `rested` seconds is whole."""
         path = os.path.join(os.fsencode(self._root), file.path.encode())
-        written = is_open_for_writing(path) if self._is_local else None
+        written = is_open_for_writing(path) if self._is_local(file.device, path) else None
         if written is None:
             return rested >= max(self._settle, UNSURE_SECONDS)
         age = self._wall_clock() - file.mtime_ns / 1e9  # of a file with a time in the future: nothing
         return not written and max(rested, age) >= self._settle
+
+    def _is_still_whole(self, fd: int, file: Found) -> bool:
+        """Return whether an open file that was whole is still as it was found."""
+        status = os.fstat(fd)
+        if (status.st_size, status.st_mtime_ns, status.st_ino) != _state(file):
+            return False
+        return not (self._is_local(status.st_dev, fd) and _has_writers(fd))
+
+    def _is_local(self, device: int, file: bytes | int) -> bool:
+        if device not in self._local:
+            self._local[device] = file_system_of(file) in _LOCAL
+        return self._local[device]
 
 
 def _state(file: Found) -> tuple[int, int, int]:
@@ -239,21 +277,27 @@ def is_open_for_writing(path: bytes) -> bool | None:
     except OSError:
         return None
     try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            return None
-        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
-        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-        return False
-    except OSError as error:
-        return True if error.errno == errno.EAGAIN else None
+        return _has_writers(fd) if stat.S_ISREG(os.fstat(fd).st_mode) else None
+    except OSError:
+        return None
     finally:
         os.close(fd)
 
 
-def file_system_of(path: Path) -> str:
-    """Return the type of the file system of a path: ``ext4``; "" if it is not known."""
+def _has_writers(fd: int) -> bool | None:
+    """Ask the kernel about a file that is open for reading."""
     try:
-        device = os.stat(path).st_dev
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except OSError as error:
+        return True if error.errno == errno.EAGAIN else None
+    return False
+
+
+def file_system_of(file: Path | bytes | int) -> str:
+    """Return the type of the file system of a path or a descriptor: ``ext4``; "" if it is not known."""
+    try:
+        device = os.stat(file).st_dev
         number = f"{os.major(device)}:{os.minor(device)}"
         for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
             fields, _, rest = line.partition(" - ")

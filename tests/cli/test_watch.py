@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
-import time
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from programs import DEADLINE, content
 from wait import wait_for
 
+from aiflow.cli.filetree import CHANGED, SliceReader
 from aiflow.cli.watch import NewFiles, file_system_of, is_open_for_writing
 
 
@@ -64,13 +66,13 @@ def test_a_file_that_is_open_is_not_sent_before_it_is_closed(
         for number in range(3):  # others pass it
             (source / str(number)).write_bytes(b"x")
             wait_for(lambda number=number: (out / str(number)).exists(), "another file", DEADLINE)
-        time.sleep(1)
         assert not (out / "slow").exists()
         slow.write(b"last")
     wait_for(lambda: (out / "slow").exists(), "the file that was closed", DEADLINE)
     assert (out / "slow").read_bytes() == b"first last"
+    (source / "sub").mkdir()
     with open(source / "never", "wb"):
-        time.sleep(0.5)
+        wait_for(lambda: (out / "sub").exists(), "one more look", DEADLINE)
         send.process.send_signal(signal.SIGTERM)
         sent = send.ends(0)
     assert sent["files"] == 4
@@ -86,10 +88,8 @@ def test_a_receiver_that_ends_is_replaced_by_the_next(aiflow: Any, endpoint: str
     recv.process.kill()
     recv.process.wait()
     (source / "b").write_bytes(b"b" * 1000)
-    time.sleep(1)
     aiflow("recv", out, "-p", endpoint)
     wait_for(lambda: (out / "b").exists(), "the second file", DEADLINE)
-    time.sleep(0.5)
     send.process.send_signal(signal.SIGINT)
     assert send.ends(0)["not_delivered"] == {}
     assert content(out) == content(source)
@@ -111,6 +111,28 @@ def test_a_file_that_was_refused_is_sent_when_it_changes(
     sent = send.ends(1)
     assert list(sent["not_delivered"]) == ["other"]
     assert content(out) == {"large": b"small"}
+
+
+def test_what_is_not_sent_is_listed_when_it_is_seen_and_at_the_end(
+    aiflow: Any, endpoint: str, source: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    aiflow("recv", out, "-p", endpoint)
+    send = aiflow("send", source, "--watch", "--settle", 1, "-p", endpoint)
+    until_watching(send)
+    with socket.socket(socket.AF_UNIX) as there:
+        there.bind(str(source / "socket"))
+        send.says("socket is skipped: it is a socket")  # though there is no file to send
+    name = "two\nlines"
+    (source / name).write_bytes(b"x")
+    assert "sent two\\nlines, 1 B" in send.process.stdout.readline()
+    (source / "young").write_bytes(b"x")
+    (source / "late").mkdir()
+    send.process.send_signal(signal.SIGINT)
+    _, stderr = send.text(0)
+    assert "young is skipped: it is a file that was not whole yet" in stderr
+    assert (out / "late").exists() or "late is skipped: it is new or changed since the last look" in stderr
+    assert "socket" not in stderr  # once
 
 
 def test_ctrl_c_without_a_receiver_ends_with_130(aiflow: Any, endpoint: str, source: Path) -> None:
@@ -185,6 +207,85 @@ def test_where_the_kernel_does_not_say_a_file_rests_longer(source: Path, monkeyp
     assert names(new) == []
     clock.now += 0.2
     assert names(new) == ["a"]
+
+
+@pytest.mark.unit
+def test_each_file_system_below_the_directory_counts(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mount, or a link to a file elsewhere, such as a network file system."""
+    with tempfile.NamedTemporaryFile(dir="/dev/shm") as elsewhere:
+        device = os.stat(elsewhere.name).st_dev
+        if source.stat().st_dev == device:
+            pytest.skip("there is one file system")
+        monkeypatch.setattr("aiflow.cli.watch.file_system_of", lambda file: (
+            "cifs" if os.stat(file).st_dev == device else "ext4"
+        ))  # fmt: skip
+        (source / "remote").symlink_to(elsewhere.name)
+        (source / "local").write_bytes(b"a")
+        clock = Clock()
+        new = NewFiles(source, 0, clock)
+        assert names(new) == ["local"]
+        clock.now += 5
+        assert names(new) == ["local", "remote"]
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("slice_bytes", [1000, 1 << 20], ids=["in parts", "whole"])
+@pytest.mark.parametrize("how", ["rewritten", "replaced", "with an old time", "opened"])
+def test_a_file_that_changes_after_the_look_waits_for_the_next(source: Path, how: str, slice_bytes: int) -> None:
+    """A batch may take long: its last file is read long after it was found whole."""
+    (source / "a").write_bytes(b"a" * 3000)
+    (source / "b").write_bytes(b"whole" * 600)
+    os.utime(source / "b", ns=(0, 10**18))
+    new = NewFiles(source, 0)
+    tree = new.look()
+    slices = iter(SliceReader(tree, slice_bytes))
+    first = next(slices) if slice_bytes == 1000 else None  # the reader is at "a"
+    with open(source / ("c" if how == "replaced" else "b"), "r+b" if how == "opened" else "wb") as writer:
+        if how != "opened":
+            writer.write(b"half")
+            writer.flush()
+        if how == "replaced":
+            os.rename(source / "c", source / "b")
+        if how == "with an old time":
+            os.utime(source / "b", ns=(0, 10**18))
+        if how != "opened":
+            writer.close()
+        elif file_system_of(source) not in ("ext4", "tmpfs", "xfs", "btrfs", "overlay"):
+            pytest.skip("a file system without leases")
+        rest = list(slices)
+    ending = [file.path for file_slice in filter(None, [first, *rest]) for file in file_slice.ending]
+    assert (ending, tree.unreadable) == (["a"], {"b": CHANGED})
+
+
+@pytest.mark.unit
+def test_a_file_that_is_opened_for_writing_while_it_is_read_waits(source: Path) -> None:
+    (source / "a").write_bytes(b"a" * 5000)
+    if file_system_of(source) not in ("ext4", "tmpfs", "xfs", "btrfs", "overlay"):
+        pytest.skip("a file system without leases")
+    tree = NewFiles(source, 0).look()
+    slices = iter(SliceReader(tree, 1000))
+    next(slices)
+    with open(source / "a", "r+b"):
+        assert list(slices) == []
+    assert tree.unreadable == {"a": CHANGED}
+
+
+@pytest.mark.unit
+def test_a_look_that_is_interrupted_forgets_nothing(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    new = NewFiles(source, 0)
+    (source / "link").symlink_to("nowhere")
+    (source / "sent").write_bytes(b"a")
+    (file,) = new.look().files
+    new.sent(file)
+    (source / "new").write_bytes(b"a")
+    (source / "dangling").symlink_to("nowhere")
+    with monkeypatch.context() as patched:
+        patched.setattr("aiflow.cli.watch.is_open_for_writing", lambda _: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            new.look()
+    tree = new.look()
+    assert [file.path for file in tree.files] == ["new"]
+    assert list(tree.left_out) == ["dangling"]
 
 
 @pytest.mark.unit
