@@ -31,7 +31,20 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     "ports unbind": (("sudo aiflow ports unbind 0000:3b:00.0", "Give a card back to its driver."),),
     "doctor": (
         ("aiflow doctor", "Show what this aiflow is built from, and what to mend."),
+        ("aiflow doctor --fix", "Also mend what is safe, and say how."),
         ("aiflow doctor --json", "The same as a JSON document."),
+    ),
+    "top": (
+        ("aiflow top", "Watch the Senders and Receivers of this user; q ends."),
+        ("aiflow top --once --interval 5", "Print one view, with the rates of five seconds, for a log."),
+    ),
+    "diagnose": (
+        ("aiflow diagnose", "Watch for five seconds, and say what bounds each transfer."),
+        ("aiflow diagnose --seconds 30 --json", "Watch longer, and print a JSON document."),
+    ),
+    "metrics": (
+        ("aiflow metrics", "Serve a Prometheus on this machine, until Ctrl-C."),
+        ("aiflow metrics --listen 0.0.0.0:9105", "Serve a Prometheus on other hosts, too."),
     ),
     "demo": (
         ("aiflow demo", "All 512 photographs over four ports."),
