@@ -107,9 +107,12 @@ def _fill(fd: int, block: npt.NDArray[np.uint8]) -> tuple[int, bool]:
     poll.register(fd, select.POLLIN)
     at = 0
     while at < len(view):
-        if at and not poll.poll(_QUIET_MS):
+        if not poll.poll(_QUIET_MS if at else None):
             break
-        nbytes = os.readv(fd, [view[at : at + _READ_BYTES]])
+        try:
+            nbytes = os.readv(fd, [view[at : at + _READ_BYTES]])
+        except BlockingIOError:  # a descriptor with O_NONBLOCK, and another process has read what was there
+            continue
         if not nbytes:
             return at, True
         at += nbytes

@@ -7,6 +7,7 @@ tar archive (POSIX.1-2001, pax), which ``tar x`` unpacks. Memory use is limited 
 from __future__ import annotations
 
 import os
+import select
 import tarfile
 import time
 from typing import TYPE_CHECKING
@@ -196,4 +197,9 @@ class TarOut:
     def _put(self, view: memoryview) -> None:
         at = 0
         while at < len(view):
-            at += os.write(self._fd, view[at : at + _WRITE_BYTES])
+            try:
+                at += os.write(self._fd, view[at : at + _WRITE_BYTES])
+            except BlockingIOError:  # stdout may have O_NONBLOCK: a flag that processes share
+                room = select.poll()
+                room.register(self._fd, select.POLLOUT)
+                room.poll()

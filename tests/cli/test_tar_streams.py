@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import tarfile
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -236,6 +238,39 @@ def test_a_stream_of_any_length_arrives(nbytes: int, tmp_path: Path) -> None:
     os.close(archive)
     assert below(directory) == {STREAM: octets}
     assert (tmp_path / "archive").read_bytes() == octets
+
+
+@pytest.mark.unit
+def test_stdin_and_stdout_may_be_without_blocking(tmp_path: Path) -> None:
+    """A flag of the pipe, which another process may have set."""
+    reading, writing = os.pipe()
+    back_reading, back_writing = os.pipe()
+    octets = os.urandom(1 << 20)
+    for fd in (reading, back_writing):
+        os.set_blocking(fd, False)
+
+    def write() -> None:
+        with os.fdopen(writing, "wb") as file:
+            time.sleep(0.2)  # the reader is there first
+            file.write(octets)
+
+    def copy() -> None:
+        tar = TarOut(back_writing)
+        with contextlib.suppress(BlockingIOError, WriteError), os.fdopen(back_writing, "wb"):
+            for file_slice in chunks(reading, 65536, lambda nbytes: np.empty(nbytes, np.uint8)):
+                for stream, content, mark in file_slice.elements:
+                    tar.write(stream, content, mark, A)
+
+    threads = [threading.Thread(target=target, daemon=True) for target in (write, copy)]
+    for thread in threads:
+        thread.start()
+    with os.fdopen(back_reading, "rb") as file:
+        threads[1].join(0.5)  # the pipe is full
+        arrived = file.read()
+    for thread in threads:
+        thread.join()
+    os.close(reading)
+    assert arrived == octets
 
 
 @pytest.fixture
