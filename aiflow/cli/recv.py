@@ -125,6 +125,7 @@ class _Receiving:
         self._nbytes = 0  # of slices that were written, or failed
         self._shown = 0.0
         self._ports: dict[str, dict[str, Any]] = {}
+        self._lacking: dict[tuple[int, str], str] = {}  # sender and stream → why it was not written
 
     def run(self, slices: int | None) -> None:
         """Write each slice as it arrives. Time counts from the arrival of the first slice."""
@@ -139,6 +140,7 @@ class _Receiving:
                     break
         finally:
             self._bar.stop()
+            self._document["not_written"] = {stream: why for (_, stream), why in self._lacking.items()}
             self._document["seconds"] = 0.0 if started is None else time.perf_counter() - started
         self._bar.show(self._nbytes, max(self._nbytes, 1))
 
@@ -149,17 +151,20 @@ class _Receiving:
 
     def _write(self, time_slice: TimeSlice) -> None:
         failed: dict[int | str, str] = {}  # text: an error object would keep this frame and the slice alive
+        sender = time_slice.instance
         for element in time_slice:
             try:
-                self._out.write(element.stream, payload(element), element.mark, time_slice.instance)
+                path = self._out.write(element.stream, payload(element), element.mark, sender)
+                if path and element.mark is not None and (sender, element.stream) in self._lacking:
+                    del self._lacking[sender, element.stream]  # a file that its sender has sent once more
             except NotWritten as error:  # an answer, not a failure
                 failed[element.number] = error.reason
             except WriteError as error:
                 failed[element.number] = error.reason
-                self._document["not_written"][element.stream] = str(error)
+                self._lacking[sender, element.stream] = str(error)
         for stream, unsynced in self._out.sync().items():
             failed[stream] = unsynced.reason
-            self._document["not_written"][stream] = str(unsynced)
+            self._lacking[sender, stream] = str(unsynced)
         self._nbytes += time_slice.nbytes
         self._count_ports()  # before the confirmation: the sender may then close its ports
         if failed:

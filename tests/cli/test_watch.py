@@ -100,7 +100,7 @@ def test_a_file_that_was_refused_is_sent_when_it_changes(
 ) -> None:
     out = tmp_path / "out"
     limited = ("bash", "-c", 'ulimit -f 1800; exec "$@"', "bash")  # KiB: no file may be larger
-    aiflow("recv", out, "-p", endpoint, prefix=limited, AIFLOW_MEMORY="no-huge")
+    recv = aiflow("recv", out, "-p", endpoint, "--json", prefix=limited, AIFLOW_MEMORY="no-huge")
     send = aiflow("send", source, "--watch", "-p", endpoint, "--json")
     for name in ("large", "other"):
         (source / name).write_bytes(os.urandom(2 << 20))
@@ -110,6 +110,7 @@ def test_a_file_that_was_refused_is_sent_when_it_changes(
     send.process.send_signal(signal.SIGINT)
     sent = send.ends(1)
     assert list(sent["not_delivered"]) == ["other"]
+    assert list(recv.ends(1)["not_written"]) == ["other"]
     assert content(out) == {"large": b"small"}
 
 
