@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import base64
 import io
+import warnings
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,16 +16,42 @@ import numpy as np
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["looks_like_image", "thumbnail"]
+__all__ = ["Budget", "looks_like_image", "thumbnail"]
 
 SIZE = 144
 """Pixels of the longer side."""
 
-LEAST, MOST_PIXELS = 8, 100_000_000
-"""An array with a shorter side is no picture; a file with more pixels is not decoded."""
+LEAST = 8
+"""An array with a shorter side is no picture."""
+
+MOST_PIXELS = {"JPEG": 64_000_000, "PNG": 16_000_000, "GIF": 16_000_000}
+"""A file with more is not decoded: a small file may have very many. JPEG is decoded at a reduced size."""
+
+JPEG_COST = 0.25
+"""Time for a pixel of a JPEG, beside one of the others."""
 
 FORMATS = {b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n\x1a\n": "PNG", b"GIF8": "GIF"}
 """First bytes of a file → its format. Others are not decoded: files come from other machines."""
+
+
+@dataclass
+class Budget:
+    """Bounds the time that the pictures of one cell take: some 0.7 s.
+
+    Attributes
+    ----------
+    pixels : float
+        Those that may still be decoded.
+    """
+
+    pixels: float = 32_000_000
+
+    def takes(self, nb_pixels: float) -> bool:
+        """Return whether this number may still be decoded, and count it."""
+        if nb_pixels > self.pixels:
+            return False
+        self.pixels -= nb_pixels
+        return True
 
 
 def pixels_of(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any] | None:
@@ -55,8 +83,10 @@ def _format_of(array: np.ndarray[Any, Any]) -> str | None:
     return next((name for magic, name in FORMATS.items() if first.startswith(magic)), None)
 
 
-def thumbnail(element: Any, size: int = SIZE) -> str | None:
+def thumbnail(element: Any, size: int = SIZE, budget: Budget | None = None) -> str | None:
     """A picture of the element as a data: address; None where it is no image, or a file that Pillow cannot read.
+
+    There is none of a file with too many pixels, for itself or for what is left of the budget.
 
     Raises
     ------
@@ -68,7 +98,7 @@ def thumbnail(element: Any, size: int = SIZE) -> str | None:
     if pixels is not None:
         return _address(_of_pixels(pixels, size), size)
     name = _format_of(array)
-    return None if name is None else _of_file(array, name, size)
+    return None if name is None else _of_file(array, name, size, budget or Budget())
 
 
 def _of_pixels(pixels: np.ndarray[Any, Any], size: int) -> Image:
@@ -86,17 +116,21 @@ def _of_pixels(pixels: np.ndarray[Any, Any], size: int) -> Image:
     return Image.fromarray(np.ascontiguousarray(pixels))
 
 
-def _of_file(array: np.ndarray[Any, Any], name: str, size: int) -> str | None:
+def _of_file(array: np.ndarray[Any, Any], name: str, size: int, budget: Budget) -> str | None:
     from PIL import Image
 
     try:
-        with Image.open(io.BytesIO(memoryview(array)), formats=[name]) as image:
-            if image.width * image.height > MOST_PIXELS:
+        with (
+            warnings.catch_warnings(action="ignore"),  # of many pixels, which are refused, and of odd files
+            Image.open(io.BytesIO(memoryview(array)), formats=[name]) as image,
+        ):
+            nb_pixels = image.width * image.height
+            if nb_pixels > MOST_PIXELS[name] or not budget.takes(nb_pixels * (JPEG_COST if name == "JPEG" else 1)):
                 return None
             image.draft("RGB", (2 * size, 2 * size))  # JPEG: decodes a smaller one
             return _address(image.convert("RGBA" if "A" in image.mode or name == "GIF" else "RGB"), size)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return None  # a file that is cut, or only looks like one
+    except Exception:
+        return None  # a file that is cut, or only looks like one: Pillow raises errors of many types
 
 
 def _address(image: Image, size: int) -> str:

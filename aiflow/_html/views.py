@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from aiflow._html.markup import bar, block, bytes_of, heading, note, pictures, preformatted, rate_of, table
-from aiflow._html.thumbnails import SIZE, looks_like_image, thumbnail
+from aiflow._html.thumbnails import SIZE, Budget, looks_like_image, thumbnail
 from aiflow.errors import ConfigError
 
 __all__ = ["of_element", "of_port_table", "of_report", "of_side", "of_slice"]
@@ -112,8 +112,9 @@ def of_side(side: Any, title: str, state: str) -> str:
 
 
 def _pictures(elements: list[Any], size: int = SIZE) -> list[str]:
+    budget = Budget()
     try:
-        shown = ((thumbnail(element, size), element) for element in elements)
+        shown = ((thumbnail(element, size, budget), element) for element in elements)
         made = list(islice(((address, _caption(element)) for address, element in shown if address), NB_PICTURES))
     except ImportError:
         return [note(NO_PILLOW)]
