@@ -41,7 +41,7 @@ class LivePlot:
     """
 
     def __init__(self, sides: tuple[HasPorts, ...], span: float, interval: float) -> None:
-        self._sides = sides
+        self._sides = list(zip(_told_apart([side.name for side in sides]), sides, strict=True))
         self._interval = interval
         self._samples: deque[tuple[float, dict[str, float]]] = deque(maxlen=max(2, round(span / interval)))
         self._before: dict[str, tuple[float, int]] = {}  # label → when, and the port's bytes then
@@ -53,22 +53,27 @@ class LivePlot:
     @property
     def times(self) -> list[float]:
         """Seconds since the plot began, one for each sample."""
-        return [at for at, _ in list(self._samples)]
+        return self._lines()[0]
 
     @property
     def rates(self) -> dict[str, list[float]]:
         """Label of each port → bits per second at `times`."""
+        return self._lines()[1]
+
+    def _lines(self) -> tuple[list[float], dict[str, list[float]]]:
+        """Return `times` and `rates` of the same samples: the thread may add one between the two."""
         samples = list(self._samples)
         labels = dict.fromkeys(label for _, rates in samples for label in rates)
-        return {label: [rates.get(label, float("nan")) for _, rates in samples] for label in labels}
+        rates = {label: [rates.get(label, float("nan")) for _, rates in samples] for label in labels}
+        return [at for at, _ in samples], rates
 
     def _sample(self) -> None:
         """Take one sample: the bytes of each port since the sample before."""
         rates = {}
         now = time.monotonic()  # one for all ports: rates times times are the bytes that went over them
-        for side in self._sides:
+        for name, side in self._sides:
             for row in side.port_table:
-                label = f"{row.name} of {side.name}" if len(self._sides) > 1 else row.name
+                label = f"{row.name} of {name}" if len(self._sides) > 1 else row.name
                 then, nbytes = self._before.get(label, (now, row.nbytes))
                 self._before[label] = now, row.nbytes
                 if now > then:  # a port that was opened again counts from 0
@@ -85,7 +90,7 @@ class LivePlot:
         """
         from matplotlib.figure import Figure  # no pyplot: it keeps figures, and is not for threads
 
-        samples, rates = self.times, self.rates
+        times, rates = self._lines()
         top = max((rate for line in rates.values() for rate in line if rate == rate), default=0.0)
         power, unit = next(
             (p, u) for p, u in ((1e9, "Gbit/s"), (1e6, "Mbit/s"), (1e3, "kbit/s")) if top >= p or p == 1e3
@@ -93,7 +98,7 @@ class LivePlot:
         figure = Figure(figsize=(7.2, 2.6), layout="constrained")
         axes = figure.add_subplot()
         for label, line in rates.items():
-            axes.plot(samples[-len(line) :], [rate / power for rate in line], label=label, linewidth=1.6)
+            axes.plot(times, [rate / power for rate in line], label=label, linewidth=1.6)
         axes.set_xlabel("seconds")
         axes.set_ylabel(unit)
         axes.set_ylim(0, 1.3 * top / power or 1.0)  # the legend stands above the lines
@@ -128,6 +133,13 @@ class LivePlot:
         self._thread.join()
         self._sample()
         self._handle.update(self._picture())
+
+
+def _told_apart(names: list[str]) -> list[str]:
+    """Number names that occur before: names need not differ, and may be those of a port's two ends."""
+    return [
+        f"{name} ({number})" if (number := names[: at + 1].count(name)) > 1 else name for at, name in enumerate(names)
+    ]
 
 
 def live(*sides: HasPorts, span: float = 60.0, interval: float = 0.5) -> LivePlot:

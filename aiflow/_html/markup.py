@@ -7,6 +7,7 @@ and receivers come from other machines.
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Iterable, Sequence
 
 __all__ = ["Markup", "bar", "block", "bytes_of", "heading", "note", "pictures", "preformatted", "rate_of", "table"]
@@ -62,7 +63,9 @@ def preformatted(text: str) -> str:
 
 
 def bar(share: float) -> Markup:
-    """A share from 0 to 1, as a bar and a number."""
+    """A share from 0 to 1, as a bar and a number; a dash where it is not known."""
+    if math.isnan(share):
+        return Markup("–")
     percent = 100 * min(max(share, 0.0), 1.0)
     return Markup(
         '<span style="display:inline-block;width:6em;height:.6em;background:rgba(128,128,128,.25);border-radius:2px">'
@@ -93,7 +96,9 @@ def bytes_of(nbytes: float) -> str:
 
 
 def rate_of(bps: float) -> str:
-    """A number of bits a second with three digits: 5.28 Gbit/s."""
+    """A number of bits a second with three digits: 5.28 Gbit/s; a dash where it is not known."""
+    if math.isnan(bps):
+        return "–"
     for unit in ("bit/s", "kbit/s", "Mbit/s"):
         if bps < 999.5:
             return f"{bps:.3g} {unit}"

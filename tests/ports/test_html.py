@@ -5,8 +5,12 @@ from __future__ import annotations
 import base64
 import io
 import re
+import struct
 import subprocess
 import sys
+import time
+import warnings
+import zlib
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from typing import Any
@@ -16,6 +20,8 @@ import pytest
 from subprocesses import environment
 
 import aiflow
+from aiflow._html.markup import bar, rate_of
+from aiflow.notebook import LivePlot
 
 NASTY = "<script>alert('cam')</script>"
 RNG = np.random.default_rng(seed=7)
@@ -130,6 +136,54 @@ def test_a_file_that_only_looks_like_an_image_is_a_row(sides: Any, content: byte
     shown = page(time_slice)
     assert shown.images == []
     assert "file" in shown.text
+
+
+def png(width: int, height: int) -> bytes:
+    """A black picture of one bit a pixel, which is a small file."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    rows = zlib.compress(bytes((1 + (width + 7) // 8) * height))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def test_a_small_file_of_very_many_pixels_is_a_row(sides: Any) -> None:
+    pytest.importorskip("PIL")
+    _, time_slice = sent(sides, {"many": png(10_000, 9_900), "few": png(64, 64)})
+    with warnings.catch_warnings(action="error"):
+        shown = page(time_slice)
+    assert [size_of(image) for image in shown.images] == [(64, 64)]
+    assert "many" in shown.text
+
+
+def test_the_pictures_of_a_cell_have_one_budget(sides: Any) -> None:
+    pytest.importorskip("PIL")
+    file = png(4000, 4000)
+    _, time_slice = sent(sides, {f"file {number}": file for number in range(8)})
+    assert len(page(time_slice).images) == 2
+
+
+def test_a_number_that_is_not_known_is_a_dash() -> None:
+    assert bar(float("nan")) == rate_of(float("nan")) == "–"
+
+
+def test_two_sides_of_one_name_have_lines_of_their_own(endpoint: str) -> None:
+    with (
+        aiflow.Receiver(endpoint) as rx,
+        aiflow.Sender(endpoint, name="same") as tx,
+        aiflow.Sender(endpoint, name="same") as other,
+    ):
+        for sender in (tx, other):
+            ticket = sender.send({"a": b"x"}, wait=False)
+            rx.recv(timeout=60).release()
+            ticket.result(60)
+        plot = LivePlot((tx, other), span=10, interval=1)
+        plot._sample()
+        time.sleep(0.001)
+        plot._sample()
+        assert len(plot.rates) == len(tx.port_table) + len(other.port_table) == 2
 
 
 def test_names_are_escaped(sides: Any) -> None:
