@@ -72,7 +72,7 @@ class WholeFiles:
         view : memoryview
             Its bytes.
         """
-        if len(view) > HOLE_BYTES or self._names.folds or len(stream) > _USUAL_PATH:
+        if mark.mode is None or len(view) > HOLE_BYTES or self._names.folds or len(stream) > _USUAL_PATH:
             return None
         above, _, name = stream.rpartition("/")
         if not _is_usual(name):
@@ -94,7 +94,10 @@ class WholeFiles:
             at = 0
             while at < len(view):
                 at += os.write(file.fd, view[at:])
-            os.fchmod(file.fd, 0o600 if mark.mode is None else mark.mode & 0o777)
+            try:
+                os.fchmod(file.fd, mark.mode & 0o777)
+            except OSError:
+                return None  # `OutDirectory` notes that a mode was not kept
             os.close(os.dup(file.fd))  # some file systems report a full disk at close: check it before linking
             os.link(f"/proc/self/fd/{file.fd}", name, dst_dir_fd=place.directory.fd, follow_symlinks=True)
             self._names.take(path, owner)

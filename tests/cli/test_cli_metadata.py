@@ -169,6 +169,29 @@ def test_a_directory_that_comes_with_the_first_slice_and_the_last_is_renamed_onc
         assert out.renamed == [("s", "s~2"), ("s/file", "s~2/file")]
 
 
+@pytest.mark.usefixtures("both_ways_to_write")
+def test_a_mode_that_cannot_be_set_is_said_and_the_file_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_fd: int, _mode: int) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "fchmod", refuse)
+    with OutDirectory(tmp_path) as out:
+        out.write("file", b"x", FileMark("file", 0o755, 10**18), A)
+        assert out.sync() == {}
+    assert (tmp_path / "file").read_bytes() == b"x"
+    assert out.unkept == {"file": "Operation not permitted"}
+
+
+@pytest.mark.usefixtures("umask", "both_ways_to_write")
+def test_a_file_without_a_mode_has_that_of_a_new_file(tmp_path: Path) -> None:
+    with OutDirectory(tmp_path) as out:
+        out.write("file", b"x", FileMark("file", None, 10**18), A)
+    (tmp_path / "new").touch()
+    assert (tmp_path / "file").stat().st_mode == (tmp_path / "new").stat().st_mode
+
+
 @pytest.mark.parametrize("mtime_ns", [-(2**63), 2**70, 2**90])
 def test_a_time_that_no_file_can_have_is_said_and_the_file_is_there(tmp_path: Path, mtime_ns: int) -> None:
     with OutDirectory(tmp_path) as out:
