@@ -53,7 +53,7 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     "completion": (
         ('eval "$(aiflow completion bash)"', "Complete in this bash. A line of ~/.bashrc makes it permanent."),
         ('eval "$(aiflow completion zsh)"', "Complete in this zsh. A line of ~/.zshrc makes it permanent."),
-        ("aiflow completion fish > ~/.config/fish/completions/aiflow.fish", "Complete in every fish."),
+        ("aiflow completion fish | source", "Complete in this fish. A line of config.fish makes it permanent."),
     ),
     "lab": (
         ("sudo aiflow lab up", "Create a cluster of four nodes and a switch …"),

@@ -1,7 +1,8 @@
 """``aiflow completion``: scripts that let bash, zsh and fish complete commands, options and endpoints.
 
-click has all three. For bash there is a script of our own: bash ends a word at each colon, so that click's script
-cannot complete ``local:NAME``. Ours passes the whole line, and returns what follows the last colon.
+click has all three. For bash there is a script of our own: bash ends a word at each colon and equals sign, unless
+COMP_WORDBREAKS says otherwise, so that click's script cannot complete ``local:NAME``. Ours passes the whole line, and
+returns what follows the last of these. For zsh, click escapes colons from version 8.2 on.
 """
 
 from __future__ import annotations
@@ -9,13 +10,13 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
-from typing import Any
 
 import click
 from click.shell_completion import (
     BashComplete,
     CompletionItem,
     ShellComplete,
+    ZshComplete,
     add_completion_class,
     get_completion_class,
     split_arg_string,
@@ -28,7 +29,8 @@ SHELLS = ("bash", "zsh", "fish")
 _BASH = """\
 %(complete_func)s() {
     local IFS=$'\\n' completions completion type value
-    completions=$(env COMP_LINE="${COMP_LINE:0:COMP_POINT}" %(complete_var)s=bash_complete "$1" 2>/dev/null)
+    completions=$(env COMP_LINE="${COMP_LINE:0:COMP_POINT}" COMP_WORDBREAKS="$COMP_WORDBREAKS" \\
+        %(complete_var)s=bash_complete "$1" 2>/dev/null)
     for completion in $completions; do
         IFS=',' read -r type value <<< "$completion"
         case $type in
@@ -55,15 +57,28 @@ class BashWithColons(BashComplete):
         line = os.environ.get("COMP_LINE", "")
         words = split_arg_string(line)
         incomplete = words.pop() if words[1:] and not line[-1:].isspace() else ""
-        self._before = _until_colon(incomplete)
+        breaks = os.environ.get("COMP_WORDBREAKS", ":=")
+        ended = 1 + max(incomplete.rfind(each) if each in breaks else -1 for each in ":=")
+        self._before = incomplete[:ended]
+        self._option = incomplete[: incomplete.find("=") + 1] if incomplete.startswith("--") else ""
         return words[1:], incomplete
 
     def format_completion(self, item: CompletionItem) -> str:
         """Return type and value, without the part of the word that bash keeps."""
-        return f"{item.type},{str(item.value).removeprefix(self._before)}"
+        return f"{item.type},{(self._option + str(item.value)).removeprefix(self._before)}"
+
+
+class ZshWithColons(ZshComplete):
+    """Completion for zsh whose values may contain colons: it takes the first one as the end of a value with a help."""
+
+    def format_completion(self, item: CompletionItem) -> str:
+        """Return type, value and help."""
+        value = str(item.value).replace(":", "\\:") if item.help else item.value
+        return f"{item.type}\n{value}\n{item.help or '_'}"
 
 
 add_completion_class(BashWithColons)
+add_completion_class(ZshWithColons)
 
 
 def script(shell: str, app: click.Command) -> str:
@@ -109,9 +124,3 @@ def _cards() -> list[str]:
         with contextlib.suppress(OSError):
             found += [path.name for path in Path("/sys/bus/pci/drivers", driver).iterdir() if ":" in path.name]
     return sorted(found)
-
-
-def _until_colon(word: str) -> str:
-    """Return the part of a word's value that bash has ended: ``--ports=local:d`` → ``local:``."""
-    value: Any = word.partition("=")[2] if word.startswith("--") and "=" in word else word
-    return str(value[: value.rfind(":") + 1])
