@@ -2,9 +2,11 @@
 
 Usage: tools/screenshots.py [--documents] [--out DIR] [--chromium PATH] [PAGE ...]       after make docs
 
-It needs the extra `docs`, and Debian's package chromium. It also looks for what a picture shows and a build does not:
-a page that is wider than its window, a picture that did not load, and messages on the browser's console. Each is
-printed, and the script ends with 1 where there is one. It reads files, and opens no connection.
+It needs the extra `docs`, and Debian's package chromium; for --documents prometheus, too. It also looks for what a
+picture shows and a build does not: a page that is wider than its window, a picture that did not load, and messages on
+the browser's console. Each is printed, and the script ends with 1 where there is one.
+
+--documents makes the pictures in docs/: parts of the site's pages, and a running transfer (live_pictures.py).
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
 
+import live_pictures
 from playwright.sync_api import Browser, sync_playwright
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,7 +27,18 @@ WIDTHS = (1280, 400)
 SCHEMES = ("light", "dark")
 OF_DOCUMENTS = {"notebook.png": ("examples/quickstart", "what-a-slice-looks-like")}
 """Pictures in docs/: name → page, and the section of it that the picture shows."""
-PICTURED = ("docs/index", "docs/tutorial", "docs/api", "docs/site/python", "examples/quickstart", "docs/performance")
+PICTURED = (
+    "docs/index",
+    "docs/tutorial",
+    "docs/observe",
+    "docs/troubleshooting",
+    "docs/api",
+    "docs/site/python",
+    "docs/site/commands",
+    "docs/performance",
+    "examples/quickstart",
+    "README",
+)
 
 TOO_WIDE = """() => {
     const width = document.documentElement.clientWidth;
@@ -96,6 +110,7 @@ def main() -> int:
         if options.documents:
             for name, (page, anchor) in OF_DOCUMENTS.items():
                 save_section(browser, page, anchor, ROOT / "docs" / name)
+            live_pictures.make(browser, ["top", "prometheus"])
         else:
             faults = list(look_at_all(browser, options.out, options.pages))
         browser.close()
