@@ -22,7 +22,7 @@ ON_PORTS := tests/cli $(addprefix tests/project/test_,install.py readme.py) test
 	$(filter-out $(OF_PYTHON), $(wildcard tests/faults/test_*.py))
 
 .PHONY: help demo test test-ports bench soak lab fuzz lint sanitize setup fresh clean
-.PHONY: docs docs-pictures nic-test nic-soak nic-boot sdist-test wheel wheel-test wheel-bench
+.PHONY: docs docs-pictures newcomer nic-test nic-soak nic-boot sdist-test wheel wheel-test wheel-bench
 .PHONY: demo-here test-here test-ports-here bench-here soak-here sanitize-here nic-test-here nic-soak-here \
 	nic-boot-here
 .PHONY: wheel-in-bookworm wheel-in-trixie
@@ -91,6 +91,10 @@ wheel-test: wheel ## the wheel beside the system's DPDK, and on a clean Debian 1
 	AIFLOW_WHEEL=required $(PY) -m pytest tests/project/test_wheel.py \
 		$(if $(AIFLOW_RETRY),|| AIFLOW_WHEEL=required $(PY) -m pytest --last-failed tests/project/test_wheel.py)
 	@$(MAKE) --no-print-directory -j2 --output-sync=target wheel-in-bookworm wheel-in-trixie
+
+newcomer: ## every command of README, tutorial and how-tos, pasted in a fresh clone (root for all of them)
+	@tools/setup.sh dev
+	$(PY) tools/newcomer.py $(ARGS)
 
 sdist-test: ## the source distribution installed by pip on a Debian made by debootstrap (root); SUITE as for fresh
 	@tools/sdist-test.sh $(SUITE)
