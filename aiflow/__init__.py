@@ -116,7 +116,17 @@ if not TYPE_CHECKING:
             return import_module(".flow", __name__)
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = globals()[name] = getattr(import_module(f".{_HOMES.get(name, 'errors')}", __name__), name)
+        try:
+            value = getattr(import_module(f".{_HOMES.get(name, 'errors')}", __name__), name)
+        except ModuleNotFoundError as error:
+            if not (error.name or "").startswith("aiflow._"):
+                raise
+            raise ImportError(
+                f"{__path__[0]} has aiflow's sources, but not the compiled module {error.name}: start Python in "
+                "another directory, so that it finds the installed aiflow, or compile this one: make setup",
+                name=error.name,
+            ) from error
+        globals()[name] = value
         return value
 
     def __dir__():

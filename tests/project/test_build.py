@@ -202,3 +202,16 @@ def test_no_module_loads_more_of_dpdk_than_it_uses() -> None:
         needed |= set(re.findall(r"NEEDED.*\[librte_(\w+)\.so", dynamic))
     assert {"eal", "ethdev", "net_ring"} <= needed
     assert "pipeline" not in needed
+
+
+@pytest.mark.unit
+def test_sources_without_a_build_say_so(tmp_path: Path) -> None:
+    """A program that is saved in a clone imports the clone, not the installed aiflow."""
+    shutil.copytree(ROOT / "aiflow", tmp_path / "aiflow", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    program = "import aiflow\naiflow.Sender"
+    ran = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    last = ran.stderr.splitlines()[-1]
+    assert last.startswith("ImportError: ")
+    assert str(tmp_path / "aiflow") in last
+    assert "another directory" in last
+    assert "make setup" in last
