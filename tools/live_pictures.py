@@ -194,7 +194,9 @@ def picture_of_prometheus(browser: Browser, env: dict[str, str], directory: Path
         asked = {"g0.expr": EXPRESSION, "g0.tab": "0", "g0.range_input": "90s", "g0.step_input": "1"}
         page.goto(f"{url}/graph?{urllib.parse.urlencode(asked)}", wait_until="networkidle")
         page.wait_for_timeout(2000)  # the graph is drawn, and fades in
-        page.screenshot(path=picture, full_page=True)
+        height = page.evaluate("document.body.scrollHeight")
+        area = {"x": 0, "y": 0, "width": 1310, "height": height}  # without the margin by which its rows overflow
+        page.screenshot(path=picture, full_page=True, clip=area)
         page.close()
 
 

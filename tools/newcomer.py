@@ -4,8 +4,8 @@ Usage: tools/newcomer.py [--keep] [PAGE ...]        `make newcomer`; ten minutes
 
 The commands are read from the pages. Each page that PAGES lists is gone through from top to bottom, in two terminals of
 a user who has nothing: an empty home with the clone in it. Under root the user is one without an account, and a third
-terminal is root's. A block runs if the tests of pages run it (tests/support/code_blocks.py), or if a mark says that a
-file does. It fails if a command does, or if it does not print what the page shows. Blocks that say why they are
+terminal is root's. A block is pasted if the tests of pages run it (tests/support/code_blocks.py), or if a mark says
+that a file does. It fails if a command does, or if it does not print what the page shows. Blocks that say why they are
 not run are listed.
 """
 
@@ -44,7 +44,7 @@ PAGES = {
 """Page → the directory in which a reader is at its top."""
 
 LEFT_OUT = {"make test": "CI's first stage runs it, for half an hour"}
-SERVERS = {"jupyter lab": "is running at"}
+SERVERS = {"jupyter lab": "is running at", "aiflow metrics": "^metrics at"}
 """Commands that serve until Ctrl-C → what they print once they serve."""
 
 DEADLINE_S = 900
@@ -89,7 +89,7 @@ class Terminal:
         """Give it lines; a command that fails ends the block, as a reader would stop there."""
         assert self.process.stdin is not None
         self._count += 1
-        script = self._home / f".block-{self._count}"
+        script = self._home / f".block-{self.process.pid}-{self._count}"  # each terminal has its own
         script.write_text(code)
         script.chmod(0o644)
         # In this shell, so that cd, activate and export last. set -e ends it at the first command that fails.
@@ -200,7 +200,7 @@ class Newcomer:
     def in_first(self, code: str, block: Block) -> None:
         """Run a block in the first terminal, then see what the one in the second terminal has printed."""
         server = next((begin for begin in SERVERS if re.search(f"^{begin}", code, re.M)), None)
-        self.first.paste(re.sub(f"^({server}.*)$", r"\1 || true", code, flags=re.M) if server else code)
+        self.first.paste(re.sub(f"^(?={server})", "set +e\n", code, flags=re.M) if server else code)
         if server is not None:
             self.first.until(SERVERS[server])
             self.first.interrupt()
