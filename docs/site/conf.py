@@ -51,8 +51,9 @@ extensions = [
     "sphinx_copybutton",
 ]
 root_doc = HOME
-include_patterns = ["*.md", "docs/*.md", "docs/site/*.md", "bench/README.md", "examples/*.ipynb"]
-exclude_patterns = ["CODE_OF_CONDUCT.md", "RELEASING.md"]
+# A reader's own notes beside README are no pages: those of the root are named.
+include_patterns = [f"{page}.md" for page in CHAPTERS["Project"]]
+include_patterns += ["docs/*.md", "docs/site/*.md", "bench/README.md", "examples/*.ipynb"]
 # A page that no chapter names comes last, so that a new document needs no change here.
 _named = {HOME, *(page for pages in CHAPTERS.values() for page in pages)}
 _more = [f"docs/{path.stem}" for path in sorted(ROOT.glob("docs/*.md")) if f"docs/{path.stem}" not in _named]
