@@ -61,11 +61,11 @@ lint: ## what tools/lint.sh lists: formats, types, spelling, limits; ARGS="ruff 
 	tools/lint.sh $(ARGS)
 
 docs: ## the documentation site, in build/docs/html; warnings and dead links are errors
-	@tools/setup.sh dev
+	@tools/setup.sh docs
 	@tools/docs.sh
 
 docs-pictures: docs ## screenshots of the site by a headless Chromium, in build/docs/screenshots
-	@tools/setup.sh docs
+	@tools/setup.sh pictures
 	$(PY) tools/screenshots.py $(ARGS)
 
 nic-test: ## pci: on Intel igb ports that QEMU emulates, on a Debian 13 (root); ARGS go to pytest

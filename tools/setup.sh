@@ -2,11 +2,11 @@
 # All set-up a target needs: Debian packages, a virtual environment in .venv, the compiled modules in place.
 # It returns at once when nothing changed.
 #
-# Usage: tools/setup.sh demo|ports|dev|bench|nic|docs      (extras of pyproject.toml; PYTHON=… names an interpreter)
+# Usage: tools/setup.sh demo|ports|dev|bench|nic|docs|pictures (extras of pyproject.toml; PYTHON=… names an interpreter)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 umask 022 # an ordinary user must be able to run the environment that root makes
-profile=${1:?usage: tools/setup.sh demo|ports|dev|bench|nic|docs}
+profile=${1:?usage: tools/setup.sh demo|ports|dev|bench|nic|docs|pictures}
 venv=.venv
 stamps=$venv/stamps
 
@@ -23,8 +23,9 @@ wanted_packages() {
         dev) groups='build|test|fuzz' ;;
         bench) groups='build|test|fuzz|bench' ;;
         nic) groups='build|nic' ;;
-        docs) groups='build|docs' ;;
-        *) fail "unknown profile '$profile': demo, ports, dev, bench, nic or docs" ;;
+        docs) groups=build ;;
+        pictures) groups='build|docs' ;;
+        *) fail "unknown profile '$profile': demo, ports, dev, bench, nic, docs or pictures" ;;
     esac
     awk -v groups="^($groups)\$" '/^[^#]/ && $2 ~ groups { print $1 }' tools/apt-packages.txt
 }
@@ -156,6 +157,7 @@ flock 9 # two makes at once: the second finds it done
 make_venv
 case $profile in
     demo | nic | docs) extra=$profile ;;
+    pictures) extra=docs ;;
     *) extra=dev ;;
 esac
 [ ! -f $stamps/dev ] || extra=dev # it has all of the others
