@@ -1,6 +1,6 @@
 """The table of all figures that a Sender or Receiver shows: name, kind, unit, meaning, and where each comes from.
 
-`aiflow top`, the JSON of a snapshot, Prometheus and the page docs/metrics.md take them from here. The sources are plain
+`aiflow top`, the JSON of a snapshot, Prometheus and the page docs/observe.md take them from here. The sources are plain
 attributes of `aiflow._observe.snapshot`'s views; this module imports nothing.
 """
 
@@ -308,7 +308,7 @@ def values(level: str, role: str, view: Any) -> dict[str, Any]:
 
 
 def markdown() -> str:
-    """The table of docs/metrics.md."""
+    """The table of docs/observe.md."""
     lines = ["| Metric | Kind | Labels | Of | Meaning |", "|---|---|---|---|---|"]
     labels = {"side": "", "peer": "`peer` ", "port": "`port` `driver` "}
     for figure in FIGURES:

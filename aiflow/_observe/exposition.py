@@ -20,11 +20,8 @@ __all__ = ["INSTALL", "Collector", "Exporter", "forget", "note"]
 INSTALL = "install with: pip install 'aiflow-dpdk[metrics]'"
 """Advice for error messages."""
 
-_LABELS = {
-    "side": ("pid", "role", "name"),
-    "peer": ("pid", "role", "name", "peer"),
-    "port": ("pid", "role", "name", "port", "driver"),
-}
+_SIDE = ("pid", "role", "name", "number")
+_LABELS = {"side": _SIDE, "peer": (*_SIDE, "peer"), "port": (*_SIDE, "port", "driver")}
 
 
 class Collector:
@@ -64,9 +61,10 @@ def _family(figure: Figure) -> Any:
 
 
 def _samples(figure: Figure, document: Mapping[str, Any]) -> Iterator[tuple[list[str], float]]:
-    pid = str(document["pid"])
     for side in document["sides"]:
-        role, name = side["role"], side["name"]
+        role: str = side["role"]
+        number = str(side["number"]) if side["number"] > 1 else ""  # an empty label is none
+        whose = [str(document["pid"]), role, side["name"], number]
         if figure not in of_level(figure.level, role):
             continue
         views = [side] if figure.level == "side" else side[f"{figure.level}s"]
@@ -75,9 +73,9 @@ def _samples(figure: Figure, document: Mapping[str, Any]) -> Iterator[tuple[list
             more = [view[key] for key in own]
             value = view["figures"].get(figure.name)
             if isinstance(value, Mapping):
-                yield from (([pid, role, name, *more, str(key)], each) for key, each in value.items())
+                yield from (([*whose, *more, str(key)], each) for key, each in value.items())
             elif value is not None:
-                yield [pid, role, name, *more], value
+                yield [*whose, *more], value
 
 
 class Exporter:

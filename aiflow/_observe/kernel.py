@@ -6,7 +6,7 @@ import contextlib
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["Thread", "states", "threads_of"]
+__all__ = ["Thread", "inner_numbers", "states", "threads_of"]
 
 
 class Thread(NamedTuple):
@@ -31,6 +31,17 @@ def threads_of(pid: int) -> dict[int, Thread]:
         with contextlib.suppress(OSError, ValueError, IndexError):
             run, delay, *_ = (task / "schedstat").read_text().split()
             found[int(task.name)] = Thread(int(run), int(delay))
+    return found
+
+
+def inner_numbers(pid: int) -> dict[int, int]:
+    """The number that each thread has for its own process → the number for us: a container's are others."""
+    found = {}
+    for task in _tasks(pid):
+        with contextlib.suppress(OSError, ValueError):
+            status = (task / "status").read_text()
+            numbers = next((line for line in status.splitlines() if line.startswith("NSpid:")), task.name)
+            found[int(numbers.split()[-1])] = int(task.name)
     return found
 
 

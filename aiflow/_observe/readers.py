@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import json
+import select
 import socket
+import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from aiflow._observe.catalogue import of_level
-from aiflow._observe.server import PATTERN
+from aiflow._observe.server import PATTERN, UNFINISHED
+from aiflow._observe.snapshot import FORMAT
 from aiflow._ports.runtime_dir import runtime_directory
 from aiflow._system.descriptors import own_socket
 
-__all__ = ["Connection", "changes", "gather", "per_second"]
+__all__ = ["Connection", "Seen", "changes", "gather", "look", "per_second"]
 
 _PATIENCE = 2.0  # seconds for an answer
+_STALE = 60.0  # seconds after which no process is still at making its socket
+_CREDENTIALS = "3i"  # struct ucred: pid, uid, gid
 
 
 class Connection:
@@ -26,27 +32,60 @@ class Connection:
     ----------
     path : Path
         Of its socket.
+
+    Attributes
+    ----------
+    pid : int
+        Its process id for this reader; 0 if the reader's namespace of processes does not hold it.
     """
 
     def __init__(self, path: Path) -> None:
+        self.path = path
+        self._answer = bytearray()
         self._sock = own_socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            self._sock.settimeout(_PATIENCE)
-            self._sock.connect(str(path))
+            self._sock.setblocking(False)
+            self._sock.connect(str(path))  # EAGAIN if many readers wait there
+            there = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize(_CREDENTIALS))
+            self.pid: int = struct.unpack(_CREDENTIALS, there)[0]
         except BaseException:
             self._sock.close()
             raise
 
-    def snapshot(self) -> dict[str, Any]:
-        """The process's figures now: see `aiflow._observe.snapshot.snapshot`. Raises OSError."""
+    def fileno(self) -> int:
+        """The descriptor, for poll."""
+        return self._sock.fileno()
+
+    def ask(self) -> None:
+        """Ask for a snapshot: `take` until it returns one. Raises OSError."""
+        self._answer.clear()
         self._sock.sendall(b"snapshot\n")
-        answer = bytearray()
-        while not answer.endswith(b"\n"):
-            got = self._sock.recv(1 << 16)
-            if not got:
-                raise ConnectionResetError("the process ended")
-            answer += got
-        found: dict[str, Any] = json.loads(answer)
+
+    def take(self) -> dict[str, Any] | None:
+        """Read what has come, without waiting; the whole answer, or None. Raises OSError, ValueError."""
+        with contextlib.suppress(BlockingIOError):
+            while got := self._sock.recv(1 << 16):
+                self._answer += got
+                if got.endswith(b"\n"):
+                    return self._document()
+            raise ConnectionResetError("the process ended")
+        return None
+
+    def _document(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self._answer)
+        if self.pid and self.pid != found["pid"]:  # it is in a namespace of its own, as in a container
+            found["inner_pid"], found["pid"] = found["pid"], self.pid
+        elif not self.pid:
+            found["inner_pid"], found["pid"] = found["pid"], f"{found['pid']}@{found['host']}"
+        return found
+
+    def snapshot(self) -> dict[str, Any]:
+        """The process's figures now: see `aiflow._observe.snapshot.snapshot`. Raises OSError, ValueError."""
+        self.ask()
+        until = time.monotonic() + _PATIENCE
+        while (found := self.take()) is None:
+            if not _ready({self.fileno(): self}, until):
+                raise TimeoutError("the process does not answer")
         return found
 
     def close(self) -> None:
@@ -60,8 +99,24 @@ class Connection:
         self.close()
 
 
-def gather(root: Path | None = None) -> list[dict[str, Any]]:
-    """A snapshot of each process that has a Sender or Receiver open, by process id.
+class Seen(NamedTuple):
+    """What `look` finds.
+
+    Attributes
+    ----------
+    documents : list of dict
+        A snapshot of each process, by process id. ``pid`` is a number for this reader. A process that its namespace
+        does not hold has the text ``PID@HOST`` there. ``inner_pid`` is the process's own number, where it is another.
+    silent : list of str
+        Of each other process why there is none, for people.
+    """
+
+    documents: list[dict[str, Any]]
+    silent: list[str]
+
+
+def look(root: Path | None = None, patience: float = _PATIENCE) -> Seen:
+    """Ask each process that has a Sender or Receiver open, all at the same time.
 
     Sockets of processes that have ended are removed.
 
@@ -69,31 +124,90 @@ def gather(root: Path | None = None) -> list[dict[str, Any]]:
     ----------
     root : Path, optional
         Default: the runtime directory.
+    patience : float
+        Seconds for all answers.
 
     Raises
     ------
     PortError
         The runtime directory cannot be used.
     """
-    found = []
-    for path in sorted((root or runtime_directory()).glob(PATTERN)):
-        try:
-            with Connection(path) as connection:
-                found.append(connection.snapshot())
-        except ConnectionRefusedError:
-            with contextlib.suppress(OSError):
+    directory = root or runtime_directory()
+    found: list[dict[str, Any]] = []
+    silent = []
+    asked: dict[int, Connection] = {}
+    with contextlib.ExitStack() as life:
+        for path in sorted(directory.glob(PATTERN)):
+            try:
+                connection = life.enter_context(Connection(path))
+                connection.ask()
+                asked[connection.fileno()] = connection
+            except ConnectionRefusedError:
+                with contextlib.suppress(OSError):
+                    path.unlink()
+            except BlockingIOError:
+                silent.append(_unheard(path.name.split("-")[1]))
+            except OSError:
+                continue  # it ends at this moment
+        until = time.monotonic() + patience
+        while asked and (ready := _ready(asked, until)):
+            for connection in ready:
+                try:
+                    document = connection.take()
+                except (OSError, ValueError):
+                    del asked[connection.fileno()]
+                    continue
+                if document is not None:
+                    del asked[connection.fileno()]
+                    if document.get("format") == FORMAT:
+                        found.append(document)
+                    else:
+                        silent.append(
+                            f"process {document.get('pid')} has another version of aiflow: look with that one"
+                        )
+        silent += [_unheard(each.pid or each.path.name.split("-")[1]) for each in asked.values()]
+    _remove_unfinished(directory)
+    return Seen(sorted(found, key=lambda document: str(document["pid"]).zfill(20)), silent)
+
+
+def _ready(connections: dict[int, Connection], until: float) -> list[Connection]:
+    """Those with something to read; [] when the time is over."""
+    poll = select.poll()
+    for descriptor in connections:
+        poll.register(descriptor, select.POLLIN)
+    left = max(until - time.monotonic(), 0)
+    return [connections[descriptor] for descriptor, _ in poll.poll(left * 1000)]
+
+
+def _unheard(pid: int | str) -> str:
+    return f"process {pid} does not answer: it is stopped or hangs (ps -o stat,wchan {pid})"
+
+
+def _remove_unfinished(directory: Path) -> None:
+    """Remove sockets of processes that were killed while they made them."""
+    for path in directory.glob(UNFINISHED):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > _STALE:
                 path.unlink()
-        except (OSError, ValueError):
-            continue  # it ends at this moment, or is stopped
-    return sorted(found, key=lambda document: document["pid"])
+
+
+def gather(root: Path | None = None) -> list[dict[str, Any]]:
+    """The snapshots of `look`.
+
+    Parameters
+    ----------
+    root : Path, optional
+        Default: the runtime directory.
+    """
+    return look(root).documents
 
 
 def changes(older: dict[str, Any], newer: dict[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any], float]]:
     """Pairs of the same Sender or Receiver in two snapshots of a process, and the seconds between them."""
     seconds = (newer["monotonic_ns"] - older["monotonic_ns"]) / 1e9
-    before = {(side["role"], side["name"]): side for side in older["sides"]}
+    before = {side["serial"]: side for side in older["sides"]}
     for side in newer["sides"]:
-        then = before.get((side["role"], side["name"]))
+        then = before.get(side["serial"])
         if then is not None and seconds > 0:
             yield then, side, seconds
 

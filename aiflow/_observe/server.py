@@ -23,10 +23,13 @@ from aiflow._system import threads
 from aiflow._system.descriptors import keep, own_socket, pause_without_descriptor
 from aiflow.errors import AiflowError
 
-__all__ = ["PATTERN", "SWITCH", "forget", "note"]
+__all__ = ["PATTERN", "SWITCH", "UNFINISHED", "forget", "note"]
 
 PATTERN = "observe-*.sock"
 """Names of the sockets."""
+
+UNFINISHED = "observe-*.new"
+"""Their names until they listen."""
 
 SWITCH = "AIFLOW_OBSERVE"
 """Environment variable: 0 opens no socket."""

@@ -5,6 +5,7 @@ Nothing runs here unless a snapshot is asked for, and nothing locks a loop: coun
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 import sys
@@ -24,6 +25,7 @@ FORMAT = 1
 _MOST_HELD = 8  # slices of a Receiver that are named
 
 _sides: list[Side] = []
+_serials = itertools.count()
 _lock = threads.unpatched("threading").RLock()  # a signal handler may open a Receiver
 
 
@@ -37,6 +39,13 @@ class Side:
     endpoints : tuple of Endpoint
     asked : mapping
         Options that explain the figures, for the reader: policy, slice_ms, …
+
+    Attributes
+    ----------
+    serial : int
+        No other side of this process has or had it.
+    number : int
+        Sides of one role and name have different ones while they are open: 1, 2, …
     """
 
     def __init__(self, engine: Any, name: str, endpoints: tuple[Any, ...], asked: Mapping[str, Any]) -> None:
@@ -44,6 +53,10 @@ class Side:
         self.name = name
         self.endpoints = [str(endpoint) for endpoint in endpoints]
         self.asked = dict(asked)
+        self.role: str = engine.agent.role
+        self.serial = next(_serials)
+        alike = {side.number for side in _sides if (side.role, side.name) == (self.role, name)}
+        self.number: int = min(set(range(1, len(alike) + 2)) - alike)
 
 
 class _SideView:
@@ -113,8 +126,9 @@ def snapshot() -> dict[str, Any]:
     dict
         ``format``, ``pid``, ``host``, ``program``, ``monotonic_ns`` and ``unix_ns`` (the clock readings), ``unread``
         (Senders and Receivers that could not be read, because they close now), and ``sides``: for each Sender and
-        Receiver ``role``, ``name``, ``endpoints``, ``asked``, ``thread`` (the kernel's number of the loop's worker),
-        ``figures``, and lists ``peers``, ``ports`` and ``held``.
+        Receiver ``role``, ``name``, ``number`` (2, 3, … for others of that name in the process), ``serial``,
+        ``endpoints``, ``asked``, ``thread`` (the kernel's number of the loop's worker), ``figures``, and lists
+        ``peers``, ``ports`` and ``held``.
     """
     with _lock:
         sides = list(_sides)
@@ -145,6 +159,8 @@ def _of_side(side: Side, engine: Any) -> dict[str, Any]:
     return {
         "role": role,
         "name": side.name,
+        "number": side.number,
+        "serial": side.serial,
         "endpoints": side.endpoints,
         "asked": {**side.asked, "max_cores": agent.loop.max_cores},
         "thread": agent.loop.thread_id,

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from aiflow._observe import kernel
 from aiflow._observe.diagnosis import End, Verdict, cpu_shares, measures, verdict
-from aiflow._observe.readers import changes, gather
+from aiflow._observe.readers import changes, look
 
 __all__ = ["Flow", "watch"]
 
@@ -37,6 +37,7 @@ class _Process:
     def __init__(self, pid: int) -> None:
         self.pid = pid
         self.threads = kernel.threads_of(pid)
+        self.inner = kernel.inner_numbers(pid)
         self.looks = 0
         self.in_disk = 0
 
@@ -49,10 +50,11 @@ class _Process:
         """The shares of a side of this process."""
         disk = self.in_disk / self.looks if self.looks else 0.0
         threads = kernel.threads_of(self.pid)
-        return End(before, after, seconds, cpu_shares(self.threads, threads, seconds, after["thread"], disk))
+        loop = self.inner.get(after["thread"])
+        return End(before, after, seconds, cpu_shares(self.threads, threads, seconds, loop, disk))
 
 
-def watch(seconds: float) -> list[Flow]:
+def watch(seconds: float) -> tuple[list[Flow], list[str]]:
     """Watch for some seconds, and give a verdict for each flow.
 
     Parameters
@@ -61,30 +63,34 @@ def watch(seconds: float) -> list[Flow]:
 
     Returns
     -------
-    list of Flow
+    flows : list of Flow
         One for each Sender and each receiver that it is joined to, and one for each other Receiver.
+    silent : list of str
+        See `aiflow._observe.readers.Seen`.
     """
-    older = {document["pid"]: document for document in gather()}
-    processes = {pid: _Process(pid) for pid in older}
+    older = {document["pid"]: document for document in look().documents}
+    processes = {pid: _Process(pid) for pid in older if isinstance(pid, int)}  # others are out of the kernel's sight
     until = time.monotonic() + seconds
     while (left := until - time.monotonic()) > 0:
         for process in processes.values():
             process.look()
         time.sleep(min(LOOK_S, left))
-    newer = {document["pid"]: document for document in gather()}
+    seen = look()
+    newer = {document["pid"]: document for document in seen.documents}
     senders: list[tuple[str, list[str], End]] = []
     receivers: dict[str, list[End]] = {}
     for pid, document in newer.items():
         if pid not in older:
             continue
         for before, after, between in changes(older[pid], document):
-            end = processes[pid].end(before, after, between)
+            known = processes.get(pid)
+            end = known.end(before, after, between) if known is not None else End(before, after, between, None)
             if after["role"] == "sender":
                 joined = [peer["name"] for peer in after["peers"] if peer["figures"]["peer_joined"]]
                 senders.append((after["name"], joined, end))
             else:
                 receivers.setdefault(after["name"], []).append(end)
-    return list(_flows(senders, receivers))
+    return list(_flows(senders, receivers)), seen.silent
 
 
 def _flows(senders: list[tuple[str, list[str], End]], receivers: dict[str, list[End]]) -> Iterator[Flow]:

@@ -13,11 +13,12 @@ def show_diagnosis(outcome: Outcome, *, seconds: float) -> None:
     ----------
     outcome : Outcome
         Receives ``flows``: a list of ``sender``, ``receiver``, ``cause``, ``numbers``, ``advice``, ``strengths`` and
-        ``measures``. The exit code is 1 if there is no flow.
+        ``measures``. And ``silent``: why other processes are missing. The exit code is 1 if there is no flow.
     seconds : float
         How long to watch.
     """
-    flows = watch(seconds)
+    flows, silent = watch(seconds)
+    outcome.document["silent"] = silent
     outcome.document["flows"] = [
         {
             "sender": flow.sender or None,
@@ -31,9 +32,11 @@ def show_diagnosis(outcome: Outcome, *, seconds: float) -> None:
         for flow in flows
     ]
     if not flows:
-        outcome.fail("no Sender or Receiver of this user is open", NOT_DELIVERED)
+        outcome.fail("; ".join(silent) or "no Sender or Receiver of this user is open", NOT_DELIVERED)
     if outcome.terminal.as_json:
         return
+    for line in silent if flows else ():
+        outcome.terminal.tell(line)
     for flow in flows:
         found = flow.verdict
         rate = f"{found.measures.goodput_bps / 1e6:.1f} Mbit/s"

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from aiflow._observe.readers import changes, gather, per_second
+from aiflow._observe.readers import changes, look, per_second
 from aiflow._terminal.outcome import NOT_DELIVERED, Outcome
 
 if TYPE_CHECKING:
@@ -23,6 +23,9 @@ SORTS = ("rate", "loss", "use", "name")
 LOG_COLUMNS = 160
 """Width of a view that goes to no terminal."""
 
+NOTHING = "no Sender or Receiver of this user is open"
+_PATIENCE = 0.5  # seconds for answers, while keys wait
+
 Rows = list[dict[str, Any]]
 
 
@@ -32,7 +35,8 @@ def show_top(outcome: Outcome, *, once: bool, interval: float) -> None:
     Parameters
     ----------
     outcome : Outcome
-        Receives ``sides``: see `rows_of`. The exit code is 1 if there is none. Only with ``--once`` or ``--json``.
+        Receives ``sides``: see `rows_of`. The exit code is 1 if there is none. And ``silent``: why other processes are
+        missing. Only with ``--once`` or ``--json``.
     once : bool
         Print one view without colours, for a log.
     interval : float
@@ -40,17 +44,20 @@ def show_top(outcome: Outcome, *, once: bool, interval: float) -> None:
     """
     terminal = outcome.terminal
     if once or terminal.as_json or not sys.stdout.isatty():
-        older = gather()
+        older = look()
         time.sleep(interval)
-        rows = rows_of(older, gather())
-        outcome.document["sides"] = rows
+        newer = look()
+        rows = rows_of(older.documents, newer.documents)
+        outcome.document |= {"sides": rows, "silent": newer.silent}
         if not rows:
-            outcome.fail("no Sender or Receiver of this user is open", NOT_DELIVERED)
+            outcome.fail("; ".join(newer.silent) or NOTHING, NOT_DELIVERED)
         elif not terminal.as_json:
             console = terminal.console()
             if not console.is_terminal and "COLUMNS" not in os.environ:
                 console.width = LOG_COLUMNS
             console.print(view(rows, "rate"), soft_wrap=False)
+            for line in newer.silent:
+                terminal.tell(line)
         return
     _live(terminal, interval)
 
@@ -61,8 +68,8 @@ def rows_of(older: list[dict[str, Any]], newer: list[dict[str, Any]]) -> Rows:
     Returns
     -------
     list of dict
-        ``pid``, ``program``, ``role``, ``name``, ``endpoints``, ``figures`` (of the newer snapshot), ``rates`` (of the
-        counters, by second), and lists ``peers``, ``ports`` (with ``rates``, too) and ``held``.
+        ``pid``, ``program``, ``role``, ``name``, ``number``, ``endpoints``, ``figures`` (of the newer snapshot),
+        ``rates`` (of the counters, by second), and lists ``peers``, ``ports`` (with ``rates``, too) and ``held``.
     """
     before = {document["pid"]: document for document in older}
     rows = []
@@ -137,7 +144,10 @@ def _headline(row: dict[str, Any]) -> RenderableType:
     from rich.text import Text
 
     figures, rates = row["figures"], row["rates"]
-    text = Text.assemble((f"{row['role']} ", ""), (row["name"], "bold"), f"  pid {row['pid']}  {row['program']}\n")
+    which = f" #{row['number']}" if row["number"] > 1 else ""
+    text = Text.assemble(
+        (f"{row['role']} ", ""), (row["name"], "bold"), f"{which}  pid {row['pid']}  {row['program']}\n"
+    )
     parts = [f"{rates['slices']:.1f} slices/s", f"goodput {_bits(8 * rates['bytes'])}"]
     if row["role"] == "sender":
         again, frames = rates["slice_frames_retransmitted"], rates["slice_frames"]
@@ -233,15 +243,16 @@ def _live(terminal: Any, interval: float) -> None:
     from rich.text import Text
 
     sort, paused = 0, False
-    older = newer = gather()
+    older = newer = look()
     with _keys(), Live(console=terminal.console(), screen=True, auto_refresh=False) as live:
         due = time.monotonic()
         while True:
-            rows = rows_of(older, newer)
-            body = view(rows, SORTS[sort]) if rows else Text("no Sender or Receiver of this user is open")
+            rows = rows_of(older.documents, newer.documents)
+            body = view(rows, SORTS[sort]) if rows else Text("" if newer.silent else NOTHING)
             state = "paused, " if paused else ""
             foot = f"{state}by {SORTS[sort]}   s: sort   p: pause   q: quit"
-            live.update(Group(body, Text(foot, style="dim")), refresh=True)
+            missing = [Text(line, style="red") for line in newer.silent]
+            live.update(Group(body, *missing, Text(foot, style="dim")), refresh=True)
             due = max(due + interval, time.monotonic())
             while (left := due - time.monotonic()) > 0:
                 key = _key(left)
@@ -254,4 +265,4 @@ def _live(terminal: Any, interval: float) -> None:
                     paused = not paused
                     break
             if not paused and time.monotonic() >= due:
-                older, newer = newer, gather()
+                older, newer = newer, look(patience=_PATIENCE)

@@ -26,6 +26,7 @@ from wait import PATIENCE_S, settle, wait_for
 
 import aiflow
 from aiflow._observe import catalogue, exposition
+from aiflow._observe.readers import gather
 
 parser = pytest.importorskip("prometheus_client.parser", reason="the extra metrics is not installed")
 
@@ -81,6 +82,37 @@ def test_a_process_serves_its_figures(endpoint: str) -> None:
         assert "python_gc" not in text  # a registry of our own
     with pytest.raises(OSError):
         fetch(f"http://127.0.0.1:{port}/metrics")
+
+
+def test_sides_of_one_name_and_all_processes_have_series_of_their_own(endpoint: str) -> None:
+    """A server refuses a scrape in which a series comes twice."""
+    with (
+        aiflow.Receiver(f"{endpoint}-1", name="rx") as rx,
+        aiflow.Receiver(f"{endpoint}-2", name="rx"),
+        aiflow.Sender(f"{endpoint}-1", name="tx") as tx,
+        Peer(stay, f"{endpoint}-3") as peer,
+    ):
+        other = peer.hear()
+        deliver(tx, rx, 2)
+        exporter = exposition.Exporter(0, gather)
+        try:
+            text = fetch(f"http://127.0.0.1:{exporter.port}/metrics")
+        finally:
+            exporter.close()
+        lines = [line.rpartition(" ")[0] for line in text.splitlines() if not line.startswith("#")]
+        assert len(set(lines)) == len(lines)
+        own = str(os.getpid())
+        assert total(text, "aiflow_slices_total", pid=own, name="rx", number="") == 2
+        assert total(text, "aiflow_memory_limit_bytes", pid=own, name="rx", number="2") > 0
+        assert total(text, "aiflow_memory_limit_bytes", pid=str(other), name="rx", number="") > 0
+        peer.tell("end")
+        peer.ends()
+
+
+def stay(pipe: Connection, endpoint: str) -> None:
+    with aiflow.Receiver(endpoint, name="rx"):
+        pipe.send(os.getpid())
+        pipe.recv()
 
 
 @pytest.mark.unit

@@ -87,6 +87,67 @@ def test_nothing_to_show_is_said(aiflow: Any) -> None:
     assert "no Sender or Receiver of this user is open" in stderr
 
 
+def test_a_directory_that_others_can_enter_is_not_trusted(aiflow: Any) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as directory:
+        os.chmod(directory, 0o755)  # sockets in it may be another user's
+        for command in (("top", "--once"), ("diagnose", "--seconds", 0.5)):
+            _, stderr = aiflow(*command, AIFLOW_RUNTIME_DIR=directory).text(1)
+            assert "must be a directory that you own and no other user can enter" in stderr
+
+
+STAY = "import aiflow, sys\nwith aiflow.Receiver(sys.argv[1], name='stopped'): print('open', flush=True); input()"
+
+
+@contextmanager
+def stopped(endpoint: str, **variables: str) -> Iterator[int]:
+    """A process with a Receiver, stopped like one that hangs. Gives its process id."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", STAY, endpoint],
+        env=environment(**variables),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout
+        assert process.stdout.readline() == "open\n"
+        process.send_signal(signal.SIGSTOP)
+        yield process.pid
+    finally:
+        process.send_signal(signal.SIGCONT)
+        process.communicate("\n", timeout=PATIENCE_S)
+
+
+def test_a_process_that_hangs_is_named_and_hides_no_other(endpoint: str, aiflow: Any) -> None:
+    with stopped(f"{endpoint}-2") as pid, transfer(endpoint):
+        stdout, _ = aiflow("top", "--once").text(0)
+        assert "receiver rx" in stdout
+        assert f"process {pid} does not answer" in stdout
+        document = aiflow("top", "--json").ends(0)
+        assert any(f"process {pid} does not answer" in line for line in document["silent"])
+        assert any("does not answer" in line for line in aiflow("diagnose", "--json", "--seconds", 1).ends(0)["silent"])
+        with screen() as shown:
+            shown.shows("goodput")
+            shown.shows(f"process {pid} does not answer")
+            shown.press("q")
+            assert shown.ends() == 0
+
+
+def test_the_only_process_hangs(endpoint: str, aiflow: Any) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as directory, stopped(endpoint, AIFLOW_RUNTIME_DIR=directory) as pid:
+        for command in (("top", "--once"), ("diagnose", "--seconds", 0.5)):
+            _, stderr = aiflow(*command, AIFLOW_RUNTIME_DIR=directory).text(1)
+            assert f"process {pid} does not answer" in stderr
+            assert "no Sender or Receiver" not in stderr
+
+
+def test_sides_of_one_name_have_numbers(endpoint: str, aiflow: Any) -> None:
+    with transfer(endpoint), library.Receiver(f"{endpoint}-2", name="rx"):
+        stdout, _ = aiflow("top", "--once").text(0)
+    assert "receiver rx  pid" in stdout
+    assert "receiver rx #2  pid" in stdout
+
+
 class Screen:
     """`aiflow top` on a terminal of 30 lines and 150 columns."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -21,7 +22,8 @@ from subprocesses import environment
 from wait import PATIENCE_S, settle, wait_for
 
 import aiflow
-from aiflow._observe import catalogue, readers, server
+from aiflow._observe import catalogue, kernel, readers, server
+from aiflow._observe.snapshot import FORMAT
 from aiflow._ports.runtime_dir import runtime_directory
 
 NBYTES = 300_000
@@ -273,3 +275,123 @@ def test_after_close_it_is_shown_no_more(endpoint: str, leave: Callable[[aiflow.
         assert len(own()["sides"]) == 2
         leave(rx)
         assert len(own()["sides"]) == 1
+
+
+# ---- several of one name, and processes that do not answer ----
+
+
+def test_sides_of_one_name_are_told_apart(endpoint: str) -> None:
+    with aiflow.Receiver(f"{endpoint}-1", name="rx") as first, aiflow.Receiver(f"{endpoint}-2", name="rx") as second:
+        with aiflow.Sender(f"{endpoint}-1", name="one") as tx:
+            older = own()
+            deliver(tx, first, 3)
+            newer = own()
+        grown = {
+            side["number"]: side["figures"]["slices"] - then["figures"]["slices"]
+            for then, side, _ in readers.changes(older, newer)
+            if side["name"] == "rx"
+        }
+        assert grown == {1: 3, 2: 0}
+        first.close()
+        assert [side["number"] for side in own()["sides"]] == [2]  # it keeps its number
+        with aiflow.Receiver(f"{endpoint}-1", name="rx"):
+            renewed = own()
+            assert sorted(side["number"] for side in renewed["sides"]) == [1, 2]
+            assert len(list(readers.changes(newer, renewed))) == 1  # the new one is not the one before
+        assert second.name == "rx"
+
+
+def open_and_stay(pipe: Connection, endpoint: str) -> None:
+    with aiflow.Receiver(endpoint, name="rx"):
+        pipe.send(os.getpid())
+        pipe.recv()
+
+
+def test_processes_that_hang_are_named_and_cost_one_wait(endpoint: str) -> None:
+    with Peer(open_and_stay, f"{endpoint}-1") as one, Peer(open_and_stay, f"{endpoint}-2") as two:
+        pids = {one.hear(), two.hear()}
+        with aiflow.Receiver(endpoint):
+            for pid in pids:
+                os.kill(pid, signal.SIGSTOP)
+            try:
+                begun = time.monotonic()
+                seen = readers.look(patience=1)
+                assert 1 <= time.monotonic() - begun < 1.9  # not one after the other
+                for _ in range(20):  # as many readers as may wait there, and more
+                    more = readers.look(patience=0)
+            finally:
+                for pid in pids:
+                    os.kill(pid, signal.SIGCONT)
+        assert [document["pid"] for document in seen.documents if document["pid"] in {os.getpid(), *pids}] == [
+            os.getpid()
+        ]
+        for found in (seen, more):
+            for pid in pids:
+                assert len([line for line in found.silent if f"process {pid} does not answer" in line]) == 1
+        wait_for(lambda: pids <= {document["pid"] for document in readers.gather()}, "answers afterwards")
+        one.tell("end")
+        two.tell("end")
+        one.ends()
+        two.ends()
+
+
+@pytest.mark.root
+def test_a_process_of_a_container_has_the_number_that_the_reader_sees(endpoint: str) -> None:
+    code = f"import os, aiflow\nwith aiflow.Receiver({endpoint!r}): print(os.getpid(), flush=True); input()"
+    process = subprocess.Popen(
+        ["unshare", "--pid", "--fork", "--kill-child", sys.executable, "-c", code],
+        env=environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout
+        assert process.stdout.readline() == "1\n"  # its own number
+        (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        (found,) = [document for document in readers.gather() if document["pid"] == int(child)]
+        assert found["inner_pid"] == 1
+        inner = found["sides"][0]["thread"]
+        loop = kernel.inner_numbers(int(child))[inner]
+        assert loop != inner
+        assert loop in kernel.threads_of(int(child))
+        asker = (
+            "from aiflow._observe.readers import gather\n"
+            f"print([document['pid'] for document in gather() if document.get('inner_pid') == {os.getpid()}])"
+        )
+        with aiflow.Receiver(f"{endpoint}-2"):  # and for a container, that of a process outside is none
+            inside = subprocess.run(
+                ["unshare", "--pid", "--fork", "--kill-child", sys.executable, "-c", asker],
+                env=environment(),
+                capture_output=True,
+                text=True,
+                timeout=PATIENCE_S,
+            )
+        assert inside.stdout == f"['{os.getpid()}@{socket.gethostname()}']\n", inside.stderr
+    finally:
+        process.communicate("\n", timeout=PATIENCE_S)
+
+
+def test_another_version_is_named_and_remains_of_its_start_go(endpoint: str) -> None:
+    directory = runtime_directory()
+    unfinished = [directory / "observe-1-old.new", directory / "observe-1-young.new"]
+    for path in unfinished:
+        path.touch()
+    os.utime(unfinished[0], (0, 0))
+    path = directory / f"observe-{os.getpid()}-other.sock"
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other:
+            other.bind(str(path))
+            other.listen()
+            found: list[readers.Seen] = []
+            looker = threading.Thread(target=lambda: found.append(readers.look()))
+            looker.start()
+            with other.accept()[0] as asked:
+                assert asked.recv(100) == b"snapshot\n"
+                asked.sendall(json.dumps({"format": FORMAT + 1, "pid": os.getpid()}).encode() + b"\n")
+                looker.join()
+        assert any("has another version of aiflow" in line for line in found[0].silent)
+        assert [each.exists() for each in unfinished] == [False, True]
+    finally:
+        path.unlink(missing_ok=True)
+        unfinished[1].unlink(missing_ok=True)
