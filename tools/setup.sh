@@ -15,6 +15,10 @@ fail() { printf 'aiflow: %s\n' "$*" >&2; exit 1; }
 
 # --- Debian packages: only those that are missing, and only this step as root -------------------------------------
 
+as_root() {
+    if [ "$(id -u)" -eq 0 ]; then "$@"; else sudo "$@"; fi
+}
+
 wanted_packages() {
     local groups
     case $profile in
@@ -31,7 +35,7 @@ wanted_packages() {
 }
 
 install_packages() {
-    local missing=() package as_root=()
+    local missing=() package
     if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then
         pkg-config --exists libdpdk 2>/dev/null && return
         fail "this is no Debian: install the packages of tools/apt-packages.txt by hand (Fedora: dnf install gcc" \
@@ -41,16 +45,31 @@ install_packages() {
         dpkg-query -W -f '${Status}\n' "$package" 2>/dev/null | grep -q 'ok installed$' || missing+=("$package")
     done
     [ ${#missing[@]} -eq 0 ] && return
-    if [ "$(id -u)" -ne 0 ]; then
-        command -v sudo >/dev/null ||
-            fail "Debian packages are missing and there is no sudo. As root: apt-get install ${missing[*]}"
-        as_root=(sudo)
-    fi
+    [ "$(id -u)" -eq 0 ] || command -v sudo >/dev/null ||
+        fail "Debian packages are missing and there is no sudo. As root: apt-get install ${missing[*]}"
     say "installing Debian packages: ${missing[*]}"
-    "${as_root[@]}" apt-get -qq update ||
+    as_root apt-get -qq update ||
         fail "apt-get update failed; as root: apt-get install ${missing[*]}"
-    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends "${missing[@]}" \
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends "${missing[@]}" \
         >/dev/null || fail "apt-get install failed: ${missing[*]}"
+}
+
+# Programs of packages whose installation would start a service: the package is unpacked into build/, no more.
+unpack_programs() {
+    local package place=$PWD/build/programs fresh
+    case $profile in ports | dev | bench) ;; *) return 0 ;; esac
+    for package in $(awk '/^[^#]/ && $2 == "unpack" { print $1 }' tools/apt-packages.txt); do
+        ! command -v "$package" >/dev/null && [ ! -x "$place/$package" ] || continue
+        command -v apt-get >/dev/null || { say "no $package here: its tests are skipped" && continue; }
+        say "unpacking $package from its Debian package"
+        fresh=$(mktemp -d)
+        (cd "$fresh" && { apt-get -qq download "$package" 2>/dev/null || { as_root apt-get -qq update &&
+            apt-get -qq download "$package"; }; } && dpkg-deb -x ./*.deb .) ||
+            fail "$package cannot be unpacked; apt-get download $package says why"
+        mkdir -p "$place"
+        mv "$fresh/usr/bin/$package" "$place/"
+        rm -rf "$fresh"
+    done
 }
 
 # --- virtual environment ------------------------------------------------------------------------------------------
@@ -154,6 +173,7 @@ install_packages
 mkdir -p build
 exec 9>build/.lock
 flock 9 # two makes at once: the second finds it done
+unpack_programs
 make_venv
 case $profile in
     demo | nic | docs) extra=$profile ;;

@@ -1,6 +1,6 @@
 """Metrics for Prometheus: a real server scrapes a run, and its answers equal the SliceReports' sums.
 
-The server is Debian's package `prometheus`: on PATH, or where PROMETHEUS says.
+The server is that of Debian's package `prometheus`: tools/setup.sh unpacks it, where there is none.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from aiflow._observe.readers import gather
 parser = pytest.importorskip("prometheus_client.parser", reason="the extra metrics is not installed")
 
 ROOT = Path(__file__).resolve().parents[2]
+PROGRAMS = ROOT / "build/programs"
 DASHBOARD = ROOT / "docs/grafana-dashboard.json"
 NBYTES = 200_000
 
@@ -223,9 +224,9 @@ class Prometheus:
 
 @contextmanager
 def prometheus(directory: Path, *targets: int) -> Iterator[Prometheus]:
-    program = shutil.which(os.environ.get("PROMETHEUS", "prometheus"))
+    program = shutil.which("prometheus", path=os.pathsep.join([os.environ.get("PATH", ""), str(PROGRAMS)]))
     if program is None:
-        pytest.skip("needs prometheus: apt-get install prometheus, or set PROMETHEUS to its path")
+        pytest.skip("needs prometheus: tools/setup.sh dev unpacks it on a Debian")
     server = Prometheus(program, directory, list(targets))
     try:
         yield server
