@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["Thread", "inner_numbers", "states", "threads_of"]
+__all__ = ["States", "Thread", "inner_numbers", "threads_of"]
 
 
 class Thread(NamedTuple):
@@ -45,13 +46,38 @@ def inner_numbers(pid: int) -> dict[int, int]:
     return found
 
 
-def states(pid: int) -> dict[int, str]:
-    """The state of each thread now, by its number: R, S, or D for a wait that the disk has to end."""
-    found = {}
-    for task in _tasks(pid):
-        with contextlib.suppress(OSError, IndexError):
-            found[int(task.name)] = (task / "stat").read_text().rpartition(")")[2].split()[0]
-    return found
+class States:
+    """The states of the threads of a process, for many looks: their files stay open, which takes half the CPU time.
+
+    Parameters
+    ----------
+    pid : int
+    """
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._files: list[int] = []
+        self.renew()
+
+    def renew(self) -> None:
+        """Notice threads that came since."""
+        self.close()
+        for task in _tasks(self._pid):
+            with contextlib.suppress(OSError):
+                self._files.append(os.open(task / "stat", os.O_RDONLY | os.O_CLOEXEC))
+
+    def now(self) -> set[bytes]:
+        """R, S, or D for a wait that the disk has to end: those that a thread is in."""
+        found = set()
+        for file in self._files:
+            with contextlib.suppress(OSError):  # it has ended
+                found.add(os.pread(file, 100, 0).rpartition(b")")[2][1:2])
+        return found
+
+    def close(self) -> None:
+        """Idempotent."""
+        while self._files:
+            os.close(self._files.pop())
 
 
 def _tasks(pid: int) -> list[Path]:

@@ -12,8 +12,10 @@ from aiflow._observe.readers import changes, look
 
 __all__ = ["Flow", "watch"]
 
-LOOK_S = 0.02
+LOOK_S = 0.05
 """Seconds between two looks at the states of the threads."""
+
+_RENEW = 20  # looks until new threads are noticed
 
 
 class Flow(NamedTuple):
@@ -38,13 +40,16 @@ class _Process:
         self.pid = pid
         self.threads = kernel.threads_of(pid)
         self.inner = kernel.inner_numbers(pid)
+        self.states = kernel.States(pid)
         self.looks = 0
         self.in_disk = 0
 
     def look(self) -> None:
         """Note whether a thread waits for the disk now."""
         self.looks += 1
-        self.in_disk += "D" in kernel.states(self.pid).values()
+        if self.looks % _RENEW == 0:
+            self.states.renew()
+        self.in_disk += b"D" in self.states.now()
 
     def end(self, before: dict[str, Any], after: dict[str, Any], seconds: float) -> End:
         """The shares of a side of this process."""
@@ -71,10 +76,14 @@ def watch(seconds: float) -> tuple[list[Flow], list[str]]:
     older = {document["pid"]: document for document in look().documents}
     processes = {pid: _Process(pid) for pid in older if isinstance(pid, int)}  # others are out of the kernel's sight
     until = time.monotonic() + seconds
-    while (left := until - time.monotonic()) > 0:
+    try:
+        while (left := until - time.monotonic()) > 0:
+            for process in processes.values():
+                process.look()
+            time.sleep(min(LOOK_S, left))
+    finally:
         for process in processes.values():
-            process.look()
-        time.sleep(min(LOOK_S, left))
+            process.states.close()
     seen = look()
     newer = {document["pid"]: document for document in seen.documents}
     senders: list[tuple[str, list[str], End]] = []
