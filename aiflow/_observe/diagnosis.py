@@ -41,12 +41,15 @@ class Cpu(NamedTuple):
         The thread that had the least of the CPU that it wanted was ready and had none.
     user_starved : float
         The same, without the loop's worker.
+    delayed : float
+        A thread was ready and had none, however much it wanted.
     disk : float
         Share of looks at which a thread waited for the disk.
     """
 
     starved: float
     user_starved: float
+    delayed: float
     disk: float
 
 
@@ -72,6 +75,8 @@ class Measures(NamedTuple):
         The loop moved frames, or had frames and no CPU.
     sender_starved, receiver_starved : float
         A thread that wants a CPU nearly all the time was ready and had none, or the loop rested because of max_cores=.
+    sender_delayed, receiver_delayed : float
+        The same of any thread, however often it sleeps.
     reader_waits : float
         The reader's calls waited for a slice.
     memory_waits : float
@@ -100,6 +105,8 @@ class Measures(NamedTuple):
     receiver_busy: float
     sender_starved: float
     receiver_starved: float
+    sender_delayed: float
+    receiver_delayed: float
     reader_waits: float
     memory_waits: float
     behind: float
@@ -157,17 +164,17 @@ def cpu_shares(
     A thread that also sleeps gets through its work, late as it may be. So its waits for a CPU count only if it runs or
     waits for one nearly all the time. A cgroup's limit shows as such waits, too.
     """
-    starved, user_starved = 0.0, 0.0
+    starved, user_starved, delayed = 0.0, 0.0, 0.0
     for number, now in after.items():
         if number not in before:
             continue
         run = (now.run - before[number].run) / 1e9 / seconds
         delay = (now.delay - before[number].delay) / 1e9 / seconds
         wants = delay * _between(run + delay, 0.6, 0.85)
-        starved = max(starved, wants)
+        starved, delayed = max(starved, wants), max(delayed, delay)
         if number != loop:
             user_starved = max(user_starved, wants)
-    return Cpu(min(starved, 1.0), min(user_starved, 1.0), disk)
+    return Cpu(min(starved, 1.0), min(user_starved, 1.0), min(delayed, 1.0), disk)
 
 
 def _share(end: End | None, name: str, state: str = "") -> float:
@@ -230,6 +237,13 @@ def _starved(end: End | None, in_aiflow: float) -> float:
     return max(in_aiflow * end.cpu.starved + (1 - in_aiflow) * end.cpu.user_starved, rest)
 
 
+def _delayed(end: End | None) -> float:
+    """How much of the time a thread of this end was ready, and had no CPU or had to rest."""
+    if end is None:
+        return NAN
+    return max(end.cpu.delayed if end.cpu is not None else 0.0, _share(end, "loop_rest_seconds"))
+
+
 def measures(sender: End | None, receiver: End | None) -> Measures:
     """The shares behind a verdict.
 
@@ -254,6 +268,8 @@ def measures(sender: End | None, receiver: End | None) -> Measures:
         receiver_busy=_share(receiver, "loop_busy_seconds"),
         sender_starved=_starved(sender, offered),
         receiver_starved=_starved(receiver, reader_waits),
+        sender_delayed=_delayed(sender),
+        receiver_delayed=_delayed(receiver),
         reader_waits=reader_waits,
         memory_waits=_share(receiver, "arrival_seconds", "memory"),
         behind=_share(receiver, "reader_behind_seconds"),
@@ -271,21 +287,30 @@ def measures(sender: End | None, receiver: End | None) -> Measures:
 # ------------------------------------------------------------------------------------------------------------- rules
 
 
+def _apart(own: float, other: float) -> float:
+    """1: the other end waits far less for a CPU. 0: as long. Where both wait, the machine is full and neither is it."""
+    return 1 - _between(_known(other) / own, 0.3, 0.8) if _known(own) > 0 else 1.0
+
+
 def _sender_cpu(m: Measures) -> float:
     alone = _between(m.sender_busy, 0.75, 0.95) * (1 - _between(m.receiver_busy, 0.75, 0.95))
     matters = max(_known(m.path, 1.0), 1 - _known(m.offered))  # while it waits for memory it needs no CPU
-    return max(_between(m.sender_starved, 0.1, 0.6), alone) * min(matters, 1.0)
+    starved = _between(m.sender_starved, 0.1, 0.6) * _apart(m.sender_delayed, m.receiver_delayed)
+    return max(starved, alone) * min(matters, 1.0)
 
 
 def _receiver_cpu(m: Measures) -> float:
     alone = _between(m.receiver_busy, 0.75, 0.95) * (1 - _between(m.sender_busy, 0.75, 0.95))
     matters = max(_known(m.path, 1.0), 1 - _known(m.reader_waits, 1.0))  # while nothing comes it needs none
-    return max(_between(m.receiver_starved, 0.1, 0.6), alone) * min(matters, 1.0)
+    starved = _between(m.receiver_starved, 0.1, 0.6) * _apart(m.receiver_delayed, m.sender_delayed)
+    return max(starved, alone) * min(matters, 1.0)
 
 
 def _cpu(m: Measures) -> float:
     busy = max(_between(m.sender_busy, 0.75, 0.95), _between(m.receiver_busy, 0.75, 0.95))
-    return max(_sender_cpu(m), _receiver_cpu(m), busy)
+    starved = max(_between(m.sender_starved, 0.1, 0.6), _between(m.receiver_starved, 0.1, 0.6))
+    delayed = max(_between(m.sender_delayed, 0.4, 0.7), _between(m.receiver_delayed, 0.4, 0.7))
+    return max(starved, delayed, busy)
 
 
 def _reader(m: Measures) -> float:
@@ -303,8 +328,11 @@ def _evenness(m: Measures) -> float:
 
 
 def _waits_for_frames(m: Measures) -> float:
-    """The Sender waits for frames that are on their way, and neither CPU is the reason."""
-    return _known(m.path) * (1 - _cpu(m)) * (1 - _known(m.receiver_disk)) if m.has_links else 0.0
+    """The Sender waits for frames that are on their way, and neither a CPU nor the reader is the reason.
+
+    A reader that never waits for a slice is slower than the links. They are full while its memory still fills up.
+    """
+    return _known(m.path) * (1 - _cpu(m)) * (1 - _reader(m)) * (1 - _known(m.receiver_disk)) if m.has_links else 0.0
 
 
 def _disk(m: Measures) -> float:
@@ -358,6 +386,8 @@ WORDS = {
     "receiver_busy": "the receiver's loop was busy for {}",
     "sender_starved": "the sender wanted a CPU and had none for {}",
     "receiver_starved": "the receiver wanted a CPU and had none for {}",
+    "sender_delayed": "one of its threads was ready without a CPU for {}",
+    "receiver_delayed": "one of the receiver's threads was ready without a CPU for {}",
     "reader_waits": "the reader waited for slices for {}",
     "memory_waits": "a slice waited for memory for {}",
     "behind": "a whole slice waited for the reader for {}",

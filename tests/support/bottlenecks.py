@@ -1,0 +1,302 @@
+"""Runs of two programs with one bottleneck, made for real: a limit of a cgroup, a shaped link, a slow reader, a disk …
+
+Both programs are the same in every run. What they have to do comes through standard input: neither their names nor
+their arguments say it. They have far more weight than other programs on the machine: else these may be the bottleneck.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from subprocesses import environment
+from wait import PATIENCE_S, settle
+
+from aiflow._observe.readers import gather
+
+MB = 1_000_000
+WEIGHT = 1 << 18  # of each program for the scheduler; that of others is 1024
+
+COMMON = """
+import json, os, sys, threading, time, numpy, aiflow
+asked = json.load(sys.stdin)
+def work(seconds):  # the same work, however little CPU there is
+    until = time.thread_time() + seconds
+    while time.thread_time() < until:
+        pass
+"""
+
+SEND = (
+    COMMON
+    + """
+nbytes = asked["nbytes"] // asked["elements"]
+elements = [numpy.random.default_rng(1).integers(0, 255, nbytes, dtype="u1")] * asked["elements"]
+def load():
+    fd = os.open(asked["file"], os.O_RDONLY)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)  # it comes from the disk
+    loaded = numpy.frombuffer(os.read(fd, nbytes), "u1")
+    os.close(fd)
+    return [loaded]
+if asked["file"]:
+    with open(asked["file"], "wb") as file:
+        file.write(elements[0])
+        file.flush()
+        os.fsync(file.fileno())
+tickets = []
+with aiflow.Sender(asked["ports"], name="one", peer_timeout=60, **asked["options"]) as tx:
+    while True:
+        tickets.append(tx.send(load() if asked["file"] else elements, wait=False))
+        if len(tickets) > asked["ahead"]:
+            tickets.pop(0).result(60)
+        work(asked["work"])
+        time.sleep(asked["pause"])
+"""
+)
+
+RECEIVE = (
+    COMMON
+    + """
+with aiflow.Receiver(asked["ports"], name="other", **asked["options"]) as rx:
+    while True:
+        time_slice = rx.recv()
+        if asked["file"]:
+            fd = os.open(asked["file"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            for element in time_slice:
+                os.write(fd, element.array)
+            os.fsync(fd)
+            os.close(fd)
+        work(asked["work"])
+        time.sleep(asked["pause"])
+        if asked["hold"]:
+            threading.Timer(asked["hold"], time_slice.release).start()
+        else:
+            time_slice.release()
+"""
+)
+
+
+@dataclass(frozen=True)
+class End:
+    """What one of the two programs does, and what it has.
+
+    Attributes
+    ----------
+    pause, work : float
+        Seconds that it sleeps, and CPU seconds that it computes, for each slice.
+    cpu : float
+        Its share of a core, by a cgroup; 0 for no limit.
+    period_ms : float
+        Of this limit.
+    disk_bps : float
+        It reads or writes each slice, with a disk of this speed; 0 for no disk.
+    rivals : int
+        Programs that compute on its one core, too; 0 leaves it all cores.
+    options : dict
+        Of the Sender or Receiver.
+    """
+
+    pause: float = 0
+    work: float = 0
+    cpu: float = 0
+    period_ms: float = 50
+    disk_bps: float = 0
+    rivals: int = 0
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A run.
+
+    Attributes
+    ----------
+    cause : str
+        The verdict that is right.
+    sender, receiver : End
+    link : str
+        Rate of each link between two namespaces; "" for shared memory, "free" for links without a limit.
+    slow : dict
+        Port → its rate, where it is another.
+    ports, nbytes, elements : int
+        Ports; bytes of a slice, and into how many elements they are divided.
+    ahead : int
+        Slices that the sender posts before it waits for the first of them.
+    hold : float
+        Seconds for which the receiving program needs a slice after it took it.
+    """
+
+    cause: Literal["link", "port", "sender-cpu", "receiver-cpu", "reader", "memory", "disk", "application"]
+    sender: End = End()
+    receiver: End = End()
+    link: str = ""
+    slow: dict[int, str] = field(default_factory=dict)
+    ports: int = 2
+    nbytes: int = 5 * MB
+    elements: int = 1
+    ahead: int = 0
+    hold: float = 0
+
+    def __str__(self) -> str:
+        plain = Scene(self.cause)
+        told = {name: value for name, value in vars(self).items() if value != getattr(plain, name)}
+        for name in ("sender", "receiver"):
+            if name in told:
+                told[name] = {key: value for key, value in vars(told[name]).items() if value != getattr(End(), key)}
+        return f"{self.cause}: {told}"
+
+
+@contextlib.contextmanager
+def running(scene: Scene) -> Iterator[set[int]]:
+    """Both programs at work, once slices have passed. Gives their process ids."""
+    with contextlib.ExitStack() as life:
+        prefixes = _links(scene, life)
+        pids = set()
+        for letter, code, end in (("r", RECEIVE, scene.receiver), ("s", SEND, scene.sender)):
+            asked: dict[str, Any] = {
+                "ports": [f"af_packet:{letter}{index}" for index in range(scene.ports)]
+                if scene.link
+                else [f"local:scene-{os.getpid()}*{scene.ports}"],
+                "file": str(life.enter_context(disk(end.disk_bps)) / "file") if end.disk_bps else "",
+                "work": end.work,
+                "pause": end.pause,
+                "options": end.options,
+            }
+            if letter == "s":
+                asked |= {"nbytes": scene.nbytes, "elements": scene.elements, "ahead": scene.ahead}
+            else:
+                asked["hold"] = scene.hold
+            group = life.enter_context(cpu_group(end.cpu, end.period_ms))
+            core = None
+            if scene.sender.rivals or scene.receiver.rivals:  # the other end has another core
+                core = (max if end.rivals else min)(os.sched_getaffinity(0))
+                life.enter_context(rivals(end.rivals, group, core))
+            pids.add(life.enter_context(program(code, asked, prefixes.get(letter, ()), group, core)))
+
+        def runs() -> bool:
+            sides = [side for document in gather() if document["pid"] in pids for side in document["sides"]]
+            return len(sides) == 2 and all(side["figures"]["slices"] >= 2 for side in sides)
+
+        assert settle(runs, PATIENCE_S), "no slices pass"
+        time.sleep(1)  # a receiver that is slow fills up first
+        yield pids
+
+
+def _links(scene: Scene, life: contextlib.ExitStack) -> dict[str, tuple[str, ...]]:
+    """Make two namespaces with ports at a switch; where the sender's program runs, and the receiver's."""
+    if not scene.link:
+        return {}
+    from netns import Net
+
+    source, switch, sink = life.enter_context(Net()).switched(scene.ports, scene.link if scene.link != "free" else None)
+    for index, rate in scene.slow.items():
+        source.shape(f"s{index}", rate)
+        switch.shape(f"r{index}", rate)
+    return {"s": source.prefix, "r": sink.prefix}
+
+
+@contextlib.contextmanager
+def program(code: str, asked: dict[str, Any], prefix: tuple[str, ...], group: Path, core: int | None) -> Iterator[int]:
+    """A process of its own; it is killed at the end."""
+
+    def join() -> None:
+        (group / "tasks").write_text(str(os.getpid()))
+        if core is not None:
+            os.sched_setaffinity(0, {core})
+
+    process = subprocess.Popen(
+        [*prefix, sys.executable, "-c", code], env=environment(), stdin=subprocess.PIPE, preexec_fn=join
+    )
+    try:
+        assert process.stdin
+        with process.stdin:
+            process.stdin.write(json.dumps(asked).encode())
+        yield process.pid
+        assert process.poll() is None, "the program ended"
+    finally:
+        process.kill()
+        process.wait()
+
+
+@contextlib.contextmanager
+def rivals(count: int, group: Path, core: int) -> Iterator[None]:
+    """Programs of a group that compute all the time on one core."""
+
+    def alike() -> None:
+        (group / "tasks").write_text(str(os.getpid()))
+        os.sched_setaffinity(0, {core})
+
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"], preexec_fn=alike) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+
+
+_serial = itertools.count()
+
+
+@contextlib.contextmanager
+def cpu_group(share: float, period_ms: float) -> Iterator[Path]:
+    """A cgroup (version 1) that gives this share of a core; 0: no limit."""
+    root = Path("/sys/fs/cgroup/cpu")
+    if not os.access(root, os.W_OK):
+        pytest.skip("needs a cgroup of version 1 for CPU time that can be written")
+    made = root / f"aiflow-t-{os.getpid()}-{next(_serial)}"
+    made.mkdir()
+    try:
+        (made / "cpu.shares").write_text(str(WEIGHT))
+        if share:
+            (made / "cpu.cfs_period_us").write_text(f"{period_ms * 1000:.0f}")
+            (made / "cpu.cfs_quota_us").write_text(f"{period_ms * 1000 * share:.0f}")
+        yield made
+    finally:
+
+        def removed() -> bool:
+            with contextlib.suppress(OSError):
+                made.rmdir()
+            return not made.exists()
+
+        assert settle(removed)
+
+
+@contextlib.contextmanager
+def disk(bps: float) -> Iterator[Path]:
+    """A directory on a loop device that reads and writes this many bytes a second."""
+    limits = [Path(f"/sys/fs/cgroup/blkio/blkio.throttle.{way}_bps_device") for way in ("read", "write")]
+    if not all(os.access(limit, os.W_OK) for limit in limits):
+        pytest.skip("needs a cgroup of version 1 for block devices that can be written")
+    with tempfile.TemporaryDirectory() as name:
+        image, directory = Path(name, "image"), Path(name, "disk")
+        directory.mkdir()
+        with image.open("wb") as file:
+            file.truncate(64 << 20)
+        subprocess.run(["mke2fs", "-q", image], check=True)
+        made = subprocess.run(["losetup", "-f", "--show", image], capture_output=True, text=True)
+        if made.returncode:
+            pytest.skip(f"no loop device: {made.stderr}")
+        device = made.stdout.strip()
+        number = os.stat(device).st_rdev
+        numbers = f"{os.major(number)}:{os.minor(number)}"
+        try:
+            subprocess.run(["mount", device, directory], check=True)
+            for limit in limits:
+                limit.write_text(f"{numbers} {bps:.0f}")
+            yield directory
+        finally:
+            for limit in limits:
+                limit.write_text(f"{numbers} 0")
+            subprocess.run(["umount", directory], check=False)
+            subprocess.run(["losetup", "-d", device], check=False)
