@@ -1,7 +1,7 @@
 """Forty runs of ``aiflow diagnose``: eight bottlenecks, five set-ups each that differ in sizes, ports, links and rates.
 
 The limits in the rules were chosen on the first of each five. 38 verdicts must be right; the others
-may be "unclear", and none may name another cause. `make diagnose-40` runs them.
+may be "unclear", and none may name another cause. `make verdicts` runs them.
 """
 
 from __future__ import annotations
