@@ -22,7 +22,7 @@ ON_PORTS := tests/cli $(addprefix tests/project/test_,install.py readme.py) test
 	$(filter-out $(OF_PYTHON), $(wildcard tests/faults/test_*.py))
 
 .PHONY: help demo test test-ports bench soak lab fuzz lint sanitize setup fresh clean
-.PHONY: docs docs-pictures newcomer nic-test nic-soak nic-boot sdist-test wheel wheel-test wheel-bench
+.PHONY: docs docs-pictures newcomer verdicts nic-test nic-soak nic-boot sdist-test wheel wheel-test wheel-bench
 .PHONY: demo-here test-here test-ports-here bench-here soak-here sanitize-here nic-test-here nic-soak-here \
 	nic-boot-here
 .PHONY: wheel-in-bookworm wheel-in-trixie
@@ -44,6 +44,10 @@ bench: ## beside what else Python users have, C testpmd and memcpy; writes bench
 
 soak: ## the long runs
 	$(IN_REACH) soak-here
+
+verdicts: ## as root: aiflow diagnose on forty runs with a known bottleneck, twice; twelve minutes
+	@tools/setup.sh dev
+	$(PY) -m pytest -m soak --timeout=0 -s tests/soak/test_verdicts.py $(ARGS)
 
 lab: ## the published experiments on an emulated cluster (root); writes lab-results/
 	@tools/setup.sh dev
