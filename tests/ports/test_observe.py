@@ -22,7 +22,7 @@ from subprocesses import environment
 from wait import PATIENCE_S, settle, wait_for
 
 import aiflow
-from aiflow._observe import catalogue, kernel, readers, server
+from aiflow._observe import catalogue, kernel, readers, server, watching
 from aiflow._observe.snapshot import FORMAT
 from aiflow._ports.runtime_dir import runtime_directory
 
@@ -299,6 +299,19 @@ def test_sides_of_one_name_are_told_apart(endpoint: str) -> None:
             assert sorted(side["number"] for side in renewed["sides"]) == [1, 2]
             assert len(list(readers.changes(newer, renewed))) == 1  # the new one is not the one before
         assert second.name == "rx"
+
+
+def test_a_flow_takes_no_figures_of_a_receiver_that_may_be_another(endpoint: str) -> None:
+    with (
+        aiflow.Receiver(f"{endpoint}-1", name="rx") as first,
+        aiflow.Receiver(f"{endpoint}-2", name="rx"),
+        aiflow.Sender(f"{endpoint}-1", name="one") as tx,
+    ):
+        deliver(tx, first, 1)
+        flows = [flow for flow in watching.watch(0.5)[0] if {flow.sender, flow.receiver} & {"one", "rx"}]
+    assert sorted((flow.sender, flow.receiver) for flow in flows) == [("", "rx"), ("", "rx"), ("one", "rx")]
+    (of_sender,) = [flow.verdict.measures for flow in flows if flow.sender]
+    assert of_sender.reader_waits != of_sender.reader_waits  # NaN: which of both it is cannot be known
 
 
 def open_and_stay(pipe: Connection, endpoint: str) -> None:
