@@ -15,7 +15,7 @@ from aiflow._system import threads
 from aiflow.config import parse_listen
 from aiflow.errors import ConfigError
 
-__all__ = ["INSTALL", "Collector", "Exporter", "forget", "note"]
+__all__ = ["INSTALL", "Collector", "Exporter", "forget", "note", "samples"]
 
 INSTALL = "install with: pip install 'aiflow-dpdk[metrics]'"
 """Advice for error messages."""
@@ -42,8 +42,8 @@ class Collector:
         for figure in FIGURES:
             family = _family(figure)
             for document in documents:
-                for labels, value in _samples(figure, document):
-                    family.add_metric(labels, value)
+                for labels, value in samples(figure, document):
+                    family.add_metric([labels.get(key, "") for key in _keys(figure)], value)  # an empty label is none
             if family.samples:
                 yield family
 
@@ -56,26 +56,41 @@ def _family(figure: Figure) -> Any:
     from prometheus_client import core
 
     kind = core.CounterMetricFamily if figure.kind == "counter" else core.GaugeMetricFamily
-    labels = [*_LABELS[figure.level], *([figure.label] if figure.label else [])]
-    return kind(f"aiflow_{figure.name}", f"{figure.help}.", labels=labels)
+    return kind(f"aiflow_{figure.name}", f"{figure.help}.", labels=_keys(figure))
 
 
-def _samples(figure: Figure, document: Mapping[str, Any]) -> Iterator[tuple[list[str], float]]:
+def _keys(figure: Figure) -> list[str]:
+    return [*_LABELS[figure.level], *([figure.label] if figure.label else [])]
+
+
+def samples(figure: Figure, document: Mapping[str, Any]) -> Iterator[tuple[dict[str, str], float]]:
+    """The values of a figure in a snapshot, with their labels.
+
+    Parameters
+    ----------
+    figure : Figure
+    document : mapping
+        A snapshot.
+    """
     for side in document["sides"]:
         role: str = side["role"]
-        number = str(side["number"]) if side["number"] > 1 else ""  # an empty label is none
-        whose = [str(document["pid"]), role, side["name"], number]
+        whose = {"pid": str(document["pid"]), "role": role, "name": side["name"]}
+        if side["number"] > 1:
+            whose["number"] = str(side["number"])
         if figure not in of_level(figure.level, role):
             continue
         views = [side] if figure.level == "side" else side[f"{figure.level}s"]
-        own = {"side": (), "peer": ("name",), "port": ("name", "driver")}[figure.level]
         for view in views:
-            more = [view[key] for key in own]
+            labels = dict(whose)
+            if figure.level != "side":
+                labels[figure.level] = view["name"]
+            if figure.level == "port":
+                labels["driver"] = view["driver"]
             value = view["figures"].get(figure.name)
             if isinstance(value, Mapping):
-                yield from (([*whose, *more, str(key)], each) for key, each in value.items())
+                yield from (({**labels, figure.label: str(key)}, each) for key, each in value.items())
             elif value is not None:
-                yield [*whose, *more], value
+                yield labels, value
 
 
 class Exporter:

@@ -49,6 +49,7 @@ ROOMS = {
     "_encode": Room("_encode", ("errors", "_transfer")),
     "slices": Room("slices|shards", ("errors", "_html", "_policy", "_transfer")),
     "_observe": Room(r"_observe(\..*)?", ("errors", "config", "_system", "_ports")),
+    "otel": Room("otel", ("errors", "_observe")),
     "options": Room("options", ("errors", "config", "_policy")),
     "sides": Room(
         "sender|receiver|shared_ports|_engine|_poster|alloc|names",
