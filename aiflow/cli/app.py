@@ -268,7 +268,7 @@ def doctor(as_json: bool, fix: bool) -> None:
 @click.option(
     "--interval",
     type=click.FloatRange(0.1, 60),
-    default=1.0,
+    default=2.0,
     show_default=True,
     metavar="SECONDS",
     help="Time between two looks; rates are those of this time.",
