@@ -31,8 +31,10 @@ def show_diagnosis(outcome: Outcome, *, seconds: float) -> None:
         }
         for flow in flows
     ]
-    if not flows:
-        outcome.fail("; ".join(silent) or "no Sender or Receiver of this user is open", NOT_DELIVERED)
+    if silent and not flows:
+        outcome.fail("; ".join(silent), NOT_DELIVERED)
+    elif not flows:
+        outcome.fail("no Sender or Receiver of this user is open", NOT_DELIVERED)
     if outcome.terminal.as_json:
         return
     for line in silent if flows else ():

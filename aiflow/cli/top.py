@@ -49,8 +49,10 @@ def show_top(outcome: Outcome, *, once: bool, interval: float) -> None:
         newer = look()
         rows = rows_of(older.documents, newer.documents)
         outcome.document |= {"sides": rows, "silent": newer.silent}
-        if not rows:
-            outcome.fail("; ".join(newer.silent) or NOTHING, NOT_DELIVERED)
+        if newer.silent and not rows:
+            outcome.fail("; ".join(newer.silent), NOT_DELIVERED)
+        elif not rows:
+            outcome.fail("no Sender or Receiver of this user is open", NOT_DELIVERED)
         elif not terminal.as_json:
             console = terminal.console()
             if not console.is_terminal and "COLUMNS" not in os.environ:
