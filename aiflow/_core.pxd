@@ -259,7 +259,7 @@ cdef extern from "aiflow/rt/chrono.h" nogil:
         pass
 
     void af_chrono_note(af_chrono *chrono, uint32_t state, uint64_t now) noexcept
-    void af_chrono_read(const af_chrono *chrono, uint64_t now, uint64_t *ns) noexcept
+    void af_chrono_read(af_chrono *chrono, uint64_t now, uint64_t *ns) noexcept
 
 
 cdef extern from "aiflow/path/pacer.h" nogil:

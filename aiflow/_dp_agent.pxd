@@ -55,5 +55,5 @@ cdef class Agent:
 
 cdef af_numbers *session_numbers() noexcept
 cdef char *name_bytes(object name, char *out) except NULL
-cdef list chrono_ns(const af_chrono *chrono)
+cdef list chrono_ns(af_chrono *chrono)
 cdef sample_rows(af_sampler *sampler, uint32_t nb_ports)

@@ -57,7 +57,7 @@ cdef sample_rows(af_sampler *sampler, uint32_t nb_ports):
             (newer.ns, [newer.ports[i] for i in range(nb_ports)]))
 
 
-cdef list chrono_ns(const af_chrono *chrono):
+cdef list chrono_ns(af_chrono *chrono):
     """Nanoseconds in each state of a chronograph until now."""
     cdef uint64_t ns[AF_CHRONO_STATES]
     af_chrono_read(chrono, af_now_ns(), ns)

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
+from aiflow._system import threads
+
 if TYPE_CHECKING:
     import asyncio
 
@@ -35,17 +37,26 @@ class Waiter:
     def __init__(self, agent: Any) -> None:
         self._agent = agent
         self._since: dict[int, int] = {}  # calls that wait, by a number of their own, and since when
-        self._waited_ns = 0
+        self._waited_ns: dict[int, int] = {}  # by thread: each adds to its own, so that no update is lost
+        self._told_ns = 0
+        self._telling = threads.unpatched("threading").Lock()
 
     def waited(self) -> tuple[int, int]:
-        """How many calls wait now, and for how many ns all calls have waited, those included."""
-        now, waiting = time.monotonic_ns(), list(self._since.values())
-        return len(waiting), self._waited_ns + sum(now - since for since in waiting)
+        """How many calls wait now, and for how many ns all calls have waited, those included. The ns never fall.
+
+        A wait that ends while they are added up may be missing from both sums.
+        """
+        with self._telling:
+            now, waiting = time.monotonic_ns(), list(self._since.values())
+            waited = sum(list(self._waited_ns.values())) + sum(now - since for since in waiting)
+            self._told_ns = max(self._told_ns, waited)
+            return len(waiting), self._told_ns
 
     def _ended(self, call: int) -> None:
         since = self._since.pop(call, None)
         if since is not None:
-            self._waited_ns += time.monotonic_ns() - since
+            took, me = time.monotonic_ns() - since, get_ident()
+            self._waited_ns[me] = self._waited_ns.get(me, 0) + took
 
     def until(self, condition: Callable[[], bool], timeout: float | None) -> bool:
         """Block until `condition()`, at most `timeout` seconds (None: without end). Returns its last value."""
