@@ -286,6 +286,9 @@ cdef extern from "aiflow/tx/tx_agent.h" nogil:
     struct af_tx_ended:
         uint64_t slices, elements, bytes, frames, retransmits, ns, failed
 
+    struct af_tx_whole:
+        pass
+
     struct af_dispatch:
         uint32_t ports
         bint elements, by_share, shortest
@@ -302,6 +305,7 @@ cdef extern from "aiflow/tx/tx_agent.h" nogil:
         uint64_t nbytes, posted_ns
         uint32_t nb_elements, manifest_bytes, receiver
         af_dispatch dispatch
+        af_tx_whole *whole
         af_tx_slice *next
         int state, cancel
         uint64_t acked_bytes
@@ -359,10 +363,12 @@ cdef extern from "aiflow/tx/tx_agent.h" nogil:
         uint64_t drops[AF_NB_DROPS]
         uint64_t feedbacks, probes
         af_tx_ended ended
+        af_tx_ended *sends
         af_chrono waits
         af_sampler sampler
 
     int af_tx_init(af_tx *tx) noexcept
+    af_tx_whole *af_tx_begin(uint32_t parts, uint64_t now) noexcept
     bint af_tx_is_pressed(const af_tx *tx) noexcept
     void af_tx_enqueue(af_tx *tx, af_tx_slice *s) noexcept
     void af_tx_fail_all(af_tx *tx, int error, uint64_t now) noexcept

@@ -8,9 +8,9 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 from aiflow._core cimport (
     AF_NB_DROPS, AF_NB_TX_WAITS, AF_OTHERS, AF_REFER_ALL, AF_REFER_OWNED, AF_SENDS, af_agent_port, af_handoff,
-    af_handoff_post, af_now_ns, af_pace_reset, af_tx, af_tx_detach, af_tx_due, af_tx_enqueue, af_tx_fail_all,
-    af_tx_init, af_tx_is_pressed, af_tx_load, af_tx_next_frame, af_tx_on_frame, af_tx_owns, af_tx_port, af_tx_slice,
-    af_tx_tick, af_tx_wait_name,
+    af_handoff_post, af_now_ns, af_pace_reset, af_tx, af_tx_begin, af_tx_detach, af_tx_due, af_tx_ended, af_tx_enqueue,
+    af_tx_fail_all, af_tx_init, af_tx_is_pressed, af_tx_load, af_tx_next_frame, af_tx_on_frame, af_tx_owns, af_tx_port,
+    af_tx_slice, af_tx_tick, af_tx_wait_name,
 )
 from aiflow._dp_agent cimport MOST_MACHINES, Agent, agent_counts, chrono_ns, name_bytes, sample_rows, session_numbers
 from aiflow._dp_driver cimport aiflow_lock, aiflow_set, aiflow_unlock
@@ -87,6 +87,7 @@ cdef class TxAgent(Agent):
 
     cdef sender_side side
     cdef af_tx *tx      # the first state machine
+    cdef af_tx_ended sends  # slices that have ended; the loop writes
     cdef set in_flight  # Outgoing objects that may not have ended
     cdef object pace_of
     cdef object guard   # `_fail_all` runs once at a time
@@ -117,6 +118,7 @@ cdef class TxAgent(Agent):
             name_bytes(receiver, tx.to)
             tx.instance = int.from_bytes(os.urandom(6), "big") << 16
             tx.numbers = session_numbers()
+            tx.sends = &self.sends
             tx.peer_timeout_ns = int(peer_timeout * 1e9)
             tx.clock_offset_ns = time.time_ns() - time.monotonic_ns()
             tx.nb_expected = nb_expected
@@ -235,7 +237,7 @@ cdef class TxAgent(Agent):
         self.tell()
 
     def post(self, list buffers, bytes manifest, plan, uint32_t receiver=0, bint wait=False, list into=None):
-        """Send a slice of which each buffer is an element.
+        """Send a slice of which each buffer is an element; returns its Outgoing.
 
         Parameters
         ----------
@@ -252,10 +254,6 @@ cdef class TxAgent(Agent):
         into : list, optional
             The posted parts of a slice, in the receivers' order. The Outgoing is appended to it, before an interrupt
             can strike. When it is there already, nothing is posted.
-
-        Returns
-        -------
-        Outgoing
         """
         if into is not None and len(into) > <Py_ssize_t>receiver:
             return into[receiver]
@@ -271,10 +269,8 @@ cdef class TxAgent(Agent):
     cdef bint _lends(self):
         """Does a card that we send over read the memory of `aiflow.empty` where it lies?"""
         cdef uint32_t i
-        cdef const af_tx_port *port
-        for i in range(self.side.tx[0].nb_ports):
-            port = &self.side.tx[0].ports[i]
-            if port.p.attached and port.p.by_reference == AF_REFER_OWNED:
+        for i in range(self.tx.nb_ports):
+            if self.tx.ports[i].p.attached and self.tx.ports[i].p.by_reference == AF_REFER_OWNED:
                 return True
         return False
 
@@ -293,6 +289,8 @@ cdef class TxAgent(Agent):
             out.s.dispatch.share_bytes[index] = quota
         out.s.posted_ns = af_now_ns()
         out.posted_at = time.monotonic()
+        if self.side.nb > 1 and into is not None:
+            out.s.whole = (<Outgoing?>into[0]).s.whole if into else af_tx_begin(self.side.nb, out.s.posted_ns)
         if self.in_flight:
             self.finish_ended()
         self.in_flight.add(out)
@@ -337,14 +335,12 @@ cdef class TxAgent(Agent):
         until = time.monotonic() + timeout
         for i in range(self.side.nb):
             self.side.tx[i].closing = True
-        while self._unparted() and not self.stopped and time.monotonic() < until:
+        while not self.stopped and time.monotonic() < until:
+            if not any(self.side.tx[i].open and not self.side.tx[i].bye_heard for i in range(self.side.nb)):
+                break
             self.wait(self.generation, 0.002)
         self.leave()
         self._fail_all()
-
-    def _unparted(self):
-        """Is there a receiver that has not answered our BYE?"""
-        return any(self.side.tx[i].open and not self.side.tx[i].bye_heard for i in range(self.side.nb))
 
     def _fail_all(self):
         """Fail every slice that has not ended: no loop drives them any more."""
@@ -413,6 +409,10 @@ cdef class TxAgent(Agent):
     def outstanding(self):
         """Slices that have not ended."""
         return [out for out in list(self.in_flight) if not out.done]
+
+    def ended(self):
+        """How many slices are in flight, and sums over those that have ended: the parts of one count once."""
+        return len({<size_t>(<Outgoing>out).s.whole or id(out) for out in self.outstanding()}), self.sends
 
     def drops(self):
         """Frames not taken, by reason; and `tx_nombuf`: times that the pool had no mbuf for a frame to send."""

@@ -21,6 +21,53 @@ af_tx_count_end(struct af_tx_ended *ended, const struct af_tx_slice *s)
 	ended->ns += s->done_ns > since ? s->done_ns - since : 0;
 }
 
+/* The account of a slice that has so many parts. NULL without memory: then each part counts as a slice. */
+static inline struct af_tx_whole *
+af_tx_begin(uint32_t parts, uint64_t now)
+{
+	struct af_tx_whole *whole = calloc(1, sizeof(*whole));
+
+	if (whole) {
+		whole->left = parts;
+		whole->posted_ns = now;
+	}
+	return whole;
+}
+
+/* A part has ended. Its times are those of a report: from when the first receiver was there to the last end. */
+static inline void
+af_tx_count_part(struct af_tx_ended *sends, const struct af_tx_slice *s)
+{
+	struct af_tx_whole *whole = s->whole;
+
+	if (!whole) {
+		af_tx_count_end(sends, s);
+		return;
+	}
+	whole->failed |= s->error != AF_TX_OK;
+	if (s->joined_ns && (!whole->joined_ns || s->joined_ns < whole->joined_ns))
+		whole->joined_ns = s->joined_ns;
+	whole->elements += s->nb_elements;
+	whole->bytes += s->nbytes;
+	whole->frames += s->frames;
+	whole->retransmits += s->retransmits;
+	if (--whole->left)
+		return;
+	if (whole->failed) {
+		sends->failed++;
+	} else {
+		uint64_t since = whole->joined_ns > whole->posted_ns ? whole->joined_ns : whole->posted_ns;
+
+		sends->slices++;
+		sends->elements += whole->elements;
+		sends->bytes += whole->bytes;
+		sends->frames += whole->frames;
+		sends->retransmits += whole->retransmits;
+		sends->ns += s->done_ns > since ? s->done_ns - since : 0;
+	}
+	free(whole);
+}
+
 static inline void
 af_tx_end(struct af_tx *tx, struct af_tx_slice *s, int error, uint64_t detail, uint64_t now)
 {
@@ -32,6 +79,8 @@ af_tx_end(struct af_tx *tx, struct af_tx_slice *s, int error, uint64_t detail, u
 	s->detail = detail;
 	s->done_ns = now;
 	af_tx_count_end(&tx->ended, s);
+	if (tx->sends)
+		af_tx_count_part(tx->sends, s);
 	tx->changed = true;
 	/* The last access: a waiting thread may free the slice from here on. */
 	atomic_store_explicit(&s->state, error == AF_TX_OK ? AF_TX_DONE : AF_TX_FAILED, memory_order_release);

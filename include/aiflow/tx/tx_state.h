@@ -94,6 +94,15 @@ struct af_tx_ended {
 	uint64_t failed; /* slices that were not delivered */
 };
 
+/* A slice to several receivers. Its parts end one by one; the last one counts the slice, and frees this. */
+struct af_tx_whole {
+	/* control: w before posting; dataplane: rw */
+	uint32_t left; /* parts that have not ended */
+	bool failed;   /* one was not delivered */
+	uint64_t posted_ns, joined_ns; /* of the first part for which it came; 0: no receiver was there yet */
+	uint64_t elements, bytes, frames, retransmits; /* of the parts that have ended */
+};
+
 /* The scheduler's decision for one slice, which the loop follows. control: rw before posting, dataplane: ro */
 struct af_dispatch {
 	uint32_t ports; /* bit i: port i may carry this slice */
@@ -121,6 +130,7 @@ struct af_tx_slice {
 	uint32_t nb_elements, manifest_bytes;
 	uint32_t receiver; /* index of its receiver in the Sender */
 	struct af_dispatch dispatch;
+	struct af_tx_whole *whole; /* dataplane: rw. The slice that this is a part of; NULL: it is all of it */
 	/* dataplane: rw; control: ro once `state` says so */
 	struct af_tx_slice *next;     /* in the queue */
 	_Atomic int state;            /* enum af_tx_state; control: ro at any time */
@@ -275,6 +285,7 @@ struct af_tx {
 	uint64_t feedbacks, probes; /* received, sent */
 	uint64_t suspensions; /* of paths */
 	struct af_tx_ended ended;
+	struct af_tx_ended *sends; /* the same of the Sender, where parts for its receivers are one slice; may be NULL */
 	struct af_chrono waits; /* by enum af_tx_wait */
 	struct af_sampler sampler;
 };
