@@ -89,7 +89,7 @@ def stale_files(host: Host) -> Iterator[Finding]:
     with contextlib.suppress(PortError):
         root = runtime_directory()
         if left := registry.stale(root):
-            text = f"killed receivers left {_counted(left)} in {root}: {', '.join(path.name for path in left[:4])}"
+            text = f"killed processes left {_counted(left)} in {root}: {', '.join(path.name for path in left[:4])}"
             yield better(text, "aiflow doctor --fix", fix=lambda: _swept(root))
     if left := _eal_args.stale_directories():
         text = f"killed processes left {_counted(left)} of DPDK in {left[0].parent}"

@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from aiflow._observe.catalogue import of_level
-from aiflow._observe.server import PATTERN, UNFINISHED
+from aiflow._observe.server import PATTERN
 from aiflow._observe.snapshot import FORMAT
+from aiflow._ports import registry
 from aiflow._ports.runtime_dir import runtime_directory
 from aiflow._system.descriptors import own_socket
 
 __all__ = ["Connection", "Seen", "changes", "gather", "look", "per_second"]
 
 _PATIENCE = 2.0  # seconds for an answer
-_STALE = 60.0  # seconds after which no process is still at making its socket
 _CREDENTIALS = "3i"  # struct ucred: pid, uid, gid
 
 
@@ -73,10 +73,9 @@ class Connection:
 
     def _document(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self._answer)
-        if self.pid and self.pid != found["pid"]:  # it is in a namespace of its own, as in a container
-            found["inner_pid"], found["pid"] = found["pid"], self.pid
-        elif not self.pid:
-            found["inner_pid"], found["pid"] = found["pid"], f"{found['pid']}@{found['host']}"
+        inner = found.get("pid")
+        if self.pid != inner:  # it is in a namespace of its own, as in a container
+            found |= {"inner_pid": inner, "pid": self.pid or f"{inner}@{found.get('namespace')}"}
         return found
 
     def snapshot(self) -> dict[str, Any]:
@@ -106,7 +105,8 @@ class Seen(NamedTuple):
     ----------
     documents : list of dict
         A snapshot of each process, by process id. ``pid`` is a number for this reader. A process that its namespace
-        does not hold has the text ``PID@HOST`` there. ``inner_pid`` is the process's own number, where it is another.
+        does not hold has the text ``PID@NAMESPACE`` there. ``inner_pid`` is the process's own number, where it is
+        another.
     silent : list of str
         Of each other process why there is none, for people.
     """
@@ -161,12 +161,13 @@ def look(root: Path | None = None, patience: float = _PATIENCE) -> Seen:
                     del asked[connection.fileno()]
                     if document.get("format") == FORMAT:
                         found.append(document)
+                        silent += _unread(document)
                     else:
                         silent.append(
                             f"process {document.get('pid')} has another version of aiflow: look with that one"
                         )
         silent += [_unheard(each.pid or each.path.name.split("-")[1]) for each in asked.values()]
-    _remove_unfinished(directory)
+    registry.sweep_observed(directory)
     return Seen(sorted(found, key=lambda document: str(document["pid"]).zfill(20)), silent)
 
 
@@ -183,12 +184,9 @@ def _unheard(pid: int | str) -> str:
     return f"process {pid} does not answer: it is stopped or hangs (ps -o stat,wchan {pid})"
 
 
-def _remove_unfinished(directory: Path) -> None:
-    """Remove sockets of processes that were killed while they made them."""
-    for path in directory.glob(UNFINISHED):
-        with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime > _STALE:
-                path.unlink()
+def _unread(document: dict[str, Any]) -> list[str]:
+    count = document["unread"]
+    return [f"process {document['pid']} closes {count} Sender or Receiver: no figures of it"] if count else []
 
 
 def gather(root: Path | None = None) -> list[dict[str, Any]]:
@@ -204,10 +202,10 @@ def gather(root: Path | None = None) -> list[dict[str, Any]]:
 
 def changes(older: dict[str, Any], newer: dict[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any], float]]:
     """Pairs of the same Sender or Receiver in two snapshots of a process, and the seconds between them."""
-    seconds = (newer["monotonic_ns"] - older["monotonic_ns"]) / 1e9
     before = {side["serial"]: side for side in older["sides"]}
     for side in newer["sides"]:
         then = before.get(side["serial"])
+        seconds = (side["monotonic_ns"] - then["monotonic_ns"]) / 1e9 if then is not None else 0.0
         if then is not None and seconds > 0:
             yield then, side, seconds
 

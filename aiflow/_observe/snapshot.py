@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from aiflow._observe.catalogue import values
-from aiflow._system import threads
+from aiflow._system import log, threads
 
 __all__ = ["FORMAT", "forget", "nb_sides", "note", "snapshot"]
 
@@ -27,6 +27,14 @@ _MOST_HELD = 8  # slices of a Receiver that are named
 _sides: list[Side] = []
 _serials = itertools.count()
 _lock = threads.unpatched("threading").RLock()  # a signal handler may open a Receiver
+
+
+def _valid(text: str) -> str:
+    """A text that UTF-8 can hold: bytes that are not become �, as in the name that the other end shows."""
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "replace").decode()
 
 
 class Side:
@@ -50,12 +58,12 @@ class Side:
 
     def __init__(self, engine: Any, name: str, endpoints: tuple[Any, ...], asked: Mapping[str, Any]) -> None:
         self.engine = weakref.ref(engine)
-        self.name = name
-        self.endpoints = [str(endpoint) for endpoint in endpoints]
+        self.name = _valid(name)
+        self.endpoints = [_valid(str(endpoint)) for endpoint in endpoints]
         self.asked = dict(asked)
         self.role: str = engine.agent.role
         self.serial = next(_serials)
-        alike = {side.number for side in _sides if (side.role, side.name) == (self.role, name)}
+        alike = {side.number for side in _sides if (side.role, side.name) == (self.role, self.name)}
         self.number: int = min(set(range(1, len(alike) + 2)) - alike)
 
 
@@ -66,13 +74,12 @@ class _SideView:
         self.agent = agent = engine.agent
         self.loop = agent.loop
         self.counters = agent.counters()
-        self.drops = {reason: count for reason, count in agent.drops().items() if count}
+        self.drops = agent.drops()  # those without a frame, too: the growth of a series begins with its second sample
         self.callers_waiting, self.caller_wait_ns = engine.waiter.waited()
         self.peers: list[_PeerView] = []
         if agent.role == "sender":
-            self.in_flight = len(agent.outstanding())
+            self.in_flight, self.ended = agent.ended()
             self.peers = [_PeerView(peer) for peer in agent.peers()]
-            self.ended = {key: sum(peer.ended[key] for peer in self.peers) for key in self.peers[0].ended}
         else:
             self.ended = self.counters
             self.store = agent.store
@@ -124,11 +131,11 @@ def snapshot() -> dict[str, Any]:
     Returns
     -------
     dict
-        ``format``, ``pid``, ``host``, ``program``, ``monotonic_ns`` and ``unix_ns`` (the clock readings), ``unread``
-        (Senders and Receivers that could not be read, because they close now), and ``sides``: for each Sender and
-        Receiver ``role``, ``name``, ``number`` (2, 3, … for others of that name in the process), ``serial``,
-        ``endpoints``, ``asked``, ``thread`` (the kernel's number of the loop's worker), ``figures``, and lists
-        ``peers``, ``ports`` and ``held``.
+        ``format``, ``pid``, ``namespace`` (in which the process has that id), ``host``, ``program``, ``unix_ns`` (the
+        time), ``unread`` (Senders and Receivers that could not be read, because they close now), and ``sides``: for
+        each Sender and Receiver ``role``, ``name``, ``number`` (2, 3, … for others of that name in the process),
+        ``serial``, ``monotonic_ns`` (when it was read), ``endpoints``, ``asked``, ``thread`` (the kernel's number of
+        the loop's worker), ``figures``, and lists ``peers``, ``ports`` and ``held``. All text is valid UTF-8.
     """
     with _lock:
         sides = list(_sides)
@@ -139,28 +146,39 @@ def snapshot() -> dict[str, Any]:
             try:
                 found.append(_of_side(side, engine))
             except Exception:  # it closes at this moment, and parts of it are gone
+                log.logger("observe").debug("%s %s cannot be read", side.role, side.name, exc_info=True)
                 unread += 1
     return {
         "format": FORMAT,
         "pid": os.getpid(),
-        "host": socket.gethostname(),
-        "program": " ".join(os.path.basename(word) for word in sys.orig_argv[:3])[:60],
-        "monotonic_ns": time.monotonic_ns(),
+        "namespace": _namespace(),
+        "host": _valid(socket.gethostname()),
+        "program": _valid(" ".join(os.path.basename(word) for word in sys.orig_argv[:3])[:60]),
         "unix_ns": time.time_ns(),
         "sides": found,
         "unread": unread,
     }
 
 
+def _namespace() -> int:
+    """The number of this process's namespace of process ids, as ``lsns -t pid`` shows it; 0 without /proc."""
+    try:
+        return os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        return 0
+
+
 def _of_side(side: Side, engine: Any) -> dict[str, Any]:
     agent = engine.agent
     role: str = agent.role
+    now = time.monotonic_ns()
     view = _SideView(engine)
     return {
         "role": role,
         "name": side.name,
         "number": side.number,
         "serial": side.serial,
+        "monotonic_ns": now,
         "endpoints": side.endpoints,
         "asked": {**side.asked, "max_cores": agent.loop.max_cores},
         "thread": agent.loop.thread_id,
@@ -168,7 +186,7 @@ def _of_side(side: Side, engine: Any) -> dict[str, Any]:
         "peers": [{"name": peer.name, "figures": values("peer", role, peer)} for peer in view.peers],
         "ports": [
             {
-                "name": port.counters.name,
+                "name": _valid(port.counters.name),
                 "driver": port.counters.driver,
                 "dest_mac": port.counters.dest_mac.hex(":") if port.counters.dest_mac else "",
                 "figures": values("port", role, port),

@@ -13,19 +13,21 @@ import contextlib
 import fcntl
 import os
 import re
+import socket
 import stat
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from aiflow._ports.runtime_dir import ANOTHER_DIRECTORY, candidates, endpoint_directory, reason, runtime_directory
 from aiflow._system import threads
-from aiflow._system.descriptors import Descriptor, keep
+from aiflow._system.descriptors import Descriptor, keep, own_socket
 from aiflow._system.filelock import holder, is_own_directory, leads_to, lock, write_owner
 from aiflow.config import Endpoint
 from aiflow.errors import PortError
 
-__all__ = ["SCHEMES", "Claim", "Live", "elsewhere", "live", "owner_of", "stale", "sweep"]
+__all__ = ["SCHEMES", "Claim", "Live", "elsewhere", "live", "owner_of", "stale", "sweep", "sweep_observed"]
 
 SCHEMES = ("local", "memif", "vhost")
 """Schemes of endpoints that have names here."""
@@ -74,19 +76,64 @@ def _sweep(root: Path, keep_: Path) -> None:
     for path in directories:
         with contextlib.suppress(OSError):
             path.rmdir()  # no lock is needed: an owner that is creating or deleting it tolerates ENOENT
+    sweep_observed(root)
+
+
+def _observed(root: Path, every: bool) -> Iterator[Path]:
+    """Sockets of `aiflow._observe` whose processes have ended. Not `every`: without those whose number is in use here.
+
+    Asking costs the process that answers a wake-up, so that each new process does not ask all others.
+    """
+    for path in root.glob("observe-*.new"):  # it is renamed when it listens
+        if _is_old(path):
+            yield path
+    for path in root.glob("observe-*.sock"):
+        if (every or not os.path.exists(f"/proc/{path.name.split('-')[1]}")) and _is_dead(path):
+            yield path
+
+
+def _is_dead(path: Path) -> bool:
+    """Whether no process listens at a socket."""
+    probe = own_socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        probe.setblocking(False)
+        probe.connect(str(path))
+    except ConnectionRefusedError:
+        return True
+    except OSError:
+        return False  # it has gone, or many readers wait there
+    finally:
+        probe.close()
+    return False
+
+
+def sweep_observed(root: Path, every: bool = False) -> None:
+    """Remove sockets of `aiflow._observe` that dead processes left in `root`.
+
+    Parameters
+    ----------
+    root : Path
+    every : bool
+        Also those whose process id another process has now.
+    """
+    for path in _observed(root, every):
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def stale(root: Path) -> list[Path]:
     """What `sweep` would remove from a runtime directory, `root`."""
     names = [path for scheme in SCHEMES for path in root.glob(f"{scheme}-*/") if holder(path / "lock") is None]
     locks = (path for path in root.glob("sock-*.lock") if _SOCKET_LOCK.fullmatch(path.name) and holder(path) is None)
-    return sorted([*names, *(path for path in locks if path.with_suffix("").exists() or _is_old(path))])
+    locks = (path for path in locks if path.with_suffix("").exists() or _is_old(path))
+    return sorted([*names, *locks, *_observed(root, True)])
 
 
 def sweep(root: Path) -> list[Path]:
     """Remove what dead processes left in a runtime directory, `root`; returns what is gone."""
     before = stale(root)
     _sweep(root, root)
+    sweep_observed(root, True)
     return [path for path in before if not path.exists()]
 
 

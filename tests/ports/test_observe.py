@@ -380,7 +380,8 @@ def test_a_process_of_a_container_has_the_number_that_the_reader_sees(endpoint: 
                 text=True,
                 timeout=PATIENCE_S,
             )
-        assert inside.stdout == f"['{os.getpid()}@{socket.gethostname()}']\n", inside.stderr
+        namespace = os.stat("/proc/self/ns/pid").st_ino  # containers of a pod have one name of a host
+        assert inside.stdout == f"['{os.getpid()}@{namespace}']\n", inside.stderr
     finally:
         process.communicate("\n", timeout=PATIENCE_S)
 
