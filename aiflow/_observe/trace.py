@@ -3,8 +3,8 @@
 Each slice is a span of its Sender and one of its Receiver, with the phases inside. All processes of a host may write
 one FILE: their clocks agree, so both ends lie on one time axis. ``%p`` in FILE becomes the process id.
 
-The format is the JSON array of Google's "Trace Event Format". Its end may be missing, so each event is one append. The
-events of a process are written once a second at most, and at the end.
+The format is the JSON array of Google's "Trace Event Format". Its end may be missing, so events are appended, under a
+lock of the file. The events of a process are written once a second at most, and at the end.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ __all__ = ["VARIABLE", "received", "sent", "trace"]
 VARIABLE = "AIFLOW_TRACE"
 _KEPT_S = 1.0  # the longest time between two writes, while slices end
 _MOST_KEPT = 2000  # events
+_MOST_WAITING = 100_000  # events that wait for another process's write; older ones are lost
+_MOST_ROWS = 10_000  # of one name
 
 
 class _Trace:
@@ -38,22 +40,23 @@ class _Trace:
     def __init__(self, pattern: str) -> None:
         path = pattern.replace("%p", str(os.getpid()))
         self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        fcntl.flock(self._fd, fcntl.LOCK_EX)  # the first process of several begins the array
-        if os.fstat(self._fd).st_size == 0:
-            os.write(self._fd, b"[\n")
-        fcntl.flock(self._fd, fcntl.LOCK_UN)
         self._kept: list[dict[str, Any]] = []
         self._written = time.monotonic()
-        self._rows: dict[str, int] = {}
+        self._rows: dict[str, list[int]] = {}  # by name: when the newest span of each of its rows ended
+        self._named: set[int] = set()
         self._lock = threads.unpatched("threading").RLock()
 
-    def row(self, name: str) -> int:
-        """The number of a row of this name."""
+    def row(self, name: str, begin_ns: int, end_ns: int) -> int:
+        """The number of a row of this name that is free for a span: those of one row must not overlap."""
         with self._lock:
-            if name not in self._rows:
-                self._rows[name] = len(self._rows) + 1
-                self._kept.append(_event("M", 0, self._rows[name], name="thread_name", args={"name": name}))
-            return self._rows[name]
+            ends = self._rows.setdefault(name, [])
+            place = next((place for place, end in enumerate(ends) if end <= begin_ns), len(ends))
+            ends[place : place + 1] = [end_ns]
+            number = (list(self._rows).index(name) + 1) * _MOST_ROWS + place
+            if number not in self._named:
+                self._named.add(number)
+                self._kept.append(_event("M", 0, number, name="thread_name", args={"name": f"{name} ({place})"}))
+            return number
 
     def add(self, events: list[dict[str, Any]]) -> None:
         """Take events; write them if it is time."""
@@ -62,16 +65,42 @@ class _Trace:
             if len(self._kept) >= _MOST_KEPT or time.monotonic() - self._written > _KEPT_S:
                 self.write()
 
-    def write(self) -> None:
-        """Append what was taken."""
+    def write(self, patience: float = 0.0) -> None:
+        """Append what was taken. Kept for the next time if another process writes for longer than `patience`."""
         import json
 
         with self._lock:
-            kept, self._kept = self._kept, []
             self._written = time.monotonic()
+            if not self._alone(self._written + patience):
+                del self._kept[:-_MOST_WAITING]
+                return
+            kept, self._kept = self._kept, []
             text = "".join(json.dumps(event) + ",\n" for event in kept)
-            with contextlib.suppress(OSError):  # a full disk must not stop a transfer
-                os.write(self._fd, text.encode())
+            try:
+                size = os.fstat(self._fd).st_size
+                self._append((text if size else f"[\n{text}").encode(), size)
+            finally:
+                fcntl.flock(self._fd, fcntl.LOCK_UN)
+
+    def _alone(self, until: float) -> bool:
+        """Lock the file. Other processes append to it, and one of them may be stopped while it does."""
+        while True:
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            except OSError:
+                if time.monotonic() >= until:
+                    return False
+                threads.unpatched("time").sleep(0.01)
+
+    def _append(self, text: bytes, size: int) -> None:
+        """Append all of it to a file of `size` bytes, or nothing: part of an event would spoil those behind it."""
+        try:
+            while text:
+                text = text[os.write(self._fd, text) :]
+        except OSError:  # a full disk must not stop a transfer
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._fd, size)
 
 
 _trace: _Trace | None = None
@@ -111,8 +140,7 @@ def sent(name: str, outgoing: Any) -> None:
     if written is None:
         return
     posted, joined, granted, done = outgoing.times
-    # Slices overlap. Those of one row must not, so each of the eight that are in flight has a row of its own.
-    row = written.row(f"Sender {name} ({outgoing.slice_id % 8})")
+    row = written.row(f"Sender {name}", posted, done)
     again = outgoing.frames[1]
     about = {
         "slice": outgoing.slice_id,
@@ -124,7 +152,7 @@ def sent(name: str, outgoing: Any) -> None:
     }
     events = [_span(f"slice {outgoing.slice_id}", posted, done, row, **about)]
     since = posted
-    for phase, until in (("connect and queue", joined), ("wait for the grant", granted), ("deliver", done)):
+    for phase, until in (("connect", joined), ("queue and wait for the grant", granted), ("deliver", done)):
         if until and until > since:
             events.append(_span(phase, since, until, row))
             since = until
@@ -147,7 +175,7 @@ def received(name: str, incoming: Any) -> None:
     if written is None:
         return
     first, whole = incoming.times
-    row = written.row(f"Receiver {name} ({incoming.slice_id % 16})")
+    row = written.row(f"Receiver {name}", first, taken_ns)
     about = {"slice": incoming.slice_id, "sender": incoming.sender, "bytes": incoming.nbytes, "frames": incoming.frames}
     events = [
         _span(f"slice {incoming.slice_id}", first, taken_ns, row, **about),
@@ -162,7 +190,7 @@ def received(name: str, incoming: Any) -> None:
 @atexit.register
 def _end() -> None:
     if _trace is not None:
-        _trace.write()
+        _trace.write(_KEPT_S)
 
 
 def _forked() -> None:
