@@ -138,11 +138,14 @@ def parse_max_cores(max_cores: float | None) -> float | None:
     return float(max_cores)
 
 
-def parse_listen(value: int | str) -> tuple[str, int]:
-    """Check ``metrics_port=``: ``9100``, or ``"ADDRESS:PORT"``. Without an address, only this host can connect."""
+def parse_listen(value: int | str, what: str = "metrics_port=") -> tuple[str, int]:
+    """Check an address to listen at: ``9100``, or ``"ADDRESS:PORT"``. Without an address, only this host can connect.
+
+    `what` names the option in the error.
+    """
     address, _, number = str(value).rpartition(":")
     if isinstance(value, bool) or not number.isascii() or not number.isdecimal() or not 0 <= int(number) < 65536:
-        raise ConfigError(f"metrics_port={value!r}: give a port such as 9100, or 'ADDRESS:PORT'")
+        raise ConfigError(f"{what}{value!r}: give a port such as 9100, or 'ADDRESS:PORT'")
     return address.strip("[]") or "127.0.0.1", int(number)
 
 

@@ -5,13 +5,14 @@ The package prometheus_client does both. It comes with the extra ``metrics``, an
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from aiflow._observe.catalogue import FIGURES, Figure, of_level
 from aiflow._observe.snapshot import snapshot
-from aiflow._system import threads
+from aiflow._system import log, threads
 from aiflow.config import parse_listen
 from aiflow.errors import ConfigError
 
@@ -102,6 +103,8 @@ class Exporter:
         See `aiflow.config.parse_listen`. Port 0 takes a free one.
     documents : callable
         Returns the snapshots to show.
+    what : str
+        The option that `listen` comes from, for errors.
 
     Raises
     ------
@@ -114,25 +117,33 @@ class Exporter:
     port : int
     """
 
-    def __init__(self, listen: int | str, documents: Callable[[], Iterable[dict[str, Any]]]) -> None:
-        self.address, port = parse_listen(listen)
+    def __init__(
+        self, listen: int | str, documents: Callable[[], Iterable[dict[str, Any]]], what: str = "metrics_port="
+    ) -> None:
+        self.address, port = parse_listen(listen, what)
         try:
             import prometheus_client
         except ImportError:
-            raise ConfigError(f"metrics_port= needs prometheus_client; {INSTALL}") from None
+            raise ConfigError(f"metrics need prometheus_client; {INSTALL}") from None
         registry = prometheus_client.CollectorRegistry(auto_describe=False)
         registry.register(Collector(documents))
         try:
             self._server, self._thread = prometheus_client.start_http_server(port, self.address, registry)
         except OSError as exc:
             raise ConfigError(
-                f"metrics_port={listen!r}: {exc.strerror or exc}; choose a free port, and an address of this host"
+                f"{what}{listen!r}: {exc.strerror or exc}; choose a free port, and an address of this host"
             ) from exc
         self.port: int = self._server.server_address[1]
+        log.logger("observe").info("metrics at http://%s:%d/metrics", self.address, self.port)
 
     def close(self) -> None:
-        """Stop serving. Idempotent."""
-        self._server.shutdown()
+        """Stop serving. Idempotent, also after an interrupt."""
+        if self._thread.native_id == threads.unpatched("threading").get_native_id():
+            # It collects a Sender. A shutdown here would wait for itself.
+            threads.start(self.close, "aiflow-metrics-end")
+            return
+        if self._thread.is_alive():
+            self._server.shutdown()
         self._server.server_close()
         self._thread.join()
 
@@ -143,6 +154,7 @@ class Exporter:
 
 _exporters: dict[tuple[str, int], Exporter] = {}
 _users: dict[tuple[str, int], set[int]] = {}
+_closing: list[Exporter] = []  # not needed any more; an interrupt may leave one here, which the next `forget` closes
 _lock = threads.unpatched("threading").RLock()
 
 
@@ -163,29 +175,41 @@ def note(engine: Any, listen: int | str | None) -> None:
     if listen is None:
         return
     key = parse_listen(listen)
+    _close_ended()  # another thread may be at it, and the port is taken until then
     with _lock:
+        _users.setdefault(key, set()).add(id(engine))  # first: after an error or interrupt, `forget` finds it
         if key not in _exporters:
             _exporters[key] = Exporter(listen, lambda: [snapshot()])
-        _users.setdefault(key, set()).add(id(engine))
 
 
 def forget(engine: Any) -> None:
-    """The last user of a server closes it. Idempotent."""
+    """The last user of a server closes it. Idempotent, also after an interrupt."""
     with _lock:
         for key, users in list(_users.items()):
             users.discard(id(engine))
             if not users:
+                if key in _exporters:
+                    _closing.append(_exporters[key])
+                    del _exporters[key]
                 del _users[key]
-                _exporters.pop(key).close()
+    _close_ended()
+
+
+def _close_ended() -> None:
+    for exporter in list(_closing):  # without the lock: a thread of the server may collect a Sender and come here
+        exporter.close()
+        with contextlib.suppress(ValueError):
+            _closing.remove(exporter)
 
 
 def _forked() -> None:
     """Runs in every forked child: the server is the parent's."""
     global _lock
     _lock = threads.unpatched("threading").RLock()
-    for exporter in _exporters.values():
+    for exporter in (*_exporters.values(), *_closing):
         exporter.abandon()
     _exporters.clear()
+    _closing.clear()
     _users.clear()
 
 

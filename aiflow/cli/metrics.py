@@ -21,7 +21,7 @@ def serve_metrics(outcome: Outcome, *, listen: str) -> None:
     listen : str
         See `aiflow.config.parse_listen`.
     """
-    exporter = Exporter(listen, gather)
+    exporter = Exporter(listen, gather, "--listen ")
     outcome.document["listen"] = f"{exporter.address}:{exporter.port}"
     try:
         if not outcome.terminal.as_json:

@@ -11,6 +11,7 @@ import re
 import shutil
 import socket
 import subprocess
+import threading
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
@@ -157,6 +158,63 @@ def test_a_forked_child_serves_nothing(endpoint: str) -> None:
         _, status = os.waitpid(child, 0)
         assert os.waitstatus_to_exitcode(status) == 0
         assert "aiflow_memory_bytes" in fetch(f"http://127.0.0.1:{port}/metrics")
+
+
+def test_after_an_interrupt_the_next_close_frees_the_port(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    port = free_port()
+
+    def interrupted(self: object) -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    rx = aiflow.Receiver(endpoint, metrics_port=port)
+    monkeypatch.setattr(exposition.Exporter, "close", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        rx.close()
+    assert "aiflow" not in fetch(f"http://127.0.0.1:{port}/metrics").replace("python", "")  # it serves no Receiver
+    rx.close()
+    aiflow.Receiver(endpoint, metrics_port=port).close()
+    with pytest.raises(OSError):
+        fetch(f"http://127.0.0.1:{port}/metrics")
+
+
+def test_a_receiver_that_is_collected_while_its_server_answers_does_not_hang(
+    endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closing, close = threading.Event(), exposition.Exporter.close
+    rx = aiflow.Receiver(endpoint, metrics_port=0)
+    (exporter,) = exposition._exporters.values()
+    serve = exporter._server.get_request
+
+    def collect() -> Any:
+        closing.wait(PATIENCE_S)
+        exposition.forget(object())  # as a finalizer does that runs in the server's own thread
+        return serve()
+
+    def announced(self: exposition.Exporter) -> None:
+        closing.set()
+        close(self)
+
+    monkeypatch.setattr(exporter._server, "get_request", collect)
+    monkeypatch.setattr(exposition.Exporter, "close", announced)
+    with socket.create_connection(("127.0.0.1", exporter.port)):
+        closer = threading.Thread(target=rx.close, daemon=True)
+        closer.start()
+        closer.join(20)
+        assert not closer.is_alive()
+
+
+def test_a_free_port_is_told_in_the_log(endpoint: str, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "aiflow.observe"), aiflow.Receiver(endpoint, metrics_port=0):
+        (told,) = re.findall(r"metrics at (http://127.0.0.1:[1-9][0-9]*/metrics)", caplog.text)
+        assert "aiflow_memory_limit_bytes" in fetch(told)
+
+
+def test_the_command_s_errors_name_its_option(aiflow: Any) -> None:
+    for address in ("nowhere", "192.0.2.1:9100"):
+        _, stderr = aiflow("metrics", "--listen", address).text(2)
+        assert "--listen " in stderr
+        assert "metrics_port" not in stderr
 
 
 # ---- a real Prometheus ----
