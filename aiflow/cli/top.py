@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from aiflow._observe.readers import changes, look, per_second
+from aiflow._observe.readers import Seen, changes, look, per_second
 from aiflow._terminal.outcome import NOT_DELIVERED, Outcome
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def _headline(row: dict[str, Any]) -> RenderableType:
     parts = [f"{rates['slices']:.1f} slices/s", f"goodput {_bits(8 * rates['bytes'])}"]
     if row["role"] == "sender":
         again, frames = rates["slice_frames_retransmitted"], rates["slice_frames"]
-        parts.append(f"again {_share(again, frames)}")
+        parts.append(f"retransmitted {_share(again, frames)}")
         parts.append(f"{figures['slices_in_flight']} in flight")
         for peer in row["peers"]:
             waits = peer["rates"]["wait_seconds"]
@@ -239,6 +239,13 @@ def _key(seconds: float) -> str:
     return os.read(sys.stdin.fileno(), 1).decode("ascii", "replace") if ready else ""
 
 
+def _instead(seen: Seen) -> str:
+    """What is said where there are no rows."""
+    if any(document["sides"] for document in seen.documents):
+        return "the first rates come with the next look"
+    return "" if seen.silent else NOTHING
+
+
 def _live(terminal: Any, interval: float) -> None:
     from rich.console import Group
     from rich.live import Live
@@ -247,15 +254,14 @@ def _live(terminal: Any, interval: float) -> None:
     sort, paused = 0, False
     older = newer = look()
     with _keys(), Live(console=terminal.console(), screen=True, auto_refresh=False) as live:
-        due = time.monotonic()
+        due = time.monotonic() + interval
         while True:
             rows = rows_of(older.documents, newer.documents)
-            body = view(rows, SORTS[sort]) if rows else Text("" if newer.silent else NOTHING)
+            body = view(rows, SORTS[sort]) if rows else Text(_instead(newer))
             state = "paused, " if paused else ""
             foot = f"{state}by {SORTS[sort]}   s: sort   p: pause   q: quit"
             missing = [Text(line, style="red") for line in newer.silent]
             live.update(Group(body, *missing, Text(foot, style="dim")), refresh=True)
-            due = max(due + interval, time.monotonic())
             while (left := due - time.monotonic()) > 0:
                 key = _key(left)
                 if key == "q":
@@ -266,5 +272,7 @@ def _live(terminal: Any, interval: float) -> None:
                 if key in ("p", " "):
                     paused = not paused
                     break
-            if not paused and time.monotonic() >= due:
-                older, newer = newer, look(patience=_PATIENCE)
+            if time.monotonic() >= due:
+                if not paused:
+                    older, newer = newer, look(patience=_PATIENCE)
+                due = max(due, time.monotonic()) + interval

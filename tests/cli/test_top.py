@@ -220,6 +220,23 @@ def test_keys_sort_pause_and_quit(endpoint: str) -> None:
         assert "\x1b[1m" in shown.text  # names are bold
 
 
+def test_keys_put_no_look_off(endpoint: str) -> None:
+    with transfer(endpoint), screen() as shown:
+        shown.shows("by rate")
+        assert "is open" not in shown.text  # before there are rates, too
+        shown.shows("goodput")
+        for _ in range(100):  # twenty intervals, if each key cost one
+            shown.press("s")
+        begun = time.monotonic()
+        rates = set()
+        while len(rates) < 4:
+            assert time.monotonic() - begun < 15
+            shown.shows("slices/s")
+            rates |= set(re.findall(r"([0-9.]+) slices/s", shown.text))
+        shown.press("q")
+        assert shown.ends() == 0
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_and_restores_the_terminal(number: signal.Signals) -> None:
     with screen() as shown:
