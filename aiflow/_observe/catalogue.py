@@ -50,7 +50,14 @@ SECONDS = 1e-9  # of a nanosecond
 
 FIGURES = (
     # ---- a Sender or Receiver ----
-    Figure("slices", "side", "counter", "", "Slices delivered", lambda v: v.ended["slices"]),
+    Figure(
+        "slices",
+        "side",
+        "counter",
+        "",
+        "Slices delivered; one to several receivers counts once",
+        lambda v: v.ended["slices"],
+    ),
     Figure("elements", "side", "counter", "", "Elements of the slices delivered", lambda v: v.ended["elements"]),
     Figure("bytes", "side", "counter", "bytes", "Bytes of these elements", lambda v: v.ended["bytes"]),
     Figure("slices_failed", "side", "counter", "", "Slices that were not delivered", lambda v: v.ended["failed"], TX),
@@ -59,7 +66,8 @@ FIGURES = (
         "side",
         "counter",
         "seconds",
-        "Sum of the time from the call to the confirmation, of the slices delivered",
+        "Sum of the time from the call, or from the moment when a receiver was there, to the confirmation, of the slices "
+        "delivered",
         lambda v: v.ended["ns"] * SECONDS,
         TX,
     ),
@@ -93,7 +101,15 @@ FIGURES = (
         lambda v: v.counters["spurious"],
         TX,
     ),
-    Figure("frames_dropped", "side", "counter", "", "Frames that were not taken", lambda v: v.drops, label="reason"),
+    Figure(
+        "frames_dropped",
+        "side",
+        "counter",
+        "",
+        "Frames that were not taken. Those that the loop drops, of any Sender or Receiver, count for each that it drives",
+        lambda v: v.drops,
+        label="reason",
+    ),
     Figure("memory_bytes", "side", "gauge", "bytes", "Memory that slices hold", lambda v: v.store.used, RX),
     Figure("memory_limit_bytes", "side", "gauge", "bytes", "The Receiver's memory=", lambda v: v.store.limit, RX),
     Figure(
@@ -172,7 +188,7 @@ FIGURES = (
     Figure("loop_cpu", "side", "gauge", "", "CPU that the loop was driven on last", lambda v: v.loop.cpu()),
     # ---- a receiver of a Sender ----
     Figure("peer_joined", "peer", "gauge", "", "1: the Sender is joined to it", lambda v: int(v.joined), TX),
-    Figure("peer_slices", "peer", "counter", "", "Slices delivered to it", lambda v: v.ended["slices"], TX),
+    Figure("peer_slices", "peer", "counter", "", "Slices, or parts of slices, delivered to it", lambda v: v.ended["slices"], TX),
     Figure("peer_bytes", "peer", "counter", "bytes", "Bytes delivered to it", lambda v: v.ended["bytes"], TX),
     Figure(
         "peer_free_bytes",
