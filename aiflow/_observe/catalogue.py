@@ -66,8 +66,7 @@ FIGURES = (
         "side",
         "counter",
         "seconds",
-        "Sum of the time from the call, or from the moment when a receiver was there, to the confirmation, of the slices "
-        "delivered",
+        "Sum of the time from the call, or from when a receiver was there, to the confirmation; slices delivered only",
         lambda v: v.ended["ns"] * SECONDS,
         TX,
     ),
@@ -106,7 +105,7 @@ FIGURES = (
         "side",
         "counter",
         "",
-        "Frames that were not taken. Those that the loop drops, of any Sender or Receiver, count for each that it drives",
+        "Frames that were not taken. Those that a loop drops for all count for each Sender and Receiver that it drives",
         lambda v: v.drops,
         label="reason",
     ),
@@ -188,7 +187,7 @@ FIGURES = (
     Figure("loop_cpu", "side", "gauge", "", "CPU that the loop was driven on last", lambda v: v.loop.cpu()),
     # ---- a receiver of a Sender ----
     Figure("peer_joined", "peer", "gauge", "", "1: the Sender is joined to it", lambda v: int(v.joined), TX),
-    Figure("peer_slices", "peer", "counter", "", "Slices, or parts of slices, delivered to it", lambda v: v.ended["slices"], TX),
+    Figure("peer_slices", "peer", "counter", "", "Slices or parts delivered to it", lambda v: v.ended["slices"], TX),
     Figure("peer_bytes", "peer", "counter", "bytes", "Bytes delivered to it", lambda v: v.ended["bytes"], TX),
     Figure(
         "peer_free_bytes",

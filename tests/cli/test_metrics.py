@@ -9,9 +9,11 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import threading
+import time
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
@@ -109,6 +111,32 @@ def test_sides_of_one_name_and_all_processes_have_series_of_their_own(endpoint: 
         assert total(text, "aiflow_memory_limit_bytes", pid=str(other), name="rx", number="") > 0
         peer.tell("end")
         peer.ends()
+
+
+def test_a_process_that_hangs_holds_no_scrape_up(endpoint: str) -> None:
+    """Prometheus gives a scrape ten seconds."""
+    with (
+        aiflow.Receiver(endpoint, name="works"),
+        Peer(stay, f"{endpoint}-2") as one,
+        Peer(stay, f"{endpoint}-3") as two,
+    ):
+        pids = [one.hear(), two.hear()]
+        exporter = exposition.Exporter(0, gather)
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            begun = time.monotonic()
+            text = fetch(f"http://127.0.0.1:{exporter.port}/metrics")
+            assert time.monotonic() - begun < 5
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+            exporter.close()
+        assert total(text, "aiflow_memory_limit_bytes", name="works") > 0
+        for pid, peer in zip(pids, (one, two), strict=True):
+            assert total(text, "aiflow_memory_limit_bytes", pid=str(pid)) == 0
+            peer.tell("end")
+            peer.ends()
 
 
 def stay(pipe: Connection, endpoint: str) -> None:

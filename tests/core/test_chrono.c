@@ -129,5 +129,5 @@ a_change_that_never_ends_holds_no_reader_up(void)
 }
 
 CASES(CASE(nothing_counts_before_the_first_note), CASE(each_state_has_its_time),
-      CASE(a_clock_reading_from_before_adds_nothing), CASE(a_reader_never_sees_half_a_change),
-      CASE(no_time_ever_falls), CASE(a_change_that_never_ends_holds_no_reader_up))
+      CASE(a_clock_reading_from_before_adds_nothing), CASE(a_reader_never_sees_half_a_change), CASE(no_time_ever_falls),
+      CASE(a_change_that_never_ends_holds_no_reader_up))

@@ -114,7 +114,7 @@ def traced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def test_spans_of_one_row_never_overlap(traced: Path) -> None:
-    """Though more slices are posted than fly, and each has a part for each of two receivers."""
+    """Though more slices are posted than may be in flight, and each has a part for each of two receivers."""
     names = [local_name() for _ in range(2)]
     with ExitStack() as stack:
         receivers = [stack.enter_context(aiflow.Receiver(f"ring:{name}", name=name)) for name in names]

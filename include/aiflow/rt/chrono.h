@@ -35,7 +35,7 @@ af_chrono_note(struct af_chrono *chrono, uint32_t state, uint64_t now)
 	if (since && was == state)
 		return;
 	atomic_store_explicit(&chrono->turns, turns + 1, memory_order_relaxed);
-	/* The odd number comes before the new values for each reader: acquire of a read-modify-write would not do it. */
+	/* Each reader sees the odd number before the new values; acquire of a read-modify-write lets them pass it. */
 	atomic_thread_fence(memory_order_release);
 	if (since && now > since)
 		atomic_store_explicit(&chrono->ns[was],

@@ -21,7 +21,7 @@ af_tx_count_end(struct af_tx_ended *ended, const struct af_tx_slice *s)
 	ended->ns += s->done_ns > since ? s->done_ns - since : 0;
 }
 
-/* The account of a slice that has so many parts. NULL without memory: then each part counts as a slice. */
+/* The account of a slice with this number of parts. NULL without memory: then each part counts as a slice. */
 static inline struct af_tx_whole *
 af_tx_begin(uint32_t parts, uint64_t now)
 {

@@ -285,7 +285,7 @@ struct af_tx {
 	uint64_t feedbacks, probes; /* received, sent */
 	uint64_t suspensions; /* of paths */
 	struct af_tx_ended ended;
-	struct af_tx_ended *sends; /* the same of the Sender, where parts for its receivers are one slice; may be NULL */
+	struct af_tx_ended *sends; /* the same of the Sender, where the parts of a slice are one; may be NULL */
 	struct af_chrono waits; /* by enum af_tx_wait */
 	struct af_sampler sampler;
 };
