@@ -31,8 +31,8 @@ def show_diagnosis(outcome: Outcome, *, seconds: float) -> None:
         }
         for flow in flows
     ]
-    if silent and not flows:
-        outcome.fail("; ".join(silent), NOT_DELIVERED)
+    if not flows and silent:
+        outcome.fail(f"no figures of any process: {'; '.join(silent)}", NOT_DELIVERED)
     elif not flows:
         outcome.fail("no Sender or Receiver of this user is open", NOT_DELIVERED)
     if outcome.terminal.as_json:

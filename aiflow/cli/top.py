@@ -23,7 +23,6 @@ SORTS = ("rate", "loss", "use", "name")
 LOG_COLUMNS = 160
 """Width of a view that goes to no terminal."""
 
-NOTHING = "no Sender or Receiver of this user is open"
 _PATIENCE = 0.5  # seconds for answers, while keys wait
 
 Rows = list[dict[str, Any]]
@@ -49,8 +48,8 @@ def show_top(outcome: Outcome, *, once: bool, interval: float) -> None:
         newer = look()
         rows = rows_of(older.documents, newer.documents)
         outcome.document |= {"sides": rows, "silent": newer.silent}
-        if newer.silent and not rows:
-            outcome.fail("; ".join(newer.silent), NOT_DELIVERED)
+        if not rows and newer.silent:
+            outcome.fail(f"no figures of any process: {'; '.join(newer.silent)}", NOT_DELIVERED)
         elif not rows:
             outcome.fail("no Sender or Receiver of this user is open", NOT_DELIVERED)
         elif not terminal.as_json:
@@ -243,7 +242,7 @@ def _instead(seen: Seen) -> str:
     """What is said where there are no rows."""
     if any(document["sides"] for document in seen.documents):
         return "the first rates come with the next look"
-    return "" if seen.silent else NOTHING
+    return "" if seen.silent else "no Sender or Receiver of this user is open"
 
 
 def _live(terminal: Any, interval: float) -> None:
