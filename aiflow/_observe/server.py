@@ -10,7 +10,6 @@ ended, and a reader may remove it.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import os
 import socket
@@ -193,14 +192,6 @@ def _close_unless_needed() -> None:
         server.close()
         with contextlib.suppress(ValueError):
             _closing.remove(server)
-
-
-@atexit.register
-def _end() -> None:
-    """Remove the socket of Senders and Receivers that were not closed."""
-    if _server is not None:
-        with contextlib.suppress(OSError):
-            _server._path.unlink()
 
 
 def _forked() -> None:

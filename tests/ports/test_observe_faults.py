@@ -280,7 +280,6 @@ def test_a_forked_child_shows_nothing_of_its_parent_s(endpoint: str) -> None:
             with contextlib.suppress(BaseException):
                 shown = snapshot.snapshot()["sides"]
                 server.forget(object())  # nothing of it is the child's to close
-                server._end()
             os._exit(len(shown))
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         assert parent.exists()
