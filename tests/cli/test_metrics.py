@@ -125,6 +125,7 @@ def test_a_process_that_hangs_holds_no_scrape_up(endpoint: str) -> None:
         for pid in pids:
             os.kill(pid, signal.SIGSTOP)
         try:
+            wait_for(lambda: all(map(has_stopped, pids)), "all threads to stop")
             begun = time.monotonic()
             text = fetch(f"http://127.0.0.1:{exporter.port}/metrics")
             assert time.monotonic() - begun < 5
@@ -137,6 +138,13 @@ def test_a_process_that_hangs_holds_no_scrape_up(endpoint: str) -> None:
             assert total(text, "aiflow_memory_limit_bytes", pid=str(pid)) == 0
             peer.tell("end")
             peer.ends()
+
+
+def has_stopped(pid: int) -> bool:
+    """Whether no thread of it runs any more: SIGSTOP takes a moment."""
+    return all(
+        path.read_text().rpartition(")")[2].split()[0] == "T" for path in Path(f"/proc/{pid}/task").glob("*/stat")
+    )
 
 
 def stay(pipe: Connection, endpoint: str) -> None:
