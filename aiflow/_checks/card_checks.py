@@ -17,6 +17,7 @@ _WITH_RIGHTS = (
     'sudo setpriv --reuid "$(id -u)" --regid "$(id -g)" --init-groups '
     "--inh-caps=+net_raw,+net_admin --ambient-caps=+net_raw,+net_admin bash"
 )
+_MODULES = "/lib/modules"
 _NOIOMMU = "/sys/module/vfio/parameters/enable_unsafe_noiommu_mode"
 
 
@@ -42,9 +43,10 @@ def iommu(host: Host) -> Iterator[Finding]:
         yield ok("not needed: no network card on the PCI bus")
         return
     if not host.sysfs.driver("vfio-pci").is_dir():
-        yield better(
-            "the kernel's vfio-pci is not loaded: no card can be bound to it", "modprobe vfio-pci", as_root=True
-        )
+        command = _load_vfio(host)
+        where = "" if command else f". {_MODULES} has none of this kernel: load it on the host, outside the container"
+        text = f"the kernel's vfio-pci is not loaded: no card can be bound to it{where}"
+        yield better(text, command, as_root=bool(command))
     groups = host.path("/sys/kernel/iommu_groups")
     isolated = groups.is_dir() and any(groups.iterdir())
     unsafe = host.read(_NOIOMMU) == "Y"
@@ -104,12 +106,12 @@ def _kernel_s(host: Host, card: PciDevice) -> Finding:
     except (PortError, OSError) as exc:
         why = str(exc).removeprefix(f"{card.address}: ")
         if "modprobe" in why:
-            return better(
-                f"{who} is not bound for DPDK: {why.partition('. As root')[0]}", "modprobe vfio-pci", as_root=True
-            )
+            command = _load_vfio(host)
+            text = f"{who} is not bound for DPDK: {why.partition('. As root')[0]}"
+            return better(text, command, as_root=bool(command))
         if "IOMMU group" in why or "virtual functions" in why:
             return better(f"{who} cannot be bound for DPDK: {why}")
-        return ok(f"{who} stays with the kernel: {why}")
+        return ok(f"{who} stays with the kernel: {why}", "aiflow ports")
     if not change.writes:
         return ok(f"{who}: {'; '.join(change.notes)}")
     text = f"{who} is not bound for DPDK, and the host does not use it: as pci:{card.address} it is faster"
@@ -130,6 +132,12 @@ def _left_records(host: Host) -> Iterator[Finding]:
             with contextlib.suppress(OSError):
                 os.stat(path)
                 yield better(text, f"rm {host.shown(path)}", as_root=True)
+
+
+def _load_vfio(host: Host) -> str:
+    """The command that loads vfio-pci; "" where the kernel's modules are not, as in a container."""
+    release = host.read("/proc/sys/kernel/osrelease")
+    return "modprobe vfio-pci" if release and host.path(f"{_MODULES}/{release}").is_dir() else ""
 
 
 def _boot_option(words: str) -> str:

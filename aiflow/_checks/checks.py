@@ -55,5 +55,6 @@ CHECKS = (
     Check("runtime directory", "names of local endpoints", directory_checks.directory),
     Check("peers", "whether other processes use the same one", directory_checks.peers),
     Check("stale files", "what killed processes left", directory_checks.stale_files),
+    Check("keys", "whether frames are encrypted and authenticated", software_checks.keys),
     Check("round trip", "1 MiB over local:, between two processes", round_trip),
 )

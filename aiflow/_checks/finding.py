@@ -21,7 +21,7 @@ class Finding:
     text : str
         What was found, and what it means.
     command : str
-        A command for a shell that turns the state to ok; "" if there is none.
+        A command for a shell that turns the state to ok; "" if there is none. If the state is ok, it tells more.
     as_root : bool
         Whether the command needs root.
     fix : callable or None
@@ -35,9 +35,9 @@ class Finding:
     fix: Callable[[], str] | None = None
 
 
-def ok(text: str) -> Finding:
+def ok(text: str, command: str = "") -> Finding:
     """Nothing to do."""
-    return Finding(OK, text)
+    return Finding(OK, text, command)
 
 
 def better(text: str, command: str = "", *, as_root: bool = False, fix: Callable[[], str] | None = None) -> Finding:

@@ -10,6 +10,7 @@ from aiflow._eal_args import memory_mib
 
 __all__ = ["cgroup_memory", "hugepages", "limits", "memlock"]
 
+_HUGEPAGES = "/proc/sys/vm/nr_hugepages"  # sysctl is missing on small systems
 _LEAST_MIB = 64  # of hugepages: what DPDK reserves at its start
 _WANTED_MIB = 1024
 _ADDRESS_MIB = 448  # what DPDK maps, with its heap and stacks
@@ -35,9 +36,11 @@ def hugepages(host: Host) -> Iterator[Finding]:
     wanted = max(1, (_WANTED_MIB << 10) // page_kib)
     if free_mib < _LEAST_MIB:
         found = f"{total} reserved, {free_mib} MiB of them free" if total else "none is reserved"
-        make = broken if asked == "hugepages" else better
-        meaning = "AIFLOW_MEMORY=hugepages needs 64 MiB" if asked == "hugepages" else "aiflow runs without them, slower"
-        yield make(f"{found}: {meaning}", f"sysctl vm.nr_hugepages={total + wanted}", as_root=True)
+        command = f"echo {total + wanted} > {_HUGEPAGES}"
+        if asked == "hugepages":
+            yield broken(f"{found}: AIFLOW_MEMORY=hugepages needs {_LEAST_MIB} MiB", command, as_root=True)
+        else:
+            yield better(f"{found}: aiflow runs without them, slower", command, as_root=True)
         return
     size = f"{page_kib >> 20}GB" if page_kib >> 20 else f"{page_kib >> 10}MB"
     granted = host.cgroup_limit("hugetlb", f"hugetlb.{size}.max", f"hugetlb.{size}.limit_in_bytes")
@@ -61,8 +64,9 @@ def memlock(host: Host) -> Iterator[Finding]:
     else:
         bound = [card.address for card in host.dpdk_cards() if card.driver == "vfio-pci"]
         text = f"ulimit -l is {limit >> 10} KiB, and a card behind vfio-pci needs {memory_mib()} MiB"
-        make = broken if bound else better
-        yield make(f"{text}. {_for_good('memlock')}", "prlimit --pid $$ --memlock=unlimited:unlimited", as_root=True)
+        text += f". {_for_good('memlock')}"
+        command = "prlimit --pid $$ --memlock=unlimited:unlimited"
+        yield broken(text, command, as_root=True) if bound else better(text, command, as_root=True)
 
 
 def limits(host: Host) -> Iterator[Finding]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from aiflow._checks.finding import Finding, better, broken, ok
 from aiflow._checks.host import Host
 
-__all__ = ["dpdk", "kernel"]
+__all__ = ["dpdk", "kernel", "keys"]
 
 _LEAST_KERNEL = (5, 10)  # Debian 11's; memfd, AF_XDP with need_wakeup, clone3 are older
 _DPDK_RANGE = (22, 11), (25, 11)
@@ -39,6 +39,12 @@ def dpdk(host: Host) -> Iterator[Finding]:
         yield better(f"DPDK {build['dpdk']}, {where}: aiflow is tested with 22.11 to 25.11")
     else:
         yield ok(f"DPDK {build['dpdk']}, {where}, with {len(build['drivers'])} network drivers")
+
+
+def keys(host: Host) -> Iterator[Finding]:
+    """Keys of frames, of which this aiflow has none."""
+    del host
+    yield ok("none: frames are neither encrypted nor authenticated. Use a trusted network segment")
 
 
 def _version(text: str) -> tuple[int, int]:

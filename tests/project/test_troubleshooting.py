@@ -9,6 +9,7 @@ import pytest
 from error_texts import Text, error_texts
 
 import aiflow
+from aiflow._checks.checks import CHECKS
 
 pytestmark = pytest.mark.unit
 
@@ -58,6 +59,13 @@ def test_every_text_of_the_page_is_an_error() -> None:
     assert [entry for entry in ENTRIES if not any(explains(entry, text) for text in TEXTS)] == []
 
 
+def test_the_checks_of_doctor_are_on_the_page() -> None:
+    rows = re.findall(
+        r"^\| ([^|]+) \| ([^|]+) \|$", PAGE.read_text().partition("| Check | Looks at |")[2], re.MULTILINE
+    )
+    assert [row for row in rows if not set(row[0]) <= set("-")] == [(check.name, check.looks_at) for check in CHECKS]
+
+
 def test_an_entry_is_no_part_that_every_error_has() -> None:
     """A text that explains many errors helps with none; options that are checked alike are the exception."""
     wide = {entry: sum(explains(entry, text) for text in TEXTS) for entry in ENTRIES}
@@ -67,7 +75,12 @@ def test_an_entry_is_no_part_that_every_error_has() -> None:
 def test_a_new_error_would_be_missed(tmp_path: Path) -> None:
     (tmp_path / "new.py").write_text('raise ConfigError(f"{x}: the moon is in the wrong phase, wait {days} days")\n')
     (tmp_path / "new.pyx").write_text('cdef f():\n    raise PortError(f"{x} has eaten the frames: "\n "feed it")\n')
+    (tmp_path / "sun.py").write_text(
+        'def f():\n    why = "the sun shines on"\n    why += " the ports"\n    yield broken(why)\n'
+    )
     found = error_texts(tmp_path)
+    assert [" ".join(text.parts) for text in found if text.place.startswith("sun")] == ["the sun shines on the ports"]
+    found = [text for text in found if not text.place.startswith("sun")]
     assert [text.parts[0] for text in found] == [
         "the moon is in the wrong phase, wait",
         "has eaten the frames: feed it",

@@ -13,9 +13,10 @@ from typing import NamedTuple
 KINDS = (
     *("AiflowError", "ConfigError", "EalError", "PortError", "PeerLost", "SliceTimeout", "PoolExhausted"),
     *("IntegrityError", "DeliveryError", "UsageError", "BadParameter", "MissingExtraError", "WriteError"),
-    *("CommandError", "TypeError", "ValueError", "KeyError", "IndexError", "BufferError", "fail"),
+    *("CommandError", "TypeError", "ValueError", "KeyError", "IndexError", "BufferError", "fail", "broken"),
 )
-"""Exceptions whose text a user reads: the API's, and the command's; ``fail`` ends a command."""
+"""Exceptions whose text a user reads: the API's, and the command's; ``fail`` ends a command, and so does what
+``aiflow doctor`` finds ``broken``."""
 
 CAUGHT = ("_ports/doorbells.py", "_ports/messages.py", "_ports/rendezvous_sender.py")
 """A ValueError of these is the cause of another error, and reaches no user."""
@@ -68,7 +69,9 @@ def _plain(part: str) -> str:
 
 
 def _of_python(source: str) -> Iterator[tuple[int, str, str]]:
-    for node in ast.walk(ast.parse(source)):
+    tree = ast.parse(source)
+    written = _written(tree)
+    for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef) and node.name.startswith("why_"):
             for answer in (part for part in ast.walk(node) if isinstance(part, ast.Return) and part.value):
                 yield answer.lineno, "PortError", _constant(answer.value)
@@ -81,7 +84,26 @@ def _of_python(source: str) -> Iterator[tuple[int, str, str]]:
         else:
             continue
         if name in KINDS:
-            yield node.lineno, name, _constant(text)
+            is_name = isinstance(text, ast.Name)
+            yield node.lineno, name, written.get(node, {}).get(text.id, _GAP) if is_name else _constant(text)
+
+
+def _written(tree: ast.AST) -> dict[ast.Call, dict[str, str]]:
+    """For each call in a function: the texts that names were given last before it, and what was added to them."""
+    found: dict[ast.Call, dict[str, str]] = {}
+    for function in ast.walk(tree):
+        if isinstance(function, ast.FunctionDef):
+            texts: dict[str, str] = {}
+            nodes = [node for node in ast.walk(function) if isinstance(node, ast.Assign | ast.AugAssign | ast.Call)]
+            for node in sorted(nodes, key=lambda node: (node.lineno, isinstance(node, ast.Call))):
+                if isinstance(node, ast.Call):
+                    found[node] = dict(texts)
+                    continue
+                target = node.targets[0] if isinstance(node, ast.Assign) else node.target
+                if isinstance(target, ast.Name):
+                    before = texts.get(target.id, "") if isinstance(node, ast.AugAssign) else ""
+                    texts[target.id] = before + _constant(node.value)
+    return found
 
 
 def _constant(node: ast.expr) -> str:

@@ -47,6 +47,7 @@ class HostTree:
         self.pci.add(CARD, "igb", "eth1", group="12")
         self.pci.add(KERNEL_S, "igb", "eth0", group="3")
         self.write("/proc/sys/kernel/osrelease", "6.1.0-18-amd64")
+        (root / "lib/modules/6.1.0-18-amd64").mkdir(parents=True)
         self.write("/proc/cpuinfo", "vendor_id\t: GenuineIntel")
         self.write("/proc/cmdline", "root=/dev/sda1 intel_iommu=on")
         self.write("/sys/module/vfio/parameters/enable_unsafe_noiommu_mode", "N")
@@ -130,7 +131,7 @@ class HostTree:
         AssertionError
             If the command is none that is known here.
         """
-        if match := re.fullmatch(r"sysctl vm\.nr_hugepages=(\d+)", command):
+        if match := re.fullmatch(r"echo (\d+) > /proc/sys/vm/nr_hugepages", command):
             self.hugepages(int(match[1]), int(match[1]))
         elif match := re.fullmatch(r"modprobe (\S+)", command):
             self.pci.load(match[1])

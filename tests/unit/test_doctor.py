@@ -179,6 +179,15 @@ def test_a_card_that_the_host_needs_stays_with_the_kernel(tree: HostTree) -> Non
     assert any(KERNEL_S in text and "carries the host's default route" in text for text in texts)
 
 
+def test_a_module_that_this_host_does_not_have_is_not_to_be_loaded(tree: HostTree) -> None:
+    no_vfio(tree)
+    (tree.root / "lib/modules/6.1.0-18-amd64").rmdir()
+    for check in ("IOMMU", "NIC binding"):
+        (finding,) = tree.faults()[check]
+        assert "vfio-pci" in finding.text
+        assert finding.command == ""
+
+
 def test_a_host_with_nothing_is_looked_at_without_a_fault_of_ours(tmp_path: Path) -> None:
     host = Host(tmp_path, {}, USER, build={"dpdk": "22.11", "dpdk_from": "wheel", "drivers": []})
     for check in CHECKS:
