@@ -25,6 +25,16 @@ def cards() -> list[str]:
     return found
 
 
+@pytest.fixture
+def card(cards: list[str]) -> Iterator[str]:
+    """nic3, which the kernel drives as after a start of the machine; vfio-pci has it again after the test."""
+    address = cards[3]
+    machine.bind(address, "igb")
+    (machine.DEVICES / address / "driver_override").write_text("\n")
+    yield address
+    machine.bind(address, "vfio-pci")
+
+
 @pytest.fixture(scope="session")
 def ports(cards: list[str]) -> list[str]:
     """Endpoints of nic0 to nic3. nic0 and nic1 share a wire, nic2 and nic3 another one."""

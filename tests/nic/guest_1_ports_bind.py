@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import machine
-import pytest
 from consoles import Console
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -34,16 +32,6 @@ def override(address: str) -> str:
 def interface(address: str) -> str:
     (name,) = (path.name for path in (machine.DEVICES / address / "net").iterdir())
     return name
-
-
-@pytest.fixture
-def card(cards: list[str]) -> Iterator[str]:
-    """nic3, which the kernel drives as after a start of the machine; vfio-pci has it again after the test."""
-    address = cards[3]
-    machine.bind(address, "igb")
-    (machine.DEVICES / address / "driver_override").write_text("\n")
-    yield address
-    machine.bind(address, "vfio-pci")
 
 
 def test_a_card_goes_to_vfio_and_back(card: str) -> None:
