@@ -14,6 +14,8 @@ __all__ = ["ELEMENT", "FileMark", "Marked"]
 ELEMENT = 0
 _KINDS = ("element", "file", "part", "directory", "question")  # in the order of enum af_run_kind
 _MODE, _MTIME, _OFFSET, _SIZE, _HOLE = 1, 2, 3, 4, 5  # enum af_mark
+_USUAL = struct.Struct(">BBIBBq")  # mode and time: all marks of a whole file. A slice may have thousands of them
+_USUAL_HEAD, _USUAL_MIDDLE = bytes([_MODE, 4]), bytes([_MTIME, 8])
 
 
 class FileMark(NamedTuple):
@@ -45,6 +47,8 @@ class FileMark(NamedTuple):
 
     def encode(self) -> tuple[int, bytes]:
         """The run's kind, and its marks as a manifest carries them."""
+        if self.kind != "part" and None not in self[1:3] and self.size is None:
+            return _KINDS.index(self.kind), _USUAL.pack(_MODE, 4, self.mode, _MTIME, 8, self.mtime_ns)
         marks = b""
         if self.mode is not None:
             marks += struct.pack(">BBI", _MODE, 4, self.mode)
@@ -61,6 +65,9 @@ class FileMark(NamedTuple):
     @staticmethod
     def decode(kind: int, marks: bytes) -> FileMark:
         """Decode what `encode` makes. The receiver's loop has checked that it knows all marks."""
+        if len(marks) == _USUAL.size and marks[:2] == _USUAL_HEAD and marks[6:8] == _USUAL_MIDDLE:
+            _, _, mode, _, _, mtime_ns = _USUAL.unpack(marks)
+            return FileMark(_KINDS[kind], mode, mtime_ns)
         found: dict[int, Any] = {}
         at = 0
         while at < len(marks):

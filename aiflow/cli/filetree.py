@@ -27,7 +27,10 @@ _ATTEMPTS = 3
 CHANGED = "it changed while it was being read; repeat the transfer when it no longer changes"
 MOST_IN_FLIGHT = 2  # slices: the receiver writes one to its disk, one is in transit
 _MOST_ELEMENTS = 2048  # in a slice: the receiver writes some while the next ones are read
+_FIRST_FILES = 256  # in the first slice: the receiver begins early
 _READ_BYTES = 16 << 20  # limit of one read: signals such as Ctrl-C are handled between reads
+_SMALL_BYTES = 1 << 20
+_READ_ONLY = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC  # a pipe that has replaced a file does not block
 
 
 @dataclass(frozen=True)
@@ -176,7 +179,7 @@ class SliceReader:
         empty: Callable[[int], npt.NDArray[np.uint8]] = lambda nbytes: np.empty(nbytes, np.uint8),
     ) -> None:
         self._tree = tree
-        self._root = os.fsencode(tree.root)
+        self._above = os.path.join(os.fsencode(tree.root), b"")
         self._slice_bytes = slice_bytes
         self._block_bytes = min(slice_bytes, max(tree.nbytes, 1 << 20))  # not larger than all files together
         self._empty = empty
@@ -190,7 +193,8 @@ class SliceReader:
     def __iter__(self) -> Iterator[FileSlice]:
         for file in self._tree.files:
             try:
-                yield from self._file(file)
+                if not self._read_small(file):
+                    yield from self._file(file)
             except OSError as error:
                 self._tree.unreadable[file.path] = error.strerror or str(error)
         self._collected.elements += self._tree.directories
@@ -227,6 +231,38 @@ class SliceReader:
         self._blocks = []
         self._nb_slices = 0
 
+    def _read_small(self, file: Found) -> bool:
+        """Read a small file that is as the walk has found it, with few system calls. Return False for all others."""
+        nbytes, begin = file.nbytes, self._at
+        end = begin + nbytes
+        if not 0 < nbytes <= _SMALL_BYTES or end >= self._block_bytes or self._is_full():
+            return False
+        block = self._block()
+        fd = os.open(self._above + file.path.encode(), _READ_ONLY)
+        try:
+            whole = self._tree.is_whole(fd, file)
+            nb_read = os.preadv(fd, [block.data[begin : end + 1]], 0)
+            status = os.fstat(fd)
+            whole = whole and self._tree.is_whole(fd, file)
+        except OSError:  # `_file` says why
+            return False
+        finally:
+            os.close(fd)
+        found = status.st_size, status.st_mtime_ns, status.st_ino
+        if nb_read != nbytes or found != (nbytes, file.mtime_ns, file.inode) or not stat.S_ISREG(status.st_mode):
+            return False
+        if not whole or is_sparse(status):
+            return False
+        mark = FileMark("file", status.st_mode & 0o777, status.st_mtime_ns)
+        self._collected.elements.append(Marked(file.path, block[begin:end], mark))
+        self._collected.ending.append(file)
+        self._at = end
+        return True
+
+    def _is_full(self) -> bool:
+        """Return whether the collected slice has as many files as a slice may have."""
+        return len(self._collected.elements) >= (_MOST_ELEMENTS if self._begun else _FIRST_FILES)
+
     def _file(self, file: Found) -> Iterator[FileSlice]:
         """Read one file, repeatedly if it changes. If it does not fit, return the collected slice first."""
         attempts, path = 0, file.path
@@ -234,7 +270,7 @@ class SliceReader:
             with self._opened(path) as (fd, before):
                 if not self._tree.is_whole(fd, file):
                     break
-                if self._at + before.st_size > self._block_bytes or len(self._collected.elements) >= _MOST_ELEMENTS:
+                if self._at + before.st_size > self._block_bytes or self._is_full():
                     yield from self._flush()
                 if before.st_size > self._block_bytes or is_sparse(before):
                     yield from self._flush()
@@ -318,8 +354,8 @@ class SliceReader:
 
     @contextlib.contextmanager
     def _opened(self, path: str) -> Iterator[tuple[int, os.stat_result]]:
-        """Return a file's descriptor and status. Opening never blocks, even if a pipe has replaced the file."""
-        fd = os.open(os.path.join(self._root, path.encode()), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        """Return a file's descriptor and status."""
+        fd = os.open(self._above + path.encode(), _READ_ONLY)
         try:
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode):

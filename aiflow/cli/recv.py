@@ -181,7 +181,9 @@ class _Receiving:
 
 def payload(element: Element) -> memoryview:
     """Return the bytes of an element in memory order, without a copy, for any dtype and order."""
-    octets: npt.NDArray[np.uint8] = element.array.ravel(order="K").view(np.uint8)
+    octets: npt.NDArray[np.uint8] = element.array
+    if octets.ndim != 1 or octets.dtype.char != "B":  # of a program; `aiflow send` sends bytes
+        octets = octets.ravel(order="K").view(np.uint8)
     return octets.data
 
 
