@@ -175,7 +175,7 @@ class OutDirectory:
             self._drop(self._unfinished.popitem()[1])
         self._unsynced.close()
         if self._whole is not None:
-            self._whole.forget()
+            self._whole.close()
         self._root.close()
 
     def __enter__(self) -> OutDirectory:
@@ -291,10 +291,14 @@ class OutDirectory:
             self._names.release(file.path)
 
     def _keep(self, descriptor: Descriptor, path: str, mtime_ns: int | None, mode: int | None) -> None:
-        """Set the permission bits (never more) and the modification time."""
+        """Set the permission bits (never more) and the modification time.
+
+        A directory below one with the setgid bit has inherited that, and keeps it: its files get the same group.
+        """
         try:
             if mode is not None:
-                os.fchmod(descriptor.fd, mode & 0o777)
+                before = os.fstat(descriptor.fd).st_mode
+                os.fchmod(descriptor.fd, (mode & 0o777) | (before & stat.S_ISGID if stat.S_ISDIR(before) else 0))
             if mtime_ns is not None:
                 os.utime(descriptor.fd, ns=(time.time_ns(), mtime_ns))
                 if abs(os.fstat(descriptor.fd).st_mtime_ns - mtime_ns) > _COARSEST_NS:

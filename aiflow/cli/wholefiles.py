@@ -61,6 +61,8 @@ class WholeFiles:
         self._unsynced = unsynced
         self._descend = descend
         self._places: dict[str, _Place] = {}
+        # A path of one component below it is found sooner than a whole one.
+        self._own = Descriptor(os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
 
     def write(self, stream: str, view: memoryview, mark: FileMark, owner: int) -> tuple[str, ...] | None:
         """Write one file, but for its time. Return its path, or None: then nothing was written.
@@ -74,8 +76,8 @@ class WholeFiles:
         """
         if mark.mode is None or len(view) > HOLE_BYTES or self._names.folds or len(stream) > _USUAL_PATH:
             return None
-        above, _, name = stream.rpartition("/")
-        if not _is_usual(name):
+        above, slash, name = stream.rpartition("/")
+        if not _is_usual(name) or (slash and not above):  # "/a" is written to "a", which is to be said
             return None
         place = self._places.get(above) or self._enter(above)
         if not place.is_usual:
@@ -99,7 +101,9 @@ class WholeFiles:
             except OSError:
                 return None  # `OutDirectory` notes that a mode was not kept
             os.close(os.dup(file.fd))  # some file systems report a full disk at close: check it before linking
-            os.link(f"/proc/self/fd/{file.fd}", name, dst_dir_fd=place.directory.fd, follow_symlinks=True)
+            os.link(
+                str(file.fd), name, src_dir_fd=self._own.fd, dst_dir_fd=place.directory.fd, follow_symlinks=True
+            )  # fmt: skip
             self._names.take(path, owner)
             self._unsynced.file(stream, file, place.directory, place.device_inode)
             self._unsynced.directory(place.directory, device_inode=place.device_inode)
@@ -114,6 +118,11 @@ class WholeFiles:
         """Close the directories: other processes may move them. Call it after each slice."""
         while self._places:
             self._places.popitem()[1].directory.close()
+
+    def close(self) -> None:
+        """Close all descriptors."""
+        self.forget()
+        self._own.close()
 
     def _enter(self, above: str) -> _Place:
         if len(self._places) >= _MOST_OPEN:

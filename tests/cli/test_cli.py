@@ -91,12 +91,15 @@ def everything_below(directory: Path) -> dict[str, bytes]:
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(streams=st.lists(any_name, min_size=1, max_size=6))
-@example(streams=["a", "a/b", "a", "a/b", "a/b/c"])
-@example(streams=HOSTILE)
-@example(streams=["link/x", "link", "linked.txt", "dangling", "dangling/x"])
+@given(streams=st.lists(any_name, min_size=1, max_size=6), mark=st.sampled_from([None, FileMark("file", 0o644, 1)]))
+@example(streams=["a", "a/b", "a", "a/b", "a/b/c"], mark=None)
+@example(streams=HOSTILE, mark=None)
+@example(streams=HOSTILE, mark=FileMark("file", 0o644, 1))
+@example(streams=["/abs", "sub//x", "sub/./x", "new\nline", "/etc/passwd"], mark=FileMark("file", 0o644, 1))
+@example(streams=["link/x", "link", "linked.txt", "dangling", "dangling/x"], mark=None)
+@example(streams=["link/x", "link", "linked.txt", "dangling", "dangling/x"], mark=FileMark("file", 0o644, 1))
 def test_whatever_names_arrive_every_element_is_a_file_of_its_own_inside(
-    tmp_path_factory: pytest.TempPathFactory, streams: list[str]
+    tmp_path_factory: pytest.TempPathFactory, streams: list[str], mark: FileMark | None
 ) -> None:
     base = tmp_path_factory.mktemp("world")
     outside = base / "outside"
@@ -110,7 +113,9 @@ def test_whatever_names_arrive_every_element_is_a_file_of_its_own_inside(
 
     contents = [f"element {number}".encode() for number in range(len(streams))]
     with OutDirectory(inside) as out:
-        written = [out.write(stream, content) for stream, content in zip(streams, contents, strict=True)]
+        written = [out.write(stream, content, mark) for stream, content in zip(streams, contents, strict=True)]
+        assert out.sync() == {}
+        assert out.renamed == [pair for pair in zip(streams, written, strict=True) if pair[0] != pair[1]]
 
     assert len({path for path in written if path is not None}) == len(streams)
     assert everything_below(outside) == {"victim.txt": b"untouched"}

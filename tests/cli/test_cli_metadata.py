@@ -80,6 +80,19 @@ def test_bits_that_give_rights_do_not_travel(tmp_path: Path, mode: int) -> None:
         assert stat.S_IMODE((target / name).stat().st_mode) == mode & 0o777
 
 
+def test_directories_below_one_of_a_group_stay_of_the_group(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    (source / "sub" / "below").mkdir(parents=True)
+    (source / "sub" / "below" / "file").write_bytes(b"x")
+    (source / "sub").chmod(0o750)
+    target.mkdir()
+    target.chmod(0o2775)  # as a shared directory has it: what is made below gets its group
+    copy(source, target)
+    assert stat.S_IMODE((target / "sub").stat().st_mode) == 0o2750
+    assert (target / "sub" / "below").stat().st_mode & stat.S_ISGID
+    assert not (target / "sub" / "below" / "file").stat().st_mode & stat.S_ISGID
+
+
 @pytest.mark.usefixtures("umask")
 def test_nothing_private_is_open_while_it_is_being_written(tmp_path: Path) -> None:
     with OutDirectory(tmp_path) as out:
