@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 
 import pytest
@@ -185,6 +186,33 @@ def test_a_file_of_an_earlier_run_is_replaced_at_once(tmp_path: Path) -> None:
         assert (tmp_path / "file").read_bytes() == b"old"
         out.write("file", b"w", part(2, 3), A)
     assert below(tmp_path) == {"file": b"new"}
+
+
+def test_two_receivers_of_one_directory_leave_whole_files(tmp_path: Path) -> None:
+    """Each name has the file of one of them, and nothing else is left."""
+    names = [f"sub/{number % 7}/{number}" for number in range(300)]
+    written: dict[bytes, int] = {}
+
+    def receive(content: bytes, mark: FileMark) -> None:
+        with OutDirectory(tmp_path) as out:
+            for name in names:
+                assert out.write(name, content, mark, A) == name
+            assert out.sync() == {}
+            written[content] = out.nb_files
+
+    contents = b"one" * 1000, b"two" * 2000
+    threads = [
+        threading.Thread(target=receive, args=(content, FileMark("file", 0o644, time)))
+        for time, content in enumerate(contents, 1)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert written == dict.fromkeys(contents, len(names))
+    found = below(tmp_path)
+    assert sorted(found) == sorted(names)
+    assert set(found.values()) <= set(contents)
 
 
 def test_a_stream_called_like_a_temporary_file_survives_the_next_run(tmp_path: Path) -> None:
