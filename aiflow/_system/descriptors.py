@@ -52,6 +52,8 @@ _making = threads.unpatched("threading").RLock()  # held while a descriptor is o
 class Descriptor:
     """A file descriptor that is closed by `close`, or with its last reference; -1 afterwards."""
 
+    fd = -1  # of one whose making was interrupted
+
     def __init__(self, fd: int) -> None:
         self.fd = fd
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from aiflow._terminal.interrupts import interrupts_repeated
 from aiflow._terminal.text import jsonable, printable
 from aiflow.errors import AiflowError, ConfigError
 
@@ -231,7 +232,8 @@ def _end_as_interrupt() -> Iterator[None]:
     for number in ending:
         signal.signal(number, interrupt)
     try:
-        yield
+        with interrupts_repeated():
+            yield
     finally:
         for number in ending:
             signal.signal(number, before[number])

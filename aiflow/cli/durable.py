@@ -32,14 +32,15 @@ class Unsynced:
         self._systems: dict[int, Descriptor] = {}  # one directory of each file system, kept open
         self._touched: set[int] = set()
 
-    def file(
-        self, stream: str, file: Descriptor, directory: Descriptor, device_inode: tuple[int, int] | None = None
-    ) -> None:
-        """Record a write for `stream` to a file that is, or will be, in `directory`, of `device_inode` if known."""
+    def file(self, stream: str, file: int, directory: Descriptor, device_inode: tuple[int, int] | None = None) -> None:
+        """Record a write for `stream` to a file that is, or will be, in `directory`, of `device_inode` if known.
+
+        `file` is a descriptor of it; a copy of that is kept.
+        """
         self._streams.append(stream)
         self._system(directory, device_inode)
         if len(self._files) <= _ONE_BY_ONE:  # one above the limit is enough to switch
-            self._files.append((stream, copied(file)))
+            self._files.append((stream, Descriptor(os.dup(file))))
 
     def directory(
         self, directory: Descriptor, stream: str | None = None, device_inode: tuple[int, int] | None = None

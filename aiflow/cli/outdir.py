@@ -218,7 +218,7 @@ class OutDirectory:
                 file.skip_to(end)
             if file.nbytes == total:
                 return self._finish(stream, file, mark)
-            self._unsynced.file(stream, file.file, file.directory)
+            self._unsynced.file(stream, file.file.fd, file.directory)
         except BaseException as error:
             if file is not None:
                 self._drop(file)
@@ -253,7 +253,7 @@ class OutDirectory:
         path = "/".join(file.path)
         if mark is not None:
             self._keep(file.file, path, None, mark.mode)
-        self._unsynced.file(stream, file.file, file.directory)
+        self._unsynced.file(stream, file.file.fd, file.directory)
         self._unsynced.directory(file.directory)
         copied(file.file).close()  # some file systems report a full disk at close: check it before linking
         if not file.temporary:

@@ -85,8 +85,8 @@ class WholeFiles:
         path = (*place.path, name)
         if self._names.is_taken(path):
             return None
-        try:
-            file = Descriptor(os.open(".", UNNAMED, 0o600, dir_fd=place.directory.fd))
+        try:  # no Descriptor: its destructor, run for each file, could swallow an interrupt
+            fd = os.open(".", UNNAMED, 0o600, dir_fd=place.directory.fd)
         except OSError as error:
             if error.errno not in NO_UNNAMED:
                 raise
@@ -95,23 +95,21 @@ class WholeFiles:
         try:
             at = 0
             while at < len(view):
-                at += os.write(file.fd, view[at:])
+                at += os.write(fd, view[at:])
             try:
-                os.fchmod(file.fd, mark.mode & 0o777)
+                os.fchmod(fd, mark.mode & 0o777)
             except OSError:
                 return None  # `OutDirectory` notes that a mode was not kept
-            os.close(os.dup(file.fd))  # some file systems report a full disk at close: check it before linking
-            os.link(
-                str(file.fd), name, src_dir_fd=self._own.fd, dst_dir_fd=place.directory.fd, follow_symlinks=True
-            )  # fmt: skip
+            os.close(os.dup(fd))  # some file systems report a full disk at close: check it before linking
+            os.link(str(fd), name, src_dir_fd=self._own.fd, dst_dir_fd=place.directory.fd, follow_symlinks=True)
             self._names.take(path, owner)
-            self._unsynced.file(stream, file, place.directory, place.device_inode)
+            self._unsynced.file(stream, fd, place.directory, place.device_inode)
             self._unsynced.directory(place.directory, device_inode=place.device_inode)
         except FileExistsError:
             place.is_usual = False  # there may be more of an earlier run
             return None
         finally:
-            file.close()
+            os.close(fd)
         return path
 
     def forget(self) -> None:

@@ -23,6 +23,7 @@ from subprocesses import environment, run
 from wait import wait_for
 
 from aiflow import DeliveryError, PeerLost, Sender
+from aiflow._terminal.interrupts import interrupts_repeated
 from aiflow._terminal.outcome import Bar, Outcome, Terminal
 from aiflow._transfer.filemarks import FileMark, Marked
 from aiflow.cli.filetree import FileSlice
@@ -233,6 +234,33 @@ def test_an_interrupt_at_any_moment_of_many_files_ends_with_130(
     _, stderr = recv.text(130)
     assert "Errno" not in stderr
     assert all(path.stat().st_size == 3000 for path in out.iterdir())
+
+
+class Swallows:
+    """Its destructor is where an interrupt strikes."""
+
+    def __init__(self, error: type[BaseException]) -> None:
+        self.error = error
+
+    def __del__(self) -> None:
+        raise self.error
+
+
+def test_an_interrupt_that_a_destructor_has_swallowed_is_raised_again(capfd: pytest.CaptureFixture[str]) -> None:
+    before = signal.getsignal(signal.SIGRTMAX)
+    with pytest.raises(KeyboardInterrupt), interrupts_repeated():  # noqa: PT012
+        Swallows(KeyboardInterrupt)
+        time.sleep(30)
+    assert capfd.readouterr().err == ""
+    assert signal.getsignal(signal.SIGRTMAX) == before
+    others: list[Any] = []
+    hook, sys.unraisablehook = sys.unraisablehook, lambda lost: others.append(lost.exc_type)
+    try:
+        with interrupts_repeated():
+            Swallows(OSError)
+    finally:
+        sys.unraisablehook = hook
+    assert others == [OSError]
 
 
 # ---- the lab ----
