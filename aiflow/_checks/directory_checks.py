@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,8 @@ from aiflow.errors import PortError
 __all__ = ["directory", "peers", "stale_files"]
 
 _VARIABLE = b"AIFLOW_RUNTIME_DIR="
+_NAMES = tuple(f"{scheme}-" for scheme in registry.SCHEMES) + ("sock-", "observe-")
+_OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
 def directory(host: Host) -> Iterator[Finding]:
@@ -28,20 +31,36 @@ def directory(host: Host) -> Iterator[Finding]:
         yield ok(str(runtime_directory()))
     except PortError as exc:
         path = Path(os.environ.get("AIFLOW_RUNTIME_DIR") or candidates()[0]).absolute()
-        if is_own_directory(path) and path.stat().st_mode & 0o077:
-            yield broken(f"{path} can be entered by other users", f"chmod 700 {path}", fix=lambda: _close(path))
-        else:
-            yield broken(str(exc), f"export AIFLOW_RUNTIME_DIR=/tmp/aiflow-{os.getuid()}")
+        another = f"export AIFLOW_RUNTIME_DIR=/tmp/aiflow-{os.getuid()}"
+        if not is_own_directory(path) or not path.stat().st_mode & _OTHERS:
+            yield broken(str(exc), another)
+        elif _is_for_names(path):
+            command = f"chmod 700 {shlex.quote(str(path))}"
+            yield broken(f"{path} can be entered by other users", command, fix=lambda: _close(path))
+        else:  # /tmp, or a home: other programs need it as it is
+            yield broken(f"{path} serves other programs, too. Use a directory for aiflow alone", another)
+
+
+def _is_for_names(path: Path) -> bool:
+    """Whether a directory is there for aiflow alone, so that closing it harms no other program."""
+    try:
+        if path.stat().st_mode & stat.S_ISVTX or path.parent == Path("/"):
+            return False
+        return path in candidates() or all(name.startswith(_NAMES) for name in os.listdir(path))
+    except OSError:
+        return False
 
 
 def _close(path: Path) -> str:
     """Let only the owner enter a directory of this user's."""
     opened = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
+        if not os.path.samestat(os.fstat(opened), path.lstat()) or not _is_for_names(path):
+            return f"nothing: {path} has changed"
         os.fchmod(opened, stat.S_IRWXU)
     finally:
         os.close(opened)
-    return f"chmod 700 {path}"
+    return f"chmod 700 {shlex.quote(str(path))}"
 
 
 def peers(host: Host) -> Iterator[Finding]:
@@ -60,7 +79,7 @@ def peers(host: Host) -> Iterator[Finding]:
         if names := [each.endpoint for each in registry.live(path)]:
             found = True
             text = f"receivers wait in {path}, too ({', '.join(names)}): who looks into {own} does not see them"
-            yield better(text, f"export AIFLOW_RUNTIME_DIR={path}")
+            yield better(text, f"export AIFLOW_RUNTIME_DIR={shlex.quote(str(path))}")
     if not found:
         how = "AIFLOW_RUNTIME_DIR is set" if os.environ.get("AIFLOW_RUNTIME_DIR") else "the default"
         yield ok(f"no receiver of this user waits elsewhere; {how}: {own}")

@@ -225,6 +225,48 @@ def test_a_directory_that_others_can_enter_is_closed_by_its_command_and_by_fix(d
     assert found("runtime directory") == [("ok", str(directory), "")]
 
 
+@pytest.mark.parametrize("name", ["a directory", "with 'quotes' & $(more)"])
+def test_the_path_in_a_command_is_quoted(directory: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    odd = directory / name
+    odd.mkdir(mode=0o755)
+    monkeypatch.setenv("AIFLOW_RUNTIME_DIR", str(odd))
+    ((_, _, command),) = found("runtime directory")
+    assert os.system(command) == 0
+    assert found("runtime directory") == [("ok", str(odd), "")]
+
+
+def put_sticky(directory: Path) -> None:
+    directory.chmod(0o1777)
+
+
+def put_a_file(directory: Path) -> None:
+    directory.chmod(0o755)
+    (directory / "letter.txt").touch()
+
+
+@pytest.mark.parametrize("change", [put_sticky, put_a_file])
+def test_a_directory_of_other_programs_is_left_alone(directory: Path, change: Callable[[Path], None]) -> None:
+    (directory / "local-x").mkdir()
+    change(directory)
+    mode = directory.stat().st_mode
+    (finding,) = directory_checks.directory(Host())
+    assert finding.state == "broken"
+    assert "serves other programs" in finding.text
+    assert (finding.fix, finding.command) == (None, f"export AIFLOW_RUNTIME_DIR=/tmp/aiflow-{os.getuid()}")
+    assert directory.stat().st_mode == mode
+
+
+@pytest.mark.parametrize("change", [put_sticky, put_a_file])
+def test_a_directory_that_changes_before_its_fix_is_left_alone(directory: Path, change: Callable[[Path], None]) -> None:
+    directory.chmod(0o755)
+    (finding,) = directory_checks.directory(Host())
+    change(directory)
+    mode = directory.stat().st_mode
+    assert finding.fix is not None
+    assert "has changed" in finding.fix()
+    assert directory.stat().st_mode == mode
+
+
 def test_a_directory_that_cannot_be_made_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIFLOW_RUNTIME_DIR", "/proc/self/none")
     ((state, _, command),) = found("runtime directory")
