@@ -21,6 +21,7 @@ __all__ = ["directory", "peers", "stale_files"]
 
 _VARIABLE = b"AIFLOW_RUNTIME_DIR="
 _NAMES = tuple(f"{scheme}-" for scheme in registry.SCHEMES) + ("sock-", "observe-")
+_FEW = 4  # names that a text lists
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
@@ -105,15 +106,19 @@ def _same(one: Path, other: Path) -> bool:
 def stale_files(host: Host) -> Iterator[Finding]:
     """Names and directories of processes that were killed."""
     del host
+    found = False
     with contextlib.suppress(PortError):
         root = runtime_directory()
         if left := registry.stale(root):
-            text = f"killed processes left {_counted(left)} in {root}: {', '.join(path.name for path in left[:4])}"
+            found = True
+            text = f"killed processes left {_counted(left)} in {root}: {', '.join(path.name for path in left[:_FEW])}"
+            text += ", …" if len(left) > _FEW else ""
             yield better(text, "aiflow doctor --fix", fix=lambda: _swept(root))
     if left := _eal_args.stale_directories():
+        found = True
         text = f"killed processes left {_counted(left)} of DPDK in {left[0].parent}"
         yield better(text, "aiflow doctor --fix", fix=_remove_of_dpdk)
-    if not left:
+    if not found:
         yield ok("none")
 
 
@@ -126,4 +131,4 @@ def _remove_of_dpdk() -> str:
 
 
 def _counted(left: list[Path]) -> str:
-    return f"{len(left)} file{'s' if len(left) > 1 else ''} or directories"
+    return "1 name" if len(left) == 1 else f"{len(left)} names"

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from host_tree import CARD, KERNEL_S, USER, HostTree
 
+from aiflow import _eal_args
 from aiflow._checks import directory_checks
 from aiflow._checks.checks import CHECKS
 from aiflow._checks.host import Host
@@ -296,6 +297,26 @@ def test_what_a_killed_receiver_left_is_removed_and_what_lives_is_kept(directory
         assert not [text for _, text, _ in found("stale files") if str(directory) in text]
     finally:
         claim.close()
+
+
+def test_stale_files_are_said_to_be_none_only_if_there_is_none(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = directory / "dpdk"
+    monkeypatch.setattr(_eal_args, "_runtime_root", lambda: root)
+    assert found("stale files") == [("ok", "none", "")]
+    for name in ("local-a", "local-b"):
+        (directory / name).mkdir()
+    two = ("could be better", f"killed processes left 2 names in {directory}: local-a, local-b", "aiflow doctor --fix")
+    assert found("stale files") == [two]
+    (root / "aiflow-1-2").mkdir(parents=True)
+    os.utime(root / "aiflow-1-2", (0, 0))
+    one = ("could be better", f"killed processes left 1 name of DPDK in {root}", "aiflow doctor --fix")
+    assert found("stale files") == [two, one]
+    for finding in directory_checks.stale_files(Host()):
+        assert finding.fix is not None
+        finding.fix()
+    assert found("stale files") == [("ok", "none", "")]
 
 
 def test_a_receiver_in_another_directory_is_seen(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
