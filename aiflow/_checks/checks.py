@@ -30,10 +30,10 @@ class Check(NamedTuple):
     find: Callable[[Host], Iterable[Finding]]
 
     def findings(self, host: Host) -> Iterator[Finding]:
-        """Its findings; a file that cannot be read is one, too."""
+        """Its findings; what it cannot look at is one, too: one check must not hide the others."""
         try:
             yield from self.find(host)
-        except (OSError, ValueError) as exc:
+        except Exception as exc:
             yield better(f"this could not be looked at: {type(exc).__name__}: {exc}")
 
 

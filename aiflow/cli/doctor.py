@@ -60,7 +60,7 @@ def _mend(outcome: Outcome, finding: Finding) -> None:
         return
     try:
         done = finding.fix()
-    except OSError as exc:
+    except Exception as exc:  # the other lines are still worth their while
         done = f"not mended ({finding.text}): {exc}"
     outcome.document["fixed"].append(done)
     _tell(outcome, f"--fix: {done}")

@@ -11,9 +11,12 @@ import pytest
 from host_tree import CARD, KERNEL_S, USER, HostTree
 
 from aiflow import _eal_args
-from aiflow._checks import directory_checks
+from aiflow._checks import checks, directory_checks
 from aiflow._checks.checks import CHECKS
+from aiflow._checks.finding import better
 from aiflow._checks.host import Host
+from aiflow._terminal.outcome import Outcome, Terminal
+from aiflow.errors import PortError
 
 pytestmark = pytest.mark.unit
 
@@ -194,6 +197,29 @@ def test_a_host_with_nothing_is_looked_at_without_a_fault_of_ours(tmp_path: Path
     for check in CHECKS:
         if check.name != "round trip":
             assert list(check.findings(host)), check.name
+
+
+def test_a_check_that_fails_in_any_way_is_a_finding(tree: HostTree) -> None:
+    """Here a TypeError; files that cannot be read raise OSError or ValueError."""
+    tree.build["drivers"] = None
+    (finding,) = tree.findings()["DPDK"]
+    assert finding.state == "could be better"
+    assert "could not be looked at: TypeError" in finding.text
+    assert [each.state for each in tree.findings()["memlock"]] == ["ok"]
+
+
+def test_a_fix_that_fails_in_any_way_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    from aiflow.cli import doctor
+
+    def fails() -> str:
+        raise PortError("the directory is gone")
+
+    finding = better("two names are left", fix=fails)
+    monkeypatch.setattr(checks, "CHECKS", (checks.Check("stale files", "", lambda _: [finding]),))
+    outcome = Outcome(Terminal(as_json=True), "doctor")
+    doctor.examine(outcome, fix=True)
+    assert outcome.document["fixed"] == ["not mended (two names are left): the directory is gone"]
+    assert [row["text"] for row in outcome.document["checks"]] == ["two names are left"]
 
 
 # ------------------------------------------------------------------------------------------------- runtime directory
