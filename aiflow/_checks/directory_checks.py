@@ -20,7 +20,7 @@ from aiflow.errors import PortError
 __all__ = ["directory", "peers", "stale_files"]
 
 _VARIABLE = b"AIFLOW_RUNTIME_DIR="
-_NAMES = tuple(f"{scheme}-" for scheme in registry.SCHEMES) + ("sock-", "observe-")
+_NAMES = (*(f"{scheme}-" for scheme in registry.SCHEMES), "sock-", "observe-")
 _FEW = 4  # names that a text lists
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
