@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from aiflow._checks.finding import Finding, better, broken, ok
 from aiflow._checks.host import Host
+from aiflow._ports.interface_use import Network, built_on
 
 __all__ = ["links"]
 
@@ -27,8 +28,22 @@ def links(host: Host) -> Iterator[Finding]:
     if len(mtus) > 1 and len(set(mtus.values())) > 1:
         listed = ", ".join(f"{name} {mtu}" for name, mtu in mtus.items())
         text = f"MTUs differ ({listed}): ports that are used together all have frames of the smallest"
-        smallest = min(mtus, key=lambda name: mtus[name])
-        yield better(text, f"ip link set dev {smallest} mtu {max(mtus.values())}", as_root=True)
+        # Without a command: the network of the smallest may carry no larger frames. An uplink may well differ.
+        spare = {mtu for name, mtu in mtus.items() if not _leads_out(host, name)}
+        yield better(text) if len(spare) > 1 else ok(text)
+
+
+def _leads_out(host: Host, name: str) -> str:
+    """Why a change of the interface may cut the host off; "" if it cannot."""
+    try:
+        network: Network = host.network()
+    except OSError:
+        return "; the routes of this host cannot be read, so no command is given"
+    interfaces = {name, *built_on(name, host.path("/sys/class/net"))}
+    numbers = {network.numbers.get(interface) for interface in interfaces}
+    if any(route.interface in numbers and (route.is_default or " via " in route.text) for route in network.routes):
+        return "; other networks are reached over it, and a change can cut this host off, so no command is given"
+    return ""
 
 
 def _is_up(host: Host, name: str) -> bool:
@@ -46,27 +61,32 @@ def _link(host: Host, name: str) -> Iterator[Finding]:
         return
     speed, mtu = host.number(f"{where}/speed") or -1, host.number(f"{where}/mtu") or 0
     fine = True
+    kept = _leads_out(host, name)
+
+    def finding(kind: Callable[..., Finding], text: str, command: str) -> Finding:
+        return kind(f"{text}{kept}") if kept else kind(text, command, as_root=True)
+
     if mtu < _LEAST_MTU:
         fine = False
         text = f"{name}: an MTU of {mtu} is too small for aiflow's frames"
-        yield broken(text, f"ip link set dev {name} mtu {_MTU}", as_root=True)
+        yield finding(broken, text, f"ip link set dev {name} mtu {_MTU}")
     elif mtu < _MTU:
         fine = False
         text = f"{name}: the MTU is {mtu}, and small frames are more work a byte. Raise it if the network carries more"
-        yield better(text, f"ip link set dev {name} mtu {_MTU}", as_root=True)
+        yield finding(better, text, f"ip link set dev {name} mtu {_MTU}")
     elif mtu < _JUMBO and speed >= _JUMBO_FROM_MBPS and host.path(f"{where}/device").exists():
         fine = False
         text = f"{name}: {speed // 1000} Gbit/s with an MTU of {mtu}. If the switch carries jumbo frames, use them"
-        yield better(text, f"ip link set dev {name} mtu {_JUMBO}", as_root=True)
+        yield finding(better, text, f"ip link set dev {name} mtu {_JUMBO}")
     if host.read(f"{where}/duplex") == "half" and speed > 0:
         fine = False
-        yield better(f"{name}: half duplex loses frames", f"ethtool -s {name} autoneg on", as_root=True)
+        yield finding(better, f"{name}: half duplex loses frames", f"ethtool -s {name} autoneg on")
     elif 0 < speed < _SLOW_MBPS:
         fine = False
         text = (
             f"{name}: the link runs at {speed} Mbit/s. A bad cable is a common cause; or the other side is fixed to it"
         )
-        yield better(text, f"ethtool -s {name} autoneg on", as_root=True)
+        yield finding(better, text, f"ethtool -s {name} autoneg on")
     if fine:
         rate = f"{speed} Mbit/s" if speed > 0 else "speed unknown"
         yield ok(f"{name}: carrier, {rate}, MTU {mtu}")

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from aiflow._system import threads
 
-__all__ = ["Network", "Route", "read_network", "why_in_use"]
+__all__ = ["Network", "Route", "built_on", "read_network", "why_in_use"]
 
 # linux/netlink.h, linux/rtnetlink.h, linux/if_addr.h
 _NETLINK_ROUTE = 0
@@ -164,7 +164,7 @@ def why_in_use(name: str, interfaces: Path, network: Network) -> str:
     network : Network
         The namespace that these interfaces are in.
     """
-    parts = [name, *_built_on(name, interfaces)]
+    parts = [name, *built_on(name, interfaces)]
     for part in parts:
         if network.numbers.get(part) != _number(interfaces / part / "ifindex"):
             return (
@@ -195,7 +195,7 @@ def why_in_use(name: str, interfaces: Path, network: Network) -> str:
     return ""
 
 
-def _built_on(name: str, interfaces: Path) -> list[str]:
+def built_on(name: str, interfaces: Path) -> list[str]:
     """Bridges, bonds and VLANs on top of an interface, and those on top of these. sysfs shows the next ones only."""
     found: list[str] = []
     waiting = [name]

@@ -52,6 +52,7 @@ def no_vfio(tree: HostTree) -> None:
 
 def second_link(tree: HostTree) -> None:
     tree.interface("eth2", mtu=9000)
+    tree.interface("eth3")
 
 
 def left_record(tree: HostTree) -> None:
@@ -108,16 +109,16 @@ PLANTED: dict[str, tuple[Plant, str, str, str]] = {
         "NIC binding", "broken", "may not open /dev/vfio/12",
     ),
     "a record of a card that is gone": (left_record, "NIC binding", "could be better", "is not on the bus"),
-    "a link that is down": (lambda t: t.interface("eth0", flags="0x1002"), "links", "could be better", "eth0 is down"),
-    "no carrier": (lambda t: t.interface("eth0", carrier=0), "links", "could be better", "no carrier"),
-    "a slow link": (lambda t: t.interface("eth0", speed=10), "links", "could be better", "10 Mbit/s"),
-    "half duplex": (lambda t: t.interface("eth0", duplex="half"), "links", "could be better", "half duplex"),
-    "a tiny MTU": (lambda t: t.interface("eth0", mtu=300), "links", "broken", "MTU of 300 is too small"),
-    "a small MTU": (lambda t: t.interface("eth0", mtu=1400), "links", "could be better", "the MTU is 1400"),
+    "a link that is down": (lambda t: t.interface("eth2", flags="0x1002"), "links", "could be better", "eth2 is down"),
+    "no carrier": (lambda t: t.interface("eth2", carrier=0), "links", "could be better", "no carrier"),
+    "a slow link": (lambda t: t.interface("eth2", speed=10), "links", "could be better", "10 Mbit/s"),
+    "half duplex": (lambda t: t.interface("eth2", duplex="half"), "links", "could be better", "half duplex"),
+    "a tiny MTU": (lambda t: t.interface("eth2", mtu=300), "links", "broken", "MTU of 300 is too small"),
+    "a small MTU": (lambda t: t.interface("eth2", mtu=1400), "links", "could be better", "the MTU is 1400"),
     "small frames on a fast link": (
-        lambda t: t.interface("eth0", speed=25000), "links", "could be better", "25 Gbit/s with an MTU of 1500",
+        lambda t: t.interface("eth2", speed=25000), "links", "could be better", "25 Gbit/s with an MTU of 1500",
     ),
-    "two MTUs": (second_link, "links", "could be better", "MTUs differ (eth0 1500, eth2 9000)"),
+    "two MTUs": (second_link, "links", "could be better", "MTUs differ (eth0 1500, eth2 9000, eth3 1500)"),
     "a far NUMA node": (
         lambda t: t.status(capabilities=0x7000003000, cpus="0-3"),
         "NUMA", "could be better", f"pci:{CARD} is on node 1",
@@ -142,6 +143,7 @@ LATER = {
     "a DPDK that is too new",
     "no IOMMU",
     "no carrier",
+    "two MTUs",
     "no isolated core",
 }
 
@@ -181,6 +183,36 @@ def test_all_rights_do_not_give_a_driver_that_the_build_lacks(tree: HostTree, dr
 def test_a_card_that_the_host_needs_stays_with_the_kernel(tree: HostTree) -> None:
     texts = [finding.text for finding in tree.findings()["NIC binding"]]
     assert any(KERNEL_S in text and "carries the host's default route" in text for text in texts)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "words"),
+    [
+        ({"mtu": 300}, "MTU of 300 is too small"),
+        ({"mtu": 1400}, "the MTU is 1400"),
+        ({"speed": 25000}, "25 Gbit/s with an MTU of 1500"),
+        ({"speed": 10}, "10 Mbit/s"),
+        ({"duplex": "half"}, "half duplex"),
+    ],
+)
+def test_no_command_changes_the_interface_that_the_host_is_reached_over(
+    tree: HostTree, attributes: dict[str, object], words: str
+) -> None:
+    """eth0 carries the default route. An MTU that its network does not carry cuts the host off."""
+    tree.interface("eth0", **attributes)
+    (finding,) = (each for each in tree.faults()["links"] if words in each.text)
+    assert "can cut this host off" in finding.text
+    assert finding.command == ""
+
+
+def test_differing_mtus_are_stated_without_a_command(tree: HostTree) -> None:
+    tree.interface("eth2", mtu=9000)  # beside the host's uplink, which may well differ
+    (finding,) = (each for each in tree.findings()["links"] if "MTUs differ" in each.text)
+    assert (finding.state, finding.command) == ("ok", "")
+    tree.interface("eth3")
+    (finding,) = tree.faults()["links"]
+    assert "MTUs differ (eth0 1500, eth2 9000, eth3 1500)" in finding.text
+    assert finding.command == ""
 
 
 def test_a_module_that_this_host_does_not_have_is_not_to_be_loaded(tree: HostTree) -> None:
