@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 
 pytest.importorskip("yaml", reason="needs PyYAML")
 
+import yaml
 from code_blocks import Failed, Shell, blocks_of, complaints
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,6 +34,23 @@ def shell(tmp_path: Path) -> Iterator[Shell]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_block_can_be_read(page: Path) -> None:
     assert [why for block in blocks_of(page.read_text()) for why in complaints(block, ROOT)] == []
+
+
+@pytest.mark.unit
+def test_a_pod_with_added_capabilities_is_root_s_on_the_page_of_containers() -> None:
+    """Kubernetes gives them to root only, and the image has another user. Root has a directory of names of its own."""
+    docs = ROOT / "docs"
+    assert re.search(r"^USER aiflow$", (docs / "Containerfile").read_text(), re.M)
+    blocks = [block for block in blocks_of((docs / "containers.md").read_text()) if block.language == "yaml"]
+    with_rights = 0
+    for pod in (pod for block in blocks for pod in yaml.safe_load_all(block.code)):
+        for container in pod["spec"]["containers"]:
+            context = {**pod["spec"].get("securityContext", {}), **container.get("securityContext", {})}
+            if context.get("capabilities", {}).get("add"):
+                with_rights += 1
+                assert context.get("runAsUser") == 0
+                assert "AIFLOW_RUNTIME_DIR" in [variable["name"] for variable in container.get("env", [])]
+    assert with_rights
 
 
 @pytest.mark.parametrize("page", WITH_BLOCKS, ids=lambda page: page.stem)
