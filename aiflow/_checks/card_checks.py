@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from aiflow._checks.finding import Finding, better, broken, ok
 from aiflow._checks.host import CAP_BPF, CAP_NET_ADMIN, CAP_NET_RAW, CAP_SYS_ADMIN, Host
-from aiflow._ports.pci_device import DPDK_DRIVERS, PciDevice
+from aiflow._ports.pci_device import DPDK_DRIVER_OF, DPDK_DRIVERS, PciDevice
 from aiflow.errors import PortError
 
 __all__ = ["cards", "iommu", "rights"]
@@ -18,6 +18,9 @@ _WITH_RIGHTS = (
     "--inh-caps=+net_raw,+net_admin --ambient-caps=+net_raw,+net_admin bash"
 )
 _MODULES = "/lib/modules"
+_CAN_BE_MENDED = ("modprobe", "IOMMU group", "virtual functions")
+"""Words of the reasons for which an idle card cannot be bound now."""
+
 _NOIOMMU = "/sys/module/vfio/parameters/enable_unsafe_noiommu_mode"
 
 
@@ -39,8 +42,8 @@ def rights(host: Host) -> Iterator[Finding]:
 
 def iommu(host: Host) -> Iterator[Finding]:
     """The IOMMU, which isolates a card of this user, and the kernel's vfio-pci."""
-    if not host.cards():
-        yield ok("not needed: no network card on the PCI bus")
+    if not host.cards_for_vfio():
+        yield ok("not needed: no network card on the PCI bus that this DPDK is known to drive")
         return
     if not host.sysfs.driver("vfio-pci").is_dir():
         command = _load_vfio(host)
@@ -101,21 +104,33 @@ def _bound(host: Host, card: PciDevice) -> Finding:
 def _kernel_s(host: Host, card: PciDevice) -> Finding:
     """A card of the kernel's."""
     who = f"{card.address} ({', '.join(card.interfaces) or 'no interface'}, {card.driver or 'no driver'})"
+    driver = DPDK_DRIVER_OF.get(card.driver)
     try:
         (change,) = host.binding.plan_bind([card.address])
     except (PortError, OSError) as exc:
         why = str(exc).removeprefix(f"{card.address}: ")
+        if driver not in host.build["drivers"] and any(words in why for words in _CAN_BE_MENDED):
+            return _not_driven(who, driver)
         if "modprobe" in why:
             command = _load_vfio(host)
             text = f"{who} is not bound for DPDK: {why.partition('. As root')[0]}"
             return better(text, command, as_root=bool(command))
-        if "IOMMU group" in why or "virtual functions" in why:
+        if any(words in why for words in _CAN_BE_MENDED):
             return better(f"{who} cannot be bound for DPDK: {why}")
         return ok(f"{who} stays with the kernel: {why}", "aiflow ports")
     if not change.writes:
         return ok(f"{who}: {'; '.join(change.notes)}")
+    if driver not in host.build["drivers"]:
+        return _not_driven(who, driver)
     text = f"{who} is not bound for DPDK, and the host does not use it: as pci:{card.address} it is faster"
     return better(text, f"aiflow ports bind {card.address}", as_root=True)
+
+
+def _not_driven(who: str, driver: str | None) -> Finding:
+    """A card that the host does not use, and that this DPDK may not drive."""
+    if driver is not None:
+        return ok(f"{who} stays with the kernel: this DPDK lacks its driver {driver}")
+    return ok(f"{who} is not used by the host. It can be bound for DPDK if DPDK has a driver for it")
 
 
 def _left_records(host: Host) -> Iterator[Finding]:

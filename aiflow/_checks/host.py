@@ -12,7 +12,7 @@ from typing import Any
 
 from aiflow._ports.interface_use import Network, read_network
 from aiflow._ports.pci_binding import RECORDS, PciBinding
-from aiflow._ports.pci_device import DPDK_DRIVERS, PciDevice, Sysfs
+from aiflow._ports.pci_device import DPDK_DRIVER_OF, DPDK_DRIVERS, PciDevice, Sysfs
 from aiflow._system.cpus import cpu_list
 from aiflow._system.limits import cgroups
 
@@ -155,6 +155,13 @@ class Host:
     def dpdk_cards(self) -> list[PciDevice]:
         """The cards that are bound for DPDK."""
         return [card for card in self.cards() if card.driver in DPDK_DRIVERS]
+
+    def cards_for_vfio(self) -> list[PciDevice]:
+        """The cards that are bound for DPDK, or that this DPDK is known to drive once they are."""
+        drivers = self.build["drivers"]
+        return [
+            card for card in self.cards() if card.driver in DPDK_DRIVERS or DPDK_DRIVER_OF.get(card.driver) in drivers
+        ]
 
     def interfaces(self) -> list[str]:
         """Ethernet interfaces that can be endpoints: no bridges, and no members of a bridge or bond."""

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["BESIDE_VFIO", "DPDK_DRIVERS", "SHARED_WITH_KERNEL", "UIO_DRIVERS", "PciDevice", "Sysfs"]
+__all__ = ["BESIDE_VFIO", "DPDK_DRIVERS", "DPDK_DRIVER_OF", "SHARED_WITH_KERNEL", "UIO_DRIVERS", "PciDevice", "Sysfs"]
 
 UIO_DRIVERS = ("uio_pci_generic", "igb_uio")
 """Kernel drivers that hand a device to DPDK without an IOMMU."""
@@ -17,6 +17,17 @@ DPDK_DRIVERS = ("vfio-pci", *UIO_DRIVERS)
 
 SHARED_WITH_KERNEL = {"mlx5_core": "net_mlx5", "mlx4_core": "net_mlx4"}
 """Kernel drivers beside which DPDK drives a card, and DPDK's driver for it."""
+
+DPDK_DRIVER_OF = {
+    "e1000": "net_e1000_em", "e1000e": "net_e1000_em", "igb": "net_e1000_igb", "igbvf": "net_e1000_igb_vf",
+    "igc": "net_igc", "ixgbe": "net_ixgbe", "ixgbevf": "net_ixgbe_vf", "i40e": "net_i40e", "iavf": "net_iavf",
+    "ice": "net_ice", "fm10k": "net_fm10k", "ngbe": "net_ngbe", "txgbe": "net_txgbe", "hinic": "net_hinic",
+    "bnxt_en": "net_bnxt", "bnx2x": "net_bnx2x", "ena": "net_ena", "gve": "net_gve", "vmxnet3": "net_vmxnet3",
+    "virtio-pci": "net_virtio", "sfc": "net_sfc_efx", "cxgb4": "net_cxgbe", "cxgb4vf": "net_cxgbevf",
+    "qede": "net_qede", "enic": "net_enic", "hns3": "net_hns3", "atlantic": "net_atlantic", "nfp": "net_nfp_pf",
+    "amd-xgbe": "net_axgbe",
+}  # fmt: skip
+"""DPDK's driver for the cards of a kernel driver, once they are bound. Wi-Fi, for one, is missing: DPDK has none."""
 
 BESIDE_VFIO = ("vfio-pci", "pci-stub")
 """Drivers that leave the IOMMU group of their device to vfio: they do no DMA (``driver_managed_dma`` in Linux)."""

@@ -22,7 +22,11 @@ _LIMITS = {
     "Max open files": "4096",
     "Max locked memory": "unlimited",
 }
-_BUILD = {"dpdk": "24.11.3", "dpdk_from": "system", "drivers": ["net_memif", "net_ring", "net_af_packet"]}
+_BUILD = {
+    "dpdk": "24.11.3",
+    "dpdk_from": "system",
+    "drivers": ["net_memif", "net_ring", "net_af_packet", "net_e1000_igb"],
+}
 _LEFT_TO_OTHERS = ("runtime directory", "peers", "stale files", "round trip")
 """Checks of this process itself, which no tree can change."""
 

@@ -185,6 +185,41 @@ def test_a_card_that_the_host_needs_stays_with_the_kernel(tree: HostTree) -> Non
     assert any(KERNEL_S in text and "carries the host's default route" in text for text in texts)
 
 
+@pytest.mark.parametrize("loaded", [True, False])
+@pytest.mark.parametrize("driver", ["iwlwifi", ""])
+def test_an_idle_card_that_dpdk_may_not_drive_is_not_to_be_bound(tree: HostTree, driver: str, loaded: bool) -> None:
+    """Wi-Fi, and a card without a driver: the kernel does not say what it is."""
+    if driver:
+        tree.pci.load(driver)
+    tree.pci.add("0000:04:00.0", driver, *(["wlan0"] if driver else []), group="9", pci_class="0x028000")
+    if not loaded:
+        no_vfio(tree)
+    (finding,) = (each for each in tree.findings()["NIC binding"] if "0000:04:00.0" in each.text)
+    assert "if DPDK has a driver for it" in finding.text
+    assert (finding.state, finding.command) == ("ok", "")
+
+
+def test_no_iommu_is_asked_for_where_only_wifi_is(tree: HostTree) -> None:
+    no_vfio(tree)
+    tree.pci.load("iwlwifi")
+    for address in (CARD, KERNEL_S):
+        tree.pci.vacate(address)
+        tree.pci.native[address] = "iwlwifi"
+        tree.pci.write(tree.pci.device(address).path / "driver_override", "iwlwifi")
+        tree.pci.write(tree.pci.bus / "drivers_probe", address)
+    (finding,) = tree.findings()["IOMMU"]
+    assert (finding.state, finding.command) == ("ok", "")
+    assert "not needed" in finding.text
+
+
+def test_an_idle_card_whose_driver_this_build_lacks_is_not_to_be_bound(tree: HostTree) -> None:
+    bind_again(tree)
+    tree.build["drivers"] = [driver for driver in tree.build["drivers"] if driver != "net_e1000_igb"]
+    (finding,) = (each for each in tree.findings()["NIC binding"] if CARD in each.text)
+    assert "lacks its driver net_e1000_igb" in finding.text
+    assert (finding.state, finding.command) == ("ok", "")
+
+
 @pytest.mark.parametrize(
     ("attributes", "words"),
     [
