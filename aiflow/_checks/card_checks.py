@@ -6,8 +6,9 @@ import contextlib
 import os
 from collections.abc import Iterator
 
+from aiflow._checks.boot_option import boot_option
 from aiflow._checks.finding import Finding, better, broken, ok
-from aiflow._checks.host import CAP_BPF, CAP_NET_ADMIN, CAP_NET_RAW, CAP_SYS_ADMIN, Host
+from aiflow._checks.host import CAP_BPF, CAP_NET_ADMIN, CAP_NET_RAW, CAP_SYS_ADMIN, Host, started_with
 from aiflow._ports.pci_device import DPDK_DRIVER_OF, DPDK_DRIVERS, PciDevice
 from aiflow.errors import PortError
 
@@ -17,6 +18,7 @@ _WITH_RIGHTS = (
     'sudo setpriv --reuid "$(id -u)" --regid "$(id -g)" --init-groups '
     "--inh-caps=+net_raw,+net_admin --ambient-caps=+net_raw,+net_admin bash"
 )
+_FOR_INTERFACES = {"NET_RAW": CAP_NET_RAW, "NET_ADMIN": CAP_NET_ADMIN}
 _MODULES = "/lib/modules"
 _CAN_BE_MENDED = ("modprobe", "IOMMU group", "virtual functions")
 """Words of the reasons for which an idle card cannot be bound now."""
@@ -26,7 +28,13 @@ _NOIOMMU = "/sys/module/vfio/parameters/enable_unsafe_noiommu_mode"
 
 def rights(host: Host) -> Iterator[Finding]:
     """The capabilities of this process; local endpoints need none."""
-    if not host.may(CAP_NET_RAW):
+    denied = [name for name, capability in _FOR_INTERFACES.items() if host.is_denied(capability)]
+    if denied:
+        text = f"this container has no {' and no '.join(f'CAP_{name}' for name in denied)}, which af_packet: needs; "
+        text += "local: needs no right"
+        options = " ".join(["--user 0", *(f"--cap-add {name}" for name in denied)])
+        yield better(f"{text}{started_with(options, 'runAsUser: 0 and these capabilities in its securityContext')}")
+    elif not host.may(CAP_NET_RAW):
         text = "no CAP_NET_RAW, which af_packet: needs; local: needs no right. The command starts a shell that has it"
         yield better(text, _WITH_RIGHTS)
     elif not host.may(CAP_NET_ADMIN):
@@ -56,15 +64,19 @@ def iommu(host: Host) -> Iterator[Finding]:
     if not isolated:
         # AMD's is on by default, so the firmware is the first place to look; Intel's often waits for the option
         vendor = "intel_iommu=on " if "GenuineIntel" in host.read("/proc/cpuinfo") else ""
-        first = "VT-d" if vendor else "AMD-Vi or SMMU"
+        first = f"{'VT-d' if vendor else 'AMD-Vi or SMMU'} in the firmware"
+        if host.is_virtual:
+            first = "a virtual IOMMU of this machine on its host, if it offers one"
         option = "" if vendor and vendor.strip() in host.read("/proc/cmdline") else vendor
-        text = f"none is on: pci: needs root and hugepages, and a card can write to all memory. Turn on {first} in the "
-        text += f"firmware{', then run the command and restart' if option else ''}"
-        yield better(text, _boot_option(f"{option}iommu=pt") if option else "", as_root=bool(option))
+        command, how = boot_option(host, f"{option}iommu=pt") if option else ("", "")
+        text = f"none is on: pci: needs root and hugepages, and a card can write to all memory. Turn on {first}"
+        yield better(f"{text}. {how}" if how else text, command, as_root=bool(command))
     elif unsafe:
-        yield better(
-            "vfio runs in its unsafe no-IOMMU mode, although there is one", f"echo 0 > {_NOIOMMU}", as_root=True
-        )
+        text, command = "vfio runs in its unsafe no-IOMMU mode, although there is one", f"echo 0 > {_NOIOMMU}"
+        if host.is_kept(_NOIOMMU):
+            yield better(f"{text}. On the container's host, as root: {command}")
+        else:
+            yield better(text, command, as_root=True)
     elif host.sysfs.driver("vfio-pci").is_dir():
         yield ok(f"{len(list(groups.iterdir()))} groups, and vfio-pci is loaded")
 
@@ -92,9 +104,11 @@ def _bound(host: Host, card: PciDevice) -> Finding:
         return ok(f"{name} is bound to {card.driver}; it needs root and hugepages")
     file = next((file for file in card.device_files() if "devices" not in file), "")
     if not file or not host.path(file).exists():
-        return broken(
-            f"{name} is bound to vfio-pci, but {file or '/dev/vfio'} is missing", "modprobe vfio-pci", as_root=True
-        )
+        text = f"{name} is bound to vfio-pci, but {file or '/dev/vfio'} is missing"
+        if host.in_container:  # sysfs shows each card of its host
+            option = f"--device /dev/vfio/vfio --device {file or '/dev/vfio/GROUP'}"
+            return ok(f"{text}: another program's card, or one that needs {option} of the container's engine")
+        return broken(text, "modprobe vfio-pci", as_root=True)
     if not host.may_use(file):
         text = f"{name} is bound to vfio-pci, but this user may not open {file}"
         return broken(text, f"chown {host.uid} {file}", as_root=True)
@@ -122,6 +136,9 @@ def _kernel_s(host: Host, card: PciDevice) -> Finding:
         return ok(f"{who}: {'; '.join(change.notes)}")
     if driver not in host.build["drivers"]:
         return _not_driven(who, driver)
+    if host.in_container and (not card.interfaces or host.is_kept("/sys/bus/pci/drivers_probe")):
+        # sysfs shows each card of the container's host, but neither its interface nor its routes
+        return ok(f"{who} is not bound for DPDK. Look at it on the container's host: aiflow doctor")
     text = f"{who} is not bound for DPDK, and the host does not use it: as pci:{card.address} it is faster"
     return better(text, f"aiflow ports bind {card.address}", as_root=True)
 
@@ -153,9 +170,3 @@ def _load_vfio(host: Host) -> str:
     """The command that loads vfio-pci; "" where the kernel's modules are not, as in a container."""
     release = host.read("/proc/sys/kernel/osrelease")
     return "modprobe vfio-pci" if release and host.path(f"{_MODULES}/{release}").is_dir() else ""
-
-
-def _boot_option(words: str) -> str:
-    """A command that adds words to the kernel's command line, as Debian does it."""
-    grub = "/etc/default/grub"
-    return f"sed -i 's/^GRUB_CMDLINE_LINUX=\"/&{words} /' {grub} && update-grub"

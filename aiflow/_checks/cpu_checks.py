@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from aiflow._checks.boot_option import boot_option
 from aiflow._checks.finding import Finding, better, ok
-from aiflow._checks.host import Host
+from aiflow._checks.host import Host, started_with
 from aiflow._system.cpus import cpu_list, numa_node
 
 __all__ = ["cgroup_cpu", "governor", "isolated", "numa"]
@@ -28,7 +29,10 @@ def numa(host: Host) -> Iterator[Finding]:
         if near and not near & host.cpus:
             far = True
             text = f"{name} is on node {numa_node(path)}, and this process may not run there: each frame crosses over"
-            yield better(text, f"taskset -cp {_listed(near | host.cpus)} $$")
+            if host.in_container:  # taskset does not lead out of its cpuset
+                yield better(f"{text}{started_with(f'--cpuset-cpus={_listed(near | host.cpus)}')}")
+            else:
+                yield better(text, f"taskset -cp {_listed(near | host.cpus)} $$")
     if not far:
         yield ok(f"{len(nodes)} nodes, and this process may run on those of its cards")
 
@@ -50,10 +54,10 @@ def isolated(host: Host) -> Iterator[Finding]:
         yield ok(f"none: {len(online)} CPUs are too few to spare one")
     else:
         last = max(online)
-        text = 'none: other programs interrupt a port that is polled with idle="spin". Then restart'
         words = f"isolcpus={last} nohz_full={last} rcu_nocbs={last}"
-        command = f"sed -i 's/^GRUB_CMDLINE_LINUX=\"/&{words} /' /etc/default/grub && update-grub"
-        yield better(text, command, as_root=True)
+        command, how = boot_option(host, words)
+        text = f'none: other programs interrupt a port that is polled with idle="spin". {how}'
+        yield better(text, command, as_root=bool(command))
 
 
 def governor(host: Host) -> Iterator[Finding]:
@@ -65,7 +69,11 @@ def governor(host: Host) -> Iterator[Finding]:
     elif slow:
         names = "/".join(sorted({found[cpu] for cpu in slow}))
         text = f"CPUs {_listed(slow)} run with {names}: they slow down while a port waits, and take time to speed up"
-        yield better(text, f"echo performance | tee {_GOVERNORS.format('*')}", as_root=True)
+        command = f"echo performance | tee {_GOVERNORS.format('*')}"
+        if host.is_kept(_GOVERNORS.format(min(slow))):
+            yield better(f"{text}. On the container's host, as root: {command}")
+        else:
+            yield better(text, command, as_root=True)
     else:
         yield ok("performance")
 
@@ -77,6 +85,9 @@ def cgroup_cpu(host: Host) -> Iterator[Finding]:
     if quota is not None and quota[0] < min(2, cpus):
         cores, path = quota
         text = f"this process's cgroup grants {cores:.2g} cores, and stops it for the rest of each period"
+        if host.is_kept(path):
+            yield better(f"{text}{started_with('--cpus=2', 'resources.limits.cpu')}")
+            return
         value = "-1" if path.name == "cpu.cfs_quota_us" else "max"
         yield better(text, f"echo {value} > {host.shown(path)}", as_root=True)
     else:

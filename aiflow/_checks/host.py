@@ -16,12 +16,20 @@ from aiflow._ports.pci_device import DPDK_DRIVER_OF, DPDK_DRIVERS, PciDevice, Sy
 from aiflow._system.cpus import cpu_list
 from aiflow._system.limits import cgroups
 
-__all__ = ["CAP_BPF", "CAP_IPC_LOCK", "CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_SYS_ADMIN", "Host"]
+__all__ = ["CAP_BPF", "CAP_IPC_LOCK", "CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_SYS_ADMIN", "Host", "started_with"]
 
 CAP_NET_ADMIN, CAP_NET_RAW, CAP_IPC_LOCK, CAP_SYS_ADMIN, CAP_BPF = 12, 13, 14, 21, 39
+CAP_SYS_RESOURCE = 24
 
 _ETHERNET = "1"  # ARPHRD_ETHER
+_CONTAINER_MARKS = ("/.dockerenv", "/run/.containerenv", "/run/systemd/container")
 _UNLIMITED = 1 << 60  # cgroup v1 writes the largest number of pages
+
+
+def started_with(option: str, of_pod: str = "") -> str:
+    """The advice where only the engine of a container can change something."""
+    pod = f"; in Kubernetes, set {of_pod}" if of_pod else ""
+    return f". Only the container's engine can change it: start the container with {option}{pod}"
 
 
 class Host:
@@ -97,6 +105,35 @@ class Host:
             return bits & 0o6 == 0o6
         return False
 
+    # ---------------------------------------------------------------------------------------------- containers and VMs
+
+    @property
+    def in_container(self) -> bool:
+        """Whether an engine of containers started this process."""
+        marked = any(self.path(mark).exists() for mark in _CONTAINER_MARKS)
+        return marked or "KUBERNETES_SERVICE_HOST" in self.environ
+
+    @property
+    def is_virtual(self) -> bool:
+        """Whether this is a virtual machine, whose firmware has no settings of devices."""
+        return re.search(r"^flags\s.*\bhypervisor\b", self.read("/proc/cpuinfo"), re.MULTILINE) is not None
+
+    def is_kept(self, path: Path | str) -> bool:
+        """Whether a container may not write a file of its host."""
+        return self.in_container and not self.may_use(str(path) if isinstance(path, str) else self.shown(path))
+
+    def is_denied(self, capability: int) -> bool:
+        """Whether a container's processes cannot get a capability: images rarely have sudo, and root has a bound."""
+        bound = int(self.status("CapBnd") or "0", 16) >> capability & 1
+        return self.in_container and not self.may(capability) and (self.uid != 0 or not bound)
+
+    def is_bound(self, limit: str, wanted: int | None = None) -> bool:
+        """Whether a container cannot raise a limit to a number, or to none."""
+        found = re.search(rf"^{re.escape(limit)}\s+\S+\s+(\S+)", self.read("/proc/self/limits"), re.MULTILINE)
+        hard = found[1] if found else "unlimited"
+        enough = hard == "unlimited" or (wanted is not None and int(hard) >= wanted)
+        return self.in_container and not enough and not self.may(CAP_SYS_RESOURCE)
+
     # -------------------------------------------------------------------------------------------------------- process
 
     def limit(self, name: str) -> int | None:
@@ -162,6 +199,12 @@ class Host:
         return [
             card for card in self.cards() if card.driver in DPDK_DRIVERS or DPDK_DRIVER_OF.get(card.driver) in drivers
         ]
+
+    def has_file_of(self, card: PciDevice) -> bool:
+        """Whether a card that is bound to vfio-pci has its file here; in a container, it may not."""
+        return not self.in_container or any(
+            self.path(file).exists() for file in card.device_files() if "devices" not in file
+        )
 
     def interfaces(self) -> list[str]:
         """Ethernet interfaces that can be endpoints: no bridges, and no members of a bridge or bond."""

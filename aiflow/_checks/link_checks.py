@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from aiflow._checks.finding import Finding, better, broken, ok
-from aiflow._checks.host import Host
+from aiflow._checks.host import CAP_NET_ADMIN, Host, started_with
 from aiflow._ports.interface_use import Network, built_on
 
 __all__ = ["links"]
@@ -52,8 +52,13 @@ def _is_up(host: Host, name: str) -> bool:
 
 def _link(host: Host, name: str) -> Iterator[Finding]:
     where = f"/sys/class/net/{name}"
+    denied = ""
+    if host.is_denied(CAP_NET_ADMIN):
+        denied = started_with("--user 0 --cap-add NET_ADMIN", "runAsUser: 0 and this capability in its securityContext")
+    kept = _leads_out(host, name) or denied
     if not _is_up(host, name):
-        yield better(f"{name} is down: it carries nothing", f"ip link set dev {name} up", as_root=True)
+        text = f"{name} is down: it carries nothing{denied}"
+        yield better(text, "" if denied else f"ip link set dev {name} up", as_root=not denied)
         return
     if host.read(f"{where}/carrier") == "0":
         text = f"{name} is up, but has no carrier: look at the cable, and at the other side, which may be down"
@@ -61,32 +66,32 @@ def _link(host: Host, name: str) -> Iterator[Finding]:
         return
     speed, mtu = host.number(f"{where}/speed") or -1, host.number(f"{where}/mtu") or 0
     fine = True
-    kept = _leads_out(host, name)
-
-    def finding(kind: Callable[..., Finding], text: str, command: str) -> Finding:
-        return kind(f"{text}{kept}") if kept else kind(text, command, as_root=True)
-
     if mtu < _LEAST_MTU:
         fine = False
         text = f"{name}: an MTU of {mtu} is too small for aiflow's frames"
-        yield finding(broken, text, f"ip link set dev {name} mtu {_MTU}")
+        text += kept
+        yield broken(text, "" if kept else f"ip link set dev {name} mtu {_MTU}", as_root=not kept)
     elif mtu < _MTU:
         fine = False
         text = f"{name}: the MTU is {mtu}, and small frames are more work a byte. Raise it if the network carries more"
-        yield finding(better, text, f"ip link set dev {name} mtu {_MTU}")
+        text += kept
+        yield better(text, "" if kept else f"ip link set dev {name} mtu {_MTU}", as_root=not kept)
     elif mtu < _JUMBO and speed >= _JUMBO_FROM_MBPS and host.path(f"{where}/device").exists():
         fine = False
         text = f"{name}: {speed // 1000} Gbit/s with an MTU of {mtu}. If the switch carries jumbo frames, use them"
-        yield finding(better, text, f"ip link set dev {name} mtu {_JUMBO}")
+        text += kept
+        yield better(text, "" if kept else f"ip link set dev {name} mtu {_JUMBO}", as_root=not kept)
     if host.read(f"{where}/duplex") == "half" and speed > 0:
         fine = False
-        yield finding(better, f"{name}: half duplex loses frames", f"ethtool -s {name} autoneg on")
+        text = f"{name}: half duplex loses frames"
+        text += kept
+        yield better(text, "" if kept else f"ethtool -s {name} autoneg on", as_root=not kept)
     elif 0 < speed < _SLOW_MBPS:
         fine = False
         text = (
             f"{name}: the link runs at {speed} Mbit/s. A bad cable is a common cause; or the other side is fixed to it"
         )
-        yield finding(better, text, f"ethtool -s {name} autoneg on")
+        yield better(f"{text}{kept}", "" if kept else f"ethtool -s {name} autoneg on", as_root=not kept)
     if fine:
         rate = f"{speed} Mbit/s" if speed > 0 else "speed unknown"
         yield ok(f"{name}: carrier, {rate}, MTU {mtu}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from aiflow._checks.finding import Finding, better, broken, ok
-from aiflow._checks.host import CAP_IPC_LOCK, Host
+from aiflow._checks.host import CAP_IPC_LOCK, Host, started_with
 from aiflow._eal_args import memory_mib
 
 __all__ = ["cgroup_memory", "hugepages", "limits", "memlock"]
@@ -37,17 +37,25 @@ def hugepages(host: Host) -> Iterator[Finding]:
     if free_mib < _LEAST_MIB:
         found = f"{total} reserved, {free_mib} MiB of them free" if total else "none is reserved"
         command = f"echo {total + wanted} > {_HUGEPAGES}"
+        kept = ""
+        if host.is_kept(_HUGEPAGES):
+            kept, command = f". On the container's host, as root: {command}", ""
         if asked == "hugepages":
-            yield broken(f"{found}: AIFLOW_MEMORY=hugepages needs {_LEAST_MIB} MiB", command, as_root=True)
+            text = f"{found}: AIFLOW_MEMORY=hugepages needs {_LEAST_MIB} MiB{kept}"
+            yield broken(text, command, as_root=not kept)
         else:
-            yield better(f"{found}: aiflow runs without them, slower", command, as_root=True)
+            yield better(f"{found}: aiflow runs without them, slower{kept}", command, as_root=not kept)
         return
     size = f"{page_kib >> 20}GB" if page_kib >> 20 else f"{page_kib >> 10}MB"
     granted = host.cgroup_limit("hugetlb", f"hugetlb.{size}.max", f"hugetlb.{size}.limit_in_bytes")
     if granted is not None and granted[0] < memory_mib() << 20:
         limit, path = granted
         text = f"{free_mib} MiB are free, but this process's cgroup grants {limit >> 20} MiB: aiflow goes without them"
-        yield better(text, f"echo {_none(path.name)} > {host.shown(path)}", as_root=True)
+        if host.is_kept(path):
+            size = size.replace("B", "i")
+            yield better(f"{text}. Its host must grant more; in Kubernetes, set resources.limits.hugepages-{size}")
+        else:
+            yield better(text, f"echo {_none(path.name)} > {host.shown(path)}", as_root=True)
         return
     yield ok(f"{free_mib} MiB are free, in pages of {size}")
 
@@ -61,12 +69,19 @@ def memlock(host: Host) -> Iterator[Finding]:
         yield ok(f"ulimit -l is {limit >> 10} KiB, which does not bind this process (CAP_IPC_LOCK)")
     elif limit >> 20 >= memory_mib():
         yield ok(f"ulimit -l is {limit >> 10} KiB, enough for DPDK's heap of {memory_mib()} MiB")
+    elif not host.cards_for_vfio():
+        yield ok(f"ulimit -l is {limit >> 10} KiB. Only cards behind vfio-pci need more, and there is none")
     else:
-        bound = [card.address for card in host.dpdk_cards() if card.driver == "vfio-pci"]
+        bound = [card for card in host.dpdk_cards() if card.driver == "vfio-pci" and host.has_file_of(card)]
         text = f"ulimit -l is {limit >> 10} KiB, and a card behind vfio-pci needs {memory_mib()} MiB"
-        text += f". {_for_good('memlock')}"
         command = "prlimit --pid $$ --memlock=unlimited:unlimited"
-        yield broken(text, command, as_root=True) if bound else better(text, command, as_root=True)
+        if host.is_bound("Max locked memory"):
+            of_pod = "runAsUser: 0 and the capability IPC_LOCK in its securityContext"
+            text, command = f"{text}{started_with('--ulimit memlock=-1', of_pod)}", ""
+        else:
+            text += f". {_for_good('memlock')}"
+        as_root = bool(command)
+        yield broken(text, command, as_root=as_root) if bound else better(text, command, as_root=as_root)
 
 
 def limits(host: Host) -> Iterator[Finding]:
@@ -84,12 +99,18 @@ def limits(host: Host) -> Iterator[Finding]:
     if files is not None and files < _FILES:
         found = True
         text = f"ulimit -n is {files} open files, and each local port of a peer takes several"
-        yield better(text, f"prlimit --pid $$ --nofile={4 * _FILES}:{4 * _FILES}", as_root=True)
+        if host.is_bound("Max open files", 4 * _FILES):
+            yield better(f"{text}{started_with(f'--ulimit nofile={4 * _FILES}')}")
+        else:
+            yield better(text, f"prlimit --pid $$ --nofile={4 * _FILES}:{4 * _FILES}", as_root=True)
     size = host.limit("Max file size")
     if size is not None and size >> 20 < _LEAST_MIB:
         found = True
         text = f"ulimit -f is {size >> 10} KiB: no shared memory of a useful size, and no large file, can be made"
-        yield broken(text, "prlimit --pid $$ --fsize=unlimited:unlimited", as_root=True)
+        if host.is_bound("Max file size"):
+            yield broken(f"{text}{started_with('--ulimit fsize=-1')}")
+        else:
+            yield broken(text, "prlimit --pid $$ --fsize=unlimited:unlimited", as_root=True)
     if not found:
         yield ok(f"address space and file sizes are unlimited, {files if files is not None else 'all'} files at a time")
 
@@ -105,11 +126,14 @@ def cgroup_memory(host: Host) -> Iterator[Finding]:
         yield ok(f"{limit >> 20} MiB ({host.shown(path)})")
         return
     text = f"this process's cgroup grants {limit >> 20} MiB, and the kernel kills it beyond"
-    command = f"echo {_none(path.name)} > {host.shown(path)}"
+    command, advice = f"echo {_none(path.name)} > {host.shown(path)}", ""
+    if host.is_kept(path):
+        command, advice = "", started_with("--memory=2g", "resources.limits.memory")
     if limit >> 20 < memory_mib():
-        yield broken(f"{text}: DPDK's heap alone has {memory_mib()} MiB", command, as_root=True)
+        yield broken(f"{text}: DPDK's heap alone has {memory_mib()} MiB{advice}", command, as_root=not advice)
     else:
-        yield better(f"{text}: pass a memory= that fits; the default is 1 GiB", command, as_root=True)
+        text += f": pass a memory= that fits; the default is 1 GiB{advice}"
+        yield better(text, command, as_root=not advice)
 
 
 def _none(file: str) -> str:

@@ -21,7 +21,10 @@ def kernel(host: Host) -> Iterator[Finding]:
     release = host.read("/proc/sys/kernel/osrelease")
     if _version(release) < _LEAST_KERNEL:
         text = f"Linux {release or 'of unknown version'} is older than aiflow is tested with (5.10)"
-        yield better(text, "apt-get install linux-image-amd64", as_root=True)
+        if host.in_container:
+            yield better(f"{text}. Update the kernel of the container's host")
+        else:
+            yield better(text, "apt-get install linux-image-amd64", as_root=True)
     else:
         yield ok(f"Linux {release}, Python {platform.python_version()}")
 

@@ -91,9 +91,10 @@ class HostTree:
         """Reserve hugepages of 2 MiB."""
         self.write("/proc/meminfo", f"HugePages_Total: {total}\nHugePages_Free: {free}\nHugepagesize: 2048 kB")
 
-    def status(self, *, capabilities: int, cpus: str) -> None:
-        """Capabilities and CPUs of this process."""
-        self.write("/proc/self/status", f"Name:\tpython3\nCapEff:\t{capabilities:016x}\nCpus_allowed_list:\t{cpus}")
+    def status(self, *, capabilities: int, cpus: str, bound: int = (1 << 41) - 1) -> None:
+        """Capabilities, their bound, and CPUs of this process."""
+        sets = f"CapEff:\t{capabilities:016x}\nCapBnd:\t{bound:016x}"
+        self.write("/proc/self/status", f"Name:\tpython3\n{sets}\nCpus_allowed_list:\t{cpus}")
 
     def interface(self, name: str, **attributes: object) -> None:
         """Set attributes of an interface; by default one that is up, with 1 Gbit/s."""
