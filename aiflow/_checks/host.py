@@ -110,8 +110,11 @@ class Host:
     @property
     def in_container(self) -> bool:
         """Whether an engine of containers started this process."""
+        if "KUBERNETES_SERVICE_HOST" in self.environ:
+            return True
+        # A virtual machine made of an image has its mark, too; but there the kernel's threads are to be seen.
         marked = any(self.path(mark).exists() for mark in _CONTAINER_MARKS)
-        return marked or "KUBERNETES_SERVICE_HOST" in self.environ
+        return marked and self.read("/proc/2/comm") != "kthreadd"
 
     @property
     def is_virtual(self) -> bool:

@@ -88,6 +88,14 @@ def test_a_container_s_root_is_denied_what_its_bound_lacks(tree: HostTree) -> No
     assert finding.command.startswith("sudo setpriv")
 
 
+def test_a_virtual_machine_made_of_an_image_is_no_container(tree: HostTree) -> None:
+    tree.write("/.dockerenv", "")
+    tree.write("/proc/2/comm", "kthreadd")
+    tree.status(capabilities=0, cpus="0-7")
+    (finding,) = tree.faults()["rights"]
+    assert finding.command.startswith("sudo setpriv")
+
+
 def test_a_container_that_may_write_the_file_gets_the_command(tree: HostTree) -> None:
     """One with --privileged."""
     tree.write("/.dockerenv", "")
