@@ -30,7 +30,7 @@ def rights(host: Host) -> Iterator[Finding]:
     """The capabilities of this process; local endpoints need none."""
     denied = [name for name, capability in _FOR_INTERFACES.items() if host.is_denied(capability)]
     if denied:
-        text = f"this container has no {' and no '.join(f'CAP_{name}' for name in denied)}, which af_packet: needs; "
+        text = f"this container has no {' and no '.join(f'CAP_{name}' for name in denied)}, which af_packet: uses; "
         text += "local: needs no right"
         options = " ".join(["--user 0", *(f"--cap-add {name}" for name in denied)])
         yield better(f"{text}{started_with(options, 'runAsUser: 0 and these capabilities in its securityContext')}")

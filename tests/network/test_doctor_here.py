@@ -119,6 +119,36 @@ def test_rights_are_named_and_the_command_gives_them() -> None:
     assert row_of(f"exec {given} {' '.join(DOCTOR)} --json", "rights", 0)["state"] == "ok"
 
 
+CONTAINED = """
+mount --make-rprivate /
+mount -t proc proc /proc
+mount --bind /proc/sys /proc/sys
+mount -o remount,ro,bind /proc/sys
+exec setpriv --bounding-set=-net_admin --inh-caps=-all "$@"
+"""
+
+
+@pytest.mark.root
+def test_where_the_kernel_denies_what_a_container_is_denied_no_command_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Namespaces as an engine makes them, with read-only sysctls; an engine itself cannot be had here."""
+    monkeypatch.delenv("AIFLOW_MEMORY", raising=False)
+    if shutil.which("unshare") is None or shutil.which("setpriv") is None:
+        pytest.skip("needs unshare and setpriv")
+    contained = ("unshare", "--mount", "--pid", "--fork", "sh", "-ec", CONTAINED, "sh")
+    rows = examined(*contained, KUBERNETES_SERVICE_HOST="10.0.0.1")
+    (row,) = rows["rights"]
+    assert "no CAP_NET_ADMIN" in row["text"]
+    assert f"{BY_ENGINE} --user 0 --cap-add NET_ADMIN" in row["text"]
+    assert row["command"] is None
+    (row,) = rows["hugepages"]
+    if row["state"] != "ok":
+        assert row["command"] is None
+        assert "On the container's host" in row["text"] or "kernel has none" in row["text"]
+    assert [row["state"] for row in rows["round trip"]] == ["ok"]
+
+
 @pytest.mark.root
 def test_links_are_named_and_their_commands_mend_them(net: Net) -> None:
     here, there = net.namespace("here"), net.namespace("there")
