@@ -69,8 +69,8 @@ def runtime_directory() -> Path:
         raise PortError(failure)
     if not is_own_directory(directory) or directory.stat().st_mode & 0o077:
         raise PortError(
-            f"{directory} must be a directory that you own and no other user can enter: remove it, run chmod 700 on "
-            "it, or set AIFLOW_RUNTIME_DIR to another directory"
+            f"{directory} must be a directory that you own and no other user can enter: set AIFLOW_RUNTIME_DIR "
+            "to another one. If aiflow alone uses it, you can remove it, or run chmod 700 on it"
         )
     return directory
 
