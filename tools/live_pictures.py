@@ -4,7 +4,7 @@ Usage: tools/live_pictures.py [top | prometheus ...]        takes two minutes; s
 
 Two processes send eight cameras' frames over four local ports. The third port loses one frame in a hundred by
 `faults=`, and the sender offers more every half minute. `aiflow top` runs in a pseudo-terminal, and pyte reads what it
-draws there. Prometheus is Debian's package: on PATH, or where PROMETHEUS says.
+draws there. Prometheus is Debian's package: on PATH, or where tools/setup.sh unpacks it.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ with aiflow.Sender("local:cameras*4", name="cameras", link_speed="1gbit", faults
 
 COLUMNS, LINES = 156, 27
 SETTLE_S = 5
-"""From the start of `aiflow top` to the picture: rates are of two looks, a second apart."""
+"""From the start of `aiflow top` to the picture: rates are of two looks, two seconds apart."""
 PATIENCE_S = 60
 SCRAPED_S = 95
 EXPRESSION = 'rate(aiflow_port_receive_bytes_total{role="receiver"}[5s]) * 8'
@@ -172,9 +172,9 @@ def free_port() -> int:
 
 def picture_of_prometheus(browser: Browser, env: dict[str, str], directory: Path, picture: Path) -> None:
     """Let a server scrape the transfer, and save its graph page."""
-    program = shutil.which(os.environ.get("PROMETHEUS", "prometheus"))
+    program = shutil.which("prometheus", path=f"{os.environ.get('PATH', '')}{os.pathsep}{ROOT / 'build/programs'}")
     if program is None:
-        sys.exit("the picture of Prometheus needs it: apt-get install prometheus, or set PROMETHEUS to its path")
+        sys.exit("the picture of Prometheus needs it: tools/setup.sh dev unpacks it on a Debian")
     exporter, server = free_port(), free_port()
     config = directory / "prometheus.yml"
     targets = [{"targets": [f"127.0.0.1:{exporter}"]}]

@@ -320,7 +320,8 @@ class Prometheus:
 def prometheus(directory: Path, *targets: int) -> Iterator[Prometheus]:
     program = shutil.which("prometheus", path=os.pathsep.join([os.environ.get("PATH", ""), str(PROGRAMS)]))
     if program is None:
-        pytest.skip("needs prometheus: tools/setup.sh dev unpacks it on a Debian")
+        says = pytest.fail if os.environ.get("AIFLOW_PROMETHEUS") == "required" else pytest.skip
+        says("needs prometheus: tools/setup.sh dev unpacks it on a Debian")
     server = Prometheus(program, directory, list(targets))
     try:
         yield server
