@@ -6,7 +6,7 @@ cause wins if it is strong enough and no other comes near; else the verdict is "
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 from aiflow._observe.kernel import Thread
@@ -38,9 +38,9 @@ class Cpu(NamedTuple):
     Attributes
     ----------
     starved : float
-        The thread that had the least of the CPU that it wanted was ready and had none.
+        Of the threads that drive the loop, the one that had the least of the CPU that it wanted was ready and had none.
     user_starved : float
-        The same, without the loop's worker.
+        The same of all threads but the loop's worker.
     delayed : float
         A thread was ready and had none, however much it wanted.
     disk : float
@@ -88,9 +88,12 @@ class Measures(NamedTuple):
     busiest_port, other_ports : float
         Frames were in flight: on the port where this was longest, and on the mean of the others. One port: NaN.
     slowest_port : float
-        Bytes of the port that sent least ÷ the mean of the others, by the links' speeds where they are known.
+        What the slowest port sends while it is busy ÷ the mean of the others, by the links' speeds where they are
+        known.
     slow_port : str
-        The name of the port that is slow, if one is.
+        The name of the slowest port, if there are several.
+    link_use : float
+        What the ports sent ÷ what their links carry. NaN: a link's speed is not known.
     goodput_bps : float
         Element bits per second.
     has_links : bool
@@ -116,6 +119,7 @@ class Measures(NamedTuple):
     other_ports: float
     slowest_port: float
     slow_port: str
+    link_use: float
     goodput_bps: float
     has_links: bool
 
@@ -157,9 +161,17 @@ def _known(value: float, otherwise: float = 0.0) -> float:
 
 
 def cpu_shares(
-    before: Mapping[int, Thread], after: Mapping[int, Thread], seconds: float, loop: int | None, disk: float
+    before: Mapping[int, Thread],
+    after: Mapping[int, Thread],
+    seconds: float,
+    loop: int | None,
+    callers: Collection[int],
+    disk: float,
 ) -> Cpu:
-    """Shares of the time between two looks at the threads of a process; `loop` is the number of the loop's worker.
+    """Shares of the time between two looks at the threads of a process.
+
+    `loop` is the number of the loop's worker; `callers` are those of threads that wait in aiflow at times, and then
+    drive the loop. Other threads are the program's: they may want all CPUs, and the transfer does not wait for them.
 
     A thread that also sleeps gets through its work, late as it may be. So its waits for a CPU count only if it runs or
     waits for one nearly all the time. A cgroup's limit shows as such waits, too.
@@ -171,7 +183,9 @@ def cpu_shares(
         run = (now.run - before[number].run) / 1e9 / seconds
         delay = (now.delay - before[number].delay) / 1e9 / seconds
         wants = delay * _between(run + delay, 0.6, 0.85)
-        starved, delayed = max(starved, wants), max(delayed, delay)
+        delayed = max(delayed, delay)
+        if number == loop or number in callers:
+            starved = max(starved, wants)
         if number != loop:
             user_starved = max(user_starved, wants)
     return Cpu(min(starved, 1.0), min(user_starved, 1.0), min(delayed, 1.0), disk)
@@ -188,46 +202,66 @@ def _share(end: End | None, name: str, state: str = "") -> float:
     return min(max(share, 0.0), 1.0)
 
 
-def _peer_shares(end: End | None, state: str) -> float:
-    """The same of a Sender's waits: of the receiver for which it is longest."""
-    if end is None:
-        return NAN
-    shares = [
-        (peer["figures"]["wait_seconds"][state] - was["figures"]["wait_seconds"][state]) / end.seconds
-        for was, peer in zip(end.before["peers"], end.after["peers"], strict=True)
-    ]
-    return min(max(max(shares, default=0.0), 0.0), 1.0)
+def _waits(end: End, number: int) -> dict[str, float]:
+    """Growth of a Sender's waits for one receiver, by its place in the Sender's list, as shares of the time."""
+    now = end.after["peers"][number]["figures"]["wait_seconds"]
+    before = end.before["peers"]
+    was = before[number]["figures"]["wait_seconds"] if number < len(before) else {}
+    return {state: min(max((now[state] - was.get(state, 0.0)) / end.seconds, 0.0), 1.0) for state in now}
 
 
-def _ports(end: End | None) -> tuple[float, float, float, str]:
-    """Busy shares of the busiest port and, on average, of the others; the slowest one's relative rate, and its name."""
+def _offered(waits: list[dict[str, float]], own: int) -> float:
+    """The most of the time in which the Sender can have had a slice to send, to this receiver or to another.
+
+    Slices to several receivers may overlap, or not. While it waits for the others, it is not the program that is slow.
+    """
+    others = (sum(each[state] for state in ("path", "memory", "confirmation")) for each in waits)
+    elsewhere = sum(share for number, share in enumerate(others) if number != own)
+    return min(1.0 - waits[own]["application"] + elsewhere, 1.0)
+
+
+class _Ports(NamedTuple):
+    """Figures of a Sender's ports: see `Measures`."""
+
+    busiest_port: float = NAN
+    other_ports: float = NAN
+    slowest_port: float = NAN
+    slow_port: str = ""
+    link_use: float = NAN
+
+
+def _ports(end: End | None) -> _Ports:
+    """How long the ports were busy, what each sent in that time, and how full the links are."""
     if end is None:
-        return NAN, NAN, NAN, ""
+        return _Ports()
     before = {port["name"]: port["figures"] for port in end.before["ports"]}
     ports = [port for port in end.after["ports"] if port["name"] in before and port["figures"]["port_usable"]]
-    if len(ports) < 2:
-        return NAN, NAN, NAN, ""
-    found = []
     speeds = [port["figures"].get("port_link_speed_bits_per_second") for port in ports]
+    known = bool(ports) and all(speeds)
+    busy, pace, nbits = [], [], 0.0
     for port, speed in zip(ports, speeds, strict=True):
         now, then = port["figures"], before[port["name"]]
-        busy = (now["port_busy_seconds"] - then["port_busy_seconds"]) / end.seconds
-        nbytes = now["port_transmit_bytes"] - then["port_transmit_bytes"]
-        found.append((busy, nbytes / speed if all(speeds) else nbytes, port["name"]))
-    found.sort()
-    others = sum(busy for busy, _, _ in found[:-1]) / (len(found) - 1)
-    _, slowest, name = min(found, key=lambda each: each[1])
-    mean = (sum(rate for _, rate, _ in found) - slowest) / (len(found) - 1)
-    busiest, _, last = found[-1]
-    # One that the others wait for is the busiest. Where all are busy, it is the one that carries least.
-    return busiest, others, slowest / mean if mean else 1.0, last if others < 0.7 * busiest else name
+        sent = 8 * (now["port_transmit_bytes"] - then["port_transmit_bytes"]) / end.seconds
+        busy.append(min(max((now["port_busy_seconds"] - then["port_busy_seconds"]) / end.seconds, 0.0), 1.0))
+        pace.append(sent / (speed if known else 1) / max(busy[-1], 1e-3))  # a small share of the load is not slow
+        nbits += sent
+    use = nbits / sum(speeds) if known else NAN
+    if len(ports) < 2:
+        return _Ports(link_use=use)
+    busiest = max(busy)
+    # The others wait for a port only if it is busy for as long as any. One with a small share of a slice is not.
+    slowest = min((number for number in range(len(ports)) if busy[number] >= 0.7 * busiest), key=pace.__getitem__)
+    others = [pace[number] for number in range(len(ports)) if number != slowest and busy[number] > 0.01]
+    mean = sum(others) / len(others) if others else 0.0
+    ratio = pace[slowest] / mean if mean else 1.0
+    return _Ports(busiest, (sum(busy) - busiest) / (len(busy) - 1), ratio, ports[slowest]["name"], use)
 
 
 def _starved(end: End | None, in_aiflow: float) -> float:
     """How much of the time this end wanted a CPU and had none.
 
     While the user's thread is not in aiflow, as `in_aiflow` says, the loop's worker has little to do: then only the
-    user's threads count.
+    user's threads count. Else only those that drive the loop do.
     """
     if end is None:
         return NAN
@@ -244,26 +278,29 @@ def _delayed(end: End | None) -> float:
     return max(end.cpu.delayed if end.cpu is not None else 0.0, _share(end, "loop_rest_seconds"))
 
 
-def measures(sender: End | None, receiver: End | None) -> Measures:
+def measures(sender: End | None, receiver: End | None, peer: int | None = None) -> Measures:
     """The shares behind a verdict.
 
     Parameters
     ----------
     sender, receiver : End or None
         The two ends, as far as they are on this host.
+    peer : int, optional
+        The receiver's place in the Sender's list. None: no receiver has joined.
     """
-    busiest, others, slowest, slow = _ports(sender)
     end = receiver or sender
-    offered = 1.0 - _peer_shares(sender, "application") if sender is not None else NAN
+    waits = [_waits(sender, number) for number in range(len(sender.after["peers"]))] if sender is not None else []
+    own = waits[peer or 0] if waits else {}
+    offered = _offered(waits, peer or 0) if waits else NAN
     reader_waits = _share(receiver, "caller_wait_seconds")
     rate = 0.0
     if end is not None:
         rate = 8 * (end.after["figures"]["bytes"] - end.before["figures"]["bytes"]) / end.seconds
     return Measures(
         offered=offered,
-        path=_peer_shares(sender, "path"),
-        grant=_peer_shares(sender, "memory"),
-        confirmation=_peer_shares(sender, "confirmation"),
+        path=own.get("path", NAN),
+        grant=own.get("memory", NAN),
+        confirmation=own.get("confirmation", NAN),
         sender_busy=_share(sender, "loop_busy_seconds"),
         receiver_busy=_share(receiver, "loop_busy_seconds"),
         sender_starved=_starved(sender, offered),
@@ -275,10 +312,7 @@ def measures(sender: End | None, receiver: End | None) -> Measures:
         behind=_share(receiver, "reader_behind_seconds"),
         sender_disk=sender.cpu.disk if sender is not None and sender.cpu is not None else NAN,
         receiver_disk=receiver.cpu.disk if receiver is not None and receiver.cpu is not None else NAN,
-        busiest_port=busiest,
-        other_ports=others,
-        slowest_port=slowest,
-        slow_port=slow,
+        **_ports(sender)._asdict(),
         goodput_bps=max(rate, 0.0),
         has_links=sender is not None and any(port["driver"] not in SHARED for port in sender.after["ports"]),
     )
@@ -292,15 +326,36 @@ def _apart(own: float, other: float) -> float:
     return 1 - _between(_known(other) / own, 0.3, 0.8) if _known(own) > 0 else 1.0
 
 
+def _full(m: Measures) -> float:
+    """How sure it is that the links are full, where nothing else bounds the run.
+
+    Where a link's speed is not known, both ends must be seen: else the far one may be the reason.
+    """
+    if m.link_use == m.link_use:
+        return _between(m.link_use, 0.6, 0.85)
+    return 0.0 if m.receiver_busy != m.receiver_busy else 1.0
+
+
+def _busy(m: Measures, own: float, other: float) -> float:
+    """A loop is busy nearly all the time, and the other end's is not.
+
+    A few frames make an iteration busy, so a fast link that is full can do that, too. Both must be known not to be so.
+    """
+    if other != other or (m.has_links and m.link_use != m.link_use):
+        return 0.0
+    free = 1 - _full(m) if m.has_links else 1.0
+    return _between(own, 0.75, 0.95) * (1 - _between(other, 0.75, 0.95)) * free
+
+
 def _sender_cpu(m: Measures) -> float:
-    alone = _between(m.sender_busy, 0.75, 0.95) * (1 - _between(m.receiver_busy, 0.75, 0.95))
+    alone = _busy(m, m.sender_busy, m.receiver_busy)
     matters = max(_known(m.path, 1.0), 1 - _known(m.offered))  # while it waits for memory it needs no CPU
     starved = _between(m.sender_starved, 0.1, 0.6) * _apart(m.sender_delayed, m.receiver_delayed)
     return max(starved, alone) * min(matters, 1.0)
 
 
 def _receiver_cpu(m: Measures) -> float:
-    alone = _between(m.receiver_busy, 0.75, 0.95) * (1 - _between(m.sender_busy, 0.75, 0.95))
+    alone = _busy(m, m.receiver_busy, m.sender_busy)
     matters = max(_known(m.path, 1.0), 1 - _known(m.reader_waits, 1.0))  # while nothing comes it needs none
     starved = _between(m.receiver_starved, 0.1, 0.6) * _apart(m.receiver_delayed, m.sender_delayed)
     return max(starved, alone) * min(matters, 1.0)
@@ -308,6 +363,8 @@ def _receiver_cpu(m: Measures) -> float:
 
 def _cpu(m: Measures) -> float:
     busy = max(_between(m.sender_busy, 0.75, 0.95), _between(m.receiver_busy, 0.75, 0.95))
+    if m.link_use == m.link_use:
+        busy *= 1 - _full(m)  # full links keep a loop busy, too
     starved = max(_between(m.sender_starved, 0.1, 0.6), _between(m.receiver_starved, 0.1, 0.6))
     delayed = max(_between(m.sender_delayed, 0.4, 0.7), _between(m.receiver_delayed, 0.4, 0.7))
     return max(starved, delayed, busy)
@@ -320,11 +377,20 @@ def _reader(m: Measures) -> float:
     return min(1 - m.reader_waits, stopped)
 
 
-def _evenness(m: Measures) -> float:
-    """How alike the ports are, by the time in which they are busy and by what they send; 1 for one port."""
+def _all_busy(m: Measures) -> float:
+    """1: all ports are busy for as long. 0: they wait for one. One port: 1."""
     if m.busiest_port != m.busiest_port or m.busiest_port <= 0:
         return 1.0
-    return min(m.other_ports / m.busiest_port, m.slowest_port, 1.0)
+    return _between(m.other_ports / m.busiest_port, 0.5, 0.8)
+
+
+def _slow(m: Measures) -> float:
+    """How sure it is that one port is slower than it should be.
+
+    Where all are busy, and a link's speed is not known, it may carry all that its link does.
+    """
+    slow = 1 - _between(_known(m.slowest_port, 1.0), 0.5, 0.8)
+    return slow * (1 - _all_busy(m)) if m.link_use != m.link_use else slow
 
 
 def _waits_for_frames(m: Measures) -> float:
@@ -350,10 +416,11 @@ class Rule(NamedTuple):
 
 RULES: dict[str, Rule] = {
     "link": Rule(
-        lambda m: _waits_for_frames(m) * _between(_evenness(m), 0.5, 0.8), ("path", "sender_busy", "receiver_busy")
+        lambda m: _waits_for_frames(m) * _full(m) * _all_busy(m) * (1 - _slow(m)),
+        ("path", "link_use", "sender_busy", "receiver_busy", "slow_port", "slowest_port"),
     ),
     "port": Rule(
-        lambda m: _waits_for_frames(m) * (1 - _between(_evenness(m), 0.5, 0.8)),
+        lambda m: _waits_for_frames(m) * _slow(m),
         ("path", "slow_port", "slowest_port", "busiest_port", "other_ports"),
     ),
     "sender-cpu": Rule(_sender_cpu, ("sender_busy", "sender_starved", "receiver_busy")),
@@ -395,8 +462,9 @@ WORDS = {
     "receiver_disk": "the receiving program waited for its disk for {}",
     "busiest_port": "the busiest port had frames in flight for {}",
     "other_ports": "the other ports for {} on average",
-    "slowest_port": "the port that sent least sent {} of the mean of the others",
-    "slow_port": "the slow port is {}",
+    "slowest_port": "it sent {} of the mean of the others, in the same time",
+    "slow_port": "the slowest port is {}",
+    "link_use": "the ports sent {} of what their links carry",
 }
 """Measure → its words."""
 

@@ -135,7 +135,8 @@ def snapshot() -> dict[str, Any]:
         time), ``unread`` (Senders and Receivers that could not be read, because they close now), and ``sides``: for
         each Sender and Receiver ``role``, ``name``, ``number`` (2, 3, … for others of that name in the process),
         ``serial``, ``monotonic_ns`` (when it was read), ``endpoints``, ``asked``, ``thread`` (the kernel's number of
-        the loop's worker), ``figures``, and lists ``peers``, ``ports`` and ``held``. All text is valid UTF-8.
+        the loop's worker), ``callers`` (those of threads that have waited for it), ``figures``, and lists ``peers``,
+        ``ports`` and ``held``. All text is valid UTF-8.
     """
     with _lock:
         sides = list(_sides)
@@ -168,6 +169,12 @@ def _namespace() -> int:
         return 0
 
 
+def _numbers(idents: set[int]) -> list[int]:
+    """The kernel's numbers of these threads, as far as they live."""
+    living = threads.unpatched("threading").enumerate()
+    return sorted(each.native_id for each in living if each.ident in idents and each.native_id is not None)
+
+
 def _of_side(side: Side, engine: Any) -> dict[str, Any]:
     agent = engine.agent
     role: str = agent.role
@@ -182,6 +189,7 @@ def _of_side(side: Side, engine: Any) -> dict[str, Any]:
         "endpoints": side.endpoints,
         "asked": {**side.asked, "max_cores": agent.loop.max_cores},
         "thread": agent.loop.thread_id,
+        "callers": _numbers(engine.waiter.callers()),
         "figures": values("side", role, view),
         "peers": [{"name": peer.name, "figures": values("peer", role, peer)} for peer in view.peers],
         "ports": [

@@ -55,8 +55,10 @@ class _Process:
         """The shares of a side of this process."""
         disk = self.in_disk / self.looks if self.looks else 0.0
         threads = kernel.threads_of(self.pid)
-        loop = self.inner.get(after["thread"])
-        return End(before, after, seconds, cpu_shares(self.threads, threads, seconds, loop, disk))
+        inner = self.inner | kernel.inner_numbers(self.pid)
+        callers = {inner[number] for number in after["callers"] if number in inner}
+        loop = inner.get(after["thread"])
+        return End(before, after, seconds, cpu_shares(self.threads, threads, seconds, loop, callers, disk))
 
 
 def watch(seconds: float) -> tuple[list[Flow], list[str]]:
@@ -86,7 +88,7 @@ def watch(seconds: float) -> tuple[list[Flow], list[str]]:
             process.states.close()
     seen = look()
     newer = {document["pid"]: document for document in seen.documents}
-    senders: list[tuple[str, list[str], End]] = []
+    senders: list[tuple[str, dict[int, str], End]] = []
     receivers: dict[str, list[End]] = {}
     for pid, document in newer.items():
         if pid not in older:
@@ -95,21 +97,22 @@ def watch(seconds: float) -> tuple[list[Flow], list[str]]:
             known = processes.get(pid)
             end = known.end(before, after, between) if known is not None else End(before, after, between, None)
             if after["role"] == "sender":
-                joined = [peer["name"] for peer in after["peers"] if peer["figures"]["peer_joined"]]
+                peers = enumerate(after["peers"])
+                joined = {number: peer["name"] for number, peer in peers if peer["figures"]["peer_joined"]}
                 senders.append((after["name"], joined, end))
             else:
                 receivers.setdefault(after["name"], []).append(end)
     return list(_flows(senders, receivers)), seen.silent
 
 
-def _flows(senders: list[tuple[str, list[str], End]], receivers: dict[str, list[End]]) -> Iterator[Flow]:
+def _flows(senders: list[tuple[str, dict[int, str], End]], receivers: dict[str, list[End]]) -> Iterator[Flow]:
     met = set()
     for name, joined, end in senders:
-        for peer in joined or [""]:
+        for number, peer in joined.items() or [(None, "")]:
             found = receivers.get(peer, [])
             receiver = found[0] if len(found) == 1 else None  # several of one name: which it is cannot be known
             met |= {peer} if receiver is not None else set()
-            yield Flow(name, peer, verdict(measures(end, receiver)))
+            yield Flow(name, peer, verdict(measures(end, receiver, number)))
     for name, ends in receivers.items():
         if name not in met:
             for end in ends:

@@ -52,6 +52,10 @@ class Waiter:
             self._told_ns = max(self._told_ns, waited)
             return len(waiting), self._told_ns
 
+    def callers(self) -> set[int]:
+        """Identifiers of the threads that have waited here or do now; others may have one of an ended thread."""
+        return {*list(self._waited_ns), *list(self._since)}
+
     def _ended(self, call: int) -> None:
         since = self._since.pop(call, None)
         if since is not None:

@@ -81,14 +81,15 @@ QUIET = diagnosis.Measures(
     other_ports=0.9,
     slowest_port=1.0,
     slow_port="",
+    link_use=float("nan"),
     goodput_bps=1e9,
     has_links=True,
 )
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "a link": ("link", {"path": 1.0}),
     "shared memory has no link": ("unclear", {"path": 1.0, "has_links": False}),
-    "each slice waits for one port": ("port", {"path": 1.0, "other_ports": 0.3}),
-    "a loop that is always busy": ("sender-cpu", {"path": 1.0, "sender_busy": 0.98}),
+    "each slice waits for one port": ("port", {"path": 1.0, "other_ports": 0.3, "slowest_port": 0.3}),
+    "a loop that is always busy": ("sender-cpu", {"path": 1.0, "sender_busy": 0.98, "has_links": False}),
     "both loops are busy": ("unclear", {"path": 1.0, "sender_busy": 0.98, "receiver_busy": 0.98}),
     "the sender has no CPU": ("sender-cpu", {"path": 1.0, "sender_starved": 0.6, "sender_delayed": 0.6}),
     "one end is starved, and the other waits for a CPU, too": (
@@ -120,11 +121,12 @@ def test_rules_name_a_cause_only_when_it_stands_out(name: str) -> None:
 def test_with_one_end_alone_nothing_is_made_up(end: str) -> None:
     """What only the other end knows is NaN: no rule may take that for a number."""
     sender_only = {"offered", "path", "grant", "confirmation", "busiest_port", "other_ports", "slowest_port"}
+    busy = {"path": 1.0, "sender_busy": 0.98, "receiver_busy": 0.98}
     receiver_only = {"reader_waits", "memory_waits", "behind"}
     hidden = sender_only if end == "receiver" else receiver_only
     other = "sender" if end == "receiver" else "receiver"
     hidden |= {f"{other}_busy", f"{other}_starved", f"{other}_delayed", f"{other}_disk"}
-    found = diagnosis.verdict(QUIET._replace(**dict.fromkeys(hidden, float("nan"))))
+    found = diagnosis.verdict(QUIET._replace(**busy | dict.fromkeys(hidden, float("nan"))))
     assert found.cause == "unclear"
     assert "nan" not in found.text
     assert all(strength == strength for strength in found.strengths.values())

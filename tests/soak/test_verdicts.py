@@ -16,15 +16,15 @@ MOST_UNCLEAR = 2
 
 SCENES = (
     Scene("link", link="100mbit", nbytes=2 * MB),
-    Scene("link", link="40mbit", ports=1, nbytes=MB),
+    Scene("link", link="40mbit", ports=1, nbytes=MB, told=False),
     Scene("link", link="25mbit", ports=3, nbytes=3 * MB, elements=300),
-    Scene("link", link="200mbit", ports=4, nbytes=10 * MB, ahead=2),
+    Scene("link", link="200mbit", ports=4, nbytes=10 * MB, ahead=2, told=False),
     Scene("link", link="10mbit", nbytes=400_000, receiver=End(options={"assemble": False})),
     Scene("port", link="100mbit", slow={1: "20mbit"}, nbytes=2 * MB),
     Scene("port", link="60mbit", slow={0: "15mbit"}, ports=3, nbytes=3 * MB),
     Scene("port", link="150mbit", slow={2: "30mbit"}, ports=4, nbytes=8 * MB, elements=50),
     Scene("port", link="20mbit", slow={1: "5mbit"}, nbytes=500_000, ahead=2),
-    Scene("port", link="80mbit", slow={0: "10mbit"}, nbytes=5 * MB),
+    Scene("port", link="80mbit", slow={0: "10mbit"}, nbytes=5 * MB, sender=End(options={"policy": "round_robin"})),
     Scene("sender-cpu", sender=End(cpu=0.15)),
     Scene("sender-cpu", sender=End(cpu=0.08, period_ms=100), ports=1, nbytes=MB),
     Scene("sender-cpu", sender=End(cpu=0.2, period_ms=20), link="free", nbytes=8 * MB),

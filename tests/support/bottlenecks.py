@@ -128,6 +128,8 @@ class Scene:
         Rate of each link between two namespaces; "" for shared memory, "free" for links without a limit.
     slow : dict
         Port → its rate, where it is another.
+    told : bool
+        The Sender is told the rate of each link that is not slow (``link_speed=``), as a driver of a card would.
     ports, nbytes, elements : int
         Ports; bytes of a slice, and into how many elements they are divided.
     ahead : int
@@ -141,6 +143,7 @@ class Scene:
     receiver: End = End()
     link: str = ""
     slow: dict[int, str] = field(default_factory=dict)
+    told: bool = True
     ports: int = 2
     nbytes: int = 5 * MB
     elements: int = 1
@@ -174,6 +177,8 @@ def running(scene: Scene) -> Iterator[set[int]]:
             }
             if letter == "s":
                 asked |= {"nbytes": scene.nbytes, "elements": scene.elements, "ahead": scene.ahead}
+                if scene.told and scene.link not in ("", "free"):
+                    asked["options"] = {**end.options, "link_speed": scene.link}
             else:
                 asked["hold"] = scene.hold
             group = life.enter_context(cpu_group(end.cpu, end.period_ms))
