@@ -149,6 +149,26 @@ def test_a_caller_that_waits_is_seen_while_it_waits(endpoint: str) -> None:
         assert side(own(), "receiver")["figures"]["callers_waiting"] == 0
 
 
+def test_threads_that_wait_are_told_from_others_of_the_program(endpoint: str) -> None:
+    """They drive the loop: the transfer waits for a CPU of theirs, and not for one of another thread."""
+    over = threading.Event()
+    other = threading.Thread(target=over.wait)
+    other.start()
+    try:
+        with aiflow.Receiver(endpoint) as rx:
+            waits = threading.Thread(target=rx.recv)
+            waits.start()
+            wait_for(lambda: side(own(), "receiver")["callers"] == [waits.native_id], "the thread that waits is told")
+            with aiflow.Sender(endpoint, peer_timeout=60) as tx:
+                tx.send([b"x"], timeout=60)
+                assert side(own(), "sender")["callers"] == [threading.get_native_id()]
+            waits.join(PATIENCE_S)
+            assert side(own(), "receiver")["callers"] == []  # it has ended
+    finally:
+        over.set()
+        other.join()
+
+
 def test_the_socket_goes_with_the_last_one(endpoint: str) -> None:
     assert sockets() == []
     with aiflow.Receiver(endpoint):
