@@ -13,9 +13,11 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import threading
 from collections.abc import Iterator
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -110,6 +112,14 @@ def net() -> Iterator[object]:
 
     with Net() as network:
         yield network
+
+
+@pytest.fixture
+def own_runtime_directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Programs of the user outside the test are not seen. The name is short, as sockets need it."""
+    with tempfile.TemporaryDirectory(prefix="af-", dir="/tmp") as name:
+        monkeypatch.setenv("AIFLOW_RUNTIME_DIR", name)
+        yield Path(name)
 
 
 @pytest.fixture

@@ -28,6 +28,7 @@ def diagnosed(aiflow: Any, scene: Scene) -> dict[str, Any]:
 
 @pytest.mark.slow
 @pytest.mark.root
+@pytest.mark.usefixtures("own_runtime_directory")
 class TestVerdicts:
     """The eight kinds; tests/soak/test_verdicts.py has five set-ups of each."""
 
@@ -139,6 +140,7 @@ def test_every_cause_has_a_rule_words_and_advice() -> None:
     assert all(check(name) for rule in diagnosis.RULES.values() for name in rule.shows)
 
 
+@pytest.mark.usefixtures("own_runtime_directory")
 def test_nothing_to_diagnose_is_said(aiflow: Any) -> None:
     _, stderr = aiflow("diagnose", "--seconds", 0.5).text(1)
     assert "no Sender or Receiver of this user is open" in stderr

@@ -73,6 +73,7 @@ def diagnosed(aiflow: Any, scene: Scene) -> str:
 
 @pytest.mark.soak
 @pytest.mark.root
+@pytest.mark.usefixtures("own_runtime_directory")
 @pytest.mark.parametrize("different", [False, True], ids=["five-times-the-same", "five-set-ups"])
 def test_forty_verdicts(aiflow: Any, different: bool) -> None:
     scenes = SCENES if different else [scene for scene in SCENES[::REPETITIONS] for _ in range(REPETITIONS)]

@@ -26,7 +26,7 @@ from wait import PATIENCE_S, settle
 from aiflow._observe.readers import gather
 
 MB = 1_000_000
-WEIGHT = 1 << 18  # of each program for the scheduler; that of others is 1024
+WEIGHT = 1 << 18  # of each program for the scheduler; that of others is 1024. Version 2: 10000, others 100
 
 COMMON = """
 import json, os, sys, threading, time, numpy, aiflow
@@ -166,11 +166,12 @@ def running(scene: Scene) -> Iterator[set[int]]:
         prefixes = _links(scene, life)
         pids = set()
         for letter, code, end in (("r", RECEIVE, scene.receiver), ("s", SEND, scene.sender)):
+            group = life.enter_context(cpu_group(end.cpu, end.period_ms))
             asked: dict[str, Any] = {
                 "ports": [f"af_packet:{letter}{index}" for index in range(scene.ports)]
                 if scene.link
                 else [f"local:scene-{os.getpid()}*{scene.ports}"],
-                "file": str(life.enter_context(disk(end.disk_bps)) / "file") if end.disk_bps else "",
+                "file": str(life.enter_context(disk(end.disk_bps, group)) / "file") if end.disk_bps else "",
                 "work": end.work,
                 "pause": end.pause,
                 "options": end.options,
@@ -181,7 +182,6 @@ def running(scene: Scene) -> Iterator[set[int]]:
                     asked["options"] = {**end.options, "link_speed": scene.link}
             else:
                 asked["hold"] = scene.hold
-            group = life.enter_context(cpu_group(end.cpu, end.period_ms))
             core = None
             if scene.sender.rivals or scene.receiver.rivals:  # the other end has another core
                 core = (max if end.rivals else min)(os.sched_getaffinity(0))
@@ -215,7 +215,7 @@ def program(code: str, asked: dict[str, Any], prefix: tuple[str, ...], group: Pa
     """A process of its own; it is killed at the end."""
 
     def join() -> None:
-        (group / "tasks").write_text(str(os.getpid()))
+        (group / "cgroup.procs").write_text(str(os.getpid()))
         if core is not None:
             os.sched_setaffinity(0, {core})
 
@@ -238,7 +238,7 @@ def rivals(count: int, group: Path, core: int) -> Iterator[None]:
     """Programs of a group that compute all the time on one core."""
 
     def alike() -> None:
-        (group / "tasks").write_text(str(os.getpid()))
+        (group / "cgroup.procs").write_text(str(os.getpid()))
         os.sched_setaffinity(0, {core})
 
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"], preexec_fn=alike) for _ in range(count)]
@@ -253,19 +253,29 @@ def rivals(count: int, group: Path, core: int) -> Iterator[None]:
 _serial = itertools.count()
 
 
+def unified() -> Path | None:
+    """The root of version 2 of the cgroups, if CPU time is limited there; None if it is in version 1."""
+    for line in Path("/proc/self/mounts").read_text().splitlines():
+        _, root, kind, *_ = line.split()
+        if kind == "cgroup2" and "cpu" in Path(root, "cgroup.controllers").read_text().split():
+            return Path(root)
+    return None
+
+
 @contextlib.contextmanager
 def cpu_group(share: float, period_ms: float) -> Iterator[Path]:
-    """A cgroup (version 1) that gives this share of a core; 0: no limit."""
-    root = Path("/sys/fs/cgroup/cpu")
+    """A cgroup that gives this share of a core; 0: no limit."""
+    version2 = unified()
+    root = version2 or Path("/sys/fs/cgroup/cpu")
     if not os.access(root, os.W_OK):
-        pytest.skip("needs a cgroup of version 1 for CPU time that can be written")
+        pytest.skip("needs a cgroup for CPU time that can be written")
+    if version2 is not None:
+        limit_below(version2)
     made = root / f"aiflow-t-{os.getpid()}-{next(_serial)}"
     made.mkdir()
     try:
-        (made / "cpu.shares").write_text(str(WEIGHT))
-        if share:
-            (made / "cpu.cfs_period_us").write_text(f"{period_ms * 1000:.0f}")
-            (made / "cpu.cfs_quota_us").write_text(f"{period_ms * 1000 * share:.0f}")
+        for name, value in limits(version2 is not None, share, period_ms).items():
+            (made / name).write_text(value)
         yield made
     finally:
 
@@ -277,12 +287,35 @@ def cpu_group(share: float, period_ms: float) -> Iterator[Path]:
         assert settle(removed)
 
 
+def limit_below(root: Path) -> None:
+    """Let version 2 limit groups below its root. Writes to a disk belong to a group by the memory that they were in."""
+    try:
+        for controller in ("cpu", "memory", "io"):
+            if controller not in (root / "cgroup.subtree_control").read_text().split():
+                (root / "cgroup.subtree_control").write_text(f"+{controller}")
+    except OSError as error:  # a container's root, in which processes are, or without a controller
+        pytest.skip(f"needs the root of cgroups, with limits below it: {error}")
+
+
+def limits(version2: bool, share: float, period_ms: float) -> dict[str, str]:
+    """Files of a group and what to write into them: far more weight than others have, and this share of a core."""
+    period, quota = f"{period_ms * 1000:.0f}", f"{period_ms * 1000 * share:.0f}"
+    if version2:
+        return {"cpu.weight": "10000"} | ({"cpu.max": f"{quota} {period}"} if share else {})
+    timed = {"cpu.cfs_period_us": period, "cpu.cfs_quota_us": quota} if share else {}
+    return {"cpu.shares": str(WEIGHT), **timed}
+
+
 @contextlib.contextmanager
-def disk(bps: float) -> Iterator[Path]:
-    """A directory on a loop device that reads and writes this many bytes a second."""
-    limits = [Path(f"/sys/fs/cgroup/blkio/blkio.throttle.{way}_bps_device") for way in ("read", "write")]
-    if not all(os.access(limit, os.W_OK) for limit in limits):
-        pytest.skip("needs a cgroup of version 1 for block devices that can be written")
+def disk(bps: float, group: Path) -> Iterator[Path]:
+    """A directory on a loop device that reads and writes this many bytes a second for a group; version 1: for all."""
+    if unified() is not None:
+        limited, unlimited = {group / "io.max": f"rbps={bps:.0f} wbps={bps:.0f}"}, "rbps=max wbps=max"
+    else:
+        ways = [Path(f"/sys/fs/cgroup/blkio/blkio.throttle.{way}_bps_device") for way in ("read", "write")]
+        limited, unlimited = dict.fromkeys(ways, f"{bps:.0f}"), "0"
+    if not all(os.access(limit, os.W_OK) for limit in limited):
+        pytest.skip("needs a cgroup for block devices that can be written")
     with tempfile.TemporaryDirectory() as name:
         image, directory = Path(name, "image"), Path(name, "disk")
         directory.mkdir()
@@ -297,11 +330,11 @@ def disk(bps: float) -> Iterator[Path]:
         numbers = f"{os.major(number)}:{os.minor(number)}"
         try:
             subprocess.run(["mount", device, directory], check=True)
-            for limit in limits:
-                limit.write_text(f"{numbers} {bps:.0f}")
+            for limit, value in limited.items():
+                limit.write_text(f"{numbers} {value}")
             yield directory
         finally:
-            for limit in limits:
-                limit.write_text(f"{numbers} 0")
+            for limit in limited:
+                limit.write_text(f"{numbers} {unlimited}")
             subprocess.run(["umount", directory], check=False)
             subprocess.run(["losetup", "-d", device], check=False)
