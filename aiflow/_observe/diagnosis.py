@@ -16,6 +16,7 @@ __all__ = ["CAUSES", "Cpu", "End", "Measures", "Verdict", "measures", "verdict"]
 STRONG = 0.5
 """The least strength of a verdict."""
 
+ADVICE = "look for longer (--seconds), or on the other end's host, or give the Sender link_speed="
 NEAR = 0.1
 """Two causes whose strengths differ by less than this are unclear."""
 
@@ -94,6 +95,8 @@ class Measures(NamedTuple):
         The name of the slowest port, if there are several.
     link_use : float
         What the ports sent ÷ what their links carry. NaN: a link's speed is not known.
+    lost : float
+        Of all frames sent.
     goodput_bps : float
         Element bits per second.
     has_links : bool
@@ -120,6 +123,7 @@ class Measures(NamedTuple):
     slowest_port: float
     slow_port: str
     link_use: float
+    lost: float
     goodput_bps: float
     has_links: bool
 
@@ -228,6 +232,7 @@ class _Ports(NamedTuple):
     slowest_port: float = NAN
     slow_port: str = ""
     link_use: float = NAN
+    lost: float = NAN
 
 
 def _ports(end: End | None) -> _Ports:
@@ -238,23 +243,26 @@ def _ports(end: End | None) -> _Ports:
     ports = [port for port in end.after["ports"] if port["name"] in before and port["figures"]["port_usable"]]
     speeds = [port["figures"].get("port_link_speed_bits_per_second") for port in ports]
     known = bool(ports) and all(speeds)
-    busy, pace, nbits = [], [], 0.0
+    busy, pace, nbits, frames, lost = [], [], 0.0, 0, 0
     for port, speed in zip(ports, speeds, strict=True):
         now, then = port["figures"], before[port["name"]]
         sent = 8 * (now["port_transmit_bytes"] - then["port_transmit_bytes"]) / end.seconds
         busy.append(min(max((now["port_busy_seconds"] - then["port_busy_seconds"]) / end.seconds, 0.0), 1.0))
         pace.append(sent / (speed if known else 1) / max(busy[-1], 1e-3))  # a small share of the load is not slow
         nbits += sent
+        frames += now["port_transmit_frames"] - then["port_transmit_frames"]
+        lost += now["port_lost_frames"] - then["port_lost_frames"]
     use = nbits / sum(speeds) if known else NAN
     if len(ports) < 2:
-        return _Ports(link_use=use)
+        return _Ports(link_use=use, lost=lost / max(frames, 1))
     busiest = max(busy)
     # The others wait for a port only if it is busy for as long as any. One with a small share of a slice is not.
     slowest = min((number for number in range(len(ports)) if busy[number] >= 0.7 * busiest), key=pace.__getitem__)
     others = [pace[number] for number in range(len(ports)) if number != slowest and busy[number] > 0.01]
     mean = sum(others) / len(others) if others else 0.0
     ratio = pace[slowest] / mean if mean else 1.0
-    return _Ports(busiest, (sum(busy) - busiest) / (len(busy) - 1), ratio, ports[slowest]["name"], use)
+    waiting = (sum(busy) - busiest) / (len(busy) - 1)
+    return _Ports(busiest, waiting, ratio, ports[slowest]["name"], use, lost / max(frames, 1))
 
 
 def _starved(end: End | None, in_aiflow: float) -> float:
@@ -329,11 +337,12 @@ def _apart(own: float, other: float) -> float:
 def _full(m: Measures) -> float:
     """How sure it is that the links are full, where nothing else bounds the run.
 
-    Where a link's speed is not known, both ends must be seen: else the far one may be the reason.
+    Where a link's speed is not known, both ends must be seen: else the far one may be the reason. Losses may be, too:
+    the pacer fills a queue before a link, and hardly ever makes it overflow.
     """
     if m.link_use == m.link_use:
         return _between(m.link_use, 0.6, 0.85)
-    return 0.0 if m.receiver_busy != m.receiver_busy else 1.0
+    return 0.0 if m.receiver_busy != m.receiver_busy else 1 - _between(m.lost, 0.005, 0.03)
 
 
 def _busy(m: Measures, own: float, other: float) -> float:
@@ -374,7 +383,7 @@ def _reader(m: Measures) -> float:
     if m.reader_waits != m.reader_waits:
         return 0.0
     stopped = max(_known(m.behind), _known(m.grant) + _known(m.confirmation), _known(m.memory_waits))
-    return min(1 - m.reader_waits, stopped)
+    return min(1 - m.reader_waits, stopped) * _known(m.offered, 1.0)  # another Sender may be the one that fills it
 
 
 def _all_busy(m: Measures) -> float:
@@ -417,7 +426,7 @@ class Rule(NamedTuple):
 RULES: dict[str, Rule] = {
     "link": Rule(
         lambda m: _waits_for_frames(m) * _full(m) * _all_busy(m) * (1 - _slow(m)),
-        ("path", "link_use", "sender_busy", "receiver_busy", "slow_port", "slowest_port"),
+        ("path", "link_use", "lost", "sender_busy", "receiver_busy", "slow_port", "slowest_port"),
     ),
     "port": Rule(
         lambda m: _waits_for_frames(m) * _slow(m),
@@ -432,7 +441,9 @@ RULES: dict[str, Rule] = {
         ("reader_waits", "behind", "grant", "confirmation"),
     ),
     "memory": Rule(
-        lambda m: min(2 * min(max(_known(m.grant), _known(m.memory_waits)), _known(m.reader_waits)), 1.0),
+        lambda m: min(
+            2 * min(max(_known(m.grant), _known(m.memory_waits)), _known(m.reader_waits)), _known(m.offered, 1.0)
+        ),
         ("grant", "memory_waits", "reader_waits"),
     ),
     "disk": Rule(_disk, ("receiver_disk", "sender_disk", "reader_waits")),
@@ -465,6 +476,7 @@ WORDS = {
     "slowest_port": "it sent {} of the mean of the others, in the same time",
     "slow_port": "the slowest port is {}",
     "link_use": "the ports sent {} of what their links carry",
+    "lost": "{} of the frames were lost",
 }
 """Measure → its words."""
 
@@ -484,5 +496,5 @@ def verdict(m: Measures) -> Verdict:
     first, second, *_ = sorted(strengths, key=lambda cause: -strengths[cause])
     if strengths[first] < STRONG or strengths[first] - strengths[second] < NEAR:
         near = f"the nearest are {first} ({strengths[first]:.2f}) and {second} ({strengths[second]:.2f})"
-        return Verdict("unclear", near, "look for longer (--seconds), or on the other end's host", strengths, m)
+        return Verdict("unclear", near, ADVICE, strengths, m)
     return Verdict(first, in_words(m, RULES[first].shows), CAUSES[first], strengths, m)

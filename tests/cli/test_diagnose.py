@@ -83,6 +83,7 @@ QUIET = diagnosis.Measures(
     slowest_port=1.0,
     slow_port="",
     link_use=float("nan"),
+    lost=0.0,
     goodput_bps=1e9,
     has_links=True,
 )

@@ -23,10 +23,11 @@ def waits(**shares: float) -> dict[str, float]:
     return dict.fromkeys(("receiver", "path", "memory", "confirmation"), 0.0) | rest | shares
 
 
-def port(name: str, busy: float, bps: float, speed: float | None) -> dict[str, Any]:
+def port(name: str, busy: float, bps: float, speed: float | None, lost: float = 0.0) -> dict[str, Any]:
     """Shares and rates of a Sender's port."""
     known = {"port_link_speed_bits_per_second": speed} if speed else {}
-    figures = {"port_usable": 1, "port_busy_seconds": busy, "port_transmit_bytes": bps / 8, **known}
+    frames = {"port_transmit_frames": 1e4, "port_lost_frames": 1e4 * lost}
+    figures = {"port_usable": 1, "port_busy_seconds": busy, "port_transmit_bytes": bps / 8, **frames, **known}
     return {"name": name, "driver": "net_af_packet", "figures": figures}
 
 
@@ -97,6 +98,13 @@ class TestLinks:
 
     def test_both_ends_name_a_link_of_unknown_speed(self) -> None:
         assert of(sender(waits(path=1.0)), receiver()).cause == "link"
+
+    @pytest.mark.parametrize(("speed", "cause"), [(None, "unclear"), (GIGABIT, "link")])
+    def test_losses_may_be_the_reason_where_a_link_is_not_known_to_be_full(
+        self, speed: float | None, cause: str
+    ) -> None:
+        tx = sender(waits(path=1.0), ports=(port("p0", 1.0, 0.95 * GIGABIT, speed, lost=0.05),))
+        assert of(tx, receiver()).cause == cause
 
     def test_full_links_of_unknown_and_unequal_speed_are_links(self) -> None:
         ports = (port("p0", 1.0, 10 * GIGABIT, None), port("p1", 1.0, GIGABIT, None))
@@ -194,6 +202,15 @@ class TestSeveralReceivers:
     def test_a_program_that_offers_little_to_both_is_named(self) -> None:
         tx = sender(waits(path=0.1), waits(path=0.1))
         assert set(self.flows(tx, a=receiver(), b=receiver()).values()) == {"application"}
+
+    @pytest.mark.parametrize("held", [
+        {"waited": 0.0, "reader_behind_seconds": 1.0},
+        {"waited": 0.5, "arrival_seconds": {"idle": 0.0, "arriving": 0.5, "memory": 0.5}},
+    ])  # fmt: skip
+    def test_a_receiver_that_another_sender_fills_bounds_no_program_that_offers_little(
+        self, held: dict[str, Any]
+    ) -> None:
+        assert of(sender(waits(path=0.1)), receiver(**held)).cause == "application"
 
     def test_a_receiver_that_came_meanwhile(self) -> None:
         tx = sender(waits(path=1.0), waits(path=1.0))
