@@ -89,8 +89,8 @@ class Measures(NamedTuple):
     busiest_port, other_ports : float
         Frames were in flight: on the port where this was longest, and on the mean of the others. One port: NaN.
     slowest_port : float
-        What the slowest port sends while it is busy ÷ the mean of the others, by the links' speeds where they are
-        known.
+        What the slowest port sends ÷ the mean of the others: while it is busy, or, where most links are known to be
+        full, of what its link carries.
     slow_port : str
         The name of the slowest port, if there are several.
     link_use : float
@@ -243,16 +243,17 @@ def _ports(end: End | None) -> _Ports:
     ports = [port for port in end.after["ports"] if port["name"] in before and port["figures"]["port_usable"]]
     speeds = [port["figures"].get("port_link_speed_bits_per_second") for port in ports]
     known = bool(ports) and all(speeds)
-    busy, pace, nbits, frames, lost = [], [], 0.0, 0, 0
-    for port, speed in zip(ports, speeds, strict=True):
+    busy, sent, frames, lost = [], [], 0, 0
+    for port in ports:
         now, then = port["figures"], before[port["name"]]
-        sent = 8 * (now["port_transmit_bytes"] - then["port_transmit_bytes"]) / end.seconds
+        sent.append(8 * (now["port_transmit_bytes"] - then["port_transmit_bytes"]) / end.seconds)
         busy.append(min(max((now["port_busy_seconds"] - then["port_busy_seconds"]) / end.seconds, 0.0), 1.0))
-        pace.append(sent / (speed if known else 1) / max(busy[-1], 1e-3))  # a small share of the load is not slow
-        nbits += sent
         frames += now["port_transmit_frames"] - then["port_transmit_frames"]
         lost += now["port_lost_frames"] - then["port_lost_frames"]
-    use = nbits / sum(speeds) if known else NAN
+    use = sum(sent) / sum(speeds) if known else NAN
+    # A paced link is full with few frames in flight. A small share of the load is not slow.
+    divisors = speeds if use >= 0.6 else [max(each, 1e-3) for each in busy]
+    pace = [bps / divisor for bps, divisor in zip(sent, divisors, strict=True)]
     if len(ports) < 2:
         return _Ports(link_use=use, lost=lost / max(frames, 1))
     busiest = max(busy)
@@ -337,8 +338,7 @@ def _apart(own: float, other: float) -> float:
 def _full(m: Measures) -> float:
     """How sure it is that the links are full, where nothing else bounds the run.
 
-    Where a link's speed is not known, both ends must be seen: else the far one may be the reason. Losses may be, too:
-    the pacer fills a queue before a link, and hardly ever makes it overflow.
+    Without speeds both ends must be seen, and few losses: the pacer fills a queue before a link, and spills none.
     """
     if m.link_use == m.link_use:
         return _between(m.link_use, 0.6, 0.85)
@@ -387,8 +387,8 @@ def _reader(m: Measures) -> float:
 
 
 def _all_busy(m: Measures) -> float:
-    """1: all ports are busy for as long. 0: they wait for one. One port: 1."""
-    if m.busiest_port != m.busiest_port or m.busiest_port <= 0:
+    """1: all ports are busy for as long, or their use is known. 0: they wait for one. One port: 1."""
+    if m.link_use == m.link_use or m.busiest_port != m.busiest_port or m.busiest_port <= 0:
         return 1.0
     return _between(m.other_ports / m.busiest_port, 0.5, 0.8)
 
@@ -473,7 +473,7 @@ WORDS = {
     "receiver_disk": "the receiving program waited for its disk for {}",
     "busiest_port": "the busiest port had frames in flight for {}",
     "other_ports": "the other ports for {} on average",
-    "slowest_port": "it sent {} of the mean of the others, in the same time",
+    "slowest_port": "it sent {} of the mean of the others, by its link or its time",
     "slow_port": "the slowest port is {}",
     "link_use": "the ports sent {} of what their links carry",
     "lost": "{} of the frames were lost",

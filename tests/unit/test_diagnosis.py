@@ -116,14 +116,19 @@ class TestLinks:
         ports = (port("p0", 1.0, 9.5 * GIGABIT, 10 * GIGABIT), port("p1", 1.0, 0.95 * GIGABIT, GIGABIT))
         assert of(sender(waits(path=1.0), ports=ports), receiver()).cause == "link"
 
+    def test_links_that_the_pacer_keeps_full_with_few_frames_in_flight_are_links(self) -> None:
+        ports = (port("p0", 0.28, 0.99 * GIGABIT, GIGABIT), port("p1", 0.16, 0.98 * GIGABIT, GIGABIT))
+        assert of(sender(waits(path=1.0), ports=ports), receiver()).cause == "link"
+
     def test_a_port_far_below_its_speed_is_named(self) -> None:
         ports = (port("p0", 1.0, GIGABIT, GIGABIT), port("p1", 1.0, 0.2 * GIGABIT, GIGABIT))
         found = of(sender(waits(path=1.0), ports=ports), receiver())
         assert found.cause == "port"
         assert "p1" in found.text
 
-    def test_a_port_for_which_the_others_wait_is_named_without_a_speed(self) -> None:
-        ports = (port("p0", 0.1, GIGABIT, None), port("p1", 1.0, GIGABIT, None))
+    @pytest.mark.parametrize("speed", [None, 10 * GIGABIT])
+    def test_a_port_for_which_the_others_wait_is_named_with_or_without_a_speed(self, speed: float | None) -> None:
+        ports = (port("p0", 0.1, GIGABIT, speed), port("p1", 1.0, GIGABIT, speed))
         found = of(sender(waits(path=1.0), ports=ports), receiver())
         assert found.cause == "port"
         assert "p1" in found.text
