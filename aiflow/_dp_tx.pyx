@@ -252,8 +252,7 @@ cdef class TxAgent(Agent):
         wait : bool
             The caller waits for it next, and drives the loop: the worker need not be woken.
         into : list, optional
-            The posted parts of a slice, in the receivers' order. The Outgoing is appended to it, before an interrupt
-            can strike. When it is there already, nothing is posted.
+            The posted parts of a slice, in the receivers' order. The Outgoing is appended, unless it is there already.
         """
         if into is not None and len(into) > <Py_ssize_t>receiver:
             return into[receiver]
@@ -275,7 +274,7 @@ cdef class TxAgent(Agent):
         return False
 
     cdef _post(self, Outgoing out, plan, uint32_t receiver, bint wait, list into):
-        cdef Loop loop
+        cdef Loop loop = self.loop
         if receiver >= self.side.nb:
             raise ConfigError(f"receiver {receiver} of {self.side.nb}")
         out.loop = self
@@ -289,13 +288,14 @@ cdef class TxAgent(Agent):
             out.s.dispatch.share_bytes[index] = quota
         out.s.posted_ns = af_now_ns()
         out.posted_at = time.monotonic()
-        if self.side.nb > 1 and into is not None:
-            out.s.whole = (<Outgoing?>into[0]).s.whole if into else af_tx_begin(self.side.nb, out.s.posted_ns)
-        if self.in_flight:
-            self.finish_ended()
-        self.in_flight.add(out)
+        self.finish_ended()  # the last Python code before the post: a signal handler may post this part there
         if into is not None:
+            if len(into) > <Py_ssize_t>receiver:
+                return into[receiver]
+            if self.side.nb > 1:
+                out.s.whole = (<Outgoing?>into[0]).s.whole if into else af_tx_begin(self.side.nb, out.s.posted_ns)
             into.append(out)
+        self.in_flight.add(out)
         aiflow_lock(self.side.handoff)
         out.s.next = NULL
         self.side.inbox_tail[0] = &out.s
@@ -305,7 +305,6 @@ cdef class TxAgent(Agent):
         if not self.joined or self.loop.stopped:
             self._fail_all()
         elif not wait:
-            loop = self.loop
             with nogil:
                 loop.push()
         return out

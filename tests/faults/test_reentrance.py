@@ -63,6 +63,49 @@ def test_a_signal_handler_may_send(main, handler, receivers) -> None:
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("part", [0, 1])
+def test_a_part_is_posted_once_though_a_signal_handler_sends(part) -> None:
+    """The signal comes while the part is posted, when the buffers of a slice that has ended are given back."""
+    run(
+        """
+        part = int(sys.argv[1])
+        ends, endpoints, options = receivers(2)
+        joined = consume(ends)
+        tx = aiflow.Sender(endpoints, partition=lambda elements, names: [0, 1], **options)
+        agent, make, sent, planned = tx._agent, tx._poster.planner.plan, 0, 0
+
+        def give(wait):
+            global sent
+            sent += 2
+            return tx.send([content(sent - 1, 3000), content(sent, 3000)], wait=wait)
+
+        def strike(outgoing):
+            agent.on_end = None
+            signal.raise_signal(signal.SIGUSR1)
+
+        def plan(nbytes):
+            global planned
+            if planned == part:
+                while agent.busy:  # then the post finds one that has ended
+                    time.sleep(0.001)
+                agent.on_end = strike
+            planned += 1
+            return make(nbytes)
+
+        signal.signal(signal.SIGUSR1, lambda *_: give(True))
+        give(False)
+        tx._poster.planner.plan = plan
+        give(True)
+        tx.flush(20)
+        in_flight, ended = agent.ended()
+        assert (in_flight, ended["slices"], ended["failed"]) == (0, 3, 0), (in_flight, ended)
+        tx.close()
+        assert joined() == dict.fromkeys(range(1, 7), 1)
+        """,
+        part,
+    )
+
+
 @pytest.mark.parametrize("way", ["send", "put", "flush", "send_batch"])
 def test_a_partition_function_may_send(way) -> None:
     run(
