@@ -411,7 +411,8 @@ cdef class TxAgent(Agent):
 
     def ended(self):
         """How many slices are in flight, and sums over those that have ended: the parts of one count once."""
-        return len({<size_t>(<Outgoing>out).s.whole or id(out) for out in self.outstanding()}), self.sends
+        sends = self.sends  # first: a slice that ends now must not count twice
+        return len({<size_t>(<Outgoing>out).s.whole or id(out) for out in self.outstanding()}), sends
 
     def drops(self):
         """Frames not taken, by reason; and `tx_nombuf`: times that the pool had no mbuf for a frame to send."""
