@@ -369,6 +369,7 @@ cdef extern from "aiflow/tx/tx_agent.h" nogil:
 
     int af_tx_init(af_tx *tx) noexcept
     af_tx_whole *af_tx_begin(uint32_t parts, uint64_t now) noexcept
+    void af_tx_give_up_rest(af_tx_ended *sends, af_tx_whole *whole) noexcept
     bint af_tx_is_pressed(const af_tx *tx) noexcept
     void af_tx_enqueue(af_tx *tx, af_tx_slice *s) noexcept
     void af_tx_fail_all(af_tx *tx, int error, uint64_t now) noexcept

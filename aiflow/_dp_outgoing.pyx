@@ -10,7 +10,7 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
 from aiflow._core cimport (
     AF_HEADER, AF_MAX_PORTS, AF_MBUF_OVERHEAD, AF_NB_TX_ERRORS, AF_TAIL_LEAST, AF_TX_ASKING, AF_TX_DONE, AF_TX_QUEUED,
-    af_extent, af_manifest, af_manifest_measure, af_rx_need, af_span, af_tx_error_name,
+    af_extent, af_manifest, af_manifest_measure, af_rx_need, af_span, af_tx_error_name, af_tx_give_up_rest, af_tx_whole,
 )
 from aiflow._dp_driver cimport aiflow_set
 from aiflow._eal_regions cimport lend, sweep
@@ -217,6 +217,20 @@ cdef class Outgoing:
             if self.s.state < AF_TX_DONE:
                 self.loop.wait(generation, 0.01)
         self.finish()
+
+
+def give_up(list posted, Py_ssize_t nb_parts):
+    """End the parts of a slice that are in flight, and never post the others: nothing reads the buffers after this."""
+    cdef af_tx_whole *whole
+    cdef Outgoing part
+    for part in posted:
+        part.cancel()
+    if 0 < len(posted) < nb_parts:  # the account waits for parts that do not come; the loop has left it
+        whole = (<Outgoing>posted[0]).s.whole
+        for part in posted:
+            part.s.whole = NULL  # a second call finds none
+        if whole != NULL:
+            af_tx_give_up_rest((<Outgoing>posted[0]).tx.sends, whole)
 
 
 cdef void *owner_of(Py_buffer *buffer, bint lends) noexcept:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from aiflow import scheduler
+from aiflow._dp_outgoing import give_up
 from aiflow._dp_tx import TxAgent
 from aiflow._encode import encode, encode_pieces, encode_rows
 from aiflow._system import threads
@@ -22,7 +23,7 @@ from aiflow.config import parse_switch_limits
 from aiflow.monitor import Monitor
 from aiflow.options import Scheduling
 
-__all__ = ["Planner", "Poster", "give_up"]
+__all__ = ["Planner", "Poster"]
 
 
 class Planner:
@@ -168,8 +169,6 @@ class Poster:
             finally:
                 self._interrupted = None
 
-
-def give_up(posted: list[Any]) -> None:
-    """End the parts that an error or an interrupt left in flight: nothing reads the buffers after this."""
-    for part in posted:
-        part.cancel()
+    def give_up(self, posted: list[Any]) -> None:
+        """End the parts that an error or an interrupt left in flight: nothing reads the buffers after this."""
+        give_up(posted, self._nb_receivers)

@@ -15,7 +15,7 @@ from aiflow import scheduler
 from aiflow._dp_tx import MOST_RECEIVERS, TxAgent
 from aiflow._engine import Engine
 from aiflow._policy.flow_control import FlowControl
-from aiflow._poster import Planner, Poster, give_up
+from aiflow._poster import Planner, Poster
 from aiflow._system import threads
 from aiflow._transfer.batcher import Batcher
 from aiflow._transfer.context import Context
@@ -217,7 +217,7 @@ class Sender:
             self._poster.post(elements, self._demand, wait, posted)
             return self._sent(posted, wait, timeout)
         except BaseException:
-            give_up(posted)
+            self._poster.give_up(posted)
             raise
 
     @overload
@@ -267,7 +267,7 @@ class Sender:
             del buffer  # the traceback of an error would keep it, and a mapping of the caller's from being closed
             return self._sent(posted, wait, timeout)
         except BaseException:
-            give_up(posted)
+            self._poster.give_up(posted)
             raise
 
     def _sent(self, posted: list[Any], wait: bool, timeout: float | None) -> SliceReport | Ticket:

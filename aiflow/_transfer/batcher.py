@@ -56,6 +56,9 @@ class Posting(Protocol):
     def post_all(self, posts: list[Post], posted: list[Any]) -> None:
         """Post the parts that are not in `posted` yet."""
 
+    def give_up(self, posted: list[Any]) -> None:
+        """End the parts that are in flight, and never post the others."""
+
 
 class Batch:
     """The elements of one slice: collected, then in flight."""
@@ -283,8 +286,7 @@ class Batcher:
             self._posting.post_all(batch.posts, batch.posted)
             flight = InFlight(self._context, whole_of(batch.posted))
         except Exception as error:  # in the background: the next put, flush or close tells
-            for part in batch.posted:
-                part.cancel()
+            self._posting.give_up(batch.posted)
             why = error if isinstance(error, AiflowError) else AiflowError(f"put() failed: {error!r}")
             why.__traceback__ = None  # its frames hold the elements
             if batch.flight is None and not batch.ended:

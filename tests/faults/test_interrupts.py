@@ -92,6 +92,50 @@ def test_send_under_interrupts_leaves_nothing_under_way(way, receivers) -> None:
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("way", ["send", "send_batch", "put"])
+def test_a_slice_that_was_posted_in_part_counts_as_failed(way) -> None:
+    run(
+        """
+        way = sys.argv[1]
+        ends, endpoints, options = receivers(2)
+        joined = consume(ends)
+        tx = aiflow.Sender(endpoints, partition=lambda elements, names: [0, 1], **options)
+        planner, rows = tx._poster.planner, np.frombuffer(content(1, 8) + content(2, 8), np.uint8).reshape(2, 8)
+        make, planned = planner.plan, 0
+
+        def plan(nbytes):
+            global planned
+            planned += 1
+            if planned == 2:
+                raise RuntimeError if way == "put" else KeyboardInterrupt
+            return make(nbytes)
+
+        def give():
+            if way == "send":
+                tx.send([bytes(row) for row in rows], timeout=20)
+            elif way == "send_batch":
+                tx.send_batch("a", rows, timeout=20)
+            else:
+                for row in rows:
+                    tx.put("a", bytes(row))
+                tx.flush(20)
+
+        planner.plan = plan
+        try:
+            give()
+        except (KeyboardInterrupt, AiflowError):
+            pass
+        in_flight, ended = tx._agent.ended()
+        assert (in_flight, ended["slices"], ended["failed"]) == (0, 0, 1), (in_flight, ended)
+        give()
+        assert tx._agent.ended()[1]["slices"] == 1
+        tx.close(abort=True)
+        assert joined()[2] == 1
+        """,
+        way,
+    )
+
+
 @pytest.mark.parametrize("way", ["recv", "next", "for"])
 def test_recv_under_interrupts_goes_on(way) -> None:
     """A slice that an interrupted call had taken comes with the next call."""

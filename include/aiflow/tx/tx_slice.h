@@ -10,7 +10,7 @@ af_tx_count_end(struct af_tx_ended *ended, const struct af_tx_slice *s)
 	uint64_t since = s->joined_ns > s->posted_ns ? s->joined_ns : s->posted_ns;
 
 	if (s->error != AF_TX_OK) {
-		ended->failed++;
+		atomic_fetch_add_explicit(&ended->failed, 1, memory_order_relaxed);
 		return;
 	}
 	ended->slices++;
@@ -54,7 +54,7 @@ af_tx_count_part(struct af_tx_ended *sends, const struct af_tx_slice *s)
 	if (--whole->left)
 		return;
 	if (whole->failed) {
-		sends->failed++;
+		atomic_fetch_add_explicit(&sends->failed, 1, memory_order_relaxed);
 	} else {
 		uint64_t since = whole->joined_ns > whole->posted_ns ? whole->joined_ns : whole->posted_ns;
 
@@ -65,6 +65,14 @@ af_tx_count_part(struct af_tx_ended *sends, const struct af_tx_slice *s)
 		sends->retransmits += whole->retransmits;
 		sends->ns += s->done_ns > since ? s->done_ns - since : 0;
 	}
+	free(whole);
+}
+
+/* The posted parts of a slice have ended, and the others are never posted: it has failed. Not in the loop. */
+static inline void
+af_tx_give_up_rest(struct af_tx_ended *sends, struct af_tx_whole *whole)
+{
+	atomic_fetch_add_explicit(&sends->failed, 1, memory_order_relaxed);
 	free(whole);
 }
 

@@ -91,10 +91,11 @@ struct af_tx_ended {
 	uint64_t slices, elements, bytes;
 	uint64_t frames, retransmits; /* that carried them */
 	uint64_t ns; /* from when a receiver was there for one until its end */
-	uint64_t failed; /* slices that were not delivered */
+	_Atomic uint64_t failed; /* slices that were not delivered; of `sends`, control: w, too */
 };
 
-/* A slice to several receivers. Its parts end one by one; the last one counts the slice, and frees this. */
+/* A slice to several receivers. Its parts end one by one; the last one counts the slice, and frees this.
+   Where not every part is posted, `af_tx_give_up_rest` does both. */
 struct af_tx_whole {
 	/* control: w before posting; dataplane: rw */
 	uint32_t left; /* parts that have not ended */
