@@ -27,7 +27,7 @@ from aiflow.cli.outfile import OutFile, can_link_unnamed, on_disk, open_director
 from aiflow.cli.outnames import OutNames
 from aiflow.cli.safe_paths import safe_path
 from aiflow.cli.wholefiles import WholeFiles
-from aiflow.cli.write_errors import NotWritten, WriteError, explained, unfit
+from aiflow.cli.write_errors import MOST_BYTES, NotWritten, WriteError, explained, unfit
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -197,7 +197,10 @@ class OutDirectory:
         if mark.offset == 0:
             self._forget_parts(sender, stream)
         file = self._unfinished.pop(key, None)
+        end = mark.offset + len(view) + mark.hole
         try:
+            if max(end, total) > MOST_BYTES:
+                raise unfit(stream, "it is larger than any file may be; repeat the transfer")
             if mark.offset == 0:
                 file = self._begin(stream, total, mark, sender)
             elif key in self._failed:
@@ -210,8 +213,7 @@ class OutDirectory:
                 )
             if file.total < 0:  # a stream, whose size comes with its end
                 file.total = total
-            end = mark.offset + len(view) + mark.hole
-            if (file.total, file.mtime_ns) != (total, mark.mtime_ns) or end > (total if total >= 0 else 1 << 63):
+            if (file.total, file.mtime_ns) != (total, mark.mtime_ns) or end > (total if total >= 0 else MOST_BYTES):
                 raise unfit(stream, "its parts do not agree on its size and time; repeat the transfer")
             file.append(view)
             if mark.hole:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from aiflow._terminal.text import printable
 from aiflow.cli.safe_paths import numbered, safe_path
-from aiflow.cli.write_errors import NotWritten, WriteError, unfit
+from aiflow.cli.write_errors import MOST_BYTES, NotWritten, WriteError, unfit
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -113,6 +113,8 @@ class TarOut:
 
     def _write_part(self, stream: str, view: memoryview, mark: FileMark) -> str | None:
         """Write a part of a file, whose header comes first, or of a stream of unknown size, which has none."""
+        if max(mark.offset + len(view) + mark.hole, mark.size or 0) > MOST_BYTES:
+            raise unfit(stream, "it is larger than any file may be; repeat the transfer")
         if mark.offset == 0 and self._part is None:
             self._part = stream, 0
             self._told = mark.size, mark.mtime_ns

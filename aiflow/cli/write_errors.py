@@ -9,6 +9,9 @@ from aiflow._terminal.outcome import CommandError
 from aiflow._terminal.text import printable
 from aiflow.cli.safe_paths import safe_path
 
+MOST_BYTES = (1 << 63) - 1
+"""Bytes of the largest file that system calls can name (off_t)."""
+
 _ADVICE = {
     errno.EACCES: "check who may write to {where}",
     errno.EPERM: "check who may write to {where}",

@@ -302,6 +302,28 @@ def test_a_part_that_is_missing_is_no_hole(tmp_path: Path, to: str, late: FileMa
 
 
 @pytest.mark.unit
+@pytest.mark.parametrize("to", ["a directory", "an archive"])
+@pytest.mark.parametrize(
+    "mark",
+    [
+        FileMark("part", 0o644, 1, 0, None, hole=(1 << 63) - 1),
+        FileMark("part", 0o644, 1, 0, 1 << 63),
+        FileMark("part", 0o644, 1, 0, (1 << 64) - 1, hole=(1 << 64) - 2),
+    ],
+)
+def test_a_size_that_no_file_may_have_ends_that_file_only(tmp_path: Path, to: str, mark: FileMark) -> None:
+    with contextlib.ExitStack() as stack:
+        out: OutDirectory | TarOut = stack.enter_context(OutDirectory(tmp_path))
+        if to == "an archive":
+            out = TarOut(stack.enter_context(open(os.devnull, "wb")).fileno())
+        with pytest.raises(WriteError, match="larger than any file may be"):
+            out.write("large", b"x", mark, A)
+        if to == "a directory":  # an archive would have a gap
+            out.write("file", b"content", FileMark("file", 0o644, 1), A)
+            assert out.nb_files == 1
+
+
+@pytest.mark.unit
 @pytest.mark.usefixtures("both_ways_to_write")
 def test_a_file_that_comes_whole_replaces_what_came_of_it_in_parts(tmp_path: Path) -> None:
     with OutDirectory(tmp_path) as out:
