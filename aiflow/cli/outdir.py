@@ -82,6 +82,7 @@ class OutDirectory:
         self._grown: set[tuple[int, str]] = set()  # incomplete files that got a part since the last sync
         self._root = Descriptor(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
         self._swept: set[tuple[str, ...]] = set()  # directories of earlier runs that were entered
+        self._listed: dict[tuple[str, ...], set[bytes]] = {}  # names in directories, where a directory folds case
         self._told: set[tuple[tuple[str, ...], str]] = set()  # directories listed in `renamed`, and their streams
         self._look_at((), self._root)
         self._unnamed = self._can_link_unnamed()
@@ -353,17 +354,32 @@ class OutDirectory:
         try:
             directory = self._reopened(path[:-1])
             try:
+                key = self._names.key(path[:-1])
+                if key not in self._made and key not in self._swept:
+                    self._look_at(key, directory)
                 status = os.stat(on_disk(path[-1]), dir_fd=directory.fd, follow_symlinks=False)
             finally:
                 directory.close()
+            is_named = not self._names.folds or self._is_named(path)
         except OSError:
             raise NotWritten from None
         found = status.st_size, status.st_mtime_ns, status.st_mode & 0o7777
-        if not stat.S_ISREG(status.st_mode) or found != (mark.size, mark.mtime_ns, mark.mode):
+        if not is_named or not stat.S_ISREG(status.st_mode) or found != (mark.size, mark.mtime_ns, mark.mode):
             raise NotWritten
         self._names.take(path, hash((sender, stream)) if sender else 0)
         self.nb_kept += 1
         return "/".join(path)
+
+    def _is_named(self, path: tuple[str, ...]) -> bool:
+        """Whether each name of a path is there as it is written: where case is folded, it also finds another one."""
+        for end in range(len(path)):
+            above, name = path[:end], on_disk(path[end])
+            if name not in self._listed.get(above, ()):
+                with contextlib.closing(self._reopened(above)) as directory:
+                    self._listed[above] = {os.fsencode(each) for each in os.listdir(directory.fd)}
+                if name not in self._listed[above]:
+                    return False
+        return True
 
     # ---- directories ----
 

@@ -15,7 +15,7 @@ from outfiles import A, B, below, part
 from subprocesses import environment
 
 from aiflow._transfer.filemarks import FileMark
-from aiflow.cli.outdir import OutDirectory, WriteError
+from aiflow.cli.outdir import NotWritten, OutDirectory, WriteError
 from aiflow.cli.safe_paths import temporary_name
 
 pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("both_ways_to_write")]
@@ -155,6 +155,20 @@ def test_no_file_takes_the_place_of_one_whose_name_differs_in_case(tmp_path: Pat
         assert out.nb_files == len(streams) + 2
     assert sorted(below(tmp_path).values()) == sorted([b"bigend", b"part", *(stream.encode() for stream in streams)])
     assert stat.S_IMODE((tmp_path / above / "dir").stat().st_mode) == 0o750
+
+
+@pytest.mark.usefixtures("folding")
+def test_a_question_is_about_the_exact_name(tmp_path: Path) -> None:
+    """Otherwise one file would be kept for two, which may have other bytes."""
+    with OutDirectory(tmp_path) as out:
+        out.write("sub/a", b"content", FileMark("file", 0o644, 10**18), A)
+        out.sync()
+    with OutDirectory(tmp_path) as out:
+        for stream in ("sub/A", "SUB/a", "sub/b"):
+            with pytest.raises(NotWritten):
+                out.write(stream, b"", FileMark("question", 0o644, 10**18, size=7), A)
+        assert out.write("sub/a", b"", FileMark("question", 0o644, 10**18, size=7), A) == "sub/a"
+        assert out.nb_kept == 1
 
 
 def test_where_case_counts_names_stay_as_they_are(tmp_path: Path) -> None:
