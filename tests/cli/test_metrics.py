@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import pytest
 from peer import Peer
-from wait import PATIENCE_S, settle, wait_for
+from wait import PATIENCE_S, has_stopped, settle, wait_for
 
 import aiflow
 from aiflow._observe import catalogue, exposition
@@ -138,13 +138,6 @@ def test_a_process_that_hangs_holds_no_scrape_up(endpoint: str) -> None:
             assert total(text, "aiflow_memory_limit_bytes", pid=str(pid)) == 0
             peer.tell("end")
             peer.ends()
-
-
-def has_stopped(pid: int) -> bool:
-    """Whether no thread of it runs any more: SIGSTOP takes a moment."""
-    return all(
-        path.read_text().rpartition(")")[2].split()[0] == "T" for path in Path(f"/proc/{pid}/task").glob("*/stat")
-    )
 
 
 def stay(pipe: Connection, endpoint: str) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 from subprocesses import environment
-from wait import PATIENCE_S, Deadline
+from wait import PATIENCE_S, Deadline, has_stopped, wait_for
 
 import aiflow as library
 
@@ -112,6 +112,7 @@ def stopped(endpoint: str, **variables: str) -> Iterator[int]:
         assert process.stdout
         assert process.stdout.readline() == "open\n"
         process.send_signal(signal.SIGSTOP)
+        wait_for(lambda: has_stopped(process.pid), "all threads to stop")
         yield process.pid
     finally:
         process.send_signal(signal.SIGCONT)

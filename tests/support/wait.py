@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 PATIENCE_S = 60.0
@@ -46,3 +47,10 @@ def wait_for(condition: Callable[[], T], what: object = "a condition", seconds: 
         deadline.check(what)
         time.sleep(POLL_S)
     return found
+
+
+def has_stopped(pid: int) -> bool:
+    """Whether no thread of a process runs any more: SIGSTOP takes a moment."""
+    return all(
+        path.read_text().rpartition(")")[2].split()[0] == "T" for path in Path(f"/proc/{pid}/task").glob("*/stat")
+    )
