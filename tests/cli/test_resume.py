@@ -11,7 +11,7 @@ from typing import Any, Literal
 import pytest
 from outfiles import A, B, below, part
 from programs import DEADLINE, content, unnamed_bytes
-from wait import wait_for
+from wait import has_stopped, wait_for
 
 from aiflow import DeliveryError, Receiver
 from aiflow._transfer.filemarks import FileMark
@@ -127,18 +127,35 @@ def large(tmp_path: Path) -> Path:
 WATCH = ("--watch", "--settle", 0.1, "--slice-bytes", "256KiB")
 
 
-def stopped_with_a_piece(recv: Any, out: Path) -> None:
-    """Stop a receiver that has the beginning of a file."""
-    wait_for(lambda: out.exists() and unnamed_bytes(recv.process.pid, out) >= 1 << 20, "the first bytes", DEADLINE)
-    recv.process.send_signal(signal.SIGSTOP)
+def stopped_with_a_piece(
+    aiflow: Any, endpoint: str, large: Path, tmp_path: Path, *options: object
+) -> tuple[Any, Any, Path]:
+    """A receiver that is stopped with the beginning of a file, its sender, and the output directory."""
+    for attempt in range(5):  # the file may be whole before this process gets the processor
+        out = tmp_path / f"out{attempt}"
+        recv = aiflow("recv", out, "-p", endpoint, "--json")
+        send = aiflow("send", large.parent, *WATCH, *options, "-p", endpoint, "--json")
+        wait_for(
+            lambda recv=recv, out=out: (
+                out.exists() and ((out / "large").exists() or unnamed_bytes(recv.process.pid, out) >= 1 << 20)
+            ),
+            "the first bytes",
+            DEADLINE,
+        )
+        recv.process.send_signal(signal.SIGSTOP)
+        wait_for(lambda recv=recv: has_stopped(recv.process.pid), "all threads to stop")
+        if not (out / "large").exists():
+            return recv, send, out
+        recv.process.send_signal(signal.SIGCONT)
+        send.process.send_signal(signal.SIGINT)
+        send.ends(0)
+        recv.ends(0)
+    raise AssertionError("the test needs a transfer that is stopped in its middle")
 
 
 def test_a_file_that_changes_in_transit_arrives_whole(aiflow: Any, endpoint: str, large: Path, tmp_path: Path) -> None:
     """A question about it is not the end of what has arrived of it before."""
-    out = tmp_path / "out"
-    recv = aiflow("recv", out, "-p", endpoint, "--json")
-    send = aiflow("send", large.parent, *WATCH, "--resume", "-p", endpoint, "--json")
-    stopped_with_a_piece(recv, out)
+    recv, send, out = stopped_with_a_piece(aiflow, endpoint, large, tmp_path, "--resume")
     os.utime(large, ns=(0, 10**18 + 1))
     recv.process.send_signal(signal.SIGCONT)
     wait_for((out / "large").exists, "the file", DEADLINE)
@@ -153,10 +170,7 @@ def test_a_file_arrives_whole_at_a_receiver_that_was_silent(
     aiflow: Any, endpoint: str, large: Path, tmp_path: Path
 ) -> None:
     """The sender takes it for gone, and then asks what it has."""
-    out = tmp_path / "out"
-    recv = aiflow("recv", out, "-p", endpoint, "--json")
-    send = aiflow("send", large.parent, *WATCH, "-p", endpoint, "--json")
-    stopped_with_a_piece(recv, out)
+    recv, send, out = stopped_with_a_piece(aiflow, endpoint, large, tmp_path)
     send.says("Waiting for a receiver")
     recv.process.send_signal(signal.SIGCONT)
     wait_for((out / "large").exists, "the file", DEADLINE)
