@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -119,7 +120,7 @@ def test_what_is_not_sent_is_listed_when_it_is_seen_and_at_the_end(
 ) -> None:
     out = tmp_path / "out"
     aiflow("recv", out, "-p", endpoint)
-    send = aiflow("send", source, "--watch", "--settle", 1, "-p", endpoint)
+    send = aiflow("send", source, "--watch", "--settle", 3, "-p", endpoint)
     until_watching(send)
     with socket.socket(socket.AF_UNIX) as there:
         there.bind(str(source / "socket"))
@@ -131,7 +132,8 @@ def test_what_is_not_sent_is_listed_when_it_is_seen_and_at_the_end(
     (source / "late").mkdir()
     send.process.send_signal(signal.SIGINT)
     _, stderr = send.text(0)
-    assert "young is skipped: it is a file that was not whole yet" in stderr
+    # which of both depends on the time that the processes get
+    assert re.search("young is skipped: it is (a file that was not whole yet|new or changed since)", stderr)
     assert (out / "late").exists() or "late is skipped: it is new or changed since the last look" in stderr
     assert "socket" not in stderr  # once
 
