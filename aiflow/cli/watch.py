@@ -75,9 +75,7 @@ def send_new_files(
             tree = new.look()
             say_left_out(outcome, tree)
             outcome.document["left_out"] = new.left_out
-            for path, reason in tree.unreadable.items():
-                undelivered[path] = reason
-                outcome.terminal.say(f"aiflow: {printable(path)} cannot be sent: {reason}", style="red")
+            _note_unreadable(outcome, tree, undelivered)
             tree.unreadable.clear()
             if tree.files or tree.directories:
                 _send_batch(outcome, sending, new, tree, undelivered, slice_bytes, resume)
@@ -90,13 +88,20 @@ def send_new_files(
         signal.signal(signal.SIGIO, lease_breaks_ignored)
 
 
+def _note_unreadable(outcome: Outcome, tree: FileTree, undelivered: dict[str, str]) -> None:
+    """Say and note what a look cannot read."""
+    for path, reason in tree.unreadable.items():
+        undelivered[path] = reason
+        outcome.terminal.say(f"aiflow: {printable(path)} cannot be sent: {reason}", style="red")
+
+
 def _look_once_more(outcome: Outcome, new: NewFiles, undelivered: dict[str, str]) -> None:
     """List what is not sent at the end."""
     tree = new.look()
     late = dict.fromkeys(new.pending, _NOT_WHOLE)
     late.update(dict.fromkeys([*(file.path for file in tree.files), *tree.empty], _TOO_LATE))
     tree.left_out.update((path, what) for path, what in late.items() if path not in undelivered)
-    undelivered.update(tree.unreadable)
+    _note_unreadable(outcome, tree, undelivered)
     say_left_out(outcome, tree)
     outcome.document["left_out"] = {**new.left_out, **tree.left_out}
 

@@ -130,8 +130,10 @@ def test_what_is_not_sent_is_listed_when_it_is_seen_and_at_the_end(
     assert "sent two\\nlines, 1 B" in send.process.stdout.readline()
     (source / "young").write_bytes(b"x")
     (source / "late").mkdir()
+    Path(os.fsdecode(bytes(source) + b"/\xff")).write_bytes(b"x")
     send.process.send_signal(signal.SIGINT)
-    _, stderr = send.text(0)
+    _, stderr = send.text(1)
+    assert "udcff cannot be sent: its name is not UTF-8" in stderr
     # which of both depends on the time that the processes get
     assert re.search("young is skipped: it is (a file that was not whole yet|new or changed since)", stderr)
     assert (out / "late").exists() or "late is skipped: it is new or changed since the last look" in stderr
