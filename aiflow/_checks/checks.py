@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from aiflow._checks import card_checks, cpu_checks, directory_checks, link_checks, memory_checks, software_checks
-from aiflow._checks.finding import Finding, better
+from aiflow._checks.finding import Finding, better, broken
 from aiflow._checks.host import Host
 from aiflow._checks.round_trip import round_trip
 
@@ -23,18 +23,21 @@ class Check(NamedTuple):
         In a few words, for the documents.
     find : callable
         Takes the host, and yields findings.
+    is_vital : bool
+        Whether no run works where it cannot look.
     """
 
     name: str
     looks_at: str
     find: Callable[[Host], Iterable[Finding]]
+    is_vital: bool = False
 
     def findings(self, host: Host) -> Iterator[Finding]:
         """Its findings; what it cannot look at is one, too: one check must not hide the others."""
         try:
             yield from self.find(host)
         except Exception as exc:
-            yield better(f"this could not be looked at: {type(exc).__name__}: {exc}")
+            yield (broken if self.is_vital else better)(f"this could not be looked at: {type(exc).__name__}: {exc}")
 
 
 CHECKS = (
@@ -56,5 +59,5 @@ CHECKS = (
     Check("peers", "whether other processes use the same one", directory_checks.peers),
     Check("stale files", "what killed processes left", directory_checks.stale_files),
     Check("keys", "whether frames are encrypted and authenticated", software_checks.keys),
-    Check("round trip", "1 MiB over local:, between two processes", round_trip),
+    Check("round trip", "1 MiB over local:, between two processes", round_trip, is_vital=True),
 )

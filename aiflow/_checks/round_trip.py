@@ -22,12 +22,15 @@ def round_trip(host: Host) -> Iterator[Finding]:
     """Send 1 MiB from one process to another, and compare the checksums."""
     del host
     endpoint = f"local:doctor-{os.getpid()}"
-    receiver, sender = _start("receive", endpoint), _start("send", endpoint)
+    processes: list[subprocess.Popen[str]] = []
     try:
+        for side in ("receive", "send"):
+            processes.append(_start(side, endpoint))
+        receiver, sender = processes
         sent, complaint = _end(sender)
         received, other = _end(receiver) if not complaint else ("", "")
     finally:
-        for process in (sender, receiver):
+        for process in reversed(processes):
             if process.poll() is None:
                 process.kill()
             process.communicate()

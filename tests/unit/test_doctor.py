@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -169,6 +170,14 @@ def test_a_check_that_fails_in_any_way_is_a_finding(tree: HostTree) -> None:
     assert finding.state == "could be better"
     assert "could not be looked at: TypeError" in finding.text
     assert [each.state for each in tree.findings()["memlock"]] == ["ok"]
+
+
+def test_a_round_trip_that_cannot_start_is_broken(tree: HostTree, monkeypatch: pytest.MonkeyPatch) -> None:
+    (check,) = (each for each in CHECKS if each.name == "round trip")
+    monkeypatch.setattr(sys, "executable", "/none")
+    (finding,) = check.findings(tree.host())
+    assert finding.state == "broken"
+    assert "could not be looked at: FileNotFoundError" in finding.text
 
 
 def test_a_fix_that_fails_in_any_way_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
