@@ -32,14 +32,21 @@ def directory(host: Host) -> Iterator[Finding]:
         yield ok(str(runtime_directory()))
     except PortError as exc:
         path = Path(os.environ.get("AIFLOW_RUNTIME_DIR") or candidates()[0]).absolute()
-        another = f"export AIFLOW_RUNTIME_DIR=/tmp/aiflow-{os.getuid()}"
+        another = f"export AIFLOW_RUNTIME_DIR={_another()}"
         if not is_own_directory(path) or not path.stat().st_mode & _OTHERS:
             yield broken(str(exc), another)
         elif _is_for_names(path):
             command = f"chmod 700 {shlex.quote(str(path))}"
             yield broken(f"{path} can be entered by other users", command, fix=lambda: _close(path))
         else:  # /tmp, or a home: other programs need it as it is
-            yield broken(f"{path} serves other programs, too. Use a directory for aiflow alone", another)
+            yield broken(f"{path} may serve other programs, too. Use a directory for aiflow alone", another)
+
+
+def _another() -> str:
+    """For a shell: a directory that this user can use, or makes."""
+    usual = Path(f"/tmp/aiflow-{os.getuid()}")
+    is_usable = is_own_directory(usual) and not usual.stat().st_mode & _OTHERS
+    return str(usual) if is_usable or not os.path.lexists(usual) else "$(mktemp -d /tmp/aiflow-XXXXXX)"
 
 
 def _is_for_names(path: Path) -> bool:
@@ -47,7 +54,8 @@ def _is_for_names(path: Path) -> bool:
     try:
         if path.stat().st_mode & stat.S_ISVTX or path.parent == Path("/"):
             return False
-        return path in candidates() or all(name.startswith(_NAMES) for name in os.listdir(path))
+        names = os.listdir(path)  # an empty one may wait for the files of any program
+        return path in candidates() or (bool(names) and all(name.startswith(_NAMES) for name in names))
     except OSError:
         return False
 

@@ -211,6 +211,7 @@ def found(check: str) -> list[tuple[str, str, str]]:
 
 
 def test_a_directory_that_others_can_enter_is_closed_by_its_command_and_by_fix(directory: Path) -> None:
+    (directory / "local-x").mkdir()
     directory.chmod(0o755)
     ((state, text, command),) = found("runtime directory")
     assert (state, command) == ("broken", f"chmod 700 {directory}")
@@ -228,6 +229,7 @@ def test_a_directory_that_others_can_enter_is_closed_by_its_command_and_by_fix(d
 def test_the_path_in_a_command_is_quoted(directory: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     odd = directory / name
     odd.mkdir(mode=0o755)
+    (odd / "local-x").mkdir()
     monkeypatch.setenv("AIFLOW_RUNTIME_DIR", str(odd))
     ((_, _, command),) = found("runtime directory")
     assert os.system(command) == 0
@@ -238,25 +240,31 @@ def put_sticky(directory: Path) -> None:
     directory.chmod(0o1777)
 
 
+def leave_empty(directory: Path) -> None:
+    directory.chmod(0o755)
+    (directory / "local-x").rmdir()
+
+
 def put_a_file(directory: Path) -> None:
     directory.chmod(0o755)
     (directory / "letter.txt").touch()
 
 
-@pytest.mark.parametrize("change", [put_sticky, put_a_file])
+@pytest.mark.parametrize("change", [put_sticky, put_a_file, leave_empty])
 def test_a_directory_of_other_programs_is_left_alone(directory: Path, change: Callable[[Path], None]) -> None:
     (directory / "local-x").mkdir()
     change(directory)
     mode = directory.stat().st_mode
     (finding,) = directory_checks.directory(Host())
     assert finding.state == "broken"
-    assert "serves other programs" in finding.text
+    assert "may serve other programs" in finding.text
     assert (finding.fix, finding.command) == (None, f"export AIFLOW_RUNTIME_DIR=/tmp/aiflow-{os.getuid()}")
     assert directory.stat().st_mode == mode
 
 
-@pytest.mark.parametrize("change", [put_sticky, put_a_file])
+@pytest.mark.parametrize("change", [put_sticky, put_a_file, leave_empty])
 def test_a_directory_that_changes_before_its_fix_is_left_alone(directory: Path, change: Callable[[Path], None]) -> None:
+    (directory / "local-x").mkdir()
     directory.chmod(0o755)
     (finding,) = directory_checks.directory(Host())
     change(directory)
@@ -270,6 +278,19 @@ def test_a_directory_that_cannot_be_made_is_broken(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("AIFLOW_RUNTIME_DIR", "/proc/self/none")
     ((state, _, command),) = found("runtime directory")
     assert (state, command) == ("broken", f"export AIFLOW_RUNTIME_DIR=/tmp/aiflow-{os.getuid()}")
+
+
+def test_where_the_usual_directory_is_bad_another_is_made(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory.chmod(0o755)
+    other = 4_000_000 + os.getpid()
+    monkeypatch.setattr(os, "getuid", lambda: other)
+    usual = Path(f"/tmp/aiflow-{other}")
+    usual.touch()
+    try:
+        (finding,) = directory_checks.directory(Host())
+        assert finding.command == "export AIFLOW_RUNTIME_DIR=$(mktemp -d /tmp/aiflow-XXXXXX)"
+    finally:
+        usual.unlink()
 
 
 def test_what_a_killed_receiver_left_is_removed_and_what_lives_is_kept(directory: Path) -> None:
