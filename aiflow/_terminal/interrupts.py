@@ -39,14 +39,19 @@ def interrupts_repeated() -> Iterator[None]:
     """
     before, handler = sys.unraisablehook, signal.getsignal(_AGAIN)
     timers: list[threading.Timer] = []
+    is_lost = False
 
     def repeat(lost: UnraisableHookArgs) -> None:
+        nonlocal is_lost
         if not issubclass(lost.exc_type, KeyboardInterrupt):
             before(lost)
             return
         # a moment later: nothing can be raised from here, either
         timers.append(threading.Timer(_AGAIN_SECONDS, signal.pthread_kill, (threading.get_ident(), _AGAIN)))
-        timers[-1].start()
+        try:
+            timers[-1].start()
+        except (RuntimeError, MemoryError, KeyboardInterrupt):  # no thread can be started, or another interrupt
+            is_lost = True
 
     signal.signal(_AGAIN, signal.default_int_handler)
     sys.unraisablehook = repeat
@@ -56,5 +61,8 @@ def interrupts_repeated() -> Iterator[None]:
         sys.unraisablehook = before
         for timer in timers:
             timer.cancel()
-            timer.join()
+            with contextlib.suppress(RuntimeError):  # it was not started
+                timer.join()
         signal.signal(_AGAIN, handler)
+    if is_lost:
+        raise KeyboardInterrupt

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -261,6 +262,18 @@ def test_an_interrupt_that_a_destructor_has_swallowed_is_raised_again(capfd: pyt
     finally:
         sys.unraisablehook = hook
     assert others == [OSError]
+
+
+def test_an_interrupt_that_cannot_be_repeated_is_raised_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_thread(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", no_thread)
+    went_on = False
+    with pytest.raises(KeyboardInterrupt), interrupts_repeated():  # noqa: PT012
+        Swallows(KeyboardInterrupt)
+        went_on = True
+    assert went_on
 
 
 # ---- the lab ----
