@@ -22,6 +22,7 @@ CAP_NET_ADMIN, CAP_NET_RAW, CAP_IPC_LOCK, CAP_SYS_ADMIN, CAP_BPF = 12, 13, 14, 2
 CAP_SYS_RESOURCE = 24
 
 _ETHERNET = "1"  # ARPHRD_ETHER
+_ENGINE_ROOT = r"^\S+ \S+ \S+ / / .* - overlay .*/(docker|containerd|containers)/"  # a line of mountinfo
 _CONTAINER_MARKS = ("/.dockerenv", "/run/.containerenv", "/run/systemd/container")
 _UNLIMITED = 1 << 60  # cgroup v1 writes the largest number of pages
 
@@ -112,9 +113,12 @@ class Host:
         """Whether an engine of containers started this process."""
         if "KUBERNETES_SERVICE_HOST" in self.environ:
             return True
-        # A virtual machine made of an image has its mark, too; but there the kernel's threads are to be seen.
-        marked = any(self.path(mark).exists() for mark in _CONTAINER_MARKS)
-        return marked and self.read("/proc/2/comm") != "kthreadd"
+        if not any(self.path(mark).exists() for mark in _CONTAINER_MARKS):
+            return False
+        # A virtual machine made of an image has its mark, too; but there the kernel's threads are to be seen. A
+        # container with --pid=host sees them, too; but its root is made of the engine's layers.
+        is_layered = re.search(_ENGINE_ROOT, self.read("/proc/self/mountinfo"), re.MULTILINE) is not None
+        return is_layered or self.read("/proc/2/comm") != "kthreadd"
 
     @property
     def is_virtual(self) -> bool:

@@ -96,6 +96,25 @@ def test_a_virtual_machine_made_of_an_image_is_no_container(tree: HostTree) -> N
     assert finding.command.startswith("sudo setpriv")
 
 
+@pytest.mark.parametrize(
+    "layers",
+    [
+        "/var/lib/docker/overlay2/0123abcd",
+        "/var/lib/containerd/io.containerd.snapshotter.v1.overlayfs/snapshots/12",
+        "/home/user/.local/share/containers/storage/overlay/0123abcd",
+    ],
+)
+def test_a_container_that_sees_the_processes_of_its_host_is_one(tree: HostTree, layers: str) -> None:
+    """One with --pid=host."""
+    tree.write("/.dockerenv", "")
+    tree.write("/proc/2/comm", "kthreadd")
+    options = f"rw,lowerdir={layers}/lower,upperdir={layers}/diff,workdir={layers}/work"
+    tree.write("/proc/self/mountinfo", f"812 623 0:57 / / rw,relatime master:3 - overlay overlay {options}")
+    tree.status(capabilities=0, cpus="0-7")
+    (finding,) = tree.faults()["rights"]
+    assert finding.command == ""
+
+
 def test_a_container_that_may_write_the_file_gets_the_command(tree: HostTree) -> None:
     """One with --privileged."""
     tree.write("/.dockerenv", "")
