@@ -147,6 +147,11 @@ class Exporter:
         self._server.server_close()
         self._thread.join()
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether its port is free. After `close` in the server's own thread, that takes a moment."""
+        return not self._thread.is_alive() and self._server.socket.fileno() < 0
+
     def abandon(self) -> None:
         """Close a forked child's copy of the socket: its parent goes on."""
         self._server.socket.close()
@@ -154,7 +159,7 @@ class Exporter:
 
 _exporters: dict[tuple[str, int], Exporter] = {}
 _users: dict[tuple[str, int], set[int]] = {}
-_closing: list[Exporter] = []  # not needed any more; an interrupt may leave one here, which the next `forget` closes
+_closing: list[Exporter] = []  # not needed any more; an interrupt may leave one here, which the next call closes
 _lock = threads.unpatched("threading").RLock()
 
 
@@ -198,8 +203,9 @@ def forget(engine: Any) -> None:
 def _close_ended() -> None:
     for exporter in list(_closing):  # without the lock: a thread of the server may collect a Sender and come here
         exporter.close()
-        with contextlib.suppress(ValueError):
-            _closing.remove(exporter)
+        if exporter.is_closed:  # else the next call waits for that
+            with contextlib.suppress(ValueError):
+                _closing.remove(exporter)
 
 
 def _forked() -> None:

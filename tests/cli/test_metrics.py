@@ -233,6 +233,31 @@ def test_a_receiver_that_is_collected_while_its_server_answers_does_not_hang(
         assert not closer.is_alive()
 
 
+def test_a_port_that_the_server_s_own_thread_gives_back_can_be_used_at_once(
+    endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port, closed = free_port(), threading.Event()
+    rx = aiflow.Receiver(endpoint, metrics_port=port)
+    (exporter,) = exposition._exporters.values()
+    serve, shutdown = exporter._server.get_request, exporter._server.shutdown
+
+    def collect() -> Any:
+        rx.close()  # as a finalizer does
+        closed.set()
+        return serve()
+
+    def slowly() -> None:
+        time.sleep(0.5)
+        shutdown()
+
+    monkeypatch.setattr(exporter._server, "get_request", collect)
+    monkeypatch.setattr(exporter._server, "shutdown", slowly)
+    with socket.create_connection(("127.0.0.1", port)):
+        assert closed.wait(PATIENCE_S)
+        aiflow.Receiver(endpoint, metrics_port=port).close()
+    assert exposition._closing == []
+
+
 def test_a_free_port_is_told_in_the_log(endpoint: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO", "aiflow.observe"), aiflow.Receiver(endpoint, metrics_port=0):
         (told,) = re.findall(r"metrics at (http://127.0.0.1:[1-9][0-9]*/metrics)", caplog.text)
