@@ -12,6 +12,7 @@ not run are listed.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import pwd
 import queue
@@ -24,7 +25,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -226,12 +226,30 @@ class Newcomer:
         """Run a block in a terminal of root, which has the user's path."""
         if os.geteuid() != 0:
             raise Stumbled("this block needs root: start tools/newcomer.py as root")
+        before = namespaces()
         terminal = Terminal(self.home, None, f"{self.home}/aiflow-env/bin:{self.path}")
         try:
             terminal.paste(code)
             terminal.finish()
         finally:
             terminal.close()
+            for name in set(re.findall(r"^ip netns add (\S+)", code, re.M)) & (namespaces() - before):
+                delete_namespace(name)  # the block has not come to its end
+
+
+def namespaces() -> set[str]:
+    """Names of the network namespaces."""
+    directory = Path("/run/netns")
+    return {path.name for path in directory.iterdir()} if directory.is_dir() else set()
+
+
+def delete_namespace(name: str) -> None:
+    """End the processes in a network namespace, and delete it."""
+    inside = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True, check=False).stdout
+    for pid in map(int, inside.split()):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    subprocess.run(["ip", "netns", "delete", name], check=False)
 
 
 def compare(block: Block, printed: str) -> None:
@@ -242,7 +260,7 @@ def compare(block: Block, printed: str) -> None:
         raise Stumbled(f"the page shows\n{block.output}and it prints\n{printed}")
 
 
-@contextmanager
+@contextlib.contextmanager
 def home_of_a_newcomer(keep: bool) -> Iterator[tuple[Path, int | None]]:
     """A home with a clone of the last commit, and the user who owns it; None: this process's own."""
     base = Path(tempfile.mkdtemp(prefix="aiflow-newcomer-"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -112,3 +113,11 @@ def test_every_page_with_blocks_for_it_is_read() -> None:
     }
     assert marked
     assert marked <= set(newcomer.PAGES)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_a_block_that_fails_leaves_no_namespace(user: newcomer.Newcomer) -> None:
+    name = f"aiflow-test-{os.getpid()}"
+    with pytest.raises(newcomer.Stumbled):
+        user.as_root(f"ip netns add {name}\nsetsid ip netns exec {name} sleep 60 &\nsleep 0.3\nfalse\n")
+    assert name not in newcomer.namespaces()
