@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiflow._observe.readers import Seen, changes, look, per_second
 from aiflow._terminal.outcome import NOT_DELIVERED, Outcome
+from aiflow.cli.figures import count
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -164,7 +165,7 @@ def _headline(row: dict[str, Any]) -> RenderableType:
         parts.append(f"memory {_bytes(used)} of {_bytes(limit)} ({_share(used, limit)})")
         parts.append(f"user holds {figures['slices_held']} ({_bytes(figures['memory_held_bytes'])})")
         parts.append(f"reader waits {min(rates['caller_wait_seconds'], 1):.0%}")
-        parts.append(f"{figures['senders']} senders")
+        parts.append(count(figures["senders"], "sender"))
     parts.append(f"loop {rates['loop_busy_seconds']:.0%} busy on CPU {figures.get('loop_cpu', '–')}")
     if dropped := rates.get("frames_dropped"):
         reasons = [f"{reason} {rate:.0f}/s" for reason, rate in dropped.items() if rate]
