@@ -208,8 +208,9 @@ def test_no_module_loads_more_of_dpdk_than_it_uses() -> None:
 def test_sources_without_a_build_say_so(tmp_path: Path) -> None:
     """A program that is saved in a clone imports the clone, not the installed aiflow."""
     shutil.copytree(ROOT / "aiflow", tmp_path / "aiflow", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
-    program = "import aiflow\naiflow.Sender"
-    ran = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    command = [sys.executable, "-c", "import aiflow\naiflow.Sender"]
+    env = {name: value for name, value in os.environ.items() if name not in ("PYTHONSAFEPATH", "PYTHONPATH")}
+    ran = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
     last = ran.stderr.splitlines()[-1]
     assert last.startswith("ImportError: ")
     assert str(tmp_path / "aiflow") in last

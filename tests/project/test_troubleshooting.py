@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from error_texts import Text, error_texts
 
-import aiflow
 from aiflow._checks.checks import CHECKS
 
 pytestmark = pytest.mark.unit
 
-PAGE = Path(__file__).resolve().parents[2] / "docs/troubleshooting.md"
-TEXTS = error_texts(Path(aiflow.__file__).parent)
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs/troubleshooting.md"
+TEXTS = error_texts(ROOT / "aiflow")
 
 
 def entries() -> list[str]:
