@@ -22,7 +22,7 @@ from aiflow._observe import snapshot
 from aiflow._ports import registry
 from aiflow._ports.runtime_dir import runtime_directory
 from aiflow._system import log, threads
-from aiflow._system.descriptors import keep, own_socket, pause_without_descriptor
+from aiflow._system.descriptors import accepted, own_socket
 from aiflow.errors import AiflowError
 
 __all__ = ["PATTERN", "SWITCH", "forget", "note"]
@@ -121,13 +121,9 @@ class _Server:
             self._accept()
 
     def _accept(self) -> None:
-        try:
-            sock = keep(lambda: self._sock.accept()[0])
-        except OSError as exc:
-            pause_without_descriptor(exc)
-            return
-        sock.setblocking(False)
-        self._readers[sock.fileno()] = _Reader(sock)
+        with contextlib.suppress(OSError):
+            sock = accepted(self._sock)
+            self._readers[sock.fileno()] = _Reader(sock)
 
     def close(self) -> None:
         """End the thread, and remove the socket. Idempotent."""

@@ -8,7 +8,7 @@ import socket
 from pathlib import Path
 
 from aiflow._ports.runtime_dir import reason
-from aiflow._system.descriptors import keep, own_socket, pause_without_descriptor
+from aiflow._system.descriptors import accepted, own_socket
 from aiflow.errors import PortError
 
 __all__ = ["Listener"]
@@ -49,13 +49,7 @@ class Listener:
 
     def accept(self) -> socket.socket:
         """The next connection, non-blocking. Raises OSError if there is none."""
-        try:
-            accepted = keep(lambda: self.sock.accept()[0])
-        except OSError as exc:
-            pause_without_descriptor(exc)
-            raise
-        accepted.setblocking(False)
-        return accepted
+        return accepted(self.sock)
 
     def close(self) -> None:
         """Stop listening. The claim removes the path."""

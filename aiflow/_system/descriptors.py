@@ -20,6 +20,7 @@ from aiflow._system import threads
 __all__ = [
     "MORE_DESCRIPTORS",
     "Descriptor",
+    "accepted",
     "keep",
     "kept_devices",
     "kept_sockets",
@@ -99,6 +100,17 @@ def pause_without_descriptor(exc: OSError) -> None:
     """Sleep briefly if `accept` failed for want of a descriptor: the socket stays readable, a loop would spin."""
     if out_of_descriptors(exc):
         threads.unpatched("time").sleep(_PAUSE)
+
+
+def accepted(sock: socket.socket) -> socket.socket:
+    """The next connection of a listening socket, non-blocking; forked children close it. Raises OSError."""
+    try:
+        connection: socket.socket = keep(lambda: sock.accept()[0])
+    except OSError as exc:
+        pause_without_descriptor(exc)
+        raise
+    connection.setblocking(False)
+    return connection
 
 
 def sockets_of(family: int) -> set[tuple[int, str]]:
