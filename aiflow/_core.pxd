@@ -86,12 +86,25 @@ cdef extern from "aiflow/rt/agent.h" nogil:
         bint (*owns)(const void *state, uint32_t number) noexcept nogil
         af_load (*load)(const void *state, uint32_t port) noexcept nogil
 
+    enum:
+        AF_MOST_SHARED
+
+    struct af_shared_memory:
+        uint8_t *base
+        uint64_t nbytes, epoch
+
+    struct af_shared:
+        af_shared_memory memories[AF_MOST_SHARED]
+
+    void af_shared_add(af_shared *shared, uint8_t *base, uint64_t nbytes, uint64_t epoch) noexcept
+
     struct af_agent_port:
         bint attached, point_to_point, kick
         uint8_t by_reference
         uint8_t mac[6]
         uint16_t frame_size
-        uint32_t rx_ring, tx_window, peer
+        uint32_t rx_ring, tx_window, writer
+        const af_shared *shared
 
     struct af_port_counters:
         uint64_t tx_frames, tx_bytes, rx_frames, rx_bytes, retransmits, lost
@@ -315,7 +328,7 @@ cdef extern from "aiflow/tx/tx_agent.h" nogil:
         char *text
         uint32_t text_got
         uint32_t id, payload_bytes, nb_manifest, nb_data, nb_chunks
-        uint64_t joined_ns, granted_ns, done_ns, frames, retransmits
+        uint64_t joined_ns, granted_ns, done_ns, frames, retransmits, placed_bytes
         uint64_t port_frames[AF_MAX_PORTS]
         uint64_t port_bytes[AF_MAX_PORTS]
 
@@ -386,17 +399,29 @@ cdef extern from "aiflow/tx/tx_due.h" nogil:
     uint64_t af_tx_due(void *state, uint64_t now) noexcept
 
 
+cdef extern from "aiflow/rt/memory_room.h" nogil:
+    uint64_t af_memory_room() noexcept
+
+
 cdef extern from "aiflow/rx/arena.h" nogil:
     struct af_block:
         uint64_t offset, size, charged
 
+    enum af_arena_kind:
+        AF_ARENA_NONE
+        AF_ARENA_PRIVATE
+        AF_ARENA_SHARED
+
     struct af_arena:
         uint8_t *base
-        uint64_t limit, used
+        uint64_t limit, used, address_space, warm, fenced
+        int fd
+        uint64_t (*room)() noexcept nogil
         uint32_t releases
 
-    int af_arena_init(af_arena *arena, uint64_t limit, bint with_memory) noexcept
-    void af_arena_free(af_arena *arena) noexcept
+    int af_arena_init(af_arena *arena, uint64_t limit, af_arena_kind kind) noexcept
+    bint af_arena_warm(af_arena *arena) noexcept
+    void af_arena_free(af_arena *arena, bint ours) noexcept
     void af_arena_trim(af_arena *arena) noexcept
 
 
@@ -447,7 +472,7 @@ cdef extern from "aiflow/rx/rx_agent.h" nogil:
     struct af_rx:
         char name[AF_NAME_BYTES]
         uint64_t epoch, peer_timeout_ns, clock_offset_ns
-        bint keeps_mbufs, confirms
+        bint keeps_mbufs, confirms, checks_places
         af_numbers *numbers
         af_verdicts *verdicts
         uint64_t mbuf_bytes
@@ -460,7 +485,7 @@ cdef extern from "aiflow/rx/rx_agent.h" nogil:
         af_rx_slice **ready_tail
         uint64_t starving_ns, starving_bytes, progress_bytes, progress_total
         uint64_t drops[AF_NB_DROPS]
-        uint64_t slices, elements, bytes
+        uint64_t slices, elements, bytes, placed_bytes
         af_chrono waits
         af_sampler sampler
 
@@ -470,6 +495,7 @@ cdef extern from "aiflow/rx/rx_agent.h" nogil:
     void af_rx_hear_verdicts(af_rx *rx) noexcept
     void af_rx_fail_pending(af_rx *rx, const char *text, uint32_t nbytes) noexcept
     void af_rx_detach(af_rx *rx, uint32_t p) noexcept
+    void af_rx_writer_gone(af_rx *rx, uint32_t connection) noexcept
     void af_rx_part(af_rx *rx) noexcept
     bint af_rx_owes_bye(const af_rx *rx) noexcept
     bint af_rx_owes(const af_rx *rx) noexcept

@@ -47,7 +47,7 @@ cdef class Agent:
     cdef object __weakref__
     cdef readonly list port_names      # (name, driver) of the port at each index, or of the last one there
 
-    cdef int place(self, Port port, uint32_t peer, af_agent_port *out) except -1
+    cdef int place(self, Port port, bint shares, af_agent_port *out) except -1
     cdef void plug(self, int index, void *adopt) noexcept
     cdef object count_port(self, uint32_t index, agent_counts *out)
     cdef dict not_taken(self, const uint64_t *drops)

@@ -18,6 +18,7 @@ from aiflow._dp cimport Loop
 from aiflow._dp_frame cimport CHAINED, TAGGED
 from aiflow._dp_port cimport PORTS
 from aiflow._eal cimport Port
+from aiflow._eal_sharing cimport Sharing
 from aiflow._dp_counters import PortCounters
 from aiflow._wire import DROPS
 from aiflow.errors import ConfigError, PortError
@@ -116,8 +117,11 @@ cdef class Agent:
 
     # ---- its ports. Between two iterations ----
 
-    cdef int place(self, Port port, uint32_t peer, af_agent_port *out) except -1:
-        """Give an open port of the loop a place here; returns its index. `plug` lets frames in."""
+    cdef int place(self, Port port, bint shares, af_agent_port *out) except -1:
+        """Give an open port of the loop a place here; returns its index. `plug` lets frames in.
+
+        shares: this agent's memory was passed to the peer, if it is on this host.
+        """
         cdef uint32_t index = self.places.get(port.name.partition("@")[0], 0)  # after "@": which of several peers
         cdef bytes mac = port.mac
         cdef int line = self.loop.index_of(port)
@@ -139,7 +143,10 @@ cdef class Agent:
         out.tx_window = port.tx_window
         out.kick = port.kick
         out.point_to_point = port.point_to_point
-        out.peer = peer
+        if port.sharing is not None:
+            out.shared = &(<Sharing?>port.sharing).shared
+            if shares:
+                out.writer = (<Sharing>port.sharing).writer
         out.attached = True
         return <int>index
 
@@ -162,6 +169,10 @@ cdef class Agent:
     def role(self):
         """Which end of the flow it is: "sender" or "receiver"."""
         return ""
+
+    @property
+    def memory(self):
+        """Fields of the `aiflow._ports.memories.Memory` that it shares with senders on this host, or None."""
 
     def prepare(self, Port port):
         """Make what `attach` needs. In any thread, before it."""

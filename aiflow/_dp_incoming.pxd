@@ -12,6 +12,7 @@ cdef class Store:
     cdef af_verdicts verdicts  # here, since a slice may outlive its Receiver
     cdef bint ready
     cdef readonly list pools   # of the mbufs that slices keep
+    cdef readonly uint64_t warm  # bytes that had their pages from the start
     cdef int pid
 
 

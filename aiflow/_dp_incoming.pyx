@@ -11,7 +11,8 @@ from cpython.buffer cimport PyBUF_FORMAT, PyBUF_WRITABLE, PyBuffer_FillInfo, PyO
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from posix.unistd cimport getpid
 from aiflow._core cimport (
-    AF_MBUF_OVERHEAD, af_arena_free, af_arena_init, af_arena_trim, af_rx_slice_free, af_verdicts_free, af_verdicts_push,
+    AF_ARENA_NONE, AF_ARENA_PRIVATE, AF_ARENA_SHARED, AF_MBUF_OVERHEAD, af_arena_free, af_arena_init, af_arena_kind,
+    af_arena_trim, af_arena_warm, af_memory_room, af_rx_slice_free, af_verdicts_free, af_verdicts_push,
 )
 from aiflow.librte.rte_mbuf cimport rte_mbuf, rte_pktmbuf_free
 from aiflow._system import limits
@@ -28,10 +29,14 @@ cdef void release_mbuf(void *handle) noexcept nogil:
 cdef class Store:
     """Element memory of one Receiver; lives until the last slice out of it is gone."""
 
-    def __init__(self, uint64_t limit, bint with_memory):
-        if af_arena_init(&self.arena, limit, with_memory):
+    def __init__(self, uint64_t limit, bint with_memory, bint shared=False):
+        cdef af_arena_kind kind = AF_ARENA_PRIVATE if with_memory else AF_ARENA_NONE
+        if with_memory and shared:
+            kind = AF_ARENA_SHARED
+        if af_arena_init(&self.arena, limit, kind):
             raise PoolExhausted(f"no address space for {limit} bytes of element memory: pass a smaller memory="
                                 f"{limits.address_space_words()}")
+        self.arena.room = af_memory_room
         self.ready = True
         self.pools = []
         self.pid = os.getpid()
@@ -39,7 +44,27 @@ cdef class Store:
     def __dealloc__(self):
         af_verdicts_free(&self.verdicts)
         if self.ready:
-            af_arena_free(&self.arena)
+            af_arena_free(&self.arena, getpid() == self.pid)
+
+    def prefault(self):
+        """Give all memory its pages now. Raises PoolExhausted when there are too few."""
+        self.warm = self.arena.limit
+        cdef bint done
+        with nogil:
+            done = af_arena_warm(&self.arena)
+        if not done and self.arena.base != NULL:
+            raise PoolExhausted(f"prefault=True: the system has no {self.arena.limit} bytes for this Receiver now: "
+                                "pass a smaller memory=, or leave prefault out")
+
+    @property
+    def shared(self):
+        """Descriptor of the memory and its size, for senders on this host; None: it is private."""
+        return (self.arena.fd, self.arena.address_space) if self.arena.fd >= 0 else None
+
+    @property
+    def fenced(self):
+        """Blocks that a silent sender may still write to, and that no slice gets meanwhile."""
+        return self.arena.fenced
 
     def trim(self):
         """Give free memory back to the system, now and later. The Receiver takes no more slices."""

@@ -11,7 +11,7 @@ from aiflow._core cimport (
     AF_NB_RX_WAITS, AF_RECEIVES, af_agent_port, af_chrono, af_chrono_note, af_handoff, af_now_ns, af_rx,
     af_rx_detach, af_rx_due, af_rx_fail_pending, af_rx_free,
     af_rx_hear_verdicts, af_rx_init, af_rx_next_frame, af_rx_on_frame, af_rx_owes, af_rx_owes_bye, af_rx_owns,
-    af_rx_part, af_rx_port, af_rx_slice, af_rx_tick, af_rx_wait_name,
+    af_rx_part, af_rx_port, af_rx_slice, af_rx_tick, af_rx_wait_name, af_rx_writer_gone,
 )
 from aiflow._dp_agent cimport Agent, agent_counts, chrono_ns, name_bytes, sample_rows, session_numbers
 from aiflow._dp_driver cimport aiflow_lock, aiflow_unlock
@@ -98,6 +98,7 @@ cdef class RxAgent(Agent):
         self.rx.arena = &store.arena
         self.rx.keeps_mbufs = keeps_mbufs
         self.rx.confirms = confirms
+        self.rx.checks_places = os.environ.get("AIFLOW_CHECK_PLACES") == "1"
         self.rx.verdicts = &store.verdicts
         self.rx.release = release_mbuf
         self.rx.epoch = int.from_bytes(os.urandom(8), "big") | 1
@@ -130,7 +131,7 @@ cdef class RxAgent(Agent):
 
     def attach(self, Port port, uint32_t peer):
         cdef af_agent_port place
-        cdef int index = self.place(port, peer, &place)
+        cdef int index = self.place(port, self.store.shared is not None, &place)
         cdef af_rx_port *slot = &self.rx.ports[index]
         cdef void *adopt = NULL
         memset(slot, 0, sizeof(af_rx_port))
@@ -152,6 +153,15 @@ cdef class RxAgent(Agent):
             index = self._detach_port(port)
             if index >= 0:
                 af_rx_detach(self.rx, index)
+
+    @property
+    def memory(self):
+        shared = self.store.shared
+        return (self.rx.epoch, *shared, self.store.warm) if shared is not None else None
+
+    def writer_gone(self, uint32_t writer):
+        """The peer of this connection writes to our memory no more. Between two iterations."""
+        af_rx_writer_gone(self.rx, writer)
 
     @property
     def mbuf_bytes(self):
@@ -272,9 +282,9 @@ cdef class RxAgent(Agent):
         return self.not_taken(self.rx.drops)
 
     def counters(self):
-        """Slices, elements and bytes handed over; senders that left without a BYE."""
+        """Slices, elements and bytes handed over; bytes that senders placed; senders that left without a BYE."""
         return {"slices": self.rx.slices, "elements": self.rx.elements, "bytes": self.rx.bytes,
-                "senders_gone": self.rx.nb_gone}
+                "placed_bytes": self.rx.placed_bytes, "senders_gone": self.rx.nb_gone}
 
     def waits(self):
         """ns by what arrives: `WAITS`."""

@@ -176,7 +176,7 @@ cdef class TxAgent(Agent):
 
     def attach(self, Port port, uint32_t peer):
         cdef af_agent_port place
-        cdef int index = self.place(port, peer, &place)
+        cdef int index = self.place(port, False, &place)
         cdef af_tx_port *slot
         cdef uint32_t i
         if self.loop.by_reference(port):

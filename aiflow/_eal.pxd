@@ -32,6 +32,7 @@ cdef class Port:
     cdef str device
     cdef object ring_pair             # net_ring: the RingPair that both ports own
     cdef public object doorbell       # Doorbell to ring after a burst, and to tell before a sleep; or None
+    cdef public object sharing        # Sharing of its connection; or None
     cdef public list wake_fds         # descriptors that are readable when a frame has arrived; none: it must be polled
     cdef bint rx_interrupts           # to be enabled before a sleep, and disabled after it
     cdef list held                    # closed after the port

@@ -82,6 +82,7 @@ class Port:
     def rx_ring(self) -> int: ...
     tx_window: int
     doorbell: Any
+    sharing: Any
     wake_fds: list[int]
     @property
     def wakes(self) -> bool: ...

@@ -11,6 +11,8 @@ from typing import Any, Protocol
 
 from aiflow import _eal
 from aiflow._eal_doorbell import Doorbell
+from aiflow._eal_sharing import Sharing
+from aiflow._system.descriptors import Descriptor
 from aiflow.config import Endpoint
 from aiflow.errors import AiflowError
 
@@ -45,6 +47,10 @@ class Hooks:
         For a sender: receives whether a receiver is opening our ports, each time that this changes.
     died : callable, optional
         Called before `detach` if the peer hung up without a goodbye.
+    memories : callable, optional
+        Returns the `Memory` of each of our Receivers that shares it.
+    writer_gone : callable, optional
+        Receives the number of a `Sharing` whose peer will not write to our memory any more. After `detach`.
     """
 
     pool_for: PoolFor
@@ -53,6 +59,8 @@ class Hooks:
     failed: Callable[[AiflowError | None], None]
     joining: Callable[[bool], None] | None = None
     died: Callable[[], None] | None = None
+    memories: Callable[[], list[Any]] | None = None
+    writer_gone: Callable[[int], None] | None = None
 
 
 @dataclass(eq=False)
@@ -78,6 +86,12 @@ class Connection:
         The peer is about to close in an orderly way.
     doorbell : Doorbell or None
         By which each side wakes the other.
+    sharing : Sharing or None
+        What the peers' Receivers share. None: nothing can be shared over this connection.
+    process : Descriptor or None
+        Of the peer's process: readable when that has ended.
+    writes : bool
+        The peer may write to our memory.
     """
 
     endpoint: Endpoint
@@ -90,6 +104,9 @@ class Connection:
     capabilities: set[str] = field(default_factory=set)
     said_bye: bool = False
     doorbell: Doorbell | None = None
+    sharing: Sharing | None = None
+    process: Descriptor | None = None
+    writes: bool = False
     _connecting: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     def hasten(self) -> None:
@@ -106,6 +123,14 @@ class Connection:
             for port in self.ports:
                 port.doorbell = self.doorbell
                 port.wake_fds = [self.doorbell.fileno()]
+
+    def share(self, process: Descriptor) -> None:
+        """The peer, whose process this is, can share memory. Before the ports are attached."""
+        self.process = process
+        self.writes = True
+        self.sharing = self.sharing or Sharing()
+        for port in self.ports:
+            port.sharing = self.sharing
 
     def close(self) -> None:
         """Close the doorbell and the socket. The ports are closed already."""

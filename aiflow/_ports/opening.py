@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from aiflow import _eal
+from aiflow._ports.memories import Memory
 from aiflow._ports.portset import PortSet
 from aiflow._system import threads
 from aiflow._system.log import logger
@@ -96,6 +97,8 @@ class Opening:
             joining=self._joining,
             died=self._died,
             failed=self._changed,
+            memories=self._memories,
+            writer_gone=self._writer_gone,
         )
         for endpoint in self.endpoints:
             if endpoint.scheme in SHAREABLE:
@@ -124,6 +127,8 @@ class Opening:
 
             self.loop.between(attach)
             self._users.append(user)
+        if user.agent.memory is not None:
+            self.ports.share(Memory(*user.agent.memory))
 
     def dismiss(self, agent: Any) -> None:
         """Forget an agent that has left the loop."""
@@ -182,6 +187,15 @@ class Opening:
         for listener in list(self.listeners):
             if (call := listener()) is not None:
                 call()
+
+    def _memories(self) -> list[Memory]:
+        return [Memory(*user.agent.memory) for user in self.users if user.agent.memory is not None]
+
+    def _writer_gone(self, writer: int) -> None:
+        """The peer of a connection writes to our memory no more."""
+        with self._changing:
+            agents = [user.agent for user in self._users if user.role == "receiver"]
+            self.loop.between(lambda: [agent.writer_gone(writer) for agent in agents])
 
     def _joining(self, joining: bool) -> None:
         for user in self.users:

@@ -20,6 +20,7 @@ from aiflow._ports.card_watch import WatchedCard
 from aiflow._ports.connection import Hooks
 from aiflow._ports.interface_watch import WatchedInterface, watching
 from aiflow._ports.local_drivers import driver_of
+from aiflow._ports.memories import Memory
 from aiflow._ports.netdev import Interface
 from aiflow._ports.registry import owner_of
 from aiflow._ports.rendezvous import Rendezvous
@@ -70,6 +71,8 @@ class PortSet:
         Called before `detach` if the peer hung up without a goodbye. Called from the rendezvous thread.
     failed : callable, optional
         Called after `error` has changed.
+    memories, writer_gone : callable, optional
+        As of `aiflow._ports.connection.Hooks`.
 
     Attributes
     ----------
@@ -101,6 +104,8 @@ class PortSet:
         joining: Callable[[bool], None] | None = None,
         died: Callable[[], None] | None = None,
         failed: Callable[[], None] | None = None,
+        memories: Callable[[], list[Memory]] | None = None,
+        writer_gone: Callable[[int], None] | None = None,
     ) -> None:
         if role not in ("sender", "receiver", "either"):
             raise ConfigError(f"role={role!r}: use 'sender', 'receiver' or 'either'")
@@ -137,7 +142,10 @@ class PortSet:
                     self._open(endpoint)
             shared = [endpoint for endpoint in self.endpoints if endpoint.scheme in SHARED_MEMORY]
             if shared:
-                self._meet(shared, Hooks(self._pool, self._attach, self._detach, self._fail, joining, died))
+                hooks = Hooks(
+                    self._pool, self._attach, self._detach, self._fail, joining, died, memories, writer_gone
+                )
+                self._meet(shared, hooks)
             if self._watched:
                 self._watch = threads.start(watching(weakref.ref(self), self._watch_end), "aiflow-watch")
         except BaseException:
@@ -217,6 +225,11 @@ class PortSet:
                 with contextlib.suppress(AiflowError):  # another thread is closing it
                     watched.refresh()
         return self._watched
+
+    def share(self, memory: Memory) -> None:
+        """A Receiver has joined: pass its memory to the peers that are connected."""
+        for rendezvous in list(self._rendezvous):
+            rendezvous.share(memory)
 
     @property
     def is_gone(self) -> bool:

@@ -3,12 +3,14 @@
 memif and vhost-user accept one peer per socket, and fail for some orders of starting and dying. So the peers first
 agree over a control socket (SEQPACKET, one JSON message per packet, in a directory that only its user can enter)::
 
-    sender      → {"version": 3, "nb_ports": 4, "frame_size": null, "driver": "memif", "capabilities": ["doorbell"]}
+    sender      → {"version": 3, "nb_ports": 4, "frame_size": null, "driver": "memif",
+                   "capabilities": ["doorbell", "places"]}
     receiver    → {"coming": 4}          accepted; it now opens the ports, which may take seconds for each
     receiver    → {"driver": "memif", "peer": 3, "frame_size": 16384, "ring_size": 256, "sockets": [[name, id], …],
-                   "descriptors": ["page", "bell"]}     beside the message: see `doorbells`
+                   "descriptors": ["page", "bell", "process"]}     beside the message: see `doorbells`, `memories`
                   its ports are open and started; or {"refused": "why", "version": 3, "again": false}
-    sender      → {"ready": true}        its ports are open and their links are up
+    sender      → {"ready": true, "descriptors": ["process"]}     its ports are open and their links are up
+    either      → {"memory": …}          at any time: see `memories`
     either      → {"bye": true}          before it closes, unless it dies
     either      closes: the other one detaches and removes its ports, and closes too
 
@@ -35,16 +37,21 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from aiflow import _eal
+from aiflow._eal_sharing import Sharing
 from aiflow._ports.connection import Connection, Hooks
 from aiflow._ports.local_drivers import driver_of
+from aiflow._ports.memories import Memory, has_died, memory_message, take
 from aiflow._ports.messages import read, shown, write
 from aiflow._ports.runtime_dir import reason
 from aiflow._system import threads
 from aiflow._system.descriptors import Descriptor
+from aiflow._system.log import logger
 from aiflow.config import Endpoint
 from aiflow.errors import AiflowError, ConfigError, PortError
 
 __all__ = ["Rendezvous"]
+
+_log = logger("ports")
 
 _FAREWELL = 0.1  # seconds that a closing side waits for the peer to read what remains
 
@@ -84,6 +91,7 @@ class Rendezvous:
         self._closing = False
         self._says_bye = True
         self._pid = os.getpid()
+        self._writers: list[tuple[int, Descriptor]] = []  # of connections that ended: their processes may still write
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         try:
             for endpoint in endpoints:
@@ -190,13 +198,20 @@ class Rendezvous:
         self._before_wait()
         poll = threads.unpatched("select").poll()  # select() cannot take descriptors above 1023
         poll.register(self._wake, select.POLLIN)
-        for sock in (*(connection.sock for connection in self._connections), *self._sockets()):
+        processes = [connection.process for connection in self._connections if connection.process is not None]
+        processes += [process for _, process in self._writers]
+        for sock in (*(connection.sock for connection in self._connections), *self._sockets(), *processes):
             poll.register(sock, select.POLLIN)
         ready = {fd for fd, _ in poll.poll(self._poll_timeout())}
         self._relay(ready)
         for connection in list(self._connections):
             if connection.sock.fileno() in ready:
                 self._hear(connection)
+            elif connection.process is not None and connection.process.fd in ready:
+                self._hung_up(connection)  # its child may have kept the socket
+        for number, process in list(self._writers):
+            if process.fd in ready:
+                self._end_writer(number, process)
         now = time.monotonic()
         for connection in list(self._connections):
             if connection.state == "joining":
@@ -223,11 +238,58 @@ class Rendezvous:
                 self._hung_up(connection)
             elif "bye" in message:
                 connection.said_bye = True
+                connection.writes = False  # its ports are detached already
+            elif "unmapped" in message:
+                connection.writes = False
+            elif "memory" in message:
+                self._take_memory(connection, message, passed)
             elif message:
                 self._understand(connection, message, passed)
         finally:
             for descriptor in passed:
                 descriptor.close()
+
+    def _take_memory(self, connection: Connection, message: dict[str, Any], passed: list[Descriptor]) -> None:
+        """Map the memory of a Receiver over there."""
+        connection.sharing = connection.sharing or Sharing()
+        try:
+            take(connection.sharing, message, passed)
+        except (KeyError, TypeError, ValueError, OSError) as exc:
+            _log.warning("%s: the peer's memory is not used: %s", connection.endpoint, shown(exc))
+
+    def _tell_memories(self, connection: Connection, memories: list[Memory]) -> None:
+        """Pass memory of our Receivers to the peer, which needs it before its first slice for them."""
+        for memory in memories:
+            message, passed = memory_message(memory)
+            write(connection.sock, message, passed)
+            for descriptor in passed:
+                descriptor.close()
+
+    def _memories(self) -> list[Memory]:
+        return self._hooks.memories() if self._hooks.memories is not None else []
+
+    def share(self, memory: Memory) -> None:
+        """A Receiver has joined our ports: pass its memory to all peers. From any thread."""
+        for connection in list(self._connections):
+            if connection.sharing is not None:
+                self._tell_memories(connection, [memory])
+
+    def _end_writer(self, number: int, process: Descriptor) -> None:
+        """The process behind a former connection has ended."""
+        self._writers.remove((number, process))
+        process.close()
+        if self._hooks.writer_gone is not None:
+            self._hooks.writer_gone(number)
+
+    def _part_with(self, connection: Connection) -> None:
+        """What its process may still write to stays fenced until that ends, or says that it is done."""
+        if connection.sharing is None or connection.process is None:
+            return
+        writer = connection.sharing.writer, connection.process
+        connection.process = None
+        self._writers.append(writer)
+        if not connection.writes or has_died(writer[1]):
+            self._end_writer(*writer)
 
     def _understand(self, connection: Connection, message: dict[str, Any], passed: list[Descriptor]) -> None:
         """Answer a message, or refuse the connection."""
@@ -270,9 +332,12 @@ class Rendezvous:
         connection.relax()
         if connection.state == "up":
             self._hooks.detach(list(connection.ports), connection.peer)
+            if connection.sharing is not None:
+                write(connection.sock, {"unmapped": True})
         for port in connection.ports:
             self._close_port(port)
         connection.ports.clear()
+        self._part_with(connection)
         connection.close()
         self._dropped(connection.endpoint)
 
@@ -298,6 +363,9 @@ class Rendezvous:
                     del waiting[fd]
         for connection in list(self._connections):
             self._drop(connection)
+        for _, process in self._writers:
+            process.close()
+        self._writers.clear()
 
 
 _open: weakref.WeakSet[Rendezvous] = weakref.WeakSet()

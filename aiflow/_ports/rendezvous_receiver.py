@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from aiflow import _eal
-from aiflow._ports import doorbells
+from aiflow._ports import doorbells, memories
 from aiflow._ports.connection import Connection, Hooks, step_timeout
 from aiflow._ports.listener import Listener
 from aiflow._ports.local_drivers import close_receiving, driver_of, open_receiving
@@ -129,10 +129,12 @@ class ReceiverRendezvous(Rendezvous):
 
     # ----------------------------------------------------------------------------------------------------- handshake
 
-    def _answer(self, connection: Connection, message: dict[str, Any], _passed: list[Descriptor]) -> None:
+    def _answer(self, connection: Connection, message: dict[str, Any], passed: list[Descriptor]) -> None:
         if connection.state == "hello":
             self._offer(connection, message)
         elif connection.state == "offered" and message.get("ready"):
+            if message.get("descriptors") == [memories.PROCESS] and len(passed) == 1:
+                connection.share(passed.pop())
             connection.state = "joining"
             self._join(connection)
 
@@ -182,7 +184,7 @@ class ReceiverRendezvous(Rendezvous):
 
     def _send_offer(self, connection: Connection, frame_size: int) -> None:
         driver, nb_ports = driver_of(connection.endpoint.scheme), len(connection.ports)
-        offer = {
+        offer: dict[str, Any] = {
             "driver": driver.name,
             "peer": connection.peer,
             "frame_size": frame_size,
@@ -194,6 +196,10 @@ class ReceiverRendezvous(Rendezvous):
             connection.doorbell, passed = doorbells.make()
             connection.wire_doorbell()
             offer["descriptors"] = doorbells.NAMES
+        if memories.CAPABILITY in connection.capabilities and memories.able(connection.endpoint):
+            self._tell_memories(connection, self._memories())
+            passed.append(memories.own_process())
+            offer["descriptors"] = [*offer.get("descriptors", ()), memories.PROCESS]
         connection.hasten()
         connection.state = "offered"
         connection.deadline = time.monotonic() + step_timeout(nb_ports)

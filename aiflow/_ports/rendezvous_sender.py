@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from aiflow import _eal
 from aiflow._eal_doorbell import Doorbell
-from aiflow._ports import doorbells
+from aiflow._ports import doorbells, memories
 from aiflow._ports.connection import Connection, Hooks, step_timeout
 from aiflow._ports.local_drivers import driver_of, open_sending
 from aiflow._ports.messages import VERSION, allowed, checked_int, checked_sockets, read, shown, version_error, write
@@ -32,9 +32,13 @@ def _longer(pause: float) -> float:
     return max(_FAILED_FIRST, min(2 * pause, _FAILED_LAST))
 
 
-def _doorbell(names: Any, passed: list[Descriptor]) -> Doorbell | None:
-    """The doorbell among the descriptors that came with an offer, if there is one. Raises ValueError or TypeError."""
-    by_name = {name: descriptor for name, descriptor in zip(names, passed, strict=False) if isinstance(name, str)}
+def _named(names: Any, passed: list[Descriptor]) -> dict[str, Descriptor]:
+    """The descriptors that came with a message, by name. Raises TypeError."""
+    return {name: descriptor for name, descriptor in zip(names, passed, strict=False) if isinstance(name, str)}
+
+
+def _doorbell(by_name: dict[str, Descriptor], passed: list[Descriptor]) -> Doorbell | None:
+    """The doorbell among the descriptors that came with an offer, if there is one. Raises ValueError."""
     if not by_name.keys() >= set(doorbells.NAMES):
         return None
     page, bell = (by_name[name] for name in doorbells.NAMES)
@@ -138,7 +142,7 @@ class SenderRendezvous(Rendezvous):
             "driver": driver_of(endpoint.scheme).name,
             "nb_ports": endpoint.nb_ports,
             "frame_size": self._frame_size,
-            "capabilities": [doorbells.CAPABILITY],
+            "capabilities": [doorbells.CAPABILITY, *([memories.CAPABILITY] if memories.able(endpoint) else [])],
         }
         write(sock, hello)
         self._connections.append(Connection(endpoint, sock, state="asked"))
@@ -166,7 +170,8 @@ class SenderRendezvous(Rendezvous):
         sockets = checked_sockets(offer["sockets"])
         if offer["driver"] != driver.name or len(sockets) != endpoint.nb_ports:
             raise ValueError(f"{shown(offer['driver'])} over {len(sockets)} ports")
-        connection.doorbell = _doorbell(offer.get("descriptors", ()), passed)
+        by_name = _named(offer.get("descriptors", ()), passed)
+        connection.doorbell = _doorbell(by_name, passed)
         directory = endpoint_directory(endpoint, self._root)
         connection.peer = next(self._peers)
         room = max(frame_size, driver.min_mbuf)
@@ -183,11 +188,22 @@ class SenderRendezvous(Rendezvous):
                 raise
             connection.ports.append(port)
         connection.wire_doorbell()
+        if memories.PROCESS in by_name:
+            passed.remove(by_name[memories.PROCESS])
+            connection.share(by_name[memories.PROCESS])
         connection.state = "joining"
         connection.deadline = time.monotonic() + step_timeout(endpoint.nb_ports)
 
     def _joined(self, connection: Connection) -> None:
-        write(connection.sock, {"ready": True})
+        ready: dict[str, Any] = {"ready": True}
+        passed: list[Descriptor] = []
+        if connection.sharing is not None:
+            self._tell_memories(connection, self._memories())
+            passed = [memories.own_process()]
+            ready["descriptors"] = [memories.PROCESS]
+        write(connection.sock, ready, passed)
+        for descriptor in passed:
+            descriptor.close()
         self._awaited.pop(connection.endpoint, None)
         self._forget_failures(connection.endpoint)
 

@@ -3,6 +3,7 @@
 #ifndef AIFLOW_AGENT_H
 #define AIFLOW_AGENT_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -73,6 +74,45 @@ struct af_agent {
 	struct af_load (*load)(const void *state, uint32_t port); /* AF_SENDS */
 };
 
+#define AF_MOST_SHARED 16u /* receivers whose memory one connection shares */
+
+/* Memory of a receiver at the other end of a connection. */
+struct af_shared_memory {
+	uint8_t *base;
+	uint64_t nbytes;
+	_Atomic uint64_t epoch; /* of the receiver; 0: none. Stored last */
+};
+
+/* What a process has mapped of its peer's. Any thread adds, and nothing is removed while a port refers to it. */
+struct af_shared {
+	struct af_shared_memory memories[AF_MOST_SHARED];
+};
+
+static inline const struct af_shared_memory *
+af_shared_of(const struct af_shared *shared, uint64_t epoch)
+{
+	for (uint32_t i = 0; shared && epoch && i < AF_MOST_SHARED; i++)
+		if (atomic_load_explicit(&shared->memories[i].epoch, memory_order_acquire) == epoch)
+			return &shared->memories[i];
+	return NULL;
+}
+
+/* One thread at a time. Nothing happens when there are AF_MOST_SHARED of them. */
+static inline void
+af_shared_add(struct af_shared *shared, uint8_t *base, uint64_t nbytes, uint64_t epoch)
+{
+	for (uint32_t i = 0; i < AF_MOST_SHARED; i++) {
+		struct af_shared_memory *memory = &shared->memories[i];
+
+		if (memory->base)
+			continue;
+		memory->base = base;
+		memory->nbytes = nbytes;
+		atomic_store_explicit(&memory->epoch, epoch, memory_order_release);
+		return;
+	}
+}
+
 /* One port as an agent sees it. control: w while the loop is parked, dataplane: ro */
 struct af_agent_port {
 	bool attached;
@@ -83,7 +123,10 @@ struct af_agent_port {
 	uint16_t frame_size; /* largest frame that it takes */
 	uint32_t rx_ring; /* frames that it can queue on arrival */
 	uint32_t tx_window; /* frames that it can have in flight */
-	uint32_t peer; /* the connection that it belongs to */
+	/* Of the connection that it belongs to, unique in the process. The peer has mapped our memory, and may write to
+	 * what we grant. 0: it has not */
+	uint32_t writer;
+	const struct af_shared *shared; /* what our process has mapped of the peer's; NULL: nothing */
 };
 
 static inline uint64_t

@@ -8,6 +8,7 @@
 #include "aiflow/rx/rx_outcome.h"
 #include "aiflow/rx/rx_state.h"
 
+#define AF_RX_FILL_BYTES (4u << 20) /* of fresh pages that an iteration allocates: a millisecond or two */
 #define AF_PACKED_INSIDE 0xffffffffu /* `packed` of an element in a pack, but not its first */
 
 /* Memory for a slice of `nb_chunks` chunks, `nb_data` of them data: tables and elements. With mbuf_bytes, elements stay
@@ -147,18 +148,40 @@ af_rx_lay_out(struct af_rx_slice *s)
 	}
 }
 
+/* The memory of the first slice that waits: its addresses, then its pages, some at a time, so that the loop goes on
+ * meanwhile. False when it has not all of it yet. */
+static inline bool
+af_rx_take_block(struct af_rx *rx, struct af_rx_slice *s)
+{
+	struct af_manifest m;
+	struct af_extent extent;
+	enum af_fill fill;
+
+	if (!s->block) {
+		af_manifest_measure(s->manifest, s->manifest_bytes, &m, &extent);
+		s->arena = rx->arena;
+		s->block = af_arena_take(rx->arena, rx->keeps_mbufs ? 0 : extent.block_bytes, s->charge_bytes);
+	}
+	rx->filling = rx->has_no_pages = false;
+	if (!s->block)
+		return false;
+	fill = af_arena_fill(rx->arena, s->block, AF_RX_FILL_BYTES);
+	rx->filling = fill == AF_FILL_MORE;
+	rx->has_no_pages = fill == AF_FILL_FAILED;
+	if (fill == AF_FILL_FAILED) {
+		af_arena_give(rx->arena, s->block);
+		s->block = NULL;
+	}
+	return fill == AF_FILL_DONE;
+}
+
 /* Reserve all memory of a slice. False when there is none now. */
 static inline bool
 af_rx_reserve(struct af_rx *rx, struct af_rx_slice *s)
 {
-	struct af_manifest m;
-	struct af_extent extent;
 	size_t data = s->nb_data ? s->nb_data : 1;
 
-	af_manifest_measure(s->manifest, s->manifest_bytes, &m, &extent);
-	s->arena = rx->arena;
-	s->block = af_arena_take(rx->arena, rx->keeps_mbufs ? 0 : extent.block_bytes, s->charge_bytes);
-	if (!s->block)
+	if (!af_rx_take_block(rx, s))
 		return false;
 	s->elements = malloc((s->nb_elements ? s->nb_elements : 1) * sizeof *s->elements);
 	s->bitmap = calloc(s->nb_chunks / 64 + 1, 8);
@@ -187,8 +210,13 @@ af_rx_grant(struct af_rx *rx, uint64_t now)
 		struct af_rx_session *session = s->session;
 		struct af_rx_slot *slot = &session->slots[s->id % AF_RX_SLOTS];
 
-		if (!af_rx_reserve(rx, s))
-			return;
+		if (!af_rx_reserve(rx, s)) {
+			if (!rx->has_no_pages || rx->arena->used)
+				return; /* it waits, for its pages or for slices that are held */
+			af_rx_refuse(rx, session, slot, AF_VOID_TOO_LARGE, rx->arena->room ? rx->arena->room() : 0);
+			af_rx_advance(rx, session);
+			continue;
+		}
 		rx->starving_ns = 0;
 		rx->waiting = s->next_waiting;
 		if (!rx->waiting)
@@ -199,6 +227,7 @@ af_rx_grant(struct af_rx *rx, uint64_t now)
 		atomic_store_explicit(&rx->progress_total, s->nbytes, memory_order_relaxed);
 		atomic_store_explicit(&rx->progress_bytes, 0, memory_order_relaxed);
 		slot->state = AF_RX_FLOWING;
+		s->has_place = session->writer && rx->arena->fd >= 0 && !s->inlined && !rx->keeps_mbufs;
 		rx->flowing++;
 		session->granted = s->id + 1;
 		session->urgent = session->granted_now = true;

@@ -3,6 +3,11 @@
  * A block is placed at the lowest address where it fits. So the same pages serve slice after slice, and a page is fresh
  * once, not once per slice: copies into fresh pages are ten times slower. The loop takes blocks. The thread that drops
  * the last view of a slice gives its block back.
+ *
+ * Memory is private, or shared with senders on this host, which write into the blocks that were granted to them
+ * (placing.h). Pages of shared memory are allocated before a block is granted: later, a lack of them would be a SIGBUS.
+ * A block that its sender may still write to is fenced: its pages return to the kernel, nothing is charged for it, and
+ * its addresses are given to no other slice before the fence is lifted.
  */
 #ifndef AIFLOW_ARENA_H
 #define AIFLOW_ARENA_H
@@ -10,6 +15,7 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
+#include <fcntl.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -18,14 +24,35 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <unistd.h>
+
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23 /* Linux 5.14 */
+#endif
 
 #define AF_ARENA_SMALL 65536u /* bytes: smaller blocks are charged with their padding */
-#define AF_ARENA_STEP (64u << 20) /* bytes by which the writable part grows */
+#define AF_ARENA_STEP (64u << 20) /* bytes by which the writable part of private memory grows */
+#define AF_ARENA_GRAIN (1u << 20) /* bytes of shared memory that are allocated at a time */
+
+enum af_arena_kind {
+	AF_ARENA_NONE,    /* the elements stay in mbufs */
+	AF_ARENA_PRIVATE,
+	AF_ARENA_SHARED
+};
+
+/* The process that may write into a block. */
+struct af_writer {
+	uint32_t connection; /* over which it has mapped the memory; 0: no process writes */
+	uint64_t instance;   /* of its sender, without the bits that count lives */
+};
 
 struct af_block {
 	struct af_block *next, *previous; /* by address */
 	uint64_t offset, size;            /* in the arena; rounded up */
 	uint64_t charged;                 /* what counts towards the limit */
+	uint64_t filled;                  /* shared memory: bytes from `offset` on that have pages */
+	struct af_writer writer;          /* of a fenced block: may still write to it */
+	bool fenced;
 };
 
 struct af_arena {
@@ -37,7 +64,12 @@ struct af_arena {
 	uint64_t writable; /* bytes; the rest is only reserved, and the kernel does not count it
 			      (vm.overcommit_memory=2) */
 	uint64_t warm; /* pages below are kept, pages above return to the kernel with their block; under the lock */
+	int fd;        /* of shared memory; -1: it is private */
+	uint8_t *grains; /* shared memory: which grains have all their pages; under the lock */
+	/* Bytes of memory that this process may still take; set before the first slice. NULL: no limit is looked at */
+	uint64_t (*room)(void);
 	struct af_block first; /* sentinel */
+	uint64_t fenced; /* blocks; under the lock */
 	_Atomic uint32_t releases; /* blocks that were given back; any thread */
 };
 
@@ -52,31 +84,88 @@ af_arena_addresses(uint64_t limit, uint64_t warm)
 	return 2 * warm + limit;
 }
 
-/* limit: bytes that may be charged at a time. with_memory: false when the elements stay in mbufs. */
+/* Memory for others to map. Its size is sealed: a mapping of a file that can shrink may end in SIGBUS. */
 static inline int
-af_arena_init(struct af_arena *arena, uint64_t limit, bool with_memory)
+af_arena_share(struct af_arena *arena)
+{
+	struct rlimit most;
+	int seals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
+
+	if (getrlimit(RLIMIT_FSIZE, &most) == 0 && most.rlim_cur < arena->address_space)
+		return -1; /* to make the file would raise SIGXFSZ */
+	arena->fd = memfd_create("aiflow", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	if (arena->fd < 0)
+		return -1;
+	arena->grains = calloc(arena->address_space / AF_ARENA_GRAIN + 1, 1);
+	if (arena->grains && ftruncate(arena->fd, (off_t)arena->address_space) == 0 &&
+	    fcntl(arena->fd, F_ADD_SEALS, seals) == 0) {
+		arena->base = mmap(NULL, arena->address_space, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE,
+				   arena->fd, 0);
+		if (arena->base != MAP_FAILED)
+			return 0;
+	}
+	arena->base = NULL;
+	free(arena->grains);
+	arena->grains = NULL;
+	close(arena->fd);
+	arena->fd = -1;
+	return -1;
+}
+
+/* limit: bytes that may be charged at a time. Where no memory can be shared, it becomes private. */
+static inline int
+af_arena_init(struct af_arena *arena, uint64_t limit, enum af_arena_kind kind)
 {
 	memset(arena, 0, sizeof *arena);
 	pthread_mutex_init(&arena->lock, NULL);
 	arena->limit = limit;
+	arena->fd = -1;
 	arena->first.next = arena->first.previous = &arena->first;
-	if (with_memory) {
-		arena->warm = limit + limit / 4 + (4u << 20);
-		arena->address_space = (af_arena_addresses(limit, arena->warm) + 4095) & ~(uint64_t)4095;
+	if (kind == AF_ARENA_NONE)
+		return 0;
+	arena->warm = limit + limit / 4 + (4u << 20);
+	arena->address_space = (af_arena_addresses(limit, arena->warm) + 4095) & ~(uint64_t)4095;
+	if (kind == AF_ARENA_SHARED && af_arena_share(arena) == 0) {
+		arena->writable = arena->address_space;
+	} else {
 		arena->base =
 			mmap(NULL, arena->address_space, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 		if (arena->base == MAP_FAILED)
 			return -1;
-		madvise(arena->base, arena->address_space, MADV_HUGEPAGE);
 	}
+	madvise(arena->base, arena->address_space, MADV_HUGEPAGE);
 	return 0;
 }
 
+/* Return pages to the kernel; under the lock. Of shared memory for all that have mapped it. */
 static inline void
-af_arena_free(struct af_arena *arena)
+af_arena_return(struct af_arena *arena, uint64_t offset, uint64_t size)
 {
+	if (arena->fd < 0) {
+		madvise(arena->base + offset, size, MADV_DONTNEED);
+		return;
+	}
+	fallocate(arena->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)size);
+	if (size)
+		memset(arena->grains + offset / AF_ARENA_GRAIN, 0,
+		       (offset + size - 1) / AF_ARENA_GRAIN - offset / AF_ARENA_GRAIN + 1);
+}
+
+/* ours: false in a forked child, where shared memory is the parent's. */
+static inline void
+af_arena_free(struct af_arena *arena, bool ours)
+{
+	if (arena->fd >= 0 && ours)
+		af_arena_return(arena, 0, arena->address_space); /* a sender that is stopped may map it for long */
+	if (arena->fd >= 0)
+		close(arena->fd);
 	if (arena->base && arena->base != MAP_FAILED)
 		munmap(arena->base, arena->address_space);
+	free(arena->grains);
+	for (struct af_block *at = arena->first.next, *next; at != &arena->first; at = next) { /* fenced ones */
+		next = at->next;
+		free(at);
+	}
 	pthread_mutex_destroy(&arena->lock);
 }
 
@@ -144,6 +233,75 @@ full:
 	return NULL;
 }
 
+/* Is there memory for so many more bytes? */
+static inline bool
+af_arena_has_room(const struct af_arena *arena, uint64_t nbytes)
+{
+	return !arena->room || arena->room() > nbytes;
+}
+
+enum af_fill { AF_FILL_DONE, AF_FILL_MORE, AF_FILL_FAILED };
+
+/* Allocate the pages of a block, at most `most` bytes of fresh ones. AF_FILL_MORE: call it again. AF_FILL_FAILED: the
+ * system has no memory for them, or a limit of this process's control group leaves too little. */
+static inline enum af_fill
+af_arena_fill(struct af_arena *arena, struct af_block *block, uint64_t most)
+{
+	enum af_fill result = AF_FILL_DONE;
+	uint64_t end = block->offset + block->size, fresh = 0;
+	bool allowed = false;
+
+	if (arena->fd < 0)
+		return AF_FILL_DONE;
+	pthread_mutex_lock(&arena->lock);
+	for (uint64_t at = block->offset + block->filled; at < end && result == AF_FILL_DONE;) {
+		uint64_t grain = at / AF_ARENA_GRAIN, from = grain * AF_ARENA_GRAIN, until = from + AF_ARENA_GRAIN;
+
+		if (until > arena->address_space)
+			until = arena->address_space;
+		if (!arena->grains[grain]) {
+			if (fresh >= most) {
+				result = AF_FILL_MORE;
+				break;
+			}
+			if (!allowed &&
+			    !af_arena_has_room(arena, (end - at < most ? end - at : most) + AF_ARENA_GRAIN)) {
+				result = AF_FILL_FAILED;
+				break;
+			}
+			allowed = true;
+			if (fallocate(arena->fd, 0, (off_t)from, (off_t)(until - from))) {
+				result = AF_FILL_FAILED;
+				break;
+			}
+			arena->grains[grain] = 1;
+			fresh += until - from;
+		}
+		at = until;
+		block->filled = (until < end ? until : end) - block->offset;
+	}
+	pthread_mutex_unlock(&arena->lock);
+	return result;
+}
+
+/* Give all memory up to the limit its pages, now: the first slices need not wait for them. False when there are too
+ * few, and for an arena without memory. */
+static inline bool
+af_arena_warm(struct af_arena *arena)
+{
+	struct af_block whole = {.size = arena->limit};
+	enum af_fill fill = AF_FILL_FAILED;
+
+	if (!arena->base || !af_arena_has_room(arena, arena->limit))
+		return false;
+	if (arena->fd < 0)
+		return af_arena_grow(arena, arena->limit) &&
+		       madvise(arena->base, arena->limit, MADV_POPULATE_WRITE) == 0;
+	for (fill = AF_FILL_MORE; fill == AF_FILL_MORE;)
+		fill = af_arena_fill(arena, &whole, AF_ARENA_STEP);
+	return fill == AF_FILL_DONE && madvise(arena->base, arena->limit, MADV_POPULATE_WRITE) == 0;
+}
+
 /* Return unused pages to the kernel, now and with every block that comes back. For an arena that grants no more. */
 static inline void
 af_arena_trim(struct af_arena *arena)
@@ -157,12 +315,21 @@ af_arena_trim(struct af_arena *arena)
 	arena->warm = 0;
 	for (at = arena->first.next; at != &arena->first; at = at->next) {
 		if (at->offset > offset)
-			madvise(arena->base + offset, at->offset - offset, MADV_DONTNEED);
+			af_arena_return(arena, offset, at->offset - offset);
 		offset = at->offset + at->size;
 	}
 	if (arena->writable > offset)
-		madvise(arena->base + offset, arena->writable - offset, MADV_DONTNEED);
+		af_arena_return(arena, offset, arena->writable - offset);
 	pthread_mutex_unlock(&arena->lock);
+}
+
+/* Under the lock. */
+static inline void
+af_arena_unlink(struct af_block *block)
+{
+	block->previous->next = block->next;
+	block->next->previous = block->previous;
+	free(block);
 }
 
 static inline void
@@ -170,12 +337,44 @@ af_arena_give(struct af_arena *arena, struct af_block *block)
 {
 	pthread_mutex_lock(&arena->lock);
 	if (block->offset + block->size > arena->warm)
-		madvise(arena->base + block->offset, block->size, MADV_DONTNEED);
-	block->previous->next = block->next;
-	block->next->previous = block->previous;
+		af_arena_return(arena, block->offset, block->size);
 	arena->used -= block->charged;
+	af_arena_unlink(block);
 	pthread_mutex_unlock(&arena->lock);
-	free(block);
+	atomic_fetch_add_explicit(&arena->releases, 1, memory_order_release);
+}
+
+/* Give a block back that `writer` may still write to. */
+static inline void
+af_arena_fence(struct af_arena *arena, struct af_block *block, struct af_writer writer)
+{
+	pthread_mutex_lock(&arena->lock);
+	af_arena_return(arena, block->offset, block->size);
+	arena->used -= block->charged;
+	block->charged = 0;
+	block->writer = writer;
+	block->fenced = true;
+	arena->fenced++;
+	pthread_mutex_unlock(&arena->lock);
+	atomic_fetch_add_explicit(&arena->releases, 1, memory_order_release);
+}
+
+/* A writer has said that it is done, or is dead: lift its fences. Those of all senders of a `connection`, or of one
+ * sender's `instance`; 0: not asked for. */
+static inline void
+af_arena_lift(struct af_arena *arena, uint32_t connection, uint64_t instance)
+{
+	pthread_mutex_lock(&arena->lock);
+	for (struct af_block *at = arena->first.next, *next; at != &arena->first && arena->fenced; at = next) {
+		next = at->next;
+		if (!at->fenced || !((connection && at->writer.connection == connection) ||
+				     (instance && at->writer.instance == instance)))
+			continue;
+		af_arena_return(arena, at->offset, at->size); /* it may have filled the hole */
+		arena->fenced--;
+		af_arena_unlink(at);
+	}
+	pthread_mutex_unlock(&arena->lock);
 	atomic_fetch_add_explicit(&arena->releases, 1, memory_order_release);
 }
 

@@ -4,6 +4,7 @@
 
 #include "aiflow/rx/credit_share.h"
 #include "aiflow/rx/rx_state.h"
+#include "aiflow/wire/extension.h"
 
 #define AF_TEXTS_NS 20000000ull    /* between two rounds in which a path tells all texts */
 
@@ -97,6 +98,33 @@ af_rx_feedback_text(struct af_rx_session *session, struct af_feedback *r, uint8_
 	return at;
 }
 
+/* Append where the granted slices lie that are not complete yet. Only a sender that has mapped our memory can use it.
+ */
+static inline uint8_t *
+af_rx_feedback_places(const struct af_rx_session *session, uint8_t *at, size_t room)
+{
+	uint8_t *entry = at + AF_EXTENSION_HEADER;
+	uint16_t head[2];
+
+	for (uint32_t id = session->done; id != session->granted && session->writer; id++) {
+		const struct af_rx_slot *slot = &session->slots[id % AF_RX_SLOTS];
+		struct af_place place = {.slice = AF_BE32(id)};
+
+		if (slot->id != id || slot->state != AF_RX_FLOWING || !slot->slice->has_place ||
+		    (size_t)(entry - at) + sizeof place > room)
+			continue;
+		place.offset = AF_BE64(slot->slice->block->offset);
+		memcpy(entry, &place, sizeof place);
+		entry += sizeof place;
+	}
+	if (entry == at + AF_EXTENSION_HEADER)
+		return at;
+	head[0] = AF_BE16(AF_EXTENSION_PLACES);
+	head[1] = AF_BE16((uint16_t)(entry - at - AF_EXTENSION_HEADER));
+	memcpy(at, head, sizeof head);
+	return entry;
+}
+
 /* Write the state of one session, with the path that triggered it and every path with news. After a probe it has all
  * paths: feedback on one path may always be lost, when only its way back is dead. */
 static inline uint32_t
@@ -116,7 +144,7 @@ af_rx_feedback(struct af_rx *rx, struct af_rx_session *session, uint32_t first, 
 				.granted = AF_BE32(session->granted),
 				.done = AF_BE32(session->done),
 				.confirmed = AF_BE32(session->confirmed)};
-	uint8_t *at = frame + AF_HEADER + sizeof r;
+	uint8_t *at = frame + AF_HEADER + sizeof r, *text;
 
 	r.free_bytes = AF_BE64(rx->arena->limit > rx->arena->used ? rx->arena->limit - rx->arena->used : 0);
 	memcpy(r.voids, session->voids, sizeof r.voids);
@@ -143,7 +171,8 @@ af_rx_feedback(struct af_rx *rx, struct af_rx_session *session, uint32_t first, 
 		at = af_rx_feedback_path(rx, other, i, now, at);
 		r.nb_paths++;
 	}
-	at = af_rx_feedback_text(session, &r, at, limit - (size_t)(at - frame));
+	text = af_rx_feedback_text(session, &r, at, session->granted_now ? 0 : limit - (size_t)(at - frame));
+	at = af_rx_feedback_places(session, text, limit - (size_t)(text - frame));
 	memcpy(frame + AF_HEADER, &r, sizeof r);
 	f.nbytes = (uint32_t)(at - frame - AF_HEADER);
 	session->urgent = session->text_due > 0;

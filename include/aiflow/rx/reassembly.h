@@ -23,12 +23,27 @@ af_rx_pack_bytes(const struct af_rx_slice *s, uint32_t e, uint32_t count)
 	return sum;
 }
 
+static inline bool
+af_rx_is_data(uint8_t kind)
+{
+	return kind == AF_DATA || kind == AF_PACKED || kind == AF_PLACED || kind == AF_PLACED_PACK;
+}
+
+/* Has the sender written the chunk to its place? Then the frame carries its CRC32C alone. */
+static inline bool
+af_rx_is_placed(uint8_t kind)
+{
+	return kind == AF_PLACED || kind == AF_PLACED_PACK;
+}
+
 /* The place of a data frame's payload. */
 struct af_rx_target {
 	enum af_drop drop; /* AF_OK, or why it has no place; then the rest is not set */
 	struct af_rx_slot *slot;
 	struct af_rx_element *el; /* the first of `count` */
+	uint8_t *to; /* of the whole chunk; NULL: its elements are not contiguous in memory */
 	uint32_t chunk, count;
+	uint32_t nbytes; /* of the chunk */
 	bool present; /* the chunk arrived before */
 };
 
@@ -42,6 +57,19 @@ af_rx_spread(struct af_rx_slice *s, const struct af_rx_target *target, const uin
 	}
 }
 
+/* The CRC32C of a chunk as it is in memory. */
+static inline uint32_t
+af_rx_crc_in_place(const struct af_rx_slice *s, const struct af_rx_target *target)
+{
+	uint32_t crc = 0;
+
+	if (target->to)
+		return af_crc32c(0, target->to, target->nbytes);
+	for (uint32_t i = 0; i < target->count; i++)
+		crc = af_crc32c(crc, s->arena->base + s->block->offset + target->el[i].offset, target->el[i].nbytes);
+	return crc;
+}
+
 /* Find the place of a data frame. The manifest must have announced this chunk with this size. Changes no state and
  * trusts nothing, because the frame's CRC is not checked yet. f->to becomes the chunk's memory, if that is contiguous
  * and the chunk is missing. */
@@ -52,6 +80,7 @@ af_rx_find(const struct af_rx *rx, struct af_rx_session *session, struct af_fram
 	struct af_rx_slice *s = slot->slice;
 	struct af_rx_element *el, *last;
 	uint64_t expected, offset = 0;
+	bool placed = af_rx_is_placed(f->kind);
 
 	if (af_before(f->slice, session->done))
 		return AF_DROP_DUPLICATE;
@@ -65,7 +94,7 @@ af_rx_find(const struct af_rx *rx, struct af_rx_session *session, struct af_fram
 		return AF_DROP_ELEMENT;
 	el = last = &s->elements[f->element];
 	target->count = 1;
-	if (f->kind == AF_PACKED) {
+	if (f->kind == AF_PACKED || f->kind == AF_PLACED_PACK) {
 		target->count = f->seq;
 		if (f->seq < 2 || f->seq > AF_PACK_MOST || el->packed != f->seq)
 			return AF_DROP_SEQ;
@@ -92,14 +121,20 @@ af_rx_find(const struct af_rx *rx, struct af_rx_session *session, struct af_fram
 			expected = s->payload_bytes;
 		target->chunk = el->first_chunk + f->seq;
 	}
-	if (f->nbytes != expected)
+	if (placed && !s->has_place)
+		return AF_DROP_PLACE;
+	if (f->nbytes != (placed ? sizeof(uint32_t) : expected))
 		return AF_DROP_SIZE;
 	target->slot = slot;
 	target->el = el;
+	target->nbytes = (uint32_t)expected;
 	target->present = af_rx_has_chunk(s, s->nb_manifest + target->chunk);
-	if (!target->present && !rx->keeps_mbufs &&
-	    (last == el || last->offset + last->nbytes - el->offset == expected)) {
-		f->to = s->arena->base + s->block->offset + el->offset + offset;
+	target->to = NULL;
+	if (!rx->keeps_mbufs && (last == el || last->offset + last->nbytes - el->offset == expected))
+		target->to = s->arena->base + s->block->offset + el->offset + offset;
+	/* Its sender may have written the chunk there already, while a damaged frame claims to carry it. */
+	if (!target->present && !s->has_place) {
+		f->to = target->to;
 		f->how = s->nbytes >= AF_STREAM_SLICE && f->nbytes >= AF_STREAM_FRAME ? AF_COPY_STREAM : AF_COPY_STORE;
 	}
 	return AF_OK;
@@ -112,18 +147,31 @@ af_rx_on_data(struct af_rx *rx, struct af_rx_session *session, struct af_rx_in *
 	const struct af_frame *f = in->frame;
 	struct af_rx_element *el = target->el;
 	struct af_rx_slice *s;
+	bool placed = af_rx_is_placed(f->kind);
 	uint32_t chunk = target->chunk, crc;
 	uint64_t latency;
 
 	if (target->drop != AF_OK)
 		return target->drop;
 	s = target->slot->slice;
-	crc = af_payload_crc(f, &rx->full);
+	if (placed) {
+		memcpy(&crc, f->payload, sizeof crc);
+		crc = AF_BE32(crc);
+	} else {
+		crc = af_payload_crc(f, &rx->full);
+	}
 	if (target->present)
 		return crc == s->chunk_crc[chunk] ? AF_DROP_DUPLICATE : AF_DROP_CONFLICT;
-	if (rx->keeps_mbufs) {
+	if (placed) {
+		if (rx->checks_places && af_rx_crc_in_place(s, target) != crc)
+			return AF_DROP_CRC;
+		rx->placed_bytes += target->nbytes;
+		rx->ports[in->port].count.rx_bytes += target->nbytes; /* as if the frame had carried it */
+	} else if (rx->keeps_mbufs) {
 		s->kept[chunk] = (struct af_kept){.handle = in->handle, .payload = f->payload, .nbytes = f->nbytes};
 		in->kept = true;
+	} else if (!f->to && target->to) {
+		memcpy(target->to, f->payload, target->nbytes);
 	} else if (!f->to) {
 		af_rx_spread(s, target, f->payload);
 	}
@@ -133,7 +181,7 @@ af_rx_on_data(struct af_rx *rx, struct af_rx_session *session, struct af_rx_in *
 			el[i].latency_ns = latency;
 	s->chunk_crc[chunk] = crc;
 	s->bitmap[(s->nb_manifest + chunk) / 64] |= 1ull << ((s->nb_manifest + chunk) % 64);
-	s->received_bytes += f->nbytes;
+	s->received_bytes += target->nbytes;
 	s->frames++;
 	atomic_store_explicit(&rx->progress_bytes, s->received_bytes, memory_order_relaxed);
 	if (--s->nb_missing == 0)

@@ -88,7 +88,7 @@ af_rx_on_frame(void *state, uint32_t p, uint64_t now, const uint8_t *frame, uint
 	port->count.rx_bytes += len;
 	if (drop == AF_OK) {
 		session = f.kind == AF_HELLO ? NULL : af_rx_session_of(rx, f.session);
-		if (session && (f.kind == AF_DATA || f.kind == AF_PACKED))
+		if (session && af_rx_is_data(f.kind))
 			target.drop = af_rx_find(rx, session, &f, &target);
 		/* A damaged frame may write to the place of a missing chunk: the retransmission overwrites it. */
 		drop = af_wire_check(&f);
@@ -169,7 +169,7 @@ af_rx_tick(void *state, uint64_t now)
 
 	af_rx_sample(rx, now);
 	af_rx_hear_verdicts(rx);
-	if (releases != rx->releases || rx->waiter_removed) {
+	if (releases != rx->releases || rx->waiter_removed || rx->filling) {
 		rx->releases = releases;
 		rx->waiter_removed = false;
 		rx->starving_ns = 0;

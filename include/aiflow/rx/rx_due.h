@@ -56,7 +56,7 @@ af_rx_event_due_at(const struct af_rx *rx, uint64_t now)
 {
 	uint64_t due = af_sampler_due_at(&rx->sampler, af_rx_moved(rx));
 
-	if (rx->changed || rx->waiter_removed || rx->answers_head != rx->answers_tail)
+	if (rx->changed || rx->waiter_removed || rx->filling || rx->answers_head != rx->answers_tail)
 		return now;
 	if (rx->waiting)
 		due = af_earlier(due, now + AF_RX_MEMORY_NS);

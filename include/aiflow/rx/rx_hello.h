@@ -46,8 +46,11 @@ af_rx_open_session(struct af_rx *rx, uint64_t sender, uint32_t peer, const char 
 			return NULL;
 		spoke |= rx->sessions[i]->spoke && !rx->sessions[i]->closed;
 		rx->sessions[i]->spoke = false;
+		rx->sessions[i]->writer = 0; /* it began another session: it writes nothing for this one */
 		af_rx_forget(rx, i--);
 	}
+	if (rx->arena->fenced)
+		af_arena_lift(rx->arena, 0, sender >> AF_LIFE_BITS);
 	if (rx->nb_sessions == AF_SESSIONS)
 		af_rx_make_room(rx);
 	if (rx->nb_sessions == AF_SESSIONS || !(session = calloc(1, sizeof *session)))
@@ -162,6 +165,8 @@ af_rx_on_hello(struct af_rx *rx, uint32_t p, const struct af_frame *f, uint64_t 
 	}
 	af_rx_note_asked(session, p, AF_BE16(h.port), f->src);
 	session->ports |= 1u << p;
+	if (rx->ports[p].p.writer)
+		session->writer = rx->ports[p].p.writer;
 	session->heard_ns = now;
 	answer->session = session->id;
 	rx->answers_tail++;

@@ -24,6 +24,32 @@ af_rx_slice_free(struct af_rx_slice *s, void (*release)(void *handle))
 	free(s);
 }
 
+/* Fence the memory of slices that their sender may still write to: it has not said that it is done. */
+static inline void
+af_rx_fence(struct af_rx *rx, struct af_rx_session *session)
+{
+	struct af_writer writer = {.connection = session->writer, .instance = session->sender >> AF_LIFE_BITS};
+
+	for (uint32_t i = 0; i < AF_RX_SLOTS && session->writer; i++) {
+		struct af_rx_slot *slot = &session->slots[i];
+
+		if (slot->state != AF_RX_FLOWING || !slot->slice->has_place)
+			continue;
+		af_arena_fence(rx->arena, slot->slice->block, writer);
+		slot->slice->block = NULL;
+	}
+}
+
+/* The process behind a connection writes no more: it is dead, or has unmapped our memory. Between two iterations. */
+static inline void
+af_rx_writer_gone(struct af_rx *rx, uint32_t connection)
+{
+	for (uint32_t i = 0; i < rx->nb_sessions; i++)
+		if (rx->sessions[i]->writer == connection)
+			rx->sessions[i]->writer = 0;
+	af_arena_lift(rx->arena, connection, 0);
+}
+
 /* Free a slot's slice, and leave the slot in this state. */
 static inline void
 af_rx_drop_slot(struct af_rx *rx, struct af_rx_slot *slot, uint8_t state)
@@ -38,6 +64,7 @@ af_rx_drop_slot(struct af_rx *rx, struct af_rx_slot *slot, uint8_t state)
 		while (*link && *link != s)
 			link = &(*link)->next_waiting;
 		if (*link) {
+			rx->filling &= link != &rx->waiting;
 			*link = s->next_waiting;
 			if (!*link)
 				rx->waiting_tail = link;
@@ -74,6 +101,7 @@ af_rx_forget(struct af_rx *rx, uint32_t index)
 {
 	struct af_rx_session *session = rx->sessions[index];
 
+	af_rx_fence(rx, session); /* nothing, where its sender's next session replaces it */
 	for (uint32_t i = 0; i < AF_RX_SLOTS; i++)
 		af_rx_drop_slot(rx, &session->slots[i], AF_RX_EMPTY);
 	for (uint32_t i = 0; i < session->nb_paths; i++)
@@ -90,6 +118,7 @@ af_rx_forget(struct af_rx *rx, uint32_t index)
 static inline void
 af_rx_silence(struct af_rx *rx, struct af_rx_session *session)
 {
+	af_rx_fence(rx, session);
 	for (uint32_t i = 0; i < AF_RX_SLOTS; i++)
 		af_rx_drop_slot(rx, &session->slots[i], AF_RX_EMPTY);
 	af_rx_void(session, session->done, AF_VOID_SILENCE, 0);
@@ -109,6 +138,8 @@ af_rx_end_session(struct af_rx *rx, struct af_rx_session *session)
 	rx->changed = true;
 	for (uint32_t i = 0; i < AF_RX_SLOTS; i++)
 		af_rx_drop_slot(rx, &session->slots[i], AF_RX_EMPTY);
+	if (rx->arena->fenced)
+		af_arena_lift(rx->arena, 0, session->sender >> AF_LIFE_BITS);
 }
 
 /* This receiver goes, while its ports may stay: say so on every path, and answer no HELLO any more. */

@@ -74,6 +74,8 @@ af_rx_dispatch(struct af_rx *rx, struct af_rx_session *session, struct af_rx_pat
 	switch (in->frame->kind) {
 	case AF_DATA:
 	case AF_PACKED:
+	case AF_PLACED:
+	case AF_PLACED_PACK:
 		return af_rx_on_data(rx, session, in, target);
 	case AF_MANIFEST:
 		return af_rx_on_manifest(rx, session, in->frame, in->now);

@@ -18,8 +18,6 @@
 #define AF_SESSIONS 64u
 #define AF_ANSWERS 64u              /* HELLOs that wait for their answer */
 #define AF_SILENCE_NS 3000000000ull /* a sender that is silent for longer holds no memory that another waits for */
-#define AF_STREAM_SLICE (1u << 20)  /* bytes: larger slices do not fit in a core's cache, and bypass it */
-#define AF_STREAM_FRAME 512u        /* bytes of a payload that is worth bypassing the cache */
 #define AF_CLOSED_RETAINED_TIMEOUTS 4u /* a silent session is remembered for this many peer timeouts */
 
 #define AF_FEEDBACK_NS 500000ull /* between two feedback frames of a path with many frames, or after its last one */
@@ -109,7 +107,8 @@ struct af_rx_slice {
 	uint32_t *chunk_crc; /* of each data chunk that arrived; NULL once it is ready */
 	struct af_kept *kept; /* of each data chunk, where payloads stay in mbufs; else NULL */
 	struct af_arena *arena; /* that `block` belongs to */
-	struct af_block *block; /* its memory, from the grant on */
+	struct af_block *block; /* its memory, from when it waits for its pages on */
+	bool has_place; /* its sender may write to `block`, from the grant on */
 	uint64_t frames; /* of data that were taken */
 };
 
@@ -160,6 +159,7 @@ struct af_rx_session {
 	uint32_t last_port; /* over which it was heard last */
 	uint32_t ports; /* bit i: heard over port i */
 	uint64_t sender; /* instance and life, as in its HELLO */
+	uint32_t writer; /* connection over which it may write into our memory; 0: none */
 	uint64_t heard_ns; /* when a frame was accepted last */
 	uint64_t number; /* of the newest frame of feedback, or BYE */
 	char name[AF_NAME_BYTES];
@@ -248,6 +248,10 @@ struct af_rx {
 	uint64_t starving_bytes; /* of that request */
 	_Atomic uint64_t progress_bytes, progress_total; /* of the newest slice; other threads: ro */
 	struct af_crc_shift full; /* joins the CRC of a full chunk */
+	bool checks_places; /* control: w at start. For tests: the bytes of placed chunks are summed here, too */
+	bool filling; /* the first slice in `waiting` has its block, and not all of its pages */
+	bool has_no_pages; /* for that slice */
+	uint64_t placed_bytes; /* of chunks that their senders wrote to their places */
 	uint64_t drops[AF_NB_DROPS]; /* frames, by enum af_drop */
 	uint64_t courtesy_ns; /* when a sender of another receiver was answered last */
 	uint64_t slices, elements, bytes; /* handed over */

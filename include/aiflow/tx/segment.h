@@ -4,6 +4,7 @@
 
 #include "aiflow/tx/discovery.h"
 #include "aiflow/tx/dispatch.h"
+#include "aiflow/tx/placing.h"
 #include "aiflow/tx/recovery.h"
 #include "aiflow/tx/tx_slice.h"
 #include "aiflow/tx/tx_state.h"
@@ -25,14 +26,11 @@ af_tx_element_at(const struct af_tx_slice *s, uint32_t chunk)
 	return low;
 }
 
-/* Describe the data chunk at byte `offset` of element e: its payload, and the place to copy it to. By reference, a long
- * payload that is contiguous in memory is not copied. Elements that share a frame and are not contiguous are copied
- * at once. Returns the element that follows. */
+/* Describe the data chunk at byte `offset` of element e: its kind, place and size. Its payload, unless that is not
+ * contiguous in memory. Returns the element that follows. */
 static inline uint32_t
-af_tx_segment(const struct af_tx_slice *s, uint32_t e, uint64_t offset, uint8_t by_reference, uint8_t *payload,
-	      struct af_frame *f)
+af_tx_segment(const struct af_tx_slice *s, uint32_t e, uint64_t offset, struct af_frame *f)
 {
-	bool stays = by_reference == AF_REFER_ALL || (by_reference && s->elements[e].owner);
 	uint32_t chunk = s->first_chunk[e], first = e;
 	uint64_t rest = s->elements[e].nbytes - offset;
 	const uint8_t *from = s->elements[e].ptr, *next = from;
@@ -44,8 +42,6 @@ af_tx_segment(const struct af_tx_slice *s, uint32_t e, uint64_t offset, uint8_t 
 		f->end = rest <= s->payload_bytes;
 		f->nbytes = rest < s->payload_bytes ? (uint32_t)rest : s->payload_bytes;
 		f->payload = s->elements[e].ptr + offset;
-		f->to = stays && f->nbytes >= AF_TAIL_LEAST ? NULL : payload;
-		f->how = AF_COPY_STORE;
 		return f->end ? e + 1 : e;
 	}
 	f->end = 1;
@@ -54,27 +50,51 @@ af_tx_segment(const struct af_tx_slice *s, uint32_t e, uint64_t offset, uint8_t 
 		next = next && next == s->elements[e].ptr ? next + s->elements[e].nbytes : NULL;
 		f->nbytes += (uint32_t)s->elements[e].nbytes;
 	}
-	if (next) { /* contiguous, such as rows of a batch */
-		f->payload = from;
-		f->to = stays && f->nbytes >= AF_TAIL_LEAST ? NULL : payload;
-		f->how = AF_COPY_STORE;
-	} else {
-		for (uint32_t i = first; i < e; i++) {
-			if (s->elements[i].nbytes)
-				memcpy(payload, s->elements[i].ptr, s->elements[i].nbytes);
-			payload += s->elements[i].nbytes;
-		}
-	}
+	f->payload = next ? from : NULL; /* contiguous, such as rows of a batch */
 	f->kind = e - first == 1 ? AF_DATA : AF_PACKED;
 	f->seq = e - first == 1 ? 0 : e - first;
 	return e;
 }
 
-/* Fill in a chunk's frame. New data has a cursor, a retransmission has none. Returns the element that follows the
- * cursor's chunk. */
+/* The frame carries the chunk's bytes. By reference, a long payload that is contiguous in memory is not copied.
+ * Elements that share a frame and are not contiguous are copied at once. */
+static inline void
+af_tx_carry(const struct af_tx_slice *s, uint8_t by_reference, uint8_t *payload, struct af_frame *f)
+{
+	bool stays = by_reference == AF_REFER_ALL || (by_reference && s->elements[f->element].owner);
+	uint32_t end = f->element + (f->kind == AF_PACKED ? f->seq : 1);
+
+	if (f->payload) {
+		f->to = stays && f->nbytes >= AF_TAIL_LEAST ? NULL : payload;
+		f->how = AF_COPY_STORE;
+		return;
+	}
+	for (uint32_t e = f->element; e < end; e++) {
+		if (s->elements[e].nbytes)
+			memcpy(payload, s->elements[e].ptr, s->elements[e].nbytes);
+		payload += s->elements[e].nbytes;
+	}
+}
+
+/* The frame says that the chunk's bytes are in their place. New ones are written there now. Returns their CRC32C. */
 static inline uint32_t
-af_tx_fill(struct af_tx_slice *s, uint32_t chunk, const struct af_cursor *at, uint8_t by_reference, uint8_t *payload,
-	   struct af_frame *f)
+af_tx_say_placed(struct af_tx_slice *s, uint32_t data, uint64_t offset, uint8_t *payload, struct af_frame *f)
+{
+	uint32_t count = f->kind == AF_PACKED ? f->seq : 1, crc, wire;
+
+	crc = af_tx_is_placed(s, data) ? s->places->crc[data]
+				       : af_tx_place(s, data, f->element, count, offset, f->nbytes);
+	wire = AF_BE32(crc);
+	f->kind = f->kind == AF_PACKED ? AF_PLACED_PACK : AF_PLACED;
+	f->payload = NULL;
+	f->nbytes = sizeof wire;
+	memcpy(payload, &wire, sizeof wire);
+	return crc;
+}
+
+/* Fill in a frame of the manifest, with all data of a small slice behind it, or the closing record. */
+static inline void
+af_tx_fill(const struct af_tx_slice *s, uint32_t chunk, uint8_t *payload, struct af_frame *f)
 {
 	if (chunk < s->nb_manifest) {
 		uint32_t offset = chunk * s->payload_bytes, rest = s->manifest_bytes - offset;
@@ -90,7 +110,7 @@ af_tx_fill(struct af_tx_slice *s, uint32_t chunk, const struct af_cursor *at, ui
 				memcpy(payload + f->nbytes, s->elements[e].ptr, s->elements[e].nbytes);
 			f->nbytes += (uint32_t)s->elements[e].nbytes;
 		}
-	} else if (chunk + 1 == s->nb_chunks) {
+	} else {
 		uint32_t digest = AF_BE32(s->digest);
 
 		f->kind = AF_CLOSE;
@@ -98,22 +118,29 @@ af_tx_fill(struct af_tx_slice *s, uint32_t chunk, const struct af_cursor *at, ui
 		f->end = 1;
 		f->nbytes = sizeof digest;
 		memcpy(payload, &digest, sizeof digest);
-	} else if (at) {
-		return af_tx_segment(s, at->element, at->offset, by_reference, payload, f);
-	} else {
-		uint32_t data = chunk - s->nb_manifest,
-			 e = af_tx_element_at(s, data + 1) - 1; /* the last one that begins at or before this chunk */
-
-		if (s->elements[e].nbytes > s->payload_bytes) {
-			af_tx_segment(s, e, (uint64_t)(data - s->first_chunk[e]) * s->payload_bytes, by_reference,
-				      payload, f);
-		} else {
-			af_tx_segment(s, af_tx_element_at(s, data), 0, by_reference, payload, f);
-		}
 	}
-	return 0;
 }
 
+/* Describe a data chunk by its number. */
+static inline void
+af_tx_segment_again(const struct af_tx_slice *s, uint32_t data, struct af_frame *f)
+{
+	uint32_t e = af_tx_element_at(s, data + 1) - 1; /* the last one that begins at or before this chunk */
+
+	if (s->elements[e].nbytes > s->payload_bytes)
+		af_tx_segment(s, e, (uint64_t)(data - s->first_chunk[e]) * s->payload_bytes, f);
+	else
+		af_tx_segment(s, af_tx_element_at(s, data), 0, f);
+}
+
+/* May port p write a new chunk to its place? */
+static inline bool
+af_tx_may_place(const struct af_tx_port *port, const struct af_tx_slice *s)
+{
+	return s->places && s->places->shared && s->places->shared == port->p.shared;
+}
+
+/* Send a chunk. New data has a cursor; a retransmission, and what is no data, has none. */
 static inline uint32_t
 af_tx_send_chunk(struct af_tx *tx, uint32_t p, struct af_tx_slice *s, uint32_t chunk, struct af_cursor *at,
 		 bool is_retransmit, uint64_t now, uint8_t *frame)
@@ -123,22 +150,39 @@ af_tx_send_chunk(struct af_tx *tx, uint32_t p, struct af_tx_slice *s, uint32_t c
 		.path = (uint16_t)p, .session = tx->session, .slice = s->id, .timestamp_ns = now + tx->clock_offset_ns};
 	/* Where a card cannot read lent memory, it would fail again. */
 	bool copies = is_retransmit && port->p.by_reference == AF_REFER_OWNED;
-	uint8_t by_reference = copies ? AF_REFER_NONE : port->p.by_reference;
-	uint32_t size, next = af_tx_fill(s, chunk, at, by_reference, frame + AF_HEADER, &f);
+	uint32_t data = chunk - s->nb_manifest, size, next = 0, nbytes, placed = 0, crc = 0;
+	uint8_t *payload = frame + AF_HEADER;
 
+	if (chunk < s->nb_manifest || chunk + 1 == s->nb_chunks) {
+		af_tx_fill(s, chunk, payload, &f);
+		nbytes = f.nbytes;
+	} else {
+		if (at)
+			next = af_tx_segment(s, at->element, at->offset, &f);
+		else
+			af_tx_segment_again(s, data, &f);
+		nbytes = f.nbytes;
+		if (af_tx_is_placed(s, data) || (at && af_tx_may_place(port, s))) {
+			placed = at ? nbytes : 0;
+			crc = af_tx_say_placed(s, data, at ? at->offset : 0, payload, &f);
+		} else {
+			af_tx_carry(s, copies ? AF_REFER_NONE : port->p.by_reference, payload, &f);
+		}
+	}
 	f.number = af_tx_pktnum_take(&port->pn, now, s->id, chunk, false);
 	size = af_wire_seal(frame, port->dst, port->p.mac, &f);
-	if (f.payload != frame + AF_HEADER && !f.to)
+	if (f.payload != payload && !f.to)
 		tx->tail = (struct af_span){f.payload, f.nbytes, s->elements[f.element].owner};
 	if (at) {
-		s->taken[p] += f.nbytes;
-		af_dispatch_advance(tx, s, at, next, f.nbytes, af_payload_crc(&f, &tx->full));
+		s->taken[p] += nbytes;
+		af_dispatch_advance(tx, s, at, next, nbytes, placed ? crc : af_payload_crc(&f, &tx->full));
 	}
-	af_pace_take(&port->pace, size, now);
+	af_pace_take(&port->pace, size + placed, now);
 	s->frames++;
 	s->retransmits += is_retransmit;
 	s->port_frames[p]++;
-	s->port_bytes[p] += size;
+	s->port_bytes[p] += size + placed;
+	port->count.tx_bytes += placed; /* as if the frame had carried it */
 	port->count.retransmits += is_retransmit;
 	return size;
 }

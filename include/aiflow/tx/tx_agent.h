@@ -32,6 +32,7 @@ af_tx_detach(struct af_tx *tx, uint32_t p, uint64_t now)
 		tx->next_number[p] = port->pn.next;
 	port->p.attached = port->open = false;
 	port->nb_candidates = 0;
+	af_tx_unmap(tx, port->p.shared);
 	for (uint32_t i = 0; i < tx->nb_ports; i++)
 		any |= tx->ports[i].p.attached; /* it may have no path yet: it keeps asking */
 	if (tx->open && !any)

@@ -118,6 +118,26 @@ af_tx_read_feedback(const struct af_frame *f, struct af_feedback *r, const uint8
 	return af_extensions_drop(at + AF_BE16(r->text_bytes), end, AF_DROP_FEEDBACK);
 }
 
+/* Where granted slices lie, if the receiver shares its memory. `extensions` are checked already. */
+static inline void
+af_tx_apply_places(struct af_tx *tx, const uint8_t *extensions, const uint8_t *end)
+{
+	struct af_extension_cursor c = {.at = extensions, .end = end};
+
+	while (af_extension_next(&c)) {
+		for (uint32_t i = 0; c.kind == AF_EXTENSION_PLACES && i < c.nbytes / sizeof(struct af_place); i++) {
+			struct af_place place;
+			struct af_tx_slot *slot;
+
+			memcpy(&place, c.bytes + i * sizeof place, sizeof place);
+			slot = af_tx_slot(tx, AF_BE32(place.slice));
+			if (slot && slot->slice &&
+			    atomic_load_explicit(&slot->slice->state, memory_order_relaxed) == AF_TX_FLOWING)
+				af_tx_take_place(tx, slot->slice, AF_BE64(place.offset));
+		}
+	}
+}
+
 /* Each path record: acknowledgements, losses, window. Each is judged by its own numbers, so feedback that was overtaken
  * counts, too. */
 static inline void
@@ -210,6 +230,7 @@ af_tx_on_feedback(struct af_tx *tx, const struct af_frame *f, uint64_t now)
 	tx->nb_dropped = AF_BE32(r.drops);
 	tx->peer_free_bytes = AF_BE64(r.free_bytes);
 	af_tx_apply_grants(tx, &r, now);
+	af_tx_apply_places(tx, text + AF_BE16(r.text_bytes), f->payload + f->nbytes);
 	af_tx_retire(tx, &r, now);
 	if (!af_tx_apply_silence(tx, &r, now))
 		af_tx_apply_ask(tx, &r);

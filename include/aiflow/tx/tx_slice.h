@@ -2,6 +2,7 @@
 #ifndef AIFLOW_TX_SLICE_H
 #define AIFLOW_TX_SLICE_H
 
+#include "aiflow/tx/placing.h"
 #include "aiflow/tx/tx_state.h"
 
 static inline void
@@ -76,13 +77,21 @@ af_tx_give_up_rest(struct af_tx_ended *sends, struct af_tx_whole *whole)
 	free(whole);
 }
 
+/* What a slice has for the session that it is in. */
 static inline void
-af_tx_end(struct af_tx *tx, struct af_tx_slice *s, int error, uint64_t detail, uint64_t now)
+af_tx_free_tables(struct af_tx_slice *s)
 {
 	free(s->first_chunk);
 	free(s->acked);
 	s->first_chunk = NULL;
 	s->acked = NULL;
+	af_tx_forget_places(s);
+}
+
+static inline void
+af_tx_end(struct af_tx *tx, struct af_tx_slice *s, int error, uint64_t detail, uint64_t now)
+{
+	af_tx_free_tables(s);
 	s->error = error;
 	s->detail = detail;
 	s->done_ns = now;
@@ -127,7 +136,7 @@ af_tx_lay_out(struct af_tx *tx, struct af_tx_slice *s)
 	memcpy(s->manifest, &m, sizeof m);
 	s->payload_bytes = tx->payload_bytes;
 	s->next_chunk = s->nb_acked = s->digest = 0;
-	s->begun = 0;
+	s->begun = s->placed_bytes = 0;
 	s->cursor = (struct af_cursor){0};
 	memset(s->hands, 0, sizeof s->hands);
 	memset(s->taken, 0, sizeof s->taken);
@@ -190,10 +199,7 @@ af_tx_lose_session(struct af_tx *tx, int error, uint64_t now)
 		if ((error == AF_TX_OK && !s->held) ||
 		    (atomic_load_explicit(&s->state, memory_order_relaxed) == AF_TX_ASKING &&
 		     !(s->inlined && s->all_sent))) {
-			free(s->first_chunk);
-			free(s->acked);
-			s->first_chunk = NULL;
-			s->acked = NULL;
+			af_tx_free_tables(s);
 			atomic_store_explicit(&s->state, AF_TX_QUEUED, memory_order_relaxed);
 			*tail = s;
 			tail = &s->next;

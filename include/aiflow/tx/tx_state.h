@@ -122,6 +122,24 @@ struct af_cursor {
 	bool open;        /* a port is at work on it */
 };
 
+/* Elements of one run, in the receiver's block. */
+struct af_tx_run {
+	uint32_t first; /* element */
+	uint64_t nbytes; /* of each */
+	uint64_t offset; /* of the first */
+};
+
+/* Where a slice lies in memory that its receiver shares. */
+struct af_tx_places {
+	const struct af_shared *shared; /* of the connection: its ports place, others carry. NULL: it has ended */
+	uint8_t *block;
+	struct af_tx_run *runs; /* by element */
+	uint32_t nb_runs;
+	uint32_t at;    /* index in `runs` of the newest look */
+	uint64_t *done; /* bitmap of data chunks that were written. Each is written once, before its first frame */
+	uint32_t *crc;  /* of these */
+};
+
 struct af_tx_slice {
 	/* control: w before posting; dataplane: ro */
 	const struct af_span *elements;
@@ -159,10 +177,12 @@ struct af_tx_slice {
 	uint64_t begun;                       /* bytes of these elements, and of older ones */
 	uint64_t taken[AF_MAX_PORTS];         /* bytes of new chunks that each port has sent */
 	uint32_t digest;                      /* CRC32C over the bytes that were sent */
+	struct af_tx_places *places; /* where its chunks may be written; NULL: the receiver has told no place */
 	uint64_t joined_ns;                   /* when a receiver was there for it; 0: not yet */
 	uint64_t granted_ns;                  /* 0: it was inlined, or never granted */
 	uint64_t done_ns;                     /* when it ended */
-	uint64_t frames;                      /* that carried it, */
+	uint64_t placed_bytes;                /* that were written to their places, */
+	uint64_t frames;                      /* frames that carried the rest, or said so, */
 	uint64_t retransmits;                 /* … and those that were retransmissions */
 	uint64_t port_frames[AF_MAX_PORTS], port_bytes[AF_MAX_PORTS];
 };

@@ -18,6 +18,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define AF_STREAM_SLICE (1u << 20)  /* bytes: larger slices do not fit in a core's cache, and bypass it */
+#define AF_STREAM_FRAME 512u        /* bytes of a payload that is worth bypassing the cache */
+
 enum af_copy {
 	AF_COPY_NONE,
 	AF_COPY_STORE, /* into the caches */

@@ -3,8 +3,8 @@
  *     entry   u16 kind | u16 nbytes | nbytes bytes
  *
  * Entries go on to the end of the payload, or to an entry of kind 0: what follows that is padding. A kind with the top
- * bit set must be understood, else the whole is refused. Any other unknown kind is ignored. This build writes none, and
- * knows none.
+ * bit set must be understood, else the whole is refused. Any other unknown kind is ignored. This build writes and knows
+ * one: AF_EXTENSION_PLACES, in feedback.
  */
 #ifndef AIFLOW_EXTENSION_H
 #define AIFLOW_EXTENSION_H

@@ -54,12 +54,14 @@
 	X(AF_PROBE, "PROBE")       /* asks for feedback now */ \
 	X(AF_BYE, "BYE")           /* element: AF_BYE_SENDER, which has closed, or AF_BYE_RECEIVER, which answers */ \
 	X(AF_VOID, "VOID")         /* the sender has given this slice up */ \
-	X(AF_CLOSE, "CLOSE")       /* closing record of a slice: the CRC32C over all its bytes */
+	X(AF_CLOSE, "CLOSE")       /* closing record of a slice: the CRC32C over all its bytes */ \
+	X(AF_PLACED, "PLACED")     /* as DATA; the payload is the chunk's CRC32C, its bytes are in their place */ \
+	X(AF_PLACED_PACK, "PLACED_PACK") /* as PACKED, likewise */
 /* clang-format on */
 
 enum af_kind { AF_NO_KIND, AF_KIND_LIST(AF_TABLE_SYMBOL) AF_NB_KINDS };
 
-_Static_assert(AF_CLOSE == 10 && AF_NB_KINDS == 11, "wire numbers: add a kind at the end, and count it here");
+_Static_assert(AF_PLACED_PACK == 12 && AF_NB_KINDS == 13, "wire numbers: add a kind at the end, and count it here");
 
 static inline const char *
 af_kind_name(unsigned kind)
@@ -159,6 +161,14 @@ struct __attribute__((packed)) af_feedback {
 	uint8_t nb_paths;
 };
 
+/* Extension of feedback: where granted slices lie in the memory that the receiver shares. An entry for each. */
+#define AF_EXTENSION_PLACES 1u
+
+struct __attribute__((packed)) af_place {
+	uint32_t slice;
+	uint64_t offset; /* of its block, in the shared memory */
+};
+
 /* One path within feedback. The bitmap has the packet numbers in [next - 64 * words, next); older ones need no answer.
  */
 struct __attribute__((packed)) af_path_feedback {
@@ -177,6 +187,7 @@ _Static_assert(sizeof(struct af_hello) == 39, "wire size");
 _Static_assert(sizeof(struct af_void) == 16, "wire size");
 _Static_assert(sizeof(struct af_feedback) == 45 + 16 * AF_NB_VOIDS, "wire size");
 _Static_assert(sizeof(struct af_path_feedback) == 36, "wire size");
+_Static_assert(sizeof(struct af_place) == 12, "wire size");
 
 /* AF_VOID_SILENCE: this slice and all later ones were freed, because their sender was silent. It may retransmit them.
  */
@@ -223,12 +234,13 @@ enum af_void_reason {
 	X(AF_DROP_HELLO, "hello")             /* a HELLO that contradicts itself */ \
 	X(AF_DROP_FEEDBACK, "report")         /* feedback that contradicts itself; `report` is what users see */ \
 	X(AF_DROP_BUSY, "busy")               /* no memory or no table entry for its sender */ \
-	X(AF_DROP_VERSION, "version")         /* another version, format, or extension that must be understood */
+	X(AF_DROP_VERSION, "version")         /* another version, format, or extension that must be understood */ \
+	X(AF_DROP_PLACE, "place")             /* a placed chunk of a slice whose place its sender was not told */
 /* clang-format on */
 
 enum af_drop { AF_DROP_LIST(AF_TABLE_SYMBOL) AF_NB_DROPS };
 
-_Static_assert(AF_DROP_VERSION == 28 && AF_NB_DROPS == 29, "wire numbers: add a reason at the end, and count it here");
+_Static_assert(AF_DROP_PLACE == 29 && AF_NB_DROPS == 30, "wire numbers: add a reason at the end, and count it here");
 
 /* The counter's name as users see it. */
 static inline const char *

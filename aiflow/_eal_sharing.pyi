@@ -1,0 +1,9 @@
+"""Memory of receivers that local peers share."""
+
+MOST_SHARED: int
+
+class Sharing:
+    writer: int
+    def take(self, fd: int, epoch: int, nbytes: int, warm: int) -> bool: ...
+    @property
+    def epochs(self) -> list[int]: ...

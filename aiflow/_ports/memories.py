@@ -1,0 +1,110 @@
+"""Memory that a receiver shares with the senders of a connection on this host: see include/aiflow/tx/placing.h.
+
+A side that has a Receiver passes its memory before its ports come up, or whenever a Receiver joins them::
+
+    either      → {"memory": 3623878656, "epoch": 7, "warm": 0, "descriptors": ["memory"]}
+    either      → {"unmapped": true}     no loop of ours writes to your memory any more
+
+With the capability ``places`` each side passes a pidfd of itself ("process"): a process that was killed, or whose child
+keeps the socket, is dead when that says so. The memory is a memfd whose size is sealed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+from functools import partial
+from typing import Any, NamedTuple
+
+from aiflow._eal_sharing import Sharing
+from aiflow._ports.local_drivers import driver_of
+from aiflow._ports.messages import checked_int
+from aiflow._system import threads
+from aiflow._system.descriptors import Descriptor, keep
+from aiflow.config import Endpoint
+
+__all__ = ["CAPABILITY", "PROCESS", "Memory", "able", "has_died", "memory_message", "own_process", "take"]
+
+CAPABILITY = "places"
+"""What a side that can place payloads, and be told of places, says of itself."""
+
+PROCESS = "process"
+"""Name of the descriptor by which a side sees whether the other one lives."""
+
+_MOST = 1 << 48
+
+
+class Memory(NamedTuple):
+    """Memory that a Receiver of this process shares.
+
+    Attributes
+    ----------
+    epoch : int
+        The Receiver's instance.
+    fd : int
+    nbytes : int
+    warm : int
+        Bytes at its beginning that have their pages already.
+    """
+
+    epoch: int
+    fd: int
+    nbytes: int
+    warm: int
+
+
+def able(endpoint: Endpoint) -> bool:
+    """Whether the peers of an endpoint can share memory: processes of one host, that may see each other die."""
+    if endpoint.scheme != "local" or driver_of(endpoint.scheme).name != "memif":
+        return False
+    try:
+        own_process().close()
+    except OSError:  # a sandbox without pidfd
+        return False
+    return True
+
+
+def own_process() -> Descriptor:
+    """A descriptor of this process, to be passed and closed. Raises OSError."""
+    return keep(lambda: Descriptor(os.pidfd_open(os.getpid())))
+
+
+def has_died(process: Descriptor) -> bool:
+    """Whether the process behind a passed descriptor has ended."""
+    poll = threads.unpatched("select").poll()
+    poll.register(process.fd, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def memory_message(memory: Memory) -> tuple[dict[str, Any], list[Descriptor]]:
+    """The message that passes a memory on, and its descriptors, to be closed then. Raises OSError."""
+    message = {"memory": memory.nbytes, "epoch": memory.epoch, "warm": memory.warm, "descriptors": ["memory"]}
+    return message, [keep(partial(_copy, memory.fd))]
+
+
+def _copy(fd: int) -> Descriptor:
+    return Descriptor(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0))
+
+
+def take(sharing: Sharing, message: dict[str, Any], passed: list[Descriptor]) -> None:
+    """Map the memory that a peer passed. Without room for it, chunks are carried.
+
+    Raises
+    ------
+    ValueError
+        If the memory may shrink under us, or is none.
+    """
+    nbytes = checked_int(message["memory"], "memory", 1, _MOST)
+    epoch = checked_int(message["epoch"], "epoch", 1, (1 << 64) - 1)
+    warm = checked_int(message.get("warm", 0), "warm", 0, nbytes)
+    if len(passed) != 1:
+        raise ValueError(f"a memory came with {len(passed)} descriptors")
+    fd = passed[0].fd
+    try:
+        seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+    except OSError as exc:
+        raise ValueError("shared memory is no memfd") from exc
+    if not seals & fcntl.F_SEAL_SHRINK or os.fstat(fd).st_size < nbytes:
+        raise ValueError(f"shared memory has {os.fstat(fd).st_size} of {nbytes} bytes, and seals {seals}")
+    sharing.take(fd, epoch, nbytes, warm)
