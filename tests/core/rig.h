@@ -96,7 +96,7 @@ rig_end(struct rig *rig)
 {
 	af_rx_free(&rig->rx);
 	CHECK_EQUAL(rig->arena.used, 0);
-	af_arena_free(&rig->arena);
+	af_arena_free(&rig->arena, true);
 	free(rig->tx.retransmit);
 }
 

@@ -420,6 +420,6 @@ main(int argc, char **argv)
 	print_outcome();
 	for (int i = 0; i < MAX_RECEIVERS; i++)
 		for (int keeps = 0; keeps < 2; keeps++)
-			af_arena_free(&receivers[i].arenas[keeps]);
+			af_arena_free(&receivers[i].arenas[keeps], true);
 	return 0;
 }

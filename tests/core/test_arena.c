@@ -31,7 +31,7 @@ it_ends_at_its_limit_and_begins_again(void)
 		af_arena_give(&arena, blocks[i]);
 	CHECK_EQUAL(arena.used, 0);
 	CHECK(arena.first.next == &arena.first);
-	af_arena_free(&arena);
+	af_arena_free(&arena, true);
 }
 
 static void
@@ -56,7 +56,7 @@ the_lowest_place_that_fits_is_used_again(void)
 	af_arena_give(&arena, b);
 	af_arena_give(&arena, c);
 	af_arena_give(&arena, d);
-	af_arena_free(&arena);
+	af_arena_free(&arena, true);
 }
 
 /* Blocks in use: within the arena, apart from each other, and keeping what is written to them. */
@@ -102,7 +102,7 @@ blocks_never_overlap_whatever_the_order(void)
 		if (blocks[i])
 			af_arena_give(&arena, blocks[i]);
 	CHECK_EQUAL(arena.used, 0);
-	af_arena_free(&arena);
+	af_arena_free(&arena, true);
 }
 
 static void
@@ -120,7 +120,7 @@ a_gap_is_used_to_its_last_page(void)
 	af_arena_give(&arena, a);
 	af_arena_give(&arena, b);
 	af_arena_give(&arena, c);
-	af_arena_free(&arena);
+	af_arena_free(&arena, true);
 }
 
 static void
@@ -139,7 +139,7 @@ memory_becomes_writable_as_it_is_taken(void)
 	CHECK_EQUAL(arena.used, 200 * MB);
 	for (int i = 0; i < 40; i++)
 		af_arena_give(&arena, blocks[i]);
-	af_arena_free(&arena);
+	af_arena_free(&arena, true);
 }
 
 static void
@@ -165,13 +165,13 @@ a_small_slice_is_charged_its_page(void)
 	block = af_arena_take(&arena, 10, 10);
 	CHECK_EQUAL(arena.used, 4096);
 	af_arena_give(&arena, block);
-	af_arena_free(&arena);
+	af_arena_free(&arena, true);
 	CHECK(!af_arena_init(&arena, 100, true)); /* but never more than there is */
 	block = af_arena_take(&arena, 10, 10);
 	CHECK(block);
 	CHECK_EQUAL(arena.used, 100);
 	af_arena_give(&arena, block);
-	af_arena_free(&arena);
+	af_arena_free(&arena, true);
 }
 
 static void
@@ -189,7 +189,7 @@ without_memory_only_the_count_matters(void)
 	af_arena_give(&arena, a);
 	af_arena_give(&arena, b);
 	CHECK_EQUAL(arena.used, 0);
-	af_arena_free(&arena);
+	af_arena_free(&arena, true);
 }
 
 static void
@@ -210,7 +210,7 @@ trimming_keeps_what_is_held_and_clears_the_rest(void)
 	CHECK_EQUAL(arena.base[2 * MB - 1], 0xee);
 	af_arena_give(&arena, held);
 	CHECK_EQUAL(arena.base[MB], 0); /* and goes back when it comes back */
-	af_arena_free(&arena);
+	af_arena_free(&arena, true);
 }
 
 static void *
@@ -240,7 +240,7 @@ any_thread_gives_back(void)
 		pthread_join(threads[i], NULL);
 	CHECK_EQUAL(arena.used, 0);
 	CHECK_EQUAL(atomic_load(&arena.releases), 6000); /* three of 100 kB fit at once */
-	af_arena_free(&arena);
+	af_arena_free(&arena, true);
 }
 
 CASES(CASE(it_ends_at_its_limit_and_begins_again), CASE(the_lowest_place_that_fits_is_used_again),
