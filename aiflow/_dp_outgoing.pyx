@@ -186,6 +186,11 @@ cdef class Outgoing:
         """Frames sent for this slice, and how many of them were retransmissions."""
         return self.s.frames, self.s.retransmits
 
+    @property
+    def placed_bytes(self):
+        """Bytes that were written straight into the receiver's memory."""
+        return self.s.placed_bytes
+
     def port_frames(self):
         """Frames and bytes of this slice by index of the port."""
         cdef list rows = []

@@ -52,7 +52,9 @@ class SliceReport:
     goodput_bps : float
         Element bits per second: 8 × nbytes / seconds.
     frames_sent, frames_retransmitted : int
-        Frames that carried the slice, and how many of them were retransmissions.
+        Frames of the slice, and how many of them were retransmissions.
+    placed_bytes : int
+        Of `nbytes`: written straight into the memory of receivers on this host. Frames carried the others.
     ports : tuple of PortReport
         A row a port.
     receivers : tuple of ReceiverReport
@@ -68,6 +70,7 @@ class SliceReport:
     ports: tuple[PortReport, ...] = field(default=())
     receivers: tuple[ReceiverReport, ...] = field(default=())
     connecting: float = 0.0
+    placed_bytes: int = 0
 
     @property
     def goodput_bps(self) -> float:
@@ -81,6 +84,8 @@ class SliceReport:
             f"{connecting} = {self.goodput_bps / 1e9:.3f} Gbit/s, {self.frames_sent} frames, "
             f"{self.frames_retransmitted} retransmitted"
         ]
+        if self.placed_bytes:
+            lines[0] += f", {self.placed_bytes:,} bytes written in place"
         lines += [f"  {port.name} ({port.driver}): {port.frames} frames, {port.nbytes:,} bytes" for port in self.ports]
         if len(self.receivers) > 1:
             lines += [f"  → {to.name}: {to.elements} elements, {to.nbytes:,} bytes" for to in self.receivers]

@@ -149,6 +149,7 @@ def report(whole: Any, port_names: Sequence[tuple[str, str]], name_of: NameOf) -
         nbytes=whole.nbytes,
         seconds=whole.seconds - connecting,
         connecting=connecting,
+        placed_bytes=sum(part.placed_bytes for part in whole.parts),
         frames_sent=frames,
         frames_retransmitted=again,
         ports=tuple(
