@@ -13,6 +13,7 @@ import contextlib
 import multiprocessing
 import os
 import statistics
+import struct
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -30,6 +31,8 @@ from aiflow.lab.children import Child, report_failure
 PATIENCE_S = 120.0
 IN_A_ROW = 4
 """Slices of a round. As in real use, slices follow each other; after a switch of processes the first one is slower."""
+ENDS = 64
+"""Bytes at either end of a loan that is not filled."""
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
 """Environment of every process: freed memory is reused, so that the loop never touches new memory."""
 
@@ -232,6 +235,37 @@ class Conversation(_Pair):
         return talk
 
 
+class Handover(_Pair):
+    """A peer that lends the sender memory, and hands the receiver an array of the same bytes. Both sides poll.
+
+    A large loan that is filled takes the caches: code and objects of the next `send` come from memory. So there are two
+    kinds of rounds. In one of them the sender writes the ends of the loan only, and the caches are warm at any size.
+
+    Parameters
+    ----------
+    name : str
+        Of `peers.CONTESTANTS`.
+    nbytes : int
+        Size of the loan.
+    cores : (int, int)
+        CPUs of the sender and of the receiver.
+    """
+
+    def __init__(self, name: str, nbytes: int, cores: tuple[int, int]) -> None:
+        super().__init__(name, cores, _lender, _borrower, nbytes)
+        self.rounds: list[list[float]] = []
+        self.filled: list[list[float]] = []
+
+    def round(self, calls: int, filled: bool) -> list[float]:
+        """Hand over this number of loans. Return the seconds of each, from `send` to the array in hand."""
+        self.sink.tell("round", calls, filled)
+        self.source.tell("round", calls, filled)
+        seconds: list[float] = self.source.answer()
+        self.sink.answer()
+        (self.filled if filled else self.rounds).append(seconds)
+        return seconds
+
+
 def _cpu_seconds(pid: int) -> float:
     """Return the CPU time of a process and all its threads in nanosecond resolution (psutil counts ticks)."""
     return time.clock_gettime(time.CLOCK_PROCESS_CPUTIME_ID if pid == os.getpid() else (~pid << 3) | 2)
@@ -331,6 +365,65 @@ def _answerer(
             answerer.answer()
         pipe.send(("ok", time.process_time() - cpu))
     answerer.close()
+
+
+class _Contents:
+    """What a loan holds: bytes that differ from those of the loan before, or a number at both ends."""
+
+    def __init__(self, nbytes: int) -> None:
+        random = np.random.default_rng(2024)
+        self._patterns = [random.integers(0, 256, nbytes, np.uint8) for _ in range(2)]
+
+    def write(self, array: np.ndarray[Any, Any], number: int, filled: bool) -> None:
+        if filled:
+            np.copyto(array, self._patterns[number % 2])
+        else:
+            array[:ENDS] = array[-ENDS:] = number % 256
+
+    def check(self, array: np.ndarray[Any, Any], number: int, filled: bool) -> bool:
+        if filled:
+            return np.array_equal(array, self._patterns[number % 2])
+        return bool((array[:ENDS] == number % 256).all() and (array[-ENDS:] == number % 256).all())
+
+
+def _lender(pipe: Connection, name: str, nbytes: int, core: int, told: Connection) -> None:
+    os.sched_setaffinity(0, {core})
+    peer, options = peers.find(name)
+    contents = _Contents(nbytes)
+    (address,) = pipe.recv()
+    lender = peer.Lender(address, nbytes, **options)
+    pipe.send(("ready", {}))
+    for calls, filled in _commands(pipe):
+        seconds = []
+        for number in range(calls):
+            contents.write(lender.lend(), number, filled)
+            begin = time.perf_counter()
+            lender.send()
+            if not told.poll(PATIENCE_S):
+                raise TimeoutError("the sink did not confirm the loan")
+            (end,) = struct.unpack("d", told.recv_bytes())
+            seconds.append(end - begin)  # CLOCK_MONOTONIC is the same in all processes
+        pipe.send(("ok", seconds))
+    lender.close()
+
+
+def _borrower(pipe: Connection, name: str, nbytes: int, core: int, directory: str, tells: Connection) -> None:
+    os.sched_setaffinity(0, {core})
+    peer, options = peers.find(name)
+    contents = _Contents(nbytes)
+    borrower = peer.Borrower(directory, nbytes, **options)
+    pipe.send(("ready", {"address": borrower.address, "version": peer.version(), "lends": borrower.lends}))
+    for calls, filled in _commands(pipe):
+        for number in range(calls):
+            array = borrower.take()
+            end = time.perf_counter()
+            if not contents.check(array, number, filled):
+                raise AssertionError(f"{name}: the loan did not arrive as it was written")
+            del array
+            borrower.give_back()
+            tells.send_bytes(struct.pack("d", end))
+        pipe.send(("ok", None))
+    borrower.close()
 
 
 class BusyMeter:

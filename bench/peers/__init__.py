@@ -6,6 +6,10 @@ valid until the next call. `Source(address, load, **options)` has `send(elements
 
 A peer with calls also has `Caller(address, nbytes, polling)` with `call(array)`, and `Answerer(directory, nbytes,
 polling)` with `answer()`: one element there, and the same one back.
+
+A peer with loans also has `Lender(address, nbytes)` with `lend()`, which returns memory to be filled, and `send()`. Its
+`Borrower(directory, nbytes)` has `take()`, which polls and returns the array, and `give_back()`. `lends` is False where
+a copy stands in for a loan.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from loads import Load
 
 DEEP = 64  # samples in transit, of large elements
 SMALL, MANY = 65536, 4096  # bytes; samples in transit, of small ones
+LOANS = 2  # samples in transit, where each one is awaited
 
 Bytes = iox2.Slice[ctypes.c_uint8]
 
@@ -68,6 +69,11 @@ def _take(subscriber: Any, address: int, nbytes: int) -> None:
     sample.delete()
 
 
+def _array_at(sample: Any, nbytes: int) -> np.ndarray[Any, Any]:
+    """Return the payload as an array, without a copy. It is valid as long as the sample."""
+    return np.frombuffer((ctypes.c_uint8 * nbytes).from_address(sample.payload_ptr), np.uint8)
+
+
 class _Places:
     """Return address and size of every element."""
 
@@ -112,6 +118,48 @@ class Source:
 
     def close(self) -> None:
         self._publisher.delete()
+
+
+class Lender:
+    """The sample of the library itself, filled in place."""
+
+    def __init__(self, address: str, nbytes: int) -> None:
+        self._node = _node()
+        self._service = _service(self._node, address, LOANS)
+        self._publisher, self._nbytes = _publisher(self._service, nbytes), nbytes
+
+    def lend(self) -> np.ndarray[Any, Any]:
+        self._sample = self._publisher.loan_slice_uninit(self._nbytes)
+        return _array_at(self._sample, self._nbytes)
+
+    def send(self) -> None:
+        self._sample.assume_init().send()
+
+    def close(self) -> None:
+        self._publisher.delete()
+
+
+class Borrower:
+    lends = True
+
+    def __init__(self, directory: str, nbytes: int) -> None:
+        self.address = Path(directory).name
+        self._node = _node()
+        self._service = _service(self._node, self.address, LOANS)
+        self._subscriber, self._nbytes = self._service.subscriber_builder().create(), nbytes
+
+    def take(self) -> np.ndarray[Any, Any]:
+        receive = self._subscriber.receive
+        while (sample := receive()) is None:
+            os.sched_yield()
+        self._sample = sample
+        return _array_at(sample, self._nbytes)
+
+    def give_back(self) -> None:
+        self._sample.delete()
+
+    def close(self) -> None:
+        self._subscriber.delete()
 
 
 class _Half:

@@ -15,6 +15,7 @@ import aiflow
 TIMEOUT_S = 60
 _KEYWORDS = inspect.signature(aiflow.Sender).parameters
 CAN_SPIN = "idle" in _KEYWORDS or "flat" in _KEYWORDS  # missing in older trees, which may be compared
+CAN_LEND = hasattr(aiflow.Sender, "loan")
 
 
 def version() -> str:
@@ -62,6 +63,47 @@ class Source:
 
     def close(self) -> None:
         self._tx.close()
+
+
+class Lender:
+    """`Sender.loan`, filled in place. A tree without it sends an ordinary array, which is copied."""
+
+    def __init__(self, address: str, nbytes: int) -> None:
+        self._tx = aiflow.Sender(address, idle="spin")
+        self._nbytes = nbytes
+        self._array = np.ones(nbytes, np.uint8)
+
+    def lend(self) -> np.ndarray[Any, Any]:
+        if CAN_LEND:
+            self._array = self._tx.loan((self._nbytes,), np.uint8)
+        return self._array
+
+    def send(self) -> None:
+        self._tx.send([self._array], timeout=TIMEOUT_S)  # this thread drives the loop until the delivery
+
+    def close(self) -> None:
+        self._tx.close()
+
+
+class Borrower:
+    lends = CAN_LEND
+
+    def __init__(self, directory: str, nbytes: int) -> None:
+        self.address = f"local:{Path(directory).name}"
+        options: dict[str, Any] = {"loans": True} if CAN_LEND else {}
+        self._rx = aiflow.Receiver(self.address, memory="1GiB", idle="spin", **options)
+
+    def take(self) -> np.ndarray[Any, Any]:
+        self._slice = self._rx.recv(TIMEOUT_S)
+        (element,) = self._slice
+        array: np.ndarray[Any, Any] = element.array
+        return array
+
+    def give_back(self) -> None:
+        self._slice.release()
+
+    def close(self) -> None:
+        self._rx.close()
 
 
 class _End:
