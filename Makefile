@@ -134,6 +134,7 @@ bench-here:
 	$(PY) bench/tables.py $(RESULTS)/bench.json >$(RESULTS)/bench.md
 	$(PY) bench/pictures.py $(RESULTS)/bench.json $(RESULTS)/bench.png
 	$(if $(ARGS),,$(PY) bench/scaling.py --out $(RESULTS))
+	$(if $(ARGS),,$(PY) bench/one_host.py --out $(RESULTS))
 
 soak-here:
 	@tools/setup.sh dev
