@@ -31,11 +31,11 @@ def _sender(pipe: Connection, address: str, load: Load, core: int) -> None:
         pipe.send(("ready", None))
         sent = 0
         while (message := pipe.recv())[0] != "close":
-            begin = time.perf_counter()
+            cpu, begin = time.process_time(), time.perf_counter()
             for _ in range(message[1]):
                 tx.send(slices[sent % ROTATION], timeout=TIMEOUT_S)
                 sent += 1
-            pipe.send(("ok", begin))
+            pipe.send(("ok", (begin, time.process_time() - cpu)))
 
 
 def _receiver(pipe: Connection, address: str, load: Load, core: int) -> None:
@@ -46,18 +46,19 @@ def _receiver(pipe: Connection, address: str, load: Load, core: int) -> None:
     with aiflow.Receiver(address, memory="1GiB") as rx:
         pipe.send(("ready", None))
         while (message := pipe.recv())[0] != "close":
+            cpu = time.process_time()
             for left in reversed(range(message[1])):
                 time_slice = rx.recv(TIMEOUT_S)
                 arrays = [element.array for element in time_slice]
                 if left:
                     del arrays
                     time_slice.release()
-            end = time.perf_counter()
+            end, cpu = time.perf_counter(), time.process_time() - cpu
             if checksum(arrays) not in expected:
                 raise AssertionError("a slice did not arrive as it was sent")
             del arrays
             time_slice.release()
-            pipe.send(("ok", end))
+            pipe.send(("ok", (end, cpu)))
 
 
 class Senders:
@@ -76,6 +77,7 @@ class Senders:
 
     def __init__(self, count: int, load: Load, slices: int, cores: Sequence[int]) -> None:
         self.rounds: list[float] = []
+        self.cpu: list[float] = []
         self._slices = slices
         address = f"local:senders-{os.getpid()}-{next(_NUMBERS)}"
         others = list(cores[:-1] or cores)
@@ -96,14 +98,21 @@ class Senders:
         """Process ids of all of them."""
         return [process.pid for process in (self._receiver, *self._senders)]
 
-    def round(self) -> float:
-        """Send all slices. Return the seconds."""
+    def round(self) -> None:
+        """Send all slices twice: the first time another process has used the caches, and does not count."""
+        self._send()
+        seconds, cpu = self._send()
+        self.rounds.append(seconds)
+        self.cpu.append(cpu)
+
+    def _send(self) -> tuple[float, float]:
+        """Send all slices. Return the seconds, and the CPU seconds of all processes."""
         self._receiver.tell("round", self._slices)
         for sender in self._senders:
             sender.tell("round", self._slices // len(self._senders))
-        begin = min(sender.answer() for sender in self._senders)
-        self.rounds.append(self._receiver.answer() - begin)
-        return self.rounds[-1]
+        begins, used = zip(*(sender.answer() for sender in self._senders), strict=True)
+        end, cpu = self._receiver.answer()
+        return end - min(begins), cpu + sum(used)
 
     def __enter__(self) -> Self:
         return self

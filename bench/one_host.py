@@ -94,7 +94,7 @@ TINY = Sizes(
     rows={64: 64_000, 4096: MB},
     calls=50,
 )
-SLICES = 8  # of a round, of all senders together
+SLICES = 16  # of a round, of all senders together
 
 
 @dataclass(frozen=True)
@@ -319,11 +319,15 @@ def senders(setting: Setting, _slices: Demo) -> tuple[list[Line], Shares]:
             for side in (one, several):
                 side.round()
                 side.rounds.clear()
+                side.cpu.clear()
             shares[f"{count} senders"] = in_turn([one.round, several.round], setting.pairs, [*one.pids, *several.pids])
         gb = SLICES * load.nbytes / 1e9
         total, alone = (gb / statistics.median(side.rounds) for side in (several, one))
         ratio = of_pairs(one.rounds, several.rounds)
         lines.append(Line(f"{count} senders, total", "one sender", total, alone, "GB/s", ratio, SENDERS_TARGET))
+        used, used_alone = (statistics.median(side.cpu) / gb for side in (several, one))
+        ratio = of_pairs(several.cpu, one.cpu)
+        lines.append(Line(f"{count} senders, all processes", "one sender", used, used_alone, "CPU s/GB", ratio))
     return lines, shares
 
 
