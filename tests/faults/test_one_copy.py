@@ -10,7 +10,8 @@ import fcntl
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -41,6 +42,13 @@ def send_numbers(pipe: Connection, endpoint: str, first: int) -> None:
 
 def is_one_number(array: np.ndarray[Any, Any]) -> bool:
     return bool((array == array[0]).all())
+
+
+@contextmanager
+def local_pair(ports: str = "") -> Iterator[tuple[aiflow.Sender, aiflow.Receiver]]:
+    endpoint = f"local:{name()}{ports}"
+    with aiflow.Receiver(endpoint) as rx, aiflow.Sender(endpoint) as tx:
+        yield tx, rx
 
 
 class Met:
@@ -180,7 +188,7 @@ def test_the_shared_memory_cannot_shrink_and_no_child_program_gets_it() -> None:
 
 def test_a_forked_child_sees_the_next_slice_in_its_parents_array() -> None:
     """Element memory for local senders is shared, with children, too: docs/limits.md."""
-    with aiflow.pair("local:" + name()) as (tx, rx):
+    with local_pair() as (tx, rx):
         tx.send({"x": np.full(MiB, 1, np.uint8)}, wait=False)
         time_slice = rx.recv(timeout=PATIENCE_S)
         array = time_slice["x"].array
@@ -204,17 +212,14 @@ def test_a_forked_child_sees_the_next_slice_in_its_parents_array() -> None:
 @pytest.mark.parametrize("nb_ports", [1, 3])
 def test_every_byte_of_large_elements_and_packed_rows_is_placed(nb_ports: int) -> None:
     rng = np.random.default_rng(3)
-    elements = {
-        "rows": [rng.integers(0, 256, 64, np.uint8) for _ in range(2000)],
-        "batch": rng.integers(0, 256, (500, 100), np.uint8),
-        "odd": [rng.integers(0, 256, n, np.uint8) for n in (1, 0, 16331, 16330, 50_000, 3, 1_000_001)],
-    }
-    with aiflow.pair(f"local:{name()}*{nb_ports}") as (tx, rx):
+    batch = rng.integers(0, 256, (500, 100), np.uint8)
+    sizes = [64] * 2000 + [1, 0, 16331, 16330, 50_000, 3, 1_000_001]
+    elements = [*batch, *(rng.integers(0, 256, nbytes, np.uint8) for nbytes in sizes), *batch]
+    with local_pair(f"*{nb_ports}") as (tx, rx):
         ticket = tx.send(elements, wait=False)
         with rx.recv(timeout=PATIENCE_S) as time_slice:
-            for stream, arrays in elements.items():
-                for element, array in zip(time_slice.stream(stream), arrays, strict=True):
-                    assert np.array_equal(element.array, array)
+            for element, array in zip(time_slice, elements, strict=True):
+                assert np.array_equal(element.array, array)
         report = ticket.result(timeout=PATIENCE_S)
         assert report.placed_bytes == report.nbytes == rx.counters["placed_bytes"]
 
