@@ -400,7 +400,13 @@ cdef extern from "aiflow/tx/tx_due.h" nogil:
 
 
 cdef extern from "aiflow/rt/memory_room.h" nogil:
-    uint64_t af_memory_room() noexcept
+    enum:
+        AF_ROOM_GROUPS
+        AF_ROOM_PATH
+
+    struct af_memory_groups:
+        uint32_t nb
+        char paths[AF_ROOM_GROUPS][AF_ROOM_PATH]
 
 
 cdef extern from "aiflow/rx/arena.h" nogil:
@@ -416,7 +422,7 @@ cdef extern from "aiflow/rx/arena.h" nogil:
         uint8_t *base
         uint64_t limit, used, address_space, warm, fenced
         int fd
-        uint64_t (*room)() noexcept nogil
+        const af_memory_groups *groups
         uint32_t releases
 
     int af_arena_init(af_arena *arena, uint64_t limit, af_arena_kind kind) noexcept

@@ -1,7 +1,7 @@
 # A slice that came whole, and the memory that it lies in.
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from aiflow._core cimport af_arena, af_rx_slice, af_verdicts
+from aiflow._core cimport af_arena, af_memory_groups, af_rx_slice, af_verdicts
 
 
 cdef void release_mbuf(void *handle) noexcept nogil
@@ -9,6 +9,7 @@ cdef void release_mbuf(void *handle) noexcept nogil
 
 cdef class Store:
     cdef af_arena arena
+    cdef af_memory_groups groups  # whose limits the arena looks at before it takes fresh pages
     cdef af_verdicts verdicts  # here, since a slice may outlive its Receiver
     cdef bint ready
     cdef readonly list pools   # of the mbufs that slices keep

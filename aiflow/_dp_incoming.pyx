@@ -9,10 +9,11 @@ import os
 cimport cython
 from cpython.buffer cimport PyBUF_FORMAT, PyBUF_WRITABLE, PyBuffer_FillInfo, PyObject_GetBuffer
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.string cimport strcpy
 from posix.unistd cimport getpid
 from aiflow._core cimport (
-    AF_ARENA_NONE, AF_ARENA_PRIVATE, AF_ARENA_SHARED, AF_MBUF_OVERHEAD, af_arena_free, af_arena_init, af_arena_kind,
-    af_arena_trim, af_arena_warm, af_memory_room, af_rx_slice_free, af_verdicts_free, af_verdicts_push,
+    AF_ARENA_NONE, AF_ARENA_PRIVATE, AF_ARENA_SHARED, AF_MBUF_OVERHEAD, AF_ROOM_GROUPS, AF_ROOM_PATH, af_arena_free, af_arena_init, af_arena_kind,
+    af_arena_trim, af_arena_warm, af_rx_slice_free, af_verdicts_free, af_verdicts_push,
 )
 from aiflow.librte.rte_mbuf cimport rte_mbuf, rte_pktmbuf_free
 from aiflow._system import limits
@@ -36,7 +37,11 @@ cdef class Store:
         if af_arena_init(&self.arena, limit, kind):
             raise PoolExhausted(f"no address space for {limit} bytes of element memory: pass a smaller memory="
                                 f"{limits.address_space_words()}")
-        self.arena.room = af_memory_room
+        for group in [str(group).encode() for group in limits.cgroups("memory")][:AF_ROOM_GROUPS]:
+            if len(group) < AF_ROOM_PATH:
+                strcpy(self.groups.paths[self.groups.nb], group)
+                self.groups.nb += 1
+        self.arena.groups = &self.groups
         self.ready = True
         self.pools = []
         self.pid = os.getpid()

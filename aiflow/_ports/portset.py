@@ -142,9 +142,7 @@ class PortSet:
                     self._open(endpoint)
             shared = [endpoint for endpoint in self.endpoints if endpoint.scheme in SHARED_MEMORY]
             if shared:
-                hooks = Hooks(
-                    self._pool, self._attach, self._detach, self._fail, joining, died, memories, writer_gone
-                )
+                hooks = Hooks(self._pool, self._attach, self._detach, self._fail, joining, died, memories, writer_gone)
                 self._meet(shared, hooks)
             if self._watched:
                 self._watch = threads.start(watching(weakref.ref(self), self._watch_end), "aiflow-watch")

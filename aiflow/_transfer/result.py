@@ -214,6 +214,11 @@ def failure(whole: Any, known: Known, name_of: NameOf, waited_for: str = "") -> 
             f"{what} needs more than the receiver's memory of {outgoing.detail} bytes: split it, or give the "
             f"receiver memory= of at least {outgoing.needs}",
         ),
+        "no_pages": (
+            PoolExhausted,
+            f"{what} needs {outgoing.needs} bytes, and the system of the receiver has {outgoing.detail} for it now: "
+            "raise the memory limit of its container, end other programs there, or split the slice",
+        ),
         "integrity": (
             IntegrityError,
             f"{what} did not arrive as it was sent: its CRC32C differs. Don't change buffers while they are sent",

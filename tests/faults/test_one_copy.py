@@ -13,16 +13,20 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hugepage_pool import hugepages
 from mbufs import everything_returned
 from peer import MiB, Peer, content, in_the_middle, name
 from stalls import Stalls
 from wait import PATIENCE_S, has_stopped, wait_for
 
 import aiflow
+from aiflow._system.limits import cgroups
+from aiflow.errors import PoolExhausted
 
 SLICE = 96 * MiB
 MEMORY = 2 * SLICE + 8 * MiB
@@ -161,19 +165,21 @@ def fork_and_send(pipe: Connection, endpoint: str) -> None:
 
 def test_a_child_that_keeps_the_socket_of_a_killed_sender_holds_no_memory() -> None:
     endpoint = f"local:{name()}"
-    with everything_returned(), aiflow.Receiver(endpoint, memory=MEMORY) as rx:
-        with Peer(fork_and_send, endpoint) as sender:
-            rx.recv(timeout=PATIENCE_S).release()
-            child, maps_it = sender.hear()
-            try:
-                assert not maps_it  # MADV_DONTFORK
-                os.kill(sender.pid, signal.SIGKILL)
-                with Stalls() as stalls:
-                    wait_for(lambda: len(rx.port_table) == 0, "the ports are closed", 2 + stalls.allowance)
-                store = rx._agent.store
-                wait_for(lambda: store.fenced == 0, "the fence is lifted")
-            finally:
-                os.kill(child, signal.SIGKILL)
+    with (
+        everything_returned(),
+        aiflow.Receiver(endpoint, memory=MEMORY) as rx,
+        Peer(fork_and_send, endpoint) as sender,
+    ):
+        rx.recv(timeout=PATIENCE_S).release()
+        child, maps_it = sender.hear()
+        try:
+            assert not maps_it  # MADV_DONTFORK
+            os.kill(sender.pid, signal.SIGKILL)
+            with Stalls() as stalls:
+                wait_for(lambda: len(rx.port_table) == 0, "the ports are closed", 2 + stalls.allowance)
+            wait_for(lambda: rx._agent.store.fenced == 0, "the fence is lifted")
+        finally:
+            os.kill(child, signal.SIGKILL)
 
 
 def test_the_shared_memory_cannot_shrink_and_no_child_program_gets_it() -> None:
@@ -205,8 +211,6 @@ def test_a_forked_child_sees_the_next_slice_in_its_parents_array() -> None:
         os.waitpid(child, 0)
         for fd in (ours, theirs, go, gone):
             os.close(fd)
-
-
 
 
 @pytest.mark.parametrize("nb_ports", [1, 3])
@@ -251,3 +255,66 @@ def test_prefault_gives_all_memory_its_pages_at_once() -> None:
     with aiflow.Receiver(f"local:{name()}", memory="64MiB", prefault=True):
         assert shared_bytes() - before >= 64 * MiB
     wait_for(lambda: shared_bytes() - before < 16 * MiB, "the pages are given back")
+
+
+@contextmanager
+def memory_group(nbytes: int) -> Iterator[Path]:
+    """A cgroup of version 1 that limits memory."""
+    own = next(cgroups("memory"), None)
+    if own is None or not (own / "memory.limit_in_bytes").exists():
+        pytest.skip("no cgroup of version 1 limits memory here")
+    group = own / f"aiflow-t-{os.getpid()}"
+    try:
+        group.mkdir()
+        (group / "memory.limit_in_bytes").write_text(str(nbytes))
+    except OSError as error:
+        pytest.skip(f"no cgroup can be made here: {error}")
+    try:
+        yield group
+    finally:
+        wait_for(lambda: not (group / "cgroup.procs").read_text(), "its processes have ended")
+        group.rmdir()
+
+
+def receive_within(pipe: Connection, endpoint: str, group: str) -> None:
+    with open(f"{group}/cgroup.procs", "w") as procs:
+        procs.write("0")
+    with aiflow.Receiver(endpoint, memory="1GiB") as rx:
+        pipe.send("open")
+        for time_slice in rx:
+            pipe.send(time_slice.nbytes)
+            if time_slice.nbytes == 1:
+                return
+
+
+@pytest.mark.root
+def test_a_slice_beyond_the_memory_of_the_container_is_refused_and_no_process_dies() -> None:
+    endpoint = f"local:{name()}"
+    with memory_group(256 * MiB) as group, Peer(receive_within, endpoint, str(group)) as receiver:
+        assert receiver.hear() == "open"
+        with aiflow.Sender(endpoint, peer_timeout=PATIENCE_S) as tx:
+            for nbytes in (32 * MiB, 512 * MiB, 48 * MiB, 1):
+                if nbytes > 256 * MiB:
+                    with pytest.raises(PoolExhausted, match="raise the memory limit of its container"):
+                        tx.send([bytes(nbytes)], timeout=PATIENCE_S)
+                    continue
+                tx.send([bytes(nbytes)], timeout=PATIENCE_S)
+                assert receiver.hear() == nbytes
+            receiver.ends()
+
+
+@pytest.mark.root
+def test_memory_for_local_senders_is_of_ordinary_pages_beside_hugepages() -> None:
+    with hugepages(200), Peer(receive_pattern, endpoint := f"local:{name()}") as receiver:
+        with aiflow.Sender(endpoint, peer_timeout=PATIENCE_S) as tx:
+            assert tx.send([content(1, 32 * MiB)], timeout=PATIENCE_S).placed_bytes == 32 * MiB
+        assert receiver.hear() == ("hugepages", True)
+        receiver.ends()
+
+
+def receive_pattern(pipe: Connection, endpoint: str) -> None:
+    from aiflow import _eal
+
+    os.environ.pop("AIFLOW_MEMORY", None)
+    with aiflow.Receiver(endpoint, memory="64MiB") as rx, rx.recv(timeout=PATIENCE_S) as time_slice:
+        pipe.send((_eal.memory_mode(), np.array_equal(time_slice[0].array, content(1, 32 * MiB))))

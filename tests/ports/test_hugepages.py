@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 import os
 import shutil
@@ -11,34 +10,14 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hugepage_pool import HUGEPAGES, hugepages, hugepages_free
 from subprocesses import environment, run
 from wait import wait_for
 
-HUGEPAGES = Path("/proc/sys/vm/nr_hugepages")
 root = pytest.mark.root
-
-
-@contextlib.contextmanager
-def hugepages(count: int) -> Iterator[None]:
-    """The system with `count` hugepages; skips where the kernel gives none."""
-    before = HUGEPAGES.read_text()
-    try:
-        HUGEPAGES.write_text(str(count))
-        if int(HUGEPAGES.read_text()) != count or hugepages_free() != count:
-            pytest.skip(f"there are no {count} free hugepages, or another program takes them")
-        yield
-    finally:
-        HUGEPAGES.write_text(before)
-
-
-def hugepages_free() -> int:
-    (line,) = (line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("HugePages_Free"))
-    return int(line.split()[1])
-
 
 START = """
     from aiflow import _eal

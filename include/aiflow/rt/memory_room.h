@@ -10,8 +10,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
-#define AF_ROOM_PATH 1024
+#define AF_ROOM_PATH 512
+#define AF_ROOM_GROUPS 8u
 #define AF_ROOM_UNLIMITED (1ull << 60) /* cgroup v1 writes a number like this for "no limit" */
 
 /* The number after `key` in a file; the first number for a NULL key. False if there is none ("max"). */
@@ -60,64 +62,29 @@ af_room_of_group(const char *group, bool v2)
 	return limit > used ? limit - used : 0;
 }
 
-/* The directory of this process's memory group, and where its hierarchy begins. False if it has none. */
-static inline bool
-af_room_group(char *path, size_t *root, bool *v2)
-{
-	FILE *file = fopen("/proc/self/cgroup", "re");
-	char line[AF_ROOM_PATH];
-	bool found = false;
-
-	while (file && !found && fgets(line, sizeof line, file)) {
-		char *controllers = strchr(line, ':'), *group = controllers ? strchr(controllers + 1, ':') : NULL;
-		FILE *controls;
-
-		if (!group)
-			continue;
-		*group++ = 0;
-		controllers++;
-		group[strcspn(group, "\n")] = 0;
-		*v2 = !*controllers;
-		if (!*v2 && strcmp(controllers, "memory"))
-			continue;
-		*root = (size_t)snprintf(path, AF_ROOM_PATH, "/sys/fs/cgroup%s", *v2 ? "" : "/memory");
-		snprintf(path + *root, AF_ROOM_PATH - *root, "%s", strcmp(group, "/") ? group : "");
-		strcat(path, "/memory.stat"); /* a container sees its own group as the root, under another name */
-		controls = fopen(path, "re");
-		path[strlen(path) - strlen("/memory.stat")] = 0;
-		if (!controls)
-			path[*root] = 0;
-		else
-			fclose(controls);
-		found = true;
-	}
-	if (file)
-		fclose(file);
-	return found;
-}
+/* The memory groups that limit this process. control: w before the first look */
+struct af_memory_groups {
+	uint32_t nb;
+	char paths[AF_ROOM_GROUPS][AF_ROOM_PATH];
+};
 
 /* Bytes that this process may still take. */
 static inline uint64_t
-af_memory_room(void)
+af_memory_room(const struct af_memory_groups *groups)
 {
-	char path[AF_ROOM_PATH + 64];
-	size_t root = 0;
-	bool v2 = false;
+	char limit[AF_ROOM_PATH + 64];
 	uint64_t room = UINT64_MAX, available;
 
 	if (af_room_number("/proc/meminfo", "MemAvailable", &available))
 		room = available * 1024;
-	if (!af_room_group(path, &root, &v2))
-		return room;
-	for (;;) {
-		uint64_t left = af_room_of_group(path, v2);
-		char *slash = strrchr(path + root, '/');
+	for (uint32_t i = 0; i < groups->nb; i++) {
+		uint64_t left;
 
+		snprintf(limit, sizeof limit, "%s/memory.max", groups->paths[i]);
+		left = af_room_of_group(groups->paths[i], access(limit, F_OK) == 0);
 		room = left < room ? left : room;
-		if (!slash)
-			return room;
-		*slash = 0;
 	}
+	return room;
 }
 
 #endif

@@ -26,6 +26,8 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include "aiflow/rt/memory_room.h"
+
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23 /* Linux 5.14 */
 #endif
@@ -33,6 +35,7 @@
 #define AF_ARENA_SMALL 65536u /* bytes: smaller blocks are charged with their padding */
 #define AF_ARENA_STEP (64u << 20) /* bytes by which the writable part of private memory grows */
 #define AF_ARENA_GRAIN (1u << 20) /* bytes of shared memory that are allocated at a time */
+#define AF_ARENA_SPARE (16u << 20) /* bytes that are left to the rest of the process */
 
 enum af_arena_kind {
 	AF_ARENA_NONE,    /* the elements stay in mbufs */
@@ -66,8 +69,7 @@ struct af_arena {
 	uint64_t warm; /* pages below are kept, pages above return to the kernel with their block; under the lock */
 	int fd;        /* of shared memory; -1: it is private */
 	uint8_t *grains; /* shared memory: which grains have all their pages; under the lock */
-	/* Bytes of memory that this process may still take; set before the first slice. NULL: no limit is looked at */
-	uint64_t (*room)(void);
+	const struct af_memory_groups *groups; /* that limit this process; NULL: no limit is looked at */
 	struct af_block first; /* sentinel */
 	uint64_t fenced; /* blocks; under the lock */
 	_Atomic uint32_t releases; /* blocks that were given back; any thread */
@@ -233,52 +235,48 @@ full:
 	return NULL;
 }
 
-/* Is there memory for so many more bytes? */
-static inline bool
-af_arena_has_room(const struct af_arena *arena, uint64_t nbytes)
+/* Bytes of pages that a block lacks; under the lock. */
+static inline uint64_t
+af_arena_lacks(const struct af_arena *arena, const struct af_block *block)
 {
-	return !arena->room || arena->room() > nbytes;
+	uint64_t end = block->offset + block->size, lacks = 0;
+
+	for (uint64_t grain = (block->offset + block->filled) / AF_ARENA_GRAIN; grain * AF_ARENA_GRAIN < end; grain++)
+		lacks += arena->grains[grain] ? 0 : AF_ARENA_GRAIN;
+	return lacks;
 }
 
 enum af_fill { AF_FILL_DONE, AF_FILL_MORE, AF_FILL_FAILED };
 
 /* Allocate the pages of a block, at most `most` bytes of fresh ones. AF_FILL_MORE: call it again. AF_FILL_FAILED: the
- * system has no memory for them, or a limit of this process's control group leaves too little. */
+ * system has no memory for them, or a control group leaves less than all of them and AF_ARENA_SPARE. */
 static inline enum af_fill
 af_arena_fill(struct af_arena *arena, struct af_block *block, uint64_t most)
 {
 	enum af_fill result = AF_FILL_DONE;
-	uint64_t end = block->offset + block->size, fresh = 0;
-	bool allowed = false;
+	uint64_t end = block->offset + block->size, fresh = 0, lacks;
 
 	if (arena->fd < 0)
 		return AF_FILL_DONE;
 	pthread_mutex_lock(&arena->lock);
-	for (uint64_t at = block->offset + block->filled; at < end && result == AF_FILL_DONE;) {
-		uint64_t grain = at / AF_ARENA_GRAIN, from = grain * AF_ARENA_GRAIN, until = from + AF_ARENA_GRAIN;
+	lacks = af_arena_lacks(arena, block);
+	if (lacks && arena->groups && af_memory_room(arena->groups) < lacks + AF_ARENA_SPARE)
+		result = AF_FILL_FAILED;
+	while (block->filled < block->size && result == AF_FILL_DONE) {
+		uint64_t grain = (block->offset + block->filled) / AF_ARENA_GRAIN, from = grain * AF_ARENA_GRAIN,
+			 until = from + AF_ARENA_GRAIN;
 
 		if (until > arena->address_space)
 			until = arena->address_space;
-		if (!arena->grains[grain]) {
-			if (fresh >= most) {
-				result = AF_FILL_MORE;
-				break;
-			}
-			if (!allowed &&
-			    !af_arena_has_room(arena, (end - at < most ? end - at : most) + AF_ARENA_GRAIN)) {
-				result = AF_FILL_FAILED;
-				break;
-			}
-			allowed = true;
-			if (fallocate(arena->fd, 0, (off_t)from, (off_t)(until - from))) {
-				result = AF_FILL_FAILED;
-				break;
-			}
+		if (!arena->grains[grain] && fresh >= most) {
+			result = AF_FILL_MORE;
+		} else if (!arena->grains[grain] && fallocate(arena->fd, 0, (off_t)from, (off_t)(until - from))) {
+			result = AF_FILL_FAILED;
+		} else {
+			fresh += arena->grains[grain] ? 0 : until - from;
 			arena->grains[grain] = 1;
-			fresh += until - from;
+			block->filled = (until < end ? until : end) - block->offset;
 		}
-		at = until;
-		block->filled = (until < end ? until : end) - block->offset;
 	}
 	pthread_mutex_unlock(&arena->lock);
 	return result;
@@ -292,7 +290,7 @@ af_arena_warm(struct af_arena *arena)
 	struct af_block whole = {.size = arena->limit};
 	enum af_fill fill = AF_FILL_FAILED;
 
-	if (!arena->base || !af_arena_has_room(arena, arena->limit))
+	if (!arena->base || (arena->groups && af_memory_room(arena->groups) < arena->limit + AF_ARENA_SPARE))
 		return false;
 	if (arena->fd < 0)
 		return af_arena_grow(arena, arena->limit) &&

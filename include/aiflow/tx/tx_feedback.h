@@ -13,6 +13,8 @@ af_tx_error_of(uint32_t reason)
 	switch (reason) {
 	case AF_VOID_TOO_LARGE:
 		return AF_TX_TOO_LARGE;
+	case AF_VOID_NO_PAGES:
+		return AF_TX_NO_PAGES;
 	case AF_VOID_INTEGRITY:
 		return AF_TX_INTEGRITY;
 	case AF_VOID_UNKNOWN:

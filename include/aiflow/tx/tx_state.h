@@ -48,12 +48,13 @@ enum af_tx_state { AF_TX_QUEUED, AF_TX_ASKING, AF_TX_FLOWING, AF_TX_DONE, AF_TX_
 	X(AF_TX_NO_MEMORY, "no_memory")   /* no memory for its tables */ \
 	X(AF_TX_UNKNOWN, "unknown")       /* the receiver does not know what its manifest says */ \
 	X(AF_TX_FAILED_BY_USER, "failed") /* the receiver's user could not use it */ \
-	X(AF_TX_STALLED, "stalled")       /* the receiver answers, and takes none of its frames */
+	X(AF_TX_STALLED, "stalled")       /* the receiver answers, and takes none of its frames */ \
+	X(AF_TX_NO_PAGES, "no_pages")     /* the receiver's system has no memory for it */
 /* clang-format on */
 
 enum af_tx_error { AF_TX_ERROR_LIST(AF_TABLE_SYMBOL) AF_NB_TX_ERRORS };
 
-_Static_assert(AF_NB_TX_ERRORS == 14,
+_Static_assert(AF_NB_TX_ERRORS == 15,
 	       "give users a text for the new error (aiflow/_transfer/result.py), and count it here");
 
 static inline const char *

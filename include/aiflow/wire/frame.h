@@ -199,7 +199,8 @@ enum af_void_reason {
 	AF_VOID_CANCELLED,
 	AF_VOID_SILENCE,
 	AF_VOID_UNKNOWN, /* its manifest has something that this receiver does not know; the text says what */
-	AF_VOID_FAILED /* the receiver's user could not use it; the text says which elements, and why */
+	AF_VOID_FAILED, /* the receiver's user could not use it; the text says which elements, and why */
+	AF_VOID_NO_PAGES /* its memory= has room, its system has none; the detail says how many bytes there are */
 };
 
 /* Why a frame was not taken. Every drop is counted under one of these. The numbers are the wire's (`drop` of
