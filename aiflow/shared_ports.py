@@ -171,8 +171,9 @@ class _Group:
         list of dict
             For each endpoint: ``endpoint`` (as typed), ``driver`` (DPDK's name), ``nb_ports`` (asked for), ``memory``
             (the EAL's memory mode), ``state`` ("up", "no carrier", "down", "removed", or "no peer" for a named
-            endpoint), ``hints`` (facts that may keep frames from getting through), ``users`` (the Senders and
-            Receivers on it).
+            endpoint), ``hints`` (facts that may keep frames from getting through), ``data`` ("placed": senders write
+            straight into the receiver's memory; "carried": frames bring the bytes; "" for a named endpoint without a
+            peer), ``users`` (the Senders and Receivers on it).
         """
         rows = {}
         for opening in list(self._openings):

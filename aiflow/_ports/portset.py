@@ -187,7 +187,8 @@ class PortSet:
         list of dict
             For each endpoint: ``endpoint`` (as typed), ``driver`` (DPDK's name), ``nb_ports`` (asked for), ``memory``
             (the EAL's memory mode), ``state`` ("up", "no carrier", "down", "removed", "no peer" or "closed"), ``hints``
-            (those of its ports: see `hints`).
+            (those of its ports: see `hints`), ``data`` ("placed": senders write into the receiver's memory; "carried":
+            frames bring the bytes; "": no peer).
         """
         rows = []
         watched = self._watched_now()
@@ -205,6 +206,7 @@ class PortSet:
                     "memory": _eal.memory_mode(),
                     "state": self._state(endpoint),
                     "hints": [hint for each in watched if each.endpoint == endpoint for hint in each.hints()],
+                    "data": self._data_way(endpoint),
                 }
             )
         return rows
@@ -241,6 +243,11 @@ class PortSet:
         if not any(_belongs(port, endpoint) for port in self.ports()):
             return "no peer" if endpoint.scheme in SHARED_MEMORY else "closed"
         return "up"
+
+    def _data_way(self, endpoint: Endpoint) -> str:
+        if endpoint.scheme not in SHARED_MEMORY:
+            return "carried"
+        return next(filter(None, (each.data_way(endpoint) for each in list(self._rendezvous))), "")
 
     def serve(self, role: str) -> None:
         """A Sender or Receiver (its `role`) comes to these ports: claim the interfaces for it.

@@ -268,6 +268,13 @@ class Rendezvous:
     def _memories(self) -> list[Memory]:
         return self._hooks.memories() if self._hooks.memories is not None else []
 
+    def data_way(self, endpoint: Endpoint) -> str:
+        """How payloads of an endpoint's peers travel: "placed" or "carried"; "" without a peer."""
+        ups = [each for each in list(self._connections) if each.endpoint == endpoint and each.state == "up"]
+        if any(each.sharing is not None and (each.sharing.epochs or self._memories()) for each in ups):
+            return "placed"
+        return "carried" if ups else ""
+
     def share(self, memory: Memory) -> None:
         """A Receiver has joined our ports: pass its memory to all peers. From any thread."""
         for connection in list(self._connections):
