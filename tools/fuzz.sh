@@ -11,7 +11,7 @@ shift
 [ $# -gt 0 ] || set -- parser receiver sender
 root=$PWD build=${FUZZ_DIR:-$PWD/build/fuzz} cc=${CC:-clang}
 sanitizers=address,undefined
-flags=(-g -O2 -march=native -std=gnu11 -pthread -I "$root/include" -fno-sanitize-recover=undefined)
+flags=(-g -O2 -march=native -std=gnu11 -D_GNU_SOURCE -pthread -I "$root/include" -fno-sanitize-recover=undefined)
 
 command -v "$cc" >/dev/null || { echo "aiflow: $cc is missing: apt-get install clang libclang-rt-dev" >&2; exit 1; }
 mkdir -p "$build/seeds" "$build/findings"

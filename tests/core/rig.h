@@ -86,7 +86,7 @@ rig_begin(struct rig *rig, uint32_t nb_ports, uint64_t limit)
 	memset(rig, 0, sizeof *rig);
 	rig->now = RIG_START;
 	rig->nb_ports = nb_ports;
-	CHECK(!af_arena_init(&rig->arena, limit, true));
+	CHECK(!af_arena_init(&rig->arena, limit, AF_ARENA_PRIVATE));
 	rig_make_tx(&rig->tx, nb_ports, 7, rig->now);
 	rig_make_rx(&rig->rx, &rig->arena, nb_ports, 2);
 }
@@ -210,6 +210,7 @@ rig_slice_free(struct af_tx_slice *s)
 	free(s->first_chunk);
 	free(s->acked);
 	free(s->text);
+	af_tx_forget_places(s);
 	free(s);
 }
 

@@ -180,7 +180,7 @@ make_peers(uint64_t now)
 	af_numbers_init(&numbers, (uint64_t[]){(uint64_t)o.seed, 1});
 	rx = calloc(1, sizeof *rx);
 	trunk = (struct fifo){.ring = calloc(4096, sizeof(struct packet)), .size = 4096};
-	af_arena_init(&arena, 1u << 30, true);
+	af_arena_init(&arena, 1u << 30, AF_ARENA_PRIVATE);
 	af_rx_init(rx);
 	rx->numbers = &numbers;
 	rx->arena = &arena;

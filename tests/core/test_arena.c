@@ -14,7 +14,7 @@ it_ends_at_its_limit_and_begins_again(void)
 {
 	struct af_block *blocks[8];
 
-	CHECK(!af_arena_init(&arena, 8 * MB, true));
+	CHECK(!af_arena_init(&arena, 8 * MB, AF_ARENA_PRIVATE));
 	for (int i = 0; i < 8; i++) {
 		CHECK((blocks[i] = af_arena_take(&arena, MB, MB)) != NULL);
 		CHECK_EQUAL(arena.used, (i + 1) * MB);
@@ -39,7 +39,7 @@ the_lowest_place_that_fits_is_used_again(void)
 {
 	struct af_block *a, *b, *c, *d;
 
-	CHECK(!af_arena_init(&arena, 64 * MB, true));
+	CHECK(!af_arena_init(&arena, 64 * MB, AF_ARENA_PRIVATE));
 	a = af_arena_take(&arena, MB, MB);
 	b = af_arena_take(&arena, 2 * MB, 2 * MB);
 	c = af_arena_take(&arena, MB, MB);
@@ -67,7 +67,7 @@ blocks_never_overlap_whatever_the_order(void)
 	uint8_t marks[40];
 	uint64_t sizes[40], charged = 0, refused = 0;
 
-	CHECK(!af_arena_init(&arena, 16 * MB, true));
+	CHECK(!af_arena_init(&arena, 16 * MB, AF_ARENA_PRIVATE));
 	for (int step = 0; step < 3000; step++) {
 		uint32_t i = check_random(40);
 
@@ -110,7 +110,7 @@ a_gap_is_used_to_its_last_page(void)
 {
 	struct af_block *a, *b, *c;
 
-	CHECK(!af_arena_init(&arena, 16 * MB, true));
+	CHECK(!af_arena_init(&arena, 16 * MB, AF_ARENA_PRIVATE));
 	a = af_arena_take(&arena, MB, MB);
 	b = af_arena_take(&arena, MB, MB);
 	c = af_arena_take(&arena, MB, MB);
@@ -128,7 +128,7 @@ memory_becomes_writable_as_it_is_taken(void)
 {
 	struct af_block *blocks[40];
 
-	CHECK(!af_arena_init(&arena, 200 * MB, true));
+	CHECK(!af_arena_init(&arena, 200 * MB, AF_ARENA_PRIVATE));
 	for (int i = 0; i < 40; i++) { /* past several steps of growth */
 		blocks[i] = af_arena_take(&arena, 5 * MB, 5 * MB);
 		CHECK(blocks[i]);
@@ -161,12 +161,12 @@ a_small_slice_is_charged_its_page(void)
 {
 	struct af_block *block;
 
-	CHECK(!af_arena_init(&arena, MB, true));
+	CHECK(!af_arena_init(&arena, MB, AF_ARENA_PRIVATE));
 	block = af_arena_take(&arena, 10, 10);
 	CHECK_EQUAL(arena.used, 4096);
 	af_arena_give(&arena, block);
 	af_arena_free(&arena, true);
-	CHECK(!af_arena_init(&arena, 100, true)); /* but never more than there is */
+	CHECK(!af_arena_init(&arena, 100, AF_ARENA_PRIVATE)); /* but never more than there is */
 	block = af_arena_take(&arena, 10, 10);
 	CHECK(block);
 	CHECK_EQUAL(arena.used, 100);
@@ -179,7 +179,7 @@ without_memory_only_the_count_matters(void)
 {
 	struct af_block *a, *b;
 
-	CHECK(!af_arena_init(&arena, 1000, false));
+	CHECK(!af_arena_init(&arena, 1000, AF_ARENA_NONE));
 	CHECK(!arena.base);
 	CHECK((a = af_arena_take(&arena, 0, 600)) != NULL);
 	CHECK(!af_arena_take(&arena, 0, 401));
@@ -197,7 +197,7 @@ trimming_keeps_what_is_held_and_clears_the_rest(void)
 {
 	struct af_block *gone, *held;
 
-	CHECK(!af_arena_init(&arena, 16 * MB, true));
+	CHECK(!af_arena_init(&arena, 16 * MB, AF_ARENA_PRIVATE));
 	gone = af_arena_take(&arena, MB, MB);
 	held = af_arena_take(&arena, MB, MB);
 	memset(arena.base, 0xee, 2 * MB);
@@ -233,7 +233,7 @@ any_thread_gives_back(void)
 {
 	pthread_t threads[3];
 
-	CHECK(!af_arena_init(&arena, MB, true));
+	CHECK(!af_arena_init(&arena, MB, AF_ARENA_PRIVATE));
 	for (int i = 0; i < 3; i++)
 		CHECK(!pthread_create(&threads[i], NULL, take_and_give, NULL));
 	for (int i = 0; i < 3; i++)

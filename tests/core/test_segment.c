@@ -57,7 +57,8 @@ pieces_of_an_element_cover_it(void)
 	for (uint32_t seq = 0; seq < 4; seq++) {
 		struct af_frame f = {0};
 
-		CHECK_EQUAL(af_tx_segment(s, 0, offset, false, payload, &f), seq == 3);
+		CHECK_EQUAL(af_tx_segment(s, 0, offset, &f), seq == 3);
+		af_tx_carry(s, AF_REFER_NONE, payload, &f);
 		CHECK_EQUAL(f.kind, AF_DATA);
 		CHECK_EQUAL(f.seq, seq);
 		CHECK_EQUAL(f.end, seq == 3);
@@ -77,18 +78,26 @@ small_elements_share_a_frame(void)
 	uint8_t payload[RIG_PAYLOAD];
 	struct af_frame f = {0};
 
-	CHECK_EQUAL(af_tx_segment(s, 0, 0, false, payload, &f), 3);
+	CHECK_EQUAL(af_tx_segment(s, 0, 0, &f), 3);
+	af_tx_carry(s, AF_REFER_NONE, payload, &f);
 	CHECK_EQUAL(f.kind, AF_PACKED);
 	CHECK_EQUAL(f.seq, 3);
 	CHECK_EQUAL(f.end, 1);
 	CHECK_EQUAL(f.nbytes, RIG_PAYLOAD);
 	CHECK(!f.payload); /* they lie apart: copied at once */
 	CHECK(!memcmp(payload, s->elements[0].ptr, 1000) && !memcmp(payload + 1000, s->elements[2].ptr, 460));
-	CHECK_EQUAL(af_tx_segment(s, 3, 0, false, payload, &f), 4);
+	CHECK_EQUAL(af_tx_segment(s, 3, 0, &f), 4);
 	CHECK_EQUAL(f.kind, AF_DATA); /* alone */
 	CHECK_EQUAL(f.seq, 0);
 	CHECK_EQUAL(f.nbytes, 1);
 	end(s);
+}
+
+static void
+carried(const struct af_tx_slice *s, uint8_t by_reference, uint8_t *payload, struct af_frame *f)
+{
+	af_tx_segment(s, 0, 16000, f);
+	af_tx_carry(s, by_reference, payload, f);
 }
 
 static void
@@ -101,20 +110,20 @@ long_payloads_stay_where_they_are_by_reference(void)
 	uint8_t payload[1];
 	struct af_frame f = {0};
 
-	af_tx_segment(&s, 0, 16000, true, payload, &f);
+	carried(&s, AF_REFER_ALL, payload, &f);
 	CHECK(!f.to && f.payload == element.ptr + 16000);
-	af_tx_segment(&s, 0, 16000, false, payload, &f);
+	carried(&s, AF_REFER_NONE, payload, &f);
 	CHECK(f.to == payload);
 	element.nbytes = 16000 + AF_TAIL_LEAST - 1; /* a short rest is copied */
-	af_tx_segment(&s, 0, 16000, true, payload, &f);
+	carried(&s, AF_REFER_ALL, payload, &f);
 	CHECK(f.to == payload);
 	element.nbytes = 100000;
-	af_tx_segment(&s, 0, 16000, AF_REFER_OWNED, payload, &f); /* a card reads only memory that has an owner */
+	carried(&s, AF_REFER_OWNED, payload, &f); /* a card reads only memory that has an owner */
 	CHECK(f.to == payload);
 	element.owner = &s;
-	af_tx_segment(&s, 0, 16000, AF_REFER_OWNED, payload, &f);
+	carried(&s, AF_REFER_OWNED, payload, &f);
 	CHECK(!f.to && f.payload == element.ptr + 16000);
-	af_tx_segment(&s, 0, 16000, AF_REFER_NONE, payload, &f);
+	carried(&s, AF_REFER_NONE, payload, &f);
 	CHECK(f.to == payload);
 }
 
@@ -242,7 +251,7 @@ pieces_of_a_manifest_join_to_it(void)
 	for (uint32_t chunk = 0; chunk < 3; chunk++) {
 		struct af_frame f = {0};
 
-		af_tx_fill(s, chunk, NULL, false, payload, &f);
+		af_tx_fill(s, chunk, payload, &f);
 		CHECK_EQUAL(f.kind, AF_MANIFEST);
 		CHECK_EQUAL(f.seq, chunk);
 		CHECK_EQUAL(f.element, s->manifest_bytes);

@@ -104,7 +104,7 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	struct record r;
 
 	if (!assembled.limit &&
-	    (af_arena_init(&assembled, 4u << 20, true) || af_arena_init(&in_place, 4u << 20, false)))
+	    (af_arena_init(&assembled, 4u << 20, AF_ARENA_PRIVATE) || af_arena_init(&in_place, 4u << 20, AF_ARENA_NONE)))
 		return 0;
 	if (!size)
 		return 0;

@@ -47,7 +47,7 @@ ELEMENTS: dict[str, Any] = {
 def built(directory: Path) -> Path:
     program = directory / "simulate"
     # Floating point must not depend on this CPU.
-    flags = ["-std=gnu11", "-O2", "-ffp-contract=off", "-w", "-pthread", "-I", str(ROOT / "include")]
+    flags = ["-std=gnu11", "-D_GNU_SOURCE", "-O2", "-ffp-contract=off", "-w", "-pthread", "-I", str(ROOT / "include")]
     source = ROOT / "tests/core/simulate.c"
     subprocess.run(["gcc", *flags, str(source), "-o", str(program)], check=True, timeout=250)
     return program

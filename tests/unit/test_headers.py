@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 HEADERS = {path.stem: path for path in sorted((ROOT / "include/aiflow").rglob("*.h"))}
 TESTS = {path.stem.removeprefix("test_"): path for path in sorted((ROOT / "tests/core").glob("test_*.c"))}
 FLAGS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-Wall", "-Wextra", "-Werror"]
-FLAGS += ["-std=gnu11", "-O0", "-g1", "-pthread", "-I", str(ROOT / "include")]
+FLAGS += ["-std=gnu11", "-D_GNU_SOURCE", "-O0", "-g1", "-pthread", "-I", str(ROOT / "include")]
 
 
 def test_headers_and_tests_belong_together_one_to_one() -> None:

@@ -43,7 +43,7 @@ FAULTS = (
     "cancel",
     "starved",
 )
-FAST = ["-std=gnu11", "-O2", "-march=native", "-w", "-pthread"]
+FAST = ["-std=gnu11", "-D_GNU_SOURCE", "-O2", "-march=native", "-w", "-pthread"]
 
 # A bug planted in a copy of the headers: what it is, where, the code as it is, the code with the bug.
 PLANTED = {
