@@ -11,6 +11,7 @@
 #define RIG_STEP 100000ull /* ns */
 #define RIG_FRAME 1514u
 #define RIG_PAYLOAD 1460u
+#define RIG_WRITER 31u /* the connection over which the sender may write to the receiver's memory */
 #define MS 1000000ull
 
 enum rig_way { TO_RECEIVER, TO_SENDER };
@@ -24,6 +25,7 @@ struct rig {
 	/* Does this frame pass? NULL: all do. A test may change it. */
 	bool (*passes)(enum rig_way way, uint32_t port, uint8_t *frame, uint32_t len);
 	uint64_t nb_frames[2];
+	struct af_shared shared; /* what the sender's process has mapped of the receiver's */
 };
 
 static struct af_numbers rig_numbers = {.key = {1, 2}}; /* of both ends: as in one process */
@@ -91,11 +93,34 @@ rig_begin(struct rig *rig, uint32_t nb_ports, uint64_t limit)
 	rig_make_rx(&rig->rx, &rig->arena, nb_ports, 2);
 }
 
+/* The receiver shares its memory with the sender, which has a mapping of its own. Before they meet. */
+static inline void
+rig_share(struct rig *rig)
+{
+	uint64_t nbytes, limit = rig->arena.limit;
+	uint8_t *base;
+
+	af_arena_free(&rig->arena, true);
+	CHECK(!af_arena_init(&rig->arena, limit, AF_ARENA_SHARED));
+	CHECK(rig->arena.fd >= 0);
+	nbytes = rig->arena.address_space;
+	base = mmap(NULL, nbytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, rig->arena.fd, 0);
+	CHECK(base != MAP_FAILED);
+	af_shared_add(&rig->shared, base, nbytes, rig->rx.epoch);
+	rig->rx.checks_places = true;
+	for (uint32_t p = 0; p < rig->nb_ports; p++) {
+		rig->rx.ports[p].p.writer = RIG_WRITER;
+		rig->tx.ports[p].p.shared = &rig->shared;
+	}
+}
+
 static inline void
 rig_end(struct rig *rig)
 {
 	af_rx_free(&rig->rx);
 	CHECK_EQUAL(rig->arena.used, 0);
+	for (uint32_t i = 0; i < AF_MOST_SHARED && rig->shared.memories[i].base; i++)
+		munmap(rig->shared.memories[i].base, rig->shared.memories[i].nbytes);
 	af_arena_free(&rig->arena, true);
 	free(rig->tx.retransmit);
 }

@@ -408,7 +408,8 @@ main(int argc, char **argv)
 		return 2;
 	for (int i = 0; i < MAX_RECEIVERS; i++)
 		for (int keeps = 0; keeps < 2; keeps++)
-			if (af_arena_init(&receivers[i].arenas[keeps], 64u << 20, keeps ? AF_ARENA_NONE : AF_ARENA_PRIVATE))
+			if (af_arena_init(&receivers[i].arenas[keeps], 64u << 20,
+					  keeps ? AF_ARENA_NONE : AF_ARENA_PRIVATE))
 				return 2;
 	asked = o;
 	for (int i = 0; i < asked.seeds; i++) {

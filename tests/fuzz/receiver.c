@@ -103,8 +103,8 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	uint64_t now = 1000000000;
 	struct record r;
 
-	if (!assembled.limit &&
-	    (af_arena_init(&assembled, 4u << 20, AF_ARENA_PRIVATE) || af_arena_init(&in_place, 4u << 20, AF_ARENA_NONE)))
+	if (!assembled.limit && (af_arena_init(&assembled, 4u << 20, AF_ARENA_PRIVATE) ||
+				 af_arena_init(&in_place, 4u << 20, AF_ARENA_NONE)))
 		return 0;
 	if (!size)
 		return 0;

@@ -14,7 +14,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 SEEDS = 8
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
-FLAGS = [*SANITIZERS, "-std=gnu11", "-D_GNU_SOURCE", "-O1", "-g", "-Wall", "-Wextra", "-Wno-unused-parameter", "-pthread"]
+FLAGS = [*SANITIZERS, "-std=gnu11", "-D_GNU_SOURCE", "-O1", "-g", "-pthread"]
+FLAGS += ["-Wall", "-Wextra", "-Wno-unused-parameter"]
 
 Outcome = dict[str, Any]
 

@@ -43,10 +43,13 @@ enum af_arena_kind {
 	AF_ARENA_SHARED
 };
 
-/* The process that may write into a block. */
+#define AF_NO_INSTANCE UINT64_MAX /* of no sender: an instance has 48 bits */
+
+/* Who may write into a block. */
 struct af_writer {
-	uint32_t connection; /* over which it has mapped the memory; 0: no process writes */
-	uint64_t instance;   /* of its sender, without the bits that count lives */
+	uint32_t connection; /* over which its process has mapped the memory; 0: no process writes */
+	uint16_t life;       /* the session of its sender, */
+	uint64_t instance;   /* … which is this one */
 };
 
 struct af_block {
@@ -357,16 +360,18 @@ af_arena_fence(struct af_arena *arena, struct af_block *block, struct af_writer 
 	atomic_fetch_add_explicit(&arena->releases, 1, memory_order_release);
 }
 
-/* A writer has said that it is done, or is dead: lift its fences. Those of all senders of a `connection`, or of one
- * sender's `instance`; 0: not asked for. */
+/* Writers have said that they are done, or are dead: lift their fences. Those of all senders of a connection, unless it
+ * is 0, and of the earlier lives of an instance: a late HELLO of the life that writes lifts nothing. */
 static inline void
-af_arena_lift(struct af_arena *arena, uint32_t connection, uint64_t instance)
+af_arena_lift(struct af_arena *arena, struct af_writer done)
 {
 	pthread_mutex_lock(&arena->lock);
 	for (struct af_block *at = arena->first.next, *next; at != &arena->first && arena->fenced; at = next) {
+		bool gone = done.connection && at->writer.connection == done.connection;
+
 		next = at->next;
-		if (!at->fenced || !((connection && at->writer.connection == connection) ||
-				     (instance && at->writer.instance == instance)))
+		gone |= at->writer.instance == done.instance && (int16_t)(uint16_t)(done.life - at->writer.life) > 0;
+		if (!at->fenced || !gone)
 			continue;
 		af_arena_return(arena, at->offset, at->size); /* it may have filled the hole */
 		arena->fenced--;

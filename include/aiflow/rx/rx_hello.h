@@ -50,7 +50,7 @@ af_rx_open_session(struct af_rx *rx, uint64_t sender, uint32_t peer, const char 
 		af_rx_forget(rx, i--);
 	}
 	if (rx->arena->fenced)
-		af_arena_lift(rx->arena, 0, sender >> AF_LIFE_BITS);
+		af_arena_lift(rx->arena, af_rx_writer_of(sender, 0));
 	if (rx->nb_sessions == AF_SESSIONS)
 		af_rx_make_room(rx);
 	if (rx->nb_sessions == AF_SESSIONS || !(session = calloc(1, sizeof *session)))

@@ -24,11 +24,18 @@ af_rx_slice_free(struct af_rx_slice *s, void (*release)(void *handle))
 	free(s);
 }
 
+static inline struct af_writer
+af_rx_writer_of(uint64_t sender, uint32_t connection)
+{
+	return (struct af_writer){
+		.connection = connection, .life = (uint16_t)sender, .instance = sender >> AF_LIFE_BITS};
+}
+
 /* Fence the memory of slices that their sender may still write to: it has not said that it is done. */
 static inline void
 af_rx_fence(struct af_rx *rx, struct af_rx_session *session)
 {
-	struct af_writer writer = {.connection = session->writer, .instance = session->sender >> AF_LIFE_BITS};
+	struct af_writer writer = af_rx_writer_of(session->sender, session->writer);
 
 	for (uint32_t i = 0; i < AF_RX_SLOTS && session->writer; i++) {
 		struct af_rx_slot *slot = &session->slots[i];
@@ -47,7 +54,7 @@ af_rx_writer_gone(struct af_rx *rx, uint32_t connection)
 	for (uint32_t i = 0; i < rx->nb_sessions; i++)
 		if (rx->sessions[i]->writer == connection)
 			rx->sessions[i]->writer = 0;
-	af_arena_lift(rx->arena, connection, 0);
+	af_arena_lift(rx->arena, (struct af_writer){.connection = connection, .instance = AF_NO_INSTANCE});
 }
 
 /* Free a slot's slice, and leave the slot in this state. */
@@ -130,6 +137,11 @@ af_rx_silence(struct af_rx *rx, struct af_rx_session *session)
 static inline void
 af_rx_end_session(struct af_rx *rx, struct af_rx_session *session)
 {
+	struct af_writer done = af_rx_writer_of(session->sender, 0);
+
+	done.life++; /* this life is done, too */
+	if (rx->arena->fenced)
+		af_arena_lift(rx->arena, done);
 	if (session->closed)
 		return;
 	rx->nb_seen += !session->spoke;
@@ -138,8 +150,6 @@ af_rx_end_session(struct af_rx *rx, struct af_rx_session *session)
 	rx->changed = true;
 	for (uint32_t i = 0; i < AF_RX_SLOTS; i++)
 		af_rx_drop_slot(rx, &session->slots[i], AF_RX_EMPTY);
-	if (rx->arena->fenced)
-		af_arena_lift(rx->arena, 0, session->sender >> AF_LIFE_BITS);
 }
 
 /* This receiver goes, while its ports may stay: say so on every path, and answer no HELLO any more. */
