@@ -38,6 +38,22 @@ put(uint32_t id, enum af_rx_state state)
 	return slot;
 }
 
+/* The same of one that flows, and whose sender may write to its block. */
+static inline struct af_rx_slot *
+put_placed(uint32_t id)
+{
+	struct af_rx_slot *slot = put(id, AF_RX_FLOWING);
+
+	session->writer = RIG_WRITER;
+	slot->slice->inlined = false;
+	slot->slice->has_place = true;
+	slot->slice->block = af_arena_take(&rig.arena, 100000, 100000);
+	CHECK(slot->slice->block);
+	CHECK_EQUAL(af_arena_fill(&rig.arena, slot->slice->block, 1 << 20), AF_FILL_DONE);
+	rig.rx.flowing++;
+	return slot;
+}
+
 /* The next frame of the receiver's first port; false when it has none. */
 static inline bool
 said(struct af_frame *f)

@@ -135,6 +135,122 @@ slices_are_granted_first_come_first_served_as_memory_comes_back(void)
 	rig_end(&rig);
 }
 
+static uint64_t room_bytes;
+static uint32_t nb_looks;
+
+static uint64_t
+room(void)
+{
+	nb_looks++;
+	return room_bytes;
+}
+
+static void
+begin_shared(uint64_t limit)
+{
+	rig_begin(&rig, 1, limit);
+	rig_share(&rig);
+	rig.arena.room = room;
+	rig_open(&rig);
+	session = rig.rx.sessions[0];
+	number = session->paths[0].pn.next;
+}
+
+static void
+pages_come_over_several_ticks_and_then_the_grant(void)
+{
+	static const uint64_t sizes[] = {3 * AF_RX_FILL_BYTES - 5};
+	struct af_tx_slice *s = asking(1, sizes);
+
+	room_bytes = UINT64_MAX;
+	begin_shared(32 << 20);
+	CHECK_EQUAL(tell(s, 1, 0, RIG_PAYLOAD), AF_OK);
+	for (uint32_t steps = 1; steps < 3; steps++) {
+		CHECK_EQUAL(session->granted, 1);
+		CHECK_EQUAL(session->slots[1].state, AF_RX_WAITING);
+		CHECK(rig.rx.filling);
+		CHECK_EQUAL(session->slots[1].slice->block->filled, steps * AF_RX_FILL_BYTES);
+		CHECK_EQUAL(af_rx_due(&rig.rx, rig.now), rig.now); /* the loop does not sleep meanwhile */
+		af_rx_tick(&rig.rx, rig.now);
+	}
+	CHECK(!rig.rx.filling);
+	CHECK_EQUAL(session->granted, 2);
+	CHECK_EQUAL(session->slots[1].state, AF_RX_FLOWING);
+	CHECK(session->slots[1].slice->has_place);
+	rig_slice_free(s);
+	rig_end(&rig);
+}
+
+static void
+a_slice_that_leaves_while_its_pages_come_gives_them_back(void)
+{
+	static const uint64_t sizes[] = {3 * AF_RX_FILL_BYTES};
+	struct af_tx_slice *s = asking(1, sizes);
+
+	room_bytes = UINT64_MAX;
+	begin_shared(32 << 20);
+	CHECK_EQUAL(tell(s, 1, 0, RIG_PAYLOAD), AF_OK);
+	CHECK_EQUAL(tell(s, 2, 0, RIG_PAYLOAD), AF_OK);
+	CHECK(rig.rx.filling && rig.arena.used);
+	af_rx_refuse(&rig.rx, session, &session->slots[1], AF_VOID_CANCELLED, 0);
+	CHECK(!rig.rx.filling);
+	CHECK_EQUAL(rig.arena.used, 0);
+	CHECK_EQUAL(rig.arena.fenced, 0); /* its place was told to nobody */
+	for (int i = 0; i < 5; i++)
+		af_rx_tick(&rig.rx, rig.now);
+	CHECK_EQUAL(session->slots[2].state, AF_RX_FLOWING);
+	rig_slice_free(s);
+	rig_end(&rig);
+}
+
+static void
+without_pages_a_slice_waits_for_those_that_are_held(void)
+{
+	static const uint64_t sizes[] = {2 << 20};
+	struct af_tx_slice *s = asking(1, sizes);
+	uint32_t looks;
+
+	room_bytes = UINT64_MAX;
+	begin_shared(32 << 20);
+	CHECK_EQUAL(tell(s, 1, 0, RIG_PAYLOAD), AF_OK);
+	CHECK_EQUAL(session->granted, 2);
+	room_bytes = 1000;
+	CHECK_EQUAL(tell(s, 2, 0, RIG_PAYLOAD), AF_OK);
+	CHECK_EQUAL(session->slots[2].state, AF_RX_WAITING);
+	CHECK(!session->slots[2].slice->block);
+	af_rx_tick(&rig.rx, rig.now);
+	looks = nb_looks;
+	for (int i = 0; i < 10; i++)
+		af_rx_tick(&rig.rx, rig.now);
+	CHECK_EQUAL(nb_looks, looks); /* the kernel's files are read when something has changed, not by each tick */
+	af_rx_drop_slot(&rig.rx, &session->slots[1], AF_RX_VOID);
+	CHECK_EQUAL(rig.arena.used, 0);
+	for (int i = 0; i < 5; i++)
+		af_rx_tick(&rig.rx, rig.now);
+	CHECK_EQUAL(session->slots[2].state, AF_RX_FLOWING); /* in pages that came back */
+	rig_slice_free(s);
+	rig_end(&rig);
+}
+
+static void
+without_pages_and_with_nothing_held_a_slice_is_refused(void)
+{
+	static const uint64_t large[] = {2 << 20}, small[] = {5000};
+	struct af_tx_slice *s = asking(1, large), *t = asking(1, small);
+
+	begin_shared(32 << 20);
+	room_bytes = 2 << 20;
+	CHECK_EQUAL(tell(s, 1, 0, RIG_PAYLOAD), AF_OK);
+	CHECK_EQUAL(void_of(1), AF_VOID_TOO_LARGE);
+	CHECK_EQUAL(AF_BE64(session->voids[1].detail), 2 << 20); /* what is left is told */
+	CHECK_EQUAL(rig.arena.used, 0);
+	CHECK_EQUAL(tell(t, 2, 0, RIG_PAYLOAD), AF_OK); /* a smaller one passes */
+	CHECK_EQUAL(session->slots[2].state, AF_RX_FLOWING);
+	rig_slice_free(s);
+	rig_slice_free(t);
+	rig_end(&rig);
+}
+
 static void
 a_small_slice_behind_a_waiting_one_waits_too(void)
 {
@@ -323,4 +439,7 @@ CASES(CASE(a_manifest_is_read_from_pieces_in_any_order), CASE(elements_are_laid_
       CASE(another_format_and_unknown_extensions_are_refused_by_name),
       CASE(pieces_that_do_not_fit_their_manifest_are_dropped),
       CASE(slices_beyond_what_a_sender_may_have_in_flight_find_no_slot), CASE(data_inside_a_manifest_is_taken_at_once),
-      CASE(memory_is_counted_with_its_tables))
+      CASE(memory_is_counted_with_its_tables), CASE(pages_come_over_several_ticks_and_then_the_grant),
+      CASE(a_slice_that_leaves_while_its_pages_come_gives_them_back),
+      CASE(without_pages_a_slice_waits_for_those_that_are_held),
+      CASE(without_pages_and_with_nothing_held_a_slice_is_refused))

@@ -16,6 +16,57 @@ asked(uint64_t sender, uint32_t number, const char *to)
 }
 
 static void
+the_connection_of_a_port_says_who_may_write(void)
+{
+	rig_begin(&rig, 1, 1 << 20);
+	CHECK_EQUAL(asked(5ull << 16, 55, ""), AF_OK);
+	CHECK_EQUAL(rig.rx.sessions[0]->writer, 0); /* the port is on a wire */
+	rig.rx.ports[0].p.writer = RIG_WRITER;
+	CHECK_EQUAL(asked(5ull << 16, 55, ""), AF_OK);
+	CHECK_EQUAL(rig.rx.sessions[0]->writer, RIG_WRITER);
+	rig.rx.ports[0].p.writer = 0;
+	CHECK_EQUAL(asked(5ull << 16, 55, ""), AF_OK);
+	CHECK_EQUAL(rig.rx.sessions[0]->writer, RIG_WRITER);
+	rig.rx.ports[0].p.writer = RIG_WRITER + 1; /* it may write by either: the end of one does not suffice */
+	CHECK_EQUAL(asked(5ull << 16, 55, ""), AF_OK);
+	CHECK_EQUAL(rig.rx.sessions[0]->writer, AF_WRITER_SEVERAL);
+	af_rx_writer_gone(&rig.rx, RIG_WRITER + 1);
+	CHECK_EQUAL(rig.rx.sessions[0]->writer, AF_WRITER_SEVERAL);
+	rig_end(&rig);
+}
+
+static void
+the_next_life_of_a_sender_lifts_its_fences_and_no_other_does(void)
+{
+	begin();
+	rig_share(&rig);
+	put_placed(1);
+	af_rx_forget(&rig.rx, 0);
+	CHECK_EQUAL(rig.arena.fenced, 1);
+	CHECK(opened(8, 1));
+	CHECK(opened(7, 0)); /* the life that may write: it asks whether we live */
+	CHECK_EQUAL(rig.arena.fenced, 1);
+	CHECK(opened(7, 1));
+	CHECK_EQUAL(rig.arena.fenced, 0);
+	CHECK(rig.arena.first.next == &rig.arena.first);
+	rig_end(&rig);
+}
+
+static void
+a_session_that_follows_another_fences_nothing(void)
+{
+	begin();
+	rig_share(&rig);
+	put_placed(1);
+	CHECK(opened(7, 1)); /* its sender has begun it: what flowed was given up */
+	CHECK_EQUAL(rig.rx.nb_sessions, 1);
+	CHECK_EQUAL(rig.arena.fenced, 0);
+	CHECK_EQUAL(rig.arena.used, 0);
+	CHECK(rig.arena.first.next == &rig.arena.first);
+	rig_end(&rig);
+}
+
+static void
 a_hello_is_answered_with_a_session(void)
 {
 	char name[AF_NAME_BYTES], to[AF_NAME_BYTES];
@@ -209,4 +260,6 @@ CASES(CASE(a_hello_is_answered_with_a_session), CASE(a_sender_that_asks_for_anot
       CASE(answers_wait_in_a_line_of_bounded_length), CASE(one_sender_has_one_session_and_a_later_life_another),
       CASE(a_hello_evicts_no_other_sender_of_its_mac), CASE(a_life_has_one_number),
       CASE(sessions_are_bounded_and_living_ones_stay), CASE(hellos_of_another_version_are_answered_now_and_then),
-      CASE(a_hello_of_another_format_is_answered_to_its_number))
+      CASE(a_hello_of_another_format_is_answered_to_its_number), CASE(the_connection_of_a_port_says_who_may_write),
+      CASE(the_next_life_of_a_sender_lifts_its_fences_and_no_other_does),
+      CASE(a_session_that_follows_another_fences_nothing))

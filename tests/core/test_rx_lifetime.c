@@ -1,4 +1,6 @@
 /* rx_lifetime.h: how slices and sessions end at a receiver. */
+#include "aiflow/rx/rx_agent.h"
+
 #include "aiflow/rx/rx_lifetime.h"
 
 #include "rig_rx.h"
@@ -73,6 +75,96 @@ silence_frees_what_was_begun_and_says_so(void)
 	rig_end(&rig);
 }
 
+/* One slice whose sender may write to it, and one that none of them can write to. */
+static void
+begin_placed(void)
+{
+	begin();
+	rig_share(&rig);
+	put_placed(1);
+	put_placed(2)->slice->has_place = false;
+	CHECK_EQUAL(rig.rx.flowing, 2);
+}
+
+static void
+what_a_silent_sender_may_write_to_is_fenced(void)
+{
+	begin_placed();
+	af_rx_silence(&rig.rx, session);
+	CHECK_EQUAL(rig.arena.fenced, 1);
+	CHECK_EQUAL(rig.arena.used, 0);
+	CHECK(rig.arena.first.next->fenced && rig.arena.first.next->next == &rig.arena.first);
+	CHECK_EQUAL(rig.arena.first.next->writer.connection, RIG_WRITER);
+	CHECK_EQUAL(rig.arena.first.next->writer.instance, 7);
+	af_rx_forget(&rig.rx, 0); /* its next life, or its end, lifts it; forgetting it does not */
+	CHECK_EQUAL(rig.arena.fenced, 1);
+	af_rx_writer_gone(&rig.rx, RIG_WRITER + 1);
+	CHECK_EQUAL(rig.arena.fenced, 1);
+	af_rx_writer_gone(&rig.rx, RIG_WRITER);
+	CHECK_EQUAL(rig.arena.fenced, 0);
+	rig_end(&rig);
+}
+
+static void
+a_session_that_is_forgotten_is_fenced(void)
+{
+	begin_placed();
+	af_rx_forget(&rig.rx, 0);
+	CHECK_EQUAL(rig.arena.fenced, 1);
+	rig_end(&rig);
+	begin_placed();
+	session->ports = 1;
+	rig.rx.ports[0].p.attached = true;
+	af_rx_detach(&rig.rx, 0); /* its connection hung up: its process may live on */
+	CHECK_EQUAL(rig.rx.nb_sessions, 0);
+	CHECK_EQUAL(rig.arena.fenced, 1);
+	rig_end(&rig);
+}
+
+static void
+a_sender_that_says_goodbye_writes_no_more(void)
+{
+	begin_placed();
+	af_rx_end_session(&rig.rx, session);
+	CHECK_EQUAL(rig.arena.fenced, 0);
+	CHECK_EQUAL(rig.arena.used, 0);
+	rig_end(&rig);
+	begin_placed();
+	af_rx_silence(&rig.rx, session);
+	session->spoke = true;
+	af_rx_count_out(&rig.rx, session); /* it was given up, and says goodbye after all */
+	af_rx_end_session(&rig.rx, session);
+	CHECK_EQUAL(rig.arena.fenced, 0);
+	rig_end(&rig);
+}
+
+static void
+a_slice_that_its_sender_gave_up_or_sent_whole_is_not_fenced(void)
+{
+	begin_placed();
+	af_rx_refuse(&rig.rx, session, &session->slots[1], AF_VOID_CANCELLED, 0);
+	CHECK_EQUAL(rig.arena.fenced, 0);
+	session->slots[2].slice->has_place = true;
+	session->slots[2].state = AF_RX_WHOLE; /* it waits for an earlier one */
+	rig.rx.flowing--;
+	af_rx_silence(&rig.rx, session);
+	CHECK_EQUAL(rig.arena.fenced, 0);
+	CHECK_EQUAL(rig.arena.used, 0);
+	rig_end(&rig);
+}
+
+static void
+nothing_is_fenced_for_a_process_that_is_dead(void)
+{
+	begin_placed();
+	af_rx_writer_gone(&rig.rx, RIG_WRITER);
+	CHECK_EQUAL(session->writer, 0);
+	af_rx_silence(&rig.rx, session);
+	CHECK_EQUAL(rig.arena.fenced, 0);
+	CHECK_EQUAL(rig.arena.used, 0);
+	rig_end(&rig);
+}
+
 static void
 a_sender_is_counted_as_closed_once(void)
 {
@@ -133,4 +225,8 @@ a_receiver_that_goes_says_so_on_every_path_and_takes_no_sender(void)
 
 CASES(CASE(whole_slices_are_handed_over_in_order_alone), CASE(a_void_slice_lets_the_next_ones_pass),
       CASE(a_slice_that_leaves_the_line_unlinks_itself), CASE(silence_frees_what_was_begun_and_says_so),
-      CASE(a_sender_is_counted_as_closed_once), CASE(a_receiver_that_goes_says_so_on_every_path_and_takes_no_sender))
+      CASE(what_a_silent_sender_may_write_to_is_fenced), CASE(a_session_that_is_forgotten_is_fenced),
+      CASE(a_sender_that_says_goodbye_writes_no_more),
+      CASE(a_slice_that_its_sender_gave_up_or_sent_whole_is_not_fenced),
+      CASE(nothing_is_fenced_for_a_process_that_is_dead), CASE(a_sender_is_counted_as_closed_once),
+      CASE(a_receiver_that_goes_says_so_on_every_path_and_takes_no_sender))

@@ -170,6 +170,7 @@ af_rx_take_block(struct af_rx *rx, struct af_rx_slice *s)
 	rx->has_no_pages = fill == AF_FILL_FAILED;
 	if (fill == AF_FILL_FAILED) {
 		af_arena_give(rx->arena, s->block);
+		rx->releases++; /* no reason to look again */
 		s->block = NULL;
 	}
 	return fill == AF_FILL_DONE;

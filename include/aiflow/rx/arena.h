@@ -43,6 +43,7 @@ enum af_arena_kind {
 	AF_ARENA_SHARED
 };
 
+#define AF_WRITER_SEVERAL UINT32_MAX /* connections: the end of one says nothing of the others */
 #define AF_NO_INSTANCE UINT64_MAX /* of no sender: an instance has 48 bits */
 
 /* Who may write into a block. */

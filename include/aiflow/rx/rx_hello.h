@@ -166,7 +166,8 @@ af_rx_on_hello(struct af_rx *rx, uint32_t p, const struct af_frame *f, uint64_t 
 	af_rx_note_asked(session, p, AF_BE16(h.port), f->src);
 	session->ports |= 1u << p;
 	if (rx->ports[p].p.writer)
-		session->writer = rx->ports[p].p.writer;
+		session->writer = session->writer && session->writer != rx->ports[p].p.writer ? AF_WRITER_SEVERAL
+											      : rx->ports[p].p.writer;
 	session->heard_ns = now;
 	answer->session = session->id;
 	rx->answers_tail++;

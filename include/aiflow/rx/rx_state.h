@@ -159,7 +159,7 @@ struct af_rx_session {
 	uint32_t last_port; /* over which it was heard last */
 	uint32_t ports; /* bit i: heard over port i */
 	uint64_t sender; /* instance and life, as in its HELLO */
-	uint32_t writer; /* connection over which it may write into our memory; 0: none */
+	uint32_t writer; /* over which connection it may write to our memory, or AF_WRITER_SEVERAL; 0: none */
 	uint64_t heard_ns; /* when a frame was accepted last */
 	uint64_t number; /* of the newest frame of feedback, or BYE */
 	char name[AF_NAME_BYTES];
