@@ -44,6 +44,24 @@ names_and_ports_have_their_bounds(void)
 }
 
 static void
+memory_is_found_by_its_receiver_and_added_once_it_is_there(void)
+{
+	static struct af_shared shared;
+	static uint8_t bytes[AF_MOST_SHARED + 1];
+
+	CHECK(!af_shared_of(NULL, 5));
+	CHECK(!af_shared_of(&shared, 0)); /* of no receiver: nor is an empty entry found */
+	for (uint64_t i = 0; i <= AF_MOST_SHARED; i++)
+		af_shared_add(&shared, bytes + i, 10 + i, 100 + i);
+	for (uint64_t i = 0; i < AF_MOST_SHARED; i++) {
+		const struct af_shared_memory *memory = af_shared_of(&shared, 100 + i);
+
+		CHECK(memory && memory->base == bytes + i && memory->nbytes == 10 + i);
+	}
+	CHECK(!af_shared_of(&shared, 100 + AF_MOST_SHARED)); /* no room: its chunks are carried */
+}
+
+static void
 an_agent_is_driven_through_its_three_calls(void)
 {
 	struct af_agent agent = {.state = &nb_ticks, .tick = tick};
@@ -55,4 +73,5 @@ an_agent_is_driven_through_its_three_calls(void)
 }
 
 CASES(CASE(the_time_we_were_away_is_nobodys_silence), CASE(names_and_ports_have_their_bounds),
+      CASE(memory_is_found_by_its_receiver_and_added_once_it_is_there),
       CASE(an_agent_is_driven_through_its_three_calls))

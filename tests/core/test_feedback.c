@@ -264,6 +264,95 @@ each_path_that_is_asked_tells_a_text_whole(void)
 	rig_end(&rig);
 }
 
+/* The slices whose places the next feedback tells; returns how many. */
+static uint32_t
+places_told(struct af_place *places, uint32_t most)
+{
+	struct af_extension_cursor c = {0};
+	struct af_path_feedback path;
+	struct af_feedback r;
+	uint32_t count = 0;
+	struct af_frame f;
+
+	session->urgent = true;
+	CHECK(said(&f));
+	memcpy(&r, f.payload, sizeof r);
+	c.at = f.payload + sizeof r;
+	c.end = f.payload + f.nbytes;
+	for (uint32_t i = 0; i < r.nb_paths; i++) {
+		memcpy(&path, c.at, sizeof path);
+		c.at += sizeof path + path.words * 8u;
+	}
+	c.at += AF_BE16(r.text_bytes);
+	CHECK(c.at <= c.end);
+	while (af_extension_next(&c)) {
+		CHECK_EQUAL(c.kind, AF_EXTENSION_PLACES);
+		CHECK_EQUAL(c.nbytes % sizeof *places, 0);
+		count = c.nbytes / (uint32_t)sizeof *places;
+		CHECK(count && count <= most);
+		memcpy(places, c.bytes, c.nbytes);
+	}
+	return count;
+}
+
+static void
+places_are_told_until_their_slices_are_whole(void)
+{
+	struct af_place places[8];
+
+	session = reporting();
+	rig_share(&rig);
+	for (uint32_t id = 1; id <= 4; id++)
+		put_placed(id);
+	session->granted = 4; /* the fourth is not */
+	session->slots[2].slice->has_place = false;
+	for (int i = 0; i < 3; i++) { /* each feedback may be lost */
+		session->granted_now = i == 0;
+		CHECK_EQUAL(places_told(places, 8), 2);
+		for (uint32_t k = 0; k < 2; k++) {
+			CHECK_EQUAL(AF_BE32(places[k].slice), 1 + 2 * k);
+			CHECK_EQUAL(AF_BE64(places[k].offset), session->slots[1 + 2 * k].slice->block->offset);
+		}
+	}
+	session->slots[1].state = AF_RX_WHOLE;
+	rig.rx.flowing--;
+	CHECK_EQUAL(places_told(places, 8), 1);
+	CHECK_EQUAL(AF_BE32(places[0].slice), 3);
+	session->writer = 0; /* its process is dead */
+	CHECK_EQUAL(places_told(places, 8), 0);
+	rig_end(&rig);
+}
+
+static void
+a_sender_on_a_wire_is_told_no_place(void)
+{
+	struct af_place places[8];
+
+	session = reporting();
+	put_placed(1)->slice->has_place = false;
+	session->granted = 2;
+	CHECK_EQUAL(places_told(places, 8), 0);
+	rig_end(&rig);
+}
+
+static void
+places_wait_for_room_behind_a_long_text(void)
+{
+	static const char text[3000] = {'x'};
+	struct af_place places[8];
+	uint32_t told = 0;
+
+	session = reporting();
+	put_placed(1);
+	session->granted = 2;
+	session->newest = 1;
+	af_rx_keep_text(session, 1, text, sizeof text);
+	while (session->text_due)
+		told += places_told(places, 8);
+	CHECK_EQUAL(told, 1); /* in the last piece's frame */
+	rig_end(&rig);
+}
+
 static void
 the_drop_that_is_told_is_the_most_frequent_one_that_matters(void)
 {
@@ -283,4 +372,6 @@ CASES(CASE(a_report_has_exactly_the_receivers_state),
       CASE(news_are_told_after_some_frames_or_some_time), CASE(a_slow_stream_is_reported_less_often),
       CASE(a_probe_is_answered_with_what_the_oldest_slice_lacks), CASE(a_long_text_is_told_in_pieces_that_join),
       CASE(each_path_that_is_asked_tells_a_text_whole),
-      CASE(the_drop_that_is_told_is_the_most_frequent_one_that_matters))
+      CASE(the_drop_that_is_told_is_the_most_frequent_one_that_matters),
+      CASE(places_are_told_until_their_slices_are_whole), CASE(a_sender_on_a_wire_is_told_no_place),
+      CASE(places_wait_for_room_behind_a_long_text))

@@ -10,13 +10,15 @@ static struct af_rx_session *session;
 static struct af_tx_slice *sent;
 static uint64_t number;
 
-/* A slice flows: granted, and none of its data has come. */
+/* A slice flows: granted, and none of its data has come. With `placed` it was told to its sender where it lies. */
 static void
-begin(uint32_t n, const uint64_t *sizes)
+begin_as(bool placed, uint32_t n, const uint64_t *sizes)
 {
 	struct af_manifest m;
 
 	rig_begin(&rig, 2, 8 << 20);
+	if (placed)
+		rig_share(&rig);
 	rig_open(&rig);
 	session = rig.rx.sessions[0];
 	sent = rig_slice(n, sizes);
@@ -35,6 +37,12 @@ begin(uint32_t n, const uint64_t *sizes)
 						      .nbytes = sent->manifest_bytes}),
 		    AF_OK);
 	CHECK_EQUAL(session->slots[1].state, AF_RX_FLOWING);
+}
+
+static void
+begin(uint32_t n, const uint64_t *sizes)
+{
+	begin_as(false, n, sizes);
 }
 
 static void
@@ -250,6 +258,184 @@ frames_that_the_manifest_did_not_announce_are_refused(void)
 	end();
 }
 
+/* Where element e lies, as its sender has it. */
+static uint8_t *
+place_of(uint32_t e)
+{
+	const struct af_rx_slice *s = session->slots[1].slice;
+
+	return rig.shared.memories[0].base + s->block->offset + s->elements[e].offset;
+}
+
+/* The frame says that its bytes are in their place: it has their CRC32C alone. */
+static struct af_frame
+saying(struct af_frame f, uint32_t *crc)
+{
+	*crc = AF_BE32(af_crc32c(0, f.payload, f.nbytes));
+	f.kind = f.kind == AF_PACKED ? AF_PLACED_PACK : AF_PLACED;
+	f.payload = (const uint8_t *)crc;
+	f.nbytes = sizeof *crc;
+	return f;
+}
+
+static void
+what_is_in_its_place_already_needs_its_crc_alone(void)
+{
+	static const uint64_t sizes[] = {5000, 100, 0, 37, 1460};
+	uint8_t payload[RIG_PAYLOAD];
+	uint32_t crc, digest;
+
+	begin_as(true, 5, sizes); /* a run each: packs are spread in memory */
+	CHECK(session->slots[1].slice->has_place);
+	for (uint32_t e = 0; e < 5; e++)
+		if (sizes[e])
+			memcpy(place_of(e), sent->elements[e].ptr, sizes[e]);
+	for (uint32_t seq = 0; seq < 3; seq++)
+		CHECK_EQUAL(rig_to_receiver(&rig, seq % 2, saying(piece(0, seq), &crc)), AF_OK);
+	CHECK_EQUAL(rig_to_receiver(&rig, 0, piece(0, 3)), AF_OK); /* carried, over another port */
+	CHECK_EQUAL(rig_to_receiver(&rig, 0, saying(pack(1, 3, payload), &crc)), AF_OK);
+	CHECK_EQUAL(rig_to_receiver(&rig, 0, saying(piece(4, 0), &crc)), AF_OK);
+	CHECK_EQUAL(rig.rx.placed_bytes, 3 * RIG_PAYLOAD + 137 + 1460);
+	CHECK_EQUAL(session->slots[1].slice->elements[3].latency_ns, 5000);
+	CHECK_EQUAL(rig_to_receiver(&rig, 0, closing(&digest)), AF_OK);
+	check_whole();
+	end();
+}
+
+static void
+a_pack_carried_to_a_told_place_is_spread(void)
+{
+	static const uint64_t sizes[] = {100, 37, 3000};
+	uint8_t payload[RIG_PAYLOAD];
+	uint32_t digest;
+
+	begin_as(true, 3, sizes);
+	CHECK_EQUAL(rig_to_receiver(&rig, 0, pack(0, 2, payload)), AF_OK);
+	for (uint32_t seq = 0; seq < 3; seq++)
+		CHECK_EQUAL(rig_to_receiver(&rig, 0, piece(2, seq)), AF_OK);
+	CHECK_EQUAL(rig_to_receiver(&rig, 0, closing(&digest)), AF_OK);
+	CHECK_EQUAL(rig.rx.placed_bytes, 0);
+	check_whole();
+	end();
+}
+
+static void
+a_placed_chunk_of_a_slice_without_a_place_is_refused(void)
+{
+	static const uint64_t sizes[] = {5000, 100, 50};
+	uint8_t payload[RIG_PAYLOAD];
+	uint32_t crc;
+
+	begin(3, sizes);
+	CHECK_EQUAL(rig_to_receiver(&rig, 0, saying(piece(0, 0), &crc)), AF_DROP_PLACE);
+	CHECK_EQUAL(rig_to_receiver(&rig, 0, saying(pack(1, 2, payload), &crc)), AF_DROP_PLACE);
+	CHECK_EQUAL(session->slots[1].slice->received_bytes, 0);
+	CHECK_EQUAL(rig_to_receiver(&rig, 0, piece(0, 0)), AF_OK);
+	end();
+}
+
+static void
+placed_frames_that_contradict_the_manifest_are_refused(void)
+{
+	static const uint64_t sizes[] = {5000, 100, 50};
+	static const enum af_drop wanted[] = {AF_DROP_SIZE, AF_DROP_SIZE, AF_DROP_SIZE, AF_DROP_SEQ,
+					      AF_DROP_END,  AF_DROP_SEQ,  AF_DROP_SEQ,  AF_DROP_ELEMENT};
+	uint8_t payload[RIG_PAYLOAD] = {0};
+
+	begin_as(true, 3, sizes);
+	for (int what = 0; what < 8; what++) {
+		uint64_t before = number;
+		uint32_t crc;
+		struct af_frame f = saying(what < 5 || what == 7 ? piece(0, 0) : pack(1, 2, payload), &crc);
+
+		if (what == 0) { /* the bytes, and not their CRC */
+			f.payload = payload;
+			f.nbytes = RIG_PAYLOAD;
+		}
+		if (what == 1)
+			f.nbytes = 3;
+		if (what == 2) {
+			f.payload = payload;
+			f.nbytes = 5;
+		}
+		if (what == 3)
+			f.seq = 4;
+		if (what == 4)
+			f.end = 1;
+		if (what == 5)
+			f.seq = 3;
+		if (what == 6)
+			f.kind = AF_PLACED; /* one of a pack */
+		if (what == 7)
+			f.element = 3;
+		f.number = number = before; /* not acknowledged */
+		CHECK_EQUAL(rig_to_receiver(&rig, 0, f), wanted[what]);
+	}
+	CHECK_EQUAL(session->slots[1].slice->received_bytes, 0);
+	end();
+}
+
+static void
+placed_chunks_are_taken_once(void)
+{
+	static const uint64_t sizes[] = {5000};
+	uint32_t crc;
+	struct af_frame f;
+
+	begin_as(true, 1, sizes);
+	memcpy(place_of(0), sent->elements[0].ptr, 5000);
+	CHECK_EQUAL(rig_to_receiver(&rig, 0, saying(piece(0, 1), &crc)), AF_OK);
+	CHECK_EQUAL(rig_to_receiver(&rig, 1, saying(piece(0, 1), &crc)), AF_DROP_DUPLICATE);
+	f = saying(piece(0, 1), &crc);
+	crc ^= 1;
+	CHECK_EQUAL(rig_to_receiver(&rig, 0, f), AF_DROP_CONFLICT);
+	memset(place_of(0) + RIG_PAYLOAD, 0x77, 10);
+	CHECK_EQUAL(rig_to_receiver(&rig, 0, piece(0, 1)), AF_DROP_DUPLICATE); /* carried: its bytes go nowhere */
+	CHECK_EQUAL(place_of(0)[RIG_PAYLOAD], 0x77);
+	CHECK_EQUAL(rig.rx.placed_bytes, RIG_PAYLOAD);
+	end();
+}
+
+static void
+what_is_in_place_may_be_summed(void)
+{
+	static const uint64_t sizes[] = {5000, 100, 50};
+	uint8_t payload[RIG_PAYLOAD];
+	uint32_t crc;
+
+	begin_as(true, 3, sizes);
+	CHECK_EQUAL(rig_to_receiver(&rig, 0, saying(piece(0, 0), &crc)), AF_DROP_CRC); /* nothing is there */
+	CHECK_EQUAL(rig_to_receiver(&rig, 0, saying(pack(1, 2, payload), &crc)), AF_DROP_CRC);
+	memcpy(place_of(1), sent->elements[1].ptr, 100);
+	memcpy(place_of(2), sent->elements[2].ptr, 50);
+	CHECK_EQUAL(rig_to_receiver(&rig, 0, saying(pack(1, 2, payload), &crc)), AF_OK);
+	rig.rx.checks_places = false; /* as it is outside of tests */
+	CHECK_EQUAL(rig_to_receiver(&rig, 0, saying(piece(0, 0), &crc)), AF_OK);
+	end();
+}
+
+static void
+a_damaged_frame_writes_nothing_to_a_told_place(void)
+{
+	static const uint64_t sizes[] = {5000};
+	struct af_frame f;
+	uint8_t frame[RIG_FRAME];
+	uint32_t len, crc;
+
+	begin_as(true, 1, sizes);
+	memcpy(place_of(0), sent->elements[0].ptr, RIG_PAYLOAD); /* its sender has written, and its frame comes late */
+	f = piece(0, 0);
+	memcpy(frame + AF_HEADER, f.payload, f.nbytes);
+	f.payload = NULL;
+	len = af_wire_seal(frame, rig.rx.ports[0].p.mac, rig.tx.ports[0].p.mac, &f);
+	frame[AF_HEADER + 100] ^= 4; /* of a kind, or for a place, that the damage made of it */
+	CHECK(!af_rx_on_frame(&rig.rx, 0, rig.now, frame, len, NULL));
+	CHECK_EQUAL(rig.rx.drops[AF_DROP_CRC], 1);
+	CHECK(!memcmp(place_of(0), sent->elements[0].ptr, RIG_PAYLOAD));
+	CHECK_EQUAL(rig_to_receiver(&rig, 0, saying(piece(0, 0), &crc)), AF_OK);
+	end();
+}
+
 static void
 a_wrong_digest_is_never_shown(void)
 {
@@ -335,4 +521,7 @@ CASES(CASE(any_order_makes_the_same_slice), CASE(packs_are_spread_to_their_place
       CASE(what_came_before_is_told_from_what_contradicts_it), CASE(a_damaged_payload_is_written_again),
       CASE(frames_that_the_manifest_did_not_announce_are_refused), CASE(a_wrong_digest_is_never_shown),
       CASE(closing_records_are_checked), CASE(a_slice_given_up_is_freed_and_the_next_one_passes),
-      CASE(payloads_stay_in_their_frames_when_asked_to))
+      CASE(payloads_stay_in_their_frames_when_asked_to), CASE(what_is_in_its_place_already_needs_its_crc_alone),
+      CASE(a_pack_carried_to_a_told_place_is_spread), CASE(a_placed_chunk_of_a_slice_without_a_place_is_refused),
+      CASE(placed_frames_that_contradict_the_manifest_are_refused), CASE(placed_chunks_are_taken_once),
+      CASE(what_is_in_place_may_be_summed), CASE(a_damaged_frame_writes_nothing_to_a_told_place))

@@ -151,6 +151,76 @@ another_format_and_unknown_extensions_change_nothing(void)
 	end(s);
 }
 
+/* As `flowing`; the receiver's memory is mapped. */
+static struct af_tx_slice *
+flowing_shared(void)
+{
+	struct af_tx_slice *s;
+
+	rig_begin(&rig, 2, 1 << 20);
+	rig_share(&rig);
+	rig_open(&rig);
+	s = rig_post(&rig, 1, large);
+	af_tx_tick(&rig.tx, rig.now);
+	told((struct af_feedback){.granted = AF_BE32(2), .done = AF_BE32(1), .confirmed = AF_BE32(1)}, NULL, 0);
+	CHECK_EQUAL(s->state, AF_TX_FLOWING);
+	return s;
+}
+
+/* Feedback that grants slices below `granted`, with places behind it. */
+static enum af_drop
+told_places(uint32_t granted, const struct af_place *places, uint32_t count, uint32_t spare)
+{
+	uint8_t bytes[200] = {0};
+	uint32_t nbytes = count * sizeof *places + spare;
+	uint16_t head[2] = {AF_BE16(AF_EXTENSION_PLACES), AF_BE16((uint16_t)nbytes)};
+
+	memcpy(bytes, head, sizeof head);
+	memcpy(bytes + sizeof head, places, count * sizeof *places);
+	return told((struct af_feedback){.granted = AF_BE32(granted), .done = AF_BE32(1), .confirmed = AF_BE32(1)},
+		    bytes, sizeof head + nbytes);
+}
+
+static void
+a_told_place_is_taken_by_the_slice_it_is_for(void)
+{
+	struct af_tx_slice *s = flowing_shared();
+	struct af_place places[] = {{AF_BE32(7), AF_BE64(0)}, {AF_BE32(1), AF_BE64(8192)}, {AF_BE32(1), AF_BE64(0)}};
+
+	CHECK_EQUAL(told_places(2, places, 1, 0), AF_OK); /* of no slice of ours */
+	CHECK(!s->places);
+	CHECK_EQUAL(told_places(2, places, 1, 11), AF_OK); /* half an entry */
+	CHECK(!s->places);
+	CHECK_EQUAL(told_places(2, places, 3, 5), AF_OK);
+	CHECK(s->places && s->places->block == rig.shared.memories[0].base + 8192); /* the first word holds */
+	CHECK_EQUAL(told_places(2, places + 2, 1, 0), AF_OK);
+	CHECK(s->places->block == rig.shared.memories[0].base + 8192);
+	end(s);
+}
+
+static void
+a_place_that_no_memory_has_is_ignored(void)
+{
+	struct af_tx_slice *s = flowing_shared();
+	struct af_place place = {AF_BE32(1), AF_BE64(rig.arena.address_space - 99999)};
+
+	CHECK_EQUAL(told_places(2, &place, 1, 0), AF_OK);
+	place.offset = AF_BE64(UINT64_MAX - 5);
+	CHECK_EQUAL(told_places(2, &place, 1, 0), AF_OK);
+	CHECK(!s->places);
+	place.offset = 0;
+	rig.tx.epoch++; /* another receiver's */
+	CHECK_EQUAL(told_places(2, &place, 1, 0), AF_OK);
+	CHECK(!s->places);
+	rig.tx.epoch--;
+	atomic_store(&s->state, AF_TX_ASKING); /* not granted */
+	CHECK_EQUAL(told_places(1, &place, 1, 0), AF_OK);
+	CHECK(!s->places);
+	CHECK_EQUAL(told_places(2, &place, 1, 0), AF_OK); /* granted by the same feedback */
+	CHECK(s->places);
+	end(s);
+}
+
 static void
 an_older_report_takes_nothing_back(void)
 {
@@ -207,4 +277,5 @@ CASES(CASE(a_slice_is_done_when_it_is_confirmed), CASE(a_void_is_the_slices_erro
       CASE(the_users_words_are_joined_from_pieces_in_any_order), CASE(pieces_beyond_their_text_are_ignored),
       CASE(feedback_about_what_was_never_sent_is_refused), CASE(an_older_report_takes_nothing_back),
       CASE(another_format_and_unknown_extensions_change_nothing),
-      CASE(a_chunk_that_the_receiver_asks_for_is_retransmitted))
+      CASE(a_chunk_that_the_receiver_asks_for_is_retransmitted), CASE(a_told_place_is_taken_by_the_slice_it_is_for),
+      CASE(a_place_that_no_memory_has_is_ignored))
