@@ -171,7 +171,8 @@ af_rx_feedback(struct af_rx *rx, struct af_rx_session *session, uint32_t first, 
 		at = af_rx_feedback_path(rx, other, i, now, at);
 		r.nb_paths++;
 	}
-	text = af_rx_feedback_text(session, &r, at, session->granted_now ? 0 : limit - (size_t)(at - frame));
+	text = af_rx_feedback_text(session, &r, at,
+				   session->granted_now && session->writer ? 0 : limit - (size_t)(at - frame));
 	at = af_rx_feedback_places(session, text, limit - (size_t)(text - frame));
 	memcpy(frame + AF_HEADER, &r, sizeof r);
 	f.nbytes = (uint32_t)(at - frame - AF_HEADER);
