@@ -6,6 +6,98 @@
 
 static bool was_gone; /* the port that the scenario unplugs */
 
+/* That a process is dead: when a node will know it. */
+struct funeral {
+	int node;
+	uint32_t writer;
+	uint64_t when;
+};
+
+static struct funeral funerals[MAX_LINKS];
+static uint32_t nb_funerals;
+static bool severed[MAX_NODES]; /* the connection of this node with the hub: the process at one end is another now */
+
+/* The ports of a node on the segments of a connection go, and those of the next one take their place. */
+static void
+plug_anew(int node, int spoke)
+{
+	for (int i = 0; i < nb_senders; i++) {
+		struct sender *s = senders[i];
+
+		for (uint32_t k = 0; k < s->at.nb_ports && s->at.node == node; k++)
+			if (spoke_of(s->at.segments[k]) == spoke && s->tx.ports[k].p.attached) {
+				unplug(&s->at, k);
+				af_tx_detach(&s->tx, k, now);
+				attach_sender(s, k);
+				plug(&s->at, k);
+			}
+	}
+	for (int i = 0; i < nb_receivers; i++) {
+		struct receiver *r = &receivers[i];
+
+		for (uint32_t k = 0; k < r->at.nb_ports && r->at.node == node; k++)
+			if (spoke_of(r->at.segments[k]) == spoke && r->rx->ports[k].p.attached) {
+				unplug(&r->at, k);
+				af_rx_detach(r->rx, k);
+				attach_receiver(r, k);
+				plug(&r->at, k);
+			}
+	}
+}
+
+static bool is_stopped(int node);
+
+/* Nodes notice that a connection hung up, connect anew, and learn that the process of the former one is dead. */
+static void
+follow_deaths(void)
+{
+	for (int spoke = 1; spoke < nb_nodes && may_share(); spoke++) {
+		if (!severed[spoke] || is_stopped(0) || is_stopped(spoke))
+			continue;
+		severed[spoke] = false;
+		note(now, "nodes 0 and %d connect anew", spoke);
+		connect_nodes(spoke);
+		plug_anew(0, spoke);
+		plug_anew(spoke, spoke);
+	}
+	for (uint32_t i = 0; i < nb_funerals;) {
+		struct funeral f = funerals[i];
+		bool hung_up = true;
+
+		for (int spoke = 1; spoke < nb_nodes; spoke++)
+			hung_up &= !severed[spoke] || (f.node && f.node != spoke);
+		if (now < f.when || !hung_up || is_stopped(f.node)) {
+			i++;
+			continue;
+		}
+		note(now, "node %d learns that writer %u is dead", f.node, f.writer);
+		for (int k = 0; k < nb_receivers; k++)
+			if (receivers[k].at.node == f.node)
+				af_rx_writer_gone(receivers[k].rx, f.writer);
+		funerals[i] = funerals[--nb_funerals];
+	}
+}
+
+/* The process of a node has died, and its connections with it. */
+static void
+sever(int node)
+{
+	stuck[node].until = 0;
+	for (int spoke = 1; spoke < nb_nodes && may_share(); spoke++) {
+		const struct link *there = links[node == 0][spoke]; /* at the other end */
+
+		if (node && node != spoke)
+			continue;
+		links[node != 0][spoke] = NULL;
+		if (severed[spoke])
+			continue; /* the process there is not the one that was connected, either */
+		severed[spoke] = true;
+		funerals[nb_funerals++] = (struct funeral){.node = node ? 0 : spoke,
+							   .writer = there->writer,
+							   .when = now + draw((uint32_t)o.gone_ms + 1) * MS};
+	}
+}
+
 /* A process dies and is begun anew, with all its agents. */
 static void
 restart_node(int node)
@@ -18,6 +110,7 @@ restart_node(int node)
 	for (int i = 0; i < nb_senders; i++)
 		if (senders[i]->at.node == node)
 			kill_sender(senders[i]);
+	sever(node);
 	begin_process(node);
 	for (int i = 0; i < nb_receivers; i++)
 		if (receivers[i].at.node == node)
@@ -70,7 +163,7 @@ unplug_some(void)
 		struct sender *s = senders[i];
 
 		for (uint32_t k = 0; k < s->at.nb_ports; k++) {
-			if (!goes(&s->at, k) || s->tx.ports[k].p.attached == !gone)
+			if (!goes(&s->at, k) || s->tx.ports[k].p.attached == !gone || is_stuck(s->at.node))
 				continue;
 			note(now, "port %u of sender %d %s", k, i, gone ? "goes" : "is back");
 			if (gone) {

@@ -2,7 +2,7 @@
 #ifndef TESTS_HANDED_OVER_H
 #define TESTS_HANDED_OVER_H
 
-#include "senders.h"
+#include "placed.h"
 
 static bool
 same_bytes(const struct af_rx_slice *got, const struct af_tx_slice *sent)

@@ -138,6 +138,13 @@ is_paused_by_plan(int node)
 	       ((o.pause_way & 1 && node == receivers[0].at.node) || (o.pause_way & 2 && node == senders[0]->at.node));
 }
 
+/* Milliseconds for which a node did nothing. */
+static int
+slept_ms(int node)
+{
+	return (is_paused_by_plan(node) ? o.pause_for_ms : 0) + (int)(stuck[node].all_ns / MS);
+}
+
 /* May the slice have failed for this reason, after what happened to both ends? */
 static bool
 is_excused(const struct sender *s, int error)
@@ -150,14 +157,12 @@ is_excused(const struct sender *s, int error)
 	case AF_TX_CANCELLED:
 		return o.cancel || s->restarted;
 	case AF_TX_RESTARTED: /* a sender that slept before a frame of its session arrived counts as new, too */
-		return r->restarted || r->unplugged || s->unplugged ||
-		       (o.pause_for_ms >= patience_ms && is_paused_by_plan(s->at.node));
+		return r->restarted || r->unplugged || s->unplugged || slept_ms(s->at.node) >= patience_ms;
 	case AF_TX_AMBIGUOUS: /* late answers of the one that was killed */
 		return r->restarted;
 	case AF_TX_SILENT:
 	case AF_TX_NO_PEER:
-		return o.outage_for_ms >= patience_ms || is_silent(r) ||
-		       (o.pause_for_ms >= patience_ms && is_paused_by_plan(r->at.node));
+		return o.outage_for_ms >= patience_ms || is_silent(r) || slept_ms(r->at.node) >= patience_ms;
 	default:
 		return false;
 	}

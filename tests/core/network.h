@@ -209,7 +209,7 @@ transmit(int from, uint32_t segment, uint64_t now, const uint8_t *frame, uint32_
 		capture(way, segment, frame, len);
 	if (o.log)
 		log_frame(way, segment, now, frame, len);
-	if (!flow_ns && kind == AF_DATA)
+	if (!flow_ns && (kind == AF_DATA || kind == AF_PLACED))
 		flow_ns = now;
 	if (is_cut(way, segment, now, frame)) {
 		note_frame(now, way, segment, frame, len, "cut");

@@ -5,7 +5,7 @@
 #include "aiflow/rt/demux.h"
 #include "aiflow/rt/numbers.h"
 
-#include "network.h"
+#include "links.h"
 
 struct node {
 	struct af_demux demux;
@@ -32,12 +32,15 @@ static struct af_agent_port
 port_of(const struct place *at, uint32_t port)
 {
 	uint32_t p = at->segments[port];
+	const struct link *link = link_of(at->node, p);
 
 	return (struct af_agent_port){.attached = true,
 				      .frame_size = (uint16_t)o.frame,
 				      .rx_ring = (uint32_t)o.ring,
 				      .tx_window = (uint32_t)o.window,
 				      .point_to_point = o.direct,
+				      .writer = link ? link->writer : 0,
+				      .shared = link ? &link->shared : NULL,
 				      .mac = {2, 0, 0, 0, node_bytes[at->node], (uint8_t)p}};
 }
 

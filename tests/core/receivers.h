@@ -52,7 +52,10 @@ make_receiver(struct receiver *r)
 	struct af_rx *rx = r->rx = malloc(sizeof *rx);
 
 	af_rx_init(rx);
+	if (may_share() && !r->keeps)
+		r->arena = share_memory(r->at.node, 1000 + receivers_made);
 	rx->arena = r->arena;
+	rx->checks_places = o.seed & 1;
 	rx->release = release_packet;
 	rx->keeps_mbufs = r->keeps;
 	rx->mbuf_bytes = 2048;
@@ -108,6 +111,7 @@ drop_receiver(struct receiver *r)
 	free(r->rx);
 	if (r->arena->used)
 		fail("memory did not come back", -1, -1);
+	end_memory(r->arena);
 }
 
 static void

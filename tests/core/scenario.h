@@ -21,7 +21,8 @@ enum way { FORTH, BACK }; /* the directions of a segment. Each node sends one wa
 
 struct scenario {
 	int seed, seeds, trace;
-	int draw;    /* 1: worlds of one receiver; 2: of nodes that have senders and receivers */
+	int draw;    /* 1: worlds of one receiver; 2: of nodes that have senders and receivers; 3: of nodes that share
+			memory */
 	int capture; /* write what each end hears to receiver-SEED and sender-SEED: inputs of tests/fuzz */
 	int log;     /* write every frame that is sent to standard output, and the outcome to standard error */
 	int slices, senders, ports, window, ring, frame;
@@ -59,6 +60,11 @@ struct scenario {
 			of 12, up to 30 ms */
 	int apart; /* fan: each receiver has segments of its own */
 	int silent_ms; /* fan: the last receiver does nothing from then on */
+	int hub; /* nodes 1 and 2 have half of the segments each, and node 0 has all of them: see links.h */
+	int share; /* hub: bit p: over segment p both ends have mapped each other's memory */
+	int stuck,
+		stuck_ms; /* of 1000 chunks that are written, before the frames of so many a node sleeps; up to this */
+	int gone_ms; /* that a process has died is known after up to this */
 	int timeout_ms; /* peer_timeout of both ends */
 	int limit_ms;
 };
@@ -78,6 +84,7 @@ static const struct scenario DEFAULTS = {
 	.reorder = 10000,
 	.die_way = 3,
 	.pause_way = 1,
+	.stuck_ms = 10,
 	.timeout_ms = 10000,
 	.limit_ms = 60000,
 };
@@ -101,7 +108,8 @@ static const struct {
 	OPTION(cancel),       OPTION(rx_restart_ms), OPTION(tx_restart_ms), OPTION(whole),         OPTION(pause_ms),
 	OPTION(pause_for_ms), OPTION(pause_way),     OPTION(unplug_ms),     OPTION(unplug_for_ms), OPTION(first_lost),
 	OPTION(last_lost),    OPTION(keep),          OPTION(apart),         OPTION(silent_ms),     OPTION(timeout_ms),
-	OPTION(limit_ms),
+	OPTION(limit_ms),     OPTION(hub),           OPTION(share),         OPTION(stuck),         OPTION(stuck_ms),
+	OPTION(gone_ms),
 };
 
 static void

@@ -18,6 +18,10 @@ struct sender {
 	uint64_t ended_ns;     /* when its last slice had ended */
 	int handed_over[MAX_SLICES];
 	char judged[MAX_SLICES]; /* by the receiver's user: 'c'onfirmed, 'f'ailed, 0: not */
+	struct {
+		uint32_t session;
+		uint64_t bytes; /* that were written to their places in it */
+	} placed[MAX_SLICES];
 	bool posted_again[MAX_SLICES]; /* by the process that followed: what its forerunner had sent may come, too */
 	struct af_tx_slice slices[MAX_SLICES];
 };

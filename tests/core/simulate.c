@@ -60,6 +60,8 @@ write_frames(int n, uint32_t p)
 		check_port(n, p, before);
 		if (len > (uint32_t)o.frame)
 			fail("a frame too large", -1, (int)p);
+		if (note_write(n, p, frame, len))
+			return;
 		transmit(n, p, now, frame, len);
 		work++;
 	}
@@ -68,10 +70,12 @@ write_frames(int n, uint32_t p)
 static void
 turn_node(int n)
 {
-	for (uint32_t p = 0; p < (uint32_t)o.ports; p++) {
+	for (uint32_t p = 0; p < (uint32_t)o.ports && !is_stuck(n); p++) {
 		read_ring(n, p);
 		write_frames(n, p);
 	}
+	if (is_stuck(n))
+		return;
 	af_demux_tick(&nodes[n].demux, now);
 	for (int i = 0; i < nb_receivers; i++)
 		if (receivers[i].at.node == n) {
@@ -86,7 +90,7 @@ is_stopped(int n)
 	const struct receiver *last = &receivers[nb_receivers - 1];
 
 	return (is_paused_by_plan(n) && is_within(now, o.pause_ms, o.pause_for_ms)) ||
-	       (n == last->at.node && is_silent(last));
+	       (n == last->at.node && is_silent(last)) || is_stuck(n);
 }
 
 /* sleep=1: a node without work sleeps until a frame arrives, its users want something, or an agent of its is due. */
@@ -113,12 +117,14 @@ turn(void)
 	restart_some();
 	unplug_some();
 	renew_some();
+	follow_deaths();
 	pass_frames(now);
 	for (int n = 0; n < nb_nodes; n++) {
 		uint32_t before = work;
 
 		if (is_stopped(n))
 			continue;
+		wake_up(n);
 		cancel_some(n);
 		if (!is_asleep(n)) {
 			nodes[n].poked = false;
@@ -222,6 +228,25 @@ lay_out_fan(void)
 		add_sender(0, i, segments_of[0], false);
 }
 
+/* The hub and each other node send to each other. Sender 0 is on node 1, receiver 0 on the hub. */
+static void
+lay_out_hub(void)
+{
+	uint32_t all = (1u << o.ports) - 1;
+
+	for (int spoke = 1; spoke < nb_nodes && o.share; spoke++)
+		connect_nodes(spoke);
+	for (int i = 0; i < o.receivers; i++)
+		add_receiver(0, all, false);
+	for (int spoke = 1; spoke < nb_nodes; spoke++)
+		add_receiver(spoke, segments_of[spoke], false);
+	for (int spoke = 1; spoke < nb_nodes; spoke++) {
+		for (int i = 0; i < o.senders; i++)
+			add_sender(spoke, i % o.receivers, segments_of[spoke], spoke == 2);
+		add_sender(0, o.receivers + spoke - 1, segments_of[spoke], false);
+	}
+}
+
 /* Each node has senders and receivers. Sender 0 is not on the node of receiver 0. */
 static void
 lay_out_nodes(void)
@@ -253,10 +278,18 @@ lay_out_world(void)
 		for (int p = 0; o.apart && n && p < o.ports; p++)
 			if (p % o.receivers != n - 1)
 				segments_of[n] &= ~(1u << p);
+		for (int p = 0; o.hub && n && p < o.ports; p++)
+			if (spoke_of((uint32_t)p) != n)
+				segments_of[n] &= ~(1u << p);
 		begin_process(n);
 	}
 	nb_senders = nb_receivers = 0;
-	if (o.nodes)
+	nb_funerals = 0;
+	memset(severed, 0, sizeof severed);
+	memset(stuck, 0, sizeof stuck);
+	if (o.hub)
+		lay_out_hub();
+	else if (o.nodes)
 		lay_out_nodes();
 	else if (o.fan)
 		lay_out_fan();
@@ -392,6 +425,7 @@ run_seed(void)
 	add_up(end);
 	for (int s = 0; s < nb_senders; s++)
 		free_sender(senders[s]);
+	close_links();
 	close_network();
 }
 
@@ -404,7 +438,7 @@ main(int argc, char **argv)
 	if (o.slices > MAX_SLICES || o.ports > (int)AF_MAX_PORTS || o.nodes > MAX_NODES ||
 	    (o.nodes ? o.nodes : 1) * o.senders > MAX_SENDERS ||
 	    (o.nodes ? o.nodes : 1) * o.receivers > MAX_RECEIVERS ||
-	    (!o.nodes && (o.fan ? o.receivers : o.senders) >= MAX_NODES))
+	    (!o.nodes && (o.fan ? o.receivers : o.senders) >= MAX_NODES) || (o.hub && (o.nodes != 3 || o.ports < 2)))
 		return 2;
 	for (int i = 0; i < MAX_RECEIVERS; i++)
 		for (int keeps = 0; keeps < 2; keeps++)

@@ -43,7 +43,7 @@ draw_rule(struct af_fault_rule *r, enum kind kind)
 		r->down_after_ns = (uint64_t)between(0, 3000) * 1000;
 		r->down_for_ns = (uint64_t)between(100, harsh ? 400000 : 20000) * 1000;
 		/* Where segment 0 is dead for good, no other is down half of the time both ways. */
-		r->down_every_ns = r->down_for_ns * (uint64_t)between(o.draw == 2 && o.die_ms ? 4 : 2, 10);
+		r->down_every_ns = r->down_for_ns * (uint64_t)between(o.draw >= 2 && o.die_ms ? 4 : 2, 10);
 		break;
 	case CORRUPT:
 		r->corrupt_ppm = (uint32_t)between(3000, harsh ? 100000 : 20000);
@@ -137,12 +137,29 @@ draw_nodes(void)
 	o.frames_wanted = between(500, 700); /* much of it is discovery */
 }
 
+/* draw=3: the same of nodes that share memory over some of their segments. A process dies whole. */
+static void
+draw_sharing(void)
+{
+	o.nodes = 3;
+	o.ports = 4;
+	o.hub = o.named = o.whole = 1;
+	o.unlike = o.joined = o.inward = 0;
+	o.direct = draw(2);
+	o.share = draw(8) ? draw(2) ? 15 : 1 + (int)draw(15) : 0;
+	o.stuck = draw(3) ? between(1, 20) : 0;
+	o.stuck_ms = draw(3) ? between(1, 50) : between(2000, 6000);
+	o.gone_ms = draw(2) ? between(1, 400) : 0;
+	if (draw(2))
+		o.memory_kb = o.bytes > 1500 || o.keep ? between(400, 900) : between(100, 400);
+}
+
 /* A world out of a seed: two paths at least, three kinds of fault at least. */
 static void
 draw_scenario(void)
 {
 	uint32_t chosen = 0;
-	int nb_kinds = between(o.draw == 2 ? 4 : 3, 6);
+	int nb_kinds = between(o.draw >= 2 ? 4 : 3, 6);
 
 	o.ports = between(2, 4);
 	o.senders = draw(5) ? 1 : 2;
@@ -159,8 +176,10 @@ draw_scenario(void)
 	o.limit_ms = 300000; /* a path up and down in step with the round trip may take a minute */
 	o.queue = between(1, 9);
 	o.frames_wanted = between(200, 250);
-	if (o.draw == 2)
+	if (o.draw >= 2)
 		draw_nodes();
+	if (o.draw == 3)
+		draw_sharing();
 	for (int way = 0; way < 2; way++)
 		for (int p = 0; p < o.ports; p++)
 			rules[way][p] = (struct af_fault_rule){.kinds = ALL_KINDS};

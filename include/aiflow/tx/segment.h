@@ -152,6 +152,7 @@ af_tx_send_chunk(struct af_tx *tx, uint32_t p, struct af_tx_slice *s, uint32_t c
 	bool copies = is_retransmit && port->p.by_reference == AF_REFER_OWNED;
 	uint32_t data = chunk - s->nb_manifest, size, next = 0, nbytes, placed = 0, crc = 0;
 	uint8_t *payload = frame + AF_HEADER;
+	bool says_placed = false;
 
 	if (chunk < s->nb_manifest || chunk + 1 == s->nb_chunks) {
 		af_tx_fill(s, chunk, payload, &f);
@@ -163,6 +164,7 @@ af_tx_send_chunk(struct af_tx *tx, uint32_t p, struct af_tx_slice *s, uint32_t c
 			af_tx_segment_again(s, data, &f);
 		nbytes = f.nbytes;
 		if (af_tx_is_placed(s, data) || (at && af_tx_may_place(port, s))) {
+			says_placed = true; /* of no bytes, maybe */
 			placed = at ? nbytes : 0;
 			crc = af_tx_say_placed(s, data, at ? at->offset : 0, payload, &f);
 		} else {
@@ -175,7 +177,7 @@ af_tx_send_chunk(struct af_tx *tx, uint32_t p, struct af_tx_slice *s, uint32_t c
 		tx->tail = (struct af_span){f.payload, f.nbytes, s->elements[f.element].owner};
 	if (at) {
 		s->taken[p] += nbytes;
-		af_dispatch_advance(tx, s, at, next, nbytes, placed ? crc : af_payload_crc(&f, &tx->full));
+		af_dispatch_advance(tx, s, at, next, nbytes, says_placed ? crc : af_payload_crc(&f, &tx->full));
 	}
 	af_pace_take(&port->pace, size + placed, now);
 	s->frames++;
