@@ -4,9 +4,6 @@ from aiflow._eal import Mempool
 
 MBUF_OVERHEAD: int
 
-class Exporter:
-    def __buffer__(self, flags: int, /) -> memoryview: ...
-
 class Store:
     def __init__(self, limit: int, with_memory: bool, shared: bool = False) -> None: ...
     def prefault(self) -> None: ...

@@ -7,7 +7,7 @@ next, so every view keeps its memory, whatever is dropped first and in whatever 
 import os
 
 cimport cython
-from cpython.buffer cimport PyBUF_FORMAT, PyBUF_WRITABLE, PyBuffer_FillInfo, PyObject_GetBuffer
+from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_FillInfo
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport strcpy
 from posix.unistd cimport getpid
@@ -249,18 +249,3 @@ cdef class View:
 
     def __len__(self):
         return self.nbytes
-
-
-cdef class Exporter:
-    """Gives a Python class with an `array` the buffer protocol (PEP 688 does that from Python 3.12 on)."""
-
-    def __getbuffer__(self, Py_buffer *buffer, int flags):
-        array = self.array
-        try:
-            PyObject_GetBuffer(array, buffer, flags)
-        except (ValueError, BufferError):
-            # Dtypes without a buffer format (datetime64 …): their bytes for a file or a socket, and for numpy, which
-            # asks for the format, a refusal as numpy's arrays give it: it takes __array__ then.
-            if flags & PyBUF_FORMAT:
-                raise
-            PyObject_GetBuffer(array.reshape(-1, order="A").view("u1"), buffer, flags)

@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 from typing import Any
 
-from aiflow._transfer.manifest import Form, Piece
+from aiflow._transfer.form import Form
+from aiflow._transfer.manifest import Piece
 
 def encode(elements: Any) -> tuple[bytes, list[Any], int]: ...
 def encode_pieces(described: Iterable[Piece]) -> tuple[bytes, list[Any], int]: ...

@@ -12,9 +12,9 @@ from libc.string cimport memcpy
 import numpy as np
 from aiflow.errors import ConfigError
 from aiflow._transfer.filemarks import ELEMENT, Marked
-from aiflow._transfer.manifest import (
-    MAX_AXES, MAX_STREAM_BYTES, Form, Received, as_bytes, checked_stream, named, pieces,
-)
+from aiflow._transfer._runs import Received
+from aiflow._transfer.form import MAX_AXES, Form
+from aiflow._transfer.manifest import MAX_STREAM_BYTES, as_bytes, checked_stream, named, pieces
 
 cdef extern from *:
     """

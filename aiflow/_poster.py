@@ -18,7 +18,8 @@ from aiflow._system import threads
 from aiflow._transfer.batcher import Post
 from aiflow._transfer.demand import DemandMeter
 from aiflow._transfer.fanout import Partition, array_of
-from aiflow._transfer.manifest import Form, Piece, described
+from aiflow._transfer.form import Form
+from aiflow._transfer.manifest import Piece, described
 from aiflow.config import parse_switch_limits
 from aiflow.monitor import Monitor
 from aiflow.options import Scheduling

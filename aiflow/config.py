@@ -162,7 +162,11 @@ def parse_seconds(value: Any, what: str) -> float:
 
 def parse_timeout(timeout: Any) -> float | None:
     """Check ``timeout=``: None and infinity wait without end, 0 only looks, else a number of seconds."""
-    if timeout is None or (isinstance(timeout, float) and timeout == math.inf):
+    if timeout is None:
+        return None
+    if type(timeout) in (int, float) and 0 < timeout < 1e6:  # as nearly always
+        return float(timeout)
+    if isinstance(timeout, float) and timeout == math.inf:
         return None
     if isinstance(timeout, (int, float)) and timeout == 0:
         return 0.0

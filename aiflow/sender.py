@@ -21,9 +21,10 @@ from aiflow._transfer.batcher import Batcher
 from aiflow._transfer.context import Context
 from aiflow._transfer.demand import DemandMeter
 from aiflow._transfer.fanout import Partition, whole_of
+from aiflow._transfer.form import Form
 from aiflow._transfer.holdings import note_sender
 from aiflow._transfer.in_flight import InFlight
-from aiflow._transfer.manifest import Form, as_bytes
+from aiflow._transfer.manifest import as_bytes
 from aiflow._transfer.ticket import Ticket
 from aiflow.config import parse_names, parse_seconds, parse_size, parse_switches, parse_timeout
 from aiflow.errors import ConfigError, SliceTimeout, not_copied

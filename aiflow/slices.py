@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from aiflow._policy.partition import even
-from aiflow._transfer.element import Element, ElementSequence
-from aiflow._transfer.manifest import Span, spans_of
+from aiflow._transfer._element import Element, ElementSequence
+from aiflow._transfer._runs import Run, runs_of
 from aiflow._transfer.verdicts import MOST_BYTES, told
 from aiflow.errors import ConfigError, EalError
 
@@ -51,8 +51,7 @@ class TimeSlice(ElementSequence):
         self.instance: int = incoming.instance
         self.nbytes: int = incoming.nbytes
         self.seconds: float = incoming.seconds
-        self._length = incoming.nb_elements
-        self._spans = spans_of(incoming.manifest)
+        self._list(runs_of(incoming.manifest), incoming.nb_elements)
 
     def _whole(self) -> TimeSlice:
         return self
@@ -89,7 +88,7 @@ class TimeSlice(ElementSequence):
         """
         if not isinstance(n, (int, np.integer)) or n < 1:
             raise ConfigError(f"shards(n={n!r}): n is a number of parts, at least 1")
-        sizes = np.repeat([span.run.nbytes for span in self._spans], [span.nb_elements for span in self._spans])
+        sizes = np.repeat([run.nbytes for run in self._runs], [run.nb_elements for run in self._runs])
         parts = even(sizes, n)
         return [Shard(self, np.flatnonzero(parts == index), index, n) for index in range(n)]
 
@@ -212,9 +211,8 @@ class Shard(ElementSequence):
         self.nb_shards = nb_shards
         self.slice_id = time_slice.slice_id
         self.sender = time_slice.sender
-        self._length = len(numbers)
-        self._spans = _spans_of(numbers, time_slice._spans)
-        self.nbytes = sum(span.run.nbytes * span.nb_elements for span in self._spans)
+        self._list(_parts_of(numbers, time_slice._runs), len(numbers))
+        self.nbytes = sum(run.nbytes * run.nb_elements for run in self._runs)
 
     def _whole(self) -> TimeSlice:
         return self._slice
@@ -231,16 +229,15 @@ class Shard(ElementSequence):
         return views.of_slice(self, f"shard {self.index} of {self.nb_shards}, slice {self.slice_id} from {self.sender}")
 
 
-def _spans_of(numbers: np.ndarray[Any, Any], spans: Sequence[Span]) -> list[Span]:
-    """The elements of ascending `numbers`, as parts of `spans`."""
+def _parts_of(numbers: np.ndarray[Any, Any], runs: Sequence[Run]) -> list[Run]:
+    """The elements of ascending `numbers`, as parts of `runs`."""
     if not len(numbers):
         return []
-    starts = np.array([span.start for span in spans])
+    starts = np.array([run.start for run in runs])
     belongs = np.searchsorted(starts, numbers, side="right") - 1
     edges = np.flatnonzero((np.diff(numbers) != 1) | (np.diff(belongs) != 0)) + 1
     firsts = np.concatenate([[0], edges])
     counts = np.diff(np.concatenate([firsts, [len(numbers)]]))
     return [
-        Span(spans[belongs[first]].run, int(numbers[first]), int(count))
-        for first, count in zip(firsts, counts, strict=True)
+        runs[belongs[first]].part(int(numbers[first]), int(count)) for first, count in zip(firsts, counts, strict=True)
     ]

@@ -64,12 +64,12 @@ def of_slice(time_slice: Any, title: str) -> str:
     rows = [
         (
             name,
-            f"{sum(span.nb_elements for span in spans):,}",
-            _one({str(span.run.form.dtype) for span in spans}),
-            _one({str(list(span.run.form.shape)) for span in spans}),
-            bytes_of(sum(span.run.nbytes * span.nb_elements for span in spans)),
+            f"{sum(run.nb_elements for run in runs):,}",
+            _one({str(run.form.dtype) for run in runs}),
+            _one({str(list(run.form.shape)) for run in runs}),
+            bytes_of(sum(run.nbytes * run.nb_elements for run in runs)),
         )
-        for name, spans in islice(streams.items(), NB_STREAMS)
+        for name, runs in islice(streams.items(), NB_STREAMS)
     ]
     if rows:
         parts.append(table(("stream", "elements", "dtype", "shape", "bytes"), rows))

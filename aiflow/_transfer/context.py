@@ -88,7 +88,7 @@ class Context:
         waited_for : str
             Of a slice that was given up: what it waited for then.
         """
-        if any(part.error != "ok" for part in outgoing.parts):
+        if not outgoing.delivered:
             known = self._known(result.blamed(outgoing).receiver)
             raise result.failure(outgoing, known, self.name_of, waited_for)
         return result.report(outgoing, self._agent.port_names, self.name_of)

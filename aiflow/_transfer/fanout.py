@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from aiflow._policy.partition import Numbers, even
-from aiflow._transfer.manifest import Form
+from aiflow._transfer.form import Form
 from aiflow.config import parse_partition
 from aiflow.errors import ConfigError
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from aiflow._transfer.manifest import spans_of
+from aiflow._transfer._runs import runs_of
 from aiflow._transfer.reasons import joined, of_drops, of_pools, of_strangers
 from aiflow._transfer.verdicts import heard
 from aiflow.errors import (
@@ -153,10 +153,12 @@ def report(whole: Any, port_names: Sequence[tuple[str, str]], name_of: NameOf) -
         frames_sent=frames,
         frames_retransmitted=again,
         ports=tuple(
-            PortReport(port_names[index][0], port_names[index][1], frames, nbytes)
-            for index, frames, nbytes in whole.port_frames()
+            [
+                PortReport(port_names[index][0], port_names[index][1], frames, nbytes)
+                for index, frames, nbytes in whole.port_frames()
+            ]
         ),
-        receivers=tuple(ReceiverReport(name_of(part), part.nb_elements, part.nbytes, True) for part in whole.parts),
+        receivers=tuple([ReceiverReport(name_of(part), part.nb_elements, part.nbytes, True) for part in whole.parts]),
     )
 
 
@@ -276,9 +278,9 @@ def _delivery_error(outgoing: Any, whole: Any, name_of: NameOf) -> DeliveryError
         told = heard(part.text, part.nb_elements)
         elements |= {int(number if part.numbers is None else part.numbers[number]): told[number] for number in told}
         failed |= {
-            span.run.stream_of(number): told[number]
-            for span in spans_of(part.manifest)
-            for number in range(span.start, span.start + span.nb_elements)
+            run.stream_of(number): told[number]
+            for run in runs_of(part.manifest)
+            for number in range(run.start, run.start + run.nb_elements)
             if number in told
         }
     some = "; ".join(f"{stream!r}: {reason}" for stream, reason in list(failed.items())[:3])

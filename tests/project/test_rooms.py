@@ -45,7 +45,7 @@ ROOMS = {
     "_policy": Room(r"_policy(\..*)?|scheduler|flow", ("errors", "config"), compiled=False),
     "monitor": Room("monitor", ("errors", "config", "_dp", "_policy")),
     "report": Room("report", ("_html", "monitor")),
-    "_transfer": Room(r"_transfer(\..*)?", ("errors", "config", "_html", "_system", "_dp", "_policy", "report")),
+    "_transfer": Room(r"_transfer(\..*)?", ("errors", "config", "_html", "_system", "_policy", "report")),
     "_encode": Room("_encode", ("errors", "_transfer")),
     "slices": Room("slices|shards", ("errors", "_html", "_policy", "_transfer")),
     "_observe": Room(r"_observe(\..*)?", ("errors", "config", "_system", "_ports")),

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from aiflow._transfer.filemarks import ELEMENT, FileMark
-from aiflow._transfer.manifest import Form, Piece, checked_stream, named
+from aiflow._transfer.form import Form
+from aiflow._transfer.manifest import Piece, checked_stream, named
 from aiflow.errors import ConfigError
 
 __all__ = ["encode", "encode_rows"]

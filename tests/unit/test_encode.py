@@ -11,6 +11,7 @@ import pytest
 from aiflow import _encode
 from aiflow._transfer import manifest
 from aiflow._transfer.filemarks import FileMark, Marked
+from aiflow._transfer.form import Form
 from aiflow.errors import ConfigError
 
 pytestmark = pytest.mark.unit
@@ -92,13 +93,13 @@ def test_files_have_the_same_manifest_either_way() -> None:
 
 @pytest.mark.parametrize("shape", [(0, 3), (1, 3), (700, 2, 2), (5,), (4, 0)])
 def test_rows_have_the_same_manifest(shape: tuple[int, ...]) -> None:
-    row = manifest.Form(np.dtype(np.float32), shape[1:])
+    row = Form(np.dtype(np.float32), shape[1:])
     assert _encode.encode_rows("größe", row, shape[0]) == manifest_oracle.encode_rows("größe", row, shape[0])
 
 
 @pytest.mark.parametrize(("stream", "count"), [("x" * 4097, 1), ("a", 2**32), (7, 1), ("\ud800", 1)])
 def test_rows_that_cannot_be_sent_are_refused_alike(stream: object, count: int) -> None:
-    row = manifest.Form(np.dtype(np.uint8), (3,))
+    row = Form(np.dtype(np.uint8), (3,))
     with pytest.raises((TypeError, ConfigError)) as expected:
         manifest_oracle.encode_rows(stream, row, count)  # type: ignore[arg-type]
     with pytest.raises(expected.type) as got:

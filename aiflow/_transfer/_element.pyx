@@ -1,34 +1,29 @@
-"""Elements of a received slice, and what a slice and its shards have in common as sequences of them."""
+# cython: embedsignature=False
+"""Elements of a received slice, and what a slice and its shards have in common as sequences of them.
 
-from __future__ import annotations
+Compiled, because a slice may have a million elements.
+"""
 
 import operator
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
 from itertools import accumulate
-from typing import Any, NoReturn, Protocol, SupportsIndex, overload
+
+from cpython.buffer cimport PyBUF_FORMAT, PyObject_GetBuffer
+from libc.stdint cimport uint64_t
 
 import numpy as np
-
-from aiflow._dp_incoming import Exporter
-from aiflow._transfer.filemarks import FileMark
-from aiflow._transfer.manifest import Received, Run, Span, streams_of
+from aiflow._transfer._runs cimport Received, Run
+from aiflow._transfer._runs import streams_of
 from aiflow.errors import ConfigError, not_copied
 
-__all__ = ["Element", "ElementSequence", "Holder"]
-
-NAMES_SHOWN = 10
-"""Streams that an error lists."""
+NAMES_SHOWN = 10  # streams that an error lists
+cdef object ndarray = np.ndarray
 
 
-class Holder(Protocol):
-    """The time slice that elements belong to."""
-
-    def _held(self) -> Any:
-        """The data plane's slice; ConfigError once it is released."""
+cdef class ElementSequence
 
 
-class Element(Exporter, Received):
+cdef class Element(Received):
     """One element of a time slice: an image, a video frame, a tensor.
 
     Its memory belongs to the slice. Arrays and views taken out keep that memory alive, also after the slice was
@@ -53,55 +48,56 @@ class Element(Exporter, Received):
         As sent.
     """
 
-    __slots__ = ("_run", "_slice", "number")
+    cdef ElementSequence _slice
+    cdef Run _run
+    cdef readonly uint64_t number
 
-    def __init__(self, time_slice: Holder, run: Run, number: int) -> None:
+    def __init__(self, ElementSequence time_slice not None, Run run not None, uint64_t number):
         self._slice = time_slice
         self._run = run
         self.number = number
 
     @property
-    def stream(self) -> str:
+    def stream(self):
         """The stream it belongs to."""
-        return self._run.stream_of(self.number)
+        return self._run.name_of(self.number)
 
     @property
-    def key(self) -> str | int:
+    def key(self):
         """Its stream, or the stream's number where the sender named none."""
         return self._run.key_of(self.number)
 
     @property
-    def nbytes(self) -> int:
+    def nbytes(self):
         """Size in bytes."""
         return self._run.nbytes
 
     @property
-    def dtype(self) -> np.dtype[Any]:
+    def dtype(self):
         """As sent; uint8 for plain bytes."""
-        return self._run.form.dtype
+        return self._run.dtype
 
     @property
-    def shape(self) -> tuple[int, ...]:
+    def shape(self):
         """As sent; (nbytes,) for plain bytes."""
-        return self._run.form.shape
+        return self._run.shape
 
     @property
-    def mark(self) -> FileMark | None:
+    def mark(self):
         """Its file mark, if ``aiflow send`` has sent it; None otherwise."""
         return self._run.mark
 
     @property
-    def latency_ns(self) -> int:
+    def latency_ns(self):
         """Nanoseconds from sending to arrival of its slowest frame.
 
         Between hosts it is as exact as their clocks. 0 where they differ by more than an hour, or the frame seems to
         have arrived before it was sent.
         """
-        latency: int = self._slice._held().latency_ns(self.number)
-        return latency
+        return self._slice.held().latency_ns(self.number)
 
     @property
-    def array(self) -> np.ndarray[Any, Any]:
+    def array(self):
         """One contiguous ndarray of `dtype` and `shape`, writable.
 
         No copy. With ``assemble=False`` each call gathers the segments into a new array.
@@ -111,18 +107,24 @@ class Element(Exporter, Received):
         ConfigError
             If the slice was released.
         """
-        incoming = self._slice._held()
+        return self._array()
+
+    cdef object _array(self):
+        cdef Run run = self._run
+        incoming = self._slice.held()
+        if run.nbytes == 0:
+            return np.empty(run.shape, run.dtype, run.order)
         if incoming.assembled:
-            return _shaped(incoming.view(self.number), self._run)
-        gathered = np.empty(self.nbytes, np.uint8)
+            return shaped(run, incoming.view(self.number))
+        gathered = np.empty(run.nbytes, np.uint8)
         at = 0
         for segment in self.segments:
             gathered[at : at + segment.nbytes] = segment
             at += segment.nbytes
-        return _shaped(gathered, self._run)
+        return shaped(run, gathered)
 
     @property
-    def segments(self) -> list[np.ndarray[Any, Any]]:
+    def segments(self):
         """With ``assemble=False``: the payloads of the received mbufs, as read-only uint8 arrays, one a frame.
 
         In order, without a copy. Each array keeps the slice's mbufs out of their pool.
@@ -132,119 +134,144 @@ class Element(Exporter, Received):
         ConfigError
             If the Receiver assembles its elements (use `array`), or the slice was released.
         """
-        incoming = self._slice._held()
+        incoming = self._slice.held()
         if incoming.assembled:
             raise ConfigError("segments are there with Receiver(assemble=False) only: use element.array")
         return [np.frombuffer(view, np.uint8) for view in incoming.segments(self.number) if view.nbytes]
 
-    def tobytes(self) -> bytes:
+    def tobytes(self):
         """Return a copy of the element's bytes, in memory order."""
-        return self.array.tobytes(order="A")
+        return self._array().tobytes(order="A")
 
-    def __bytes__(self) -> bytes:
+    def __bytes__(self):
         return self.tobytes()
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
-        array = self.array
+    def __array__(self, dtype=None, copy=None):
+        array = self._array()
         if dtype is not None and np.dtype(dtype) != array.dtype:
             if copy is False:
                 raise ValueError(f"an element of dtype {array.dtype} cannot be had as {dtype} without a copy")
             return array.astype(dtype)
         return array.copy() if copy else array
 
-    def __dlpack__(self, **options: Any) -> Any:
-        return self.array.__dlpack__(**options)
+    def __getbuffer__(self, Py_buffer *buffer, int flags):
+        array = self._array()
+        try:
+            PyObject_GetBuffer(array, buffer, flags)
+        except (ValueError, BufferError):
+            # Dtypes without a buffer format (datetime64 …): their bytes for a file or a socket, and for numpy, which
+            # asks for the format, a refusal as numpy's arrays give it: it takes __array__ then.
+            if flags & PyBUF_FORMAT:
+                raise
+            PyObject_GetBuffer(array.reshape(-1, order="A").view("u1"), buffer, flags)
 
-    def __dlpack_device__(self) -> tuple[int, int]:
+    def __dlpack__(self, **options):
+        return self._array().__dlpack__(**options)
+
+    def __dlpack_device__(self):
         return (1, 0)
 
-    def __len__(self) -> int:
-        if not self.shape:
+    def __len__(self):
+        if not self._run.shape:
             raise TypeError("an element of no axes has no length")
-        return self.shape[0]
+        return self._run.shape[0]
 
-    def __eq__(self, other: object) -> bool:
+    def __eq__(self, other):
         if not isinstance(other, Element):
             return NotImplemented
-        return self._slice is other._slice and self.number == other.number
+        return self._slice is (<Element>other)._slice and self.number == (<Element>other).number
 
-    def __hash__(self) -> int:
+    def __hash__(self):
         return hash((id(self._slice), self.number))
 
-    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+    def __reduce_ex__(self, protocol):
         raise not_copied(self, "take its array or its tobytes()")
 
-    def __repr__(self) -> str:
+    def __repr__(self):
         return f"<Element {self.number} stream={self.stream!r} {self.dtype}{list(self.shape)} {self.nbytes} bytes>"
 
-    def _repr_html_(self) -> str:
+    def _repr_html_(self):
         from aiflow._html import views  # only notebooks need it
 
         return views.of_element(self)
 
 
-def _shaped(buffer: Any, run: Run) -> np.ndarray[Any, Any]:
-    form = run.form
-    if run.nbytes == 0:
-        return np.empty(form.shape, form.dtype, order="F" if form.order == "F" else "C")
-    flat = np.frombuffer(buffer, form.dtype)
-    if len(form.shape) == 1:
-        return flat
-    return flat.reshape(form.shape, order="F" if form.order == "F" else "C")
+cdef object shaped(Run run, object buffer):
+    if run.order == "F":
+        return ndarray(run.shape, run.dtype, buffer, 0, None, "F")
+    return ndarray(run.shape, run.dtype, buffer)
 
 
-class ElementSequence:
-    """Elements of one slice, as spans of its runs: the base of slices and shards."""
+cdef Element element_of(ElementSequence time_slice, Run run, uint64_t number):
+    cdef Element element = Element.__new__(Element)
+    element._slice = time_slice
+    element._run = run
+    element.number = number
+    return element
 
-    _spans: Sequence[Span]
-    _length: int
-    _streams: dict[str, list[Span]] | None = None
-    _places: list[int] | None = None  # of each span's first element
 
-    def _whole(self) -> Holder:
+cdef class ElementSequence:
+    """Elements of one slice, as runs or parts of runs: the base of slices and shards."""
+
+    cdef public object _incoming  # a time slice's, of the data plane; None once it is released
+    cdef readonly list _runs
+    cdef readonly uint64_t _length
+    cdef dict _streams  # of `_by_stream`, made when asked for
+    cdef list _places   # of each run's first element; likewise
+
+    def _list(self, list runs not None, uint64_t length):
+        """Take the elements of these runs."""
+        self._runs = runs
+        self._length = length
+
+    cdef object held(self):
+        return self._held() if self._incoming is None else self._incoming
+
+    def _whole(self):
+        """The time slice that the elements belong to."""
         raise NotImplementedError
 
-    def __len__(self) -> int:
+    def __len__(self):
         return self._length
 
-    def __iter__(self) -> Iterator[Element]:
-        time_slice = self._whole()
-        for run, start, count in self._spans:
-            for number in range(start, start + count):
-                yield Element(time_slice, run, number)
+    def __iter__(self):
+        cdef ElementSequence time_slice = self._whole()
+        cdef uint64_t number
+        cdef Run run
+        for run in self._runs:
+            for number in range(run.start, run.start + run.nb_elements):
+                yield element_of(time_slice, run, number)
 
     @property
-    def streams(self) -> list[str]:
+    def streams(self):
         """Names of its streams, in order of their first element."""
         return list(self._by_stream())
 
-    def _by_stream(self) -> dict[str, list[Span]]:
+    def _by_stream(self):
         if self._streams is None:
-            self._streams = streams_of(self._spans)
+            self._streams = streams_of(self._runs)
         return self._streams
 
-    def _named(self, name: str) -> list[Span]:
-        streams = self._by_stream()
+    cdef list _named(self, name):
+        cdef dict streams = self._by_stream()
         if name in streams:
             return streams[name]
         names = ", ".join(map(repr, [*streams][:NAMES_SHOWN])) or "none"
         more = f" and {len(streams) - NAMES_SHOWN} more" if len(streams) > NAMES_SHOWN else ""
         raise KeyError(f"there is no stream {name!r} here. There is {names}{more}")
 
-    def stream(self, name: str) -> list[Element]:
+    def stream(self, name):
         """Return all elements of the stream `name`, in order; KeyError if there is none."""
-        time_slice = self._whole()
-        return [
-            Element(time_slice, run, number)
-            for run, start, count in self._named(name)
-            for number in range(start, start + count)
-        ]
+        cdef ElementSequence time_slice = self._whole()
+        cdef list found = []
+        cdef uint64_t number
+        cdef Run run
+        for run in self._named(name):
+            for number in range(run.start, run.start + run.nb_elements):
+                found.append(element_of(time_slice, run, number))
+        return found
 
-    @overload
-    def __getitem__(self, key: str | SupportsIndex) -> Element: ...
-    @overload
-    def __getitem__(self, key: slice) -> list[Element]: ...
-    def __getitem__(self, key: str | SupportsIndex | slice) -> Element | list[Element]:
+    def __getitem__(self, key):
         """Return the stream's only element, the element at a place, or the elements at a slice of places.
 
         Raises
@@ -256,11 +283,14 @@ class ElementSequence:
         TypeError
             For any other key.
         """
+        cdef list runs
+        cdef Run run
         if isinstance(key, str):
-            spans = self._named(key)
-            if len(spans) != 1 or spans[0].nb_elements != 1:
+            runs = self._named(key)
+            run = runs[0]
+            if len(runs) != 1 or run.nb_elements != 1:
                 raise KeyError(f"stream {key!r} has several elements: use stream({key!r})")
-            return Element(self._whole(), spans[0].run, spans[0].start)
+            return element_of(self._whole(), run, run.start)
         if isinstance(key, slice):
             return [self._at(place) for place in range(*key.indices(self._length))]
         try:
@@ -275,24 +305,30 @@ class ElementSequence:
             raise IndexError(f"there is no element {index}: there are {self._length}")
         return self._at(place)
 
-    def _at(self, place: int) -> Element:
+    cdef Element _at(self, uint64_t place):
+        cdef Run run
         if self._places is None:
-            self._places = list(accumulate((span.nb_elements for span in self._spans), initial=0))
+            self._places = list(accumulate([(<Run?>run).nb_elements for run in self._runs], initial=0))
         at = bisect_right(self._places, place) - 1
-        return Element(self._whole(), self._spans[at].run, self._spans[at].start + place - self._places[at])
+        run = self._runs[at]
+        return element_of(self._whole(), run, run.start + place - <uint64_t>self._places[at])
 
-    def __contains__(self, what: object) -> bool:
+    def __contains__(self, what):
         """True for the name of a stream, and for an element of these."""
+        cdef Run run
         if isinstance(what, Element):
-            return what._slice is self._whole() and any(
-                span.start <= what.number < span.start + span.nb_elements for span in self._spans
-            )
+            if (<Element>what)._slice is not self._whole():
+                return False
+            for run in self._runs:
+                if run.start <= (<Element>what).number < run.start + run.nb_elements:
+                    return True
+            return False
         return isinstance(what, str) and what in self._by_stream()
 
-    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+    def __reduce_ex__(self, protocol):
         raise not_copied(self, "take its as_arrays(), or the array of each element")
 
-    def as_arrays(self) -> dict[str, np.ndarray[Any, Any]]:
+    def as_arrays(self):
         """Return one array a stream, with a first axis over its elements; no Python object for each element.
 
         Returns
@@ -306,20 +342,27 @@ class ElementSequence:
         ConfigError
             If the elements of a stream differ in dtype or shape.
         """
-        arrays = {}
-        for name, spans in self._by_stream().items():
-            if len({span.run.form for span in spans}) > 1:
+        cdef dict arrays = {}
+        cdef list runs
+        cdef ElementSequence time_slice = self._whole()
+        for name, runs in self._by_stream().items():
+            if len(runs) == 1:
+                arrays[name] = rows_of(time_slice, runs[0])
+                continue
+            if len({(<Run?>run).form for run in runs}) > 1:
                 raise ConfigError(f"stream {name!r} has elements of several dtypes or shapes: iterate over them")
-            parts = [self._rows(*span) for span in spans]
-            arrays[name] = parts[0] if len(parts) == 1 else np.concatenate(parts)
+            arrays[name] = np.concatenate([rows_of(time_slice, run) for run in runs])
         return arrays
 
-    def _rows(self, run: Run, start: int, count: int) -> np.ndarray[Any, Any]:
-        time_slice = self._whole()
-        incoming = time_slice._held()
-        shape = (count, *run.form.shape)
-        if run.nbytes == 0:
-            return np.empty(shape, run.form.dtype)
-        if not incoming.assembled or run.form.order == "F":
-            return np.stack([Element(time_slice, run, number).array for number in range(start, start + count)])
-        return np.frombuffer(incoming.view(start, count), np.uint8).view(run.form.dtype).reshape(shape)
+
+cdef object rows_of(ElementSequence time_slice, Run run):
+    """One array over the elements of a run."""
+    cdef uint64_t number
+    incoming = time_slice.held()
+    shape = (run.nb_elements, *run.shape)
+    if run.nbytes == 0:
+        return np.empty(shape, run.dtype)
+    if not incoming.assembled or run.order == "F":
+        return np.stack([element_of(time_slice, run, number)._array()
+                         for number in range(run.start, run.start + run.nb_elements)])
+    return ndarray(shape, run.dtype, incoming.view(run.start, run.nb_elements))
