@@ -39,7 +39,7 @@ LIMITED_API = os.environ.get("AIFLOW_LIMITED_API", "0") not in ("", "0")
 PRIVATE_DPDK = private_library()
 
 # The wire format and its state machines are plain C: modules over them must load where no DPDK is.
-WITHOUT_DPDK = ("_element", "_encode", "_runs", "_wire")
+WITHOUT_DPDK = ("_element", "_encode", "_runs", "_waits", "_wire")
 
 DIRECTIVES = {"language_level": 3, "embedsignature": True}
 # Only where every index is computed by our own loops: elsewhere a wrong one must raise, not read foreign memory.

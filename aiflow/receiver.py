@@ -7,6 +7,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
+from functools import partial
 from typing import Any, NoReturn, SupportsIndex, Unpack
 
 from aiflow._dp_incoming import MBUF_OVERHEAD, Store
@@ -249,7 +250,7 @@ class Receiver:
         """The next slice; None at the end."""
         found: list[Any] = []
         try:
-            if not self._engine.waiter.until(lambda: self._look(found, timeout), timeout):
+            if not self._engine.waiter.until(partial(self._look, found, timeout), timeout):
                 raise self._too_late(timeout)
             return TimeSlice(found[0]) if found else None
         except BaseException:
@@ -259,7 +260,7 @@ class Receiver:
     async def _wait_async(self, timeout: float | None) -> TimeSlice | None:
         found: list[Any] = []
         try:
-            if not await self._engine.waiter.until_async(lambda: self._look(found, timeout), timeout):
+            if not await self._engine.waiter.until_async(partial(self._look, found, timeout), timeout):
                 raise self._too_late(timeout)
             return TimeSlice(found[0]) if found else None
         except BaseException:

@@ -53,9 +53,6 @@ class TimeSlice(ElementSequence):
         self.seconds: float = incoming.seconds
         self._list(runs_of(incoming.manifest), incoming.nb_elements)
 
-    def _whole(self) -> TimeSlice:
-        return self
-
     def _held(self) -> Any:
         if self._incoming is None:
             raise ConfigError(
@@ -206,16 +203,12 @@ class Shard(ElementSequence):
     """
 
     def __init__(self, time_slice: TimeSlice, numbers: np.ndarray[Any, Any], index: int, nb_shards: int) -> None:
-        self._slice = time_slice
         self.index = index
         self.nb_shards = nb_shards
         self.slice_id = time_slice.slice_id
         self.sender = time_slice.sender
-        self._list(_parts_of(numbers, time_slice._runs), len(numbers))
+        self._list(_parts_of(numbers, time_slice._runs), len(numbers), time_slice)
         self.nbytes = sum(run.nbytes * run.nb_elements for run in self._runs)
-
-    def _whole(self) -> TimeSlice:
-        return self._slice
 
     def __repr__(self) -> str:
         return (

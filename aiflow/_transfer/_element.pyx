@@ -216,26 +216,27 @@ cdef class ElementSequence:
     cdef public object _incoming  # a time slice's, of the data plane; None once it is released
     cdef readonly list _runs
     cdef readonly uint64_t _length
+    cdef ElementSequence _part_of  # the time slice; None: it is one
     cdef dict _streams  # of `_by_stream`, made when asked for
     cdef list _places   # of each run's first element; likewise
 
-    def _list(self, list runs not None, uint64_t length):
+    def _list(self, list runs not None, uint64_t length, ElementSequence part_of=None):
         """Take the elements of these runs."""
         self._runs = runs
         self._length = length
+        self._part_of = part_of
+
+    cdef ElementSequence whole(self):
+        return self if self._part_of is None else self._part_of
 
     cdef object held(self):
         return self._held() if self._incoming is None else self._incoming
-
-    def _whole(self):
-        """The time slice that the elements belong to."""
-        raise NotImplementedError
 
     def __len__(self):
         return self._length
 
     def __iter__(self):
-        cdef ElementSequence time_slice = self._whole()
+        cdef ElementSequence time_slice = self.whole()
         cdef uint64_t number
         cdef Run run
         for run in self._runs:
@@ -262,7 +263,7 @@ cdef class ElementSequence:
 
     def stream(self, name):
         """Return all elements of the stream `name`, in order; KeyError if there is none."""
-        cdef ElementSequence time_slice = self._whole()
+        cdef ElementSequence time_slice = self.whole()
         cdef list found = []
         cdef uint64_t number
         cdef Run run
@@ -290,7 +291,7 @@ cdef class ElementSequence:
             run = runs[0]
             if len(runs) != 1 or run.nb_elements != 1:
                 raise KeyError(f"stream {key!r} has several elements: use stream({key!r})")
-            return element_of(self._whole(), run, run.start)
+            return element_of(self.whole(), run, run.start)
         if isinstance(key, slice):
             return [self._at(place) for place in range(*key.indices(self._length))]
         try:
@@ -311,13 +312,13 @@ cdef class ElementSequence:
             self._places = list(accumulate([(<Run?>run).nb_elements for run in self._runs], initial=0))
         at = bisect_right(self._places, place) - 1
         run = self._runs[at]
-        return element_of(self._whole(), run, run.start + place - <uint64_t>self._places[at])
+        return element_of(self.whole(), run, run.start + place - <uint64_t>self._places[at])
 
     def __contains__(self, what):
         """True for the name of a stream, and for an element of these."""
         cdef Run run
         if isinstance(what, Element):
-            if (<Element>what)._slice is not self._whole():
+            if (<Element>what)._slice is not self.whole():
                 return False
             for run in self._runs:
                 if run.start <= (<Element>what).number < run.start + run.nb_elements:
@@ -344,7 +345,7 @@ cdef class ElementSequence:
         """
         cdef dict arrays = {}
         cdef list runs
-        cdef ElementSequence time_slice = self._whole()
+        cdef ElementSequence time_slice = self.whole()
         for name, runs in self._by_stream().items():
             if len(runs) == 1:
                 arrays[name] = rows_of(time_slice, runs[0])
