@@ -5,6 +5,6 @@ from aiflow._core cimport af_shared
 
 
 cdef class Sharing:
-    cdef readonly uint32_t writer
+    cdef public uint32_t writer
     cdef af_shared shared
     cdef int pid

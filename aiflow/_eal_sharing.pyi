@@ -2,6 +2,8 @@
 
 MOST_SHARED: int
 
+def new_writer() -> int: ...
+
 class Sharing:
     writer: int
     def take(self, fd: int, epoch: int, nbytes: int, warm: int) -> bool: ...

@@ -26,17 +26,21 @@ MOST_SHARED = AF_MOST_SHARED
 _numbers = itertools.count(1)
 
 
+def new_writer():
+    """Number of a process that may write to our memory, unique in ours."""
+    return next(_numbers)
+
+
 cdef class Sharing:
     """What one connection shares.
 
     Attributes
     ----------
     writer : int
-        Number of the connection, unique in this process, from 1.
+        Number of the process at its other end, from `new_writer`: it may write to the memory that we share. 0: none.
     """
 
     def __cinit__(self):
-        self.writer = next(_numbers)
         self.pid = getpid()
 
     def __dealloc__(self):

@@ -124,11 +124,12 @@ class Connection:
                 port.doorbell = self.doorbell
                 port.wake_fds = [self.doorbell.fileno()]
 
-    def share(self, process: Descriptor) -> None:
+    def share(self, process: Descriptor, writer: int) -> None:
         """The peer, whose process this is, can share memory. Before the ports are attached."""
         self.process = process
         self.writes = True
         self.sharing = self.sharing or Sharing()
+        self.sharing.writer = writer
         for port in self.ports:
             port.sharing = self.sharing
 

@@ -6,25 +6,27 @@ A side that has a Receiver passes its memory before its ports come up, or whenev
     either      → {"unmapped": true}     no loop of ours writes to your memory any more
 
 With the capability ``places`` each side passes a pidfd of itself ("process"): a process that was killed, or whose child
-keeps the socket, is dead when that says so. The memory is a memfd whose size is sealed.
+keeps the socket, is dead when that says so. Its random name ("process_name") tells which connections are of one process.
+The memory is a memfd whose size is sealed.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import secrets
 import select
 from functools import partial
 from typing import Any, NamedTuple
 
-from aiflow._eal_sharing import Sharing
+from aiflow._eal_sharing import Sharing, new_writer
 from aiflow._ports.local_drivers import driver_of
 from aiflow._ports.messages import checked_int
 from aiflow._system import threads
 from aiflow._system.descriptors import Descriptor, keep
 from aiflow.config import Endpoint
 
-__all__ = ["CAPABILITY", "PROCESS", "Memory", "able", "has_died", "memory_message", "own_process", "take"]
+__all__ = ["CAPABILITY", "PROCESS", "Memory", "able", "has_died", "memory_message", "own_process", "process_name", "take", "Writers"]
 
 CAPABILITY = "places"
 """What a side that can place payloads, and be told of places, says of itself."""
@@ -68,6 +70,37 @@ def able(endpoint: Endpoint) -> bool:
 def own_process() -> Descriptor:
     """A descriptor of this process, to be passed and closed. Raises OSError."""
     return keep(lambda: Descriptor(os.pidfd_open(os.getpid())))
+
+
+_names: dict[int, str] = {}
+
+
+def process_name() -> str:
+    """A random name of this process, another one in a forked child."""
+    return _names.setdefault(os.getpid(), secrets.token_hex(8))
+
+
+class Writers:
+    """The processes that may write to our memory, over one or several connections each."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, list[int]] = {}  # name → number, connections
+
+    def enter(self, name: str) -> int:
+        """Another connection of the process of this name; returns its number."""
+        found = self._found.setdefault(name, [new_writer(), 0])
+        found[1] += 1
+        return found[0]
+
+    def leave(self, number: int) -> bool:
+        """A connection of this process has ended; was it the last one?"""
+        for name, found in list(self._found.items()):
+            if found[0] == number:
+                found[1] -= 1
+                if not found[1]:
+                    del self._found[name]
+                    return True
+        return False
 
 
 def has_died(process: Descriptor) -> bool:

@@ -7,9 +7,11 @@ agree over a control socket (SEQPACKET, one JSON message per packet, in a direct
                    "capabilities": ["doorbell", "places"]}
     receiver    → {"coming": 4}          accepted; it now opens the ports, which may take seconds for each
     receiver    → {"driver": "memif", "peer": 3, "frame_size": 16384, "ring_size": 256, "sockets": [[name, id], …],
-                   "descriptors": ["page", "bell", "process"]}     beside the message: see `doorbells`, `memories`
+                   "descriptors": ["page", "bell", "process"], "process_name": "…"}
+                  with descriptors beside the message: see `doorbells`, `memories`;
                   its ports are open and started; or {"refused": "why", "version": 3, "again": false}
-    sender      → {"ready": true, "descriptors": ["process"]}     its ports are open and their links are up
+    sender      → {"ready": true, "descriptors": ["process"], "process_name": "…"}
+                  its ports are open and their links are up
     either      → {"memory": …}          at any time: see `memories`
     either      → {"bye": true}          before it closes, unless it dies
     either      closes: the other one detaches and removes its ports, and closes too
@@ -40,7 +42,7 @@ from aiflow import _eal
 from aiflow._eal_sharing import Sharing
 from aiflow._ports.connection import Connection, Hooks
 from aiflow._ports.local_drivers import driver_of
-from aiflow._ports.memories import Memory, has_died, memory_message, take
+from aiflow._ports.memories import Memory, Writers, has_died, memory_message, take
 from aiflow._ports.messages import read, shown, write
 from aiflow._ports.runtime_dir import reason
 from aiflow._system import threads
@@ -91,7 +93,8 @@ class Rendezvous:
         self._closing = False
         self._says_bye = True
         self._pid = os.getpid()
-        self._writers: list[tuple[int, Descriptor]] = []  # of connections that ended: their processes may still write
+        self._writers = Writers()
+        self._mourned: list[tuple[int, Descriptor]] = []  # of connections that ended: their processes may still write
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         try:
             for endpoint in endpoints:
@@ -199,7 +202,7 @@ class Rendezvous:
         poll = threads.unpatched("select").poll()  # select() cannot take descriptors above 1023
         poll.register(self._wake, select.POLLIN)
         processes = [connection.process for connection in self._connections if connection.process is not None]
-        processes += [process for _, process in self._writers]
+        processes += [process for _, process in self._mourned]
         for sock in (*(connection.sock for connection in self._connections), *self._sockets(), *processes):
             poll.register(sock, select.POLLIN)
         ready = {fd for fd, _ in poll.poll(self._poll_timeout())}
@@ -209,9 +212,9 @@ class Rendezvous:
                 self._hear(connection)
             elif connection.process is not None and connection.process.fd in ready:
                 self._hung_up(connection)  # its child may have kept the socket
-        for number, process in list(self._writers):
-            if process.fd in ready:
-                self._end_writer(number, process)
+        for writer in list(self._mourned):
+            if writer[1].fd in ready:
+                self._end_writer(*writer)
         now = time.monotonic()
         for connection in list(self._connections):
             if connection.state == "joining":
@@ -282,10 +285,10 @@ class Rendezvous:
                 self._tell_memories(connection, [memory])
 
     def _end_writer(self, number: int, process: Descriptor) -> None:
-        """The process behind a former connection has ended."""
-        self._writers.remove((number, process))
+        """The process behind a former connection has ended, or writes no more."""
+        self._mourned.remove((number, process))
         process.close()
-        if self._hooks.writer_gone is not None:
+        if self._writers.leave(number) and self._hooks.writer_gone is not None:
             self._hooks.writer_gone(number)
 
     def _part_with(self, connection: Connection) -> None:
@@ -294,7 +297,7 @@ class Rendezvous:
             return
         writer = connection.sharing.writer, connection.process
         connection.process = None
-        self._writers.append(writer)
+        self._mourned.append(writer)
         if not connection.writes or has_died(writer[1]):
             self._end_writer(*writer)
 
@@ -370,9 +373,9 @@ class Rendezvous:
                     del waiting[fd]
         for connection in list(self._connections):
             self._drop(connection)
-        for _, process in self._writers:
+        for _, process in self._mourned:
             process.close()
-        self._writers.clear()
+        self._mourned.clear()
 
 
 _open: weakref.WeakSet[Rendezvous] = weakref.WeakSet()

@@ -134,7 +134,7 @@ class ReceiverRendezvous(Rendezvous):
             self._offer(connection, message)
         elif connection.state == "offered" and message.get("ready"):
             if message.get("descriptors") == [memories.PROCESS] and len(passed) == 1:
-                connection.share(passed.pop())
+                connection.share(passed.pop(), self._writers.enter(str(message["process_name"])))
             connection.state = "joining"
             self._join(connection)
 
@@ -200,6 +200,7 @@ class ReceiverRendezvous(Rendezvous):
             self._tell_memories(connection, self._memories())
             passed.append(memories.own_process())
             offer["descriptors"] = [*offer.get("descriptors", ()), memories.PROCESS]
+            offer["process_name"] = memories.process_name()
         connection.hasten()
         connection.state = "offered"
         connection.deadline = time.monotonic() + step_timeout(nb_ports)

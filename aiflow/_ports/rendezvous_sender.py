@@ -190,7 +190,8 @@ class SenderRendezvous(Rendezvous):
         connection.wire_doorbell()
         if memories.PROCESS in by_name:
             passed.remove(by_name[memories.PROCESS])
-            connection.share(by_name[memories.PROCESS])
+            writer = self._writers.enter(str(offer["process_name"]))
+            connection.share(by_name[memories.PROCESS], writer)
         connection.state = "joining"
         connection.deadline = time.monotonic() + step_timeout(endpoint.nb_ports)
 
@@ -201,6 +202,7 @@ class SenderRendezvous(Rendezvous):
             self._tell_memories(connection, self._memories())
             passed = [memories.own_process()]
             ready["descriptors"] = [memories.PROCESS]
+            ready["process_name"] = memories.process_name()
         write(connection.sock, ready, passed)
         for descriptor in passed:
             descriptor.close()

@@ -52,6 +52,16 @@ folding_by_16_bytes_gives_the_crc_and_the_copy(void)
 }
 
 static void
+folding_by_32_bytes_gives_the_crc_and_the_copy(void)
+{
+	if (__builtin_cpu_supports("vpclmulqdq") && __builtin_cpu_supports("avx2"))
+		for (int how = AF_COPY_NONE; how <= AF_COPY_STREAM; how++)
+			check_fold(af_crc_by_32s[how], (enum af_copy)how);
+	else
+		CHECK(af_crc.way < AF_CRC_AVX2);
+}
+
+static void
 folding_by_64_bytes_gives_the_crc_and_the_copy(void)
 {
 	if (__builtin_cpu_supports("vpclmulqdq") && __builtin_cpu_supports("avx512bw") &&
@@ -91,6 +101,8 @@ lesser_ways_can_be_asked_for(void)
 	CHECK_EQUAL(af_crc_best_way(), AF_CRC_STRANDS);
 	setenv("AIFLOW_CRC32C", "pclmul", 1);
 	CHECK_EQUAL(af_crc_best_way(), best < AF_CRC_PCLMUL ? best : AF_CRC_PCLMUL);
+	setenv("AIFLOW_CRC32C", "avx2", 1);
+	CHECK_EQUAL(af_crc_best_way(), best < AF_CRC_AVX2 ? best : AF_CRC_AVX2);
 	setenv("AIFLOW_CRC32C", "nonsense", 1);
 	CHECK_EQUAL(af_crc_best_way(), best);
 	unsetenv("AIFLOW_CRC32C");
@@ -100,7 +112,7 @@ static void
 every_way_gives_one_crc(void)
 {
 	enum af_crc_way best = af_crc.way;
-	uint32_t crcs[3], nb_lengths = 0;
+	uint32_t crcs[AF_NB_CRC_WAYS], nb_lengths = 0;
 
 	for (uint32_t i = 0; i < sizeof text; i++)
 		text[i] = (uint8_t)check_random(256);
@@ -116,6 +128,7 @@ every_way_gives_one_crc(void)
 	CHECK(nb_lengths > 100);
 }
 
-CASES(CASE(folding_by_16_bytes_gives_the_crc_and_the_copy), CASE(folding_by_64_bytes_gives_the_crc_and_the_copy),
-      CASE(the_product_is_that_of_the_definition), CASE(lesser_ways_can_be_asked_for), CASE(every_way_gives_one_crc))
+CASES(CASE(folding_by_16_bytes_gives_the_crc_and_the_copy), CASE(folding_by_32_bytes_gives_the_crc_and_the_copy),
+      CASE(folding_by_64_bytes_gives_the_crc_and_the_copy), CASE(the_product_is_that_of_the_definition),
+      CASE(lesser_ways_can_be_asked_for), CASE(every_way_gives_one_crc))
 #endif

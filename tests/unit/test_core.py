@@ -162,7 +162,12 @@ def test_ports_serve_both_ways_when(simulate, name) -> None:
         assert not any(outcome["failed"] for outcome in outcomes)
 
 
-CRC_WAYS = {"strands": {"sse4_2"}, "pclmul": {"sse4_2", "pclmulqdq"}, "avx512": {"vpclmulqdq", "avx512bw", "avx512vl"}}
+CRC_WAYS = {
+    "strands": {"sse4_2"},
+    "pclmul": {"sse4_2", "pclmulqdq"},
+    "avx2": {"vpclmulqdq", "avx2"},
+    "avx512": {"vpclmulqdq", "avx512bw", "avx512vl"},
+}
 
 
 def cpu_flags() -> set[str]:

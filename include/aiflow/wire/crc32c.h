@@ -7,8 +7,8 @@
  *
  * With SSE4.2 or the ARMv8 CRC extension three strands run interleaved, because the instruction has a latency of three
  * cycles and a throughput of one (Gopal et al., "Fast CRC Computation for iSCSI Polynomial Using CRC32 Instruction").
- * A CPU with carry-less multiplication folds (crc32c_clmul.h): a little faster with vectors of 128 bits, four times
- * with those of 512. This is chosen at run time, because DPDK's compiler flags are for an older CPU.
+ * A CPU with carry-less multiplication folds (crc32c_clmul.h): a little faster with vectors of 128 bits, two to four
+ * times with those of 256 and 512. This is chosen at run time, because DPDK's compiler flags are for an older CPU.
  */
 #ifndef AIFLOW_CRC32C_H
 #define AIFLOW_CRC32C_H
@@ -52,7 +52,7 @@ enum af_copy {
 #define AF_CRC_LEAST 128u       /* fewer bytes are not folded */
 
 /* Ways of computing, each faster than the one before. */
-enum af_crc_way { AF_CRC_STRANDS, AF_CRC_PCLMUL, AF_CRC_AVX512 };
+enum af_crc_way { AF_CRC_STRANDS, AF_CRC_PCLMUL, AF_CRC_AVX2, AF_CRC_AVX512, AF_NB_CRC_WAYS };
 
 /* A multiplication by x^(8 * nbytes) as four table look-ups. */
 struct af_crc_shift {
@@ -130,7 +130,7 @@ af_crc_carry_over(uint64_t multipliers[2], uint32_t nbytes)
 	multipliers[1] = (uint64_t)af_crc_power(nbytes - 4) << 1;
 }
 
-/* AIFLOW_CRC32C=strands or pclmul selects a slower one, for tests. */
+/* AIFLOW_CRC32C=strands, pclmul or avx2 selects a slower one, for tests. */
 static inline enum af_crc_way
 af_crc_best_way(void)
 {
@@ -140,8 +140,11 @@ af_crc_best_way(void)
 	if ((most && !strcmp(most, "strands")) || !__builtin_cpu_supports("pclmul"))
 		return AF_CRC_STRANDS;
 	if ((most && !strcmp(most, "pclmul")) || !__builtin_cpu_supports("vpclmulqdq") ||
-	    !__builtin_cpu_supports("avx512bw") || !__builtin_cpu_supports("avx512vl"))
+	    !__builtin_cpu_supports("avx2"))
 		return AF_CRC_PCLMUL;
+	if ((most && !strcmp(most, "avx2")) || !__builtin_cpu_supports("avx512bw") ||
+	    !__builtin_cpu_supports("avx512vl"))
+		return AF_CRC_AVX2;
 	return AF_CRC_AVX512;
 }
 #endif
@@ -259,8 +262,7 @@ af_crc32c(uint32_t crc, const void *bytes, size_t nbytes)
 	if (nbytes >= AF_CRC_LEAST && af_crc.way) {
 		size_t folded = nbytes & ~(size_t)15;
 
-		crc = (af_crc.way == AF_CRC_AVX512 ? af_crc_sum_by_64 : af_crc_sum_by_16)(crc, p, folded, NULL,
-											  &af_crc.multipliers);
+		crc = af_crc_folds[af_crc.way][AF_COPY_NONE](crc, p, folded, NULL, &af_crc.multipliers);
 		p += folded;
 		nbytes -= folded;
 	}
@@ -306,11 +308,10 @@ af_copy_crc32c(uint32_t crc, void *dst, const void *src, size_t nbytes, enum af_
 
 #ifdef AF_CRC_FOLDS
 	if (nbytes >= AF_CRC_LEAST && af_crc.way) {
-		af_crc_fold *const *folds = af_crc.way == AF_CRC_AVX512 ? af_crc_by_64s : af_crc_by_16s;
 		size_t head = -(uintptr_t)to & 63, folded = (nbytes - head) & ~(size_t)15;
 
 		crc = af_crc_copied(~crc, to, from, head); /* whole cache lines from here on */
-		crc = folds[how](crc, from + head, folded, to + head, &af_crc.multipliers);
+		crc = af_crc_folds[af_crc.way][how](crc, from + head, folded, to + head, &af_crc.multipliers);
 		head += folded;
 		return ~af_crc_copied(crc, to + head, from + head, nbytes - head);
 	}

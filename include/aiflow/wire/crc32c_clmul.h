@@ -17,6 +17,7 @@ struct af_crc_multipliers {
 };
 
 #define AF_PCLMUL __attribute__((target("pclmul,sse4.2")))
+#define AF_AVX2 __attribute__((target("avx2,vpclmulqdq,pclmul,sse4.2")))
 #define AF_AVX512 __attribute__((target("avx512f,avx512vl,avx512bw,vpclmulqdq,pclmul,sse4.2")))
 #define AF_READ_AHEAD 2048 /* bytes: the source is mostly in memory, not in a cache */
 #define AF_OWN_AHEAD 1024  /* and the destination may be, too */
@@ -88,6 +89,68 @@ af_crc_by_16(uint32_t crc, const uint8_t *from, size_t nbytes, uint8_t *to, enum
 	rest = lanes[0];
 	for (int i = 1; i < 4; i++)
 		rest = af_crc_carry(rest, over_16, lanes[i]);
+	return af_crc_rest(rest, over_16, from, nbytes, to, how);
+}
+
+/* ---- 32 bytes in a vector: Zen 3, Alder Lake and later ---- */
+
+AF_AVX2 static inline __m256i
+af_crc_carry_2(__m256i lanes, __m256i over, __m256i next)
+{
+	return _mm256_xor_si256(_mm256_xor_si256(_mm256_clmulepi64_epi128(lanes, over, 0x00),
+						 _mm256_clmulepi64_epi128(lanes, over, 0x11)),
+				next);
+}
+
+/* Load the next lanes, and copy them. */
+AF_AVX2 static inline __m256i
+af_crc_next_2(const uint8_t *from, uint8_t *to, enum af_copy how)
+{
+	__m256i lanes = _mm256_loadu_si256((const __m256i *)from);
+
+	if (how == AF_COPY_STREAM)
+		_mm256_stream_si256((__m256i *)to, lanes);
+	else if (how == AF_COPY_STORE)
+		_mm256_storeu_si256((__m256i *)to, lanes);
+	return lanes;
+}
+
+/* As af_crc_by_16. */
+AF_AVX2 static inline __attribute__((always_inline)) uint32_t
+af_crc_by_32(uint32_t crc, const uint8_t *from, size_t nbytes, uint8_t *to, enum af_copy how,
+	     const struct af_crc_multipliers *k)
+{
+	__m256i over_64 = _mm256_broadcastsi128_si256(af_crc_lane(k->over_64)), sums[8];
+	__m256i over_256 = _mm256_broadcastsi128_si256(af_crc_lane(k->over_256));
+	__m128i over_16 = af_crc_lane(k->over_16), rest;
+
+	for (int i = 0; i < 2; i++)
+		sums[i] = af_crc_next_2(from + 32 * i, to + 32 * i, how);
+	sums[0] = _mm256_xor_si256(sums[0], _mm256_zextsi128_si256(_mm_cvtsi32_si128((int)crc)));
+	if (nbytes >= 512) {
+		for (int i = 2; i < 8; i++)
+			sums[i] = af_crc_next_2(from + 32 * i, to + 32 * i, how);
+		for (from += 256, to += 256, nbytes -= 256; nbytes >= 256; from += 256, to += 256, nbytes -= 256) {
+			for (int i = 0; i < 4 && how != AF_COPY_STREAM; i++)
+				__builtin_prefetch(from + AF_READ_AHEAD + 64 * i);
+			for (int i = 0; i < 4 && how == AF_COPY_STORE; i++)
+				__builtin_prefetch(to + AF_OWN_AHEAD + 64 * i, 1);
+			for (int i = 0; i < 8; i++)
+				sums[i] = af_crc_carry_2(sums[i], over_256,
+							 af_crc_next_2(from + 32 * i, to + 32 * i, how));
+		}
+		for (int i = 2; i < 8; i++)
+			sums[i & 1] = af_crc_carry_2(sums[i & 1], over_64, sums[i]);
+	} else {
+		from += 64, to += 64, nbytes -= 64;
+	}
+	for (; nbytes >= 64; from += 64, to += 64, nbytes -= 64)
+		for (int i = 0; i < 2; i++)
+			sums[i] = af_crc_carry_2(sums[i], over_64, af_crc_next_2(from + 32 * i, to + 32 * i, how));
+	rest = _mm256_castsi256_si128(sums[0]);
+	rest = af_crc_carry(rest, over_16, _mm256_extracti128_si256(sums[0], 1));
+	rest = af_crc_carry(rest, over_16, _mm256_castsi256_si128(sums[1]));
+	rest = af_crc_carry(rest, over_16, _mm256_extracti128_si256(sums[1], 1));
 	return af_crc_rest(rest, over_16, from, nbytes, to, how);
 }
 
@@ -182,12 +245,19 @@ typedef uint32_t af_crc_fold(uint32_t crc, const uint8_t *from, size_t nbytes, u
 AF_FOLD(af_crc_sum_by_16, AF_PCLMUL, af_crc_by_16, AF_COPY_NONE)
 AF_FOLD(af_crc_store_by_16, AF_PCLMUL, af_crc_by_16, AF_COPY_STORE)
 AF_FOLD(af_crc_stream_by_16, AF_PCLMUL, af_crc_by_16, AF_COPY_STREAM)
+AF_FOLD(af_crc_sum_by_32, AF_AVX2, af_crc_by_32, AF_COPY_NONE)
+AF_FOLD(af_crc_store_by_32, AF_AVX2, af_crc_by_32, AF_COPY_STORE)
+AF_FOLD(af_crc_stream_by_32, AF_AVX2, af_crc_by_32, AF_COPY_STREAM)
 AF_FOLD(af_crc_sum_by_64, AF_AVX512, af_crc_by_64, AF_COPY_NONE)
 AF_FOLD(af_crc_store_by_64, AF_AVX512, af_crc_by_64, AF_COPY_STORE)
 AF_FOLD(af_crc_stream_by_64, AF_AVX512, af_crc_by_64, AF_COPY_STREAM)
 
 static af_crc_fold *const af_crc_by_16s[] = {af_crc_sum_by_16, af_crc_store_by_16, af_crc_stream_by_16};
+static af_crc_fold *const af_crc_by_32s[] = {af_crc_sum_by_32, af_crc_store_by_32, af_crc_stream_by_32};
 static af_crc_fold *const af_crc_by_64s[] = {af_crc_sum_by_64, af_crc_store_by_64, af_crc_stream_by_64};
+
+/* By enum af_crc_way; the first folds nothing. */
+static af_crc_fold *const *const af_crc_folds[] = {NULL, af_crc_by_16s, af_crc_by_32s, af_crc_by_64s};
 
 /* a * b modulo the polynomial, as af_crc_multiply. */
 AF_PCLMUL static uint32_t
