@@ -408,6 +408,8 @@ cdef extern from "aiflow/rt/memory_room.h" nogil:
         uint32_t nb
         char paths[AF_ROOM_GROUPS][AF_ROOM_PATH]
 
+    uint64_t af_memory_room(const af_memory_groups *groups) noexcept
+
 
 cdef extern from "aiflow/rx/arena.h" nogil:
     struct af_block:
@@ -422,6 +424,7 @@ cdef extern from "aiflow/rx/arena.h" nogil:
         uint8_t *base
         uint64_t limit, used, address_space, warm, fenced
         int fd
+        uint64_t (*room)(const af_memory_groups *groups) noexcept nogil
         const af_memory_groups *groups
         uint32_t releases
 

@@ -13,7 +13,7 @@ from libc.string cimport strcpy
 from posix.unistd cimport getpid
 from aiflow._core cimport (
     AF_ARENA_NONE, AF_ARENA_PRIVATE, AF_ARENA_SHARED, AF_MBUF_OVERHEAD, AF_ROOM_GROUPS, AF_ROOM_PATH, af_arena_free, af_arena_init, af_arena_kind,
-    af_arena_trim, af_arena_warm, af_rx_slice_free, af_verdicts_free, af_verdicts_push,
+    af_arena_trim, af_arena_warm, af_memory_room, af_rx_slice_free, af_verdicts_free, af_verdicts_push,
 )
 from aiflow.librte.rte_mbuf cimport rte_mbuf, rte_pktmbuf_free
 from aiflow._system import limits
@@ -42,6 +42,7 @@ cdef class Store:
                 strcpy(self.groups.paths[self.groups.nb], group)
                 self.groups.nb += 1
         self.arena.groups = &self.groups
+        self.arena.room = af_memory_room
         self.ready = True
         self.pools = []
         self.pid = os.getpid()

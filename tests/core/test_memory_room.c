@@ -107,10 +107,19 @@ the_first_version_of_groups_is_read_too(void)
 static void
 this_process_has_room_and_no_more_than_the_system(void)
 {
-	uint64_t total, room = af_memory_room();
+	struct af_memory_groups groups = {0};
+	uint64_t total, room = af_memory_room(&groups);
 
 	CHECK(af_room_number("/proc/meminfo", "MemTotal", &total));
 	CHECK(room > 0 && room <= total * 1024);
+	begin();
+	put("memory.max", "1000\n");
+	put("memory.current", "600\n");
+	groups.nb = 2; /* the first one is nowhere */
+	snprintf(groups.paths[0], AF_ROOM_PATH, "%s/none", directory);
+	snprintf(groups.paths[1], AF_ROOM_PATH, "%s", directory);
+	CHECK_EQUAL(af_memory_room(&groups), 400);
+	end();
 }
 
 CASES(CASE(a_number_is_found_by_its_key), CASE(a_group_leaves_its_limit_without_what_it_uses),

@@ -80,7 +80,7 @@ def test_other_ports_count_their_references() -> None:
     """memif copies in its burst: all memory goes by reference, and frees at once."""
     images = aiflow.empty((16, 100_000))
     images[:] = 5
-    with aiflow.Receiver("local:lending") as rx, aiflow.Sender("local:lending") as tx:
+    with aiflow.Receiver("memif:lending") as rx, aiflow.Sender("memif:lending") as tx:
         ticket = tx.send({str(number): image for number, image in enumerate(images)}, wait=False)
         with rx.recv(timeout=30) as got:
             assert all((element.array == 5).all() for element in got)

@@ -215,7 +215,7 @@ af_rx_grant(struct af_rx *rx, uint64_t now)
 			if (!rx->has_no_pages || rx->arena->used)
 				return; /* it waits, for its pages or for slices that are held */
 			af_rx_refuse(rx, session, slot, AF_VOID_NO_PAGES,
-				     rx->arena->groups ? af_memory_room(rx->arena->groups) : 0);
+				     rx->arena->room ? rx->arena->room(rx->arena->groups) : 0);
 			af_rx_advance(rx, session);
 			continue;
 		}

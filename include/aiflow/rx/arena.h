@@ -73,7 +73,8 @@ struct af_arena {
 	uint64_t warm; /* pages below are kept, pages above return to the kernel with their block; under the lock */
 	int fd;        /* of shared memory; -1: it is private */
 	uint8_t *grains; /* shared memory: which grains have all their pages; under the lock */
-	const struct af_memory_groups *groups; /* that limit this process; NULL: no limit is looked at */
+	uint64_t (*room)(const struct af_memory_groups *groups); /* af_memory_room; NULL: no limit is looked at */
+	const struct af_memory_groups *groups;                   /* that limit this process */
 	struct af_block first; /* sentinel */
 	uint64_t fenced; /* blocks; under the lock */
 	_Atomic uint32_t releases; /* blocks that were given back; any thread */
@@ -264,7 +265,7 @@ af_arena_fill(struct af_arena *arena, struct af_block *block, uint64_t most)
 		return AF_FILL_DONE;
 	pthread_mutex_lock(&arena->lock);
 	lacks = af_arena_lacks(arena, block);
-	if (lacks && arena->groups && af_memory_room(arena->groups) < lacks + AF_ARENA_SPARE)
+	if (lacks && arena->room && arena->room(arena->groups) < lacks + AF_ARENA_SPARE)
 		result = AF_FILL_FAILED;
 	while (block->filled < block->size && result == AF_FILL_DONE) {
 		uint64_t grain = (block->offset + block->filled) / AF_ARENA_GRAIN, from = grain * AF_ARENA_GRAIN,
@@ -294,7 +295,7 @@ af_arena_warm(struct af_arena *arena)
 	struct af_block whole = {.size = arena->limit};
 	enum af_fill fill = AF_FILL_FAILED;
 
-	if (!arena->base || (arena->groups && af_memory_room(arena->groups) < arena->limit + AF_ARENA_SPARE))
+	if (!arena->base || (arena->room && arena->room(arena->groups) < arena->limit + AF_ARENA_SPARE))
 		return false;
 	if (arena->fd < 0)
 		return af_arena_grow(arena, arena->limit) &&
