@@ -1,6 +1,7 @@
 # The plain-C core (include/aiflow/*.h), as the data plane sees it. Declarations only; the headers say what they mean.
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from aiflow._core_memory cimport af_arena, af_block
 
 
 cdef extern from "aiflow/wire/frame.h" nogil:
@@ -397,41 +398,6 @@ cdef extern from "aiflow/tx/tx_agent.h" nogil:
 
 cdef extern from "aiflow/tx/tx_due.h" nogil:
     uint64_t af_tx_due(void *state, uint64_t now) noexcept
-
-
-cdef extern from "aiflow/rt/memory_room.h" nogil:
-    enum:
-        AF_ROOM_GROUPS
-        AF_ROOM_PATH
-
-    struct af_memory_groups:
-        uint32_t nb
-        char paths[AF_ROOM_GROUPS][AF_ROOM_PATH]
-
-    uint64_t af_memory_room(const af_memory_groups *groups) noexcept
-
-
-cdef extern from "aiflow/rx/arena.h" nogil:
-    struct af_block:
-        uint64_t offset, size, charged
-
-    enum af_arena_kind:
-        AF_ARENA_NONE
-        AF_ARENA_PRIVATE
-        AF_ARENA_SHARED
-
-    struct af_arena:
-        uint8_t *base
-        uint64_t limit, used, address_space, warm, fenced
-        int fd
-        uint64_t (*room)(const af_memory_groups *groups) noexcept nogil
-        const af_memory_groups *groups
-        uint32_t releases
-
-    int af_arena_init(af_arena *arena, uint64_t limit, af_arena_kind kind) noexcept
-    bint af_arena_warm(af_arena *arena) noexcept
-    void af_arena_free(af_arena *arena, bint ours) noexcept
-    void af_arena_trim(af_arena *arena) noexcept
 
 
 cdef extern from "aiflow/wire/verdict.h" nogil:

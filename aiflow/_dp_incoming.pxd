@@ -1,7 +1,8 @@
 # A slice that came whole, and the memory that it lies in.
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from aiflow._core cimport af_arena, af_memory_groups, af_rx_slice, af_verdicts
+from aiflow._core cimport af_rx_slice, af_verdicts
+from aiflow._core_memory cimport af_arena, af_memory_groups
 
 
 cdef void release_mbuf(void *handle) noexcept nogil

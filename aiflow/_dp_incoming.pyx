@@ -11,9 +11,10 @@ from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_FillInfo
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport strcpy
 from posix.unistd cimport getpid
-from aiflow._core cimport (
-    AF_ARENA_NONE, AF_ARENA_PRIVATE, AF_ARENA_SHARED, AF_MBUF_OVERHEAD, AF_ROOM_GROUPS, AF_ROOM_PATH, af_arena_free, af_arena_init, af_arena_kind,
-    af_arena_trim, af_arena_warm, af_memory_room, af_rx_slice_free, af_verdicts_free, af_verdicts_push,
+from aiflow._core cimport AF_MBUF_OVERHEAD, af_rx_slice_free, af_verdicts_free, af_verdicts_push
+from aiflow._core_memory cimport (
+    AF_ARENA_NONE, AF_ARENA_PRIVATE, AF_ARENA_SHARED, AF_ROOM_GROUPS, AF_ROOM_PATH, af_arena_free, af_arena_init,
+    af_arena_kind, af_arena_trim, af_arena_warm, af_memory_room,
 )
 from aiflow.librte.rte_mbuf cimport rte_mbuf, rte_pktmbuf_free
 from aiflow._system import limits

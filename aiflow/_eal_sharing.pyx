@@ -67,7 +67,6 @@ cdef class Sharing:
         bool
             False if it cannot be mapped, or too many are: chunks for that receiver are carried.
         """
-        cdef uint32_t i
         cdef uint8_t *base
         if epoch in self.epochs:
             return True

@@ -94,8 +94,8 @@ MEMORY_MOST = 1 << 46
 FAULTS = {
     "ways": "'out' (frames that we send; the default), 'in' (frames that arrive here), or both: ('out', 'in')",
     "ports": "indices of the ports with faults, in the order in which they were opened; default: all",
-    "kinds": "names of the frames with faults: DATA, PACKED, MANIFEST, GRANT, FEEDBACK, HELLO, PROBE, BYE, VOID, CLOSE, "
-    "PLACED, PLACED_PACK",
+    "kinds": "names of the frames with faults: DATA, PACKED, MANIFEST, GRANT, FEEDBACK, HELLO, PROBE, BYE, VOID, "
+    "CLOSE, PLACED, PLACED_PACK",
     "seed": "of the random numbers; the same seed makes the same faults in the same frames",
     "drop": "probability that a frame is lost",
     "burst": "probability that losses begin with it; burst_frames: how many in a row on average (default 10)",

@@ -6,8 +6,8 @@ A side that has a Receiver passes its memory before its ports come up, or whenev
     either      → {"unmapped": true}     no loop of ours writes to your memory any more
 
 With the capability ``places`` each side passes a pidfd of itself ("process"): a process that was killed, or whose child
-keeps the socket, is dead when that says so. Its random name ("process_name") tells which connections are of one process.
-The memory is a memfd whose size is sealed.
+keeps the socket, is dead when that says so. Connections with one random name ("process_name") are of one process. The
+memory is a memfd whose size is sealed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,18 @@ from aiflow._system import threads
 from aiflow._system.descriptors import Descriptor, keep
 from aiflow.config import Endpoint
 
-__all__ = ["CAPABILITY", "PROCESS", "Memory", "able", "has_died", "memory_message", "own_process", "process_name", "take", "Writers"]
+__all__ = [
+    "CAPABILITY",
+    "PROCESS",
+    "Memory",
+    "Writers",
+    "able",
+    "has_died",
+    "memory_message",
+    "own_process",
+    "process_name",
+    "take",
+]
 
 CAPABILITY = "places"
 """What a side that can place payloads, and be told of places, says of itself."""
@@ -93,7 +104,7 @@ class Writers:
         return found[0]
 
     def leave(self, number: int) -> bool:
-        """A connection of this process has ended; was it the last one?"""
+        """A connection of this process has ended; whether it was the last one."""
         for name, found in list(self._found.items()):
             if found[0] == number:
                 found[1] -= 1

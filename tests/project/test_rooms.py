@@ -35,7 +35,7 @@ ROOMS = {
     "_html": Room(r"_html(\..*)?", ("errors",), compiled=False),
     "_system": Room(r"_system(\..*)?", ("errors",)),
     "librte": Room(r"librte(\..*)?"),
-    "_core": Room("_core"),
+    "_core": Room(r"_core(_memory)?"),
     "_wire": Room("_wire", ("_core",)),
     "_faults": Room("_faults", ("errors", "config", "_wire")),
     "_eal": Room(r"_eal\w*", ("errors", "config", "_system", "librte")),

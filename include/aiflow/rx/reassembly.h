@@ -70,6 +70,19 @@ af_rx_crc_in_place(const struct af_rx_slice *s, const struct af_rx_target *targe
 	return crc;
 }
 
+/* May frames of a slice fill it? AF_OK, or why not. */
+static inline enum af_drop
+af_rx_is_flowing(const struct af_rx_session *session, const struct af_rx_slot *slot, uint32_t slice)
+{
+	if (af_before(slice, session->done))
+		return AF_DROP_DUPLICATE;
+	if (slot->id != slice || slot->state == AF_RX_EMPTY)
+		return AF_DROP_NOT_GRANTED;
+	if (slot->state == AF_RX_WHOLE || slot->state == AF_RX_VOID)
+		return AF_DROP_DUPLICATE;
+	return slot->state == AF_RX_FLOWING ? AF_OK : AF_DROP_NOT_GRANTED;
+}
+
 /* Find the place of a data frame. The manifest must have announced this chunk with this size. Changes no state and
  * trusts nothing, because the frame's CRC is not checked yet. f->to becomes the chunk's memory, if that is contiguous
  * and the chunk is missing. */
@@ -81,15 +94,10 @@ af_rx_find(const struct af_rx *rx, struct af_rx_session *session, struct af_fram
 	struct af_rx_element *el, *last;
 	uint64_t expected, offset = 0;
 	bool placed = af_rx_is_placed(f->kind);
+	enum af_drop drop = af_rx_is_flowing(session, slot, f->slice);
 
-	if (af_before(f->slice, session->done))
-		return AF_DROP_DUPLICATE;
-	if (slot->id != f->slice || slot->state == AF_RX_EMPTY)
-		return AF_DROP_NOT_GRANTED;
-	if (slot->state == AF_RX_WHOLE || slot->state == AF_RX_VOID)
-		return AF_DROP_DUPLICATE;
-	if (slot->state != AF_RX_FLOWING)
-		return AF_DROP_NOT_GRANTED;
+	if (drop != AF_OK)
+		return drop;
 	if (f->element >= s->nb_elements)
 		return AF_DROP_ELEMENT;
 	el = last = &s->elements[f->element];
@@ -195,16 +203,11 @@ af_rx_on_close(struct af_rx *rx, struct af_rx_session *session, const struct af_
 {
 	struct af_rx_slot *slot = &session->slots[f->slice % AF_RX_SLOTS];
 	struct af_rx_slice *s = slot->slice;
+	enum af_drop drop = af_rx_is_flowing(session, slot, f->slice);
 	uint32_t digest;
 
-	if (af_before(f->slice, session->done))
-		return AF_DROP_DUPLICATE;
-	if (slot->id != f->slice || slot->state == AF_RX_EMPTY)
-		return AF_DROP_NOT_GRANTED;
-	if (slot->state == AF_RX_WHOLE || slot->state == AF_RX_VOID)
-		return AF_DROP_DUPLICATE;
-	if (slot->state != AF_RX_FLOWING)
-		return AF_DROP_NOT_GRANTED;
+	if (drop != AF_OK)
+		return drop;
 	if (f->nbytes != sizeof digest)
 		return AF_DROP_SIZE;
 	if (s->closed)
