@@ -87,17 +87,8 @@ cdef extern from "aiflow/rt/agent.h" nogil:
         bint (*owns)(const void *state, uint32_t number) noexcept nogil
         af_load (*load)(const void *state, uint32_t port) noexcept nogil
 
-    enum:
-        AF_MOST_SHARED
-
-    struct af_shared_memory:
-        uint8_t *base
-        uint64_t nbytes, epoch
-
     struct af_shared:
-        af_shared_memory memories[AF_MOST_SHARED]
-
-    void af_shared_add(af_shared *shared, uint8_t *base, uint64_t nbytes, uint64_t epoch) noexcept
+        pass
 
     struct af_agent_port:
         bint attached, point_to_point, kick

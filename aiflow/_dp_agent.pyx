@@ -12,7 +12,7 @@ from posix.unistd cimport getpid
 from aiflow._core cimport (
     AF_CHRONO_STATES, AF_MOST_AGENTS, AF_NAME_BYTES, AF_NB_DROPS, af_agent_port, af_chrono, af_chrono_read,
     af_demux_add, af_demux_plug, af_demux_remove, af_demux_unplug, af_handoff_post, af_handoff_wake, af_now_ns,
-    af_numbers, af_numbers_init, af_sample, af_sampler, af_sampler_read,
+    af_numbers, af_numbers_init, af_sample, af_sampler, af_sampler_read, af_shared,
 )
 from aiflow._dp cimport Loop
 from aiflow._dp_frame cimport CHAINED, TAGGED
@@ -144,7 +144,7 @@ cdef class Agent:
         out.kick = port.kick
         out.point_to_point = port.point_to_point
         if port.sharing is not None:
-            out.shared = &(<Sharing?>port.sharing).shared
+            out.shared = <af_shared *>&(<Sharing?>port.sharing).shared
             if shares:
                 out.writer = (<Sharing>port.sharing).writer
         out.attached = True

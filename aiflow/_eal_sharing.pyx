@@ -8,7 +8,6 @@ import itertools
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
 from posix.unistd cimport getpid
-from aiflow._core cimport AF_MOST_SHARED, af_shared_add
 
 cdef extern from "<sys/mman.h>" nogil:
     int MADV_DONTFORK, MADV_HUGEPAGE, MAP_NORESERVE
