@@ -18,7 +18,13 @@ KINDS = (
 """Exceptions whose text a user reads: the API's, and the command's; ``fail`` ends a command, and so does what
 ``aiflow doctor`` finds ``broken``."""
 
-CAUGHT = ("_ports/doorbells.py", "_ports/memories.py", "_ports/messages.py", "_ports/rendezvous_sender.py")
+CAUGHT = (
+    "_ports/doorbells.py",
+    "_ports/memories.py",
+    "_transfer/_runs.pyx",
+    "_ports/messages.py",
+    "_ports/rendezvous_sender.py",
+)
 """A ValueError of these is the cause of another error, and reaches no user."""
 
 _LEAST = 12  # characters: a shorter text has its words elsewhere

@@ -125,8 +125,7 @@ af_rx_find(const struct af_rx *rx, struct af_rx_session *session, struct af_fram
 		expected = el->nbytes - offset;
 		if (f->end != (expected <= s->payload_bytes))
 			return AF_DROP_END;
-		if (expected > s->payload_bytes)
-			expected = s->payload_bytes;
+		expected = expected > s->payload_bytes ? s->payload_bytes : expected;
 		target->chunk = el->first_chunk + f->seq;
 	}
 	if (placed && !s->has_place)
