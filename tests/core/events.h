@@ -17,31 +17,72 @@ static struct funeral funerals[MAX_LINKS];
 static uint32_t nb_funerals;
 static bool severed[MAX_NODES]; /* the connection of this node with the hub: the process at one end is another now */
 
-/* The ports of a node on the segments of a connection go, and those of the next one take their place. */
+/* The ports of a node on the segments of a connection go, or come. */
 static void
-plug_anew(int node, int spoke)
+plug_node(int node, int spoke, bool come)
 {
 	for (int i = 0; i < nb_senders; i++) {
 		struct sender *s = senders[i];
 
-		for (uint32_t k = 0; k < s->at.nb_ports && s->at.node == node; k++)
-			if (spoke_of(s->at.segments[k]) == spoke && s->tx.ports[k].p.attached) {
-				unplug(&s->at, k);
-				af_tx_detach(&s->tx, k, now);
+		for (uint32_t k = 0; k < s->at.nb_ports && s->at.node == node; k++) {
+			if (spoke_of(s->at.segments[k]) != spoke || s->tx.ports[k].p.attached == come)
+				continue;
+			s->unplugged = true;
+			if (come) {
 				attach_sender(s, k);
 				plug(&s->at, k);
+			} else {
+				unplug(&s->at, k);
+				af_tx_detach(&s->tx, k, now);
 			}
+		}
 	}
 	for (int i = 0; i < nb_receivers; i++) {
 		struct receiver *r = &receivers[i];
 
-		for (uint32_t k = 0; k < r->at.nb_ports && r->at.node == node; k++)
-			if (spoke_of(r->at.segments[k]) == spoke && r->rx->ports[k].p.attached) {
-				unplug(&r->at, k);
-				af_rx_detach(r->rx, k);
+		for (uint32_t k = 0; k < r->at.nb_ports && r->at.node == node; k++) {
+			if (spoke_of(r->at.segments[k]) != spoke || r->rx->ports[k].p.attached == come)
+				continue;
+			r->unplugged = true;
+			if (come) {
 				attach_receiver(r, k);
 				plug(&r->at, k);
+			} else {
+				unplug(&r->at, k);
+				af_rx_detach(r->rx, k);
 			}
+		}
+	}
+}
+
+/* That a process writes no more over a connection that has ended, the node at its other end will know in a while. */
+static void
+announce(int node, int spoke)
+{
+	funerals[nb_funerals++] = (struct funeral){.node = node,
+						   .writer = links[node != 0][spoke]->writer,
+						   .when = now + draw((uint32_t)o.gone_ms + 1) * MS};
+	if (nb_funerals == MAX_LINKS)
+		exit(2);
+}
+
+/* A node hangs up while the one at the other end sleeps. Both processes live on. */
+static void
+hang_up_some(void)
+{
+	for (int n = 0; n < nb_nodes; n++) {
+		int spoke = n ? n : spoke_of(stuck[n].port), other = n ? 0 : spoke;
+
+		if (!stuck[n].until || !stuck[n].hangs_up || now < stuck[n].hangs_up || is_stuck(other))
+			continue;
+		stuck[n].hangs_up = 0;
+		if (severed[spoke])
+			continue;
+		note(now, "node %d hangs up on node %d", other, n);
+		plug_node(other, spoke, false);
+		announce(n, spoke);
+		announce(other, spoke);
+		severed[spoke] = true;
 	}
 }
 
@@ -51,14 +92,17 @@ static bool is_stopped(int node);
 static void
 follow_deaths(void)
 {
+	hang_up_some();
 	for (int spoke = 1; spoke < nb_nodes && may_share(); spoke++) {
 		if (!severed[spoke] || is_stopped(0) || is_stopped(spoke))
 			continue;
 		severed[spoke] = false;
 		note(now, "nodes 0 and %d connect anew", spoke);
+		plug_node(0, spoke, false);
+		plug_node(spoke, spoke, false);
 		connect_nodes(spoke);
-		plug_anew(0, spoke);
-		plug_anew(spoke, spoke);
+		plug_node(0, spoke, true);
+		plug_node(spoke, spoke, true);
 	}
 	for (uint32_t i = 0; i < nb_funerals;) {
 		struct funeral f = funerals[i];
@@ -70,11 +114,12 @@ follow_deaths(void)
 			i++;
 			continue;
 		}
-		note(now, "node %d learns that writer %u is dead", f.node, f.writer);
+		note(now, "node %d learns that writer %u is gone", f.node, f.writer);
 		for (int k = 0; k < nb_receivers; k++)
 			if (receivers[k].at.node == f.node)
 				af_rx_writer_gone(receivers[k].rx, f.writer);
 		funerals[i] = funerals[--nb_funerals];
+		placing.gone++;
 	}
 }
 
@@ -84,17 +129,12 @@ sever(int node)
 {
 	stuck[node].until = 0;
 	for (int spoke = 1; spoke < nb_nodes && may_share(); spoke++) {
-		const struct link *there = links[node == 0][spoke]; /* at the other end */
-
 		if (node && node != spoke)
 			continue;
-		links[node != 0][spoke] = NULL;
-		if (severed[spoke])
-			continue; /* the process there is not the one that was connected, either */
+		if (!severed[spoke])
+			announce(node ? 0 : spoke, spoke); /* at the end that lives */
 		severed[spoke] = true;
-		funerals[nb_funerals++] = (struct funeral){.node = node ? 0 : spoke,
-							   .writer = there->writer,
-							   .when = now + draw((uint32_t)o.gone_ms + 1) * MS};
+		links[node != 0][spoke] = NULL;
 	}
 }
 

@@ -112,6 +112,7 @@ check_all(void)
 		check_receiver(&receivers[i]);
 	for (int n = 0; n < nb_nodes; n++)
 		check_numbers(n);
+	check_places();
 }
 
 /* ---- what came of the slices ---- */

@@ -99,6 +99,11 @@ print_outcome(void)
 	print_count(out, "mild", sum.mild);
 	print_count(out, "most_in_flight", most_in_flight);
 	print_count(out, "most_shared", most_shared);
+	print_count(out, "placed", placing.writes);
+	print_count(out, "placed_late", placing.fenced);
+	print_count(out, "placed_for_nobody", placing.orphaned);
+	print_count(out, "stuck", placing.stuck);
+	print_count(out, "writers_gone", placing.gone);
 	print_ended(out);
 	fprintf(out, ", \"network\": {");
 	print_network(out);

@@ -20,6 +20,7 @@ struct written {
 /* A node that sleeps before the frame of what it wrote. */
 struct stuck {
 	uint64_t until; /* 0: it does not */
+	uint64_t hangs_up; /* when the other end of the connection does, meanwhile; 0: it does not */
 	uint64_t all_ns; /* for so long it has slept in this world */
 	struct written written;
 	uint32_t port, len;
@@ -28,13 +29,13 @@ struct stuck {
 
 static struct stuck stuck[MAX_NODES];
 static struct {
-	uint64_t writes, fenced, orphaned, stuck, fences;
+	uint64_t writes, fenced, orphaned, stuck, gone; /* of all worlds */
 } placing;
 
 static bool
 is_stuck(int node)
 {
-	return now < stuck[node].until;
+	return stuck[node].until != 0;
 }
 
 static const struct receiver *
@@ -68,6 +69,38 @@ check_block(const struct written *w, const struct memory *memory, uint64_t offse
 		fail("a write to a place that was not told", index, i);
 	if (af_rx_has_chunk(slot->slice, slot->slice->nb_manifest + w->chunk))
 		fail("a chunk is written after it has arrived", index, i);
+}
+
+/* A sender with new chunks for a place may write there at any time: its slice flows, or its block is fenced. */
+static void
+check_rights(const struct sender *s, const struct af_tx_slice *slice)
+{
+	const struct af_tx_places *places = slice->places;
+	const struct memory *memory = places && places->shared ? memory_at(places->block) : NULL;
+	const struct af_block *block;
+	const struct af_rx_session *session;
+	const struct af_rx_slot *slot;
+
+	if (!memory || memory->gone || slice->next_chunk + 1 >= slice->nb_chunks)
+		return;
+	block = block_at(memory, (uint64_t)(places->block - memory->mapped));
+	session = af_rx_session_of(receiver_of(memory)->rx, s->tx.session);
+	slot = session ? &session->slots[slice->id % AF_RX_SLOTS] : NULL;
+	if (!block || (!block->fenced && (!slot || !slot->slice || slot->slice->block != block)))
+		fail("a sender may write to memory that is not its slice's", atoi(s->tx.name + strlen("source-")),
+		     (int)(slice - s->slices));
+}
+
+static void
+check_places(void)
+{
+	for (int i = 0; i < nb_senders && may_share(); i++)
+		for (uint32_t id = senders[i]->tx.first_id; id != senders[i]->tx.next_id; id++) {
+			const struct af_tx_slot *slot = af_tx_slot(&senders[i]->tx, id);
+
+			if (slot && slot->slice)
+				check_rights(senders[i], slot->slice);
+		}
 }
 
 /* Each element of the chunk: where it was written to. `again`: it is written now. */
@@ -149,7 +182,7 @@ note_write(int node, uint32_t port, const uint8_t *frame, uint32_t len)
 	sender->placed[i].bytes = w.slice->placed_bytes;
 	placing.writes++;
 	check_write(&w, false);
-	if (!o.stuck || (int)draw(1000) >= o.stuck)
+	if (!o.stuck || (int)draw(1000) >= o.stuck || s->all_ns > 2 * (uint64_t)o.stuck_ms * MS)
 		return false;
 	placing.stuck++;
 	s->written = w;
@@ -158,6 +191,7 @@ note_write(int node, uint32_t port, const uint8_t *frame, uint32_t len)
 	memcpy(s->frame, frame, len);
 	s->until = now + (uint64_t)between(1, o.stuck_ms) * MS;
 	s->all_ns += s->until - now;
+	s->hangs_up = o.hang && draw((uint32_t)o.hang) == 0 ? now + draw64() % (s->until - now) : 0;
 	note(now, "node %d sleeps in the middle of a write, until %.3f ms", node, (double)(s->until - START_NS) / 1e6);
 	return true;
 }

@@ -64,6 +64,7 @@ struct scenario {
 	int share; /* hub: bit p: over segment p both ends have mapped each other's memory */
 	int stuck,
 		stuck_ms; /* of 1000 chunks that are written, before the frames of so many a node sleeps; up to this */
+	int hang; /* one of so many of these sleeps outlasts its connection: the other end hangs up */
 	int gone_ms; /* that a process has died is known after up to this */
 	int timeout_ms; /* peer_timeout of both ends */
 	int limit_ms;
@@ -109,7 +110,7 @@ static const struct {
 	OPTION(pause_for_ms), OPTION(pause_way),     OPTION(unplug_ms),     OPTION(unplug_for_ms), OPTION(first_lost),
 	OPTION(last_lost),    OPTION(keep),          OPTION(apart),         OPTION(silent_ms),     OPTION(timeout_ms),
 	OPTION(limit_ms),     OPTION(hub),           OPTION(share),         OPTION(stuck),         OPTION(stuck_ms),
-	OPTION(gone_ms),
+	OPTION(hang),         OPTION(gone_ms),
 };
 
 static void

@@ -12,12 +12,15 @@
  *   - no window is ever exceeded, nor a port's by all its senders together, and each window counts its chunks in
  *     flight; a receiver's counts are those of its lists;
  *   - no two sessions of a process have the same number, though those of two processes may;
+ *   - where nodes share memory (placed.h), a chunk is written to its own slice before it has arrived, or to a block that
+ *     is fenced; who may still write has such a block;
  *   - all memory comes back; everything ends within the scenario's time, and so does the goodbye.
  *
  * Usage: simulate NAME=VALUE …   (see `options` in scenario.h)
  *
  *   simulate draw=1 seed=1 seeds=1000   a thousand worlds of one receiver, all that happens in them drawn from the seed
  *   simulate draw=2 seed=1 seeds=1000   worlds of two or three nodes, each with senders and receivers on its ports
+ *   simulate draw=3 seed=1 seeds=1000   worlds of nodes that share memory
  *   simulate draw=2 seed=77 trace=1     one of them, told
  *   simulate loss=100 senders=2         a world by hand
  *   simulate draw=1 log=1 | sha256sum   every frame that was sent, byte for byte
@@ -114,6 +117,8 @@ static void
 turn(void)
 {
 	happened[PAUSE] += is_within(now, o.pause_ms, o.pause_for_ms);
+	for (int n = 0; n < nb_nodes; n++)
+		wake_up(n);
 	restart_some();
 	unplug_some();
 	renew_some();
@@ -124,7 +129,6 @@ turn(void)
 
 		if (is_stopped(n))
 			continue;
-		wake_up(n);
 		cancel_some(n);
 		if (!is_asleep(n)) {
 			nodes[n].poked = false;

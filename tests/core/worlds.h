@@ -148,10 +148,11 @@ draw_sharing(void)
 	o.direct = draw(2);
 	o.share = draw(8) ? draw(2) ? 15 : 1 + (int)draw(15) : 0;
 	o.stuck = draw(3) ? between(1, 20) : 0;
-	o.stuck_ms = draw(3) ? between(1, 50) : between(2000, 6000);
+	o.stuck_ms = draw(3) ? between(1, 50) : draw(4) ? between(2000, 6000) : 5 * o.timeout_ms;
+	o.hang = draw(2) ? between(1, 4) : 0;
 	o.gone_ms = draw(2) ? between(1, 400) : 0;
 	if (draw(2))
-		o.memory_kb = o.bytes > 1500 || o.keep ? between(400, 900) : between(100, 400);
+		o.memory_kb = o.bytes > 1500 || o.keep ? between(1200, 2000) : between(100, 400);
 }
 
 /* A world out of a seed: two paths at least, three kinds of fault at least. */

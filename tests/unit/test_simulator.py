@@ -2,7 +2,8 @@
 
 The seed decides everything in a world: paths, windows, slices, restarts of either end, and at least three kinds of
 fault out of sixteen. With ``draw=1`` a world has one receiver. With ``draw=2`` it has two or three nodes, each with
-several senders and receivers on its ports; the numbers of half these worlds' nodes are equal.
+several senders and receivers on its ports; the numbers of half these worlds' nodes are equal. With ``draw=3`` nodes
+share memory over some of their segments, and a node may sleep in the middle of a write.
 ``simulate draw=2 seed=N trace=1`` shows what happens in the world of a seed that failed.
 """
 
@@ -23,7 +24,7 @@ from core import ROOT, compiled, network, run
 pytestmark = pytest.mark.unit
 
 SEEDS = 2000
-DRAWS = pytest.mark.parametrize("draw", [1, 2], ids=["one_receiver", "both_ways"])
+DRAWS = pytest.mark.parametrize("draw", [1, 2, 3], ids=["one_receiver", "both_ways", "shared_memory"])
 SOAK_SEEDS = int(os.environ.get("AIFLOW_SOAK_SEEDS", "1000000"))
 FAULTS = (
     "dropped",
@@ -134,6 +135,47 @@ PLANTED_ON_SHARED_PORTS = {
 }  # fmt: skip
 
 
+# The same for worlds whose nodes share memory.
+PLANTED_IN_SHARED_MEMORY = {
+    "nothing_is_fenced_at_silence": [(
+        "rx/rx_lifetime.h",
+        "{\n\taf_rx_fence(rx, session);\n\tfor (uint32_t i = 0; i < AF_RX_SLOTS; i++)",
+        "{\n\tfor (uint32_t i = 0; i < AF_RX_SLOTS; i++)",
+    )],
+    "nothing_is_fenced_when_a_session_is_forgotten": [(
+        "rx/rx_lifetime.h", "\taf_rx_fence(rx, session); /* nothing, where", "\t/* nothing, where",
+    )],
+    "a_fence_goes_when_the_connection_hangs_up": [(
+        "rx/rx_agent.h", "\trx->ports[p].nb_paths = 0;\n}",
+        "\trx->ports[p].nb_paths = 0;\n\taf_rx_writer_gone(rx, rx->ports[p].p.writer);\n}",
+    )],
+    "a_hello_of_the_life_that_writes_lifts_its_fence": [(
+        "rx/arena.h", "(done.life - at->writer.life) > 0", "(done.life - at->writer.life) >= 0",
+    )],
+    "a_fenced_range_is_granted": [(
+        "rx/arena.h", "if (at->offset - offset >= size)", "if (at->fenced || at->offset - offset >= size)",
+    )],
+    "a_fenced_block_is_still_charged": [(
+        "rx/arena.h", "\tarena->used -= block->charged;\n\tblock->charged = 0;\n", "",
+    )],
+    "a_retransmission_writes_again": [(
+        "tx/segment.h", "crc = af_tx_is_placed(s, data) ? s->places->crc[data]",
+        "offset = f->kind == AF_DATA ? (uint64_t)f->seq * s->payload_bytes : 0;\n"
+        "\tcrc = false ? s->places->crc[data]",
+    )],
+    "what_was_carried_is_placed_later": [(
+        "tx/segment.h", "(at && af_tx_may_place(port, s))", "af_tx_may_place(port, s)",
+    )],
+    "places_outlast_their_session": [("tx/tx_slice.h", "\taf_tx_forget_places(s);\n", "")],
+    "a_place_is_told_before_the_grant_that_it_is_for": [(
+        "rx/feedback.h", ".slice = AF_BE32(id)};", ".slice = AF_BE32(id + 1)};",
+    )],
+    "a_placed_chunk_of_no_bytes_is_summed_as_its_frame": [(
+        "tx/segment.h", "says_placed ? crc : af_payload_crc", "placed ? crc : af_payload_crc",
+    )],
+}  # fmt: skip
+
+
 def simulated(program: Path, patience_s: float, *options: str) -> subprocess.CompletedProcess[str]:
     """In an empty environment: the sanitizers of this process may be others."""
     command = [str(program), *options]
@@ -160,6 +202,8 @@ def test_nothing_is_lost_in_any_world(simulate: Path, draw: int) -> None:
         assert sum(network(outcome, fault) for outcome in outcomes) > 0, fault
     assert sum(outcome["mild"] for outcome in outcomes) <= SEEDS / 100
     assert min(outcome["fewest_frames"] for outcome in outcomes) >= 200
+    for what in ("placed", "placed_late", "placed_for_nobody", "stuck", "writers_gone") if draw == 3 else ():
+        assert sum(outcome[what] for outcome in outcomes) > 0, what
 
 
 @DRAWS
@@ -209,11 +253,16 @@ def test_a_planted_bug_of_shared_ports_is_found(tmp_path: Path, name: str) -> No
     shows(altered(tmp_path, *PLANTED_ON_SHARED_PORTS[name]), draw=2)
 
 
+@pytest.mark.parametrize("name", sorted(PLANTED_IN_SHARED_MEMORY))
+def test_a_planted_bug_of_shared_memory_is_found(tmp_path: Path, name: str) -> None:
+    shows(altered(tmp_path, *PLANTED_IN_SHARED_MEMORY[name]), draw=3)
+
+
 SLEEP_SEEDS = 1000
 NO_CAP = ("rt/agent.h", "AF_DUE_BUSY_NS 5000000ull", "AF_DUE_BUSY_NS 3600000000000ull")
 
 
-@DRAWS
+@pytest.mark.parametrize("draw", [1, 2], ids=["one_receiver", "both_ways"])
 def test_nodes_that_sleep_until_they_are_due_lose_no_time(tmp_path: Path, draw: int) -> None:
     """Without the cap on sleep, which hides a wrong due time. Worlds take as long as those of nodes that poll."""
     program = altered(tmp_path, NO_CAP)
@@ -273,7 +322,7 @@ def test_numbers_that_came_to_their_end_would_be_the_end(tmp_path: Path) -> None
 @pytest.mark.soak
 @DRAWS
 def test_a_million_worlds(tmp_path: Path, draw: int) -> None:
-    """The same checks without the sanitizers, about 1000 worlds of one receiver, 400 of nodes, per second and core."""
+    """The same checks without the sanitizers. A core does 1000 worlds a second of one receiver, 400 of nodes, or 200."""
     program = compiled("simulate.c", tmp_path / "simulate", "-fno-sanitize=all", "-O2", "-march=native")
     for outcome in in_parallel(program, SOAK_SEEDS, SOAK_SEEDS, draw):
         print(json.dumps(outcome), file=sys.stderr)
