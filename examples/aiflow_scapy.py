@@ -54,6 +54,8 @@ KINDS = {
     8: "BYE",
     9: "VOID",
     10: "CLOSE",
+    11: "PLACED",
+    12: "PLACED_PACK",
 }
 VOID_REASONS = dict(
     enumerate(("none", "too large", "integrity", "manifest", "cancelled", "silence", "unknown", "failed"))
@@ -106,7 +108,8 @@ class Transport(Packet):
     def guess_payload_class(self, payload: bytes) -> type[Packet]:
         """Choose the payload's layer by the frame's kind."""
         kind = self.underlayer.kind if isinstance(self.underlayer, Aiflow) else 0
-        return {3: Manifest, 4: Report, 5: Report, 6: Hello, 10: Close}.get(kind, Raw)
+        layers = {3: Manifest, 4: Report, 5: Report, 6: Hello, 10: Close, 11: Placed, 12: Placed}
+        return layers.get(kind, Raw)
 
 
 class Aiflow(Packet):
@@ -243,6 +246,20 @@ class Close(Packet):
 
     name = "aiflow CLOSE"
     fields_desc = [XIntField("slice_crc", 0)]
+
+
+class Placed(Packet):
+    """A chunk whose bytes are in their place already, in memory that both ends have mapped: their CRC32C."""
+
+    name = "aiflow PLACED"
+    fields_desc = [XIntField("chunk_crc", 0)]
+
+
+class Place(Packet):
+    """Where a granted slice lies in the memory that its receiver shares: an entry of a report's extension 1."""
+
+    name = "place"
+    fields_desc = [IntField("slice", 0), LongField("offset", 0)]
 
 
 bind_layers(Ether, Aiflow, type=ETHERTYPE)

@@ -32,7 +32,8 @@ def golden(version: str) -> dict[str, bytes]:
 def test_there_is_a_frame_of_each_kind_of_each_version() -> None:
     assert f"wire-{_wire.VERSION}" == ALL[-1]
     for version in ALL:
-        assert {kind.partition("-")[0] for kind in golden(version)} == set(_wire.KINDS)
+        kinds = set(_wire.KINDS) if version == ALL[-1] else set(_wire.KINDS) - {"PLACED", "PLACED_PACK"}
+        assert {kind.partition("-")[0] for kind in golden(version)} == kinds
 
 
 @pytest.mark.unit

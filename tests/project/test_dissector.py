@@ -89,6 +89,8 @@ def test_layers_have_the_sizes_of_the_header() -> None:
     assert len(wire.Report()) == 45 + wire.NB_VOIDS * 16
     assert len(wire.PathReport()) == 36
     assert len(wire.Manifest()) == 20
+    assert len(wire.Placed()) == 4
+    assert len(wire.Place()) == 12
 
 
 @pytest.mark.unit

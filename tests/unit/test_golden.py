@@ -26,8 +26,12 @@ pytestmark = pytest.mark.unit
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests/golden/frames.json"
 SEEDS = 10_000
-# Worlds drawn from seeds, and one in which users confirm and refuse slices.
-WORLDS = (("draw=1", "seeds=10"), ("confirm=5", "loss=300", "slices=60", "small=1", "bytes=300"))
+# Worlds drawn from seeds, one in which users confirm and refuse slices, and one whose nodes share memory.
+WORLDS = (
+    ("draw=1", "seeds=10"),
+    ("confirm=5", "loss=300", "slices=60", "small=1", "bytes=300"),
+    ("hub=1", "nodes=3", "share=15", "named=1", "slices=6", "bytes=3000"),
+)
 GRID = np.arange(24, dtype=np.float32).reshape(4, 6)
 ELEMENTS: dict[str, Any] = {
     "nothing": [],
@@ -62,6 +66,11 @@ def frames(program: Path, *options: str) -> Iterator[bytes]:
         at = end
 
 
+def tells_a_place(frame: bytes) -> bool:
+    """Whether it is a GRANT that ends with extension 1, of one entry."""
+    return frame[14] & 15 == _wire.KINDS["GRANT"] and frame[-16:-12] == b"\0\1\0\x0c"
+
+
 def first_of_each_kind(program: Path) -> dict[str, list[str]]:
     kinds = {number: kind for kind, number in _wire.KINDS.items()}
     found: dict[str, list[str]] = {kind: [] for kind in _wire.KINDS}
@@ -70,6 +79,7 @@ def first_of_each_kind(program: Path) -> dict[str, list[str]]:
             some = found[kinds[frame[14] & 15]]
             if len(some) < 2 or (len(some) < 4 and len(frame) not in {len(one) // 2 for one in some}):
                 some.append(frame.hex())
+    found["GRANT-places"] = [next(frame for frame in frames(program, *WORLDS[-1]) if tells_a_place(frame)).hex()]
     return found
 
 

@@ -322,7 +322,7 @@ def test_numbers_that_came_to_their_end_would_be_the_end(tmp_path: Path) -> None
 @pytest.mark.soak
 @DRAWS
 def test_a_million_worlds(tmp_path: Path, draw: int) -> None:
-    """The same checks without the sanitizers. A core does 1000 worlds a second of one receiver, 400 of nodes, or 200."""
+    """The same checks without the sanitizers: 1000 worlds of one receiver, 400 or 200 of nodes, a second and core."""
     program = compiled("simulate.c", tmp_path / "simulate", "-fno-sanitize=all", "-O2", "-march=native")
     for outcome in in_parallel(program, SOAK_SEEDS, SOAK_SEEDS, draw):
         print(json.dumps(outcome), file=sys.stderr)
