@@ -23,7 +23,7 @@ struct link {
 /* The memory of one receiver's life. */
 struct memory {
 	struct af_arena arena;
-	bool gone; /* with its receiver: a sender may still write to its mapping, and nobody reads it */
+	bool gone; /* with its receiver: a sender may still write to its mapping, and no user reads it */
 	int node;
 	uint64_t epoch;
 	uint8_t *mapped; /* as all senders have it */

@@ -101,7 +101,7 @@ print_outcome(void)
 	print_count(out, "most_shared", most_shared);
 	print_count(out, "placed", placing.writes);
 	print_count(out, "placed_late", placing.fenced);
-	print_count(out, "placed_for_nobody", placing.orphaned);
+	print_count(out, "placed_too_late", placing.orphaned);
 	print_count(out, "stuck", placing.stuck);
 	print_count(out, "writers_gone", placing.gone);
 	print_ended(out);

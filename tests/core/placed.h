@@ -56,7 +56,7 @@ check_block(const struct written *w, const struct memory *memory, uint64_t offse
 	const struct af_rx_slot *slot;
 
 	if (!block || offset + nbytes > block->offset + block->size)
-		fail("a write to memory that nobody has", index, i);
+		fail("a write to memory that no slice has", index, i);
 	if (block->fenced) {
 		placing.fenced++;
 		return;

@@ -62,9 +62,8 @@ struct scenario {
 	int silent_ms; /* fan: the last receiver does nothing from then on */
 	int hub; /* nodes 1 and 2 have half of the segments each, and node 0 has all of them: see links.h */
 	int share; /* hub: bit p: over segment p both ends have mapped each other's memory */
-	int stuck,
-		stuck_ms; /* of 1000 chunks that are written, before the frames of so many a node sleeps; up to this */
-	int hang; /* one of so many of these sleeps outlasts its connection: the other end hangs up */
+	int stuck, stuck_ms; /* a node sleeps before the frames of this number of 1000 written chunks; for up to this */
+	int hang; /* one of this number of sleeps outlasts its connection: the other end hangs up */
 	int gone_ms; /* that a process has died is known after up to this */
 	int timeout_ms; /* peer_timeout of both ends */
 	int limit_ms;

@@ -12,8 +12,8 @@
  *   - no window is ever exceeded, nor a port's by all its senders together, and each window counts its chunks in
  *     flight; a receiver's counts are those of its lists;
  *   - no two sessions of a process have the same number, though those of two processes may;
- *   - where nodes share memory (placed.h), a chunk is written to its own slice before it has arrived, or to a block that
- *     is fenced; who may still write has such a block;
+ *   - where nodes share memory (placed.h), a chunk is written to its own slice before it has arrived, or to a block
+ * that is fenced; who may still write has such a block;
  *   - all memory comes back; everything ends within the scenario's time, and so does the goodbye.
  *
  * Usage: simulate NAME=VALUE …   (see `options` in scenario.h)

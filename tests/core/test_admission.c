@@ -196,7 +196,7 @@ a_slice_that_leaves_while_its_pages_come_gives_them_back(void)
 	af_rx_refuse(&rig.rx, session, &session->slots[1], AF_VOID_CANCELLED, 0);
 	CHECK(!rig.rx.filling);
 	CHECK_EQUAL(rig.arena.used, 0);
-	CHECK_EQUAL(rig.arena.fenced, 0); /* its place was told to nobody */
+	CHECK_EQUAL(rig.arena.fenced, 0); /* its place was not told yet */
 	for (int i = 0; i < 5; i++)
 		af_rx_tick(&rig.rx, rig.now);
 	CHECK_EQUAL(session->slots[2].state, AF_RX_FLOWING);

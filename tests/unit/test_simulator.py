@@ -202,7 +202,7 @@ def test_nothing_is_lost_in_any_world(simulate: Path, draw: int) -> None:
         assert sum(network(outcome, fault) for outcome in outcomes) > 0, fault
     assert sum(outcome["mild"] for outcome in outcomes) <= SEEDS / 100
     assert min(outcome["fewest_frames"] for outcome in outcomes) >= 200
-    for what in ("placed", "placed_late", "placed_for_nobody", "stuck", "writers_gone") if draw == 3 else ():
+    for what in ("placed", "placed_late", "placed_too_late", "stuck", "writers_gone") if draw == 3 else ():
         assert sum(outcome[what] for outcome in outcomes) > 0, what
 
 
