@@ -21,8 +21,7 @@ it_ends_at_its_limit_and_begins_again(void)
 		CHECK_EQUAL(arena.used, (i + 1) * MB);
 	}
 	CHECK(!af_arena_take(&arena, 1, 1));
-	CHECK_EQUAL(arena.used, 8 * MB); /* a refusal takes nothing */
-	CHECK_EQUAL(atomic_load(&arena.releases), 0);
+	CHECK(arena.used == 8 * MB && !atomic_load(&arena.releases)); /* a refusal takes nothing */
 	af_arena_give(&arena, blocks[3]);
 	CHECK_EQUAL(arena.used, 7 * MB);
 	CHECK_EQUAL(atomic_load(&arena.releases), 1);
