@@ -263,10 +263,11 @@ class Rendezvous:
     def _tell_memories(self, connection: Connection, memories: list[Memory]) -> None:
         """Pass memory of our Receivers to the peer, which needs it before its first slice for them."""
         for memory in memories:
-            message, passed = memory_message(memory)
-            write(connection.sock, message, passed)
-            for descriptor in passed:
-                descriptor.close()
+            with contextlib.suppress(OSError):  # no descriptor is left: its chunks are carried
+                message, passed = memory_message(memory)
+                write(connection.sock, message, passed)
+                for descriptor in passed:
+                    descriptor.close()
 
     def _memories(self) -> list[Memory]:
         return self._hooks.memories() if self._hooks.memories is not None else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import time
 from pathlib import Path
@@ -200,9 +201,10 @@ class SenderRendezvous(Rendezvous):
         passed: list[Descriptor] = []
         if connection.sharing is not None:
             self._tell_memories(connection, self._memories())
-            passed = [memories.own_process()]
-            ready["descriptors"] = [memories.PROCESS]
-            ready["process_name"] = memories.process_name()
+            with contextlib.suppress(OSError):  # no descriptor is left: the receiver tells no places
+                passed = [memories.own_process()]
+                ready["descriptors"] = [memories.PROCESS]
+                ready["process_name"] = memories.process_name()
         write(connection.sock, ready, passed)
         for descriptor in passed:
             descriptor.close()
