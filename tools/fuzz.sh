@@ -21,6 +21,10 @@ for number in 1 2 3 4 5 6; do
     (cd "$build/seeds" && ../simulate capture=1 seed=$number slices=3 bytes=1000 ports=2 keep=$((number % 2)) \
         loss=$((number * 50)) cancel=$((number == 3 ? 2 : 0)) >/dev/null)
 done
+for number in 7 8; do # local peers
+    (cd "$build/seeds" && ../simulate capture=1 seed=$number slices=3 bytes=1000 ports=2 nodes=3 named=1 hub=1 share=3 \
+        small=$((number % 2)) loss=100 >/dev/null)
+done
 python3 - "$build/seeds" <<'SPLIT' # frames one by one, for the parser
 import pathlib, sys
 seeds = pathlib.Path(sys.argv[1])

@@ -162,7 +162,7 @@ capture(int way, uint32_t segment, const uint8_t *frame, uint32_t len)
 	if (!file)
 		exit(2);
 	if (way == FORTH && !ftell(file))
-		fputc(o.keep, file);
+		fputc(o.keep | (o.share ? 4 : 0), file);
 	fprintf(file, "%c%c%c", 2 | (int)(segment & 1) << 3, (int)(len >> 8), (int)(len & 255));
 	fwrite(frame, 1, len, file);
 	fclose(file);

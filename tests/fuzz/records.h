@@ -1,5 +1,7 @@
 /* Inputs of the state machines' fuzzers: records of one octet of flags, two of length, and a frame.
  *
+ * A raw record without a frame says that a connection ends: that of its port.
+ *
  * What no mutation finds is put right unless the flags say otherwise: MACs, EtherType, version, length, session, CRC.
  */
 #ifndef TESTS_RECORDS_H
@@ -38,6 +40,12 @@ next_record(const uint8_t **at, const uint8_t *end, struct record *r)
 	memcpy(r->frame, *at, r->len);
 	*at += r->len;
 	return true;
+}
+
+static bool
+ends_connection(const struct record *r)
+{
+	return r->flags & RECORD_RAW && !r->len;
 }
 
 static void

@@ -1,5 +1,6 @@
 /* libFuzzer: a sequence of frames into the sender's state machine while it has slices to send: answers, reports,
- * goodbyes, all of them perhaps lies. Its windows count the frames in flight; what it sends fits a frame. */
+ * goodbyes, places, all of them perhaps lies. Its windows count the frames in flight; what it sends fits a frame. It
+ * writes nothing outside of the memory that its receiver shares. */
 #include "records.h"
 
 #include "aiflow/tx/tx_agent.h"
@@ -14,6 +15,10 @@ static struct af_numbers numbers;
 static struct af_tx_slice slices[NB_SLICES];
 static uint8_t manifests[NB_SLICES][AF_MANIFEST_HEADER + AF_RUN_HEADER], bytes[500 * NB_SLICES * NB_SLICES];
 static struct af_span elements[NB_SLICES][8];
+
+#define SHARED_BYTES 40000u /* not all slices fit: the largest one has 36,000 bytes */
+
+static struct af_shared shared; /* over port 0; its sanitizer sees a write beyond it */
 
 static void
 answer(uint64_t now)
@@ -103,6 +108,8 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	/* As af_tx_init, but of the two ports in use: clearing all 32 windows would take most of the time. */
 	struct af_retransmit *again = tx.retransmit ? tx.retransmit : malloc(AF_RETRANSMIT_RING * sizeof *again);
 
+	if (!shared.memories[0].base)
+		af_shared_add(&shared, malloc(SHARED_BYTES), SHARED_BYTES, 1);
 	memset(&tx, 0, offsetof(struct af_tx, ports) + NB_PORTS * sizeof tx.ports[0]);
 	memset(&tx.next_number, 0, sizeof tx - offsetof(struct af_tx, next_number));
 	tx.queue_tail = &tx.queue;
@@ -117,6 +124,7 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		tx.ports[p].p = (struct af_agent_port){
 			.attached = true, .frame_size = 1514, .rx_ring = 256, .tx_window = 90, .point_to_point = true};
 		memcpy(tx.ports[p].p.mac, ours[p], 6);
+		tx.ports[p].p.shared = p ? NULL : &shared;
 		tx.ports[p].path_size = 1514;
 		tx.ports[p].attached_ns = now;
 	}
@@ -127,6 +135,8 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	speak(now);
 	while (next_record(&data, end, &r)) {
 		put_right(&r, ours[r.port], theirs[r.port], tx.number);
+		if (ends_connection(&r))
+			af_tx_unmap(&tx, tx.ports[r.port].p.shared);
 		now += r.flags & RECORD_WAIT ? 1000000ull << (r.flags >> 4) : 10000;
 		af_tx_on_frame(&tx, r.port, now, r.frame, r.len, NULL);
 		free(r.frame);
@@ -138,6 +148,7 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	af_tx_fail_all(&tx, AF_TX_CANCELLED, now);
 	for (uint32_t i = 0; i < NB_SLICES; i++) {
 		CHECK(atomic_load(&slices[i].state) >= AF_TX_DONE);
+		CHECK(!slices[i].places && slices[i].placed_bytes <= slices[i].nbytes);
 		CHECK(slices[i].text_got <= slices[i].text_bytes);
 		free(slices[i].text);
 	}
