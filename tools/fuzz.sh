@@ -34,6 +34,14 @@ for path in list(seeds.glob("receiver-*")) + list(seeds.glob("sender-*")):
         length = int.from_bytes(data[1:3], "big")
         frame, data, number = data[3:3 + length], data[3 + length:], number + 1
         (seeds / f"parser-{path.name}-{number}").write_bytes(frame)
+for path in [seeds / "sender-7", seeds / "sender-8"]:  # what local receivers tell: feedback, at first
+    data, told = path.read_bytes(), []
+    while len(data) > 3:
+        length = int.from_bytes(data[1:3], "big")
+        if data[3 + 14] & 15 in (4, 5):
+            told.append(data[:3 + length])
+        data = data[3 + length:]
+    path.write_bytes(b"".join(told[:20]))
 SPLIT
 
 for target in "$@"; do
