@@ -50,6 +50,7 @@ put_placed(uint32_t id)
 	slot->slice->block = af_arena_take(&rig.arena, 100000, 100000);
 	CHECK(slot->slice->block);
 	CHECK_EQUAL(af_arena_fill(&rig.arena, slot->slice->block, 1 << 20), AF_FILL_DONE);
+	slot->slice->place = slot->slice->block->offset;
 	rig.rx.flowing++;
 	return slot;
 }

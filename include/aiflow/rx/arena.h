@@ -7,7 +7,8 @@
  * Memory is private, or shared with senders on this host, which write into the blocks that were granted to them
  * (placing.h). Pages of shared memory are allocated before a block is granted: later, a lack of them would be a SIGBUS.
  * A block that its sender may still write to is fenced: its pages return to the kernel, nothing is charged for it, and
- * its addresses are given to no other slice before the fence is lifted.
+ * its addresses are given to no other slice before the fence is lifted. A block that a user keeps as an array is fenced
+ * with its pages: no slice may lie in it meanwhile.
  */
 #ifndef AIFLOW_ARENA_H
 #define AIFLOW_ARENA_H
@@ -60,6 +61,7 @@ struct af_block {
 	uint64_t filled;                  /* shared memory: bytes from `offset` on that have pages */
 	struct af_writer writer;          /* of a fenced block: may still write to it */
 	bool fenced;
+	bool kept;                        /* it is fenced, and a user has it: its pages stay */
 };
 
 struct af_arena {
@@ -339,10 +341,15 @@ static inline void
 af_arena_give(struct af_arena *arena, struct af_block *block)
 {
 	pthread_mutex_lock(&arena->lock);
-	if (block->offset + block->size > arena->warm)
+	if (block->kept || block->offset + block->size > arena->warm)
 		af_arena_return(arena, block->offset, block->size);
 	arena->used -= block->charged;
-	af_arena_unlink(block);
+	if (block->kept) { /* from now on it is like any other that is fenced */
+		block->charged = 0;
+		block->kept = false;
+	} else {
+		af_arena_unlink(block);
+	}
 	pthread_mutex_unlock(&arena->lock);
 	atomic_fetch_add_explicit(&arena->releases, 1, memory_order_release);
 }
@@ -375,8 +382,13 @@ af_arena_lift(struct af_arena *arena, struct af_writer done)
 		gone |= at->writer.instance == done.instance && (int16_t)(uint16_t)(done.life - at->writer.life) > 0;
 		if (!at->fenced || !gone)
 			continue;
-		af_arena_return(arena, at->offset, at->size); /* it may have filled the hole */
 		arena->fenced--;
+		at->fenced = false;
+		if (at->kept) {
+			at->kept = false;
+			continue;
+		}
+		af_arena_return(arena, at->offset, at->size); /* it may have filled the hole */
 		af_arena_unlink(at);
 	}
 	pthread_mutex_unlock(&arena->lock);

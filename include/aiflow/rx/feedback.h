@@ -113,7 +113,7 @@ af_rx_feedback_places(const struct af_rx_session *session, uint8_t *at, size_t r
 		if (slot->id != id || slot->state != AF_RX_FLOWING || !slot->slice->has_place ||
 		    (size_t)(entry - at) + sizeof place > room)
 			continue;
-		place.offset = AF_BE64(slot->slice->block->offset);
+		place.offset = AF_BE64(slot->slice->place);
 		memcpy(entry, &place, sizeof place);
 		entry += sizeof place;
 	}

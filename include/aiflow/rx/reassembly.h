@@ -52,7 +52,7 @@ static inline void
 af_rx_spread(struct af_rx_slice *s, const struct af_rx_target *target, const uint8_t *from)
 {
 	for (uint32_t i = 0; i < target->count; i++) {
-		memcpy(s->arena->base + s->block->offset + target->el[i].offset, from, target->el[i].nbytes);
+		memcpy(af_rx_element_at(s, &target->el[i]), from, target->el[i].nbytes);
 		from += target->el[i].nbytes;
 	}
 }
@@ -66,7 +66,7 @@ af_rx_crc_in_place(const struct af_rx_slice *s, const struct af_rx_target *targe
 	if (target->to)
 		return af_crc32c(0, target->to, target->nbytes);
 	for (uint32_t i = 0; i < target->count; i++)
-		crc = af_crc32c(crc, s->arena->base + s->block->offset + target->el[i].offset, target->el[i].nbytes);
+		crc = af_crc32c(crc, af_rx_element_at(s, &target->el[i]), target->el[i].nbytes);
 	return crc;
 }
 
@@ -138,7 +138,7 @@ af_rx_find(const struct af_rx *rx, struct af_rx_session *session, struct af_fram
 	target->present = af_rx_has_chunk(s, s->nb_manifest + target->chunk);
 	target->to = NULL;
 	if (!rx->keeps_mbufs && (last == el || last->offset + last->nbytes - el->offset == expected))
-		target->to = s->arena->base + s->block->offset + el->offset + offset;
+		target->to = af_rx_element_at(s, el) + offset;
 	/* Its sender may have written the chunk there already, while a damaged frame claims to carry it. */
 	if (!target->present && !s->has_place) {
 		f->to = target->to;

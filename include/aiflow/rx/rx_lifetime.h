@@ -17,6 +17,8 @@ af_rx_slice_free(struct af_rx_slice *s, void (*release)(void *handle))
 	}
 	if (s->block)
 		af_arena_give(s->arena, s->block);
+	if (s->into)
+		af_into_free(s->into);
 	free(s->manifest);
 	free(s->bitmap);
 	free(s->elements);
@@ -42,6 +44,10 @@ af_rx_fence(struct af_rx *rx, struct af_rx_session *session)
 
 		if (slot->state != AF_RX_FLOWING || !slot->slice->has_place)
 			continue;
+		if (slot->slice->into) {
+			af_arena_fence_kept(rx->arena, slot->slice->into->block, writer);
+			continue;
+		}
 		af_arena_fence(rx->arena, slot->slice->block, writer);
 		slot->slice->block = NULL;
 	}

@@ -11,6 +11,7 @@
 #include "aiflow/rt/sampler.h"
 #include "aiflow/rx/arena.h"
 #include "aiflow/rx/credit.h"
+#include "aiflow/rx/into.h"
 #include "aiflow/wire/manifest.h"
 #include "aiflow/wire/verdict.h"
 
@@ -59,7 +60,7 @@ af_rx_wait_name(unsigned wait)
 }
 
 struct af_rx_element {
-	uint64_t offset;      /* in the slice's block */
+	uint64_t offset;      /* from the slice's origin */
 	uint64_t nbytes;      /* of the element */
 	uint64_t latency_ns;  /* of its slowest frame so far */
 	uint32_t first_chunk; /* relative to the first data chunk */
@@ -88,7 +89,7 @@ struct af_rx_slice {
 	uint32_t nb_data;                 /* chunks of data */
 	uint32_t nb_chunks;               /* both, and the closing record */
 	uint32_t nb_missing;              /* chunks that did not arrive yet */
-	uint32_t nb_elements;             /* that the manifest announces */
+	uint32_t nb_runs, nb_elements;    /* that the manifest announces */
 	uint32_t nb_read;                 /* manifest chunks that arrived */
 	bool inlined;                     /* the data came inside the manifest's only frame */
 	bool closed;                      /* the closing record arrived */
@@ -108,7 +109,10 @@ struct af_rx_slice {
 	struct af_kept *kept; /* of each data chunk, where payloads stay in mbufs; else NULL */
 	struct af_arena *arena; /* that `block` belongs to */
 	struct af_block *block; /* its memory, from when it waits for its pages on */
-	bool has_place; /* its sender may write to `block`, from the grant on */
+	uintptr_t origin; /* address from which the elements' offsets count; from the grant on */
+	struct af_into *into; /* arrays of the user that elements lie in; NULL: none */
+	bool has_place; /* its sender may write to the elements, from the grant on, … */
+	uint64_t place; /* … from here on in the arena */
 	uint64_t frames; /* of data that were taken */
 };
 
@@ -248,6 +252,8 @@ struct af_rx {
 	uint64_t starving_bytes; /* of that request */
 	_Atomic uint64_t progress_bytes, progress_total; /* of the newest slice; other threads: ro */
 	struct af_crc_shift full; /* joins the CRC of a full chunk */
+	struct af_offer offer; /* arrays of a call that waits; any thread */
+	_Atomic uint64_t taken; /* slices that callers have taken; any thread */
 	bool checks_places; /* control: w at start. For tests: the bytes of placed chunks are summed here, too */
 	bool filling; /* the first slice in `waiting` has its block, and not all of its pages */
 	bool has_no_pages; /* for that slice */
@@ -265,6 +271,7 @@ af_rx_init(struct af_rx *rx)
 	memset(rx, 0, sizeof *rx);
 	rx->waiting_tail = &rx->waiting;
 	rx->ready_tail = &rx->ready;
+	af_offer_init(&rx->offer);
 	af_crc_shift_of(&rx->full, 0, af_crc_power(0));
 }
 
@@ -275,6 +282,21 @@ af_rx_session_of(const struct af_rx *rx, uint32_t id)
 		if (rx->sessions[i]->id == id)
 			return rx->sessions[i];
 	return NULL;
+}
+
+/* Where an element lies: in the slice's block, or in an array of the user. */
+static inline uint8_t *
+af_rx_element_at(const struct af_rx_slice *s, const struct af_rx_element *el)
+{
+	return (uint8_t *)(s->origin + el->offset);
+}
+
+/* A call offers arrays for the next slice that is granted. Any thread. */
+static inline void
+af_rx_offer(struct af_rx *rx, struct af_into *into)
+{
+	if (af_offer_make(&rx->offer, into)) /* a slice that waits for memory may need none of it now: look again */
+		atomic_fetch_add_explicit(&rx->arena->releases, 1, memory_order_release);
 }
 
 /* Did this MAC introduce itself with a HELLO of this session? */
