@@ -1,7 +1,7 @@
 # The plain-C core (include/aiflow/*.h), as the data plane sees it. Declarations only; the headers say what they mean.
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from aiflow._core_memory cimport af_arena, af_block
+from aiflow._core_memory cimport af_arena, af_block, af_into, af_offer
 
 
 cdef extern from "aiflow/wire/frame.h" nogil:
@@ -426,8 +426,10 @@ cdef extern from "aiflow/rx/rx_agent.h" nogil:
         uint8_t *manifest
         af_rx_element *elements
         af_kept *kept
+        uint64_t charge_bytes
         af_arena *arena
         af_block *block
+        af_into *into
 
     struct af_rx_port:
         af_agent_port p
@@ -449,12 +451,16 @@ cdef extern from "aiflow/rx/rx_agent.h" nogil:
         af_rx_slice *waiting
         af_rx_slice *ready
         af_rx_slice **ready_tail
+        af_offer offer
+        uint64_t taken
         uint64_t starving_ns, starving_bytes, progress_bytes, progress_total
         uint64_t drops[AF_NB_DROPS]
         uint64_t slices, elements, bytes, placed_bytes
         af_chrono waits
         af_sampler sampler
 
+    void af_rx_offer(af_rx *rx, af_into *into) noexcept
+    uint8_t *af_rx_element_at(const af_rx_slice *s, const af_rx_element *el) noexcept
     const char *af_rx_wait_name(unsigned wait) noexcept
     void af_rx_init(af_rx *rx) noexcept
     void af_rx_free(af_rx *rx) noexcept

@@ -23,6 +23,10 @@ cdef class Incoming:
     cdef readonly Store store
     cdef readonly bint confirms  # its user confirms it, or fails it …
     cdef readonly bint awaited   # … and has done neither yet
+    cdef public object offer     # what keeps the arrays that the loop wrote to; None: there are none
+    cdef public list arrays      # that elements lie in outside of element memory
+    cdef readonly uint64_t copied  # bytes that were moved into arrays
+    cdef uint32_t nb_moved
     cdef object loop             # a weak reference to the RxLoop
     cdef object __weakref__
 

@@ -8,13 +8,13 @@ import os
 
 cimport cython
 from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_FillInfo
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.string cimport strcpy
+from libc.stdint cimport uint8_t, uint32_t, uint64_t, uintptr_t
+from libc.string cimport memmove, strcpy
 from posix.unistd cimport getpid
-from aiflow._core cimport AF_MBUF_OVERHEAD, af_rx_slice_free, af_verdicts_free, af_verdicts_push
+from aiflow._core cimport AF_MBUF_OVERHEAD, af_rx_element_at, af_rx_slice_free, af_verdicts_free, af_verdicts_push
 from aiflow._core_memory cimport (
-    AF_ARENA_NONE, AF_ARENA_PRIVATE, AF_ARENA_SHARED, AF_ROOM_GROUPS, AF_ROOM_PATH, af_arena_free, af_arena_init,
-    af_arena_kind, af_arena_trim, af_arena_warm, af_memory_room,
+    AF_ARENA_NONE, AF_ARENA_PRIVATE, AF_ARENA_SHARED, AF_ROOM_GROUPS, AF_ROOM_PATH, af_arena_block_at, af_arena_free,
+    af_arena_init, af_arena_kind, af_arena_shrink, af_arena_trim, af_arena_warm, af_block, af_memory_room,
 )
 from aiflow.librte.rte_mbuf cimport rte_mbuf, rte_pktmbuf_free
 from aiflow._system import limits
@@ -72,6 +72,11 @@ cdef class Store:
     def fenced(self):
         """Blocks that a silent sender may still write to, and that no slice gets meanwhile."""
         return self.arena.fenced
+
+    def fenced_at(self, uintptr_t address):
+        """Does an address lie in a block that a silent sender may still write to?"""
+        cdef af_block *block = af_arena_block_at(&self.arena, <const void *>address)
+        return block != NULL and block.fenced
 
     def trim(self):
         """Give free memory back to the system, now and later. The Receiver takes no more slices."""
@@ -207,10 +212,32 @@ cdef class Incoming:
             raise IndexError(f"elements {index} to {last} of {self.s.nb_elements}")
         view.owner = self
         if count:
-            view.ptr = self.s.arena.base + self.s.block.offset + self.s.elements[index].offset
+            view.ptr = af_rx_element_at(self.s, &self.s.elements[index])
             view.nbytes = self.s.elements[last].offset + self.s.elements[last].nbytes - self.s.elements[index].offset
         view.writable = True
         return view
+
+    def address(self, uint32_t index):
+        """Where an element lies. Assembled slices only."""
+        return <uintptr_t>af_rx_element_at(self.s, &self.s.elements[index])
+
+    def move(self, uint32_t index, uint32_t count, uintptr_t to):
+        """Copy `count` consecutive elements of one run to this address, where they lie from now on.
+
+        The caller keeps that memory in `arrays`. The element memory goes back when no element lies in it any more.
+        """
+        cdef View source = self.view(index, count)
+        cdef uint64_t shift = to - <uintptr_t>source.ptr
+        cdef uint32_t i
+        if to != <uintptr_t>source.ptr:
+            with nogil:
+                memmove(<void *>to, source.ptr, source.nbytes)
+            for i in range(index, index + count):
+                self.s.elements[i].offset += shift
+            self.copied += source.nbytes
+            self.nb_moved += count
+        if self.nb_moved == self.s.nb_elements and self.s.into == NULL:
+            af_arena_shrink(self.s.arena, self.s.block, self.s.charge_bytes - self.s.nbytes)
 
     def segments(self, uint32_t index):
         """The payloads that an element came in, in order: read-only Views of the mbufs. Kept slices only.

@@ -9,13 +9,15 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 from aiflow._core cimport (
     AF_NB_RX_WAITS, AF_RECEIVES, af_agent_port, af_chrono, af_chrono_note, af_handoff, af_now_ns, af_rx,
-    af_rx_detach, af_rx_due, af_rx_fail_pending, af_rx_free,
-    af_rx_hear_verdicts, af_rx_init, af_rx_next_frame, af_rx_on_frame, af_rx_owes, af_rx_owes_bye, af_rx_owns,
-    af_rx_part, af_rx_port, af_rx_slice, af_rx_tick, af_rx_wait_name, af_rx_writer_gone,
+    af_rx_detach, af_rx_due, af_rx_fail_pending, af_rx_free, af_rx_hear_verdicts, af_rx_init, af_rx_next_frame,
+    af_rx_offer, af_rx_on_frame, af_rx_owes, af_rx_owes_bye, af_rx_owns, af_rx_part, af_rx_port, af_rx_slice,
+    af_rx_tick, af_rx_wait_name, af_rx_writer_gone,
 )
+from aiflow._core_memory cimport af_into, af_offer_withdraw
 from aiflow._dp_agent cimport Agent, agent_counts, chrono_ns, name_bytes, sample_rows, session_numbers
 from aiflow._dp_driver cimport aiflow_lock, aiflow_unlock
 from aiflow._dp_incoming cimport Incoming, Store, release_mbuf
+from aiflow._dp_into cimport Offer
 from aiflow._eal cimport Mempool, Port
 
 WAITS = tuple([af_rx_wait_name(wait).decode() for wait in range(AF_NB_RX_WAITS)])  # of the C table
@@ -28,6 +30,22 @@ cdef struct receiver_side:
     af_rx_slice *ready         # whole slices that no caller has taken; the handoff's lock guards them
     af_rx_slice **ready_tail
     af_chrono behind           # in state 1, slices are ready; likewise guarded
+
+
+cdef af_rx_slice **takeable(receiver_side *side, af_into *own) noexcept nogil:
+    """The first whole slice that a call may take; at the end of the list: none. Under the handoff's lock.
+
+    With `own`, a call's arrays that have a slice: that one alone. Else any but those that other calls wait for.
+    """
+    cdef af_rx_slice **link = &side.ready
+    while link[0] != NULL:
+        if own != NULL:
+            if link[0].into == own:
+                break
+        elif link[0].into == NULL or not link[0].into.wanted:
+            break
+        link = &link[0].next
+    return link
 
 
 cdef void collect(void *side, uint64_t now) noexcept nogil:
@@ -74,6 +92,7 @@ cdef class RxAgent(Agent):
     cdef public object pools  # keeps_mbufs: `aiflow._engine.ReceiverPools`, until it is closed
     cdef dict pool_of         # keeps_mbufs: port → Mempool that its payloads stay in
     cdef public object on_end  # called with each Incoming that a caller takes; None: nothing is
+    cdef readonly list offers  # `Offer`s that the loop knows
     cdef list held   # weak references to every Incoming that a user may still hold
     cdef Py_ssize_t most_held
 
@@ -84,6 +103,7 @@ cdef class RxAgent(Agent):
         af_rx_init(self.rx)
         self.side.ready_tail = &self.side.ready
         self.held = []
+        self.offers = []
         self.pool_of = {}
         self.most_held = 64
         self.user.side = &self.side
@@ -194,18 +214,60 @@ cdef class RxAgent(Agent):
         """Has every due feedback frame left?"""
         return not af_rx_owes(self.rx) and self.loop.settled()
 
-    def pop(self, list into=None):
-        """The next whole slice, or None; appended to `into` before an interrupt can strike."""
+    def offer(self, Offer offer):
+        """Offer arrays to the loop for the next slice that it grants, unless another call does so or a slice has them.
+        """
+        if offer not in self.offers:
+            self.offers.append(offer)
+        offer.into.wanted = True
+        if not offer.bound:
+            af_rx_offer(self.rx, &offer.into)
+
+    def withdraw(self, Offer offer):
+        """Take arrays back. False: a slice has them. They are its own until it is taken, refused or silent."""
+        cdef bint unbound = af_offer_withdraw(&self.rx.offer, &offer.into)
+        if unbound and offer in self.offers:
+            self.offers.remove(offer)
+        return unbound
+
+    def abandon(self, Offer offer):
+        """Wait for these arrays no more: if a slice has them, any call may take it."""
+        offer.into.wanted = False
+        if not self.withdraw(offer) and offer in self.offers:
+            self.tell()
+
+    cdef _sweep(self):
+        """Forget arrays whose call has ended by an interrupt, and those whose slice is gone."""
+        for offer in list(self.offers):
+            if offer.wanted and offer.caller() is None:
+                self.abandon(offer)
+            elif not offer.wanted and not offer.bound:
+                self.withdraw(offer)
+
+    def pop(self, list found=None, Offer offer=None):
+        """The next whole slice, or None; appended to `found` before an interrupt can strike.
+
+        With an offer whose arrays a slice has: that slice alone. Otherwise the offer ends with any slice that is there.
+        """
         cdef af_rx_slice *s
+        cdef af_rx_slice **link
+        cdef af_into *own = &offer.into if offer is not None else NULL
         cdef Incoming incoming
         cdef af_handoff *handoff = &self.loop.handoff
         self.check_process()
+        if self.offers:
+            self._sweep()
         aiflow_lock(handoff)
-        s = self.side.ready
+        link = takeable(&self.side, own if own != NULL and own.bound and not own.freed else NULL)
+        if link[0] != NULL and own != NULL and not af_offer_withdraw(&self.rx.offer, own):
+            link = takeable(&self.side, own)
+        s = link[0]
         if s != NULL:
-            self.side.ready = s.next
+            link[0] = s.next
+            self.rx.taken += 1
+            if link[0] == NULL:
+                self.side.ready_tail = link
             if self.side.ready == NULL:
-                self.side.ready_tail = &self.side.ready
                 af_chrono_note(&self.side.behind, 0, af_now_ns())
         aiflow_unlock(handoff)
         if s == NULL:
@@ -219,8 +281,15 @@ cdef class RxAgent(Agent):
             self.held = [one for one in self.held if one() is not None]
             self.most_held = max(64, 2 * len(self.held))
         self.held.append(PyWeakref_NewRef(incoming, None))
-        if into is not None:
-            into.append(incoming)
+        if s.into != NULL:
+            for one in self.offers:
+                if &(<Offer>one).into == s.into:
+                    incoming.offer = one
+                    incoming.arrays = (<Offer>one).kept[0]
+                    self.offers.remove(one)
+                    break
+        if found is not None:
+            found.append(incoming)
         if self.on_end is not None:
             self.on_end(incoming)
         return incoming
@@ -244,9 +313,12 @@ cdef class RxAgent(Agent):
         self.loop.between(self._part)
         self._wait_for(self._has_parted)
         self.leave()
+        for offer in list(self.offers):
+            self.abandon(offer)
         while self.pop() is not None:
             pass
         af_rx_free(self.rx)
+        self.offers.clear()
         self.store.trim()
 
     # ---- state and counters ----

@@ -6,14 +6,17 @@ import socket
 import threading
 import warnings
 import weakref
-from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, NoReturn, SupportsIndex, Unpack
+
+import numpy as np
 
 from aiflow._dp_incoming import MBUF_OVERHEAD, Store
 from aiflow._dp_rx import RxAgent
 from aiflow._eal import Mempool
 from aiflow._engine import Engine, ReceiverPools
+from aiflow._into import Into, empty_in
 from aiflow._ports.memories import able
 from aiflow._system import limits, threads
 from aiflow._transfer.context import fresh
@@ -25,7 +28,7 @@ from aiflow.monitor import LinkSpeeds
 from aiflow.options import FlatKeywords, Polling, Telemetry, check_known, grouped
 from aiflow.report import PortTable
 from aiflow.shared_ports import MBUFS_PER_PORT, Ports, asked_polling, endpoints_of, ports_for
-from aiflow.slices import TimeSlice
+from aiflow.slices import Slices, TimeSlice
 
 __all__ = ["Receiver"]
 
@@ -37,38 +40,6 @@ STARVED_S = 10.0
 
 NAMED = ("local", "memif", "vhost", "ring")
 """Endpoint schemes whose target is a name, and so the default of ``name=``."""
-
-
-class _Slices:
-    """One loop over a Receiver. Several may run at once: each releases its own slices only."""
-
-    def __init__(self, receiver: Receiver) -> None:
-        self._receiver = receiver
-        self._current: TimeSlice | None = None
-
-    def __iter__(self) -> _Slices:
-        return self
-
-    def __next__(self) -> TimeSlice:
-        self._release()
-        self._current = self._receiver._next()
-        return self._current
-
-    def __aiter__(self) -> _Slices:
-        return self
-
-    async def __anext__(self) -> TimeSlice:
-        self._release()
-        self._current = await self._receiver._anext()
-        return self._current
-
-    def _release(self) -> None:
-        if self._current is not None:
-            self._current.release()
-            self._current = None
-
-    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
-        raise not_copied(self, "iterate over the Receiver")
 
 
 class Receiver:
@@ -197,13 +168,19 @@ class Receiver:
 
     # ---- receiving ----
 
-    def recv(self, timeout: float | None = None) -> TimeSlice:
+    def recv(self, timeout: float | None = None, into: Mapping[str, Any] | None = None) -> TimeSlice:
         """Wait for the next whole slice.
 
         Parameters
         ----------
         timeout : float, optional
             Seconds, 0 to only look; default: the Receiver's.
+        into : mapping, optional
+            Stream → array that its elements are to lie in: writable, C-contiguous, of the same dtype. The array
+            has the shape of the element, or, for N elements of one shape, a first axis of N before theirs. Other
+            streams lie in element memory. The slice's elements are then views of these arrays. Those of `empty` save
+            a copy on ``local:``. After a timeout a slice may still arrive in the arrays: pass them again, or receive
+            that slice first.
 
         Returns
         -------
@@ -221,59 +198,101 @@ class Receiver:
             A port cannot come up.
         ConfigError, EalError
             The Receiver is closed, or with ``until="bye"`` every sender is; or this process was forked from its own.
+            Or the slice does not fit into the arrays of `into`: then it stays, for the next call.
         """
         wanted = self.timeout if timeout is None else parse_timeout(timeout)
         self._agent.check_process()
         self._check_open()
-        time_slice = self._wait(wanted)
+        time_slice = self._wait(wanted, Into.of(into, self._agent, self.assemble))
         if time_slice is None:
             raise self._at_end()
         return time_slice
 
-    async def arecv(self, timeout: float | None = None) -> TimeSlice:
+    async def arecv(self, timeout: float | None = None, into: Mapping[str, Any] | None = None) -> TimeSlice:
         """`recv` for an event loop.
 
         Parameters
         ----------
         timeout : float, optional
             As for `recv`; it returns and raises the same.
+        into : mapping, optional
+            As for `recv`.
         """
         wanted = self.timeout if timeout is None else parse_timeout(timeout)
         self._agent.check_process()
         self._check_open()
-        time_slice = await self._wait_async(wanted)
+        time_slice = await self._wait_async(wanted, Into.of(into, self._agent, self.assemble))
         if time_slice is None:
             raise self._at_end()
         return time_slice
 
-    def _wait(self, timeout: float | None) -> TimeSlice | None:
+    def empty(self, shape: int | tuple[int, ...], dtype: Any = np.uint8) -> np.ndarray[Any, Any]:
+        """An uninitialised ndarray in this Receiver's memory, for `recv` with ``into``.
+
+        Its bytes count against ``memory`` until the array and all views of it are gone. A sender on the same host
+        writes straight into it, if ``into`` names it alone, and the slice has that stream alone.
+
+        Parameters
+        ----------
+        shape : int or tuple of int
+        dtype : numpy dtype
+            Not object.
+
+        Returns
+        -------
+        ndarray
+            C-contiguous. It stays valid after `close`.
+
+        Raises
+        ------
+        PoolExhausted
+            There is not so much left of ``memory``.
+        ConfigError
+            The Receiver is closed, or has ``assemble=False``; or the shape or dtype cannot be used.
+        """
+        self._agent.check_process()
+        self._check_open()
+        return empty_in(self._agent.store, self.assemble, shape, dtype)
+
+    def _wait(self, timeout: float | None, into: Into | None = None) -> TimeSlice | None:
         """The next slice; None at the end."""
         found: list[Any] = []
         try:
-            if not self._engine.waiter.until(partial(self._look, found, timeout), timeout):
+            if not self._engine.waiter.until(partial(self._look, found, timeout, into), timeout):
                 raise self._too_late(timeout)
-            return TimeSlice(found[0]) if found else None
+            return self._taken(found, into)
         except BaseException:
             self._give_back(found)
             raise
+        finally:
+            if into is not None:
+                into.end()
 
-    async def _wait_async(self, timeout: float | None) -> TimeSlice | None:
+    async def _wait_async(self, timeout: float | None, into: Into | None = None) -> TimeSlice | None:
         found: list[Any] = []
         try:
-            if not await self._engine.waiter.until_async(partial(self._look, found, timeout), timeout):
+            if not await self._engine.waiter.until_async(partial(self._look, found, timeout, into), timeout):
                 raise self._too_late(timeout)
-            return TimeSlice(found[0]) if found else None
+            return self._taken(found, into)
         except BaseException:
             self._give_back(found)
             raise
+        finally:
+            if into is not None:
+                into.end()
 
-    def _look(self, found: list[Any], timeout: float | None) -> bool:
+    def _taken(self, found: list[Any], into: Into | None) -> TimeSlice | None:
+        if found and into is not None:
+            into.take(found[0])
+        return TimeSlice(found[0]) if found else None
+
+    def _look(self, found: list[Any], timeout: float | None, into: Into | None = None) -> bool:
         """Whether there is a slice, or a reason to stop waiting. The slice is in `found`, also after an interrupt."""
-        if self._back:  # no call until it is there
+        if self._back and (into is None or into.withdraw()):  # no call until it is there
             found += self._back[:1]
             del self._back[0]
         elif not found:
-            self._agent.pop(found)
+            self._agent.pop(found, into.offered() if into is not None else None)
         if found:
             return True
         nbytes, seconds = self._agent.starving
@@ -286,8 +305,8 @@ class Receiver:
         return self._closed or self._over()
 
     def _give_back(self, found: list[Any]) -> None:
-        """Keep a slice that an interrupted call had taken for the next call."""
-        self._back += found
+        """Keep a slice that a call had taken, and could not return, for the next call."""
+        self._back[:0] = found
         if found:
             self._agent.tell()
 
@@ -328,14 +347,15 @@ class Receiver:
         return PoolExhausted(
             f"a sender waits to send {nbytes} bytes, and of memory={self.memory} bytes you hold {total} in "
             f"{len(held)} slices that are not released or have arrays still alive: {listed(held)}. Release them, copy "
-            "what you keep, or give the Receiver more memory="
+            f"what you keep, or give the Receiver more memory=. Arrays of empty() and slices not yet received "
+            f"hold {max(self._agent.store.used - total, 0)} bytes"
         )
 
     def __iter__(self) -> Iterator[TimeSlice]:
-        return _Slices(self)
+        return Slices(self)
 
     def __aiter__(self) -> AsyncIterator[TimeSlice]:
-        return _Slices(self)
+        return Slices(self)
 
     def __next__(self) -> TimeSlice:
         me = threading.current_thread()

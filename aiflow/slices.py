@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn, SupportsIndex
 
 import numpy as np
 
@@ -12,9 +12,9 @@ from aiflow._policy.partition import even
 from aiflow._transfer._element import Element, ElementSequence
 from aiflow._transfer._runs import Run, runs_of
 from aiflow._transfer.verdicts import MOST_BYTES, told
-from aiflow.errors import ConfigError, EalError
+from aiflow.errors import ConfigError, EalError, not_copied
 
-__all__ = ["Element", "Shard", "TimeSlice"]
+__all__ = ["Element", "Shard", "Slices", "TimeSlice"]
 
 
 class TimeSlice(ElementSequence):
@@ -40,6 +40,8 @@ class TimeSlice(ElementSequence):
         Bytes of all elements.
     seconds : float
         From the arrival of its first frame to that of its last, the wait for memory included.
+    copied : int
+        Bytes that `Receiver.recv` has copied into the arrays of its ``into``. The others came straight there.
     """
 
     _failed: bool | None = None  # the verdict on it; None: none yet
@@ -51,6 +53,7 @@ class TimeSlice(ElementSequence):
         self.instance: int = incoming.instance
         self.nbytes: int = incoming.nbytes
         self.seconds: float = incoming.seconds
+        self.copied: int = incoming.copied
         self._list(runs_of(incoming.manifest), incoming.nb_elements)
 
     def _held(self) -> Any:
@@ -183,6 +186,40 @@ class TimeSlice(ElementSequence):
         from aiflow._html import views  # only notebooks need it
 
         return views.of_slice(self, f"slice {self.slice_id} from {self.sender}")
+
+
+class Slices:
+    """One loop over a Receiver. Several may run at once: each releases its own slices only."""
+
+    def __init__(self, receiver: Any) -> None:
+        self._receiver = receiver
+        self._current: TimeSlice | None = None
+
+    def __iter__(self) -> Slices:
+        return self
+
+    def __next__(self) -> TimeSlice:
+        self._release()
+        current: TimeSlice = self._receiver._next()
+        self._current = current
+        return current
+
+    def __aiter__(self) -> Slices:
+        return self
+
+    async def __anext__(self) -> TimeSlice:
+        self._release()
+        current: TimeSlice = await self._receiver._anext()
+        self._current = current
+        return current
+
+    def _release(self) -> None:
+        if self._current is not None:
+            self._current.release()
+            self._current = None
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        raise not_copied(self, "iterate over the Receiver")
 
 
 class Shard(ElementSequence):

@@ -52,7 +52,7 @@ ROOMS = {
     "otel": Room("otel", ("errors", "_observe")),
     "options": Room("options", ("errors", "config", "_policy")),
     "sides": Room(
-        "sender|receiver|shared_ports|_engine|_poster|alloc|names",
+        "sender|receiver|shared_ports|_engine|_poster|_into|alloc|names",
         (
             *("errors", "config", "_html", "_system", "_eal", "_dp", "_ports", "_policy", "monitor", "report"),
             *("_transfer", "_encode", "slices", "_observe", "options"),
