@@ -216,7 +216,7 @@ cdef class ElementSequence:
     cdef public object _incoming  # a time slice's, of the data plane; None once it is released
     cdef readonly list _runs
     cdef readonly uint64_t _length
-    cdef ElementSequence _part_of  # the time slice; None: it is one
+    cdef readonly ElementSequence _part_of  # the time slice; None: it is one
     cdef dict _streams  # of `_by_stream`, made when asked for
     cdef list _places   # of each run's first element; likewise
 

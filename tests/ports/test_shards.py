@@ -166,7 +166,7 @@ def test_shards_hold_the_slice_and_go_with_it(assemble) -> None:
         assert pair.receiver.memory_used > 0
         kept = shards[0]["a" if "a" in shards[0] else "b"].array
         expected = data if "a" in shards[0] else data[::-1]
-        shards[1]._whole().release()
+        shards[1]._part_of.release()
         with pytest.raises(ConfigError, match="released"):
             shards[0][0].array  # noqa: B018
         assert np.array_equal(kept, expected)
