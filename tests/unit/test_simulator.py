@@ -58,7 +58,11 @@ PLANTED = {
     "a_lost_frame_stays_in_its_window": (
         "tx/tx_slice.h", "\tport->pn.in_flight--;\n\tport->count.lost++;", "\tport->count.lost++;",
     ),
-    "memory_is_not_given_back": ("rx/arena.h", "\tarena->used -= block->charged;\n", ""),
+    "memory_is_not_given_back": (
+        "rx/arena.h",
+        "\tarena->used -= block->charged;\n\taf_arena_unlink(block);",
+        "\taf_arena_unlink(block);",
+    ),
     "damage_is_not_noticed": (
         "wire/frame.h", "af_wire_crc(f) == f->crc ? AF_OK : AF_DROP_CRC", "(af_wire_crc(f), AF_OK)",
     ),
