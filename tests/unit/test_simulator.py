@@ -60,8 +60,8 @@ PLANTED = {
     ),
     "memory_is_not_given_back": (
         "rx/arena.h",
-        "\tarena->used -= block->charged;\n\taf_arena_unlink(block);",
-        "\taf_arena_unlink(block);",
+        "\tarena->used -= block->charged;\n\tif (block->kept)",
+        "\tif (block->kept)",
     ),
     "damage_is_not_noticed": (
         "wire/frame.h", "af_wire_crc(f) == f->crc ? AF_OK : AF_DROP_CRC", "(af_wire_crc(f), AF_OK)",
