@@ -46,7 +46,7 @@ def test_fault_04_length_shorter_than_the_transport_header(scene) -> None:
 
 @root
 def test_fault_05_unknown_kind_or_version(scene) -> None:
-    for frame_id in [0x00, 0x10, 0x30, 0x3B, 0x3F, 0x11, 0x21, 0x41, 0xF1, 0xFF]:
+    for frame_id in [0x00, 0x10, 0x30, 0x3D, 0x3F, 0x11, 0x21, 0x41, 0xF1, 0xFF]:
         with scene.drops("kind" if frame_id >> 4 == _wire.VERSION else "version"):
             scene.forger.send(resealed(scene.forger.frame("DATA", b"x" * 40), 14, bytes([frame_id])))
 
