@@ -1,6 +1,7 @@
 # The plain-C core (include/aiflow/*.h), as the data plane sees it. Declarations only; the headers say what they mean.
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from aiflow._core_loans cimport af_borrowed, af_loan, af_loan_piece
 from aiflow._core_memory cimport af_arena, af_block, af_into, af_offer
 
 
@@ -304,18 +305,26 @@ cdef extern from "aiflow/tx/tx_agent.h" nogil:
         uint8_t mac[6]
         uint64_t epoch
 
+    struct af_tx_loans:
+        uint64_t pool
+        af_loan **held
+        uint32_t nb_held, nb_pieces
+        af_loan_piece *pieces
+        uint32_t manifest_bytes
+
     struct af_tx_slice:
         const af_span *elements
         uint8_t *manifest
         uint64_t nbytes, posted_ns
         uint32_t nb_elements, manifest_bytes, receiver
+        af_tx_loans *loans
         af_dispatch dispatch
         af_tx_whole *whole
         af_tx_slice *next
         int state, cancel
         uint64_t acked_bytes
         int error
-        bint all_sent, held
+        bint all_sent, held, lent
         uint64_t detail
         char *text
         uint32_t text_got
@@ -421,8 +430,9 @@ cdef extern from "aiflow/rx/rx_agent.h" nogil:
         char sender[AF_NAME_BYTES]
         uint64_t instance
         uint32_t session_id
-        uint32_t id, manifest_bytes, payload_bytes, nb_data, nb_elements
+        uint32_t id, manifest_bytes, runs_bytes, payload_bytes, nb_data, nb_elements
         uint64_t nbytes, first_ns, whole_ns, frames
+        af_borrowed *borrowed
         uint8_t *manifest
         af_rx_element *elements
         af_kept *kept
@@ -440,7 +450,7 @@ cdef extern from "aiflow/rx/rx_agent.h" nogil:
     struct af_rx:
         char name[AF_NAME_BYTES]
         uint64_t epoch, peer_timeout_ns, clock_offset_ns
-        bint keeps_mbufs, confirms, checks_places
+        bint keeps_mbufs, confirms, checks_places, borrows
         af_numbers *numbers
         af_verdicts *verdicts
         uint64_t mbuf_bytes
@@ -461,6 +471,7 @@ cdef extern from "aiflow/rx/rx_agent.h" nogil:
 
     void af_rx_offer(af_rx *rx, af_into *into) noexcept
     uint8_t *af_rx_element_at(const af_rx_slice *s, const af_rx_element *el) noexcept
+    bint af_rx_is_one_piece(const af_rx_slice *s, uint32_t first, uint32_t count) noexcept
     const char *af_rx_wait_name(unsigned wait) noexcept
     void af_rx_init(af_rx *rx) noexcept
     void af_rx_free(af_rx *rx) noexcept

@@ -58,7 +58,7 @@ static void
 map_at(struct link *link, const struct memory *memory)
 {
 	if (link && !memory->gone)
-		af_shared_add(&link->shared, memory->mapped, memory->nbytes, memory->epoch);
+		af_shared_add(&link->shared, memory->mapped, memory->nbytes, memory->epoch, false);
 }
 
 /* Both processes are there: they connect, and tell each other of the memory that they share. */

@@ -106,7 +106,7 @@ rig_share(struct rig *rig)
 	nbytes = rig->arena.address_space;
 	base = mmap(NULL, nbytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, rig->arena.fd, 0);
 	CHECK(base != MAP_FAILED);
-	af_shared_add(&rig->shared, base, nbytes, rig->rx.epoch);
+	af_shared_add(&rig->shared, base, nbytes, rig->rx.epoch, false);
 	rig->rx.checks_places = true;
 	for (uint32_t p = 0; p < rig->nb_ports; p++) {
 		rig->rx.ports[p].p.writer = RIG_WRITER;

@@ -52,7 +52,7 @@ memory_is_found_by_its_receiver_and_added_once_it_is_there(void)
 	CHECK(!af_shared_of(NULL, 5));
 	CHECK(!af_shared_of(&shared, 0)); /* of no receiver: nor is an empty entry found */
 	for (uint64_t i = 0; i <= AF_MOST_SHARED; i++)
-		af_shared_add(&shared, bytes + i, 10 + i, 100 + i);
+		af_shared_add(&shared, bytes + i, 10 + i, 100 + i, false);
 	for (uint64_t i = 0; i < AF_MOST_SHARED; i++) {
 		const struct af_shared_memory *memory = af_shared_of(&shared, 100 + i);
 

@@ -11,7 +11,7 @@ checked(const char *bytes, size_t nbytes, uint32_t *kind)
 	enum af_extensions found;
 
 	memcpy(copy, bytes, nbytes);
-	found = af_extensions_check(copy, copy + nbytes, kind);
+	found = af_extensions_check(copy, copy + nbytes, 0x8002, kind);
 	free(copy);
 	return found;
 }
@@ -26,7 +26,8 @@ unknown_entries_are_ignored_unless_they_must_be_understood(void)
 	CHECK_EQUAL(CHECKED(""), AF_EXTENSIONS_FINE);
 	CHECK_EQUAL(CHECKED("\0\1\0\0"), AF_EXTENSIONS_FINE);
 	CHECK_EQUAL(CHECKED("\0\1\0\3abc\x7f\xff\0\1d"), AF_EXTENSIONS_FINE);
-	CHECK_EQUAL(CHECKED("\0\1\0\3abc\x80\1\0\0\x80\2\0\0"), AF_EXTENSIONS_UNKNOWN);
+	CHECK_EQUAL(CHECKED("\x80\2\0\1a"), AF_EXTENSIONS_FINE); /* known here */
+	CHECK_EQUAL(CHECKED("\0\1\0\3abc\x80\2\0\0\x80\1\0\0\x80\3\0\0"), AF_EXTENSIONS_UNKNOWN);
 	CHECK_EQUAL(kind, 0x8001);
 }
 

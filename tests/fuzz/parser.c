@@ -21,7 +21,7 @@ read_manifest(const uint8_t *bytes, uint64_t len)
 
 	if (!af_manifest_measure(bytes, len, &m, &extent))
 		return;
-	af_extensions_check(extent.end, bytes + len, &kind);
+	af_extensions_check(extent.end, bytes + len, AF_EXTENSION_LOAN, &kind);
 	CHECK(extent.end >= bytes + AF_MANIFEST_HEADER && extent.end <= bytes + len);
 	CHECK(extent.nbytes <= extent.block_bytes && extent.nb_elements == m.nb_elements);
 	chunker = (struct af_chunker){.payload_bytes = m.payload_bytes};

@@ -109,7 +109,7 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	struct af_retransmit *again = tx.retransmit ? tx.retransmit : malloc(AF_RETRANSMIT_RING * sizeof *again);
 
 	if (!shared.memories[0].base)
-		af_shared_add(&shared, malloc(SHARED_BYTES), SHARED_BYTES, 1);
+		af_shared_add(&shared, malloc(SHARED_BYTES), SHARED_BYTES, 1, false);
 	memset(&tx, 0, offsetof(struct af_tx, ports) + NB_PORTS * sizeof tx.ports[0]);
 	memset(&tx.next_number, 0, sizeof tx - offsetof(struct af_tx, next_number));
 	tx.queue_tail = &tx.queue;

@@ -35,10 +35,10 @@ ROOMS = {
     "_html": Room(r"_html(\..*)?", ("errors",), compiled=False),
     "_system": Room(r"_system(\..*)?", ("errors",)),
     "librte": Room(r"librte(\..*)?"),
-    "_core": Room(r"_core(_memory)?"),
+    "_core": Room(r"_core(_memory|_loans)?"),
     "_wire": Room("_wire", ("_core",)),
     "_faults": Room("_faults", ("errors", "config", "_wire")),
-    "_eal": Room(r"_eal\w*", ("errors", "config", "_system", "librte")),
+    "_eal": Room(r"_eal\w*", ("errors", "config", "_system", "librte", "_core")),
     "_build": Room("_build", ("errors", "_eal")),
     "_dp": Room(r"_dp\w*", ("errors", "_system", "librte", "_core", "_wire", "_faults", "_eal")),
     "_ports": Room(r"_ports(\..*)?", ("errors", "config", "_system", "_wire", "_eal", "_build")),
@@ -78,6 +78,7 @@ FLOORS = {
     "path": ("wire", "rt"),
     "tx": ("wire", "rt", "path"),
     "rx": ("wire", "rt", "path"),
+    "loan": ("rt", "rx"),
 }
 
 _IMPORT = re.compile(r"^\s*from\s+([\w.]+)\s+c?import\s+(\([^)]*\)|[^\n#]+)|^\s*c?import\s+([\w., ]+)$", re.MULTILINE)

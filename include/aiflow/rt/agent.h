@@ -7,6 +7,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "aiflow/rt/ledger.h"
 #include "aiflow/wire/frame.h"
 
 #define AF_HEARTBEAT_NS 1000000000ull /* an idle sender sends a probe this often */
@@ -80,13 +81,43 @@ struct af_agent {
 struct af_shared_memory {
 	uint8_t *base;
 	uint64_t nbytes;
+	bool borrows;           /* the receiver takes loans */
 	_Atomic uint64_t epoch; /* of the receiver; 0: none. Stored last */
 };
 
-/* What a process has mapped of its peer's. Any thread adds, and nothing is removed while a port refers to it. */
+/* What a process has mapped of its peer's, and lends it. Any thread adds, and nothing is removed while a port refers to
+ * it. */
 struct af_shared {
 	struct af_shared_memory memories[AF_MOST_SHARED];
+	struct af_lender *_Atomic lenders[AF_MOST_SHARED];     /* of our senders' pools; NULL: none */
+	struct af_borrowed *_Atomic borrowed[AF_MOST_SHARED];  /* pools of the peer's senders; NULL: none */
 };
+
+/* Where loans of this pool go to the peer; NULL: they do not, or it has not mapped the pool. */
+static inline struct af_lender *
+af_shared_lender(const struct af_shared *shared, uint64_t pool)
+{
+	for (uint32_t i = 0; shared && pool && i < AF_MOST_SHARED; i++) {
+		struct af_lender *lender = atomic_load_explicit(&shared->lenders[i], memory_order_acquire);
+
+		if (lender && lender->pool == pool)
+			return atomic_load_explicit(&lender->mapped, memory_order_acquire) ? lender : NULL;
+	}
+	return NULL;
+}
+
+/* The peer's pool of this number; NULL: we have not mapped it. */
+static inline struct af_borrowed *
+af_shared_borrowed(const struct af_shared *shared, uint64_t pool)
+{
+	for (uint32_t i = 0; shared && i < AF_MOST_SHARED; i++) {
+		struct af_borrowed *from = atomic_load_explicit(&shared->borrowed[i], memory_order_acquire);
+
+		if (from && from->pool == pool)
+			return from;
+	}
+	return NULL;
+}
 
 static inline const struct af_shared_memory *
 af_shared_of(const struct af_shared *shared, uint64_t epoch)
@@ -99,7 +130,7 @@ af_shared_of(const struct af_shared *shared, uint64_t epoch)
 
 /* One thread at a time. Nothing happens when there are AF_MOST_SHARED of them. */
 static inline void
-af_shared_add(struct af_shared *shared, uint8_t *base, uint64_t nbytes, uint64_t epoch)
+af_shared_add(struct af_shared *shared, uint8_t *base, uint64_t nbytes, uint64_t epoch, bool borrows)
 {
 	for (uint32_t i = 0; i < AF_MOST_SHARED; i++) {
 		struct af_shared_memory *memory = &shared->memories[i];
@@ -108,6 +139,7 @@ af_shared_add(struct af_shared *shared, uint8_t *base, uint64_t nbytes, uint64_t
 			continue;
 		memory->base = base;
 		memory->nbytes = nbytes;
+		memory->borrows = borrows;
 		atomic_store_explicit(&memory->epoch, epoch, memory_order_release);
 		return;
 	}

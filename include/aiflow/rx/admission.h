@@ -57,7 +57,8 @@ af_rx_understands(struct af_rx *rx, struct af_rx_session *session, struct af_rx_
 		return false;
 	}
 	if (af_manifest_measure(s->manifest, s->manifest_bytes, m, extent))
-		extensions = af_extensions_check(extent->end, s->manifest + s->manifest_bytes, &kind);
+		extensions = af_extensions_check(extent->end, s->manifest + s->manifest_bytes,
+						 rx->borrows ? AF_EXTENSION_LOAN : 0, &kind);
 	if (extensions == AF_EXTENSIONS_UNKNOWN)
 		af_rx_refuse_unknown(rx, session, slot, AF_UNKNOWN_EXTENSION, kind, NULL);
 	else if (extensions == AF_EXTENSIONS_BROKEN)
@@ -75,15 +76,27 @@ af_rx_read(struct af_rx *rx, struct af_rx_session *session, struct af_rx_slot *s
 	struct af_run_cursor runs;
 	struct af_chunker chunker;
 	uint64_t limit = rx->arena->limit;
+	enum af_void_reason lent;
 
 	if (!af_rx_understands(rx, session, slot, &m, &extent))
 		return;
+	if (rx->parting && rx->borrows)
+		return; /* unread: its sender learns by our goodbye that it is not taken */
+	lent = af_rx_borrow(rx, session, s, extent.end);
+	if (lent != AF_VOID_NONE) {
+		af_rx_refuse(rx, session, slot, lent, 0);
+		return;
+	}
+	if (s->borrowed)
+		extent.block_bytes = extent.nbytes = 0; /* of our memory it takes tables alone */
 	if (extent.nbytes > limit || extent.nb_elements * sizeof(struct af_rx_element) > limit) {
 		af_rx_refuse(rx, session, slot, AF_VOID_TOO_LARGE, limit);
 		return;
 	}
+	s->runs_bytes = (uint32_t)(extent.end - s->manifest);
 	s->inlined = m.flags & AF_FLAG_INLINE;
-	if (s->inlined && (rx->keeps_mbufs || !s->inline_bytes || extent.nbytes != s->inline_bytes_len)) {
+	if (s->inlined &&
+	    (rx->keeps_mbufs || s->borrowed || !s->inline_bytes || extent.nbytes != s->inline_bytes_len)) {
 		af_rx_refuse(rx, session, slot, AF_VOID_MANIFEST, 0);
 		return;
 	}
@@ -104,7 +117,7 @@ af_rx_read(struct af_rx *rx, struct af_rx_session *session, struct af_rx_slot *s
 		for (uint32_t i = 0; i < runs.run.count; i++)
 			af_chunk_of(&chunker, runs.run.nbytes);
 	}
-	s->nb_data = s->inlined ? 0 : (uint32_t)chunker.next;
+	s->nb_data = s->inlined || s->borrowed ? 0 : (uint32_t)chunker.next;
 	s->nb_chunks = s->nb_manifest + s->nb_data + 1;
 	s->charge_bytes =
 		af_rx_need(&extent, s->manifest_bytes, s->nb_chunks, s->nb_data, rx->keeps_mbufs ? rx->mbuf_bytes : 0);
@@ -165,7 +178,7 @@ af_rx_lay_out(struct af_rx_slice *s)
 static inline bool
 af_rx_can_place(const struct af_rx *rx, const struct af_rx_slice *s)
 {
-	return s->session->writer && rx->arena->fd >= 0 && !s->inlined && !rx->keeps_mbufs &&
+	return s->session->writer && rx->arena->fd >= 0 && !s->inlined && !s->borrowed && !rx->keeps_mbufs &&
 	       (!s->into || (s->into->block && s->nb_runs == 1));
 }
 
@@ -193,7 +206,10 @@ af_rx_take_block(struct af_rx *rx, struct af_rx_slice *s)
 		af_manifest_measure(s->manifest, s->manifest_bytes, &m, &extent);
 		nbytes = own = rx->keeps_mbufs ? 0 : extent.block_bytes;
 		s->arena = rx->arena;
-		af_rx_bind(rx, s);
+		if (s->borrowed)
+			nbytes = own = 0;
+		else
+			af_rx_bind(rx, s);
 		if (s->into)
 			af_into_takes(s->into, s->manifest, s->manifest_bytes, &own);
 		s->block = af_arena_take(rx->arena, own, s->charge_bytes - (nbytes - own));
@@ -269,7 +285,13 @@ af_rx_grant(struct af_rx *rx, uint64_t now)
 		rx->flowing++;
 		session->granted = s->id + 1;
 		session->urgent = session->granted_now = true;
-		if (s->inlined) {
+		if (s->borrowed) {
+			af_rx_lay_out_loan(s);
+			for (uint32_t e = 0; e < s->nb_elements; e++)
+				s->elements[e].latency_ns = s->first_latency_ns;
+			s->received_bytes = s->nbytes;
+			af_rx_whole(rx, session, slot, now);
+		} else if (s->inlined) {
 			const uint8_t *from = s->inline_bytes;
 
 			for (uint32_t e = 0; e < s->nb_elements; e++) {

@@ -2,6 +2,7 @@
 #ifndef AIFLOW_RX_LIFETIME_H
 #define AIFLOW_RX_LIFETIME_H
 
+#include "aiflow/rx/borrowing.h"
 #include "aiflow/rx/rx_outcome.h"
 #include "aiflow/rx/rx_state.h"
 
@@ -19,6 +20,7 @@ af_rx_slice_free(struct af_rx_slice *s, void (*release)(void *handle))
 		af_arena_give(s->arena, s->block);
 	if (s->into)
 		af_into_free(s->into);
+	af_rx_give_back(s);
 	free(s->manifest);
 	free(s->bitmap);
 	free(s->elements);
@@ -201,8 +203,8 @@ af_rx_digest_agrees(struct af_rx *rx, const struct af_rx_slice *s)
 {
 	uint32_t digest = 0, chunk = 0;
 
-	if (s->inlined)
-		return true; /* the CRC of its only frame covers it */
+	if (s->inlined || s->borrowed)
+		return true; /* the CRC of its only frame covers it, or there is one copy of its bytes */
 	if (rx->full.nbytes != s->payload_bytes)
 		af_crc_shift_of(&rx->full, s->payload_bytes, af_crc_power(s->payload_bytes));
 	for (uint32_t e = 0; e < s->nb_elements;) {

@@ -60,7 +60,7 @@ af_rx_wait_name(unsigned wait)
 }
 
 struct af_rx_element {
-	uint64_t offset;      /* from the slice's origin */
+	uint64_t offset;      /* from the slice's origin, or from the pool that it borrows from */
 	uint64_t nbytes;      /* of the element */
 	uint64_t latency_ns;  /* of its slowest frame so far */
 	uint32_t first_chunk; /* relative to the first data chunk */
@@ -83,7 +83,8 @@ struct af_rx_slice {
 	uint64_t instance;                /* of its sender, the same through all its sessions */
 	uint32_t session_id;              /* the user's verdict names it */
 	uint32_t id;                      /* within the session, from 1 */
-	uint32_t manifest_bytes;          /* of the manifest */
+	uint32_t manifest_bytes;          /* of the manifest, */
+	uint32_t runs_bytes;              /* … and of that before its extensions */
 	uint32_t payload_bytes;           /* of a full data chunk */
 	uint32_t nb_manifest;             /* chunks of the manifest */
 	uint32_t nb_data;                 /* chunks of data */
@@ -92,6 +93,9 @@ struct af_rx_slice {
 	uint32_t nb_runs, nb_elements;    /* that the manifest announces */
 	uint32_t nb_read;                 /* manifest chunks that arrived */
 	bool inlined;                     /* the data came inside the manifest's only frame */
+	struct af_borrowed *borrowed;     /* memory of its sender that it lies in; NULL: it lies in `block` */
+	uint32_t lease;                   /* of `borrowed`, */
+	uint64_t generation;              /* … and its generation */
 	bool closed;                      /* the closing record arrived */
 	uint32_t digest;                  /* CRC32C over all bytes, as the closing record says */
 	uint64_t nbytes;                  /* of all elements */
@@ -224,6 +228,7 @@ struct af_rx {
 	uint64_t clock_offset_ns; /* what the clock of timestamps is ahead of the loop's */
 	bool keeps_mbufs; /* payloads stay in their mbufs */
 	bool parting; /* control: w between two iterations. It says goodbye, and takes no sender any more */
+	bool borrows; /* it takes loans */
 	bool confirms; /* a slice is delivered when the user says so, not when it is whole */
 	struct af_numbers *numbers; /* of this process; any thread mints */
 	struct af_verdicts *verdicts; /* of the user; NULL: there are none. Any thread pushes */

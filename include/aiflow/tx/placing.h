@@ -58,7 +58,7 @@ af_tx_take_place(struct af_tx *tx, struct af_tx_slice *s, uint64_t offset)
 	struct af_manifest m;
 	struct af_extent extent;
 
-	if (s->places || s->inlined)
+	if (s->places || af_tx_is_told(s))
 		return;
 	for (uint32_t p = 0; p < tx->nb_ports && !memory; p++) {
 		shared = tx->ports[p].p.attached ? tx->ports[p].p.shared : NULL;

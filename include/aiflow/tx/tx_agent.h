@@ -12,6 +12,7 @@
 #define AIFLOW_TX_AGENT_H
 
 #include "aiflow/tx/discovery.h"
+#include "aiflow/tx/offering.h"
 #include "aiflow/tx/recovery.h"
 #include "aiflow/tx/segment.h"
 #include "aiflow/tx/tx_feedback.h"
@@ -33,6 +34,7 @@ af_tx_detach(struct af_tx *tx, uint32_t p, uint64_t now)
 	port->p.attached = port->open = false;
 	port->nb_candidates = 0;
 	af_tx_unmap(tx, port->p.shared);
+	af_tx_withdraw_all(tx, port->p.shared);
 	for (uint32_t i = 0; i < tx->nb_ports; i++)
 		any |= tx->ports[i].p.attached; /* it may have no path yet: it keeps asking */
 	if (tx->open && !any)

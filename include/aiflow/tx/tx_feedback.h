@@ -168,7 +168,7 @@ af_tx_apply_grants(struct af_tx *tx, const struct af_feedback *r, uint64_t now)
 		struct af_tx_slice *s = slot ? slot->slice : NULL;
 
 		if (s && atomic_load_explicit(&s->state, memory_order_relaxed) == AF_TX_ASKING) {
-			s->granted_ns = s->inlined ? 0 : now;
+			s->granted_ns = af_tx_is_told(s) ? 0 : now;
 			tx->moved_ns = now;
 			atomic_store_explicit(&s->state, AF_TX_FLOWING, memory_order_relaxed);
 		}

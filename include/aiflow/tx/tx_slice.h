@@ -2,6 +2,7 @@
 #ifndef AIFLOW_TX_SLICE_H
 #define AIFLOW_TX_SLICE_H
 
+#include "aiflow/tx/offering.h"
 #include "aiflow/tx/placing.h"
 #include "aiflow/tx/tx_state.h"
 
@@ -86,6 +87,7 @@ af_tx_free_tables(struct af_tx_slice *s)
 	s->first_chunk = NULL;
 	s->acked = NULL;
 	af_tx_forget_places(s);
+	af_tx_withdraw(s);
 }
 
 static inline void
@@ -129,8 +131,9 @@ af_tx_lay_out(struct af_tx *tx, struct af_tx_slice *s)
 	struct af_chunker chunker = {.payload_bytes = tx->payload_bytes};
 	struct af_manifest m;
 
+	s->lent = af_tx_offer(tx, s);
 	memcpy(&m, s->manifest, sizeof m);
-	s->inlined = !tx->keeps_mbufs && s->manifest_bytes + s->nbytes <= tx->payload_bytes;
+	s->inlined = !s->lent && !tx->keeps_mbufs && s->manifest_bytes + s->nbytes <= tx->payload_bytes;
 	m.flags = s->inlined ? AF_FLAG_INLINE : 0;
 	m.payload_bytes = AF_BE16((uint16_t)tx->payload_bytes);
 	memcpy(s->manifest, &m, sizeof m);
@@ -147,8 +150,8 @@ af_tx_lay_out(struct af_tx *tx, struct af_tx_slice *s)
 	atomic_store_explicit(&s->acked_bytes, 0, memory_order_relaxed);
 	s->nb_manifest = af_manifest_chunks(s->manifest_bytes, s->payload_bytes);
 	s->nb_data = 0;
-	s->nb_chunks = 1;
-	if (!s->inlined) {
+	s->nb_chunks = s->nb_manifest;
+	if (!af_tx_is_told(s)) {
 		s->first_chunk = malloc((s->nb_elements ? s->nb_elements : 1) * sizeof *s->first_chunk);
 		if (!s->first_chunk)
 			return false;
@@ -198,7 +201,7 @@ af_tx_lose_session(struct af_tx *tx, int error, uint64_t now)
 			continue;
 		if ((error == AF_TX_OK && !s->held) ||
 		    (atomic_load_explicit(&s->state, memory_order_relaxed) == AF_TX_ASKING &&
-		     !(s->inlined && s->all_sent))) {
+		     !(af_tx_is_told(s) && s->all_sent))) {
 			af_tx_free_tables(s);
 			atomic_store_explicit(&s->state, AF_TX_QUEUED, memory_order_relaxed);
 			*tail = s;

@@ -141,13 +141,30 @@ struct af_tx_places {
 	uint32_t *crc;  /* of these */
 };
 
+/* A slice whose elements all lie in loans of its Sender. */
+struct af_tx_loans {
+	/* control: w before posting; dataplane: ro */
+	uint64_t pool;         /* its number */
+	struct af_loan **held; /* the blocks that it lies in. The slice's owner keeps them while it is in flight */
+	uint32_t nb_held;
+	uint32_t nb_pieces;
+	struct af_loan_piece *pieces; /* in wire order */
+	uint32_t manifest_bytes;      /* of the manifest alone: there is room behind it for what a loan adds */
+	/* dataplane: rw */
+	struct af_lender *lender; /* that has offered it in this session; NULL: it is not lent */
+	uint32_t lease;
+	uint64_t generation;
+};
+
 struct af_tx_slice {
 	/* control: w before posting; dataplane: ro */
 	const struct af_span *elements;
 	uint8_t *manifest; /* dataplane: w, flags and payload_bytes */
 	uint64_t nbytes;   /* of all elements */
 	uint64_t posted_ns;
-	uint32_t nb_elements, manifest_bytes;
+	uint32_t nb_elements;
+	uint32_t manifest_bytes; /* dataplane: rw, where there are loans */
+	struct af_tx_loans *loans; /* NULL: not all of it is on loan */
 	uint32_t receiver; /* index of its receiver in the Sender */
 	struct af_dispatch dispatch;
 	struct af_tx_whole *whole; /* dataplane: rw. The slice that this is a part of; NULL: it is all of it */
@@ -159,6 +176,7 @@ struct af_tx_slice {
 	int error;                    /* enum af_tx_error */
 	bool all_sent;                /* every chunk was sent once */
 	bool inlined;                 /* its data travels inside the manifest's only frame */
+	bool lent;                    /* its manifest says where the receiver reads it: there is no data */
 	bool held;                    /* the receiver has all of it; the verdict of its user is missing */
 	uint64_t detail;              /* of the void: memory of the receiver, or bytes of the text */
 	char *text; /* AF_TX_UNKNOWN, AF_TX_FAILED_BY_USER: the receiver's words. The slice's owner frees it */
@@ -180,7 +198,7 @@ struct af_tx_slice {
 	uint32_t digest;                      /* CRC32C over the bytes that were sent */
 	struct af_tx_places *places; /* where its chunks may be written; NULL: the receiver has told no place */
 	uint64_t joined_ns;                   /* when a receiver was there for it; 0: not yet */
-	uint64_t granted_ns;                  /* 0: it was inlined, or never granted */
+	uint64_t granted_ns;                  /* 0: it was inlined, lent, or never granted */
 	uint64_t done_ns;                     /* when it ended */
 	uint64_t placed_bytes;                /* that were written to their places, */
 	uint64_t frames;                      /* frames that carried the rest, or said so, */
@@ -369,7 +387,14 @@ af_tx_moved(const struct af_tx *tx)
 	return moved;
 }
 
-/* Is there more to do than to wait for the acknowledgement of inlined slices? */
+/* Is the receiver's feedback the only answer to a slice, since it asks for nothing? */
+static inline bool
+af_tx_is_told(const struct af_tx_slice *s)
+{
+	return s->inlined || s->lent;
+}
+
+/* Is there more to do than to wait for the acknowledgement of slices that ask for nothing? */
 static inline bool
 af_tx_is_pressed(const struct af_tx *tx)
 {
@@ -378,7 +403,7 @@ af_tx_is_pressed(const struct af_tx *tx)
 	for (uint32_t id = tx->first_id; id != tx->next_id && !pressed; id++) {
 		const struct af_tx_slice *s = tx->slots[id % AF_TX_SLICES].slice;
 
-		pressed = !s || !s->inlined || !s->all_sent;
+		pressed = !s || !af_tx_is_told(s) || !s->all_sent;
 	}
 	return pressed;
 }

@@ -4,7 +4,7 @@
  *
  * Entries go on to the end of the payload, or to an entry of kind 0: what follows that is padding. A kind with the top
  * bit set must be understood, else the whole is refused. Any other unknown kind is ignored. This build writes and knows
- * one: AF_EXTENSION_PLACES, in feedback.
+ * AF_EXTENSION_PLACES in feedback, and AF_EXTENSION_LOAN in manifests.
  */
 #ifndef AIFLOW_EXTENSION_H
 #define AIFLOW_EXTENSION_H
@@ -43,15 +43,16 @@ af_extension_next(struct af_extension_cursor *c)
 
 enum af_extensions { AF_EXTENSIONS_FINE, AF_EXTENSIONS_BROKEN, AF_EXTENSIONS_UNKNOWN };
 
-/* Can this build read what has these entries? `kind` becomes the first that it must understand, and does not. */
+/* Can this build read what has these entries? It knows the kind `known` there, 0 for none. `kind` becomes the first
+ * that it must understand, and does not. */
 static inline enum af_extensions
-af_extensions_check(const uint8_t *at, const uint8_t *end, uint32_t *kind)
+af_extensions_check(const uint8_t *at, const uint8_t *end, uint32_t known, uint32_t *kind)
 {
 	struct af_extension_cursor c = {.at = at, .end = end};
 	enum af_extensions found = AF_EXTENSIONS_FINE;
 
 	while (af_extension_next(&c)) {
-		if (c.kind & AF_EXTENSION_MUST && found == AF_EXTENSIONS_FINE) {
+		if (c.kind & AF_EXTENSION_MUST && c.kind != known && found == AF_EXTENSIONS_FINE) {
 			found = AF_EXTENSIONS_UNKNOWN;
 			*kind = c.kind;
 		}
@@ -64,7 +65,7 @@ static inline enum af_drop
 af_extensions_drop(const uint8_t *at, const uint8_t *end, enum af_drop broken)
 {
 	uint32_t kind;
-	enum af_extensions found = af_extensions_check(at, end, &kind);
+	enum af_extensions found = af_extensions_check(at, end, 0, &kind);
 
 	return found == AF_EXTENSIONS_FINE ? AF_OK : found == AF_EXTENSIONS_BROKEN ? broken : AF_DROP_VERSION;
 }

@@ -164,6 +164,9 @@ struct __attribute__((packed)) af_feedback {
 /* Extension of feedback: where granted slices lie in the memory that the receiver shares. An entry for each. */
 #define AF_EXTENSION_PLACES 1u
 
+/* Extension of a manifest, which must be understood: its elements are on loan (loan.h). */
+#define AF_EXTENSION_LOAN 0x8002u
+
 struct __attribute__((packed)) af_place {
 	uint32_t slice;
 	uint64_t offset; /* of its block, in the shared memory */
