@@ -44,6 +44,7 @@ cdef class Agent:
     cdef int line_of[PORTS]            # the loop's index of each of its ports
     cdef readonly list attached_ports  # by its own index
     cdef public dict places            # port name → index, for ports that the user has listed
+    cdef public object pool            # `aiflow._eal_loans.Pool` of a Sender with loans; None: there are none
     cdef object __weakref__
     cdef readonly list port_names      # (name, driver) of the port at each index, or of the last one there
 

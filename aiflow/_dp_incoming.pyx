@@ -11,7 +11,10 @@ from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_FillInfo
 from libc.stdint cimport uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memmove, strcpy
 from posix.unistd cimport getpid
-from aiflow._core cimport AF_MBUF_OVERHEAD, af_rx_element_at, af_rx_slice_free, af_verdicts_free, af_verdicts_push
+from aiflow._core cimport (
+    AF_MBUF_OVERHEAD, af_rx_element_at, af_rx_give_back, af_rx_is_one_piece, af_rx_slice_free, af_verdicts_free,
+    af_verdicts_push,
+)
 from aiflow._core_memory cimport (
     AF_ARENA_NONE, AF_ARENA_PRIVATE, AF_ARENA_SHARED, AF_ROOM_GROUPS, AF_ROOM_PATH, af_arena_block_at, af_arena_free,
     af_arena_init, af_arena_kind, af_arena_shrink, af_arena_trim, af_arena_warm, af_block, af_memory_room,
@@ -188,8 +191,8 @@ cdef class Incoming:
 
     @property
     def manifest(self):
-        """The manifest, as it was sent."""
-        return (<char *>self.s.manifest)[:self.s.manifest_bytes]
+        """The manifest, as it was sent, without extensions: they differ for each loan, and the runs are remembered."""
+        return (<char *>self.s.manifest)[:self.s.runs_bytes]
 
     @property
     def assembled(self):
@@ -205,7 +208,10 @@ cdef class Incoming:
         return self.s.elements[index].latency_ns
 
     def view(self, uint32_t index, uint32_t count=1):
-        """The memory of `count` consecutive elements of one run: writable, no copy. Assembled slices only."""
+        """The memory of `count` consecutive elements that are one piece, no copy. Assembled slices only.
+
+        It is writable, but for loans.
+        """
         cdef View view = View.__new__(View)
         cdef uint64_t last = <uint64_t>index + count - 1
         if <uint64_t>index + count > self.s.nb_elements:
@@ -214,7 +220,7 @@ cdef class Incoming:
         if count:
             view.ptr = af_rx_element_at(self.s, &self.s.elements[index])
             view.nbytes = self.s.elements[last].offset + self.s.elements[last].nbytes - self.s.elements[index].offset
-        view.writable = True
+        view.writable = self.s.borrowed == NULL
         return view
 
     def address(self, uint32_t index):
@@ -226,9 +232,14 @@ cdef class Incoming:
 
         The caller keeps that memory in `arrays`. The element memory goes back when no element lies in it any more.
         """
-        cdef View source = self.view(index, count)
+        cdef View source = self.view(index, 1 if self.s.borrowed != NULL else count)
         cdef uint64_t shift = to - <uintptr_t>source.ptr
         cdef uint32_t i
+        if self.s.borrowed != NULL and count > 1:  # its elements may lie in several loans
+            for i in range(index, index + count):
+                self.move(i, 1, to)
+                to += self.s.elements[i].nbytes
+            return
         if to != <uintptr_t>source.ptr:
             with nogil:
                 memmove(<void *>to, source.ptr, source.nbytes)
@@ -236,8 +247,15 @@ cdef class Incoming:
                 self.s.elements[i].offset += shift
             self.copied += source.nbytes
             self.nb_moved += count
-        if self.nb_moved == self.s.nb_elements and self.s.into == NULL:
+        if self.s.borrowed != NULL:
+            if self.nb_moved == self.s.nb_elements:
+                af_rx_give_back(self.s)
+        elif self.nb_moved == self.s.nb_elements and self.s.into == NULL:
             af_arena_shrink(self.s.arena, self.s.block, self.s.charge_bytes - self.s.nbytes)
+
+    def is_one_piece(self, uint32_t index, uint32_t count):
+        """Do `count` consecutive elements of one run follow each other in memory, without a gap?"""
+        return self.assembled and bool(af_rx_is_one_piece(self.s, index, count))
 
     def segments(self, uint32_t index):
         """The payloads that an element came in, in order: read-only Views of the mbufs. Kept slices only.
@@ -273,7 +291,7 @@ cdef class View:
 
     def __getbuffer__(self, Py_buffer *buffer, int flags):
         if flags & PyBUF_WRITABLE and not self.writable:
-            raise BufferError("segments of received mbufs are read-only: copy what you want to change")
+            raise BufferError("what lies in loans or in received mbufs is read-only: copy what you want to change")
         PyBuffer_FillInfo(buffer, self, self.ptr, self.nbytes, not self.writable, flags)
 
     def __len__(self):

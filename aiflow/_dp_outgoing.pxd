@@ -2,6 +2,7 @@
 
 from libc.stdint cimport uint32_t
 from aiflow._core cimport af_span, af_tx, af_tx_slice
+from aiflow._eal_loans cimport Pool
 
 
 cdef class Outgoing:
@@ -17,7 +18,8 @@ cdef class Outgoing:
     cdef void _release(self)
     cdef int _take(self, list buffers) except -1
     cdef int _describe(self, bytes manifest, Py_ssize_t nb_elements) except -1
+    cdef int _find_loans(self, Pool pool) except -1
 
 
-cdef Outgoing of_buffers(list buffers, bytes manifest, bint lends)
-cdef Outgoing of_rows(object buffer, Py_ssize_t nb_rows, bytes manifest, bint lends)
+cdef Outgoing of_buffers(list buffers, bytes manifest, bint lends, Pool pool)
+cdef Outgoing of_rows(object buffer, Py_ssize_t nb_rows, bytes manifest, bint lends, Pool pool)

@@ -6,14 +6,27 @@ ended the slice. From then on nothing reads the buffers.
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc
+from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy
 from aiflow._core cimport (
     AF_HEADER, AF_MAX_PORTS, AF_MBUF_OVERHEAD, AF_NB_TX_ERRORS, AF_TAIL_LEAST, AF_TX_ASKING, AF_TX_DONE, AF_TX_QUEUED,
-    af_extent, af_manifest, af_manifest_measure, af_rx_need, af_span, af_tx_error_name, af_tx_give_up_rest, af_tx_whole,
+    af_extent, af_manifest, af_manifest_measure, af_rx_need, af_span, af_tx_error_name, af_tx_give_up_rest,
+    af_tx_loans, af_tx_whole,
 )
+from aiflow._core_loans cimport AF_LOAN_PIECES, af_loan, af_loan_bytes, af_loan_piece
 from aiflow._dp_driver cimport aiflow_set
+from aiflow._eal_loans cimport Pool, freeze
 from aiflow._eal_regions cimport lend, sweep
+
+cdef extern from *:
+    """
+    #include "aiflow/wire/loan.h"
+    static inline void aiflow_put_piece(struct af_loan_piece *piece, uint64_t offset, uint32_t first)
+    {
+        *piece = (struct af_loan_piece){.offset = AF_BE64(offset), .first = AF_BE32(first)};
+    }
+    """
+    void put_piece "aiflow_put_piece" (af_loan_piece *piece, uint64_t offset, uint32_t first) noexcept
 
 # Names of the C table (include/aiflow/tx/tx_state.h).
 ERRORS = tuple([af_tx_error_name(error).decode() for error in range(AF_NB_TX_ERRORS)])
@@ -30,6 +43,7 @@ cdef class Outgoing:
         free(self.s.text)
         free(self.s.manifest)
         free(self.spans)
+        free_loans(self.s.loans)
 
     cdef void _release(self):
         cdef Py_ssize_t i, n = self.nb_buffers
@@ -62,6 +76,51 @@ cdef class Outgoing:
         self.s.manifest_bytes = <uint32_t>len(manifest)
         self.s.elements = self.spans
         self.s.nb_elements = <uint32_t>nb_elements
+        return 0
+
+    cdef int _find_loans(self, Pool pool) except -1:
+        """Note where a slice lies whose elements are all on loan; no others."""
+        cdef af_tx_loans *loans
+        cdef af_loan *loan = NULL
+        cdef const uint8_t *end = NULL
+        cdef const uint8_t *ptr
+        cdef uint64_t nbytes
+        cdef uint8_t *more
+        cdef uint32_t i, nb = 0, most = 0
+        if not self.s.nbytes:
+            return 0
+        loans = <af_tx_loans *>calloc(1, sizeof(af_tx_loans))
+        self.s.loans = loans
+        if loans == NULL:
+            raise MemoryError("no memory to note loans")
+        for i in range(self.s.nb_elements):
+            ptr = self.spans[i].ptr
+            nbytes = self.spans[i].nbytes
+            if not nbytes:
+                continue
+            if loan == NULL or ptr < loan.base or ptr + nbytes > loan.base + loan.nbytes:
+                loan = pool.find(ptr, nbytes)
+                if loan == NULL or not grow_loans(loans, &most, nb):
+                    free_loans(loans)
+                    self.s.loans = NULL
+                    return 0
+                loans.held[loans.nb_held] = loan
+                loans.nb_held += 1
+            if ptr != end:
+                if nb == AF_LOAN_PIECES or not grow_loans(loans, &most, nb):
+                    free_loans(loans)
+                    self.s.loans = NULL
+                    return 0
+                put_piece(&loans.pieces[nb], ptr - pool.memory.arena.base, i if nb else 0)
+                nb += 1
+            end = ptr + nbytes
+        loans.nb_pieces = nb
+        loans.pool = pool.number
+        loans.manifest_bytes = self.s.manifest_bytes
+        more = <uint8_t *>realloc(self.s.manifest, self.s.manifest_bytes + af_loan_bytes(nb))
+        if more == NULL:
+            raise MemoryError("no memory to describe loans")
+        self.s.manifest = more
         return 0
 
     # ---- its state ----
@@ -130,7 +189,8 @@ cdef class Outgoing:
     @property
     def manifest(self):
         """The manifest, as it was sent."""
-        return (<char *>self.s.manifest)[:self.s.manifest_bytes]
+        cdef uint32_t nbytes = self.s.manifest_bytes if self.s.loans == NULL else self.s.loans.manifest_bytes
+        return (<char *>self.s.manifest)[:nbytes]
 
     @property
     def needs(self):
@@ -191,6 +251,11 @@ cdef class Outgoing:
         """Bytes that were written straight into the receiver's memory."""
         return self.s.placed_bytes
 
+    @property
+    def lent_bytes(self):
+        """Bytes that the receiver reads where they lie in our loans."""
+        return self.s.nbytes if self.s.lent else 0
+
     def port_frames(self):
         """Frames and bytes of this slice by index of the port."""
         cdef list rows = []
@@ -243,8 +308,46 @@ cdef void *owner_of(Py_buffer *buffer, bint lends) noexcept:
     return <void *>lend(buffer.buf, buffer.len) if lends and buffer.len >= <Py_ssize_t>AF_TAIL_LEAST else NULL
 
 
-cdef Outgoing of_buffers(list buffers, bytes manifest, bint lends):
-    """A slice of which each buffer is an element. `lends`: it may go over a card that reads memory where it lies."""
+cdef void free_loans(af_tx_loans *loans) noexcept:
+    if loans != NULL:
+        free(loans.held)
+        free(loans.pieces)
+        free(loans)
+
+
+cdef bint grow_loans(af_tx_loans *loans, uint32_t *most, uint32_t nb_pieces) noexcept:
+    """Make room for another block and another piece. False without memory."""
+    cdef af_loan **held
+    cdef af_loan_piece *pieces
+    cdef uint32_t room = 2 * most[0] + 4
+    if loans.nb_held < most[0] and nb_pieces < most[0]:
+        return True
+    held = <af_loan **>realloc(loans.held, room * sizeof(af_loan *))
+    if held == NULL:
+        return False
+    loans.held = held
+    pieces = <af_loan_piece *>realloc(loans.pieces, room * sizeof(af_loan_piece))
+    if pieces == NULL:
+        return False
+    loans.pieces = pieces
+    most[0] = room
+    return True
+
+
+cdef int take_loans(Outgoing out, list buffers, Pool pool) except -1:
+    """The loans among the buffers become read-only. Where the whole slice lies in loans, it may be lent."""
+    cdef Py_ssize_t i
+    for i in range(out.nb_buffers):
+        if out.buffers[i].len and pool.find(out.buffers[i].buf, out.buffers[i].len) != NULL:
+            freeze(buffers[i])
+    return out._find_loans(pool)
+
+
+cdef Outgoing of_buffers(list buffers, bytes manifest, bint lends, Pool pool):
+    """A slice of which each buffer is an element.
+
+    lends: it may go over a card that reads memory where it lies. pool: of the Sender's loans, or None.
+    """
     cdef Outgoing out = Outgoing.__new__(Outgoing)
     cdef Py_ssize_t i
     out._take(buffers)
@@ -254,10 +357,12 @@ cdef Outgoing of_buffers(list buffers, bytes manifest, bint lends):
         out.spans[i].nbytes = out.buffers[i].len
         out.spans[i].owner = owner_of(&out.buffers[i], lends)
         out.s.nbytes += out.buffers[i].len
+    if pool is not None:
+        take_loans(out, buffers, pool)
     return out
 
 
-cdef Outgoing of_rows(object buffer, Py_ssize_t nb_rows, bytes manifest, bint lends):
+cdef Outgoing of_rows(object buffer, Py_ssize_t nb_rows, bytes manifest, bint lends, Pool pool):
     """A slice whose elements are the equal rows of one buffer."""
     cdef Outgoing out = Outgoing.__new__(Outgoing)
     cdef Py_ssize_t i, row_bytes
@@ -271,4 +376,6 @@ cdef Outgoing of_rows(object buffer, Py_ssize_t nb_rows, bytes manifest, bint le
         out.spans[i].nbytes = row_bytes
         out.spans[i].owner = owner
     out.s.nbytes = nb_rows * row_bytes
+    if pool is not None:
+        take_loans(out, [buffer], pool)
     return out

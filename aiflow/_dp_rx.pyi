@@ -21,6 +21,7 @@ class RxAgent(Agent):
         peer_timeout: float,
         interval: float = 0.1,
         confirms: bool = False,
+        borrows: bool = False,
     ) -> None: ...
     def samples(self) -> tuple[tuple[int, list[dict[str, int]]], tuple[int, list[dict[str, int]]]] | None: ...
     @property

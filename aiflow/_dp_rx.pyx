@@ -84,6 +84,8 @@ cdef class RxAgent(Agent):
         Seconds between two samples for the monitor; 0: none.
     confirms : bool
         A slice is delivered when its user confirms it, not when it is whole.
+    borrows : bool
+        It takes loans.
     """
 
     cdef receiver_side side
@@ -111,13 +113,15 @@ cdef class RxAgent(Agent):
         self.user.publish = publish
         self.user.unfinished = unfinished
 
-    def __init__(self, name, Store store, keeps_mbufs, peer_timeout, interval=0.1, confirms=False):
+    def __init__(self, name, Store store, keeps_mbufs, peer_timeout, interval=0.1, confirms=False,
+                 borrows=False):
         self.rx.sampler.interval_ns = int(interval * 1e9)
         name_bytes(name, self.rx.name)
         self.store = store
         self.rx.arena = &store.arena
         self.rx.keeps_mbufs = keeps_mbufs
         self.rx.confirms = confirms
+        self.rx.borrows = borrows and not keeps_mbufs
         self.rx.checks_places = os.environ.get("AIFLOW_CHECK_PLACES") == "1"
         self.rx.verdicts = &store.verdicts
         self.rx.release = release_mbuf
@@ -177,7 +181,7 @@ cdef class RxAgent(Agent):
     @property
     def memory(self):
         shared = self.store.shared
-        return (self.rx.epoch, *shared, self.store.warm) if shared is not None else None
+        return (self.rx.epoch, *shared, self.store.warm, bool(self.rx.borrows)) if shared is not None else None
 
     def writer_gone(self, uint32_t writer):
         """The peer of this connection writes to our memory no more. Between two iterations."""

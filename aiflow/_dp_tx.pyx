@@ -256,14 +256,14 @@ cdef class TxAgent(Agent):
         """
         if into is not None and len(into) > <Py_ssize_t>receiver:
             return into[receiver]
-        return self._post(of_buffers(buffers, manifest, self._lends()), plan, receiver, wait, into)
+        return self._post(of_buffers(buffers, manifest, self._lends(), self.pool), plan, receiver, wait, into)
 
     def post_rows(self, buffer, Py_ssize_t nb_rows, bytes manifest, plan, uint32_t receiver=0, bint wait=False,
                   list into=None):
         """Send a slice whose elements are the `nb_rows` equal rows of one C-contiguous buffer."""
         if into is not None and len(into) > <Py_ssize_t>receiver:
             return into[receiver]
-        return self._post(of_rows(buffer, nb_rows, manifest, self._lends()), plan, receiver, wait, into)
+        return self._post(of_rows(buffer, nb_rows, manifest, self._lends(), self.pool), plan, receiver, wait, into)
 
     cdef bint _lends(self):
         """Does a card that we send over read the memory of `aiflow.empty` where it lies?"""

@@ -62,6 +62,9 @@ class Receiver:
     prefault : bool
         Give all of `memory` its pages when the Receiver opens, and not as slices need them: the first slices are as
         fast as later ones. It takes about 0.1 s to 1 s for each GiB, and the memory counts as used from then on.
+    loans : bool
+        Take loans of senders on this host (`Sender.loan`): their arrays are read-only here, and lie in the sender's
+        memory. They count there until you release them; in `memory` their tables count alone.
     timeout : float, optional
         Default of `recv`, in seconds; None: no limit.
     until : str, optional
@@ -109,6 +112,7 @@ class Receiver:
         assemble: bool = True,
         memory: int | str = "1GiB",
         prefault: bool = False,
+        loans: bool = False,
         timeout: float | None = None,
         until: str | None = None,
         confirm: str = "held",
@@ -133,6 +137,8 @@ class Receiver:
         names = [endpoint.target for endpoint in self.endpoints if endpoint.scheme in NAMED]
         self.name = name if name is not None else names[0] if names else socket.gethostname()[:60]
         self.assemble = bool(assemble)
+        if loans and not self.assemble:
+            raise ConfigError("loans=True with assemble=False: a loan is no mbuf; leave one of them out")
         self.memory = parse_memory(memory)
         limits.warn_of_memory(self.memory + nb_ports * MBUFS_PER_PORT * USUAL_MBUF, stacklevel=2)
         self.timeout = parse_timeout(timeout)
@@ -151,6 +157,7 @@ class Receiver:
             parse_seconds(peer_timeout, "peer_timeout"),
             telemetry.monitor_interval,
             confirm == "release",
+            bool(loans),
         )
         agent.pools = self._pools = pools = ReceiverPools(agent, self.memory, self.assemble, MBUF_OVERHEAD)
         self._engine = Engine(agent, speeds)

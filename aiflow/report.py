@@ -55,6 +55,8 @@ class SliceReport:
         Frames of the slice, and how many of them were retransmissions.
     placed_bytes : int
         Of `nbytes`: written straight into the memory of receivers on this host. Frames carried the others.
+    lent_bytes : int
+        Of `nbytes`: on loan, so that receivers on this host read them where they lie (`Sender.loan`).
     ports : tuple of PortReport
         A row a port.
     receivers : tuple of ReceiverReport
@@ -71,6 +73,7 @@ class SliceReport:
     receivers: tuple[ReceiverReport, ...]
     connecting: float
     placed_bytes: int
+    lent_bytes: int
 
     def __init__(
         self,
@@ -84,6 +87,7 @@ class SliceReport:
         receivers: tuple[ReceiverReport, ...] = (),
         connecting: float = 0.0,
         placed_bytes: int = 0,
+        lent_bytes: int = 0,
     ) -> None:
         vars(self).update(  # a frozen dataclass's own __init__ takes a microsecond more
             slice_id=slice_id,
@@ -96,6 +100,7 @@ class SliceReport:
             receivers=receivers,
             connecting=connecting,
             placed_bytes=placed_bytes,
+            lent_bytes=lent_bytes,
         )
 
     @property
@@ -112,6 +117,8 @@ class SliceReport:
         ]
         if self.placed_bytes:
             lines[0] += f", {self.placed_bytes:,} bytes written in place"
+        if self.lent_bytes:
+            lines[0] += f", {self.lent_bytes:,} bytes on loan"
         lines += [f"  {port.name} ({port.driver}): {port.frames} frames, {port.nbytes:,} bytes" for port in self.ports]
         if len(self.receivers) > 1:
             lines += [f"  → {to.name}: {to.elements} elements, {to.nbytes:,} bytes" for to in self.receivers]

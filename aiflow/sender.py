@@ -26,6 +26,7 @@ from aiflow._transfer.holdings import note_sender
 from aiflow._transfer.in_flight import InFlight
 from aiflow._transfer.manifest import as_bytes
 from aiflow._transfer.ticket import Ticket
+from aiflow.alloc import Loans
 from aiflow.config import parse_names, parse_seconds, parse_size, parse_switches, parse_timeout
 from aiflow.errors import ConfigError, SliceTimeout, not_copied
 from aiflow.monitor import LinkSpeeds
@@ -71,6 +72,8 @@ class Sender:
         Length of a time slice in milliseconds: `put` sends after it, and `demand` compares. Default: until `flush`.
     put_memory : int or str
         Bytes that `put` may have collected and in flight, such as "256MiB"; then it blocks.
+    loan_memory : int or str
+        Bytes of all loans together (`loan`), such as "512MiB". They take memory from when they are made.
     peer_timeout : float
         Seconds without a sign of life from the receiver before `PeerLost`. A receiver that lives and grants nothing
         never counts.
@@ -109,6 +112,7 @@ class Sender:
         flow_control: str | FlowControl = "credit",
         slice_ms: float | None = None,
         put_memory: int | str = "256MiB",
+        loan_memory: int | str = "512MiB",
         peer_timeout: float = 10.0,
         frame_size: int | None = None,
         polling: Polling | None = None,
@@ -139,6 +143,7 @@ class Sender:
             return flow.pace(speeds.of(index, port), given=speeds.given(index) is not None)
 
         parted, collected = Partition(partition, receivers), parse_size(put_memory)
+        lent = parse_size(loan_memory)
         used = ports_for(ports, "sender", port_pool, None, frame_size, polling, faults)
         fixed, interval = used.frame_size is not None, telemetry.monitor_interval
         self._agent = agent = TxAgent(
@@ -150,6 +155,7 @@ class Sender:
         self._demand = DemandMeter(seconds, engine.path_speeds, self._poster.lock)
         self._batcher = Batcher(self._context, self._poster, self._demand, collected)
         self._ports = self._context.ports = engine.ports = used
+        self._loans = Loans(lent, agent, used)
         try:
             engine.join(f"Sender {self.name!r}")
             engine.show(self.name, self.endpoints, {"policy": scheduling.policy, "slice_ms": slice_ms}, telemetry)
@@ -160,6 +166,37 @@ class Sender:
         note_sender(agent)
 
     # ---- sending ----
+
+    def loan(self, shape: int | tuple[int, ...], dtype: Any = np.uint8) -> np.ndarray[Any, Any]:
+        """An uninitialised array in memory that this Sender shares: a ``Receiver(loans=True)`` reads it where it lies.
+
+        Fill it, then send it: from then on it is read-only. A slice of nothing but loans of this Sender, or parts of
+        them, is handed over without a copy. Else it is copied once; `SliceReport.lent_bytes` says so. The bytes of a
+        loan are not summed: there is one copy. A view from before `send` stays writable, and changes what was sent.
+
+        Parameters
+        ----------
+        shape : int or tuple of int
+        dtype : numpy dtype
+            Not object.
+
+        Returns
+        -------
+        ndarray
+            C-contiguous, page-aligned. Its memory is used again when it is gone here, and released by all receivers.
+
+        Raises
+        ------
+        PoolExhausted
+            `loan_memory` is in use, by arrays here or by receivers, or the system has no memory.
+        ConfigError
+            The Sender is closed.
+        EalError
+            This process was forked from the Sender's.
+        """
+        self._context.check_open()
+        self._agent.check_process()
+        return self._loans.array(shape, dtype)
 
     @overload
     def send(self, elements: Any, *, wait: Literal[True] = True, timeout: float | None = None) -> SliceReport: ...
@@ -418,6 +455,7 @@ class Sender:
             outgoing.cancel()
         self._agent.close(GOODBYE_S)
         self._engine.leave()
+        self._loans.close()
         self._ended = True
 
     def __enter__(self) -> Sender:

@@ -10,6 +10,7 @@ from typing import Any, NoReturn, SupportsIndex
 
 from aiflow._dp import Loop
 from aiflow._eal import Mempool
+from aiflow._eal_loans import Pool
 from aiflow._ports.opening import Opening, User, loop_of, opened, opening_of
 from aiflow._ports.portset import SHARED_MEMORY
 from aiflow.config import Endpoint, parse_endpoints, parse_idle, parse_max_cores
@@ -158,6 +159,11 @@ class _Group:
                 found = each.ports.error  # an interface that was removed is no fault while other ports work
                 break
         self.error = found
+
+    def _lend(self, pool: Pool) -> None:
+        """Pass the pool of a Sender's loans to the peers of these ports."""
+        for opening in list(self._openings):
+            opening.lend(pool)
 
     def hints(self) -> list[str]:
         """Facts about these ports that may keep frames from getting through now, a sentence each."""

@@ -49,6 +49,8 @@ class Hooks:
         Called before `detach` if the peer hung up without a goodbye.
     memories : callable, optional
         Returns the `Memory` of each of our Receivers that shares it.
+    pools : callable, optional
+        Returns the `Pool` of each of our Senders that has loans.
     writer_gone : callable, optional
         Receives the number of a `Sharing` whose peer will not write to our memory any more. After `detach`.
     """
@@ -60,6 +62,7 @@ class Hooks:
     joining: Callable[[bool], None] | None = None
     died: Callable[[], None] | None = None
     memories: Callable[[], list[Any]] | None = None
+    pools: Callable[[], list[Any]] | None = None
     writer_gone: Callable[[int], None] | None = None
 
 

@@ -1,9 +1,14 @@
-"""Memory that a receiver shares with the senders of a connection on this host: see include/aiflow/tx/placing.h.
+"""Memory that receivers and senders share over a connection on this host: see include/aiflow/tx/placing.h.
 
 A side that has a Receiver passes its memory before its ports come up, or whenever a Receiver joins them::
 
-    either      → {"memory": 3623878656, "epoch": 7, "warm": 0, "descriptors": ["memory"]}
+    either      → {"memory": 3623878656, "epoch": 7, "warm": 0, "loans": false, "descriptors": ["memory"]}
     either      → {"unmapped": true}     no loop of ours writes to your memory any more
+
+A side that has a Sender with loans passes its pool, and a ledger that both sides write (include/aiflow/rt/ledger.h)::
+
+    either      → {"pool": 1879048192, "number": 9, "descriptors": ["pool", "ledger"]}
+    the other   → {"mapped": 9}          loans from it may come now
 
 With the capability ``places`` each side passes a pidfd of itself ("process"): a process that was killed, or whose child
 keeps the socket, is dead when that says so. Connections with one random name ("process_name") are of one process. The
@@ -19,6 +24,7 @@ import select
 from functools import partial
 from typing import Any, NamedTuple
 
+from aiflow._eal_loans import LEDGER_BYTES, Pool
 from aiflow._eal_sharing import Sharing, new_writer
 from aiflow._ports.local_drivers import driver_of
 from aiflow._ports.messages import checked_int
@@ -32,9 +38,11 @@ __all__ = [
     "Memory",
     "Writers",
     "able",
+    "borrow",
     "has_died",
     "memory_message",
     "own_process",
+    "pool_message",
     "process_name",
     "take",
 ]
@@ -59,12 +67,15 @@ class Memory(NamedTuple):
     nbytes : int
     warm : int
         Bytes at its beginning that have their pages already.
+    loans : bool
+        The Receiver takes loans.
     """
 
     epoch: int
     fd: int
     nbytes: int
     warm: int
+    loans: bool = False
 
 
 def able(endpoint: Endpoint) -> bool:
@@ -123,7 +134,8 @@ def has_died(process: Descriptor) -> bool:
 
 def memory_message(memory: Memory) -> tuple[dict[str, Any], list[Descriptor]]:
     """The message that passes a memory on, and its descriptors, to be closed then. Raises OSError."""
-    message = {"memory": memory.nbytes, "epoch": memory.epoch, "warm": memory.warm, "descriptors": ["memory"]}
+    message = {"memory": memory.nbytes, "epoch": memory.epoch, "warm": memory.warm, "loans": memory.loans}
+    message["descriptors"] = ["memory"]  # type: ignore[assignment]
     return message, [keep(partial(_copy, memory.fd))]
 
 
@@ -144,11 +156,45 @@ def take(sharing: Sharing, message: dict[str, Any], passed: list[Descriptor]) ->
     warm = checked_int(message.get("warm", 0), "warm", 0, nbytes)
     if len(passed) != 1:
         raise ValueError(f"a memory came with {len(passed)} descriptors")
-    fd = passed[0].fd
+    _check_size(passed[0].fd, nbytes)
+    sharing.take(passed[0].fd, epoch, nbytes, warm, message.get("loans") is True)
+
+
+def _check_size(fd: int, nbytes: int) -> None:
+    """Raise ValueError for memory that has fewer bytes, or may shrink: a mapping of it may end in SIGBUS."""
     try:
         seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
     except OSError as exc:
         raise ValueError("shared memory is no memfd") from exc
     if not seals & fcntl.F_SEAL_SHRINK or os.fstat(fd).st_size < nbytes:
         raise ValueError(f"shared memory has {os.fstat(fd).st_size} of {nbytes} bytes, and seals {seals}")
-    sharing.take(fd, epoch, nbytes, warm)
+
+
+def pool_message(sharing: Sharing, pool: Pool) -> tuple[dict[str, Any], list[Descriptor]] | None:
+    """The message that passes a pool on, and its descriptors, to be closed then; None if the peer has it already.
+
+    Raises OSError.
+    """
+    ledger = sharing.lend(pool)
+    if ledger is None:
+        return None
+    message = {"pool": pool.nbytes, "number": pool.number, "descriptors": ["pool", "ledger"]}
+    return message, [keep(partial(_copy, pool.fd)), keep(partial(Descriptor, ledger))]
+
+
+def borrow(sharing: Sharing, message: dict[str, Any], passed: list[Descriptor]) -> int | None:
+    """Map the pool that a peer passed, and return its number. None without room for it: then the peer copies.
+
+    Raises
+    ------
+    ValueError
+        If it may shrink under us, or is none.
+    """
+    nbytes = checked_int(message["pool"], "pool", 1, _MOST)
+    number = checked_int(message["number"], "number", 1, (1 << 64) - 1)
+    if len(passed) != 2:
+        raise ValueError(f"a pool came with {len(passed)} descriptors")
+    pool, ledger = passed
+    _check_size(pool.fd, nbytes)
+    _check_size(ledger.fd, LEDGER_BYTES)
+    return number if sharing.borrow(number, pool.fd, nbytes, ledger.fd) else None

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from aiflow import _eal
+from aiflow._eal_loans import Pool
 from aiflow._ports.memories import Memory
 from aiflow._ports.portset import PortSet
 from aiflow._system import threads
@@ -98,6 +99,7 @@ class Opening:
             died=self._died,
             failed=self._changed,
             memories=self._memories,
+            pools=self._pools,
             writer_gone=self._writer_gone,
         )
         for endpoint in self.endpoints:
@@ -190,6 +192,13 @@ class Opening:
 
     def _memories(self) -> list[Memory]:
         return [Memory(*user.agent.memory) for user in self.users if user.agent.memory is not None]
+
+    def _pools(self) -> list[Pool]:
+        return [user.agent.pool for user in self.users if user.agent.pool is not None]
+
+    def lend(self, pool: Pool) -> None:
+        """Pass the pool of a user's loans to the peers that are connected. Those that come get it anyway."""
+        self.ports.lend(pool)
 
     def _writer_gone(self, writer: int) -> None:
         """The peer of a connection writes to our memory no more."""

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from aiflow import _eal
+from aiflow._eal_loans import Pool
 from aiflow._ports import netdev, ring_pairs, xdp_ports
 from aiflow._ports.card_watch import WatchedCard
 from aiflow._ports.connection import Hooks
@@ -71,7 +72,7 @@ class PortSet:
         Called before `detach` if the peer hung up without a goodbye. Called from the rendezvous thread.
     failed : callable, optional
         Called after `error` has changed.
-    memories, writer_gone : callable, optional
+    memories, pools, writer_gone : callable, optional
         As of `aiflow._ports.connection.Hooks`.
 
     Attributes
@@ -105,6 +106,7 @@ class PortSet:
         died: Callable[[], None] | None = None,
         failed: Callable[[], None] | None = None,
         memories: Callable[[], list[Memory]] | None = None,
+        pools: Callable[[], list[Pool]] | None = None,
         writer_gone: Callable[[int], None] | None = None,
     ) -> None:
         if role not in ("sender", "receiver", "either"):
@@ -142,7 +144,9 @@ class PortSet:
                     self._open(endpoint)
             shared = [endpoint for endpoint in self.endpoints if endpoint.scheme in SHARED_MEMORY]
             if shared:
-                hooks = Hooks(self._pool, self._attach, self._detach, self._fail, joining, died, memories, writer_gone)
+                hooks = Hooks(
+                    self._pool, self._attach, self._detach, self._fail, joining, died, memories, pools, writer_gone
+                )
                 self._meet(shared, hooks)
             if self._watched:
                 self._watch = threads.start(watching(weakref.ref(self), self._watch_end), "aiflow-watch")
@@ -230,6 +234,11 @@ class PortSet:
         """A Receiver has joined: pass its memory to the peers that are connected."""
         for rendezvous in list(self._rendezvous):
             rendezvous.share(memory)
+
+    def lend(self, pool: Pool) -> None:
+        """A Sender has loans: pass their pool to the peers that are connected."""
+        for rendezvous in list(self._rendezvous):
+            rendezvous.lend(pool)
 
     @property
     def is_gone(self) -> bool:

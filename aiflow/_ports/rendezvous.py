@@ -12,7 +12,7 @@ agree over a control socket (SEQPACKET, one JSON message per packet, in a direct
                   its ports are open and started; or {"refused": "why", "version": 3, "again": false}
     sender      → {"ready": true, "descriptors": ["process"], "process_name": "…"}
                   its ports are open and their links are up
-    either      → {"memory": …}          at any time: see `memories`
+    either      → {"memory": …}, {"pool": …}     at any time: see `memories`
     either      → {"bye": true}          before it closes, unless it dies
     either      closes: the other one detaches and removes its ports, and closes too
 
@@ -35,14 +35,16 @@ import select
 import socket
 import time
 import weakref
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from aiflow import _eal
+from aiflow._eal_loans import Pool
 from aiflow._eal_sharing import Sharing
 from aiflow._ports.connection import Connection, Hooks
 from aiflow._ports.local_drivers import driver_of
-from aiflow._ports.memories import Memory, Writers, has_died, memory_message, take
+from aiflow._ports.memories import Memory, Writers, borrow, has_died, memory_message, pool_message, take
 from aiflow._ports.messages import read, shown, write
 from aiflow._ports.runtime_dir import reason
 from aiflow._system import threads
@@ -56,6 +58,15 @@ __all__ = ["Rendezvous"]
 _log = logger("ports")
 
 _FAREWELL = 0.1  # seconds that a closing side waits for the peer to read what remains
+
+
+@dataclass(eq=False)
+class _Parted:
+    """A connection that has ended, while the process of the peer lives."""
+
+    sharing: Sharing
+    process: Descriptor
+    writes: bool = True
 
 
 class Rendezvous:
@@ -94,7 +105,7 @@ class Rendezvous:
         self._says_bye = True
         self._pid = os.getpid()
         self._writers = Writers()
-        self._mourned: list[tuple[int, Descriptor]] = []  # of connections that ended: their processes may still write
+        self._parted: list[_Parted] = []  # connections that ended: their processes may still write, or read
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         try:
             for endpoint in endpoints:
@@ -202,7 +213,7 @@ class Rendezvous:
         poll = threads.unpatched("select").poll()  # select() cannot take descriptors above 1023
         poll.register(self._wake, select.POLLIN)
         processes = [connection.process for connection in self._connections if connection.process is not None]
-        processes += [process for _, process in self._mourned]
+        processes += [parted.process for parted in self._parted]
         for sock in (*(connection.sock for connection in self._connections), *self._sockets(), *processes):
             poll.register(sock, select.POLLIN)
         ready = {fd for fd, _ in poll.poll(self._poll_timeout())}
@@ -212,9 +223,9 @@ class Rendezvous:
                 self._hear(connection)
             elif connection.process is not None and connection.process.fd in ready:
                 self._hung_up(connection)  # its child may have kept the socket
-        for writer in list(self._mourned):
-            if writer[1].fd in ready:
-                self._end_writer(*writer)
+        for parted in list(self._parted):
+            if parted.process.fd in ready:
+                self._end_parted(parted)
         now = time.monotonic()
         for connection in list(self._connections):
             if connection.state == "joining":
@@ -244,8 +255,11 @@ class Rendezvous:
                 connection.writes = False  # its ports are detached already
             elif "unmapped" in message:
                 connection.writes = False
-            elif "memory" in message:
+            elif "memory" in message or "pool" in message:
                 self._take_memory(connection, message, passed)
+            elif "mapped" in message:
+                if connection.sharing is not None and type(message["mapped"]) is int:
+                    connection.sharing.note_mapped(message["mapped"] & (1 << 64) - 1)
             elif message:
                 self._understand(connection, message, passed)
         finally:
@@ -253,10 +267,13 @@ class Rendezvous:
                 descriptor.close()
 
     def _take_memory(self, connection: Connection, message: dict[str, Any], passed: list[Descriptor]) -> None:
-        """Map the memory of a Receiver over there."""
+        """Map the memory of a Receiver over there, or the pool of a Sender."""
         connection.sharing = connection.sharing or Sharing()
         try:
-            take(connection.sharing, message, passed)
+            if "memory" in message:
+                take(connection.sharing, message, passed)
+            elif (number := borrow(connection.sharing, message, passed)) is not None:
+                write(connection.sock, {"mapped": number})
         except (KeyError, TypeError, ValueError, OSError) as exc:
             _log.warning("%s: the peer's memory is not used: %s", connection.endpoint, shown(exc))
 
@@ -285,22 +302,55 @@ class Rendezvous:
             if connection.sharing is not None:
                 self._tell_memories(connection, [memory])
 
-    def _end_writer(self, number: int, process: Descriptor) -> None:
-        """The process behind a former connection has ended, or writes no more."""
-        self._mourned.remove((number, process))
-        process.close()
-        if self._writers.leave(number) and self._hooks.writer_gone is not None:
+    def lend(self, pool: Pool) -> None:
+        """A Sender on our ports has loans: pass their pool to all peers. From any thread."""
+        for connection in list(self._connections):
+            if connection.sharing is not None:
+                self._tell_pool(connection, pool)
+
+    def _tell_pool(self, connection: Connection, pool: Pool) -> None:
+        assert connection.sharing is not None
+        try:
+            told = pool_message(connection.sharing, pool)
+        except OSError as exc:
+            _log.warning("%s: loans are copied for this peer: %s", connection.endpoint, reason(exc))
+            return
+        if told is not None:
+            write(connection.sock, *told)
+            for descriptor in told[1]:
+                descriptor.close()
+
+    def _end_parted(self, parted: _Parted) -> None:
+        """The process behind a former connection has ended."""
+        self._parted.remove(parted)
+        parted.sharing.forget(False)
+        parted.process.close()
+        self._end_writer(parted)
+
+    def _end_writer(self, parted: _Parted) -> None:
+        """It writes to our memory over this connection no more."""
+        number, writes, parted.writes = parted.sharing.writer, parted.writes, False
+        if writes and self._writers.leave(number) and self._hooks.writer_gone is not None:
             self._hooks.writer_gone(number)
 
     def _part_with(self, connection: Connection) -> None:
-        """What its process may still write to stays fenced until that ends, or says that it is done."""
+        """What its process may still write to stays fenced until that ends, or says that it is done.
+
+        What it reads on loan stays so until it gives that back, or ends.
+        """
         if connection.sharing is None or connection.process is None:
             return
-        writer = connection.sharing.writer, connection.process
+        parted = _Parted(connection.sharing, connection.process)
         connection.process = None
-        self._mourned.append(writer)
-        if not connection.writes or has_died(writer[1]):
-            self._end_writer(*writer)
+        self._parted.append(parted)
+        if has_died(parted.process):
+            self._end_parted(parted)
+        elif not connection.writes:
+            self._end_writer(parted)
+        for each in list(self._parted):
+            if not each.writes and not each.sharing.lent:
+                self._parted.remove(each)
+                each.process.close()
 
     def _understand(self, connection: Connection, message: dict[str, Any], passed: list[Descriptor]) -> None:
         """Answer a message, or refuse the connection."""
@@ -326,6 +376,8 @@ class Rendezvous:
         self._joined(connection)
         for port in connection.ports:
             self._hooks.attach(port, connection.peer)
+        for pool in self._hooks.pools() if self._hooks.pools is not None and connection.sharing is not None else []:
+            self._tell_pool(connection, pool)
 
     def _fail(self, endpoint: Endpoint, exc: AiflowError | None) -> None:
         """Set or clear the error that `send` or `recv` shall raise because of this endpoint."""
@@ -374,9 +426,10 @@ class Rendezvous:
                     del waiting[fd]
         for connection in list(self._connections):
             self._drop(connection)
-        for _, process in self._mourned:
-            process.close()
-        self._mourned.clear()
+        for parted in self._parted:
+            parted.sharing.forget(True)
+            parted.process.close()
+        self._parted.clear()
 
 
 _open: weakref.WeakSet[Rendezvous] = weakref.WeakSet()

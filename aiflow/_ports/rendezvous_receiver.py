@@ -135,6 +135,7 @@ class ReceiverRendezvous(Rendezvous):
         elif connection.state == "offered" and message.get("ready"):
             if message.get("descriptors") == [memories.PROCESS] and len(passed) == 1:
                 connection.share(passed.pop(), self._writers.enter(str(message["process_name"])))
+                self._tell_memories(connection, self._memories())  # of Receivers that joined since the offer, too
             connection.state = "joining"
             self._join(connection)
 

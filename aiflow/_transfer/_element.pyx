@@ -98,7 +98,7 @@ cdef class Element(Received):
 
     @property
     def array(self):
-        """One contiguous ndarray of `dtype` and `shape`, writable.
+        """One contiguous ndarray of `dtype` and `shape`, writable unless it is on loan.
 
         No copy. With ``assemble=False`` each call gathers the segments into a new array.
 
@@ -336,7 +336,7 @@ cdef class ElementSequence:
         -------
         dict of str to ndarray
             Where a stream's elements follow each other in memory, as those of `Sender.send_batch` do, the array is a
-            writable view of them; else a copy.
+            view of them, writable unless they are on loan; else a copy.
 
         Raises
         ------
@@ -363,7 +363,7 @@ cdef object rows_of(ElementSequence time_slice, Run run):
     shape = (run.nb_elements, *run.shape)
     if run.nbytes == 0:
         return np.empty(shape, run.dtype)
-    if not incoming.assembled or run.order == "F":
+    if run.order == "F" or not incoming.is_one_piece(run.start, run.nb_elements):
         return np.stack([element_of(time_slice, run, number)._array()
                          for number in range(run.start, run.start + run.nb_elements)])
     return ndarray(shape, run.dtype, incoming.view(run.start, run.nb_elements))

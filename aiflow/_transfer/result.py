@@ -159,6 +159,7 @@ def report(whole: Any, port_names: Sequence[tuple[str, str]], name_of: NameOf) -
         tuple([ReceiverReport(name_of(part), part.nb_elements, part.nbytes, True) for part in whole.parts]),
         connecting,
         sum([part.placed_bytes for part in whole.parts]),
+        sum([part.lent_bytes for part in whole.parts]),
     )
 
 
