@@ -471,6 +471,7 @@ cdef extern from "aiflow/rx/rx_agent.h" nogil:
 
     void af_rx_offer(af_rx *rx, af_into *into) noexcept
     uint8_t *af_rx_element_at(const af_rx_slice *s, const af_rx_element *el) noexcept
+    void af_rx_give_back(af_rx_slice *s) noexcept
     bint af_rx_is_one_piece(const af_rx_slice *s, uint32_t first, uint32_t count) noexcept
     const char *af_rx_wait_name(unsigned wait) noexcept
     void af_rx_init(af_rx *rx) noexcept

@@ -411,3 +411,17 @@ def test_a_slice_larger_than_the_receivers_memory_may_be_lent(endpoint: str) -> 
         assert report.lent_bytes == 64 * MiB > rx.memory
         assert np.array_equal(time_slice["x"].array, loan)
         time_slice.release()
+
+
+def test_a_loan_is_copied_into_arrays_of_the_user(endpoint: str) -> None:
+    with lending(endpoint) as (tx, rx):
+        loans = [filled(tx, (3, 5), np.int64, seed) for seed in range(6)]
+        wanted = np.array(loans)
+        into = np.zeros_like(wanted)
+        ticket = tx.send([("x", loan) for loan in loans[::-1]], wait=False)
+        with rx.recv(PATIENCE_S, into={"x": into}) as time_slice:
+            assert ticket.result(PATIENCE_S).lent_bytes == wanted.nbytes
+            assert np.array_equal(into, wanted[::-1])
+            assert np.shares_memory(time_slice.as_arrays()["x"], into)
+            del loans
+            assert used(tx) == 0  # it has no need of them any more
