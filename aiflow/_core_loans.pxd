@@ -33,10 +33,10 @@ cdef extern from "aiflow/rt/ledger.h" nogil:
         uint64_t pool
         const uint8_t *base
         uint64_t nbytes
-        uint64_t *words
+        void *words
 
     void af_loan_drop(af_loan *loan) noexcept
-    void af_lender_init(af_lender *lender, uint64_t pool, uint64_t *words) noexcept
+    void af_lender_init(af_lender *lender, uint64_t pool, void *words) noexcept
     uint32_t af_lender_sweep(af_lender *lender) noexcept
     void af_lender_forget(af_lender *lender, bint stay) noexcept
     void af_borrowed_drop(af_borrowed *borrowed) noexcept

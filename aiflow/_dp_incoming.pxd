@@ -24,6 +24,7 @@ cdef class Incoming:
     cdef readonly bint confirms  # its user confirms it, or fails it …
     cdef readonly bint awaited   # … and has done neither yet
     cdef public object offer     # what keeps the arrays that the loop wrote to; None: there are none
+    cdef public object key       # `Into`'s, of the arrays that elements were moved to
     cdef public list arrays      # that elements lie in outside of element memory
     cdef readonly uint64_t copied  # bytes that were moved into arrays
     cdef uint32_t nb_moved
@@ -36,7 +37,7 @@ cdef class Incoming:
 
 
 cdef class View:
-    cdef Incoming owner
+    cdef readonly Incoming owner
     cdef uint8_t *ptr
     cdef readonly uint64_t nbytes
     cdef bint writable

@@ -8,7 +8,7 @@ import os
 
 cimport cython
 from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_FillInfo
-from libc.stdint cimport uint8_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport intptr_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memmove, strcpy
 from posix.unistd cimport getpid
 from aiflow._core cimport (
@@ -246,7 +246,9 @@ cdef class Incoming:
             for i in range(index, index + count):
                 self.s.elements[i].offset += shift
             self.copied += source.nbytes
-            self.nb_moved += count
+            if 0 <= <intptr_t>source.ptr - <intptr_t>self.s.arena.base - <intptr_t>self.s.block.offset < \
+                    <intptr_t>self.s.block.size:
+                self.nb_moved += count  # not those that have left the block before
         if self.s.borrowed != NULL:
             if self.nb_moved == self.s.nb_elements:
                 af_rx_give_back(self.s)

@@ -2,14 +2,15 @@
 
 from cpython.buffer cimport PyBuffer_FillInfo
 from libc.stdint cimport uint8_t, uint32_t, uint64_t, uintptr_t
-from posix.unistd cimport getpid
+from cpython.exc cimport PyErr_CheckSignals
+from posix.unistd cimport getpid, usleep
 from aiflow._core_memory cimport (
     AF_FILL_DONE, AF_FILL_MORE, AF_INTO_STREAMS, af_arena_block_at, af_arena_fill, af_arena_give, af_arena_take,
     af_fill,
 )
 from aiflow.errors import PoolExhausted
 
-cdef uint64_t STEP = 64 << 20  # bytes of fresh pages between two looks for signals
+cdef uint64_t STEP = 4 << 20  # bytes of fresh pages between two looks for signals: the loop needs the arena's lock, too
 MOST_STREAMS = AF_INTO_STREAMS
 
 
@@ -48,7 +49,7 @@ cdef class Offer:
             self.into.streams[i].to = <uint8_t *>to
             i += 1
         self.into.nb_streams = i
-        if i == 1:  # a sender knows one address a slice
+        if i == 1 and nbytes:  # a sender knows one address a slice
             self.into.block = af_arena_block_at(&store.arena, <const void *>to)
 
     @property
@@ -89,6 +90,8 @@ cdef class Block:
         while fill == AF_FILL_MORE:
             with nogil:
                 fill = af_arena_fill(&store.arena, self.block, STEP)
+                usleep(20)
+            PyErr_CheckSignals()
         if fill != AF_FILL_DONE:
             raise PoolExhausted(f"the system has no {nbytes} bytes of memory for this array now")
 

@@ -285,6 +285,9 @@ cdef class RxAgent(Agent):
             self.held = [one for one in self.held if one() is not None]
             self.most_held = max(64, 2 * len(self.held))
         self.held.append(PyWeakref_NewRef(incoming, None))
+        if s.into != NULL and s.into == own:
+            incoming.offer = offer
+            incoming.arrays = offer.kept[0]
         if s.into != NULL:
             for one in self.offers:
                 if &(<Offer>one).into == s.into:

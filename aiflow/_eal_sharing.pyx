@@ -178,8 +178,8 @@ cdef class Sharing:
             free(borrowed)
             return False
         madvise(<void *>borrowed.base, nbytes, MADV_HUGEPAGE)
-        borrowed.words = <uint64_t *>mmap(NULL, AF_LEDGER_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, ledger, 0)
-        if <void *>borrowed.words == MAP_FAILED:
+        borrowed.words = mmap(NULL, AF_LEDGER_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, ledger, 0)
+        if borrowed.words == MAP_FAILED:
             munmap(<void *>borrowed.base, nbytes)
             free(borrowed)
             return False

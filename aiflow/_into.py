@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from aiflow._dp_incoming import View
 from aiflow._dp_into import MOST_STREAMS, Block, Offer
 from aiflow._transfer._runs import Run, runs_of, streams_of
 from aiflow._transfer.form import Form
@@ -59,7 +60,7 @@ class Into:
     def _check_fences(self) -> None:
         store = self._agent.store
         for stream, array in self._arrays.items() if store.fenced else ():
-            if store.fenced_at(_address(array)):
+            if array.nbytes and store.fenced_at(_address(array)):
                 raise ConfigError(
                     f"recv(into=…): a sender that fell silent may still write to the array of {stream!r}: make another "
                     "one with empty(). It can be used again when that sender has ended"
@@ -99,7 +100,7 @@ class Into:
             alone = Form(array.dtype, shape).encode()
             name = stream.encode("utf-8", "surrogateescape")
             streams.append((name, rows, alone, shape[0] if shape else 0, array.nbytes, _address(array)))
-        offer = Offer(self._agent.store, streams, list(self._arrays.values()))
+        offer = Offer(self._agent.store, streams, list(map(_memory_of, self._arrays.values())))
         offer.key = self._key()
         return offer
 
@@ -139,13 +140,14 @@ class Into:
         if not moves:
             return
         self._check_fences()
-        for stream, array in self._arrays.items():
+        for stream, array in self._arrays.items() if incoming.key != self._key() else ():
             if any(np.may_share_memory(array, other) for other in incoming.arrays or ()):
                 raise ConfigError(
                     f"recv(into=…): slice {incoming.slice_id} lies in arrays of an earlier call, and that of "
                     f"{stream!r} overlaps them: pass the same arrays again, or receive it without into="
                 )
-        incoming.arrays = [*(incoming.arrays or ()), *self._arrays.values()]
+        incoming.key = self._key()
+        incoming.arrays = [*(incoming.arrays or ()), *map(_memory_of, self._arrays.values())]
         for move in moves:
             incoming.move(*move)
 
@@ -162,6 +164,19 @@ def empty_in(store: Any, assemble: bool, shape: int | tuple[int, ...], dtype: An
     if not nbytes:
         return np.empty(axes, dtype)
     array: np.ndarray[Any, Any] = np.frombuffer(Block(store, nbytes), np.uint8).view(dtype).reshape(axes)
+    return array
+
+
+def _memory_of(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """What owns the memory of an array: of one out of an earlier slice, what was given then, and not that slice."""
+    base: Any = array
+    while isinstance(base, np.ndarray) and base.base is not None:
+        base = base.base
+    base = base.obj if isinstance(base, memoryview) else base
+    if isinstance(base, View):
+        for other in base.owner.arrays or ():
+            if np.may_share_memory(other, array):
+                return other  # type: ignore[no-any-return]
     return array
 
 

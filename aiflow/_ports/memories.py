@@ -29,7 +29,7 @@ from aiflow._eal_sharing import Sharing, new_writer
 from aiflow._ports.local_drivers import driver_of
 from aiflow._ports.messages import checked_int
 from aiflow._system import threads
-from aiflow._system.descriptors import Descriptor, keep
+from aiflow._system.descriptors import Descriptor, keep, unforked
 from aiflow.config import Endpoint
 
 __all__ = [
@@ -157,7 +157,8 @@ def take(sharing: Sharing, message: dict[str, Any], passed: list[Descriptor]) ->
     if len(passed) != 1:
         raise ValueError(f"a memory came with {len(passed)} descriptors")
     _check_size(passed[0].fd, nbytes)
-    sharing.take(passed[0].fd, epoch, nbytes, warm, message.get("loans") is True)
+    with unforked():  # a child must not get the mapping before it is marked
+        sharing.take(passed[0].fd, epoch, nbytes, warm, message.get("loans") is True)
 
 
 def _check_size(fd: int, nbytes: int) -> None:

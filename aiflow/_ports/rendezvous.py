@@ -395,8 +395,10 @@ class Rendezvous:
         connection.relax()
         if connection.state == "up":
             self._hooks.detach(list(connection.ports), connection.peer)
-            if connection.sharing is not None:
-                write(connection.sock, {"unmapped": True})
+        else:
+            connection.writes = False  # its ports were never attached
+        if connection.sharing is not None:
+            write(connection.sock, {"unmapped": True})
         for port in connection.ports:
             self._close_port(port)
         connection.ports.clear()

@@ -28,6 +28,7 @@ __all__ = [
     "own_socket",
     "pause_without_descriptor",
     "sockets_of",
+    "unforked",
 ]
 
 MORE_DESCRIPTORS = "close some files, or raise ulimit -n"
@@ -69,6 +70,11 @@ class Descriptor:
             os.close(fd)
 
     __del__ = close
+
+
+def unforked() -> contextlib.AbstractContextManager[Any]:
+    """A lock that a fork waits for: what is made within is marked before a child can have it."""
+    return _making
 
 
 def keep(make: Callable[[], _Kept]) -> _Kept:

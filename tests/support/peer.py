@@ -27,8 +27,8 @@ from aiflow.lab.children import Child
 SPAWN = multiprocessing.get_context("spawn")
 MiB = 1 << 20
 BIG = 128 * MiB
-SLOWLY = {"copies": 16}
-"""Every frame sixteen times: a slice of `BIG` takes long enough to be interrupted in its middle."""
+SLOWLY = {"copies": 16, "delay": 0.004}
+"""Every frame late, and sixteen times: a slice of `BIG` takes long enough to be interrupted in its middle."""
 
 _serial = itertools.count()
 

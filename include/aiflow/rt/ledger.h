@@ -89,7 +89,7 @@ struct af_lender {
 };
 
 static inline void
-af_lender_init(struct af_lender *lender, uint64_t pool, _Atomic uint64_t *words)
+af_lender_init(struct af_lender *lender, uint64_t pool, void *words)
 {
 	memset(lender, 0, sizeof *lender);
 	pthread_mutex_init(&lender->lock, NULL);

@@ -9,6 +9,8 @@
 #include "aiflow/rx/rx_state.h"
 
 #define AF_RX_FILL_BYTES (4u << 20) /* of fresh pages that an iteration allocates: a millisecond or two */
+#define AF_RX_NO_PAGES_NS 5000000000ull /* a slice without pages waits so long for what is held, and is refused */
+#define AF_RX_LOOK_NS 100000000ull      /* between two looks whether the system has pages again */
 #define AF_PACKED_INSIDE 0xffffffffu /* `packed` of an element in a pack, but not its first */
 
 /* Memory for a slice of `nb_chunks` chunks, `nb_data` of them data: tables and elements. With mbuf_bytes, elements stay
@@ -264,14 +266,19 @@ af_rx_grant(struct af_rx *rx, uint64_t now)
 		struct af_rx_slot *slot = &session->slots[s->id % AF_RX_SLOTS];
 
 		if (!af_rx_reserve(rx, s)) {
-			if (!rx->has_no_pages || rx->arena->used)
+			if (!rx->has_no_pages)
 				return; /* it waits, for its pages or for slices that are held */
+			rx->looked_ns = now;
+			rx->no_pages_ns = rx->no_pages_ns ? rx->no_pages_ns : now;
+			if (rx->arena->used && now - rx->no_pages_ns < AF_RX_NO_PAGES_NS)
+				return;
+			rx->no_pages_ns = 0;
 			af_rx_refuse(rx, session, slot, AF_VOID_NO_PAGES,
 				     rx->arena->room ? rx->arena->room(rx->arena->groups) : 0);
 			af_rx_advance(rx, session);
 			continue;
 		}
-		rx->starving_ns = 0;
+		rx->starving_ns = rx->no_pages_ns = 0;
 		rx->waiting = s->next_waiting;
 		if (!rx->waiting)
 			rx->waiting_tail = &rx->waiting;

@@ -16,6 +16,7 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
+#include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -278,7 +279,7 @@ af_arena_fill(struct af_arena *arena, struct af_block *block, uint64_t most)
 		if (!arena->grains[grain] && fresh >= most) {
 			result = AF_FILL_MORE;
 		} else if (!arena->grains[grain] && fallocate(arena->fd, 0, (off_t)from, (off_t)(until - from))) {
-			result = AF_FILL_FAILED;
+			result = errno == EINTR ? AF_FILL_MORE : AF_FILL_FAILED; /* older kernels stop for a signal */
 		} else {
 			fresh += arena->grains[grain] ? 0 : until - from;
 			arena->grains[grain] = 1;

@@ -36,6 +36,18 @@ af_rx_is_placed(uint8_t kind)
 	return kind == AF_PLACED || kind == AF_PLACED_PACK;
 }
 
+/* Do the elements of a pack follow each other in memory? In arrays of the user they may lie in any order. */
+static inline bool
+af_rx_is_together(const struct af_rx_slice *s, const struct af_rx_element *el, uint32_t count, uint64_t nbytes)
+{
+	const struct af_rx_element *last = el + count - 1;
+
+	for (uint32_t i = 1; s->into && i < count; i++)
+		if (el[i].offset != el[i - 1].offset + el[i - 1].nbytes)
+			return false;
+	return last->offset + last->nbytes - el->offset == nbytes;
+}
+
 /* The place of a data frame's payload. */
 struct af_rx_target {
 	enum af_drop drop; /* AF_OK, or why it has no place; then the rest is not set */
@@ -91,7 +103,7 @@ af_rx_find(const struct af_rx *rx, struct af_rx_session *session, struct af_fram
 {
 	struct af_rx_slot *slot = &session->slots[f->slice % AF_RX_SLOTS];
 	struct af_rx_slice *s = slot->slice;
-	struct af_rx_element *el, *last;
+	struct af_rx_element *el;
 	uint64_t expected, offset = 0;
 	bool placed = af_rx_is_placed(f->kind);
 	enum af_drop drop = af_rx_is_flowing(session, slot, f->slice);
@@ -100,7 +112,7 @@ af_rx_find(const struct af_rx *rx, struct af_rx_session *session, struct af_fram
 		return drop;
 	if (f->element >= s->nb_elements)
 		return AF_DROP_ELEMENT;
-	el = last = &s->elements[f->element];
+	el = &s->elements[f->element];
 	target->count = 1;
 	if (f->kind == AF_PACKED || f->kind == AF_PLACED_PACK) {
 		target->count = f->seq;
@@ -109,7 +121,6 @@ af_rx_find(const struct af_rx *rx, struct af_rx_session *session, struct af_fram
 		if (!f->end)
 			return AF_DROP_END;
 		expected = af_rx_pack_bytes(s, f->element, f->seq);
-		last = el + f->seq - 1;
 		target->chunk = el->first_chunk;
 	} else if (el->packed) {
 		if (el->packed != 1 || f->seq != 0)
@@ -137,7 +148,7 @@ af_rx_find(const struct af_rx *rx, struct af_rx_session *session, struct af_fram
 	target->nbytes = (uint32_t)expected;
 	target->present = af_rx_has_chunk(s, s->nb_manifest + target->chunk);
 	target->to = NULL;
-	if (!rx->keeps_mbufs && (last == el || last->offset + last->nbytes - el->offset == expected))
+	if (!rx->keeps_mbufs && (target->count == 1 || af_rx_is_together(s, el, target->count, expected)))
 		target->to = af_rx_element_at(s, el) + offset;
 	/* Its sender may have written the chunk there already, while a damaged frame claims to carry it. */
 	if (!target->present && !s->has_place) {

@@ -165,11 +165,11 @@ af_rx_tick(void *state, uint64_t now)
 	struct af_rx *rx = state;
 	uint32_t releases = atomic_load_explicit(&rx->arena->releases, memory_order_acquire);
 	uint64_t away = rx->flowing || rx->waiting ? AF_AWAY_NS : AF_AWAY_QUIET_NS;
-	bool changed;
+	bool changed, again = rx->has_no_pages && rx->waiting && now - rx->looked_ns > AF_RX_LOOK_NS;
 
 	af_rx_sample(rx, now);
 	af_rx_hear_verdicts(rx);
-	if (releases != rx->releases || rx->waiter_removed || rx->filling) {
+	if (releases != rx->releases || rx->waiter_removed || rx->filling || again) {
 		rx->releases = releases;
 		rx->waiter_removed = false;
 		rx->starving_ns = 0;

@@ -261,7 +261,8 @@ struct af_rx {
 	_Atomic uint64_t taken; /* slices that callers have taken; any thread */
 	bool checks_places; /* control: w at start. For tests: the bytes of placed chunks are summed here, too */
 	bool filling; /* the first slice in `waiting` has its block, and not all of its pages */
-	bool has_no_pages; /* for that slice */
+	bool has_no_pages; /* for that slice, */
+	uint64_t no_pages_ns, looked_ns; /* … since then (0: not yet), and by the newest look */
 	uint64_t placed_bytes; /* of chunks that their senders wrote to their places */
 	uint64_t drops[AF_NB_DROPS]; /* frames, by enum af_drop */
 	uint64_t courtesy_ns; /* when a sender of another receiver was answered last */
