@@ -150,14 +150,9 @@ class Receiver:
         store = Store(self.memory, self.assemble, any(map(able, self.endpoints)))
         if prefault:
             store.prefault()
+        silence, interval = parse_seconds(peer_timeout, "peer_timeout"), telemetry.monitor_interval
         self._agent = agent = RxAgent(
-            self.name,
-            store,
-            not self.assemble,
-            parse_seconds(peer_timeout, "peer_timeout"),
-            telemetry.monitor_interval,
-            confirm == "release",
-            bool(loans),
+            self.name, store, not self.assemble, silence, interval, confirm == "release", bool(loans)
         )
         agent.pools = self._pools = pools = ReceiverPools(agent, self.memory, self.assemble, MBUF_OVERHEAD)
         self._engine = Engine(agent, speeds)
@@ -184,10 +179,9 @@ class Receiver:
             Seconds, 0 to only look; default: the Receiver's.
         into : mapping, optional
             Stream → array that its elements are to lie in: writable, C-contiguous, of the same dtype. The array
-            has the shape of the element, or, for N elements of one shape, a first axis of N before theirs. Other
-            streams lie in element memory. The slice's elements are then views of these arrays. Those of `empty` save
-            a copy on ``local:``. After a timeout a slice may still arrive in the arrays: pass them again, or receive
-            that slice first.
+            has the shape of the element, or, for N elements of one shape, a first axis of N before theirs. Those of
+            `empty` save a copy on ``local:``. After a timeout a slice may still arrive in the arrays: pass them
+            again, or receive that slice first.
 
         Returns
         -------

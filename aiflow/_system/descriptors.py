@@ -74,7 +74,8 @@ class Descriptor:
 
 def unforked() -> contextlib.AbstractContextManager[Any]:
     """A lock that a fork waits for: what is made within is marked before a child can have it."""
-    return _making
+    lock: contextlib.AbstractContextManager[Any] = _making
+    return lock
 
 
 def keep(make: Callable[[], _Kept]) -> _Kept:

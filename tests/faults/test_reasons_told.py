@@ -39,7 +39,14 @@ def test_a_receiver_says_why_it_took_nothing(reason: str, name: str) -> None:
 
 # Reasons that belong to an ordinary run, with loss, repeated frames, restarts and other users of a switch.
 ORDINARY = {"ok", "runt", "broadcast", "session", "src_mac", "path", "number", "replay", "duplicate", "not_granted"}
-ORDINARY |= {"element", "seq", "end", "hello", "report"}  # only a forger makes these; a bad CRC hides what chance makes
+ORDINARY |= {
+    "element",
+    "seq",
+    "end",
+    "hello",
+    "report",
+    "place",
+}  # only a forger makes these; a bad CRC hides what chance makes
 
 
 @pytest.mark.unit

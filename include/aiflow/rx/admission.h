@@ -256,6 +256,30 @@ af_rx_reserve(struct af_rx *rx, struct af_rx_slice *s)
 	return false;
 }
 
+/* The first slice that waits has no memory now. Is that for want of pages, and nothing that is held will give them back
+ * soon? */
+static inline bool
+af_rx_refuses(struct af_rx *rx, uint64_t now)
+{
+	if (!rx->has_no_pages)
+		return false;
+	rx->looked_ns = now;
+	rx->no_pages_ns = rx->no_pages_ns ? rx->no_pages_ns : now;
+	if (rx->arena->used && now - rx->no_pages_ns < AF_RX_NO_PAGES_NS)
+		return false;
+	rx->no_pages_ns = 0;
+	return true;
+}
+
+/* Bytes of a slice for which the system has pages. */
+static inline uint64_t
+af_rx_pages_left(const struct af_rx *rx)
+{
+	uint64_t room = rx->arena->room ? rx->arena->room(rx->arena->groups) : 0;
+
+	return room > AF_ARENA_SPARE ? room - AF_ARENA_SPARE : 0;
+}
+
 /* Grant waiting slices in order, each with all its memory. So two incomplete slices never starve each other. */
 static inline void
 af_rx_grant(struct af_rx *rx, uint64_t now)
@@ -266,15 +290,9 @@ af_rx_grant(struct af_rx *rx, uint64_t now)
 		struct af_rx_slot *slot = &session->slots[s->id % AF_RX_SLOTS];
 
 		if (!af_rx_reserve(rx, s)) {
-			if (!rx->has_no_pages)
-				return; /* it waits, for its pages or for slices that are held */
-			rx->looked_ns = now;
-			rx->no_pages_ns = rx->no_pages_ns ? rx->no_pages_ns : now;
-			if (rx->arena->used && now - rx->no_pages_ns < AF_RX_NO_PAGES_NS)
+			if (!af_rx_refuses(rx, now))
 				return;
-			rx->no_pages_ns = 0;
-			af_rx_refuse(rx, session, slot, AF_VOID_NO_PAGES,
-				     rx->arena->room ? rx->arena->room(rx->arena->groups) : 0);
+			af_rx_refuse(rx, session, slot, AF_VOID_NO_PAGES, af_rx_pages_left(rx));
 			af_rx_advance(rx, session);
 			continue;
 		}
