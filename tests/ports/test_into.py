@@ -246,3 +246,58 @@ def test_arrays_that_cannot_be_written_to_are_refused_before_anything_is_receive
     why = r"into=.* needs a Receiver with assemble=True"
     with joined("ring", f"{name}-kept", assemble=False) as (_, rx), pytest.raises(ConfigError, match=why):
         rx.recv(0, into={"x": whole})
+
+
+# ---- arrays that lie apart, and arrays out of slices ----
+
+
+@SCHEMES
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (0, 2, 1, 3), (3, 2, 1, 0)])
+def test_small_elements_of_one_frame_come_into_arrays_in_any_order(scheme: str, name: str, order: Any) -> None:
+    base = np.zeros((4, 1000), np.uint8)
+    sent = {stream: np.full(1000, 11 * (k + 1), np.uint8) for k, stream in enumerate("abcd")}
+    with joined(scheme, name) as (tx, rx):
+        call = Call(rx, PATIENCE_S, into={stream: base[row] for stream, row in zip("abcd", order, strict=True)})
+        tx.send({**sent, "large": bytes(300_000)})
+        with call.ended() as time_slice:
+            for stream, row in zip("abcd", order, strict=True):
+                assert np.array_equal(base[row], sent[stream])
+                assert np.array_equal(time_slice[stream].array, sent[stream])
+
+
+@SCHEMES
+def test_nothing_is_written_between_the_arrays_of_a_frame(scheme: str, name: str) -> None:
+    base = np.full((3, 1000), 77, np.uint8)
+    with joined(scheme, name) as (tx, rx):
+        call = Call(rx, PATIENCE_S, into={"a": base[0], "c": base[2]})
+        tx.send({stream: np.full(1000, k + 1, np.uint8) for k, stream in enumerate("abc")} | {"d": bytes(300_000)})
+        with call.ended() as time_slice:
+            assert (time_slice["b"].array == 2).all()
+        assert [np.unique(row).tolist() for row in base] == [[1], [77], [3]]
+
+
+def test_the_array_of_the_last_slice_holds_no_chain_of_slices(name: str) -> None:
+    frame = np.zeros(100_000, np.uint8)
+    with joined("local", name, memory="8MiB") as (tx, rx):
+        for number in range(200):
+            tx.send({"img": np.full(100_000, number % 256, np.uint8)})
+            with rx.recv(PATIENCE_S, into={"img": frame}) as time_slice:
+                frame = time_slice["img"].array
+            del time_slice
+            assert (frame == number % 256).all()
+            assert len(rx._agent.slices) <= 2
+
+
+def test_a_slice_keeps_its_memory_until_each_element_has_left_it(name: str) -> None:
+    one, other = np.zeros(100_000, np.uint8), np.zeros(100_000, np.uint8)
+    with joined("local", name, memory="8MiB") as (tx, rx):
+        tx.send({"a": np.full(100_000, 5, np.uint8), "b": np.full(100_000, 6, np.uint8)})
+        time_slice = rx.recv(PATIENCE_S, into={"a": one})
+        rx._back.append(time_slice._incoming)  # as after an interrupt
+        time_slice._incoming = None
+        time_slice = rx.recv(PATIENCE_S, into={"a": other})
+        for number in range(20):
+            tx.send({"x": np.full(300_000, 100 + number, np.uint8)})
+            rx.recv(PATIENCE_S).release()
+        assert (time_slice["b"].array == 6).all()
+        time_slice.release()
