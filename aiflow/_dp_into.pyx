@@ -30,8 +30,8 @@ cdef class Offer:
     def __init__(self, Store store, list streams, arrays):
         cdef uint32_t i = 0
         cdef bytes name, rows, alone
-        cdef uint64_t nb_rows, nbytes
-        cdef uintptr_t to
+        cdef uint64_t nb_rows, nbytes = 0
+        cdef uintptr_t to = 0
         if len(streams) > <int>AF_INTO_STREAMS:
             raise IndexError(f"{len(streams)} streams in one offer")
         self.store = store

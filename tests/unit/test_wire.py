@@ -203,17 +203,18 @@ def test_names_are_those_of_the_header() -> None:
     drops = (
         *("ok", "runt", "length", "mtu", "header", "foreign", "vlan", "kind", "dst_mac", "broadcast", "segments"),
         *("crc", "session", "src_mac", "path", "number", "replay", "duplicate", "not_granted", "element", "seq", "end"),
-        *("size", "conflict", "manifest", "hello", "report", "busy", "version"),
+        *("size", "conflict", "manifest", "hello", "report", "busy", "version", "place"),
     )
     assert drops == wire.DROPS
     kinds = ("DATA", "PACKED", "MANIFEST", "GRANT", "FEEDBACK", "HELLO", "PROBE", "BYE", "VOID", "CLOSE")
-    assert dict(zip(kinds, range(1, 11), strict=True)) == wire.KINDS
+    kinds += ("PLACED", "PLACED_PACK")
+    assert dict(zip(kinds, range(1, 13), strict=True)) == wire.KINDS
 
 
 def test_the_register_has_every_kind_and_reason_by_its_number() -> None:
     """docs/wire.md is what other implementations read."""
     text = (Path(__file__).resolve().parents[2] / "docs/wire.md").read_text()
-    kinds = {name: int(number) for number, name in re.findall(r"^\| (\d+) \| ([A-Z]+) \|", text, re.M)}
+    kinds = {name: int(number) for number, name in re.findall(r"^\| (\d+) \| ([A-Z_]+) \|", text, re.M)}
     assert kinds == wire.KINDS
     reasons = dict(re.findall(r"^\| (\d+) \| `(\w+)` \|", text, re.M))
     assert [reasons[str(number)] for number in range(1, len(wire.DROPS))] == list(wire.DROPS[1:])
