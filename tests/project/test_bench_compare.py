@@ -122,6 +122,8 @@ def planted_tree(where: Path, ns_per_byte: float) -> Path:
     for header, line, size in (
         ("rx/rx_agent.h", "port->count.rx_bytes += len;", "len"),
         ("tx/segment.h", "port->count.tx_bytes += size;", "size"),
+        ("rx/reassembly.h", "count.rx_bytes += target->nbytes;", "target->nbytes"),
+        ("tx/segment.h", "port->count.tx_bytes += placed;", "placed"),
     ):
         text = (headers / header).read_text()
         assert text.count(line) == 1, f"{header} has changed: plant the slowdown where each frame passes"
