@@ -34,8 +34,10 @@ def _longer(pause: float) -> float:
 
 
 def _named(names: Any, passed: list[Descriptor]) -> dict[str, Descriptor]:
-    """The descriptors that came with a message, by name. Raises TypeError."""
-    return {name: descriptor for name, descriptor in zip(names, passed, strict=False) if isinstance(name, str)}
+    """The descriptors that came with a message, by name; none where not each has one. Raises TypeError."""
+    if len(names) != len(passed):
+        return {}
+    return {name: descriptor for name, descriptor in zip(names, passed, strict=True) if isinstance(name, str)}
 
 
 def _doorbell(by_name: dict[str, Descriptor], passed: list[Descriptor]) -> Doorbell | None:
