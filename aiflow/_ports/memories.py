@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import secrets
 import select
 from functools import partial
 from typing import Any, NamedTuple
@@ -99,7 +98,7 @@ _names: dict[int, str] = {}
 
 def process_name() -> str:
     """A random name of this process, another one in a forked child."""
-    return _names.setdefault(os.getpid(), secrets.token_hex(8))
+    return _names.setdefault(os.getpid(), os.urandom(8).hex())
 
 
 class Writers:

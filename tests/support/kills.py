@@ -19,7 +19,7 @@ def kill_at(fraction: float, progress: Any, pid: int, size: int) -> tuple[int, i
     deadline = Deadline()
     while True:
         done, total = progress()
-        if total == size and fraction * total <= done < 0.9 * total and done:
+        if total == size and max(fraction * total, total / 64) < done < 0.9 * total:  # more than its manifest
             os.kill(pid, signal.SIGKILL)
             return done, total
         deadline.check(f"the slice was not met at {fraction}: {done} of {total} bytes")
