@@ -56,6 +56,7 @@ COMPILE_ARGS = [
     "-Wno-unused-parameter",
     "-Wno-missing-field-initializers",
     "-Wno-cast-function-type",
+    "-Wno-unused-const-variable",  # Cython's docstrings of special methods, with the limited API
 ]
 
 

@@ -31,6 +31,7 @@ cdef class Incoming:
     cdef object loop             # a weak reference to the RxLoop
     cdef object __weakref__
 
+    cdef bint _is_inside(self, const uint8_t *at)
     cdef int _judge(self, bint failed, bytes text) except -1
     cdef _nudge(self)
     cdef View _segment(self, uint32_t chunk, uint64_t offset, uint64_t nbytes)

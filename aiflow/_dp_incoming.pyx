@@ -246,14 +246,20 @@ cdef class Incoming:
             for i in range(index, index + count):
                 self.s.elements[i].offset += shift
             self.copied += source.nbytes
-            if 0 <= <intptr_t>source.ptr - <intptr_t>self.s.arena.base - <intptr_t>self.s.block.offset < \
-                    <intptr_t>self.s.block.size:
+            if self._is_inside(source.ptr):
                 self.nb_moved += count  # not those that have left the block before
         if self.s.borrowed != NULL:
             if self.nb_moved == self.s.nb_elements:
                 af_rx_give_back(self.s)
         elif self.nb_moved == self.s.nb_elements and self.s.into == NULL:
             af_arena_shrink(self.s.arena, self.s.block, self.s.charge_bytes - self.s.nbytes)
+
+    cdef bint _is_inside(self, const uint8_t *at):
+        """Does an element there lie in the slice's own memory, or in that of its sender?"""
+        if self.s.borrowed != NULL:
+            return self.s.borrowed.base <= at < self.s.borrowed.base + self.s.borrowed.nbytes
+        return 0 <= <intptr_t>at - <intptr_t>self.s.arena.base - <intptr_t>self.s.block.offset < \
+            <intptr_t>self.s.block.size
 
     def is_one_piece(self, uint32_t index, uint32_t count):
         """Do `count` consecutive elements of one run follow each other in memory, without a gap?"""
