@@ -25,8 +25,8 @@ export PYTHONPATH=$lib PYTHONSAFEPATH=1 PYTHONMALLOC=malloc
 LD_PRELOAD=$preload $python -c '
 import aiflow, sys
 assert aiflow.__file__.startswith(sys.argv[1]), aiflow.__file__' "$lib"
-# tests/project looks at sources, pages and packages: the sanitizers see nothing of ours in them. The others that are left
-# out compile C programs with sanitizers of their own, in every run of the tests.
+# tests/project looks at sources, pages and packages: the sanitizers see nothing of ours in them. The others that are
+# left out compile C programs with sanitizers of their own, in every run of the tests.
 LD_PRELOAD=$preload exec $python -m pytest -m "${MARKS:-(unit or sanitize) and not soak}" --timeout=600 \
     --ignore=tests/project --ignore=tests/unit/test_core.py --ignore=tests/unit/test_headers.py \
     --ignore=tests/unit/test_simulator.py --ignore=tests/unit/test_golden.py --ignore=tests/unit/test_fuzz.py "$@"
