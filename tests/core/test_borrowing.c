@@ -159,7 +159,8 @@ a_receiver_that_parts_takes_none(void)
 	begin();
 	offer(&lease, &generation);
 	rig.rx.parting = true;
-	tell(1, 0, LENT_POOL, lease, generation);
+	CHECK_EQUAL(tell(1, 0, LENT_POOL, lease, generation), AF_DROP_BUSY);
+	CHECK_EQUAL(tell(1, 0, LENT_POOL, lease, generation), AF_DROP_BUSY); /* its sender repeats it */
 	CHECK(!rig_take(&rig));
 	CHECK_EQUAL(session->done, 1); /* not even void: its sender must not count it as delivered */
 	af_lender_withdraw(lent.lender, lease, generation);

@@ -82,8 +82,6 @@ af_rx_read(struct af_rx *rx, struct af_rx_session *session, struct af_rx_slot *s
 
 	if (!af_rx_understands(rx, session, slot, &m, &extent))
 		return;
-	if (rx->parting && rx->borrows)
-		return; /* unread: its sender learns by our goodbye that it is not taken */
 	lent = af_rx_borrow(rx, session, s, extent.end);
 	if (lent != AF_VOID_NONE) {
 		af_rx_refuse(rx, session, slot, lent, 0);
@@ -454,6 +452,8 @@ af_rx_on_manifest(struct af_rx *rx, struct af_rx_session *session, const struct 
 		return af_before(f->slice, session->done) ? AF_DROP_DUPLICATE : AF_DROP_NOT_GRANTED;
 	if (slot->state != AF_RX_EMPTY && slot->state != AF_RX_READING)
 		return AF_DROP_DUPLICATE;
+	if (rx->parting && rx->borrows)
+		return AF_DROP_BUSY; /* unread: its sender learns by our goodbye that it is not taken */
 	if (!af_rx_locate_piece(f, &nb_pieces, &offset))
 		return AF_DROP_MANIFEST;
 	if (!slot->slice && f->element > rx->arena->limit / 4 + 65536) {
